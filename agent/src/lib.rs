@@ -1,0 +1,1 @@
+//! The parbake agent: driver, store, tart.

@@ -1,0 +1,2 @@
+//! `parbake-agent`.
+fn main() {}

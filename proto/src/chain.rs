@@ -1,0 +1,373 @@
+//! The chain: SHA-256's own inner state after each chunk, so that every chunk can be proved on arrival, in any order,
+//! against the digest that the registry gave.
+//!
+//! For a content of *n* chunks, `S0` is SHA-256's initial state and `Si+1` is the state after chunk *i*; the last one,
+//! `Sn`, is taken after the padding, so it *is* the digest. A [`Link`] holds the states before and after one chunk. It
+//! travels with the chunk, and whoever receives both checks that compressing the bytes from `before` gives `after`.
+//!
+//! A link that holds proves nothing alone: a liar can invent a state and bytes that fit it. Trust comes from the end.
+//! The digest is known to be true, so a last chunk whose link holds and ends in it is true, and so is the state before
+//! it (to find other bytes or another state that lead to the same digest is to find a second preimage of SHA-256's
+//! compression function); that state in turn proves the chunk before. [`Ledger::walk`] goes back like this, and the
+//! first link that doesn't end in the state proved after it names the host that sent it.
+
+use alloc::{vec, vec::Vec};
+
+use sha2::block_api::compress256;
+
+use crate::{
+    chunks::{ChunkIndex, ChunkSet, Geometry},
+    digest::{Digest, Hex},
+    fingerprint::Fingerprint,
+    host::HostKey,
+};
+
+/// SHA-256's inner state: eight big-endian 32-bit words.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct State([u32; 8]);
+
+impl State {
+    /// The state before the first byte (FIPS 180-4, section 5.3.3).
+    pub const INITIAL: Self = Self([
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ]);
+
+    /// A state from its 32 bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; 32]) -> Self {
+        let mut words = [0; 8];
+        let (quads, _) = bytes.as_chunks::<4>();
+        for (word, quad) in words.iter_mut().zip(quads) {
+            *word = u32::from_be_bytes(*quad);
+        }
+        Self(words)
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let (quads, _) = bytes.as_chunks_mut::<4>();
+        for (quad, word) in quads.iter_mut().zip(self.0) {
+            *quad = word.to_be_bytes();
+        }
+        bytes
+    }
+}
+
+impl From<Digest> for State {
+    fn from(digest: Digest) -> Self {
+        Self::from_bytes(digest.as_bytes())
+    }
+}
+
+impl core::fmt::Debug for State {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&Hex(&self.to_bytes()), f)
+    }
+}
+
+/// The state after `bytes`, which are chunk `chunk` of a content of this geometry, from the state before it.
+///
+/// After the last chunk this is the state after the padding: the digest, if all before was true.
+///
+/// # Panics
+/// When `bytes` hasn't the length that the geometry gives this chunk: the caller has checked it.
+#[must_use]
+pub fn step(geometry: Geometry, chunk: ChunkIndex, before: State, bytes: &[u8]) -> State {
+    assert_eq!(
+        bytes.len(),
+        geometry.len(chunk) as usize,
+        "chunk {chunk} of {} bytes",
+        geometry.size()
+    );
+    let mut state = before.0;
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    compress256(&mut state, blocks);
+    if geometry.is_last(chunk) {
+        compress256(&mut state, padding(rest, geometry.size()).as_slice());
+    }
+    State(state)
+}
+
+/// The digest of an empty content is the padding's alone.
+fn empty() -> Digest {
+    Digest::of(&[])
+}
+
+/// SHA-256's padding of the last, partial block of a message of `size` bytes: one or two blocks (FIPS 180-4, 5.1.1).
+fn padding(rest: &[u8], size: u64) -> Padding {
+    let mut bytes = [0u8; 128];
+    bytes[..rest.len()].copy_from_slice(rest);
+    bytes[rest.len()] = 0x80;
+    let blocks = if rest.len() < 56 { 1 } else { 2 };
+    bytes[blocks * 64 - 8..blocks * 64].copy_from_slice(&(size * 8).to_be_bytes());
+    Padding { bytes, blocks }
+}
+
+struct Padding {
+    bytes: [u8; 128],
+    blocks: usize,
+}
+
+impl Padding {
+    fn as_slice(&self) -> &[[u8; 64]] {
+        let (blocks, _) = self.bytes.as_chunks::<64>();
+        &blocks[..self.blocks]
+    }
+}
+
+/// What proves one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The state before the chunk.
+    pub before: State,
+    /// The state after it; for the last chunk, the digest.
+    pub after: State,
+    /// Where to look for the chunk at home; a hint.
+    pub fingerprint: Fingerprint,
+}
+
+impl Link {
+    /// The link that these bytes make from this state.
+    ///
+    /// # Panics
+    /// As [`step`].
+    #[must_use]
+    pub fn forge(geometry: Geometry, chunk: ChunkIndex, before: State, bytes: &[u8]) -> Self {
+        Self {
+            before,
+            after: step(geometry, chunk, before, bytes),
+            fingerprint: Fingerprint::of(bytes),
+        }
+    }
+
+    /// Whether these bytes lead from `before` to `after`. Bytes of a wrong length don't.
+    #[must_use]
+    pub fn holds(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
+        geometry.contains(chunk)
+            && bytes.len() == geometry.len(chunk) as usize
+            && step(geometry, chunk, self.before, bytes) == self.after
+    }
+}
+
+/// Where a link came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// The authenticated host that sent it to us; we ourselves, when we made it.
+    pub sender: HostKey,
+    /// The host that made it from the registry's bytes, as the sender says.
+    pub maker: HostKey,
+}
+
+/// The links of one content that a host holds the bytes for, and how far back from the digest they are proved.
+///
+/// The caller checks each link against its bytes ([`Link::holds`]) before it enters them here.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    digest: Digest,
+    geometry: Geometry,
+    entries: Vec<Option<Entry>>,
+    held: ChunkSet,
+    /// Every chunk from here on is held and proved. Never rises.
+    proved_from: u32,
+    /// Whether the walk reached the first chunk and it starts from the initial state.
+    closed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    link: Link,
+    source: Source,
+}
+
+/// Why a link can't enter a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RejectLinkError {
+    /// The content has no such chunk.
+    #[error("content has no chunk {0}")]
+    NoSuchChunk(ChunkIndex),
+    /// The first chunk has to start from SHA-256's initial state. The sender lies.
+    #[error("first link doesn't start from the initial state")]
+    FalseStart,
+    /// The last chunk has to end in the content's digest. The sender lies.
+    #[error("last link doesn't end in the content's digest")]
+    FalseEnd,
+    /// The chunk after it is proved, and this link doesn't end where that one starts. The sender lies.
+    #[error("link of chunk {0} doesn't end where the proved link after it starts")]
+    Disproved(ChunkIndex),
+}
+
+/// What became of a link that was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entered {
+    /// It wasn't held before.
+    New,
+    /// The same chunk is held already; what is held stays.
+    Held,
+}
+
+/// A link that the walk proved false. Its chunk isn't held any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The false chunk.
+    pub chunk: ChunkIndex,
+    /// Who sent it.
+    pub source: Source,
+}
+
+impl Ledger {
+    /// An empty ledger of this content. An empty content is closed at once, if its digest is that of nothing.
+    #[must_use]
+    pub fn new(digest: Digest, geometry: Geometry) -> Self {
+        Self {
+            digest,
+            geometry,
+            entries: vec![None; geometry.chunks() as usize],
+            held: ChunkSet::empty(geometry.chunks()),
+            proved_from: geometry.chunks(),
+            closed: geometry.is_empty() && digest == empty(),
+        }
+    }
+
+    /// The content's digest.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The content's geometry.
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The chunks whose bytes are held and fit their links.
+    #[must_use]
+    pub const fn held(&self) -> &ChunkSet {
+        &self.held
+    }
+
+    /// The link of a held chunk, and who sent it.
+    #[must_use]
+    pub fn link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
+        let entry = (*self.entries.get(chunk.0 as usize)?)?;
+        Some((entry.link, entry.source))
+    }
+
+    /// Whether every chunk is held and the chain runs from the initial state to the digest: the content *is* verified.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether this chunk is proved by the chain after it, all the way to the digest.
+    #[must_use]
+    pub const fn is_proved(&self, chunk: ChunkIndex) -> bool {
+        chunk.0 >= self.proved_from && chunk.0 < self.geometry.chunks()
+    }
+
+    /// The state that the chunk *must* end in, where the chain after it proves that.
+    #[must_use]
+    pub fn proved_end(&self, chunk: ChunkIndex) -> Option<State> {
+        if self.geometry.is_last(chunk) {
+            return Some(self.digest.into());
+        }
+        if chunk.0 + 1 == self.proved_from || self.is_proved(chunk) {
+            return self
+                .entries
+                .get(chunk.0 as usize + 1)
+                .copied()
+                .flatten()
+                .map(|entry| entry.link.before);
+        }
+        None
+    }
+
+    /// Enters the link of a chunk whose bytes were found to fit it.
+    ///
+    /// # Errors
+    /// When the link can't be true. The sender made or passed on a lie; the bytes are to be dropped.
+    pub fn enter(
+        &mut self,
+        chunk: ChunkIndex,
+        link: Link,
+        source: Source,
+    ) -> Result<Entered, RejectLinkError> {
+        if !self.geometry.contains(chunk) {
+            return Err(RejectLinkError::NoSuchChunk(chunk));
+        }
+        if chunk.0 == 0 && link.before != State::INITIAL {
+            return Err(RejectLinkError::FalseStart);
+        }
+        if self.geometry.is_last(chunk) && link.after != self.digest.into() {
+            return Err(RejectLinkError::FalseEnd);
+        }
+        if self.proved_end(chunk).is_some_and(|end| end != link.after) {
+            return Err(RejectLinkError::Disproved(chunk));
+        }
+        if !self.held.insert(chunk) {
+            return Ok(Entered::Held);
+        }
+        self.entries[chunk.0 as usize] = Some(Entry { link, source });
+        Ok(Entered::New)
+    }
+
+    /// Forgets a chunk, because its bytes are gone or were found changed. What it proved before isn't proved any more.
+    pub fn forget(&mut self, chunk: ChunkIndex) {
+        if self.held.remove(chunk) {
+            self.entries[chunk.0 as usize] = None;
+            if chunk.0 >= self.proved_from {
+                self.proved_from = chunk.0 + 1;
+            }
+            self.closed = false;
+        }
+    }
+
+    /// Walks back from the digest as far as the held links go, and drops the links that this proves false: the one
+    /// that doesn't end where the proved link after it starts, and every unproved one of the same source.
+    ///
+    /// Empty when nothing was found false. Everything after a verdict stays held and proved. Costs one comparison per
+    /// newly proved chunk; the bytes aren't read.
+    pub fn walk(&mut self) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        while let Some(chunk) = self.proved_from.checked_sub(1).map(ChunkIndex) {
+            let (Some(entry), Some(end)) = (self.entries[chunk.0 as usize], self.proved_end(chunk))
+            else {
+                break;
+            };
+            let false_start = chunk.0 == 0 && entry.link.before != State::INITIAL;
+            if entry.link.after == end && !false_start {
+                self.proved_from = chunk.0;
+                continue;
+            }
+            for earlier in (0..=chunk.0).map(ChunkIndex) {
+                let same = self.entries[earlier.0 as usize]
+                    .is_some_and(|other| other.source == entry.source);
+                if same {
+                    self.held.remove(earlier);
+                    self.entries[earlier.0 as usize] = None;
+                    verdicts.push(Verdict {
+                        chunk: earlier,
+                        source: entry.source,
+                    });
+                }
+            }
+            break;
+        }
+        verdicts.reverse();
+        self.closed =
+            self.proved_from == 0 && (!self.geometry.is_empty() || self.digest == empty());
+        verdicts
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+use std::{vec, vec::Vec};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::chunks::CHUNK_BYTES;
+
+const HONEST: Source = Source {
+    sender: HostKey(1),
+    maker: HostKey(1),
+};
+const LIAR: Source = Source {
+    sender: HostKey(2),
+    maker: HostKey(2),
+};
+
+fn content(size: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..size)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33).to_le_bytes()[0]
+        })
+        .collect()
+}
+
+fn bytes_of(content: &[u8], geometry: Geometry, chunk: ChunkIndex) -> &[u8] {
+    let start = usize::try_from(geometry.offset(chunk)).unwrap();
+    &content[start..start + geometry.len(chunk) as usize]
+}
+
+fn chain(content: &[u8]) -> (Digest, Geometry, Vec<Link>) {
+    chain_from(content, 0, State::INITIAL)
+}
+
+/// The links of `content` from chunk `first` on, starting in `state`.
+fn chain_from(content: &[u8], first: u32, state: State) -> (Digest, Geometry, Vec<Link>) {
+    let geometry = Geometry::new(content.len() as u64).unwrap();
+    let mut before = state;
+    let links = (first..geometry.chunks())
+        .map(ChunkIndex)
+        .map(|chunk| {
+            let link = Link::forge(geometry, chunk, before, bytes_of(content, geometry, chunk));
+            before = link.after;
+            link
+        })
+        .collect();
+    (Digest::of(content), geometry, links)
+}
+
+#[test]
+fn a_chain_ends_in_the_digest_at_every_padding_boundary() {
+    for extra in [0u64, 1, 55, 56, 57, 63, 64, 65, 119, 120, 128] {
+        for whole in [0, 1, 2] {
+            let content = content(usize::try_from(whole * CHUNK_BYTES + extra).unwrap(), 7);
+            let (digest, geometry, links) = chain(&content);
+            let mut ledger = Ledger::new(digest, geometry);
+            for (chunk, link) in (0..).map(ChunkIndex).zip(&links) {
+                assert_eq!(ledger.enter(chunk, *link, HONEST), Ok(Entered::New));
+            }
+            assert_eq!(ledger.walk(), vec![]);
+            assert!(ledger.is_closed(), "{whole} chunks and {extra} bytes");
+        }
+    }
+}
+
+#[test]
+fn an_empty_content_is_closed_only_under_its_own_digest() {
+    let geometry = Geometry::new(0).unwrap();
+    assert!(Ledger::new(Digest::of(b""), geometry).is_closed());
+    let mut other = Ledger::new(Digest::of(b"x"), geometry);
+    other.walk();
+    assert!(!other.is_closed());
+}
+
+#[test]
+fn a_forgotten_chunk_opens_the_chain() {
+    let content = content(3 << 20, 1);
+    let (digest, geometry, links) = chain(&content);
+    let mut ledger = Ledger::new(digest, geometry);
+    for (chunk, link) in (0..).map(ChunkIndex).zip(&links) {
+        ledger.enter(chunk, *link, HONEST).unwrap();
+    }
+    ledger.walk();
+    ledger.forget(ChunkIndex(1));
+    assert!(!ledger.is_closed());
+    assert!(ledger.is_proved(ChunkIndex(2)) && !ledger.is_proved(ChunkIndex(1)));
+    ledger.enter(ChunkIndex(1), links[1], HONEST).unwrap();
+    assert_eq!(ledger.walk(), vec![]);
+    assert!(ledger.is_closed());
+}
+
+fn shuffled(count: u32, seed: u64) -> Vec<ChunkIndex> {
+    let mut order: Vec<_> = (0..count).map(ChunkIndex).collect();
+    let noise = content(order.len() * 2, seed);
+    order.sort_by_key(|chunk| (noise[chunk.0 as usize * 2], noise[chunk.0 as usize * 2 + 1]));
+    order
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_content_closes_in_any_order_at_exactly_its_digest(size in 0usize..5 << 20, seed: u64) {
+        let content = content(size, seed);
+        let (digest, geometry, links) = chain(&content);
+        let mut ledger = Ledger::new(digest, geometry);
+        let mut wrong = Ledger::new(Digest::of(b"another"), geometry);
+        for chunk in shuffled(geometry.chunks(), seed) {
+            let link = links[chunk.0 as usize];
+            prop_assert!(!ledger.is_closed());
+            prop_assert!(link.holds(geometry, chunk, bytes_of(&content, geometry, chunk)));
+            prop_assert_eq!(ledger.enter(chunk, link, HONEST), Ok(Entered::New));
+            prop_assert_eq!(ledger.enter(chunk, link, LIAR), Ok(Entered::Held));
+            prop_assert_eq!(ledger.walk(), vec![]);
+            let rejected = wrong.enter(chunk, link, LIAR);
+            prop_assert_eq!(rejected.is_err(), geometry.is_last(chunk));
+            wrong.walk();
+        }
+        prop_assert!(ledger.is_closed());
+        prop_assert!(!wrong.is_closed());
+    }
+
+    #[test]
+    fn a_flipped_bit_breaks_its_own_link(size in 1usize..3 << 20, seed: u64, at: prop::sample::Index, bit in 0u8..8) {
+        let mut content = content(size, seed);
+        let (_, geometry, links) = chain(&content);
+        let at = at.index(size);
+        content[at] ^= 1 << bit;
+        for chunk in (0..geometry.chunks()).map(ChunkIndex) {
+            let hit = at as u64 / CHUNK_BYTES == u64::from(chunk.0);
+            prop_assert_eq!(links[chunk.0 as usize].holds(geometry, chunk, bytes_of(&content, geometry, chunk)), !hit);
+        }
+    }
+
+    /// A liar replaces a run of chunks by bytes of its own, with links that fit them, in one of the ways that pass a
+    /// check of single links. It alone is named, everything true is kept or can be entered again, and the chain closes.
+    #[test]
+    fn a_consistent_lie_is_blamed_on_its_sender(
+        chunks in 2u32..6, tail in 1usize..CHUNK_BYTES as usize, seed: u64, at: prop::sample::Index, run in 1u32..4, kind in 0u8..4,
+    ) {
+        let content = content((chunks as usize - 1) * (1 << 20) + tail, seed);
+        let (digest, geometry, truth) = chain(&content);
+        // the last chunk's end is fixed by the digest, so the lie lies before it
+        let first = u32::try_from(at.index(chunks as usize - 1)).unwrap();
+        let last = (first + run).min(chunks - 1);
+        let mut fake = content.clone();
+        let start = first as usize * (1 << 20);
+        match kind {
+            0 => fake[start] ^= 1,
+            1 if first + 2 < chunks => fake.copy_within(start + (1 << 20)..start + (2 << 20), start),
+            2 if first > 0 => fake.copy_within(start - (1 << 20)..start, start),
+            _ => fake[start..start + 64].fill(0xee),
+        }
+        prop_assume!(fake[start..start + (1 << 20)] != content[start..start + (1 << 20)]);
+        let (_, _, forged) = chain_from(&fake, first, truth[first as usize].before);
+        let mut ledger = Ledger::new(digest, geometry);
+        for chunk in shuffled(chunks, seed) {
+            let lie = (first..last).contains(&chunk.0);
+            let (link, source) = if lie { (forged[(chunk.0 - first) as usize], LIAR) } else { (truth[chunk.0 as usize], HONEST) };
+            match ledger.enter(chunk, link, source) {
+                Ok(_) => {
+                    for verdict in ledger.walk() {
+                        prop_assert_eq!(verdict.source, LIAR);
+                    }
+                }
+                Err(_) => prop_assert!(lie),
+            }
+            prop_assert!(!ledger.is_closed());
+        }
+        for chunk in (0..chunks).map(ChunkIndex) {
+            prop_assert!(ledger.held().contains(chunk) || (first..last).contains(&chunk.0));
+            if !ledger.held().contains(chunk) {
+                prop_assert_eq!(ledger.enter(chunk, truth[chunk.0 as usize], HONEST), Ok(Entered::New));
+            }
+        }
+        for verdict in ledger.walk() {
+            prop_assert_eq!(verdict.source, LIAR);
+            ledger.enter(verdict.chunk, truth[verdict.chunk.0 as usize], HONEST).unwrap();
+        }
+        ledger.walk();
+        prop_assert!(ledger.is_closed());
+    }
+
+    #[test]
+    fn entries_swapped_dropped_or_repeated_are_refused_or_blamed(chunks in 3u32..6, seed: u64, a: prop::sample::Index, b: prop::sample::Index) {
+        let content = content(chunks as usize * (1 << 20), seed);
+        let (digest, geometry, truth) = chain(&content);
+        let a = ChunkIndex(u32::try_from(a.index(chunks as usize)).unwrap());
+        let b = ChunkIndex(u32::try_from(b.index(chunks as usize)).unwrap());
+        prop_assume!(a != b);
+        // b's bytes and link sent as chunk a: the link holds for the bytes (unless a length or the padding differs)
+        let link = truth[b.0 as usize];
+        let fits = link.holds(geometry, a, bytes_of(&content, geometry, b));
+        prop_assert_eq!(fits, !geometry.is_last(a) && !geometry.is_last(b));
+        if fits {
+            let mut ledger = Ledger::new(digest, geometry);
+            for chunk in (0..chunks).rev().map(ChunkIndex) {
+                let source = if chunk == a { LIAR } else { HONEST };
+                let sent = if chunk == a { link } else { truth[chunk.0 as usize] };
+                let entered = ledger.enter(chunk, sent, source);
+                prop_assert_eq!(entered.is_err(), chunk == a);
+                prop_assert_eq!(ledger.walk(), vec![]);
+            }
+            prop_assert!(!ledger.is_closed());
+            prop_assert!(!ledger.held().contains(a));
+        }
+    }
+}

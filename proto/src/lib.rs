@@ -1,0 +1,24 @@
+//! The words that parbake's programs share: digests, chunks, the SHA-256 chain, messages and their limits.
+//!
+//! No I/O, no async, no clock, no randomness: everything here is a value or a function of its arguments.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod chain;
+pub mod chunks;
+pub mod codec;
+pub mod digest;
+pub mod fingerprint;
+pub mod host;
+pub mod message;
+pub mod moment;
+
+pub use chain::{Ledger, Link, Source, State};
+pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};
+pub use digest::Digest;
+pub use fingerprint::Fingerprint;
+pub use host::{HostId, HostKey};
+pub use moment::Moment;
