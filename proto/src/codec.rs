@@ -144,7 +144,7 @@ mod tests {
 
         #[test]
         fn any_link_field_lengths_parse_or_fail(before in prop::collection::vec(any::<u8>(), 30..34), maker in ".{0,8}") {
-            let link = message::Link { before: before.clone(), after: vec![0; 32], fingerprint: vec![0; 16], maker };
+            let link = message::Link { before: before.clone(), after: vec![0; 32], fingerprint: vec![0; 16], maker, ..Default::default() };
             if let Ok((parsed, _)) = link.parse() {
                 prop_assert_eq!(parsed.before.to_bytes().to_vec(), before);
             }

@@ -16,7 +16,7 @@ pub mod host;
 pub mod message;
 pub mod moment;
 
-pub use chain::{Ledger, Link, Source, State};
+pub use chain::{Ledger, Link, Resume, Source, State};
 pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};
 pub use digest::Digest;
 pub use fingerprint::Fingerprint;

@@ -13,7 +13,7 @@
 use alloc::string::ToString as _;
 
 use crate::{
-    chain::State,
+    chain::{Resume, State},
     digest::{Digest, ParseDigestError},
     fingerprint::Fingerprint,
     host::{HostId, ParseHostIdError},
@@ -46,6 +46,8 @@ impl Link {
             before: link.before.to_bytes().to_vec(),
             after: link.after.to_bytes().to_vec(),
             fingerprint: link.fingerprint.0.to_vec(),
+            resume_offset: link.resume.map_or(0, |resume| resume.blob_offset + 1),
+            resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
             maker: maker.to_string(),
         }
     }
