@@ -1,1 +1,16 @@
-//! stub
+//! What this host asks of whom, and whom it serves: every decision of an agent about moving chunks, without I/O.
+//!
+//! The shell (the agent's driver, or the simulator) feeds [`Event`]s and carries out [`Action`]s. Any event is legal in
+//! any state; time and the seed are arguments. The shell proves chunks and keeps them; the swarm only knows which ones
+//! are held, by whom, and what is under way.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod action;
+pub mod event;
+
+pub use action::Action;
+pub use event::Event;

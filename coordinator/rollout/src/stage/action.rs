@@ -1,0 +1,49 @@
+//! What staging wants done.
+
+use alloc::vec::Vec;
+
+use proto::{Digest, HostId};
+
+/// What the shell shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this host the roster with these neighbours.
+    SendRoster {
+        /// The host.
+        host: HostId,
+        /// Whom it follows.
+        neighbours: Vec<HostId>,
+    },
+    /// Order this host to stage an image.
+    Stage {
+        /// The host.
+        host: HostId,
+        /// The image.
+        image: Digest,
+    },
+    /// Order this host to stop staging an image.
+    Cancel {
+        /// The host.
+        host: HostId,
+        /// The image.
+        image: Digest,
+    },
+    /// Lease a content to this host.
+    Grant {
+        /// The host.
+        host: HostId,
+        /// The content.
+        content: Digest,
+        /// An image that it belongs to.
+        image: Digest,
+    },
+    /// Take a lease back.
+    Revoke {
+        /// The host.
+        host: HostId,
+        /// The content.
+        content: Digest,
+    },
+    /// Too many hosts blame this one: no host may talk to it until an operator says so, or for a time.
+    Quarantine(HostId),
+}

@@ -1,0 +1,128 @@
+//! What staging is told.
+
+use alloc::{string::String, vec::Vec};
+
+use proto::{Digest, HostId};
+
+/// A content of an image, as the plan sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its chunks.
+    pub chunks: u32,
+    /// Bytes that it is in the registry.
+    pub origin_bytes: u64,
+}
+
+/// The hosts that an image is wanted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All hosts of the fleet, also those that join later.
+    All,
+    /// These.
+    Hosts(Vec<HostId>),
+}
+
+/// Where an image stands on one host, as that host reported it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Waits for room or for its turn.
+    Queued,
+    /// Chunks move.
+    Staging,
+    /// All chunks are there; it is being put into tart's cache.
+    Installing,
+    /// Verified and ready to use.
+    Present,
+    /// Can't be staged for now; the host says why.
+    Failed,
+    /// Was present, isn't any more.
+    Gone,
+}
+
+/// How a lease ended on its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeaseEnd {
+    /// The whole content is there.
+    Done,
+    /// The registry failed this host.
+    OriginFailed,
+    /// The registry's bytes don't match the manifest.
+    ContentBad,
+    /// Given back.
+    Released,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A host of the fleet, known from the fleet file or the cluster; may have no session.
+    HostKnown {
+        /// The host.
+        host: HostId,
+        /// Its zone, empty for none.
+        zone: String,
+    },
+    /// The host isn't part of the fleet any more.
+    HostForgotten(HostId),
+    /// The host's session is up; its reports follow.
+    HostConnected(HostId),
+    /// The host's session is lost.
+    HostDisconnected(HostId),
+    /// An image is wanted. Repeating it with another selection or another reference changes those.
+    Wanted {
+        /// Its manifest digest.
+        image: Digest,
+        /// What names it.
+        references: Vec<String>,
+        /// What it consists of, in the order in which it is to be fetched.
+        contents: Vec<Content>,
+        /// Where.
+        hosts: Selection,
+    },
+    /// The image isn't wanted any more: staging stops, what is present stays.
+    Cancelled(Digest),
+    /// A host reported where an image stands.
+    Reported {
+        /// The host.
+        host: HostId,
+        /// The image.
+        image: Digest,
+        /// Its standing.
+        standing: Standing,
+        /// Raw bytes held there.
+        held_bytes: u64,
+    },
+    /// A lease holder reported progress; `paced` where it holds back on purpose.
+    LeaseProgress {
+        /// The holder.
+        host: HostId,
+        /// The content.
+        content: Digest,
+        /// Chunks fetched so far.
+        chunks: u32,
+        /// Whether it holds back while what it fetched is being spread.
+        paced: bool,
+    },
+    /// A lease ended on its holder.
+    LeaseEnded {
+        /// The holder.
+        host: HostId,
+        /// The content.
+        content: Digest,
+        /// How.
+        end: LeaseEnd,
+    },
+    /// A host blames another for something that the chain or the link proved.
+    Blamed {
+        /// Who says so.
+        by: HostId,
+        /// Who sent it.
+        host: HostId,
+        /// Who made it, as the sender said.
+        maker: HostId,
+    },
+    /// Time passed; only `now` matters.
+    Tick,
+}
