@@ -161,6 +161,7 @@ impl Link {
             before,
             after: step(geometry, chunk, before, bytes),
             fingerprint: Fingerprint::of(bytes),
+            resume: None,
         }
     }
 

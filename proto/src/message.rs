@@ -49,6 +49,8 @@ impl Link {
             resume_offset: link.resume.map_or(0, |resume| resume.blob_offset + 1),
             resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
             maker: maker.to_string(),
+            resume_offset: link.resume.map_or(0, |resume| resume.blob_offset + 1),
+            resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
         }
     }
 
@@ -72,6 +74,10 @@ impl Link {
                 .try_into()
                 .map(Fingerprint)
                 .map_err(|_| FieldError::Link)?,
+            resume: self.resume_offset.checked_sub(1).map(|blob_offset| Resume {
+                blob_offset,
+                skip_bytes: self.resume_skip,
+            }),
         };
         Ok((link, self.maker.parse()?))
     }
