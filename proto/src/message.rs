@@ -49,8 +49,6 @@ impl Link {
             resume_offset: link.resume.map_or(0, |resume| resume.blob_offset + 1),
             resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
             maker: maker.to_string(),
-            resume_offset: link.resume.map_or(0, |resume| resume.blob_offset + 1),
-            resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
         }
     }
 
