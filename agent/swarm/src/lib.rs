@@ -10,7 +10,13 @@ extern crate alloc;
 extern crate std;
 
 pub mod action;
+pub mod config;
 pub mod event;
+pub mod status;
+mod swarm;
 
 pub use action::Action;
+pub use config::Config;
 pub use event::Event;
+pub use status::{Stall, Status};
+pub use swarm::Swarm;

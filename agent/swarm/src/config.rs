@@ -1,0 +1,106 @@
+//! Every number that the swarm decides by, and where it comes from.
+
+use core::time::Duration;
+
+/// The swarm's bounds and times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Uploads at one time, pushes and answers together. Four keep an uplink full while one receiver is busy; more only
+    /// make each chunk take longer (simulator: `fanout`, 8 to 200 hosts).
+    pub uploads: usize,
+    /// Uploads at one time to one peer. Two, so that the link to a single peer never idles between chunks (VERIFIED: one
+    /// request at a time loses 6 % at 1 Gbit/s); a spreader uses one per receiver.
+    pub uploads_per_peer: usize,
+    /// Pushes that are received at one time; more are declined as busy. About what lies in a downlink that all uploads
+    /// of the fleet share evenly, times four.
+    pub incoming: usize,
+    /// Requests in flight on this host, over all contents and peers.
+    pub requests: usize,
+    /// Requests in flight to one peer, at most; at least two are allowed to each (VERIFIED).
+    pub requests_per_peer: usize,
+    /// Requests of others that wait for an upload slot; more are refused as busy.
+    pub waiting: usize,
+    /// Chunks that wait to be passed on; more are left to the pull swarm. 1,024 chunks are 9 s of a 1 Gbit/s uplink.
+    pub jobs: usize,
+    /// Connections that this host opens by itself. 256 hold a whole small fleet, or a group of a large one.
+    pub connections: usize,
+    /// Dials at one time.
+    pub dials: usize,
+    /// Targets that a spreader serves by itself; beyond, they are split. Up to 200 a direct push is near the bound
+    /// (VERIFIED, "Choosing the spreader").
+    pub direct_targets: usize,
+    /// Parts that targets are split into beyond `direct_targets` (VERIFIED: a tree of fan-out 8).
+    pub fan_out: usize,
+    /// Hosts looked at when a spreader is chosen (VERIFIED: 8 are nearly as good as all).
+    pub candidates: usize,
+    /// Spreads that may lie at a spreader before the chunk waits at the lease holder instead, in percent of one spread.
+    pub spread_backlog_percent: u64,
+    /// Chunks that a lease holder may have ordered from the origin or hold without having handed them on.
+    pub lease_window: u32,
+    /// What is assumed of a peer's uplink, and of ours, before anything was measured: 1 Gbit/s less headers (DOMAIN §1).
+    pub assumed_rate_bytes_per_second: u64,
+    /// The shortest time between two announcements of chunks to the same peers.
+    pub announce_every: Duration,
+    /// The shortest time between two announcements of load; grows by 5 ms for each connection beyond 50.
+    pub load_every: Duration,
+    /// First value of the time after which an announced chunk that wasn't pushed to us is asked for; adapts.
+    pub grace: Duration,
+    /// Its bounds.
+    pub grace_least: Duration,
+    /// Its bounds.
+    pub grace_most: Duration,
+    /// No progress for this long at least before a request is given up (DESIGN §4).
+    pub timeout_least: Duration,
+    /// A request is given up after this many times the expected duration (DESIGN §4).
+    pub timeout_factor: u32,
+    /// Without a coordinator for this long, leases are self-assigned.
+    pub headless_after: Duration,
+    /// Contents fetched from the origin at one time in the whole fleet, when headless (DESIGN §4).
+    pub origin_streams: usize,
+    /// Strikes (bad chunks, silence) until a peer is quarantined.
+    pub strikes: u32,
+    /// First quarantine; doubles each time.
+    pub quarantine: Duration,
+    /// The longest quarantine.
+    pub quarantine_most: Duration,
+    /// First wait before a peer that couldn't be reached is dialled again; doubles each time.
+    pub redial: Duration,
+    /// The longest wait before it is dialled again.
+    pub redial_most: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            uploads: 4,
+            uploads_per_peer: 2,
+            incoming: 24,
+            requests: 16,
+            requests_per_peer: 4,
+            waiting: 256,
+            jobs: 1024,
+            connections: 256,
+            dials: 8,
+            direct_targets: 200,
+            fan_out: 8,
+            candidates: 8,
+            spread_backlog_percent: 150,
+            lease_window: 8,
+            assumed_rate_bytes_per_second: 117_000_000,
+            announce_every: Duration::from_millis(250),
+            load_every: Duration::from_millis(250),
+            grace: Duration::from_secs(2),
+            grace_least: Duration::from_millis(500),
+            grace_most: Duration::from_secs(30),
+            timeout_least: Duration::from_secs(1),
+            timeout_factor: 4,
+            headless_after: Duration::from_secs(15),
+            origin_streams: 4,
+            strikes: 3,
+            quarantine: Duration::from_secs(30),
+            quarantine_most: Duration::from_hours(1),
+            redial: Duration::from_secs(1),
+            redial_most: Duration::from_mins(1),
+        }
+    }
+}

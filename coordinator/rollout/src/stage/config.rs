@@ -1,0 +1,48 @@
+//! Every number that staging decides by, and where it comes from.
+
+use core::time::Duration;
+
+/// Staging's bounds and times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Contents leased at one time in the whole fleet (DESIGN §4).
+    pub origin_streams: usize,
+    /// A lease without progress for this long passes on (DESIGN §4).
+    pub lease_timeout: Duration,
+    /// A lease that is paced all this time without one new chunk passes on too: its holder may be lying about it.
+    pub paced_timeout: Duration,
+    /// Neighbours of a host, at most (DESIGN §4).
+    pub neighbours: usize,
+    /// How many of them lie in other zones, where there are other zones.
+    pub far_neighbours: usize,
+    /// First wait after the registry failed; doubles, with jitter.
+    pub origin_retry: Duration,
+    /// The longest wait after the registry failed.
+    pub origin_retry_most: Duration,
+    /// Different hosts that have to find the registry's bytes bad before an image fails.
+    pub bad_witnesses: usize,
+    /// Different hosts that have to blame a host before the fleet shuns it.
+    pub accusers: usize,
+    /// How long the fleet shuns it.
+    pub quarantine: Duration,
+    /// A host without a session for this long isn't expected to bring back what only it holds.
+    pub absent_after: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            origin_streams: 4,
+            lease_timeout: Duration::from_secs(10),
+            paced_timeout: Duration::from_mins(1),
+            neighbours: 24,
+            far_neighbours: 4,
+            origin_retry: Duration::from_secs(1),
+            origin_retry_most: Duration::from_mins(1),
+            bad_witnesses: 2,
+            accusers: 2,
+            quarantine: Duration::from_hours(1),
+            absent_after: Duration::from_secs(15),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What staging says about itself.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use proto::{Digest, HostId};
+
+use super::event::Standing;
+
+/// Why an image isn't on every host that it is wanted on. A closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ImageReason {
+    /// Chunks move.
+    Moving,
+    /// No selected host is in the fleet.
+    NoHosts,
+    /// No selected host that lacks it is connected.
+    NoHostConnected,
+    /// Contents of images that were wanted earlier are fetched first.
+    AwaitingTurn,
+    /// The registry failed; the next try waits.
+    OriginDown,
+    /// The registry's bytes of this content don't match the manifest, say several hosts.
+    ContentBad(Digest),
+    /// Every host that could be was served; the others can't stage it for now, and say why.
+    HostsFailed,
+}
+
+impl ImageReason {
+    /// Its name, for metrics and machines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Moving => "moving",
+            Self::NoHosts => "no_hosts",
+            Self::NoHostConnected => "no_host_connected",
+            Self::AwaitingTurn => "awaiting_turn",
+            Self::OriginDown => "origin_down",
+            Self::ContentBad(_) => "content_bad",
+            Self::HostsFailed => "hosts_failed",
+        }
+    }
+}
+
+/// Why a host doesn't hold an image. A closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostReason {
+    /// It isn't selected.
+    NotSelected,
+    /// It has no session.
+    Disconnected,
+    /// The fleet shuns it.
+    Quarantined,
+    /// It hasn't said anything about the image yet.
+    AwaitingReport,
+    /// It waits for room or its turn.
+    Queued,
+    /// Chunks move.
+    Staging,
+    /// It is putting the image into tart's cache.
+    Installing,
+    /// It can't for now; it says why itself.
+    Failed,
+    /// It held the image and lost it.
+    Gone,
+    /// The image failed.
+    ImageFailed,
+}
+
+impl HostReason {
+    /// Its name, for metrics and machines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSelected => "not_selected",
+            Self::Disconnected => "disconnected",
+            Self::Quarantined => "quarantined",
+            Self::AwaitingReport => "awaiting_report",
+            Self::Queued => "queued",
+            Self::Staging => "staging",
+            Self::Installing => "installing",
+            Self::Failed => "failed",
+            Self::Gone => "gone",
+            Self::ImageFailed => "image_failed",
+        }
+    }
+}
+
+/// Where an image stands on one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostStatus {
+    /// The host.
+    pub host: HostId,
+    /// What it reported last, if anything.
+    pub standing: Option<Standing>,
+    /// Raw bytes held there.
+    pub held_bytes: u64,
+    /// Why the image isn't present; `None` when it is.
+    pub reason: Option<HostReason>,
+}
+
+/// Where an image stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageStatus {
+    /// Its manifest digest.
+    pub image: Digest,
+    /// Selected hosts, by id.
+    pub hosts: Vec<HostStatus>,
+    /// Contents that are complete somewhere.
+    pub contents_done: usize,
+    /// All its contents.
+    pub contents: usize,
+    /// Why it isn't everywhere; `None` when it is.
+    pub reason: Option<ImageReason>,
+}
+
+/// A lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The content.
+    pub content: Digest,
+    /// Its holder.
+    pub host: HostId,
+    /// Chunks fetched.
+    pub chunks: u32,
+    /// Since the last progress.
+    pub idle: Duration,
+}
+
+/// Where staging stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Images, in the order in which they were wanted.
+    pub images: Vec<ImageStatus>,
+    /// Leases, by content.
+    pub leases: Vec<LeaseStatus>,
+    /// Hosts that the fleet shuns.
+    pub quarantined: Vec<HostId>,
+    /// How long until the registry is tried again, where it failed.
+    pub origin_retry_in: Option<Duration>,
+}
