@@ -13,6 +13,7 @@ pub mod codec;
 pub mod digest;
 pub mod fingerprint;
 pub mod host;
+pub mod image;
 pub mod message;
 pub mod moment;
 
@@ -21,4 +22,5 @@ pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};
 pub use digest::Digest;
 pub use fingerprint::Fingerprint;
 pub use host::{HostId, HostKey};
+pub use image::Layout;
 pub use moment::Moment;
