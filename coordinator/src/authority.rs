@@ -1,0 +1,445 @@
+//! The fleet's own certificate authority: one P-256 key in the state directory that signs short-lived certificates.
+//!
+//! A certificate names exactly one host, as its only DNS name. What a request asks for is ignored but for its public
+//! key: the name comes from the token or from the authenticated connection. Who may have a certificate isn't decided
+//! here: see [`crate::enrolment`].
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proto::{Digest, HostId};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
+};
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+    pem::PemObject as _,
+};
+use time::OffsetDateTime;
+
+use crate::{durable, random};
+
+/// The name in the coordinator's own certificate. No host may have it.
+pub const COORDINATOR: &str = "coordinator";
+
+/// The authority's own certificate is good for so long. Hosts pin it, so replacing it means to enrol anew.
+const CA_LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
+/// A host whose clock is behind by less than this accepts a fresh certificate.
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
+/// The most bytes that a certificate request may have. One with a P-256 key and no names has about 250.
+pub const MAX_CSR_BYTES: usize = 8 << 10;
+
+/// The authority: key and certificate, loaded.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    pem: String,
+}
+
+/// A certificate with the key that it is for.
+#[derive(Debug)]
+pub struct Identity {
+    /// DER, leaf first; the authority's own certificate is the last one.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The private key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Why the authority can't be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenAuthorityError {
+    /// A file can't be read or written. The state directory has to belong to the user that runs the coordinator.
+    #[error("authority file {path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The certificate is there and its key isn't. Restore the key, or remove the directory and enrol every host anew.
+    #[error(
+        "authority key {0} is missing although its certificate exists; restore it from a backup, \
+         or remove both and enrol every host anew"
+    )]
+    KeyLost(PathBuf),
+    /// Key or certificate don't parse, or don't belong together.
+    #[error("authority file {path}: {error}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: String,
+    },
+}
+
+/// Why a certificate isn't issued.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IssueError {
+    /// The request doesn't parse, or isn't signed by the key that it holds.
+    #[error("certificate request can't be used: {0}")]
+    Request(String),
+    /// The request's key is of a kind that the fleet doesn't use.
+    #[error("certificate request has an unfit key; use ECDSA P-256 or Ed25519")]
+    Key,
+    /// The name belongs to the coordinator.
+    #[error("host id `{COORDINATOR}` is reserved")]
+    Reserved,
+    /// Signing failed.
+    #[error("signing a certificate failed: {0}")]
+    Sign(String),
+}
+
+impl Authority {
+    /// The authority that lives in `dir`, made there when there is none. Blocks.
+    ///
+    /// The key is written before the certificate: a crash between leaves a key that the next start makes a certificate for.
+    ///
+    /// # Errors
+    /// When files can't be read or written, or don't belong together.
+    pub fn open(dir: &Path) -> Result<Self, OpenAuthorityError> {
+        let key_path = dir.join("ca.key");
+        let certificate_path = dir.join("ca.pem");
+        let at = |path: &Path| {
+            let path = path.to_path_buf();
+            move |error| OpenAuthorityError::File { path, error }
+        };
+        durable::make_dir(dir).map_err(at(dir))?;
+        // A command line and the daemon may start together on a new directory.
+        let lock_path = dir.join("lock");
+        let lock = File::create(&lock_path).map_err(at(&lock_path))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(io::Error::from)
+            .map_err(at(&lock_path))?;
+        durable::sweep(dir).map_err(at(dir))?;
+
+        let key_pem = read(&key_path).map_err(at(&key_path))?;
+        let certificate_pem = read(&certificate_path).map_err(at(&certificate_path))?;
+        let key = match (&key_pem, &certificate_pem) {
+            (None, Some(_)) => return Err(OpenAuthorityError::KeyLost(key_path)),
+            (None, None) => {
+                let key = KeyPair::generate().map_err(damaged(&key_path))?;
+                durable::write(&key_path, key.serialize_pem().as_bytes(), durable::SECRET)
+                    .map_err(at(&key_path))?;
+                key
+            }
+            (Some(pem), _) => KeyPair::from_pem(pem).map_err(damaged(&key_path))?,
+        };
+        let pem = match certificate_pem {
+            Some(pem) => pem,
+            None => {
+                let pem = own_certificate(&key).map_err(damaged(&certificate_path))?;
+                durable::write(&certificate_path, pem.as_bytes(), durable::PUBLIC)
+                    .map_err(at(&certificate_path))?;
+                pem
+            }
+        };
+        let certificate =
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(damaged(&certificate_path))?;
+        let public = key.public_key_raw();
+        if !certificate.windows(public.len()).any(|part| part == public) {
+            return Err(damaged(&certificate_path)("is of another key than ca.key"));
+        }
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(damaged(&certificate_path))?;
+        Ok(Self {
+            issuer,
+            certificate,
+            pem,
+        })
+    }
+
+    /// What hosts and operators pin: the SHA-256 of the authority's certificate (DER).
+    #[must_use]
+    pub fn pin(&self) -> Digest {
+        Digest::of(&self.certificate)
+    }
+
+    /// The authority's certificate.
+    #[must_use]
+    pub const fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The authority's certificate as PEM.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// A certificate for this host and the key in `csr` (PKCS#10, DER), good from now for `lifetime`.
+    ///
+    /// Only the request's key counts: names, extensions and usages in it are ignored.
+    ///
+    /// # Errors
+    /// When the request is unusable or the name reserved.
+    pub fn issue(
+        &self,
+        host: &HostId,
+        csr: &[u8],
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        if host.as_str() == COORDINATOR {
+            return Err(IssueError::Reserved);
+        }
+        if csr.len() > MAX_CSR_BYTES {
+            return Err(IssueError::Request(format!(
+                "{} bytes are over the limit of {MAX_CSR_BYTES}",
+                csr.len()
+            )));
+        }
+        // Parses, and checks the request's signature: who asks holds the key.
+        let request =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+                .map_err(|error| IssueError::Request(error.to_string()))?;
+        let key = &request.public_key;
+        // An uncompressed P-256 point has 65 bytes. The length also refuses a P-384 key that signs with SHA-256.
+        let fit = (key.algorithm() == &rcgen::PKCS_ECDSA_P256_SHA256
+            && key.der_bytes().len() == 65)
+            || (key.algorithm() == &rcgen::PKCS_ED25519 && key.der_bytes().len() == 32);
+        if !fit {
+            return Err(IssueError::Key);
+        }
+        let params =
+            leaf(host.as_str(), lifetime).map_err(|error| IssueError::Sign(error.to_string()))?;
+        let leaf = params
+            .signed_by(key, &self.issuer)
+            .map_err(|error| IssueError::Sign(error.to_string()))?;
+        Ok(vec![leaf.der().clone(), self.certificate.clone()])
+    }
+
+    /// A fresh key and certificate for the coordinator itself.
+    ///
+    /// # Errors
+    /// When making the key or signing fails.
+    pub fn issue_own(&self, lifetime: Duration) -> Result<Identity, IssueError> {
+        let sign = |error: rcgen::Error| IssueError::Sign(error.to_string());
+        let key = KeyPair::generate().map_err(sign)?;
+        let leaf = leaf(COORDINATOR, lifetime)
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .map_err(sign)?;
+        Ok(Identity {
+            chain: vec![leaf.der().clone(), self.certificate.clone()],
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        })
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn damaged<E: ToString>(path: &Path) -> impl FnOnce(E) -> OpenAuthorityError {
+    let path = path.to_path_buf();
+    move |error| OpenAuthorityError::Damaged {
+        path,
+        error: error.to_string(),
+    }
+}
+
+fn own_certificate(key: &KeyPair) -> Result<String, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    let serial = serial();
+    // A name of its own for each authority, so that two fleets' certificates are told apart by people.
+    let name = format!("parbake fleet {}", proto::digest::Hex(&serial[..4]));
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.not_before = OffsetDateTime::now_utc() - CLOCK_SKEW;
+    params.not_after = OffsetDateTime::now_utc() + CA_LIFETIME;
+    Ok(params.self_signed(key)?.pem())
+}
+
+fn leaf(name: &str, lifetime: Duration) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(vec![name.to_owned()])?;
+    // Host ids may be longer than the 64 bytes that X.520 allows a common name; the DNS name is what counts.
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from_slice(&serial()));
+    params.not_before = OffsetDateTime::now_utc() - CLOCK_SKEW;
+    params.not_after = OffsetDateTime::now_utc() + lifetime;
+    Ok(params)
+}
+
+/// 16 random bytes, positive as DER integers have to be (RFC 5280, 4.1.2.2).
+fn serial() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    random::fill(&mut bytes);
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    bytes
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{collections::BTreeSet, os::unix::fs::PermissionsExt as _};
+
+    use rcgen::{SanType, string::Ia5String};
+    use rustls_pki_types::{ServerName, UnixTime};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
+        let params = CertificateParams::default();
+        params.serialize_request(key).unwrap().der().to_vec()
+    }
+
+    fn host(id: &str) -> HostId {
+        id.parse().unwrap()
+    }
+
+    fn names(
+        authority: &Authority,
+        chain: &[CertificateDer<'static>],
+        candidates: &[&str],
+    ) -> BTreeSet<String> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.certificate().clone()).unwrap();
+        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
+            roots.into(),
+            std::sync::Arc::new(rustls::crypto::ring::default_provider()),
+        )
+        .build()
+        .unwrap();
+        let good = |name: &&&str| {
+            use rustls::client::danger::ServerCertVerifier as _;
+            let name = ServerName::try_from(name.to_string()).unwrap();
+            verifier
+                .verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::now())
+                .is_ok()
+        };
+        candidates
+            .iter()
+            .filter(good)
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn the_authority_is_made_once_and_its_key_is_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Authority::open(dir.path()).unwrap().pin();
+        assert_eq!(Authority::open(dir.path()).unwrap().pin(), first);
+        let mode = fs::metadata(dir.path().join("ca.key"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_crash_between_key_and_certificate_heals_and_a_lost_key_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Authority::open(dir.path()).unwrap());
+        fs::remove_file(dir.path().join("ca.pem")).unwrap();
+        drop(Authority::open(dir.path()).unwrap());
+        fs::remove_file(dir.path().join("ca.key")).unwrap();
+        assert!(matches!(
+            Authority::open(dir.path()),
+            Err(OpenAuthorityError::KeyLost(_))
+        ));
+    }
+
+    #[test]
+    fn a_key_of_another_authority_is_refused() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        drop(Authority::open(one.path()).unwrap());
+        drop(Authority::open(other.path()).unwrap());
+        fs::copy(other.path().join("ca.key"), one.path().join("ca.key")).unwrap();
+        assert!(matches!(
+            Authority::open(one.path()),
+            Err(OpenAuthorityError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn names_in_a_request_are_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut hostile =
+            CertificateParams::new(vec!["mini-2".into(), COORDINATOR.into()]).unwrap();
+        hostile
+            .subject_alt_names
+            .push(SanType::DnsName(Ia5String::try_from("*").unwrap()));
+        hostile.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let request = hostile.serialize_request(&key).unwrap();
+        let chain = authority
+            .issue(&host("mini-1"), request.der(), HOUR)
+            .unwrap();
+        let good = names(&authority, &chain, &["mini-1", "mini-2", COORDINATOR, "x"]);
+        assert_eq!(good, BTreeSet::from(["mini-1".to_owned()]));
+        let (_, leaf) = parse(&chain[0]);
+        assert_eq!(leaf, (false, 0));
+    }
+
+    /// Whether a certificate may sign others, judged by trying: an issuer made of it must not verify.
+    fn parse(leaf: &CertificateDer<'static>) -> (usize, (bool, usize)) {
+        // BasicConstraints CA:TRUE is `30 03 01 01 ff` in DER.
+        let ca = leaf
+            .windows(5)
+            .filter(|part| *part == [0x30, 0x03, 0x01, 0x01, 0xff])
+            .count();
+        (leaf.len(), (ca > 0, ca))
+    }
+
+    #[test]
+    fn a_request_that_is_broken_unsigned_too_long_or_of_another_kind_of_key_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let good = csr(&key);
+        let issue = |csr: &[u8]| authority.issue(&host("m"), csr, HOUR);
+        assert!(issue(&good).is_ok());
+        assert!(matches!(issue(&[]), Err(IssueError::Request(_))));
+        assert!(matches!(
+            issue(&good[..good.len() - 1]),
+            Err(IssueError::Request(_))
+        ));
+        let mut forged = good.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        assert!(matches!(issue(&forged), Err(IssueError::Request(_))));
+        assert!(matches!(
+            issue(&vec![0x30; MAX_CSR_BYTES + 1]),
+            Err(IssueError::Request(_))
+        ));
+        let large = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        assert_eq!(issue(&csr(&large)), Err(IssueError::Key));
+        let edwards = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        assert!(issue(&csr(&edwards)).is_ok());
+    }
+
+    #[test]
+    fn no_host_gets_the_coordinators_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        assert_eq!(
+            authority.issue(&host(COORDINATOR), &csr(&key), HOUR),
+            Err(IssueError::Reserved)
+        );
+        let own = authority.issue_own(HOUR).unwrap();
+        let good = names(&authority, &own.chain, &[COORDINATOR, "mini-1"]);
+        assert_eq!(good, BTreeSet::from([COORDINATOR.to_owned()]));
+    }
+}

@@ -1,0 +1,108 @@
+//! What was typed to `parbake-coordinator`: arguments, environment and their help. What was meant is
+//! [`Config`](crate::config::Config).
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Decides which hosts of a fleet stage which images, enrols hosts, and answers operators.
+#[derive(Debug, Parser)]
+#[command(name = "parbake-coordinator", version, max_term_width = 100)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub shared: Shared,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Shared {
+    /// Fleet file (TOML); flags win over it.
+    #[arg(long, env = "PARBAKE_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+    /// Directory of the authority, of tokens and of what is wanted [default: /var/lib/parbake].
+    #[arg(long, env = "PARBAKE_STATE", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// Form of the log on stderr.
+    #[arg(long, env = "PARBAKE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// What to log, as in `info` or `coordinator=debug,warn`.
+    #[arg(long, env = "PARBAKE_LOG", default_value = "info", global = true)]
+    pub log: String,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The coordinator's commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the coordinator in the foreground until SIGTERM or SIGINT; SIGHUP reads the fleet file again.
+    Run(Run),
+    /// Read the fleet file and say what is wrong with it.
+    Check,
+    /// Make a single-use enrolment token for a host, and print it. Works beside the running coordinator.
+    Token {
+        /// The host that may enrol with it.
+        #[arg(long)]
+        host: String,
+        /// Seconds for which it is good [default: 3600, or `token_lifetime_seconds` of the fleet file].
+        #[arg(long)]
+        lifetime: Option<u64>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the hosts of the fleet file and those that enrolled. `parbake hosts` shows what they do.
+    Hosts {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a host: its sessions end within a second, it gets no certificate any more, and leaves every roster.
+    Revoke {
+        /// The host.
+        host: String,
+        /// Why, kept with the revocation.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Take a revocation back. Certificates from before it that haven't expired work again.
+    Readmit {
+        /// The host.
+        host: String,
+    },
+    /// Print the pin of the fleet's authority: the SHA-256 of its certificate, as hosts and operators want it.
+    Pin,
+    /// Print the certificate of the fleet's authority (PEM).
+    Ca,
+}
+
+/// Options of `run`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Run {
+    /// UDP address for hosts [default: 0.0.0.0:7470].
+    #[arg(long, env = "PARBAKE_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// TCP address of the HTTPS API, where hosts enrol and operators ask [default: 0.0.0.0:7470].
+    #[arg(long, env = "PARBAKE_API_LISTEN")]
+    pub api: Option<SocketAddr>,
+    /// TCP address of /healthz, /readyz and /metrics, plain HTTP without authentication [default: 127.0.0.1:7473].
+    #[arg(long, env = "PARBAKE_ADMIN")]
+    pub admin: Option<SocketAddr>,
+    /// Address (host:port) that hosts shall use for QUIC, when it differs from where they enrolled.
+    #[arg(long, env = "PARBAKE_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// Let any enrolled host join, also one that the fleet file doesn't name.
+    #[arg(long, env = "PARBAKE_OPEN")]
+    pub open: bool,
+}

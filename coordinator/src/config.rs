@@ -1,0 +1,539 @@
+//! What was meant: the fleet file and the flags of `run`, valid as soon as they exist.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proto::{HostId, HostKey};
+use serde::Deserialize;
+
+use crate::{
+    authority::COORDINATOR,
+    cli::{Run, Shared},
+};
+
+/// Port of QUIC (UDP) and of the API (TCP), where none is set.
+pub const PORT: u16 = 7470;
+/// Port of health and metrics, where none is set. 7471 and 7472 are the agent's.
+pub const ADMIN_PORT: u16 = 7473;
+/// The largest fleet: what one roster message holds.
+pub const MAX_HOSTS: usize = 4_000;
+
+/// The coordinator's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file that they come from, watched for changes.
+    pub file: Option<PathBuf>,
+    /// Where the authority, tokens and wants live.
+    pub state_dir: PathBuf,
+    /// UDP address for hosts.
+    pub listen: SocketAddr,
+    /// TCP address of the HTTPS API.
+    pub api: SocketAddr,
+    /// TCP address of health and metrics.
+    pub admin: SocketAddr,
+    /// `host:port` that hosts shall use for QUIC.
+    pub advertise: Option<String>,
+    /// How long a host's certificate is good. It renews after two thirds.
+    pub certificate_lifetime: Duration,
+    /// How long an enrolment token is good.
+    pub token_lifetime: Duration,
+    /// Staging's numbers.
+    pub plan: rollout::stage::Config,
+    /// How to reach registries.
+    pub origin: Origin,
+    /// Rates for predictions.
+    pub rates: Rates,
+    /// Who belongs to the fleet.
+    pub fleet: Fleet,
+}
+
+/// How to reach registries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// More certificate authorities for registries (PEM file).
+    pub ca_bundle: Option<PathBuf>,
+    /// Registries (`host` or `host:port`) that speak plain HTTP.
+    pub plain_http: BTreeSet<String>,
+    /// Credentials by registry.
+    pub credentials: BTreeMap<String, Credentials>,
+    /// Whether hosts get short-lived pull tokens for registries with credentials.
+    pub hand_down_tokens: bool,
+}
+
+/// A user and where its password stands. The password itself is read when it is needed, so that it can be changed live.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// File that holds the password; white space around it is cut.
+    pub password_file: PathBuf,
+}
+
+/// Rates for predictions, in bytes per second. None moves a byte differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// What the registry gives the whole fleet.
+    pub origin_bytes_per_second: u64,
+    /// What a host takes, where it says nothing else.
+    pub download_bytes_per_second: u64,
+    /// What a host gives, where it says nothing else.
+    pub upload_bytes_per_second: u64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        // 1 GbE moves 117 MB/s; a public registry gives one host 50–125 MB/s.
+        Self {
+            origin_bytes_per_second: 100_000_000,
+            download_bytes_per_second: 117_000_000,
+            upload_bytes_per_second: 117_000_000,
+        }
+    }
+}
+
+/// Who belongs to the fleet, as its file says. A cluster may say the same from its Nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// Whether any enrolled host may join.
+    pub open: bool,
+    /// The hosts that are named.
+    pub hosts: BTreeMap<HostId, HostEntry>,
+}
+
+/// A host of the fleet file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostEntry {
+    /// Its zone; empty: what the host itself says.
+    pub zone: String,
+    /// Its download rate, for predictions.
+    pub download_bytes_per_second: Option<u64>,
+    /// Its upload rate, for predictions.
+    pub upload_bytes_per_second: Option<u64>,
+}
+
+impl Fleet {
+    /// Whether this host may have a certificate and a session.
+    #[must_use]
+    pub fn admits(&self, host: &HostId) -> bool {
+        host.as_str() != COORDINATOR && (self.open || self.hosts.contains_key(host))
+    }
+}
+
+/// Why there is no valid configuration. Each names the file and the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The fleet file can't be read.
+    #[error("reading fleet file {path}: {error}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: std::io::Error,
+    },
+    /// The fleet file isn't valid TOML, or has unknown or ill-typed keys.
+    #[error("fleet file {path}: {error}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with line and key.
+        error: Box<toml::de::Error>,
+    },
+    /// A value can't work.
+    #[error("{file}: {key}: {problem}")]
+    Value {
+        /// The fleet file, or the command line.
+        file: String,
+        /// The key.
+        key: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    coordinator: CoordinatorFile,
+    origin: OriginFile,
+    rates: RatesFile,
+    hosts: Vec<HostFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CoordinatorFile {
+    state_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    api: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    advertise: Option<String>,
+    open: bool,
+    origin_streams: Option<u64>,
+    lease_timeout_seconds: Option<u64>,
+    certificate_lifetime_seconds: Option<u64>,
+    token_lifetime_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OriginFile {
+    ca_bundle: Option<PathBuf>,
+    plain_http: Vec<String>,
+    plain_http_beyond_loopback: bool,
+    hand_down_tokens: Option<bool>,
+    credentials: BTreeMap<String, Credentials>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RatesFile {
+    origin_bytes_per_second: Option<u64>,
+    download_bytes_per_second: Option<u64>,
+    upload_bytes_per_second: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostFile {
+    id: String,
+    #[serde(default)]
+    zone: String,
+    download_bytes_per_second: Option<u64>,
+    upload_bytes_per_second: Option<u64>,
+}
+
+impl Config {
+    /// The settings that these flags, their environment and the fleet file mean. Flags win. Blocks.
+    ///
+    /// # Errors
+    /// When the file can't be read or understood, or a value can't work.
+    pub fn load(shared: &Shared, run: &Run) -> Result<Self, ConfigError> {
+        let text = match &shared.config {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
+                path: path.clone(),
+                error,
+            })?,
+        };
+        Self::parse(&text, shared, run)
+    }
+
+    fn parse(text: &str, shared: &Shared, run: &Run) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: shared.config.clone().unwrap_or_default(),
+            error: Box::new(error),
+        })?;
+        let name = shared.config.as_ref().map_or_else(
+            || "command line".to_owned(),
+            |path| format!("fleet file {}", path.display()),
+        );
+        let value = |key: &str, problem: String| ConfigError::Value {
+            file: name.clone(),
+            key: key.to_owned(),
+            problem,
+        };
+        let seconds = |key: &str, given: Option<u64>, default: u64, least: u64, most: u64| {
+            let seconds = given.unwrap_or(default);
+            if (least..=most).contains(&seconds) {
+                Ok(Duration::from_secs(seconds))
+            } else {
+                let problem = format!("is {seconds}; it has to be from {least} to {most} seconds");
+                Err(value(key, problem))
+            }
+        };
+        let given = file.coordinator;
+        let defaults = rollout::stage::Config::default();
+        let origin_streams = given
+            .origin_streams
+            .unwrap_or(defaults.origin_streams as u64);
+        let plan = rollout::stage::Config {
+            origin_streams: usize::try_from(origin_streams)
+                .ok()
+                .filter(|streams| (1..=256).contains(streams))
+                .ok_or_else(|| {
+                    let problem = format!("is {origin_streams}; it has to be from 1 to 256");
+                    value("coordinator.origin_streams", problem)
+                })?,
+            lease_timeout: seconds(
+                "coordinator.lease_timeout_seconds",
+                given.lease_timeout_seconds,
+                defaults.lease_timeout.as_secs(),
+                1,
+                3_600,
+            )?,
+            ..defaults
+        };
+        let advertise = run.advertise.clone().or(given.advertise);
+        if let Some(address) = &advertise
+            && !is_host_and_port(address)
+        {
+            let problem = format!("`{address}` isn't host:port");
+            return Err(value("coordinator.advertise", problem));
+        }
+        Ok(Self {
+            file: shared.config.clone(),
+            state_dir: shared
+                .state_dir
+                .clone()
+                .or(given.state_dir)
+                .unwrap_or_else(|| "/var/lib/parbake".into()),
+            listen: run
+                .listen
+                .or(given.listen)
+                .unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, PORT).into()),
+            api: run
+                .api
+                .or(given.api)
+                .unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, PORT).into()),
+            admin: run
+                .admin
+                .or(given.admin)
+                .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            advertise,
+            // A minute is for tests; beyond 90 days a certificate isn't short-lived, and revocation is all there is.
+            certificate_lifetime: seconds(
+                "coordinator.certificate_lifetime_seconds",
+                given.certificate_lifetime_seconds,
+                86_400,
+                60,
+                90 * 86_400,
+            )?,
+            token_lifetime: seconds(
+                "coordinator.token_lifetime_seconds",
+                given.token_lifetime_seconds,
+                3_600,
+                1,
+                30 * 86_400,
+            )?,
+            plan,
+            origin: origin(file.origin, &value)?,
+            rates: rates(&file.rates, &value)?,
+            fleet: fleet(run.open || given.open, file.hosts, &value)?,
+        })
+    }
+}
+
+fn origin(
+    file: OriginFile,
+    value: &impl Fn(&str, String) -> ConfigError,
+) -> Result<Origin, ConfigError> {
+    for registry in &file.plain_http {
+        if !file.plain_http_beyond_loopback && !is_loopback(registry) {
+            let problem = format!(
+                "`{registry}` isn't a loopback address: images and credentials would cross the network unprotected; \
+                 set origin.plain_http_beyond_loopback = true if that is meant"
+            );
+            return Err(value("origin.plain_http", problem));
+        }
+    }
+    Ok(Origin {
+        ca_bundle: file.ca_bundle,
+        plain_http: file.plain_http.into_iter().collect(),
+        credentials: file.credentials,
+        hand_down_tokens: file.hand_down_tokens.unwrap_or(true),
+    })
+}
+
+fn rates(
+    file: &RatesFile,
+    value: &impl Fn(&str, String) -> ConfigError,
+) -> Result<Rates, ConfigError> {
+    let defaults = Rates::default();
+    let rate = |key: &str, given: Option<u64>, default: u64| match given {
+        Some(0) => Err(value(key, "is 0; leave it out for the default".into())),
+        given => Ok(given.unwrap_or(default)),
+    };
+    Ok(Rates {
+        origin_bytes_per_second: rate(
+            "rates.origin_bytes_per_second",
+            file.origin_bytes_per_second,
+            defaults.origin_bytes_per_second,
+        )?,
+        download_bytes_per_second: rate(
+            "rates.download_bytes_per_second",
+            file.download_bytes_per_second,
+            defaults.download_bytes_per_second,
+        )?,
+        upload_bytes_per_second: rate(
+            "rates.upload_bytes_per_second",
+            file.upload_bytes_per_second,
+            defaults.upload_bytes_per_second,
+        )?,
+    })
+}
+
+fn fleet(
+    open: bool,
+    entries: Vec<HostFile>,
+    value: &impl Fn(&str, String) -> ConfigError,
+) -> Result<Fleet, ConfigError> {
+    if entries.len() > MAX_HOSTS {
+        let problem = format!("{} hosts are more than {MAX_HOSTS}", entries.len());
+        return Err(value("hosts", problem));
+    }
+    let mut hosts = BTreeMap::new();
+    let mut keys: BTreeMap<HostKey, HostId> = BTreeMap::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let key = format!("hosts[{index}].id");
+        let id: HostId = entry
+            .id
+            .parse()
+            .map_err(|error| value(&key, format!("`{}`: {error}", entry.id)))?;
+        if id.as_str() == COORDINATOR {
+            return Err(value(&key, format!("`{COORDINATOR}` is reserved")));
+        }
+        if entry.zone.len() > 253 {
+            let key = format!("hosts[{index}].zone");
+            return Err(value(&key, "is longer than 253 bytes".into()));
+        }
+        let unique = HostEntry {
+            zone: entry.zone,
+            download_bytes_per_second: entry.download_bytes_per_second.filter(|rate| *rate > 0),
+            upload_bytes_per_second: entry.upload_bytes_per_second.filter(|rate| *rate > 0),
+        };
+        if hosts.insert(id.clone(), unique).is_some() {
+            return Err(value(&key, format!("`{id}` is named twice")));
+        }
+        if let Some(other) = keys.insert(id.key(), id.clone()) {
+            let problem = format!("`{id}` has the same key as `{other}`; rename one of them");
+            return Err(value(&key, problem));
+        }
+    }
+    Ok(Fleet { open, hosts })
+}
+
+/// Whether a registry (`host` or `host:port`) can only be this machine.
+fn is_loopback(registry: &str) -> bool {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// The directory of a state, for commands that need no more of the settings.
+#[must_use]
+pub fn default_state_dir() -> &'static Path {
+    Path::new("/var/lib/parbake")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::LogFormat;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let shared = Shared {
+            config: Some("fleet.toml".into()),
+            state_dir: None,
+            log_format: LogFormat::Text,
+            log: String::new(),
+        };
+        Config::parse(text, &shared, &Run::default())
+    }
+
+    fn problem(text: &str) -> String {
+        load(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_whole_fleet_file_is_understood() {
+        let config = load(
+            r#"
+            [coordinator]
+            listen = "0.0.0.0:1"
+            api = "127.0.0.1:2"
+            admin = "127.0.0.1:3"
+            state_dir = "/s"
+            advertise = "parbake.example.com:1"
+            origin_streams = 2
+            lease_timeout_seconds = 5
+            certificate_lifetime_seconds = 60
+            [origin]
+            plain_http = ["127.0.0.1:5000", "localhost:5000", "[::1]:5000"]
+            [origin.credentials."ghcr.io"]
+            username = "u"
+            password_file = "/p"
+            [rates]
+            origin_bytes_per_second = 1
+            [[hosts]]
+            id = "mini-1"
+            zone = "rack-1"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.plan.origin_streams, 2);
+        assert_eq!(config.certificate_lifetime, Duration::from_mins(1));
+        assert!(config.fleet.admits(&"mini-1".parse().unwrap()));
+        assert!(!config.fleet.admits(&"mini-2".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_empty_file_gives_defaults_and_admits_nobody() {
+        let config = load("").unwrap();
+        assert_eq!(config.listen.port(), PORT);
+        assert!(config.admin.ip().is_loopback());
+        assert!(!config.fleet.admits(&"m".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_open_fleet_admits_everybody_but_the_coordinators_name() {
+        let fleet = load("[coordinator]\nopen = true").unwrap().fleet;
+        assert!(fleet.admits(&"m".parse().unwrap()));
+        assert!(!fleet.admits(&COORDINATOR.parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_named_with_file_and_key() {
+        for (text, parts) in [
+            ("[coordinator]\nlissen = 1", ["fleet.toml", "lissen"]),
+            ("[coordinator]\nlisten = 'x'", ["fleet.toml", "listen"]),
+            (
+                "[coordinator]\norigin_streams = 0",
+                ["origin_streams", "from 1"],
+            ),
+            (
+                "[coordinator]\ncertificate_lifetime_seconds = 59",
+                ["certificate_lifetime_seconds", "60"],
+            ),
+            ("[coordinator]\nadvertise = 'x'", ["advertise", "host:port"]),
+            (
+                "[origin]\nplain_http = ['10.0.0.1:5000']",
+                ["origin.plain_http", "10.0.0.1"],
+            ),
+            (
+                "[origin]\nplain_http = ['127.0.0.1.example.com']",
+                ["origin.plain_http", "example"],
+            ),
+            ("[[hosts]]\nid = 'A'", ["hosts[0].id", "`A`"]),
+            (
+                "[[hosts]]\nid = 'a'\n[[hosts]]\nid = 'a'",
+                ["hosts[1].id", "twice"],
+            ),
+            ("[[hosts]]\nid = 'coordinator'", ["hosts[0].id", "reserved"]),
+        ] {
+            let problem = problem(text);
+            for part in parts {
+                assert!(problem.contains(part), "{text}: {problem}");
+            }
+        }
+        let flagged = "[origin]\nplain_http = ['10.0.0.1:5000']\nplain_http_beyond_loopback = true";
+        assert!(load(flagged).is_ok());
+        assert!(load("[coordinator]\ncertificate_lifetime_seconds = 60").is_ok());
+    }
+}

@@ -1,0 +1,418 @@
+//! Who may have a certificate: single-use tokens, the hosts that enrolled, and those that were revoked.
+//!
+//! Each fact is a file of its own, so that the command line can add one beside the running coordinator, and so that a
+//! crash loses or keeps a fact whole:
+//! `tokens/<sha256 of the token>` holds host and expiry, `enrolled/<host>` and `revoked/<host>` when and why.
+//! A token is used up by unlinking its file, before the certificate leaves the program: of two users one finds it gone,
+//! and a crash in between costs a token, never a second use.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use proto::HostId;
+use serde::{Deserialize, Serialize};
+
+use crate::{authority::COORDINATOR, durable, secret::Secret};
+
+/// The most tokens that may be outstanding: a fleet of 1,000 hosts enrolled twice over.
+const MAX_TOKENS: usize = 2_000;
+
+/// The enrolment records of a state directory.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    tokens: PathBuf,
+    enrolled: PathBuf,
+    revoked: PathBuf,
+}
+
+/// A record can't be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("enrolment record {path}: {error}")]
+pub struct RecordError {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// The cause.
+    pub error: io::Error,
+}
+
+/// Why no token is made.
+#[derive(Debug, thiserror::Error)]
+pub enum MintError {
+    /// The name belongs to the coordinator.
+    #[error("host id `{COORDINATOR}` is reserved")]
+    Reserved,
+    /// The host was revoked. Readmit it first.
+    #[error("host {0} is revoked; readmit it first with `parbake-coordinator readmit {0}`")]
+    Revoked(HostId),
+    /// Too many tokens wait to be used. They expire by themselves.
+    #[error(
+        "{MAX_TOKENS} enrolment tokens are outstanding already; wait until some are used or expire"
+    )]
+    TooMany,
+    /// A file can't be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Why a token isn't honoured.
+#[derive(Debug, thiserror::Error)]
+pub enum RedeemError {
+    /// Never made, used already, or expired and swept: which of these, the asker isn't told.
+    #[error(
+        "enrolment token is unknown or used already; make a new one with `parbake-coordinator token --host ID`"
+    )]
+    Unknown,
+    /// Too old.
+    #[error(
+        "enrolment token has expired; make a new one with `parbake-coordinator token --host ID`"
+    )]
+    Expired,
+    /// The token's host was revoked since.
+    #[error("host {0} is revoked")]
+    Revoked(HostId),
+    /// A file can't be read or removed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TokenRecord {
+    host: String,
+    expires_unix: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct HostRecord {
+    at_unix: u64,
+    #[serde(default)]
+    reason: String,
+}
+
+impl Enrolment {
+    /// The records in this state directory. Makes the directories and removes half-written files. Blocks.
+    ///
+    /// # Errors
+    /// When a directory can't be made or read.
+    pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
+        let this = Self {
+            tokens: state_dir.join("tokens"),
+            enrolled: state_dir.join("enrolled"),
+            revoked: state_dir.join("revoked"),
+        };
+        for dir in [&this.tokens, &this.enrolled, &this.revoked] {
+            durable::make_dir(dir).map_err(at(dir))?;
+        }
+        Ok(this)
+    }
+
+    /// Removes what interrupted writes left, and expired tokens. Only the daemon calls it, at its start.
+    ///
+    /// # Errors
+    /// When a file can't be read or removed.
+    pub fn sweep(&self, now: SystemTime) -> Result<(), RecordError> {
+        for dir in [&self.tokens, &self.enrolled, &self.revoked] {
+            durable::sweep(dir).map_err(at(dir))?;
+        }
+        self.live_tokens(now).map(drop)
+    }
+
+    /// A new token for this host. Blocks.
+    ///
+    /// # Errors
+    /// When the host can't enrol or the token can't be kept.
+    pub fn mint(
+        &self,
+        host: &HostId,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Secret, MintError> {
+        if host.as_str() == COORDINATOR {
+            return Err(MintError::Reserved);
+        }
+        if self.is_revoked(host)? {
+            return Err(MintError::Revoked(host.clone()));
+        }
+        if self.live_tokens(now)? >= MAX_TOKENS {
+            return Err(MintError::TooMany);
+        }
+        let token = Secret::random();
+        let record = TokenRecord {
+            host: host.to_string(),
+            expires_unix: unix(now + lifetime),
+        };
+        let path = self.tokens.join(token.digest().hex().to_string());
+        write(&path, &record)?;
+        Ok(token)
+    }
+
+    /// The host that this token is for, if it may be used now. Doesn't use it up. Blocks.
+    ///
+    /// # Errors
+    /// When the token isn't good.
+    pub fn peek(&self, token: &Secret, now: SystemTime) -> Result<HostId, RedeemError> {
+        let path = self.token_path(token);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RedeemError::Unknown);
+            }
+            Err(error) => return Err(at(&path)(error).into()),
+        };
+        let record: TokenRecord =
+            serde_json::from_slice(&text).map_err(|_| RedeemError::Unknown)?;
+        let host: HostId = record.host.parse().map_err(|_| RedeemError::Unknown)?;
+        if record.expires_unix <= unix(now) {
+            return Err(RedeemError::Expired);
+        }
+        if self.is_revoked(&host)? {
+            return Err(RedeemError::Revoked(host));
+        }
+        Ok(host)
+    }
+
+    /// Uses the token up, for good even if the machine loses power after this returns. Blocks.
+    ///
+    /// # Errors
+    /// When the token isn't good, also when another call used it in the meantime.
+    pub fn redeem(&self, token: &Secret, now: SystemTime) -> Result<HostId, RedeemError> {
+        let host = self.peek(token, now)?;
+        let path = self.token_path(token);
+        match durable::remove(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RedeemError::Unknown);
+            }
+            Err(error) => return Err(at(&path)(error).into()),
+        }
+        let record = HostRecord {
+            at_unix: unix(now),
+            reason: String::new(),
+        };
+        write(&self.enrolled.join(host.as_str()), &record)?;
+        Ok(host)
+    }
+
+    /// The hosts that enrolled, and when (Unix seconds). Blocks.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn enrolled(&self) -> Result<BTreeMap<HostId, u64>, RecordError> {
+        list(&self.enrolled)
+    }
+
+    /// The hosts that are revoked, and since when (Unix seconds). Blocks.
+    ///
+    /// # Errors
+    /// When the directory can't be read. Callers close the gate then: a host counts as revoked sooner than not.
+    pub fn revoked(&self) -> Result<BTreeMap<HostId, u64>, RecordError> {
+        list(&self.revoked)
+    }
+
+    /// Revokes a host: its sessions end, it gets no certificate any more, it leaves every roster. Blocks.
+    ///
+    /// # Errors
+    /// When the record can't be written.
+    pub fn revoke(&self, host: &HostId, reason: &str, now: SystemTime) -> Result<(), RecordError> {
+        let record = HostRecord {
+            at_unix: unix(now),
+            reason: reason.chars().take(500).collect(),
+        };
+        write(&self.revoked.join(host.as_str()), &record)
+    }
+
+    /// Takes a revocation back. Whether there was one. Blocks.
+    ///
+    /// # Errors
+    /// When the record can't be removed.
+    pub fn readmit(&self, host: &HostId) -> Result<bool, RecordError> {
+        let path = self.revoked.join(host.as_str());
+        match durable::remove(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(at(&path)(error)),
+        }
+    }
+
+    /// Whether a host is revoked. Blocks for one system call.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn is_revoked(&self, host: &HostId) -> Result<bool, RecordError> {
+        let path = self.revoked.join(host.as_str());
+        path.try_exists().map_err(at(&path))
+    }
+
+    fn token_path(&self, token: &Secret) -> PathBuf {
+        // A hash in hex: whatever the token holds, it is a plain file name.
+        self.tokens.join(token.digest().hex().to_string())
+    }
+
+    /// How many tokens are good still; removes the others.
+    fn live_tokens(&self, now: SystemTime) -> Result<usize, RecordError> {
+        let mut live = 0;
+        for name in durable::names(&self.tokens).map_err(at(&self.tokens))? {
+            let path = self.tokens.join(&name);
+            let record = fs::read(&path)
+                .ok()
+                .and_then(|text| serde_json::from_slice::<TokenRecord>(&text).ok());
+            if record.is_some_and(|record| record.expires_unix > unix(now)) {
+                live += 1;
+            } else if let Err(error) = durable::remove(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(at(&path)(error));
+            }
+        }
+        Ok(live)
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+    let path = path.to_path_buf();
+    move |error| RecordError { path, error }
+}
+
+fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
+    let text = serde_json::to_vec(record).map_err(|error| at(path)(error.into()))?;
+    durable::write(path, &text, durable::SECRET).map_err(at(path))
+}
+
+/// A record that doesn't parse still counts, with an unknown time: the file's name is the fact.
+fn list(dir: &Path) -> Result<BTreeMap<HostId, u64>, RecordError> {
+    let mut hosts = BTreeMap::new();
+    for name in durable::names(dir).map_err(at(dir))? {
+        let Ok(host) = name.parse() else { continue };
+        let at_unix = fs::read(dir.join(&name))
+            .ok()
+            .and_then(|text| serde_json::from_slice::<HostRecord>(&text).ok())
+            .map_or(0, |record| record.at_unix);
+        hosts.insert(host, at_unix);
+    }
+    Ok(hosts)
+}
+
+/// Seconds since 1970, 0 before.
+pub(crate) fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn fresh() -> (tempfile::TempDir, Enrolment, HostId, SystemTime) {
+        let dir = tempfile::tempdir().unwrap();
+        let enrolment = Enrolment::open(dir.path()).unwrap();
+        (dir, enrolment, "mini-1".parse().unwrap(), SystemTime::now())
+    }
+
+    #[test]
+    fn a_token_works_once() {
+        let (_dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        assert_eq!(enrolment.peek(&token, now).unwrap(), host);
+        assert_eq!(enrolment.redeem(&token, now).unwrap(), host);
+        assert!(matches!(
+            enrolment.redeem(&token, now),
+            Err(RedeemError::Unknown)
+        ));
+        assert!(enrolment.enrolled().unwrap().contains_key(&host));
+    }
+
+    #[test]
+    fn of_many_users_of_one_token_exactly_one_succeeds() {
+        let (_dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        let redeemed = std::thread::scope(|scope| {
+            let users: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| enrolment.redeem(&token, now).is_ok()))
+                .collect();
+            users
+                .into_iter()
+                .filter_map(|user| user.join().ok())
+                .filter(|won| *won)
+                .count()
+        });
+        assert_eq!(redeemed, 1);
+    }
+
+    #[test]
+    fn a_token_is_good_until_it_expires_and_not_after() {
+        let (_dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        let last = now + HOUR - Duration::from_secs(1);
+        assert!(enrolment.peek(&token, last).is_ok());
+        assert!(matches!(
+            enrolment.redeem(&token, now + HOUR),
+            Err(RedeemError::Expired)
+        ));
+    }
+
+    #[test]
+    fn nothing_at_rest_holds_the_token() {
+        let (dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        for entry in fs::read_dir(dir.path().join("tokens")).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(!path.to_string_lossy().contains(token.expose()));
+            assert!(!fs::read_to_string(path).unwrap().contains(token.expose()));
+        }
+    }
+
+    #[test]
+    fn torn_and_hostile_files_are_no_tokens() {
+        let (dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        let name = token.digest().hex().to_string();
+        let path = dir.path().join("tokens").join(name);
+        let text = fs::read(&path).unwrap();
+        fs::write(&path, &text[..text.len() / 2]).unwrap();
+        assert!(matches!(
+            enrolment.redeem(&token, now),
+            Err(RedeemError::Unknown)
+        ));
+        let hostile = Secret::from_text("../enrolled/mini-1");
+        assert!(matches!(
+            enrolment.peek(&hostile, now),
+            Err(RedeemError::Unknown)
+        ));
+        fs::write(dir.path().join("tokens/.x.1.1.tmp"), b"torn").unwrap();
+        enrolment.sweep(now).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("tokens")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_revoked_host_gets_no_token_and_its_old_one_is_dead() {
+        let (_dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        enrolment.revoke(&host, "stolen", now).unwrap();
+        assert!(matches!(
+            enrolment.redeem(&token, now),
+            Err(RedeemError::Revoked(_))
+        ));
+        assert!(matches!(
+            enrolment.mint(&host, HOUR, now),
+            Err(MintError::Revoked(_))
+        ));
+        assert!(enrolment.readmit(&host).unwrap());
+        assert!(!enrolment.readmit(&host).unwrap());
+        assert!(enrolment.redeem(&token, now).is_ok());
+    }
+
+    #[test]
+    fn the_coordinators_name_is_reserved() {
+        let (_dir, enrolment, _, now) = fresh();
+        let host = COORDINATOR.parse().unwrap();
+        assert!(matches!(
+            enrolment.mint(&host, HOUR, now),
+            Err(MintError::Reserved)
+        ));
+    }
+}
