@@ -1,1 +1,2 @@
 //! The parbake agent: driver, store, tart.
+pub mod apple_lz4;
