@@ -1,0 +1,811 @@
+//! A UDP socket that connects to hosts of the fleet and accepts connections from them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    time::Duration,
+};
+
+use proto::HostId;
+use quinn::{
+    ConnectionError, TransportConfig,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use rustls::{
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::SingleCertAndKey,
+    version::TLS13,
+};
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use crate::{
+    ALPN,
+    connection::{self, CloseCode, CloseReason, Connection, Inner},
+    credentials::{Credentials, provider},
+    fault::{Fault, clean_bytes},
+    identity,
+    settings::Settings,
+    verify::Expect,
+};
+
+/// Who may connect to this endpoint. Every one needs a valid certificate of the fleet besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authorised {
+    /// Any host with a valid certificate: for the coordinator, which decides on the streams.
+    Anyone,
+    /// These hosts: for agents.
+    Only(BTreeSet<HostId>),
+}
+
+impl Authorised {
+    fn allows(&self, host: &HostId) -> bool {
+        match self {
+            Self::Anyone => true,
+            Self::Only(hosts) => hosts.contains(host),
+        }
+    }
+}
+
+/// An endpoint that can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address can't be had. Remedy: choose a free port, or an address of this machine.
+    #[error("can't bind UDP {address}: {cause}")]
+    Socket {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// The credentials can't be used for TLS.
+    #[error("can't use the credentials: {0}")]
+    Credentials(#[from] RenewError),
+}
+
+/// Credentials that can't be used for TLS.
+#[derive(Debug, thiserror::Error)]
+#[error("authorities can't verify anybody: {0}")]
+pub struct RenewError(String);
+
+/// A connection that doesn't come about, as the side that asked for it tells it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer isn't acceptable to us.
+    #[error("refused {host} at {address}: {}", fault.of_peer())]
+    PeerRefused {
+        /// Who was meant.
+        host: HostId,
+        /// Where.
+        address: SocketAddr,
+        /// What is wrong with who answered.
+        fault: Fault,
+    },
+    /// We aren't acceptable to the peer.
+    #[error("{host} at {address} refused us: {}{}", fault.of_us(), quote(said))]
+    Refused {
+        /// Who was meant.
+        host: HostId,
+        /// Where.
+        address: SocketAddr,
+        /// What it has against us.
+        fault: Fault,
+        /// Its own words; may be empty.
+        said: String,
+    },
+    /// No answer in time. Remedy: check that the host runs, the address and port, and firewalls (UDP).
+    #[error("no answer from {host} at {address} within {}; check that it runs and that UDP reaches it", seconds(*after))]
+    TimedOut {
+        /// Who was meant.
+        host: HostId,
+        /// Where.
+        address: SocketAddr,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// The connection broke during the handshake for another reason. Remedy: try again.
+    #[error("connection to {host} at {address} broke during the handshake: {reason}")]
+    Broken {
+        /// Who was meant.
+        host: HostId,
+        /// Where.
+        address: SocketAddr,
+        /// How.
+        reason: CloseReason,
+    },
+    /// The address can't be reached from this socket: port 0, or IPv6 from an IPv4 socket.
+    #[error("can't reach {host} at {address} from this socket: {cause}")]
+    Address {
+        /// Who was meant.
+        host: HostId,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        cause: String,
+    },
+    /// The endpoint has been closed, or has as many connections as it allows.
+    #[error("can't connect to {host}: the endpoint {cause}")]
+    Endpoint {
+        /// Who was meant.
+        host: HostId,
+        /// What is with the endpoint.
+        cause: &'static str,
+    },
+}
+
+/// A connection that doesn't come about, as the side that was asked for it tells it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The peer isn't acceptable to us.
+    #[error("refused {} at {address}: {}", name(host.as_ref()), fault.of_peer())]
+    PeerRefused {
+        /// Who it is, where its certificate could be read.
+        host: Option<HostId>,
+        /// Where.
+        address: SocketAddr,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// We aren't acceptable to the peer.
+    #[error("a host at {address} refused us: {}{}", fault.of_us(), quote(said))]
+    Refused {
+        /// Where.
+        address: SocketAddr,
+        /// What it has against us.
+        fault: Fault,
+        /// Its own words; may be empty.
+        said: String,
+    },
+    /// The handshake took too long: the peer went away, or plays for time.
+    #[error("handshake with a host at {address} wasn't done within {}", seconds(*after))]
+    TimedOut {
+        /// Where.
+        address: SocketAddr,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// The connection broke during the handshake for another reason.
+    #[error("connection from {address} broke during the handshake: {reason}")]
+    Broken {
+        /// Where.
+        address: SocketAddr,
+        /// How.
+        reason: CloseReason,
+    },
+}
+
+fn quote(said: &str) -> String {
+    if said.is_empty() {
+        String::new()
+    } else {
+        format!(" (it says: {said})")
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+fn name(host: Option<&HostId>) -> String {
+    host.map_or_else(|| "a host".to_owned(), ToString::to_string)
+}
+
+/// A UDP socket that connects to hosts of the fleet and accepts connections from them. Cloning is cheap; all clones are
+/// the same endpoint.
+///
+/// It accepts nobody until [`Endpoint::authorise`] is called. Early data (0-RTT) and session resumption are off: both
+/// would let in a host whose certificate isn't valid any more.
+#[derive(Clone)]
+pub struct Endpoint {
+    quinn: quinn::Endpoint,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    /// Transport of the side that connects; it lets the peer open the one stream of the acceptance.
+    connecting: Arc<TransportConfig>,
+    /// Transport of the side that accepts.
+    accepting: Arc<TransportConfig>,
+    provider: Arc<CryptoProvider>,
+    /// Read at each outgoing handshake, replaced by a renewal: a lock held for a clone, never across an await.
+    credentials: RwLock<Credentials>,
+    registry: Arc<Registry>,
+    handshakes: Arc<Semaphore>,
+}
+
+/// The side that accepts says with this byte, alone on a one-way stream, that the other side may go on. Without it who
+/// connects couldn't tell: with TLS 1.3 its handshake ends before its certificate has been looked at.
+const ACCEPTED: u8 = 1;
+
+/// Who may connect, and the connections that stand: what a change of the former needs.
+///
+/// A lock rather than a task: it is held for a look at a set, never across an await, and a connection must be checked and
+/// listed in one step, so that no change of the list can slip between.
+pub(crate) struct Registry(Mutex<Listed>);
+
+struct Listed {
+    authorised: Authorised,
+    /// By number, ascending with age: the first of a host is its oldest.
+    connections: BTreeMap<u64, Entry>,
+    next: u64,
+}
+
+struct Entry {
+    connection: Weak<Inner>,
+    host: HostId,
+    /// They connected to us.
+    accepted: bool,
+}
+
+impl Endpoint {
+    /// Opens the endpoint on this address; port 0 chooses a free one. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address can't be had, or the credentials can't be used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn bind(
+        address: SocketAddr,
+        credentials: Credentials,
+        settings: &Settings,
+    ) -> Result<Self, BindError> {
+        let shared = Shared {
+            settings: settings.clone(),
+            connecting: settings.transport(1),
+            accepting: settings.transport(0),
+            provider: Arc::new(provider()),
+            credentials: RwLock::new(credentials.clone()),
+            registry: Arc::new(Registry(Mutex::new(Listed {
+                authorised: Authorised::Only(BTreeSet::new()),
+                connections: BTreeMap::new(),
+                next: 0,
+            }))),
+            handshakes: Arc::new(Semaphore::new(settings.max_handshakes)),
+        };
+        let server = shared.server(&credentials)?;
+        let mut config = quinn::EndpointConfig::default();
+        config
+            .max_udp_payload_size(settings.mtu())
+            .expect("the settings keep it between 1,200 and 6,500");
+        let socket = std::net::UdpSocket::bind(address)
+            .map_err(|cause| BindError::Socket { address, cause })?;
+        let quinn =
+            quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
+                .map_err(|cause| BindError::Socket { address, cause })?;
+        Ok(Self {
+            quinn,
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// The address that the endpoint is bound to, with the port that was chosen.
+    ///
+    /// # Errors
+    /// When the system doesn't tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.quinn.local_addr()
+    }
+
+    /// Replaces the list of those who may connect, at once: accepted connections of hosts that aren't on it are closed.
+    ///
+    /// A connection that we asked for is closed when the list before named its host and this one doesn't. So an agent's
+    /// connection to its coordinator, which is on no list, stays.
+    pub fn authorise(&self, hosts: Authorised) {
+        for connection in self.shared.registry.authorise(hosts) {
+            connection.close(CloseCode::Unauthorised, NO_LONGER);
+        }
+    }
+
+    /// Uses these credentials for all handshakes from now on. Connections that stand aren't touched.
+    ///
+    /// # Errors
+    /// When the credentials can't be used; the old ones stay.
+    pub fn renew(&self, credentials: Credentials) -> Result<(), RenewError> {
+        let server = self.shared.server(&credentials)?;
+        *self
+            .shared
+            .credentials
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = credentials;
+        self.quinn.set_server_config(Some(server));
+        Ok(())
+    }
+
+    /// Connects to this host at this address; done when each side has accepted the other.
+    ///
+    /// Cancel safe: a connection that isn't waited for any more is closed.
+    ///
+    /// # Errors
+    /// When another host answers, either side doesn't accept the other, or there is no answer within the handshake
+    /// timeout.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expected: &HostId,
+    ) -> Result<Connection, ConnectError> {
+        let settings = &self.shared.settings;
+        if self.quinn.open_connections() >= settings.max_connections {
+            return Err(ConnectError::Endpoint {
+                host: expected.clone(),
+                cause: "has as many connections as it allows",
+            });
+        }
+        let after = settings.handshake_timeout;
+        match timeout(after, self.dial(address, expected)).await {
+            Ok(result) => result,
+            Err(_) => Err(ConnectError::TimedOut {
+                host: expected.clone(),
+                address,
+                after,
+            }),
+        }
+    }
+
+    async fn dial(
+        &self,
+        address: SocketAddr,
+        expected: &HostId,
+    ) -> Result<Connection, ConnectError> {
+        let host = || expected.clone();
+        let (config, expect) = self.shared.client(expected);
+        let connecting =
+            self.quinn
+                .connect_with(config, address, NAME)
+                .map_err(|cause| match cause {
+                    quinn::ConnectError::EndpointStopping => ConnectError::Endpoint {
+                        host: host(),
+                        cause: "is closed",
+                    },
+                    cause => ConnectError::Address {
+                        host: host(),
+                        address,
+                        cause: cause.to_string(),
+                    },
+                })?;
+        let explain = |error| self.explain(error, address, expected, &expect);
+        let quinn = connecting.await.map_err(explain)?;
+        // the connection is listed before it is accepted, so that it can be closed from the first moment on
+        let connection = self
+            .shared
+            .registry
+            .list(quinn, expected, false, usize::MAX);
+        let connection = match connection {
+            Admission::Listed { connection, .. } => connection,
+            Admission::Unauthorised(_) => unreachable!("only those who connect to us are checked"),
+        };
+        let mut acceptance = connection.0.quinn.accept_uni().await.map_err(explain)?;
+        let mut said = [0];
+        match acceptance.read_exact(&mut said).await {
+            Ok(()) if said[0] == ACCEPTED => Ok(connection),
+            Err(quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error))) => {
+                Err(explain(error))
+            }
+            Ok(()) | Err(_) => {
+                connection.close(CloseCode::Protocol, "no acceptance");
+                Err(ConnectError::PeerRefused {
+                    host: host(),
+                    address,
+                    fault: Fault::Protocol,
+                })
+            }
+        }
+    }
+
+    /// The next host that wants to connect; `None` once the endpoint is closed. Cancel safe.
+    ///
+    /// Under load those who come must prove their address first, and over the limits they are turned away; neither is
+    /// seen here.
+    pub async fn accept(&self) -> Option<Incoming> {
+        let settings = &self.shared.settings;
+        loop {
+            let incoming = self.quinn.accept().await?;
+            if self.quinn.open_connections() >= settings.max_connections {
+                incoming.refuse();
+                continue;
+            }
+            let under_way = settings
+                .max_handshakes
+                .saturating_sub(self.shared.handshakes.available_permits());
+            if under_way >= settings.retry_above && !incoming.remote_address_validated() {
+                // it fails only for an address that is validated already
+                drop(incoming.retry());
+                continue;
+            }
+            let Ok(permit) = self.shared.handshakes.clone().try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
+            return Some(Incoming {
+                quinn: incoming,
+                shared: self.shared.clone(),
+                permit,
+            });
+        }
+    }
+
+    /// Closes all connections with this reason and accepts no more. [`Endpoint::drained`] waits until the peers have
+    /// had a chance to hear of it.
+    pub fn close(&self, reason: &str) {
+        self.quinn
+            .close(CloseCode::Stopping.wire(), reason.as_bytes());
+    }
+
+    /// Waits until no connection is left, which after [`Endpoint::close`] takes a few round trips. Cancel safe.
+    pub async fn drained(&self) {
+        self.quinn.wait_idle().await;
+    }
+
+    /// What an error of the handshake means to the side that connects.
+    fn explain(
+        &self,
+        error: ConnectionError,
+        address: SocketAddr,
+        host: &HostId,
+        expect: &Expect,
+    ) -> ConnectError {
+        let host = host.clone();
+        match error {
+            ConnectionError::TransportError(error) => ConnectError::PeerRefused {
+                host,
+                address,
+                fault: expect
+                    .fault()
+                    .unwrap_or_else(|| Fault::from_transport(error.code, &error.reason)),
+            },
+            ConnectionError::ConnectionClosed(close) => {
+                let said = clean_bytes(&close.reason);
+                ConnectError::Refused {
+                    host,
+                    address,
+                    fault: Fault::from_transport(close.error_code, &said),
+                    said,
+                }
+            }
+            ConnectionError::ApplicationClosed(close) => {
+                let said = clean_bytes(&close.reason);
+                let fault = match CloseCode::from_wire(close.error_code) {
+                    CloseCode::Unauthorised => Fault::Unauthorised,
+                    CloseCode::Identity => Fault::Identity(None),
+                    CloseCode::Busy => Fault::Busy,
+                    code => {
+                        return ConnectError::Broken {
+                            host,
+                            address,
+                            reason: CloseReason::Peer { code, reason: said },
+                        };
+                    }
+                };
+                ConnectError::Refused {
+                    host,
+                    address,
+                    fault,
+                    said,
+                }
+            }
+            ConnectionError::VersionMismatch => ConnectError::PeerRefused {
+                host,
+                address,
+                fault: Fault::Protocol,
+            },
+            ConnectionError::TimedOut => ConnectError::TimedOut {
+                host,
+                address,
+                after: self.shared.settings.idle_timeout,
+            },
+            error => ConnectError::Broken {
+                host,
+                address,
+                reason: connection::reason(error),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("local_addr", &self.quinn.local_addr().ok())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The server name that quinn wants; it isn't sent (SNI is off) and not compared ([`crate::verify`]).
+const NAME: &str = "parbake";
+
+/// The reason that a connection gets whose host has left the list.
+const NO_LONGER: &str = "no longer on the authorised list";
+
+impl Shared {
+    fn server(&self, credentials: &Credentials) -> Result<quinn::ServerConfig, RenewError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            credentials.authorities.clone(),
+            self.provider.clone(),
+        )
+        // the names of the authorities help clients with several certificates; ours have one
+        .clear_root_hint_subjects()
+        .build()
+        .map_err(|error| RenewError(error.to_string()))?;
+        let mut tls = rustls::ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has suites of TLS 1.3")
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.ignore_client_order = true;
+        tls.max_early_data_size = 0;
+        tls.send_tls13_tickets = 0;
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        let tls = QuicServerConfig::try_from(tls).expect("the provider has AES-128-GCM");
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        server
+            .transport_config(self.accepting.clone())
+            // a host's address is what the coordinator tells others: it stays for the connection's life
+            .migration(false)
+            .max_incoming(self.settings.max_handshakes)
+            .incoming_buffer_size(INCOMING_BYTES)
+            .incoming_buffer_size_total(INCOMING_BYTES * 16);
+        Ok(server)
+    }
+
+    fn client(&self, expected: &HostId) -> (quinn::ClientConfig, Arc<Expect>) {
+        let credentials = self
+            .credentials
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let expect = Arc::new(Expect::new(
+            expected.clone(),
+            credentials.authorities,
+            self.provider.signature_verification_algorithms,
+        ));
+        let mut tls = rustls::ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has suites of TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(expect.clone())
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key)));
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.enable_sni = false;
+        tls.enable_early_data = false;
+        tls.resumption = rustls::client::Resumption::disabled();
+        let tls = QuicClientConfig::try_from(tls).expect("the provider has AES-128-GCM");
+        let mut client = quinn::ClientConfig::new(Arc::new(tls));
+        client.transport_config(self.connecting.clone());
+        (client, expect)
+    }
+}
+
+/// What may arrive for a connection before it is looked at, beyond its first packet: a certificate chain, twice.
+const INCOMING_BYTES: u64 = 16 << 10;
+
+/// A host that wants to connect. Dropping it turns the host away.
+pub struct Incoming {
+    quinn: quinn::Incoming,
+    shared: Arc<Shared>,
+    /// One of the handshakes that may be under way.
+    permit: OwnedSemaphorePermit,
+}
+
+impl Incoming {
+    /// Where it comes from.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        connection::canonical(self.quinn.remote_address())
+    }
+
+    /// Goes through the handshake and decides whether the host may connect. Cancel safe: a handshake that isn't waited for
+    /// any more is broken off. Runs for the handshake timeout at most; run it beside further accepts.
+    ///
+    /// # Errors
+    /// When either side doesn't accept the other, or the handshake isn't done in time.
+    pub async fn establish(self) -> Result<Connection, AcceptError> {
+        let address = self.remote_address();
+        let after = self.shared.settings.handshake_timeout;
+        let Self {
+            quinn,
+            shared,
+            permit,
+        } = self;
+        let result = timeout(after, Self::shake(quinn, &shared, address)).await;
+        drop(permit);
+        result.unwrap_or(Err(AcceptError::TimedOut { address, after }))
+    }
+
+    async fn shake(
+        incoming: quinn::Incoming,
+        shared: &Shared,
+        address: SocketAddr,
+    ) -> Result<Connection, AcceptError> {
+        let explain = |error| explain_accept(error, address);
+        let quinn = incoming.accept().map_err(explain)?.await.map_err(explain)?;
+        let refuse =
+            |quinn: &quinn::Connection, code: CloseCode, host, fault: Fault, said: &str| {
+                quinn.close(code.wire(), said.as_bytes());
+                AcceptError::PeerRefused {
+                    host,
+                    address,
+                    fault,
+                }
+            };
+        let host = match peer(&quinn) {
+            Ok(host) => host,
+            Err(fault) => {
+                return Err(refuse(
+                    &quinn,
+                    CloseCode::Identity,
+                    None,
+                    fault,
+                    "certificate doesn't name one host",
+                ));
+            }
+        };
+        let limit = shared.settings.max_connections_per_host;
+        let connection = match shared.registry.list(quinn, &host, true, limit) {
+            Admission::Listed {
+                connection,
+                replaced,
+            } => {
+                for connection in replaced {
+                    connection.close(CloseCode::Replaced, "");
+                }
+                connection
+            }
+            Admission::Unauthorised(quinn) => {
+                let said = format!("{host} isn't on the authorised list");
+                return Err(refuse(
+                    &quinn,
+                    CloseCode::Unauthorised,
+                    Some(host),
+                    Fault::Unauthorised,
+                    &said,
+                ));
+            }
+        };
+        let broken = |error| AcceptError::Broken {
+            address,
+            reason: connection.0.reason(error),
+        };
+        let mut acceptance = connection.0.quinn.open_uni().await.map_err(broken)?;
+        match acceptance.write_all(&[ACCEPTED]).await {
+            Ok(()) => {
+                drop(acceptance); // which finishes it
+                Ok(connection)
+            }
+            Err(quinn::WriteError::ConnectionLost(error)) => Err(broken(error)),
+            Err(error) => {
+                connection.close(CloseCode::Protocol, "acceptance wasn't wanted");
+                Err(AcceptError::Broken {
+                    address,
+                    reason: CloseReason::Transport(error.to_string()),
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("remote_address", &self.remote_address())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an error of the handshake means to the side that accepts.
+fn explain_accept(error: ConnectionError, address: SocketAddr) -> AcceptError {
+    match error {
+        ConnectionError::TransportError(error) => AcceptError::PeerRefused {
+            host: None,
+            address,
+            fault: Fault::from_transport(error.code, &error.reason),
+        },
+        ConnectionError::ConnectionClosed(close) => {
+            let said = clean_bytes(&close.reason);
+            AcceptError::Refused {
+                address,
+                fault: Fault::from_transport(close.error_code, &said),
+                said,
+            }
+        }
+        error => AcceptError::Broken {
+            address,
+            reason: connection::reason(error),
+        },
+    }
+}
+
+/// The host that the peer's verified certificate names.
+fn peer(quinn: &quinn::Connection) -> Result<HostId, Fault> {
+    let chain = quinn
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(Fault::NoCertificate)?;
+    let leaf = chain.first().ok_or(Fault::NoCertificate)?;
+    identity::host(leaf).map_err(|cause| Fault::Identity(Some(cause)))
+}
+
+enum Admission {
+    Listed {
+        connection: Connection,
+        /// Older connections of the same host, over its limit: to be closed.
+        replaced: Vec<Arc<Inner>>,
+    },
+    Unauthorised(quinn::Connection),
+}
+
+impl Registry {
+    /// Checks the host, if it came to us, and lists its connection: one step under one lock.
+    fn list(
+        self: &Arc<Self>,
+        quinn: quinn::Connection,
+        host: &HostId,
+        accepted: bool,
+        limit: usize,
+    ) -> Admission {
+        // Declared before the lock, so that it is dropped after it: the drop of a connection's last handle takes the lock.
+        let mut standing = Vec::new();
+        let mut listed = self.lock();
+        if accepted && !listed.authorised.allows(host) {
+            return Admission::Unauthorised(quinn);
+        }
+        let mut replaced = Vec::new();
+        if accepted {
+            standing.extend(
+                listed
+                    .connections
+                    .values()
+                    .filter(|entry| entry.accepted && entry.host == *host)
+                    .filter_map(|entry| entry.connection.upgrade()),
+            );
+            let open = |connection: &&Arc<Inner>| connection.quinn.close_reason().is_none();
+            let over = (standing.iter().filter(open).count() + 1).saturating_sub(limit.max(1));
+            replaced.extend(standing.iter().filter(open).take(over).cloned());
+        }
+        let number = listed.next;
+        listed.next += 1;
+        let connection = Connection::new(quinn, host.clone(), Arc::downgrade(self), number);
+        listed.connections.insert(
+            number,
+            Entry {
+                connection: Arc::downgrade(&connection.0),
+                host: host.clone(),
+                accepted,
+            },
+        );
+        Admission::Listed {
+            connection,
+            replaced,
+        }
+    }
+
+    /// Replaces the list; returns the connections that have to be closed. The caller closes and drops them, after the
+    /// lock is given back: the drop of a connection takes it again.
+    fn authorise(&self, hosts: Authorised) -> Vec<Arc<Inner>> {
+        let mut listed = self.lock();
+        let before = std::mem::replace(&mut listed.authorised, hosts);
+        let named = |host| matches!(&before, Authorised::Only(hosts) if hosts.contains(host));
+        listed
+            .connections
+            .values()
+            .filter(|entry| !listed.authorised.allows(&entry.host))
+            .filter(|entry| entry.accepted || named(&entry.host))
+            .filter_map(|entry| entry.connection.upgrade())
+            .collect()
+    }
+
+    pub(crate) fn forget(&self, number: u64) {
+        self.lock().connections.remove(&number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,113 @@
+//! The numbers that shape a connection, each with its source.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// The largest MTU-discovery bound that is safe with segmentation offload.
+///
+/// quinn hands the kernel batches of 10 segments whatever the MTU. Above about 6,500 bytes a batch passes 64 KiB,
+/// `sendmsg` fails with `EMSGSIZE`, quinn takes it for loss, and the MTU falls to 1,200 bytes for good: measured, 3.2
+/// instead of 11.3 Gbit/s.
+const MAX_MTU_WITH_OFFLOAD: u16 = 6_500;
+
+/// The numbers of an endpoint and its connections. Values out of range are brought into it when the endpoint is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// From the first packet to the peer's acceptance, retries included. 10 s: a lossy path with 100 ms needs under 3.
+    pub handshake_timeout: Duration,
+    /// A connection on which nothing arrives for this long is dead. 15 s: three keep-alives lost, and short beside the
+    /// time that a fleet needs to act on a missing host.
+    pub idle_timeout: Duration,
+    /// How often a quiet connection says that it lives. 5 s: 0.2 packets per second and peer.
+    pub keep_alive: Duration,
+    /// Most bytes that one stream may have in flight or unread. 8 MiB is 1 Gbit/s × 67 ms, or 10 Gbit/s × 6.7 ms;
+    /// larger ones didn't help (measured).
+    pub stream_window: u32,
+    /// Most bytes that all streams of a connection may have in flight or unread: what one hostile peer can make us
+    /// hold. 8 MiB: the users of a connection read as fast as they can, so that it bounds the path, not the work.
+    pub connection_window: u32,
+    /// Most bytes written to a connection and not yet acknowledged. 16 MiB, twice the peer's window, so that the next
+    /// chunk is at hand when an acknowledgement opens it.
+    pub send_window: u64,
+    /// Most streams that the peer may have open towards us. 256: a push of one chunk to each of the targets that it has
+    /// in flight (up to about 200), and announcements.
+    pub max_streams: u32,
+    /// Upper bound of MTU discovery (RFC 8899), bytes of UDP payload. 6,400: quinn's batches stay under 64 KiB, and
+    /// a path of 9,000 bytes reaches what TCP with TLS does. Never more than 6,500; see the source.
+    pub mtu_bound: u16,
+    /// How many packets may arrive before they must be acknowledged (the ack-frequency extension). 0 leaves it to QUIC's
+    /// own rule, every second packet.
+    pub ack_threshold: u32,
+    /// Most time that an acknowledgement may be held back. 25 ms, QUIC's own default (RFC 9000 §18.2).
+    pub max_ack_delay: Duration,
+    /// Most handshakes under way at a time with those who connect to us; over it they are refused. 64: each costs about
+    /// 1 ms of CPU and 10 KiB.
+    pub max_handshakes: usize,
+    /// From this many handshakes under way on, who connects must first prove its address by a retry (RFC 9000 §8.1.2).
+    pub retry_above: usize,
+    /// Most connections at a time, both ways. 4,096: a coordinator of 1,000 hosts with room for reconnects.
+    pub max_connections: usize,
+    /// Most accepted connections of one host; a further one replaces the oldest. 4: a restarted host comes back before
+    /// its old connection has timed out.
+    pub max_connections_per_host: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(15),
+            keep_alive: Duration::from_secs(5),
+            stream_window: 8 << 20,
+            connection_window: 8 << 20,
+            send_window: 16 << 20,
+            max_streams: 256,
+            mtu_bound: 6_400,
+            ack_threshold: 20,
+            max_ack_delay: Duration::from_millis(25),
+            max_handshakes: 64,
+            retry_above: 16,
+            max_connections: 4_096,
+            max_connections_per_host: 4,
+        }
+    }
+}
+
+impl Settings {
+    /// The MTU bound as it is used: at least QUIC's minimum of 1,200, and safe with segmentation offload.
+    pub(crate) fn mtu(&self) -> u16 {
+        self.mtu_bound.clamp(1_200, MAX_MTU_WITH_OFFLOAD)
+    }
+
+    /// quinn's view of these settings for a side that lets the peer open this many one-way streams.
+    pub(crate) fn transport(&self, one_way_streams: u32) -> Arc<TransportConfig> {
+        let mut transport = TransportConfig::default();
+        let idle = u32::try_from(self.idle_timeout.as_millis()).unwrap_or(u32::MAX);
+        transport
+            .max_concurrent_bidi_streams(self.max_streams.into())
+            .max_concurrent_uni_streams(one_way_streams.into())
+            .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
+            .keep_alive_interval(Some(self.keep_alive))
+            .stream_receive_window(self.stream_window.into())
+            .receive_window(self.connection_window.into())
+            .send_window(self.send_window)
+            // chunks are of use when they are whole: one after the other, not all at once
+            .send_fairness(false)
+            .mtu_discovery_config(Some({
+                let mut discovery = MtuDiscoveryConfig::default();
+                discovery.upper_bound(self.mtu());
+                discovery
+            }))
+            .ack_frequency_config((self.ack_threshold > 0).then(|| {
+                let mut acks = AckFrequencyConfig::default();
+                acks.ack_eliciting_threshold(self.ack_threshold.into())
+                    .max_ack_delay(Some(self.max_ack_delay));
+                acks
+            }))
+            // no unreliable datagrams: nothing here sends them
+            .datagram_receive_buffer_size(None)
+            .enable_segmentation_offload(true);
+        Arc::new(transport)
+    }
+}
