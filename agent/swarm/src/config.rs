@@ -53,6 +53,9 @@ pub struct Config {
     pub timeout_least: Duration,
     /// A request is given up after this many times the expected duration (DESIGN §4).
     pub timeout_factor: u32,
+    /// What a request or a push is expected to take before any was measured: 1 MiB at 100 Mbit/s, and two dozen of them
+    /// in the same downlink.
+    pub push_assumed: Duration,
     /// Without a coordinator for this long, leases are self-assigned.
     pub headless_after: Duration,
     /// Contents fetched from the origin at one time in the whole fleet, when headless (DESIGN §4).
@@ -94,6 +97,7 @@ impl Default for Config {
             grace_most: Duration::from_secs(30),
             timeout_least: Duration::from_secs(1),
             timeout_factor: 4,
+            push_assumed: Duration::from_millis(2_500),
             headless_after: Duration::from_secs(15),
             origin_streams: 4,
             strikes: 3,

@@ -10,8 +10,11 @@ extern crate alloc;
 extern crate std;
 
 pub mod action;
+mod bucket;
 pub mod config;
+mod content;
 pub mod event;
+mod peer;
 pub mod status;
 mod swarm;
 

@@ -1,34 +1,293 @@
-//! The swarm itself: state, and how events change it.
+//! The swarm itself: state, and how events change it. What it decides lies in the modules below: `fleet` (roster,
+//! connections, trust), `lease` (fetching from the registry), `push` (passing chunks on), `pull` (asking for what no
+//! push brought), `serve` (answering), `news` (announcements), `report` (status).
 
-use alloc::{collections::VecDeque, vec::Vec};
+mod fleet;
+mod lease;
+mod news;
+mod pull;
+mod push;
+mod report;
+mod serve;
 
-use proto::{HostKey, Moment};
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    vec::Vec,
+};
+use core::time::Duration;
 
-use crate::{Action, Config, Event, status::Status};
+use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+
+use self::{
+    push::{Handover, Job},
+    serve::Waiting,
+};
+use crate::{
+    Action, Config, Event,
+    bucket::Bucket,
+    content::Content,
+    event::{ContentId, Delivery, Failure, Spread, Ticket},
+    peer::{Peer, PeerIndex},
+};
+
+/// How often time-outs, announcements and retries are looked at. Well below every time that matters to them.
+const TICK: Duration = Duration::from_millis(250);
+/// The same when nothing is wanted and nobody waits.
+const IDLE_TICK: Duration = Duration::from_secs(2);
 
 /// One host's part of the swarm.
 #[derive(Debug)]
 pub struct Swarm {
     me: HostKey,
     config: Config,
+    rng: ChaCha8Rng,
+    now: Moment,
     actions: VecDeque<Action>,
+
+    peers: Vec<Peer>,
+    free_peers: Vec<PeerIndex>,
+    by_key: BTreeMap<HostKey, PeerIndex>,
+    /// The roster by zone and key: the same order on every host.
+    roster: Vec<PeerIndex>,
+    up: Vec<PeerIndex>,
+    neighbours: Vec<PeerIndex>,
+    slots: Vec<Option<PeerIndex>>,
+    dials: usize,
+
+    contents: BTreeMap<ContentId, Content>,
+    incomplete: BTreeSet<(u32, ContentId)>,
+    unannounced: BTreeSet<ContentId>,
+    leased: BTreeSet<ContentId>,
+
+    requests: Vec<Request>,
+    incoming: Vec<Incoming>,
+    uploads: Vec<Upload>,
+    waiting: Vec<Waiting>,
+    /// Chunks from the registry that have no spreader yet.
+    unassigned: VecDeque<(ContentId, ChunkIndex)>,
+    handovers: VecDeque<Handover>,
+    jobs: VecDeque<Job>,
+    next_job: u64,
+    /// Bytes of pushes that lie before us.
+    backlog_bytes: u64,
+
+    up_bucket: Bucket,
+    down_bucket: Bucket,
+    /// Measured upload rate, bytes per second.
+    rate: u64,
+    rate_measured: bool,
+    busy_since: Option<Moment>,
+    busy_us: u64,
+    busy_bytes: u64,
+    /// How long accepted pushes take, smoothed, in microseconds; 0 before the first.
+    push_us: u64,
+    /// How long answers take, over all peers.
+    answer_us: u64,
+    step_back: bool,
+
+    coordinator: bool,
+    coordinator_lost_at: Moment,
+    headless: bool,
+
+    grace: Duration,
+    turn_at: Moment,
+    /// Pushes since the last turn that came for chunks that were due already.
+    late_pushes: u32,
+    pushes: u32,
+
+    tick_at: Moment,
+    assign_at: Option<Moment>,
+    announce_at: Option<Moment>,
+    load_at: Moment,
+    announced_backlog: u64,
+    announced_rate: u64,
+    served_at: Option<Moment>,
+    pull_wanted: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    peer: PeerIndex,
+    id: ContentId,
+    chunk: ChunkIndex,
+    since: Moment,
+    deadline: Moment,
+    /// To whom it shall be passed on, when a push of the same chunk was offered meanwhile.
+    spread: Option<Spread>,
+}
+
+#[derive(Clone, Debug)]
+struct Incoming {
+    peer: PeerIndex,
+    id: ContentId,
+    chunk: ChunkIndex,
+    since: Moment,
+    deadline: Moment,
+    spread: Option<Spread>,
+}
+
+#[derive(Clone, Debug)]
+struct Upload {
+    peer: PeerIndex,
+    id: ContentId,
+    chunk: ChunkIndex,
+    ticket: Option<Ticket>,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Debug)]
+enum Purpose {
+    Handover(Handover),
+    Spread { job: u64, tries: u8 },
+    Answer,
 }
 
 impl Swarm {
     /// An empty swarm of this host.
     #[must_use]
     pub fn new(me: HostKey, config: Config, seed: u64) -> Self {
-        _ = seed;
+        let grace = config.grace;
+        let rate = config.assumed_rate_bytes_per_second.max(1);
         Self {
             me,
             config,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            now: Moment::START,
             actions: VecDeque::new(),
+            peers: Vec::new(),
+            free_peers: Vec::new(),
+            by_key: BTreeMap::new(),
+            roster: Vec::new(),
+            up: Vec::new(),
+            neighbours: Vec::new(),
+            slots: Vec::new(),
+            dials: 0,
+            contents: BTreeMap::new(),
+            incomplete: BTreeSet::new(),
+            unannounced: BTreeSet::new(),
+            leased: BTreeSet::new(),
+            requests: Vec::new(),
+            incoming: Vec::new(),
+            uploads: Vec::new(),
+            waiting: Vec::new(),
+            unassigned: VecDeque::new(),
+            handovers: VecDeque::new(),
+            jobs: VecDeque::new(),
+            next_job: 0,
+            backlog_bytes: 0,
+            up_bucket: Bucket::unlimited(),
+            down_bucket: Bucket::unlimited(),
+            rate,
+            rate_measured: false,
+            busy_since: None,
+            busy_us: 0,
+            busy_bytes: 0,
+            push_us: 0,
+            answer_us: 0,
+            step_back: false,
+            coordinator: false,
+            coordinator_lost_at: Moment::START,
+            headless: false,
+            grace,
+            turn_at: Moment::START,
+            late_pushes: 0,
+            pushes: 0,
+            tick_at: Moment::START,
+            assign_at: None,
+            announce_at: None,
+            load_at: Moment::START,
+            announced_backlog: 0,
+            announced_rate: 0,
+            served_at: None,
+            pull_wanted: false,
         }
     }
 
-    /// Takes note of what happened. Any event is legal in any state. `now` never goes back.
+    /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
+    /// moment seen counts.
     pub fn handle(&mut self, now: Moment, event: Event) {
-        _ = (now, event, self.me, &self.config);
+        self.now = self.now.max(now);
+        match event {
+            Event::Roster(roster) => self.set_roster(&roster),
+            Event::Coordinator(up) => self.set_coordinator(up),
+            Event::Connected(peer) => self.connected(peer),
+            Event::Disconnected(peer) => self.disconnected(peer),
+            Event::Content {
+                id,
+                key,
+                size,
+                held,
+                order,
+            } => self.set_content(id, key, size, held, order),
+            Event::Dropped(id) => self.drop_content(id),
+            Event::ChunkLost { id, chunk } => self.lose_chunk(id, chunk),
+            Event::Announced {
+                peer,
+                id,
+                chunks,
+                reset,
+            } => self.hear(peer, id, &chunks, reset),
+            Event::Load {
+                peer,
+                backlog_bytes,
+                upload_bytes_per_second,
+            } => self.hear_load(peer, backlog_bytes, upload_bytes_per_second),
+            Event::Leased(id) => self.take_lease(id),
+            Event::LeaseLost(id) => self.end_lease(id),
+            Event::OriginChunk { id, chunk } => self.origin_chunk(id, chunk),
+            Event::OriginEnded { id, end } => self.origin_ended(id, end),
+            Event::Offered {
+                ticket,
+                peer,
+                id,
+                chunk,
+                spread,
+            } => self.offered(ticket, peer, id, chunk, spread),
+            Event::Arrived {
+                peer,
+                id,
+                chunk,
+                wire_bytes,
+            } => self.arrived(peer, id, chunk, wire_bytes),
+            Event::NotArrived {
+                peer,
+                id,
+                chunk,
+                failure,
+            } => self.not_arrived(peer, id, chunk, failure),
+            Event::Requested {
+                ticket,
+                peer,
+                id,
+                chunk,
+            } => self.requested(ticket, peer, id, chunk),
+            Event::Withdrawn(ticket) => self.waiting.retain(|waiting| waiting.ticket != ticket),
+            Event::Sent {
+                peer,
+                id,
+                chunk,
+                ticket,
+                delivery,
+                wire_bytes,
+            } => self.sent(peer, id, chunk, ticket, delivery, wire_bytes),
+            Event::Blamed(peer) => self.blamed(peer),
+            Event::Bandwidth {
+                upload_bytes_per_second,
+                download_bytes_per_second,
+            } => {
+                self.up_bucket.set_rate(self.now, upload_bytes_per_second);
+                self.down_bucket
+                    .set_rate(self.now, download_bytes_per_second);
+            }
+            Event::StepBack(step_back) => self.step_back = step_back,
+            Event::Tick => {}
+        }
+        if self.now >= self.tick_at {
+            self.tick();
+        }
+        self.settle();
     }
 
     /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
@@ -39,22 +298,337 @@ impl Swarm {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Moment> {
-        None
+        if self.roster.is_empty() && self.contents.is_empty() {
+            return None;
+        }
+        Some(
+            self.assign_at
+                .map_or(self.tick_at, |at| at.min(self.tick_at)),
+        )
     }
 
-    /// Where everything stands.
-    #[must_use]
-    pub fn status(&self, now: Moment) -> Status {
-        _ = now;
-        Status {
-            contents: Vec::new(),
-            peers: 0,
-            connected: 0,
-            quarantined: Vec::new(),
-            backlog_bytes: 0,
-            upload_bytes_per_second: 0,
-            uploads: 0,
-            headless: false,
+    /// Whatever has become possible.
+    fn settle(&mut self) {
+        if !self.unassigned.is_empty() {
+            self.assign_fresh();
+        }
+        if !self.leased.is_empty() {
+            self.order_from_origin();
+        }
+        if self.pull_wanted {
+            self.pull_wanted = false;
+            self.pull();
+        }
+        self.fill_uploads();
+    }
+
+    fn tick(&mut self) {
+        let busy = !self.incomplete.is_empty()
+            || !self.jobs.is_empty()
+            || !self.handovers.is_empty()
+            || !self.uploads.is_empty()
+            || !self.waiting.is_empty()
+            || self.announce_at.is_some();
+        self.tick_at = self.now + if busy { TICK } else { IDLE_TICK };
+        self.release_quarantined();
+        self.dial_about();
+        self.expire();
+        self.turn_grace();
+        self.watch_coordinator();
+        self.announce();
+        self.pull_wanted = true;
+    }
+
+    fn set_content(&mut self, id: ContentId, key: u64, size: u64, held: ChunkSet, order: u32) {
+        if let Some(content) = self.contents.get_mut(&id) {
+            if self.incomplete.remove(&(content.order, id)) {
+                self.incomplete.insert((order, id));
+            }
+            content.order = order;
+            return;
+        }
+        let Ok(geometry) = Geometry::new(size) else {
+            return;
+        };
+        let held = if held.chunks() == geometry.chunks() {
+            held
+        } else {
+            ChunkSet::empty(geometry.chunks())
+        };
+        let content = Content::new(self.now, key, geometry, order, held);
+        if !content.held.is_full() {
+            self.incomplete.insert((order, id));
+        }
+        self.contents.insert(id, content);
+        self.announce_all_of(id);
+        self.wake();
+    }
+
+    fn drop_content(&mut self, id: ContentId) {
+        self.end_lease(id);
+        let Some(content) = self.contents.remove(&id) else {
+            return;
+        };
+        self.incomplete.remove(&(content.order, id));
+        self.unannounced.remove(&id);
+        for at in (0..self.requests.len()).rev() {
+            if self.requests[at].id == id {
+                let request = self.drop_request(at);
+                self.cancel(request.peer, id, request.chunk);
+            }
+        }
+        for at in (0..self.incoming.len()).rev() {
+            if self.incoming[at].id == id {
+                let incoming = self.drop_incoming(at);
+                self.cancel(incoming.peer, id, incoming.chunk);
+            }
+        }
+        self.unassigned.retain(|(other, _)| *other != id);
+        self.drop_pushes_of(id);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            self.waiting.drain(..).partition(|waiting| waiting.id == id);
+        self.waiting = kept;
+        for waiting in gone {
+            self.actions.push_back(Action::Refuse(
+                waiting.ticket,
+                crate::action::Declined::Missing,
+            ));
         }
     }
+
+    fn lose_chunk(&mut self, id: ContentId, chunk: ChunkIndex) {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        if !content.held.remove(chunk) {
+            return;
+        }
+        content.unannounced.remove(chunk);
+        self.incomplete.insert((content.order, id));
+        if let Some(lease) = &mut content.lease
+            && chunk.0 < lease.until
+        {
+            // the shell fetches it again only when it is told to go back: it isn't; peers have it, or the next lease
+            lease.ordered += 1;
+        }
+        self.announce_all_of(id);
+        self.wake();
+    }
+
+    /// A chunk is here, wherever from. Whether it is new.
+    fn hold(&mut self, id: ContentId, chunk: ChunkIndex) -> bool {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return false;
+        };
+        if !content.held.insert(chunk) {
+            return false;
+        }
+        content.unannounced.insert(chunk);
+        content.grown_at = self.now;
+        content.news_at = self.now;
+        content.not_stored = false;
+        if let Some(lease) = &mut content.lease
+            && chunk.0 < lease.until
+        {
+            lease.ordered = lease.ordered.saturating_sub(1);
+        }
+        if content.held.is_full() {
+            self.incomplete.remove(&(content.order, id));
+        }
+        self.unannounced.insert(id);
+        if self.announce_at.is_none() {
+            self.announce_at = Some(self.now + self.announce_every());
+        }
+        true
+    }
+
+    fn arrived(&mut self, key: HostKey, id: ContentId, chunk: ChunkIndex, wire_bytes: u64) {
+        let Some(peer) = self.find(key) else {
+            self.hold(id, chunk);
+            return;
+        };
+        self.down_bucket.spend(wire_bytes);
+        let mut spread = None;
+        if let Some(at) = self.find_incoming(peer, id, chunk) {
+            let incoming = self.drop_incoming(at);
+            smooth(&mut self.push_us, self.now.0 - incoming.since.0);
+            spread = incoming.spread;
+            self.pushes += 1;
+            if let Some(content) = self.contents.get_mut(&id) {
+                content.pushed_at = Some(self.now);
+                self.late_pushes += u32::from(content.is_due(chunk));
+            }
+            self.peers[peer.at()].silent = 0;
+        } else if let Some(at) = self.find_request(peer, id, chunk) {
+            let request = self.drop_request(at);
+            let took = self.now.0 - request.since.0;
+            smooth(&mut self.answer_us, took);
+            let state = &mut self.peers[peer.at()];
+            smooth(&mut state.answer_us, took);
+            state.silent = 0;
+            spread = request.spread;
+            self.pull_wanted = true;
+        }
+        self.hold(id, chunk);
+        self.cancel_others(id, chunk);
+        if let Some(spread) = spread {
+            self.take_spread(Some(peer), id, chunk, spread);
+        }
+        self.lease_done_by_peers(id);
+    }
+
+    /// The chunk is here: what else was under way for it isn't needed.
+    fn cancel_others(&mut self, id: ContentId, chunk: ChunkIndex) {
+        let pending = self
+            .contents
+            .get(&id)
+            .is_some_and(|content| content.pending.contains(chunk));
+        if !pending {
+            return;
+        }
+        for at in (0..self.requests.len()).rev() {
+            if self.requests[at].id == id && self.requests[at].chunk == chunk {
+                let request = self.drop_request(at);
+                self.cancel(request.peer, id, chunk);
+            }
+        }
+        for at in (0..self.incoming.len()).rev() {
+            if self.incoming[at].id == id && self.incoming[at].chunk == chunk {
+                let incoming = self.drop_incoming(at);
+                self.cancel(incoming.peer, id, chunk);
+            }
+        }
+    }
+
+    fn cancel(&mut self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
+        let peer = self.peers[peer.at()].key;
+        self.actions.push_back(Action::Cancel { peer, id, chunk });
+    }
+
+    fn not_arrived(&mut self, key: HostKey, id: ContentId, chunk: ChunkIndex, failure: Failure) {
+        let Some(peer) = self.find(key) else {
+            return;
+        };
+        let spread = if let Some(at) = self.find_incoming(peer, id, chunk) {
+            self.drop_incoming(at).spread
+        } else if let Some(at) = self.find_request(peer, id, chunk) {
+            let request = self.drop_request(at);
+            self.pull_wanted = true;
+            request.spread
+        } else {
+            None
+        };
+        // who was to pass it on can't; the sender hears of it and chooses another, and the pull swarm heals the rest
+        drop(spread);
+        match failure {
+            Failure::Bad => self.strike(peer),
+            Failure::Busy => {
+                self.peers[peer.at()].not_asked_before = self.now + TICK;
+            }
+            Failure::Missing => {
+                let slot = self.peers[peer.at()].slot;
+                if let Some(set) = slot.and_then(|slot| {
+                    self.contents
+                        .get_mut(&id)
+                        .and_then(|content| content.have.get_mut(slot))
+                }) && let Some(set) = set
+                {
+                    set.remove(chunk);
+                }
+            }
+            Failure::Refused => {
+                self.peers[peer.at()].not_asked_before = self.now + Duration::from_secs(1);
+            }
+            Failure::Broken => self.silent(peer),
+            Failure::NotStored => {
+                if let Some(content) = self.contents.get_mut(&id) {
+                    content.not_stored = true;
+                }
+            }
+            Failure::Cancelled => {}
+        }
+    }
+
+    fn find(&self, key: HostKey) -> Option<PeerIndex> {
+        self.by_key.get(&key).copied()
+    }
+
+    fn find_request(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {
+        self.requests
+            .iter()
+            .position(|other| other.chunk == chunk && other.peer == peer && other.id == id)
+    }
+
+    fn find_incoming(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {
+        self.incoming
+            .iter()
+            .position(|other| other.chunk == chunk && other.peer == peer && other.id == id)
+    }
+
+    fn drop_request(&mut self, at: usize) -> Request {
+        let request = self.requests.swap_remove(at);
+        let peer = &mut self.peers[request.peer.at()];
+        peer.requests = peer.requests.saturating_sub(1);
+        self.settle_pending(request.id, request.chunk);
+        request
+    }
+
+    fn drop_incoming(&mut self, at: usize) -> Incoming {
+        let incoming = self.incoming.swap_remove(at);
+        self.settle_pending(incoming.id, incoming.chunk);
+        incoming
+    }
+
+    fn settle_pending(&mut self, id: ContentId, chunk: ChunkIndex) {
+        let under_way = self
+            .requests
+            .iter()
+            .any(|other| other.chunk == chunk && other.id == id)
+            || self
+                .incoming
+                .iter()
+                .any(|other| other.chunk == chunk && other.id == id);
+        if !under_way && let Some(content) = self.contents.get_mut(&id) {
+            content.pending.remove(chunk);
+        }
+    }
+
+    /// Looks at everything again soon.
+    fn wake(&mut self) {
+        self.tick_at = self.tick_at.min(self.now + TICK);
+        self.pull_wanted = true;
+    }
+
+    /// A random number below `below`, which isn't 0.
+    fn random(&mut self, below: usize) -> usize {
+        let wide = u64::from(self.rng.next_u32()) * u64::try_from(below).unwrap_or(1);
+        usize::try_from(wide >> 32).unwrap_or(0)
+    }
 }
+
+/// A running mean over about eight samples; the first one counts whole.
+fn smooth(mean: &mut u64, sample: u64) {
+    *mean = if *mean == 0 {
+        sample.max(1)
+    } else {
+        (*mean * 7 + sample) / 8
+    };
+}
+
+/// A hash for breaking ties (splitmix64's finaliser over the sum of odd multiples): spreads well, costs nothing, and
+/// nothing rests on its strength.
+fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(b.wrapping_mul(0xd1b5_4a32_d192_ed03));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+fn is_received(delivery: Delivery) -> bool {
+    matches!(delivery, Delivery::Stored | Delivery::Already)
+}
+
+#[cfg(test)]
+mod tests;

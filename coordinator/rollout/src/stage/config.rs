@@ -27,6 +27,8 @@ pub struct Config {
     pub quarantine: Duration,
     /// A host without a session for this long isn't expected to bring back what only it holds.
     pub absent_after: Duration,
+    /// A plan that starts among hosts which hold parts of an image lets them all connect for this long before it grants.
+    pub settle: Duration,
 }
 
 impl Default for Config {
@@ -43,6 +45,7 @@ impl Default for Config {
             accusers: 2,
             quarantine: Duration::from_hours(1),
             absent_after: Duration::from_secs(15),
+            settle: Duration::from_secs(3),
         }
     }
 }

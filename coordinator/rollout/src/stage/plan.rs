@@ -1,32 +1,159 @@
-//! The plan: state, and how events change it.
+//! The plan: state, and how events change it. Leases are decided in `lease`, neighbours in `graph`, and `report` says
+//! where everything stands.
 
-use alloc::{collections::VecDeque, vec::Vec};
+mod graph;
+mod lease;
+mod report;
 
-use proto::Moment;
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    string::String,
+    vec::Vec,
+};
+use core::time::Duration;
 
-use super::{Action, Config, Event, status::Status};
+use proto::{Digest, HostId, Moment};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+
+use self::lease::ContentState;
+use super::{
+    Action, Config, Event,
+    event::{Content, Selection, Standing},
+};
+
+/// Rosters are sent at most this often while hosts come and go, so that a fleet that starts costs few of them.
+const ROSTER_EVERY: Duration = Duration::from_millis(200);
+/// How often leases and absences are looked at while there is something to do.
+const TICK: Duration = Duration::from_millis(500);
 
 /// The coordinator's plan of what is staged where.
 #[derive(Debug)]
 pub struct Plan {
     config: Config,
+    rng: ChaCha8Rng,
+    seed: u64,
+    now: Moment,
+    started: Option<Moment>,
     actions: VecDeque<Action>,
+
+    hosts: BTreeMap<HostId, Host>,
+    images: Vec<Image>,
+    contents: BTreeMap<Digest, ContentState>,
+    leases: usize,
+
+    roster_epoch: u64,
+    roster_at: Option<Moment>,
+    tick_at: Moment,
+
+    origin: Origin,
+    grants_not_before: Moment,
+    moved_at: Moment,
+}
+
+#[derive(Debug)]
+struct Host {
+    zone: String,
+    /// Known from the fleet; else only met by its session.
+    connected: bool,
+    disconnected_at: Moment,
+    neighbours: BTreeSet<HostId>,
+    sent_epoch: u64,
+    quarantined_until: Option<Moment>,
+    accusers: BTreeSet<HostId>,
+    /// Who says that it made a false link.
+    accusers_as_maker: BTreeSet<HostId>,
+    leases: usize,
+    /// Leases that it let expire or that failed: others are preferred.
+    failures: u32,
+}
+
+#[derive(Debug)]
+struct Image {
+    digest: Digest,
+    references: Vec<String>,
+    contents: Vec<Digest>,
+    selection: Selection,
+    standings: BTreeMap<HostId, (Standing, u64)>,
+    bad: Option<Digest>,
+}
+
+/// Whether the registry can be asked.
+#[derive(Debug, Default)]
+struct Origin {
+    failed_on: BTreeSet<HostId>,
+    failures: u32,
+    retry_at: Option<Moment>,
 }
 
 impl Plan {
     /// A plan of nothing.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
-        _ = seed;
         Self {
             config,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
+            now: Moment::START,
+            started: None,
             actions: VecDeque::new(),
+            hosts: BTreeMap::new(),
+            images: Vec::new(),
+            contents: BTreeMap::new(),
+            leases: 0,
+            roster_epoch: 1,
+            roster_at: None,
+            tick_at: Moment::START,
+            origin: Origin::default(),
+            grants_not_before: Moment::START,
+            moved_at: Moment::START,
         }
     }
 
-    /// Takes note of what happened. Any event is legal in any state. `now` never goes back.
+    /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
+    /// moment seen counts.
     pub fn handle(&mut self, now: Moment, event: Event) {
-        _ = (now, event, &self.config);
+        self.now = self.now.max(now);
+        self.started.get_or_insert(self.now);
+        match event {
+            Event::HostKnown { host, zone } => self.know(host, zone),
+            Event::HostForgotten(host) => self.forget(&host),
+            Event::HostConnected(host) => self.connected(host),
+            Event::HostDisconnected(host) => self.disconnected(&host),
+            Event::Wanted {
+                image,
+                references,
+                contents,
+                hosts,
+            } => self.want(image, references, &contents, hosts),
+            Event::Cancelled(image) => self.cancel(image),
+            Event::Reported {
+                host,
+                image,
+                standing,
+                held_bytes,
+            } => self.reported(host, image, standing, held_bytes),
+            Event::LeaseProgress {
+                host,
+                content,
+                chunks,
+                paced,
+            } => self.lease_progress(&host, content, chunks, paced),
+            Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
+            Event::Blamed { by, host, maker } => self.blamed(&by, &host, &maker),
+            Event::Tick => {}
+        }
+        if self.roster_at.is_some_and(|at| at <= self.now) {
+            self.roster_at = None;
+            self.send_rosters();
+        }
+        if self.tick_at <= self.now {
+            self.tick_at = self.now + TICK;
+            self.release_quarantined();
+            self.expire_leases();
+            self.audit();
+        }
+        self.grant();
     }
 
     /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
@@ -37,18 +164,373 @@ impl Plan {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Moment> {
-        None
-    }
-
-    /// Where everything stands.
-    #[must_use]
-    pub fn status(&self, now: Moment) -> Status {
-        _ = now;
-        Status {
-            images: Vec::new(),
-            leases: Vec::new(),
-            quarantined: Vec::new(),
-            origin_retry_in: None,
+        let busy = !self.images.is_empty()
+            || self
+                .hosts
+                .values()
+                .any(|host| host.quarantined_until.is_some());
+        let tick = busy.then_some(self.tick_at);
+        match (tick, self.roster_at) {
+            (Some(tick), Some(roster)) => Some(tick.min(roster)),
+            (tick, roster) => tick.or(roster),
         }
     }
+
+    // ---- hosts --------------------------------------------------------------------------------------------------
+
+    fn know(&mut self, id: HostId, zone: String) {
+        if let Some(host) = self.hosts.get_mut(&id) {
+            if host.zone != zone {
+                host.zone = zone;
+                self.leave_graph(&id);
+                self.join_graph(&id);
+                self.roster_changed();
+            }
+            return;
+        }
+        self.hosts.insert(
+            id.clone(),
+            Host {
+                zone,
+                connected: false,
+                disconnected_at: self.now,
+                neighbours: BTreeSet::new(),
+                sent_epoch: 0,
+                quarantined_until: None,
+                accusers: BTreeSet::new(),
+                accusers_as_maker: BTreeSet::new(),
+                leases: 0,
+                failures: 0,
+            },
+        );
+        self.join_graph(&id);
+        self.roster_changed();
+    }
+
+    fn forget(&mut self, id: &HostId) {
+        if !self.hosts.contains_key(id) {
+            return;
+        }
+        self.drop_leases_of(id, false);
+        self.leave_graph(id);
+        self.hosts.remove(id);
+        for image in &mut self.images {
+            image.standings.remove(id);
+        }
+        for content in self.contents.values_mut() {
+            content.forget_host(id);
+        }
+        for host in self.hosts.values_mut() {
+            host.accusers.remove(id);
+            host.accusers_as_maker.remove(id);
+        }
+        self.roster_changed();
+    }
+
+    fn connected(&mut self, id: HostId) {
+        if !self.hosts.contains_key(&id) {
+            self.know(id.clone(), String::new());
+        }
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        if host.connected {
+            return;
+        }
+        host.connected = true;
+        host.sent_epoch = 0;
+        self.roster_changed();
+        self.send_roster(&id);
+        for at in 0..self.images.len() {
+            let image = &self.images[at];
+            if image.bad.is_none() && self.selects(image, &id) {
+                let image = image.digest;
+                self.actions.push_back(Action::Stage {
+                    host: id.clone(),
+                    image,
+                });
+            }
+        }
+    }
+
+    fn disconnected(&mut self, id: &HostId) {
+        let Some(host) = self.hosts.get_mut(id) else {
+            return;
+        };
+        if host.connected {
+            host.connected = false;
+            host.disconnected_at = self.now;
+            // its leases run on: it may still fetch and spread; they expire without news
+        }
+    }
+
+    fn roster_changed(&mut self) {
+        self.roster_epoch += 1;
+        if self.roster_at.is_none() {
+            self.roster_at = Some(self.now + ROSTER_EVERY);
+        }
+    }
+
+    fn send_rosters(&mut self) {
+        let stale: Vec<HostId> = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.connected && host.sent_epoch < self.roster_epoch)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in stale {
+            self.send_roster(&id);
+        }
+    }
+
+    fn send_roster(&mut self, id: &HostId) {
+        let epoch = self.roster_epoch;
+        if let Some(host) = self.hosts.get_mut(id) {
+            host.sent_epoch = epoch;
+            self.actions.push_back(Action::SendRoster {
+                host: id.clone(),
+                neighbours: host.neighbours.iter().cloned().collect(),
+            });
+        }
+    }
+
+    fn blamed(&mut self, by: &HostId, id: &HostId, maker: &HostId) {
+        let trusted = self
+            .hosts
+            .get(by)
+            .is_some_and(|host| host.quarantined_until.is_none());
+        if !trusted || by == id {
+            return;
+        }
+        let enough = self.config.accusers.max(1);
+        let accused = if let Some(host) = self.hosts.get_mut(id) {
+            host.accusers.insert(by.clone());
+            host.accusers.len() >= enough
+        } else {
+            false
+        };
+        // whoever passed a lie on may have believed it; the maker of a link that several senders passed on didn't
+        let maker_accused = if maker != by
+            && maker != id
+            && let Some(host) = self.hosts.get_mut(maker)
+        {
+            host.accusers_as_maker.insert(by.clone());
+            host.accusers_as_maker.len() >= enough
+        } else {
+            false
+        };
+        if accused {
+            self.quarantine(id);
+        }
+        if maker_accused {
+            self.quarantine(maker);
+        }
+    }
+
+    fn quarantine(&mut self, id: &HostId) {
+        let Some(host) = self.hosts.get_mut(id) else {
+            return;
+        };
+        if host.quarantined_until.is_some() {
+            return;
+        }
+        host.quarantined_until = Some(self.now + self.config.quarantine);
+        self.actions.push_back(Action::Quarantine(id.clone()));
+        self.drop_leases_of(id, true);
+        self.leave_graph(id);
+        for content in self.contents.values_mut() {
+            content.forget_host(id);
+        }
+        self.roster_changed();
+    }
+
+    fn release_quarantined(&mut self) {
+        let over: Vec<HostId> = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| {
+                host.quarantined_until
+                    .is_some_and(|until| until <= self.now)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in over {
+            if let Some(host) = self.hosts.get_mut(&id) {
+                host.quarantined_until = None;
+                host.accusers.clear();
+                host.accusers_as_maker.clear();
+            }
+            self.join_graph(&id);
+            self.roster_changed();
+        }
+    }
+
+    // ---- images -------------------------------------------------------------------------------------------------
+
+    fn want(
+        &mut self,
+        digest: Digest,
+        references: Vec<String>,
+        contents: &[Content],
+        selection: Selection,
+    ) {
+        let selection = match selection {
+            Selection::Hosts(mut hosts) => {
+                hosts.sort_unstable();
+                hosts.dedup();
+                Selection::Hosts(hosts)
+            }
+            Selection::All => Selection::All,
+        };
+        let old = self.images.iter().position(|image| image.digest == digest);
+        let before: Vec<HostId> = old.map_or_else(Vec::new, |at| self.selected(&self.images[at]));
+        let changed = if let Some(at) = old {
+            let image = &mut self.images[at];
+            let changed = image.references != references || image.bad.is_some();
+            image.references = references;
+            image.selection = selection;
+            // wanted again: whoever asks has a reason to try again
+            if let Some(bad) = image.bad.take()
+                && let Some(content) = self.contents.get_mut(&bad)
+            {
+                content.forgive();
+            }
+            changed
+        } else {
+            let mut seen = BTreeSet::new();
+            let list = contents
+                .iter()
+                .map(|content| content.digest)
+                .filter(|content| seen.insert(*content))
+                .collect();
+            for content in contents {
+                self.contents
+                    .entry(content.digest)
+                    .or_insert_with(|| ContentState::new(content.chunks));
+            }
+            self.images.push(Image {
+                digest,
+                references,
+                contents: list,
+                selection,
+                standings: BTreeMap::new(),
+                bad: None,
+            });
+            true
+        };
+        self.moved_at = self.now;
+        self.tick_at = self.tick_at.min(self.now + TICK);
+        let Some(image) = self.images.iter().find(|image| image.digest == digest) else {
+            return;
+        };
+        let after = self.selected(image);
+        for host in &after {
+            let connected = self.hosts.get(host).is_some_and(|host| host.connected);
+            if connected && (changed || before.binary_search(host).is_err()) {
+                self.actions.push_back(Action::Stage {
+                    host: host.clone(),
+                    image: digest,
+                });
+            }
+        }
+        for host in before {
+            if after.binary_search(&host).is_err() {
+                self.actions.push_back(Action::Cancel {
+                    host,
+                    image: digest,
+                });
+            }
+        }
+        self.revoke_pointless();
+    }
+
+    fn cancel(&mut self, digest: Digest) {
+        let Some(at) = self.images.iter().position(|image| image.digest == digest) else {
+            return;
+        };
+        let image = self.images.remove(at);
+        for host in self.selected(&image) {
+            if self.hosts.get(&host).is_some_and(|host| host.connected) {
+                self.actions.push_back(Action::Cancel {
+                    host,
+                    image: digest,
+                });
+            }
+        }
+        self.revoke_pointless();
+        let used: BTreeSet<Digest> = self
+            .images
+            .iter()
+            .flat_map(|image| image.contents.iter().copied())
+            .collect();
+        self.contents.retain(|content, _| used.contains(content));
+    }
+
+    fn reported(&mut self, id: HostId, digest: Digest, standing: Standing, held_bytes: u64) {
+        if !self.hosts.contains_key(&id) {
+            return;
+        }
+        let Some(at) = self.images.iter().position(|image| image.digest == digest) else {
+            return;
+        };
+        let image = &mut self.images[at];
+        let before = image.standings.insert(id.clone(), (standing, held_bytes));
+        if before != Some((standing, held_bytes)) {
+            self.moved_at = self.now;
+        }
+        match standing {
+            Standing::Present | Standing::Installing => {
+                if !before.is_some_and(|(before, _)| before == standing) {
+                    for content in &image.contents {
+                        if let Some(content) = self.contents.get_mut(content) {
+                            content.done_on(&id);
+                        }
+                    }
+                }
+            }
+            Standing::Gone => {
+                for content in &image.contents {
+                    if let Some(content) = self.contents.get_mut(content) {
+                        content.forget_host(&id);
+                    }
+                }
+            }
+            Standing::Queued | Standing::Staging | Standing::Failed => {}
+        }
+        // hosts that come with parts of the image have been here before: let the others connect, and what they hold be
+        // announced, before the registry is asked
+        if before.is_none()
+            && held_bytes > 0
+            && let Some(started) = self.started
+        {
+            let settled = started + self.config.settle;
+            if self.now < settled {
+                self.grants_not_before = settled;
+            }
+        }
+    }
+
+    fn selects(&self, image: &Image, id: &HostId) -> bool {
+        match &image.selection {
+            Selection::All => self.hosts.contains_key(id),
+            Selection::Hosts(hosts) => hosts.binary_search(id).is_ok(),
+        }
+    }
+
+    /// The hosts that an image is wanted on, sorted.
+    fn selected(&self, image: &Image) -> Vec<HostId> {
+        match &image.selection {
+            Selection::All => self.hosts.keys().cloned().collect(),
+            Selection::Hosts(hosts) => hosts.clone(),
+        }
+    }
+
+    /// A random number below `below`, which isn't 0.
+    fn random(&mut self, below: usize) -> usize {
+        let wide = u64::from(self.rng.next_u32()) * u64::try_from(below).unwrap_or(1);
+        usize::try_from(wide >> 32).unwrap_or(0)
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! One content, as this host sees it.
+
+use alloc::{vec, vec::Vec};
+
+use proto::{ChunkIndex, ChunkSet, Geometry, Moment};
+
+use crate::peer::PeerIndex;
+
+/// Who said that we may fetch from the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grantor {
+    Coordinator,
+    /// We ourselves, without a coordinator.
+    Headless,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) grantor: Grantor,
+    /// Fetching may go up to and without this chunk; 0 before the first order.
+    pub(crate) until: u32,
+    /// Chunks before `until` that aren't here.
+    pub(crate) ordered: u32,
+    /// Chunks that came and weren't handed on.
+    pub(crate) waiting: u32,
+    /// Since when a chunk that peers have holds up the fetching.
+    pub(crate) blocked_since: Option<Moment>,
+    pub(crate) origin_at: Moment,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    pub(crate) key: u64,
+    pub(crate) geometry: Geometry,
+    pub(crate) order: u32,
+    pub(crate) held: ChunkSet,
+    /// Requested, or an accepted push.
+    pub(crate) pending: ChunkSet,
+    /// Held and not announced.
+    pub(crate) unannounced: ChunkSet,
+    /// What peers announced, by slot.
+    pub(crate) have: Vec<Option<ChunkSet>>,
+    /// Announced since the last turn of the grace; before it; and before that, so that they are asked for.
+    fresh: ChunkSet,
+    old: ChunkSet,
+    due: ChunkSet,
+    /// Peers that don't want it: a bitmap by index.
+    unwanted: Vec<u64>,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) origin_failed: bool,
+    /// When something last arrived.
+    pub(crate) grown_at: Moment,
+    /// When a push was last offered, or the first announcement came.
+    pub(crate) pushed_at: Option<Moment>,
+    /// When anything was last heard of it.
+    pub(crate) news_at: Moment,
+    pub(crate) not_stored: bool,
+    /// How often each chunk was sent in answer to requests; empty until the first.
+    sent: Vec<u8>,
+}
+
+impl Content {
+    pub(crate) fn new(
+        now: Moment,
+        key: u64,
+        geometry: Geometry,
+        order: u32,
+        held: ChunkSet,
+    ) -> Self {
+        let chunks = geometry.chunks();
+        Self {
+            key,
+            geometry,
+            order,
+            held,
+            pending: ChunkSet::empty(chunks),
+            unannounced: ChunkSet::empty(chunks),
+            have: Vec::new(),
+            fresh: ChunkSet::empty(chunks),
+            old: ChunkSet::empty(chunks),
+            due: ChunkSet::empty(chunks),
+            unwanted: Vec::new(),
+            lease: None,
+            origin_failed: false,
+            grown_at: now,
+            pushed_at: None,
+            news_at: now,
+            not_stored: false,
+            sent: Vec::new(),
+        }
+    }
+
+    pub(crate) fn chunks(&self) -> u32 {
+        self.geometry.chunks()
+    }
+
+    pub(crate) fn len(&self, chunk: ChunkIndex) -> u64 {
+        u64::from(self.geometry.len(chunk))
+    }
+
+    /// Enters an announcement of the peer at `slot`.
+    pub(crate) fn hear(&mut self, now: Moment, slot: usize, chunks: &ChunkSet, reset: bool) {
+        if self.have.len() <= slot {
+            self.have.resize(slot + 1, None);
+        }
+        let entry = &mut self.have[slot];
+        match entry {
+            Some(set) if !reset => set.union_with(chunks),
+            _ => *entry = Some(chunks.clone()),
+        }
+        self.news_at = now;
+        if !self.held.is_full() && !chunks.is_empty() {
+            self.fresh.union_with(chunks);
+            self.pushed_at.get_or_insert(now);
+        }
+    }
+
+    pub(crate) fn forget_slot(&mut self, slot: usize) {
+        if let Some(entry) = self.have.get_mut(slot) {
+            *entry = None;
+        }
+    }
+
+    pub(crate) fn peer_has(&self, slot: Option<usize>, chunk: ChunkIndex) -> bool {
+        slot.and_then(|slot| self.have.get(slot))
+            .and_then(Option::as_ref)
+            .is_some_and(|set| set.contains(chunk))
+    }
+
+    /// How many peers announced the chunk.
+    pub(crate) fn rarity(&self, chunk: ChunkIndex) -> usize {
+        self.have
+            .iter()
+            .flatten()
+            .filter(|set| set.contains(chunk))
+            .count()
+    }
+
+    pub(crate) fn is_complete_elsewhere(&self) -> bool {
+        self.have.iter().flatten().any(ChunkSet::is_full)
+    }
+
+    /// A turn of the grace: what was announced before the last turn is due.
+    pub(crate) fn turn(&mut self) {
+        if self.held.is_full() {
+            return;
+        }
+        self.due.union_with(&self.old);
+        self.due.subtract(&self.held);
+        core::mem::swap(&mut self.old, &mut self.fresh);
+        self.fresh = ChunkSet::empty(self.chunks());
+    }
+
+    pub(crate) fn is_due(&self, chunk: ChunkIndex) -> bool {
+        self.due.contains(chunk)
+    }
+
+    /// Chunks to ask for: due ones, or (`at_once`) all that any peer announced; neither held nor under way.
+    /// Calls `visit` with each until it returns false.
+    pub(crate) fn visit_askable(&self, at_once: bool, mut visit: impl FnMut(ChunkIndex) -> bool) {
+        let words = self.held.words();
+        for (at, held) in words.iter().enumerate() {
+            let mut askable = if at_once {
+                self.have
+                    .iter()
+                    .flatten()
+                    .map(|set| set.words().get(at).copied().unwrap_or(0))
+                    .fold(0, |all, word| all | word)
+            } else {
+                self.due.words()[at]
+            };
+            askable &= !held & !self.pending.words()[at];
+            while askable != 0 {
+                let bit = askable.trailing_zeros();
+                askable &= askable - 1;
+                let base = u32::try_from(at * 64).unwrap_or(u32::MAX);
+                if !visit(ChunkIndex(base + bit)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_unwanted_by(&self, peer: PeerIndex) -> bool {
+        self.unwanted
+            .get(peer.at() / 64)
+            .is_some_and(|word| word >> (peer.at() % 64) & 1 == 1)
+    }
+
+    pub(crate) fn set_unwanted_by(&mut self, peer: PeerIndex, unwanted: bool) {
+        let (word, bit) = (peer.at() / 64, 1u64 << (peer.at() % 64));
+        if self.unwanted.len() <= word {
+            if !unwanted {
+                return;
+            }
+            self.unwanted.resize(word + 1, 0);
+        }
+        if unwanted {
+            self.unwanted[word] |= bit;
+        } else {
+            self.unwanted[word] &= !bit;
+        }
+    }
+
+    pub(crate) fn unwanted_count(&self) -> usize {
+        self.unwanted
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
+    }
+
+    pub(crate) fn times_sent(&self, chunk: ChunkIndex) -> u8 {
+        self.sent.get(chunk.0 as usize).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn count_sent(&mut self, chunk: ChunkIndex) {
+        if self.sent.is_empty() {
+            self.sent = vec![0; self.chunks() as usize];
+        }
+        if let Some(count) = self.sent.get_mut(chunk.0 as usize) {
+            *count = count.saturating_add(1);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What is known of another host.
+
+use core::time::Duration;
+
+use proto::{HostKey, Moment};
+
+/// A peer's place in the swarm's table. Reused only after every mention of it was purged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PeerIndex(u32);
+
+impl PeerIndex {
+    pub(crate) fn new(at: usize) -> Self {
+        Self(u32::try_from(at).unwrap_or(u32::MAX))
+    }
+
+    pub(crate) const fn at(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Whether we can talk to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    Down,
+    Dialling,
+    Up,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) key: HostKey,
+    pub(crate) zone: u32,
+    /// In the roster.
+    pub(crate) known: bool,
+    pub(crate) neighbour: bool,
+    pub(crate) line: Line,
+    pub(crate) dial_not_before: Moment,
+    pub(crate) dial_failures: u32,
+    /// Bad chunks since the last quarantine.
+    pub(crate) strikes: u32,
+    /// Transfers in a row that brought nothing.
+    pub(crate) silent: u32,
+    pub(crate) quarantines: u32,
+    pub(crate) quarantined_until: Option<Moment>,
+    /// Our uploads to it that are under way.
+    pub(crate) uploads: usize,
+    /// Our requests to it that are under way.
+    pub(crate) requests: usize,
+    /// How long its answers take, smoothed, in microseconds; 0 before the first.
+    pub(crate) answer_us: u64,
+    pub(crate) not_asked_before: Moment,
+    load: Load,
+    /// Where its announcements are kept in each content.
+    pub(crate) slot: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    backlog_bytes: u64,
+    bytes_per_second: u64,
+    at: Moment,
+    /// Work that we assigned and that it hasn't confirmed.
+    assigned_bytes: u64,
+}
+
+impl Peer {
+    pub(crate) fn new(key: HostKey, rate: u64) -> Self {
+        Self {
+            key,
+            zone: 0,
+            known: true,
+            neighbour: false,
+            line: Line::Down,
+            dial_not_before: Moment::START,
+            dial_failures: 0,
+            strikes: 0,
+            silent: 0,
+            quarantines: 0,
+            quarantined_until: None,
+            uploads: 0,
+            requests: 0,
+            answer_us: 0,
+            not_asked_before: Moment::START,
+            load: Load {
+                backlog_bytes: 0,
+                bytes_per_second: rate.max(1),
+                at: Moment::START,
+                assigned_bytes: 0,
+            },
+            slot: None,
+        }
+    }
+
+    pub(crate) const fn is_quarantined(&self) -> bool {
+        self.quarantined_until.is_some()
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.line == Line::Up && !self.is_quarantined()
+    }
+
+    /// What it said about its load. Work that we assigned and that it hasn't confirmed comes on top.
+    pub(crate) fn set_load(&mut self, now: Moment, backlog_bytes: u64, rate: u64) {
+        self.load.backlog_bytes = backlog_bytes.min(MOST_BACKLOG);
+        if rate > 0 {
+            self.load.bytes_per_second = rate;
+        }
+        self.load.at = now;
+    }
+
+    pub(crate) fn assign(&mut self, bytes: u64) {
+        self.load.assigned_bytes = self.load.assigned_bytes.saturating_add(bytes);
+    }
+
+    pub(crate) fn unassign(&mut self, bytes: u64) {
+        self.load.assigned_bytes = self.load.assigned_bytes.saturating_sub(bytes);
+    }
+
+    /// It took over work that was assigned to it.
+    pub(crate) fn confirm(&mut self, now: Moment, bytes: u64) {
+        self.unassign(bytes);
+        self.load.backlog_bytes = self.aged(now).saturating_add(bytes).min(MOST_BACKLOG);
+        self.load.at = now;
+    }
+
+    /// Microseconds that its outstanding push work takes it, and `more` bytes on top.
+    pub(crate) fn outstanding_us(&self, now: Moment, more: u64) -> u64 {
+        let bytes = self
+            .aged(now)
+            .saturating_add(self.load.assigned_bytes)
+            .saturating_add(more);
+        micros(bytes, self.load.bytes_per_second)
+    }
+
+    fn aged(&self, now: Moment) -> u64 {
+        let elapsed = u128::from(now.0.saturating_sub(self.load.at.0));
+        let done = u128::from(self.load.bytes_per_second) * elapsed / 1_000_000;
+        self.load
+            .backlog_bytes
+            .saturating_sub(u64::try_from(done).unwrap_or(u64::MAX))
+    }
+}
+
+/// More than this nobody believes: a petabyte. Keeps sums from saturating.
+const MOST_BACKLOG: u64 = 1 << 50;
+
+/// Microseconds that so many bytes take at this rate.
+pub(crate) fn micros(bytes: u64, bytes_per_second: u64) -> u64 {
+    bytes
+        .saturating_mul(1_000_000)
+        .checked_div(bytes_per_second)
+        .unwrap_or(u64::MAX)
+}
+
+/// `first`, doubled `times` times, at most `most`.
+pub(crate) fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
+    first
+        .checked_mul(1 << times.min(20))
+        .unwrap_or(most)
+        .min(most)
+}

@@ -1,0 +1,305 @@
+//! The fleet: roster, connections, and whom we don't trust for now.
+
+use super::*;
+use crate::{
+    event::Peer as Entry,
+    peer::{Line, doubled},
+};
+
+/// Peers whose announcements are kept at one time: neighbours, and some to spare.
+const SLOTS: usize = 64;
+/// Of two neighbours the one with the larger key waits this long for the other's connection.
+const DIAL_HEAD_START: Duration = Duration::from_secs(2);
+/// Transfers in a row that bring nothing count as a strike.
+const SILENT_IN_A_ROW: u32 = 4;
+
+impl Swarm {
+    pub(super) fn set_roster(&mut self, entries: &[Entry]) {
+        let mut wanted: BTreeMap<HostKey, Entry> = BTreeMap::new();
+        for entry in entries {
+            if entry.key != self.me {
+                wanted.insert(entry.key, *entry);
+            }
+        }
+        let gone: Vec<HostKey> = self
+            .by_key
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+            .copied()
+            .collect();
+        for key in gone {
+            self.forget_peer(key);
+        }
+        let mut new_neighbours = Vec::new();
+        for entry in wanted.values() {
+            let index = self.find(entry.key).unwrap_or_else(|| {
+                let mut peer = Peer::new(entry.key, self.config.assumed_rate_bytes_per_second);
+                if self.me > entry.key {
+                    peer.dial_not_before = self.now + DIAL_HEAD_START;
+                }
+                let index = if let Some(index) = self.free_peers.pop() {
+                    self.peers[index.at()] = peer;
+                    index
+                } else {
+                    self.peers.push(peer);
+                    PeerIndex::new(self.peers.len() - 1)
+                };
+                self.by_key.insert(entry.key, index);
+                index
+            });
+            let peer = &mut self.peers[index.at()];
+            peer.zone = entry.zone;
+            if entry.neighbour && !peer.neighbour && peer.line == Line::Up {
+                new_neighbours.push(index);
+            }
+            peer.neighbour = entry.neighbour;
+        }
+        self.roster = self.by_key.values().copied().collect();
+        self.roster.sort_by_key(|index| {
+            let peer = &self.peers[index.at()];
+            (peer.zone, peer.key)
+        });
+        self.neighbours = self
+            .roster
+            .iter()
+            .copied()
+            .filter(|index| self.peers[index.at()].neighbour)
+            .collect();
+        for index in new_neighbours {
+            self.introduce(index);
+        }
+        self.tick_at = self.now;
+    }
+
+    fn forget_peer(&mut self, key: HostKey) {
+        let Some(index) = self.by_key.remove(&key) else {
+            return;
+        };
+        if self.peers[index.at()].line != Line::Down {
+            self.actions.push_back(Action::HangUp(key));
+        }
+        self.drop_line(index, Line::Down);
+        self.purge_pushes_to(index);
+        for content in self.contents.values_mut() {
+            content.set_unwanted_by(index, false);
+        }
+        self.peers[index.at()].known = false;
+        self.free_peers.push(index);
+    }
+
+    pub(super) fn connected(&mut self, key: HostKey) {
+        let Some(index) = self.find(key) else {
+            self.actions.push_back(Action::HangUp(key));
+            return;
+        };
+        let peer = &mut self.peers[index.at()];
+        if peer.is_quarantined() {
+            if peer.line == Line::Dialling {
+                self.dials -= 1;
+            }
+            peer.line = Line::Down;
+            self.actions.push_back(Action::HangUp(key));
+            return;
+        }
+        if peer.line == Line::Up {
+            return;
+        }
+        if peer.line == Line::Dialling {
+            self.dials -= 1;
+        }
+        peer.line = Line::Up;
+        peer.dial_failures = 0;
+        peer.silent = 0;
+        self.up.push(index);
+        self.introduce(index);
+        if self.dials < self.config.dials {
+            self.dial_about();
+        }
+        self.pull_wanted = true;
+    }
+
+    pub(super) fn disconnected(&mut self, key: HostKey) {
+        let Some(index) = self.find(key) else {
+            return;
+        };
+        if self.peers[index.at()].line == Line::Down {
+            return;
+        }
+        self.drop_line(index, Line::Down);
+        let failures = self.peers[index.at()].dial_failures;
+        let wait = doubled(self.config.redial, failures, self.config.redial_most);
+        let jitter = mix(self.rng.next_u64(), 0) % (wait.as_micros() as u64 / 4 + 1);
+        let peer = &mut self.peers[index.at()];
+        peer.dial_failures = failures.saturating_add(1);
+        peer.dial_not_before = self.now + wait + Duration::from_micros(jitter);
+        self.pull_wanted = true;
+    }
+
+    /// Everything that went over this peer's connection is over.
+    pub(super) fn drop_line(&mut self, index: PeerIndex, line: Line) {
+        let peer = &mut self.peers[index.at()];
+        if peer.line == Line::Dialling {
+            self.dials -= 1;
+        }
+        peer.line = line;
+        if let Some(slot) = peer.slot.take() {
+            self.slots[slot] = None;
+            for content in self.contents.values_mut() {
+                content.forget_slot(slot);
+            }
+        }
+        self.up.retain(|other| *other != index);
+        for at in (0..self.requests.len()).rev() {
+            if self.requests[at].peer == index {
+                self.drop_request(at);
+            }
+        }
+        for at in (0..self.incoming.len()).rev() {
+            if self.incoming[at].peer == index {
+                self.drop_incoming(at);
+            }
+        }
+        self.waiting.retain(|waiting| waiting.peer != index);
+        for at in (0..self.uploads.len()).rev() {
+            if self.uploads[at].peer == index {
+                self.end_upload(at, Delivery::Broken);
+            }
+        }
+    }
+
+    /// Dials who should be connected, as far as the bounds go.
+    pub(super) fn dial_about(&mut self) {
+        if self.dials >= self.config.dials || self.up.len() >= self.roster.len() {
+            return;
+        }
+        for at in 0..self.neighbours.len() {
+            let index = self.neighbours[at];
+            self.dial(index);
+        }
+        // a whole small fleet is kept connected, so that whoever is chosen to spread can be reached at once
+        if self.roster.len() <= self.config.connections && !self.incomplete.is_empty() {
+            let start = self.random(self.roster.len().max(1));
+            for at in 0..self.roster.len() {
+                if self.dials >= self.config.dials {
+                    break;
+                }
+                let index = self.roster[(start + at) % self.roster.len()];
+                self.dial(index);
+            }
+        }
+    }
+
+    /// Begins to dial, if that makes sense now. Whether the peer is or may soon be connected.
+    pub(super) fn dial(&mut self, index: PeerIndex) -> bool {
+        let peer = &mut self.peers[index.at()];
+        match peer.line {
+            Line::Up => !peer.is_quarantined(),
+            Line::Dialling => true,
+            Line::Down => {
+                if peer.is_quarantined()
+                    || peer.dial_not_before > self.now
+                    || self.dials >= self.config.dials
+                    || (!peer.neighbour && self.up.len() >= self.config.connections)
+                {
+                    return false;
+                }
+                peer.line = Line::Dialling;
+                self.dials += 1;
+                self.actions.push_back(Action::Dial(peer.key));
+                true
+            }
+        }
+    }
+
+    /// Whether it is worth waiting for a connection to it.
+    pub(super) fn may_come_up(&self, index: PeerIndex) -> bool {
+        let peer = &self.peers[index.at()];
+        peer.line == Line::Dialling
+            || (peer.line == Line::Down
+                && peer.dial_failures == 0
+                && !peer.is_quarantined()
+                && (self.up.len() < self.config.connections || peer.neighbour))
+    }
+
+    /// Where this peer's announcements are kept, if there is room.
+    pub(super) fn slot(&mut self, index: PeerIndex) -> Option<usize> {
+        if let Some(slot) = self.peers[index.at()].slot {
+            return Some(slot);
+        }
+        let slot = if let Some(slot) = self.slots.iter().position(Option::is_none) {
+            slot
+        } else if self.slots.len() < SLOTS {
+            self.slots.push(None);
+            self.slots.len() - 1
+        } else {
+            return None;
+        };
+        self.slots[slot] = Some(index);
+        self.peers[index.at()].slot = Some(slot);
+        Some(slot)
+    }
+
+    /// The peer sent a bad chunk.
+    pub(super) fn strike(&mut self, index: PeerIndex) {
+        let peer = &mut self.peers[index.at()];
+        peer.strikes = peer.strikes.saturating_add(1);
+        if peer.strikes >= self.config.strikes {
+            self.quarantine(index);
+        }
+    }
+
+    /// A transfer from the peer brought nothing.
+    pub(super) fn silent(&mut self, index: PeerIndex) {
+        let peer = &mut self.peers[index.at()];
+        peer.silent = peer.silent.saturating_add(1);
+        peer.not_asked_before = self.now + self.config.timeout_least;
+        if peer.silent >= SILENT_IN_A_ROW {
+            peer.silent = 0;
+            self.strike(index);
+        }
+    }
+
+    /// The chain proved that the peer lied: no second chance.
+    pub(super) fn blamed(&mut self, key: HostKey) {
+        if let Some(index) = self.find(key) {
+            let peer = &mut self.peers[index.at()];
+            peer.strikes = peer.strikes.saturating_add(1);
+            self.quarantine(index);
+        }
+    }
+
+    fn quarantine(&mut self, index: PeerIndex) {
+        let peer = &mut self.peers[index.at()];
+        let lasts = doubled(
+            self.config.quarantine,
+            peer.quarantines,
+            self.config.quarantine_most,
+        );
+        let was = peer.quarantined_until.replace(self.now + lasts).is_some();
+        peer.quarantines = peer.quarantines.saturating_add(1);
+        let strikes = peer.strikes;
+        peer.strikes = 0;
+        if was {
+            return;
+        }
+        let key = peer.key;
+        self.actions
+            .push_back(Action::Report { peer: key, strikes });
+        self.actions.push_back(Action::HangUp(key));
+        self.drop_line(index, Line::Down);
+        self.pull_wanted = true;
+    }
+
+    pub(super) fn release_quarantined(&mut self) {
+        for at in 0..self.roster.len() {
+            let peer = &mut self.peers[self.roster[at].at()];
+            if peer
+                .quarantined_until
+                .is_some_and(|until| until <= self.now)
+            {
+                peer.quarantined_until = None;
+                peer.dial_not_before = self.now;
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Fetching from the registry: leases, their pace, and doing without a coordinator.
+
+use super::*;
+use crate::{
+    content::{Grantor, Lease},
+    event::OriginEnd,
+};
+
+/// A chunk that a peer announced isn't fetched from the registry, unless that peer doesn't deliver for this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Headless, the next host in line takes a content over when nothing was heard of it for this long.
+const HEADLESS_TURN: Duration = Duration::from_secs(10);
+/// Headless, nothing was heard of a content for this long before anybody takes it over: whoever was leased it may go on.
+const HEADLESS_QUIET: Duration = Duration::from_secs(3);
+
+impl Swarm {
+    pub(super) fn take_lease(&mut self, id: ContentId) {
+        self.grant(id, Grantor::Coordinator);
+    }
+
+    fn grant(&mut self, id: ContentId, grantor: Grantor) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&id) else {
+            self.actions.push_back(Action::ReleaseLease(id));
+            return;
+        };
+        if content.held.is_full() {
+            if grantor == Grantor::Coordinator {
+                self.actions.push_back(Action::ReleaseLease(id));
+            }
+            return;
+        }
+        content.origin_failed = false;
+        if let Some(lease) = &mut content.lease {
+            lease.grantor = grantor;
+            return;
+        }
+        let waiting = self
+            .unassigned
+            .iter()
+            .filter(|(other, _)| *other == id)
+            .count();
+        content.lease = Some(Lease {
+            grantor,
+            until: 0,
+            ordered: 0,
+            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
+            blocked_since: None,
+            origin_at: now,
+        });
+        self.leased.insert(id);
+        self.pull_wanted = true;
+    }
+
+    pub(super) fn lease_mut(&mut self, id: ContentId) -> Option<&mut Lease> {
+        self.contents.get_mut(&id)?.lease.as_mut()
+    }
+
+    /// The lease is over; fetching stops.
+    pub(super) fn end_lease(&mut self, id: ContentId) {
+        self.leased.remove(&id);
+        let lease = self
+            .contents
+            .get_mut(&id)
+            .and_then(|content| content.lease.take());
+        if lease.is_some_and(|lease| lease.until > 0) {
+            self.actions.push_back(Action::StopFetch(id));
+        }
+    }
+
+    /// The last chunk came from a peer: nothing is left to fetch.
+    pub(super) fn lease_done_by_peers(&mut self, id: ContentId) {
+        let done = self
+            .contents
+            .get(&id)
+            .is_some_and(|content| content.held.is_full() && content.lease.is_some());
+        if done {
+            let ours = self.lease_mut(id).map(|lease| lease.grantor);
+            self.end_lease(id);
+            if ours == Some(Grantor::Coordinator) {
+                self.actions.push_back(Action::ReleaseLease(id));
+            }
+        }
+    }
+
+    pub(super) fn origin_chunk(&mut self, id: ContentId, chunk: ChunkIndex) {
+        let now = self.now;
+        let new = self.hold(id, chunk);
+        self.cancel_others(id, chunk);
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        let bytes = content.len(chunk);
+        if let Some(lease) = &mut content.lease {
+            lease.origin_at = now;
+            if new {
+                lease.waiting += 1;
+            }
+        }
+        self.down_bucket.spend(bytes);
+        let most = self.config.jobs;
+        if new && !self.roster.is_empty() && self.unassigned.len() < most {
+            self.unassigned.push_back((id, chunk));
+        } else if new && let Some(lease) = self.lease_mut(id) {
+            lease.waiting -= 1;
+        }
+    }
+
+    pub(super) fn origin_ended(&mut self, id: ContentId, end: OriginEnd) {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        content.origin_failed = end != OriginEnd::Done;
+        let had = content.lease.take().map(|lease| lease.grantor);
+        let full = content.held.is_full();
+        self.leased.remove(&id);
+        if end == OriginEnd::Done && !full && had == Some(Grantor::Coordinator) {
+            // something wasn't stored, or was lost since: another host, or a new lease
+            self.actions.push_back(Action::ReleaseLease(id));
+        }
+    }
+
+    /// Orders more chunks, while those that came before are being spread.
+    pub(super) fn order_from_origin(&mut self) {
+        if !self.down_bucket.allows(self.now) {
+            return;
+        }
+        let now = self.now;
+        let window = self.config.lease_window.max(1);
+        for id in &self.leased {
+            let Some(content) = self.contents.get_mut(id) else {
+                continue;
+            };
+            let Some(mut lease) = content.lease.take() else {
+                continue;
+            };
+            let before = lease.until;
+            while lease.until < content.chunks()
+                && lease.ordered.saturating_add(lease.waiting) < window
+            {
+                let chunk = ChunkIndex(lease.until);
+                if content.held.contains(chunk) {
+                    lease.until += 1;
+                    continue;
+                }
+                // what peers have doesn't leave the registry again
+                let elsewhere = content.pending.contains(chunk) || content.rarity(chunk) > 0;
+                if elsewhere {
+                    let since = *lease.blocked_since.get_or_insert(now);
+                    if now.since(since) < PATIENCE {
+                        self.pull_wanted = true;
+                        break;
+                    }
+                }
+                lease.blocked_since = None;
+                lease.ordered += 1;
+                lease.until += 1;
+            }
+            if lease.until > before {
+                if lease.blocked_since.is_some()
+                    && lease.until < content.chunks()
+                    && !content.pending.contains(ChunkIndex(lease.until))
+                    && content.rarity(ChunkIndex(lease.until)) == 0
+                {
+                    lease.blocked_since = None;
+                }
+                self.actions.push_back(Action::Fetch {
+                    id: *id,
+                    until: ChunkIndex(lease.until),
+                });
+            }
+            content.lease = Some(lease);
+        }
+    }
+
+    pub(super) fn set_coordinator(&mut self, up: bool) {
+        if self.coordinator && !up {
+            self.coordinator_lost_at = self.now;
+        }
+        self.coordinator = up;
+        if up && self.headless {
+            self.headless = false;
+            for id in self.leased.clone() {
+                if self
+                    .lease_mut(id)
+                    .is_some_and(|lease| lease.grantor == Grantor::Headless)
+                {
+                    self.end_lease(id);
+                }
+            }
+        }
+    }
+
+    /// Without a coordinator for long, hosts take leases by rendezvous order.
+    pub(super) fn watch_coordinator(&mut self) {
+        if self.coordinator || self.now.since(self.coordinator_lost_at) < self.config.headless_after
+        {
+            return;
+        }
+        self.headless = true;
+        let wanted: Vec<ContentId> = self
+            .incomplete
+            .iter()
+            .map(|(_, id)| *id)
+            .filter(|id| {
+                self.contents.get(id).is_some_and(|content| {
+                    !content.is_complete_elsewhere() && !content.origin_failed
+                })
+            })
+            .take(self.config.origin_streams)
+            .collect();
+        let mut room = self.config.origin_streams.saturating_sub(self.leased.len());
+        for id in wanted {
+            if room == 0 {
+                return;
+            }
+            let Some(content) = self.contents.get(&id) else {
+                continue;
+            };
+            if content.lease.is_some() {
+                continue;
+            }
+            let mine = mix(self.me.0, content.key);
+            let rank = self
+                .up
+                .iter()
+                .map(|index| &self.peers[index.at()])
+                .filter(|peer| peer.is_up() && mix(peer.key.0, content.key) > mine)
+                .count();
+            let quiet = self.now.since(content.news_at.max(content.grown_at));
+            let since = self
+                .now
+                .since(self.coordinator_lost_at + self.config.headless_after);
+            let turn = HEADLESS_TURN * u32::try_from(rank).unwrap_or(u32::MAX);
+            let quiet_long = quiet >= turn.max(HEADLESS_QUIET) && since >= turn;
+            if quiet_long {
+                self.grant(id, Grantor::Headless);
+                room -= 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Announcements: what we hold and how busy we are, and what others say of themselves.
+
+use super::*;
+
+/// Connections up to which load is announced as often as `load_every` says.
+const FEW_CONNECTIONS: usize = 50;
+/// And how much more seldom for each further one, so that a fleet's announcements stay below 200 a second per host.
+const LOAD_EVERY_MORE: Duration = Duration::from_millis(5);
+/// While pushes bring everything, announcements only serve healing, which waits for seconds anyway.
+const LAZY: Duration = Duration::from_secs(1);
+/// Whoever was asked for chunks within this time announces eagerly.
+const ASKED_LATELY: Duration = Duration::from_secs(5);
+
+impl Swarm {
+    pub(super) fn hear(&mut self, key: HostKey, id: ContentId, chunks: &ChunkSet, reset: bool) {
+        let Some(index) = self.find(key) else {
+            return;
+        };
+        if !self.peers[index.at()].is_up() {
+            return;
+        }
+        let fits = self
+            .contents
+            .get(&id)
+            .is_some_and(|content| content.chunks() == chunks.chunks());
+        if !fits {
+            return;
+        }
+        let Some(slot) = self.slot(index) else {
+            return;
+        };
+        if let Some(content) = self.contents.get_mut(&id) {
+            content.set_unwanted_by(index, false);
+            content.hear(self.now, slot, chunks, reset);
+        }
+    }
+
+    pub(super) fn hear_load(&mut self, key: HostKey, backlog_bytes: u64, rate: u64) {
+        if let Some(index) = self.find(key) {
+            let now = self.now;
+            self.peers[index.at()].set_load(now, backlog_bytes, rate);
+        }
+    }
+
+    /// Tells a peer that has just come everything that it should know.
+    pub(super) fn introduce(&mut self, index: PeerIndex) {
+        let peer = &self.peers[index.at()];
+        let key = peer.key;
+        self.actions.push_back(Action::AnnounceLoad {
+            peer: key,
+            backlog_bytes: self.backlog_bytes,
+            upload_bytes_per_second: self.rate,
+        });
+        if !peer.neighbour {
+            return;
+        }
+        for (id, content) in &self.contents {
+            if !content.held.is_empty() {
+                self.actions.push_back(Action::Announce {
+                    peer: key,
+                    id: *id,
+                    chunks: content.held.clone(),
+                    reset: true,
+                });
+            }
+        }
+    }
+
+    /// Tells all neighbours all of one content.
+    pub(super) fn announce_all_of(&mut self, id: ContentId) {
+        let Some(content) = self.contents.get(&id) else {
+            return;
+        };
+        for index in &self.neighbours {
+            let peer = &self.peers[index.at()];
+            if peer.is_up() {
+                self.actions.push_back(Action::Announce {
+                    peer: peer.key,
+                    id,
+                    chunks: content.held.clone(),
+                    reset: true,
+                });
+            }
+        }
+    }
+
+    pub(super) fn announce_every(&self) -> Duration {
+        let asked = self
+            .served_at
+            .is_some_and(|at| self.now.since(at) < ASKED_LATELY);
+        let pushed = self.pushes > 0 || self.late_pushes > 0;
+        if asked || !pushed {
+            self.config.announce_every
+        } else {
+            self.config.announce_every.max(LAZY)
+        }
+    }
+
+    pub(super) fn announce(&mut self) {
+        if self.announce_at.is_some_and(|at| at <= self.now) {
+            self.announce_at = None;
+            for id in core::mem::take(&mut self.unannounced) {
+                let Some(content) = self.contents.get_mut(&id) else {
+                    continue;
+                };
+                let empty = ChunkSet::empty(content.chunks());
+                let news = core::mem::replace(&mut content.unannounced, empty);
+                if news.is_empty() {
+                    continue;
+                }
+                for index in &self.neighbours {
+                    let peer = &self.peers[index.at()];
+                    // who has it all needs no news
+                    let complete = peer
+                        .slot
+                        .and_then(|slot| content.have.get(slot))
+                        .and_then(Option::as_ref)
+                        .is_some_and(ChunkSet::is_full);
+                    if peer.is_up() && !complete {
+                        self.actions.push_back(Action::Announce {
+                            peer: peer.key,
+                            id,
+                            chunks: news.clone(),
+                            reset: false,
+                        });
+                    }
+                }
+            }
+        }
+        let moved = self.backlog_bytes != self.announced_backlog
+            || self.rate.abs_diff(self.announced_rate) > self.rate / 8;
+        if moved && self.load_at <= self.now {
+            let more = self.up.len().saturating_sub(FEW_CONNECTIONS);
+            let more = LOAD_EVERY_MORE * u32::try_from(more).unwrap_or(u32::MAX);
+            self.load_at = self.now + self.config.load_every + more;
+            self.announced_backlog = self.backlog_bytes;
+            self.announced_rate = self.rate;
+            for index in &self.up {
+                self.actions.push_back(Action::AnnounceLoad {
+                    peer: self.peers[index.at()].key,
+                    backlog_bytes: self.backlog_bytes,
+                    upload_bytes_per_second: self.rate,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the swarm says about itself.
+
+use super::*;
+use crate::status::{ContentStatus, Stall, Status};
+
+impl Swarm {
+    /// Where everything stands.
+    #[must_use]
+    pub fn status(&self, now: Moment) -> Status {
+        let now = now.max(self.now);
+        Status {
+            contents: self
+                .contents
+                .iter()
+                .map(|(id, content)| self.content_status(now, *id, content))
+                .collect(),
+            peers: self.roster.len(),
+            connected: self.up.len(),
+            quarantined: self
+                .roster
+                .iter()
+                .map(|index| &self.peers[index.at()])
+                .filter(|peer| peer.is_quarantined())
+                .map(|peer| peer.key)
+                .collect(),
+            backlog_bytes: self.backlog_bytes,
+            upload_bytes_per_second: self.rate,
+            uploads: self.uploads.len(),
+            headless: self.headless,
+        }
+    }
+
+    fn content_status(&self, now: Moment, id: ContentId, content: &Content) -> ContentStatus {
+        let requested = self
+            .requests
+            .iter()
+            .filter(|request| request.id == id)
+            .count()
+            + self
+                .incoming
+                .iter()
+                .filter(|incoming| incoming.id == id)
+                .count();
+        let idle = now.since(content.grown_at);
+        let stalled = !content.held.is_full() && idle >= TICK;
+        ContentStatus {
+            id,
+            chunks: content.chunks(),
+            held: content.held.count(),
+            requested: u32::try_from(requested).unwrap_or(u32::MAX),
+            leased: content.lease.is_some(),
+            paced: content
+                .lease
+                .as_ref()
+                .is_some_and(|lease| lease.ordered == 0),
+            stall: stalled.then(|| (self.stall(id, content, requested), idle)),
+        }
+    }
+
+    fn stall(&self, id: ContentId, content: &Content, requested: usize) -> Stall {
+        if content.not_stored {
+            return Stall::NotStored;
+        }
+        if let Some(lease) = &content.lease {
+            return if lease.blocked_since.is_some() {
+                Stall::PeersSlow
+            } else if lease.ordered == 0 {
+                Stall::Paced
+            } else {
+                Stall::OriginSilent
+            };
+        }
+        if requested > 0 {
+            return Stall::PeersSlow;
+        }
+        let mut throttled = self.down_bucket;
+        if !throttled.allows(self.now) {
+            return Stall::Throttled;
+        }
+        let heard = content.have.iter().flatten().any(|set| {
+            let mut set = set.clone();
+            set.subtract(&content.held);
+            !set.is_empty()
+        });
+        if heard {
+            let first = self.incomplete.iter().next().map(|(_, first)| *first);
+            return if self.requests.len() >= self.config.requests && first != Some(id) {
+                Stall::AwaitingTurn
+            } else if content
+                .pushed_at
+                .is_some_and(|at| self.now.since(at) < self.grace * 2)
+            {
+                Stall::AwaitingPush
+            } else {
+                Stall::PeersBusy
+            };
+        }
+        let quarantined = self
+            .roster
+            .iter()
+            .any(|index| self.peers[index.at()].is_quarantined());
+        if content.origin_failed {
+            Stall::OriginFailed
+        } else if self.up.is_empty() && !self.roster.is_empty() {
+            Stall::NoPeers
+        } else if quarantined && self.up.is_empty() {
+            Stall::SourcesQuarantined
+        } else if content.pushed_at.is_some() {
+            Stall::NoSource
+        } else {
+            Stall::AwaitingLease
+        }
+    }
+}

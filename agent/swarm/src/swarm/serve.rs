@@ -1,0 +1,106 @@
+//! Answering requests.
+
+use super::*;
+use crate::action::Declined;
+
+/// A request of a peer that waits for an upload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    pub(super) ticket: Ticket,
+    pub(super) peer: PeerIndex,
+    pub(super) id: ContentId,
+    pub(super) chunk: ChunkIndex,
+    since: Moment,
+}
+
+impl Swarm {
+    pub(super) fn requested(
+        &mut self,
+        ticket: Ticket,
+        key: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+    ) {
+        let refused = match self.find(key) {
+            None => Some(Declined::Quarantined),
+            Some(index) if self.peers[index.at()].is_quarantined() => Some(Declined::Quarantined),
+            Some(_) if !self.holds(id, chunk) => Some(Declined::Missing),
+            Some(index) => {
+                let bound = if self.step_back {
+                    self.config.waiting / 4
+                } else {
+                    self.config.waiting
+                };
+                // nobody may fill the queue alone
+                let own = self
+                    .waiting
+                    .iter()
+                    .filter(|other| other.peer == index)
+                    .count();
+                if self.waiting.len() >= bound || own >= 2 * self.config.requests_per_peer {
+                    Some(Declined::Busy)
+                } else {
+                    self.waiting.push(Waiting {
+                        ticket,
+                        peer: index,
+                        id,
+                        chunk,
+                        since: self.now,
+                    });
+                    self.served_at = Some(self.now);
+                    None
+                }
+            }
+        };
+        if let Some(reason) = refused {
+            self.actions.push_back(Action::Refuse(ticket, reason));
+        }
+    }
+
+    pub(super) fn holds(&self, id: ContentId, chunk: ChunkIndex) -> bool {
+        self.contents
+            .get(&id)
+            .is_some_and(|content| content.held.contains(chunk))
+    }
+
+    /// Begins to answer the request whose chunk we have sent least often, then the one that waited longest.
+    pub(super) fn serve_next(&mut self) -> bool {
+        let best = self
+            .waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, waiting)| {
+                let peer = &self.peers[waiting.peer.at()];
+                peer.is_up() && peer.uploads < self.config.uploads_per_peer.max(1)
+            })
+            .min_by_key(|(_, waiting)| {
+                let times = self
+                    .contents
+                    .get(&waiting.id)
+                    .map_or(0, |content| content.times_sent(waiting.chunk));
+                (times, waiting.since, waiting.ticket)
+            })
+            .map(|(at, _)| at);
+        let Some(at) = best else {
+            return false;
+        };
+        let waiting = self.waiting.swap_remove(at);
+        if !self.holds(waiting.id, waiting.chunk) {
+            self.actions
+                .push_back(Action::Refuse(waiting.ticket, Declined::Missing));
+            return true;
+        }
+        if let Some(content) = self.contents.get_mut(&waiting.id) {
+            content.count_sent(waiting.chunk);
+        }
+        self.actions.push_back(Action::Serve(waiting.ticket));
+        self.begin_upload(Upload {
+            peer: waiting.peer,
+            id: waiting.id,
+            chunk: waiting.chunk,
+            ticket: Some(waiting.ticket),
+            purpose: Purpose::Answer,
+        });
+        true
+    }
+}

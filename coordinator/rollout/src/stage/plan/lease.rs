@@ -1,0 +1,473 @@
+//! Leases: who fetches which content from the registry.
+
+use super::*;
+use crate::stage::event::LeaseEnd;
+
+/// Nothing moves anywhere for this long: what is thought to be complete somewhere is asked for again.
+const AUDIT_AFTER: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub(super) struct ContentState {
+    chunks: u32,
+    /// Hosts that hold all of it.
+    done: BTreeSet<HostId>,
+    pub(super) lease: Option<Lease>,
+    /// Hosts that found the registry's bytes bad.
+    bad_on: BTreeSet<HostId>,
+    bad_times: u32,
+    /// Holders that failed, let it expire or gave it back since the last success; the latest is never next.
+    tried: BTreeSet<HostId>,
+    last: Option<HostId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) host: HostId,
+    pub(super) chunks: u32,
+    /// The last news that counts as progress.
+    pub(super) progress_at: Moment,
+    /// The last new chunk.
+    chunk_at: Moment,
+}
+
+impl ContentState {
+    pub(super) const fn new(chunks: u32) -> Self {
+        Self {
+            chunks,
+            done: BTreeSet::new(),
+            lease: None,
+            bad_on: BTreeSet::new(),
+            bad_times: 0,
+            tried: BTreeSet::new(),
+            last: None,
+        }
+    }
+
+    pub(super) fn done_on(&mut self, id: &HostId) {
+        self.done.insert(id.clone());
+        self.tried.clear();
+    }
+
+    pub(super) fn forget_host(&mut self, id: &HostId) {
+        self.done.remove(id);
+        self.tried.remove(id);
+        self.bad_on.remove(id);
+    }
+
+    pub(super) fn forgive(&mut self) {
+        self.bad_on.clear();
+        self.bad_times = 0;
+        self.tried.clear();
+    }
+}
+
+impl Plan {
+    /// Whether somebody holds all of it who is here or expected back.
+    pub(super) fn is_done(&self, content: &ContentState) -> bool {
+        content.done.iter().any(|id| {
+            self.hosts.get(id).is_some_and(|host| {
+                host.quarantined_until.is_none()
+                    && (host.connected
+                        || self.now.since(host.disconnected_at) < self.config.absent_after)
+            })
+        })
+    }
+
+    /// Leases what nobody holds, in order, while there is room.
+    pub(super) fn grant(&mut self) {
+        if self.leases >= self.config.origin_streams
+            || self.now < self.grants_not_before
+            || self.origin.retry_at.is_some_and(|at| self.now < at)
+        {
+            return;
+        }
+        let mut grants = Vec::new();
+        let mut room = self.config.origin_streams - self.leases;
+        // after a failure one lease tries first
+        if self.origin.failures > 0 {
+            room = usize::from(self.leases == 0);
+        }
+        let mut seen = BTreeSet::new();
+        let mut given: BTreeMap<HostId, usize> = BTreeMap::new();
+        'images: for image in &self.images {
+            if image.bad.is_some() {
+                continue;
+            }
+            let mut candidates: Option<Vec<&HostId>> = None;
+            for digest in &image.contents {
+                if grants.len() >= room {
+                    break 'images;
+                }
+                let Some(content) = self.contents.get(digest) else {
+                    continue;
+                };
+                if content.lease.is_some() || self.is_done(content) || !seen.insert(*digest) {
+                    continue;
+                }
+                let candidates = candidates.get_or_insert_with(|| self.candidates(image));
+                let Some(host) = self.pick(image, *digest, content, candidates, &given) else {
+                    seen.remove(digest);
+                    continue;
+                };
+                *given.entry(host.clone()).or_default() += 1;
+                grants.push((host, *digest, image.digest));
+            }
+        }
+        for (host, content, image) in grants {
+            self.begin(&host, content, 0);
+            self.actions.push_back(Action::Grant {
+                host,
+                content,
+                image,
+            });
+        }
+    }
+
+    /// Hosts that may fetch for this image: connected, trusted, selected, and without it.
+    fn candidates<'a>(&'a self, image: &'a Image) -> Vec<&'a HostId> {
+        let fit = |id: &&'a HostId| {
+            self.hosts
+                .get(*id)
+                .is_some_and(|host| host.connected && host.quarantined_until.is_none())
+                && !matches!(
+                    image.standings.get(*id),
+                    Some((
+                        Standing::Present | Standing::Installing | Standing::Failed,
+                        _
+                    ))
+                )
+        };
+        match &image.selection {
+            Selection::All => self.hosts.keys().filter(fit).collect(),
+            Selection::Hosts(hosts) => hosts.iter().filter(fit).collect(),
+        }
+    }
+
+    /// The candidate with the fewest leases; then one that didn't fail before, stages already, lies in a zone with few
+    /// leases, and holds most of the image; then by a hash.
+    fn pick(
+        &self,
+        image: &Image,
+        digest: Digest,
+        content: &ContentState,
+        candidates: &[&HostId],
+        given: &BTreeMap<HostId, usize>,
+    ) -> Option<HostId> {
+        let mut by_zone: BTreeMap<&str, usize> = BTreeMap::new();
+        for (id, host) in &self.hosts {
+            let leases = host.leases + given.get(id).copied().unwrap_or(0);
+            if leases > 0 {
+                *by_zone.entry(host.zone.as_str()).or_default() += leases;
+            }
+        }
+        candidates
+            .iter()
+            .filter_map(|id| Some((*id, self.hosts.get(*id)?)))
+            .min_by_key(|(id, host)| {
+                let standing = image.standings.get(*id);
+                let staging = standing.is_some_and(|(standing, _)| *standing == Standing::Staging);
+                let held = standing.map_or(0, |(_, held)| *held);
+                (
+                    content.last.as_ref() == Some(*id),
+                    content.tried.contains(*id),
+                    host.leases + given.get(*id).copied().unwrap_or(0),
+                    host.failures.min(8),
+                    !staging,
+                    by_zone.get(host.zone.as_str()).copied().unwrap_or(0),
+                    // an eighth more counts as more; else chance decides
+                    u32::MAX - held.checked_ilog2().map_or(0, |log| log + 1),
+                    mix(self.seed ^ prefix(digest), id.key().0),
+                )
+            })
+            .map(|(id, _)| id.clone())
+    }
+
+    fn begin(&mut self, id: &HostId, digest: Digest, chunks: u32) {
+        let now = self.now;
+        if let Some(content) = self.contents.get_mut(&digest) {
+            content.lease = Some(Lease {
+                host: id.clone(),
+                chunks,
+                progress_at: now,
+                chunk_at: now,
+            });
+            content.last = Some(id.clone());
+            self.leases += 1;
+            if let Some(host) = self.hosts.get_mut(id) {
+                host.leases += 1;
+            }
+        }
+    }
+
+    /// Ends the lease of a content, whoever holds it.
+    fn end(&mut self, digest: Digest) -> Option<Lease> {
+        let lease = self.contents.get_mut(&digest)?.lease.take()?;
+        self.leases = self.leases.saturating_sub(1);
+        if let Some(host) = self.hosts.get_mut(&lease.host) {
+            host.leases = host.leases.saturating_sub(1);
+        }
+        Some(lease)
+    }
+
+    fn revoke(&mut self, host: &HostId, content: Digest) {
+        self.actions.push_back(Action::Revoke {
+            host: host.clone(),
+            content,
+        });
+    }
+
+    pub(super) fn lease_progress(&mut self, id: &HostId, digest: Digest, chunks: u32, paced: bool) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&digest) else {
+            if self.hosts.contains_key(id) {
+                self.revoke(id, digest);
+            }
+            return;
+        };
+        match &mut content.lease {
+            Some(lease) if lease.host == *id => {
+                if chunks.min(content.chunks) > lease.chunks {
+                    lease.chunks = chunks.min(content.chunks);
+                    lease.progress_at = now;
+                    lease.chunk_at = now;
+                    self.moved_at = now;
+                    self.origin.failed_on.clear();
+                    self.origin.failures = 0;
+                    self.origin.retry_at = None;
+                } else if paced && now.since(lease.chunk_at) < self.config.paced_timeout {
+                    lease.progress_at = now;
+                }
+            }
+            Some(_) => self.revoke(id, digest),
+            None => {
+                let usable = self
+                    .hosts
+                    .get(id)
+                    .is_some_and(|host| host.connected && host.quarantined_until.is_none());
+                let done = self
+                    .contents
+                    .get(&digest)
+                    .is_some_and(|content| self.is_done(content));
+                // a coordinator that has just started takes over the leases that run
+                if usable && !done && self.leases < self.config.origin_streams {
+                    self.begin(id, digest, chunks);
+                } else if self.hosts.contains_key(id) {
+                    self.revoke(id, digest);
+                }
+            }
+        }
+    }
+
+    pub(super) fn lease_ended(&mut self, id: &HostId, digest: Digest, end: LeaseEnd) {
+        if !self.hosts.contains_key(id) {
+            return;
+        }
+        let Some(content) = self.contents.get_mut(&digest) else {
+            return;
+        };
+        let held = content
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.host == *id);
+        if held {
+            self.end(digest);
+        }
+        self.moved_at = self.now;
+        let Some(content) = self.contents.get_mut(&digest) else {
+            return;
+        };
+        match end {
+            // who gives a lease back holds the content; where it doesn't, the audit finds that out
+            LeaseEnd::Done | LeaseEnd::Released => {
+                content.done.insert(id.clone());
+                if end == LeaseEnd::Released {
+                    content.tried.insert(id.clone());
+                } else {
+                    content.tried.clear();
+                    content.bad_on.clear();
+                    content.bad_times = 0;
+                    self.origin.failed_on.clear();
+                    self.origin.failures = 0;
+                    self.origin.retry_at = None;
+                }
+            }
+            LeaseEnd::OriginFailed if held => {
+                content.tried.insert(id.clone());
+                if let Some(host) = self.hosts.get_mut(id) {
+                    host.failures = host.failures.saturating_add(1);
+                }
+                self.origin_failed(id);
+            }
+            LeaseEnd::ContentBad if held => {
+                content.tried.insert(id.clone());
+                content.bad_on.insert(id.clone());
+                content.bad_times += 1;
+                let witnesses = content.bad_on.len();
+                let times = content.bad_times;
+                self.content_bad(digest, witnesses, times);
+            }
+            LeaseEnd::OriginFailed | LeaseEnd::ContentBad => {}
+        }
+    }
+
+    /// One host may have trouble of its own; when a second one has it too, or there is no second, it is the registry.
+    fn origin_failed(&mut self, id: &HostId) {
+        self.origin.failed_on.insert(id.clone());
+        let connected = self.hosts.values().filter(|host| host.connected).count();
+        if self.origin.failed_on.len() >= 2 || connected < 2 || self.origin.failures > 0 {
+            let wait = self
+                .config
+                .origin_retry
+                .checked_mul(1 << self.origin.failures.min(16))
+                .unwrap_or(self.config.origin_retry_most)
+                .min(self.config.origin_retry_most);
+            let jitter = self.random(1 + usize::try_from(wait.as_micros() / 4).unwrap_or(0));
+            self.origin.failures = self.origin.failures.saturating_add(1);
+            let jitter = Duration::from_micros(u64::try_from(jitter).unwrap_or(0));
+            self.origin.retry_at = Some(self.now + wait + jitter);
+            self.origin.failed_on.clear();
+        }
+    }
+
+    fn content_bad(&mut self, digest: Digest, witnesses: usize, times: u32) {
+        let enough = self.config.bad_witnesses.max(1);
+        let connected = self.hosts.values().filter(|host| host.connected).count();
+        let alone = connected < enough && times as usize >= enough;
+        if witnesses < enough && !alone {
+            return;
+        }
+        let mut cancelled = Vec::new();
+        for image in &mut self.images {
+            if image.bad.is_none() && image.contents.contains(&digest) {
+                image.bad = Some(digest);
+                cancelled.push(image.digest);
+            }
+        }
+        for digest in cancelled {
+            let Some(image) = self.images.iter().find(|image| image.digest == digest) else {
+                continue;
+            };
+            let hosts: Vec<HostId> = self
+                .selected(image)
+                .into_iter()
+                .filter(|id| {
+                    self.hosts.get(id).is_some_and(|host| host.connected)
+                        && !matches!(
+                            image.standings.get(id),
+                            Some((Standing::Present | Standing::Installing, _))
+                        )
+                })
+                .collect();
+            for host in hosts {
+                self.actions.push_back(Action::Cancel {
+                    host,
+                    image: digest,
+                });
+            }
+        }
+        self.revoke_pointless();
+    }
+
+    /// Leases without progress pass on.
+    pub(super) fn expire_leases(&mut self) {
+        let over: Vec<(HostId, Digest)> = self
+            .contents
+            .iter()
+            .filter_map(|(digest, content)| {
+                let lease = content.lease.as_ref()?;
+                let idle = self.now.since(lease.progress_at) >= self.config.lease_timeout;
+                idle.then(|| (lease.host.clone(), *digest))
+            })
+            .collect();
+        for (host, digest) in over {
+            self.end(digest);
+            self.revoke(&host, digest);
+            if let Some(content) = self.contents.get_mut(&digest) {
+                content.tried.insert(host.clone());
+            }
+            if let Some(host) = self.hosts.get_mut(&host) {
+                host.failures = host.failures.saturating_add(1);
+            }
+        }
+    }
+
+    /// The host is shunned or gone: its leases pass on at once.
+    pub(super) fn drop_leases_of(&mut self, id: &HostId, tell: bool) {
+        let held: Vec<Digest> = self
+            .contents
+            .iter()
+            .filter(|(_, content)| {
+                content
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| lease.host == *id)
+            })
+            .map(|(digest, _)| *digest)
+            .collect();
+        for digest in held {
+            self.end(digest);
+            if tell {
+                self.revoke(id, digest);
+            }
+        }
+    }
+
+    /// Leases of contents that no live image wants any more end.
+    pub(super) fn revoke_pointless(&mut self) {
+        let wanted: BTreeSet<Digest> = self
+            .images
+            .iter()
+            .filter(|image| image.bad.is_none())
+            .flat_map(|image| image.contents.iter().copied())
+            .collect();
+        let over: Vec<(HostId, Digest)> = self
+            .contents
+            .iter()
+            .filter(|(digest, _)| !wanted.contains(*digest))
+            .filter_map(|(digest, content)| Some((content.lease.as_ref()?.host.clone(), *digest)))
+            .collect();
+        for (host, digest) in over {
+            self.end(digest);
+            self.revoke(&host, digest);
+        }
+    }
+
+    /// Nothing is leased and nothing moves, but hosts lack the image: what was thought to be complete somewhere may not
+    /// be (its holder was restarted and lost the last second, or is gone). It is leased again; whoever gets the lease
+    /// asks peers first, and gives it back where it holds everything.
+    pub(super) fn audit(&mut self) {
+        if self.leases > 0 || self.now.since(self.moved_at) < AUDIT_AFTER {
+            return;
+        }
+        self.moved_at = self.now;
+        let mut doubted = BTreeSet::new();
+        for image in &self.images {
+            if image.bad.is_none() && !self.candidates(image).is_empty() {
+                doubted.extend(image.contents.iter().copied());
+            }
+        }
+        for digest in doubted {
+            if let Some(content) = self.contents.get_mut(&digest) {
+                content.done.clear();
+            }
+        }
+    }
+}
+
+fn prefix(digest: Digest) -> u64 {
+    digest
+        .as_bytes()
+        .iter()
+        .take(8)
+        .fold(0, |all, byte| all << 8 | u64::from(*byte))
+}
+
+/// A hash for breaking ties; nothing rests on its strength.
+fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(b.wrapping_mul(0xd1b5_4a32_d192_ed03));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

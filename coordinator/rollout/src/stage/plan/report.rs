@@ -1,0 +1,139 @@
+//! What staging says about itself.
+
+use super::*;
+use crate::stage::status::{HostReason, HostStatus, ImageReason, ImageStatus, LeaseStatus, Status};
+
+impl Plan {
+    /// Where everything stands.
+    #[must_use]
+    pub fn status(&self, now: Moment) -> Status {
+        let now = now.max(self.now);
+        Status {
+            images: self
+                .images
+                .iter()
+                .map(|image| self.image_status(image))
+                .collect(),
+            leases: self
+                .contents
+                .iter()
+                .filter_map(|(digest, content)| {
+                    let lease = content.lease.as_ref()?;
+                    Some(LeaseStatus {
+                        content: *digest,
+                        host: lease.host.clone(),
+                        chunks: lease.chunks,
+                        idle: now.since(lease.progress_at),
+                    })
+                })
+                .collect(),
+            quarantined: self
+                .hosts
+                .iter()
+                .filter(|(_, host)| host.quarantined_until.is_some())
+                .map(|(id, _)| id.clone())
+                .collect(),
+            origin_retry_in: self
+                .origin
+                .retry_at
+                .filter(|at| *at > now)
+                .map(|at| at.since(now)),
+        }
+    }
+
+    fn image_status(&self, image: &Image) -> ImageStatus {
+        let hosts: Vec<HostStatus> = self
+            .selected(image)
+            .into_iter()
+            .map(|id| {
+                let standing = image.standings.get(&id).copied();
+                HostStatus {
+                    standing: standing.map(|(standing, _)| standing),
+                    held_bytes: standing.map_or(0, |(_, held)| held),
+                    reason: self.host_reason(image, &id),
+                    host: id,
+                }
+            })
+            .collect();
+        ImageStatus {
+            image: image.digest,
+            contents_done: image
+                .contents
+                .iter()
+                .filter_map(|digest| self.contents.get(digest))
+                .filter(|content| self.is_done(content))
+                .count(),
+            contents: image.contents.len(),
+            reason: self.image_reason(image, &hosts),
+            hosts,
+        }
+    }
+
+    fn host_reason(&self, image: &Image, id: &HostId) -> Option<HostReason> {
+        let standing = image.standings.get(id).map(|(standing, _)| *standing);
+        if standing == Some(Standing::Present) {
+            return None;
+        }
+        let Some(host) = self.hosts.get(id) else {
+            return Some(HostReason::Disconnected);
+        };
+        Some(if host.quarantined_until.is_some() {
+            HostReason::Quarantined
+        } else if !host.connected {
+            HostReason::Disconnected
+        } else if image.bad.is_some() {
+            HostReason::ImageFailed
+        } else {
+            match standing {
+                None | Some(Standing::Present) => HostReason::AwaitingReport,
+                Some(Standing::Queued) => HostReason::Queued,
+                Some(Standing::Staging) => HostReason::Staging,
+                Some(Standing::Installing) => HostReason::Installing,
+                Some(Standing::Failed) => HostReason::Failed,
+                Some(Standing::Gone) => HostReason::Gone,
+            }
+        })
+    }
+
+    fn image_reason(&self, image: &Image, hosts: &[HostStatus]) -> Option<ImageReason> {
+        if let Some(bad) = image.bad {
+            return Some(ImageReason::ContentBad(bad));
+        }
+        if hosts.is_empty() {
+            return Some(ImageReason::NoHosts);
+        }
+        let lacking: Vec<HostReason> = hosts.iter().filter_map(|host| host.reason).collect();
+        if lacking.is_empty() {
+            return None;
+        }
+        let away = |reason: &HostReason| {
+            matches!(reason, HostReason::Disconnected | HostReason::Quarantined)
+        };
+        if lacking.iter().all(away) {
+            return Some(ImageReason::NoHostConnected);
+        }
+        if lacking
+            .iter()
+            .all(|reason| away(reason) || *reason == HostReason::Failed)
+        {
+            return Some(ImageReason::HostsFailed);
+        }
+        let open = image
+            .contents
+            .iter()
+            .filter_map(|digest| self.contents.get(digest))
+            .filter(|content| !self.is_done(content));
+        let (mut any, mut leased) = (false, false);
+        for content in open {
+            any = true;
+            leased |= content.lease.is_some();
+        }
+        Some(if !any || leased {
+            ImageReason::Moving
+        } else if self.origin.retry_at.is_some_and(|at| at > self.now) {
+            ImageReason::OriginDown
+        } else {
+            ImageReason::AwaitingTurn
+        })
+    }
+}
