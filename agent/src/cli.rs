@@ -1,0 +1,109 @@
+//! What was typed: arguments, environment and their help. What was meant is [`Config`](crate::config::Config).
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Puts macOS VM images into this host's tart cache before they are needed, and shares them with the fleet.
+#[derive(Debug, Parser)]
+#[command(name = "parbake-agent", version, max_term_width = 100)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub shared: Shared,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Debug)]
+pub struct Shared {
+    /// Settings file (TOML); flags win over it.
+    #[arg(long, env = "PARBAKE_AGENT_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+    /// Directory of this host's key and certificates [default: /var/lib/parbake-agent].
+    #[arg(long, env = "PARBAKE_AGENT_STATE", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// tart's home [default: $TART_HOME, else $HOME/.tart].
+    #[arg(long, env = "TART_HOME", global = true)]
+    pub tart_home: Option<PathBuf>,
+    /// Address of /healthz, /readyz, /metrics and the status API [default: 127.0.0.1:7472].
+    #[arg(long, env = "PARBAKE_AGENT_ADMIN", global = true)]
+    pub admin: Option<SocketAddr>,
+    /// Form of the log on stderr.
+    #[arg(long, env = "PARBAKE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// What to log, as in `info` or `agent=debug,warn`.
+    #[arg(long, env = "PARBAKE_LOG", default_value = "info", global = true)]
+    pub log: String,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The agent's commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent: stage what the coordinator orders, serve peers.
+    Run(Run),
+    /// Enrol this host with the fleet's coordinator by a single-use token.
+    #[command(alias = "enrol")]
+    Enroll(Enroll),
+    /// Show what the running agent holds and does.
+    Status {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hash an installed image again and compare it with its manifest.
+    Verify {
+        /// Reference, or `sha256:…` digest of its manifest.
+        image: String,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stage an image on this host straight from its registry, without a coordinator.
+    Stage {
+        /// Reference, by tag or digest.
+        image: String,
+        /// Print one JSON object at the end.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Options of `run`.
+#[derive(Args, Debug, Default)]
+pub struct Run {
+    /// UDP address for peers [default: 0.0.0.0:7471].
+    #[arg(long, env = "PARBAKE_AGENT_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Address that peers shall use, when it differs from what the coordinator sees.
+    #[arg(long, env = "PARBAKE_AGENT_ADVERTISE")]
+    pub advertise: Option<SocketAddr>,
+}
+
+/// Options of `enroll`.
+#[derive(Args, Debug)]
+pub struct Enroll {
+    /// The coordinator's API, as in https://parbake.example.com:7470.
+    #[arg(long, env = "PARBAKE_API")]
+    pub api: String,
+    /// File that holds the token from `parbake-coordinator token`, or `-` for stdin.
+    #[arg(long, env = "PARBAKE_TOKEN_FILE")]
+    pub token_file: PathBuf,
+    /// SHA-256 of the fleet's authority certificate (64 hex digits), from `parbake-coordinator pin`.
+    #[arg(long, env = "PARBAKE_CA_PIN")]
+    pub ca_pin: String,
+    /// Enrol again although this host has a certificate.
+    #[arg(long)]
+    pub force: bool,
+}

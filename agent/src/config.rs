@@ -1,0 +1,195 @@
+//! What was meant: the agent's settings, valid as soon as they exist.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use crate::cli::{Run, Shared};
+
+/// UDP port for peers, where none is set. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
+pub const PEER_PORT: u16 = 7471;
+/// TCP port for health, metrics and status, where none is set.
+pub const ADMIN_PORT: u16 = 7472;
+
+/// The agent's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Key, certificates and the coordinator's address.
+    pub state_dir: PathBuf,
+    /// tart's home.
+    pub tart_home: PathBuf,
+    /// UDP address for peers.
+    pub listen: SocketAddr,
+    /// Address that peers shall use instead of what the coordinator sees.
+    pub advertise: Option<SocketAddr>,
+    /// Address of health, metrics and status.
+    pub admin: SocketAddr,
+    /// The zone that this host is in: hosts of one zone prefer each other. Empty for none.
+    pub zone: String,
+    /// Share of the volume that staging leaves free, in percent.
+    pub floor_percent: u8,
+    /// Name prefix of goldens to make after an install; none: no golden is made.
+    pub golden_prefix: Option<String>,
+    /// tart's binary.
+    pub tart_binary: PathBuf,
+    /// Bytes per second up, 0 for no limit.
+    pub upload_bytes_per_second: u64,
+    /// Bytes per second down, 0 for no limit.
+    pub download_bytes_per_second: u64,
+    /// How to reach registries.
+    pub origin: OriginConfig,
+}
+
+/// How to reach registries.
+#[derive(Clone, Debug)]
+pub struct OriginConfig {
+    /// More certificate authorities (PEM file).
+    pub ca_file: Option<PathBuf>,
+    /// Registries (`host:port`) that speak plain HTTP.
+    pub plain_http: Vec<String>,
+    /// A registry that sends nothing for so long is given up for the moment.
+    pub idle_timeout: Duration,
+    /// Credentials by registry (`host:port`).
+    pub credentials: BTreeMap<String, BasicCredentials>,
+}
+
+/// A user and where its password stands.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BasicCredentials {
+    /// User name.
+    pub username: String,
+    /// File that holds the password; trailing white space is cut.
+    pub password_file: PathBuf,
+}
+
+/// Why there is no valid configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The settings file can't be read.
+    #[error("reading settings file {path}: {error}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: std::io::Error,
+    },
+    /// The settings file isn't valid TOML, or has unknown or ill-typed keys.
+    #[error("settings file {path}: {error}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with line and key.
+        error: toml::de::Error,
+    },
+    /// Neither `--tart-home`, nor `TART_HOME`, nor `HOME` says where tart lives.
+    #[error("no tart home: set --tart-home, TART_HOME or HOME")]
+    NoTartHome,
+    /// The floor has to leave room for something.
+    #[error("floor_percent is {0}; it has to be from 0 to 90")]
+    Floor(u8),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    state_dir: Option<PathBuf>,
+    tart_home: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    advertise: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    zone: String,
+    floor_percent: Option<u8>,
+    golden_prefix: Option<String>,
+    tart_binary: Option<PathBuf>,
+    upload_bytes_per_second: u64,
+    download_bytes_per_second: u64,
+    origin: OriginFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OriginFile {
+    ca_file: Option<PathBuf>,
+    plain_http: Vec<String>,
+    idle_timeout_seconds: Option<u64>,
+    credentials: BTreeMap<String, BasicCredentials>,
+}
+
+impl Config {
+    /// The settings that these flags, their environment and the settings file mean. Flags win.
+    ///
+    /// # Errors
+    /// When the file can't be read or understood, or a value can't work; the error names file and key.
+    pub fn load(shared: &Shared, run: &Run) -> Result<Self, ConfigError> {
+        let file = shared.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".tart"));
+        let floor_percent = file.floor_percent.unwrap_or(15);
+        if floor_percent > 90 {
+            return Err(ConfigError::Floor(floor_percent));
+        }
+        Ok(Self {
+            state_dir: shared.state_dir.clone().or(file.state_dir).unwrap_or_else(|| "/var/lib/parbake-agent".into()),
+            tart_home: shared.tart_home.clone().or(file.tart_home).or_else(home).ok_or(ConfigError::NoTartHome)?,
+            listen: run.listen.or(file.listen).unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, PEER_PORT).into()),
+            advertise: run.advertise.or(file.advertise),
+            admin: shared.admin.or(file.admin).unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            zone: file.zone,
+            floor_percent,
+            golden_prefix: file.golden_prefix.filter(|prefix| !prefix.is_empty()),
+            tart_binary: file.tart_binary.unwrap_or_else(|| "/usr/local/bin/tart".into()),
+            upload_bytes_per_second: file.upload_bytes_per_second,
+            download_bytes_per_second: file.download_bytes_per_second,
+            origin: OriginConfig {
+                ca_file: file.origin.ca_file,
+                plain_http: file.origin.plain_http,
+                idle_timeout: Duration::from_secs(file.origin.idle_timeout_seconds.unwrap_or(10).clamp(1, 600)),
+                credentials: file.origin.credentials,
+            },
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn load(file: &str, arguments: &[&str]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        std::fs::write(&path, file).unwrap();
+        let fixed = ["parbake-agent", "--config", path.to_str().unwrap()];
+        let cli = Cli::parse_from(fixed.iter().chain(arguments));
+        let crate::cli::Command::Run(run) = cli.command else { panic!("not run") };
+        Config::load(&cli.shared, &run)
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = "tart_home = '/a'\nlisten = '127.0.0.1:1'\nfloor_percent = 90\n";
+        let config = load(file, &["run", "--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!(config.tart_home, Path::new("/a"));
+        assert_eq!(config.listen.port(), 2);
+        assert_eq!(config.floor_percent, 90);
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        assert!(matches!(load("floor_percent = 91\ntart_home = '/a'", &["run"]), Err(ConfigError::Floor(91))));
+        let error = load("flor_percent = 9", &["run"]).unwrap_err().to_string();
+        assert!(error.contains("flor_percent") && error.contains("agent.toml"), "{error}");
+    }
+}

@@ -1,0 +1,634 @@
+//! The agent's one owner of state: it builds an [`Input`] out of whatever happens next, changes state in a synchronous
+//! [`Driver::apply`], and turns the swarm's actions into jobs.
+//!
+//! What to ask of whom is the swarm's business; whether a chunk is true is the chain's; where it lies is the store's.
+//! Here is only who gets told what. Jobs end in an [`Input`] too; one that panics ends the program.
+
+mod contents;
+mod image;
+mod members;
+mod orders;
+mod report;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use link::{Connection, Endpoint};
+use proto::{ChunkIndex, Digest, HostId, HostKey, Moment, message::Blame, message::Hello, message::Report};
+use swarm::{
+    Action, Event, Swarm,
+    event::{ContentId, Spread, Ticket},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+    time::sleep_until,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+pub(crate) use self::report::state_name;
+use self::{contents::Contents, image::Image, members::Members};
+use crate::{
+    admin::Snapshot,
+    config::Config,
+    fetch::{self, FetchEnd},
+    metrics::Metrics,
+    peer::{self, Brought},
+    session::Heard,
+    store::{Presence, Stage, Store},
+    transfer::{self, Cache, Receipt, Shipment},
+};
+
+/// Reports go out this often while something moves, and at once when a lease ends or presence changes.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// Verified chunks are journaled at least this often: what `kill -9` may cost.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
+
+/// Presence is checked on disk this often.
+const PRESENCE_EVERY: Duration = Duration::from_secs(5);
+
+/// Accusations that wait for a session; more are dropped, the oldest stay.
+const MAX_BLAMES: usize = 256;
+
+/// Inputs of peers and fetches that wait for the driver. A full queue slows its senders; at 1 Gbit/s a hundred chunks
+/// come in a second, so this is far more than one turn of the loop needs.
+const QUEUE: usize = 256;
+
+/// What the driver is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) me: HostId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) store: Arc<Store>,
+    pub(crate) origin: fetch::Origin,
+    pub(crate) tart: Option<Arc<crate::golden::Goldens>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) coordinator: HostId,
+    /// Messages of the coordinator's session.
+    pub(crate) heard: mpsc::Receiver<Heard>,
+    /// What the session says first, kept current.
+    pub(crate) hello: watch::Sender<Hello>,
+    /// What `/v1/status` shows, kept current.
+    pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Everything that changes the driver's state.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A peer connected, or was dialled (`Err`: why not).
+    Connected { peer: HostKey, result: Result<Connection, String> },
+    /// A connection ended.
+    ConnectionEnded { peer: HostKey, serial: u64, reason: String },
+    /// A peer sent something.
+    Brought { peer: HostKey, brought: Brought },
+    /// The coordinator's session.
+    Heard(Heard),
+    /// A chunk that was requested or accepted came or didn't.
+    Received { peer: HostKey, id: ContentId, chunk: ChunkIndex, receipt: Receipt },
+    /// An upload ended.
+    Sent { peer: HostKey, id: ContentId, chunk: ChunkIndex, ticket: Option<Ticket>, shipment: Shipment },
+    /// A chunk came from the registry and is stored.
+    Fetched { id: ContentId, chunk: ChunkIndex, origin_bytes: u64, conflict: bool },
+    /// A fetch has trouble and tries again.
+    FetchTrouble { id: ContentId, message: String },
+    /// A fetch ended.
+    FetchEnded { id: ContentId, end: FetchEnd },
+    /// A stage was made ready, or can't be.
+    Begun { image: Digest, result: Result<(Arc<Stage>, u64), image::Trouble> },
+    /// A content's chain was walked.
+    Walked { id: ContentId, walked: contents::Walked },
+    /// An install ended.
+    Installed { image: Digest, result: Result<(), image::Trouble> },
+    /// Making a golden ended.
+    Golden { image: Digest, result: Result<(), String> },
+    /// What is on disk.
+    Presence(Vec<Presence>),
+    /// The journals were flushed.
+    Flushed(Result<(), String>),
+    /// A small job of no consequence ended.
+    Nothing,
+    /// Time passed.
+    Tick,
+}
+
+/// A question of a peer that waits for the swarm's answer.
+#[derive(Debug)]
+enum Waiting {
+    Request { peer: HostKey, id: ContentId, chunk: ChunkIndex, sender: link::Sender },
+    Push {
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        header: proto::message::ChunkHeader,
+        sender: link::Sender,
+        receiver: link::Receiver,
+    },
+}
+
+/// A fetch under way.
+#[derive(Debug)]
+struct Fetch {
+    until: watch::Sender<u32>,
+    abort: AbortHandle,
+}
+
+pub(crate) struct Driver {
+    config: Config,
+    me: HostId,
+    endpoint: Endpoint,
+    store: Arc<Store>,
+    origin: fetch::Origin,
+    goldens: Option<Arc<crate::golden::Goldens>>,
+    metrics: Metrics,
+    coordinator: HostId,
+    hello: watch::Sender<Hello>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    epoch: Instant,
+    swarm: Swarm,
+    cache: Arc<Cache>,
+    members: Members,
+    contents: Contents,
+    images: BTreeMap<Digest, Image>,
+    waiting: BTreeMap<Ticket, Waiting>,
+    next_ticket: u64,
+    transfers: BTreeMap<(HostKey, ContentId, ChunkIndex), CancellationToken>,
+    fetches: BTreeMap<ContentId, Fetch>,
+    session: Option<mpsc::Sender<Report>>,
+    leases: BTreeMap<ContentId, report::Lease>,
+    /// Ends of leases that aren't reported yet.
+    ended_leases: Vec<proto::message::LeaseState>,
+    /// Leases of contents whose stage is being made ready.
+    early_leases: Vec<Digest>,
+    /// Images that this version can't stage, with their references and why.
+    declined: BTreeMap<Digest, (Vec<String>, String)>,
+    blames: Vec<Blame>,
+    report_due: bool,
+    last_report: Instant,
+    flushing: bool,
+    last_flush: Instant,
+    checking: bool,
+    last_check: Instant,
+    jobs: JoinSet<Input>,
+    peer_inbox: mpsc::Sender<(HostKey, Brought)>,
+    fetch_inbox: mpsc::Sender<Input>,
+}
+
+/// Runs the agent until `stop` is cancelled or something essential ends.
+pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
+    let (peer_inbox, mut brought) = mpsc::channel(QUEUE);
+    let (fetch_inbox, mut fetched) = mpsc::channel(QUEUE);
+    let (mut heard, stop) = (parts.heard, parts.stop);
+    let now = Instant::now();
+    let swarm_config = swarm::Config::default();
+    let seed = u64::from_be_bytes(*parts.me.as_str().as_bytes().first_chunk().unwrap_or(&[0; 8]))
+        ^ u64::from(std::process::id()) << 32;
+    let mut driver = Driver {
+        swarm: Swarm::new(parts.me.key(), swarm_config, seed),
+        config: parts.config,
+        me: parts.me,
+        endpoint: parts.endpoint.clone(),
+        store: parts.store,
+        origin: parts.origin,
+        goldens: parts.tart,
+        metrics: parts.metrics,
+        coordinator: parts.coordinator,
+        hello: parts.hello,
+        snapshot: parts.snapshot,
+        epoch: now,
+        cache: Arc::default(),
+        members: Members::default(),
+        contents: Contents::default(),
+        images: BTreeMap::new(),
+        waiting: BTreeMap::new(),
+        next_ticket: 0,
+        transfers: BTreeMap::new(),
+        fetches: BTreeMap::new(),
+        session: None,
+        leases: BTreeMap::new(),
+        ended_leases: Vec::new(),
+        early_leases: Vec::new(),
+        declined: BTreeMap::new(),
+        blames: Vec::new(),
+        report_due: false,
+        last_report: now,
+        flushing: false,
+        last_flush: now,
+        checking: false,
+        last_check: now,
+        jobs: JoinSet::new(),
+        peer_inbox,
+        fetch_inbox,
+    };
+    driver.start();
+    let endpoint = parts.endpoint;
+    let mut accepting = JoinSet::new();
+    loop {
+        driver.turn();
+        let wake = driver.next_wake();
+        let input = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(heard) = heard.recv() => Input::Heard(heard),
+            Some(ended) = driver.jobs.join_next() => match ended {
+                Ok(input) => input,
+                Err(error) if error.is_cancelled() => Input::Nothing,
+                Err(error) => anyhow::bail!("a job of the agent died: {error}"),
+            },
+            Some(input) = fetched.recv() => input,
+            Some((peer, brought)) = brought.recv() => Input::Brought { peer, brought },
+            incoming = endpoint.accept(), if accepting.len() < 64 => match incoming {
+                Some(incoming) => {
+                    accepting.spawn(async move { incoming.establish().await.map_err(|error| error.to_string()) });
+                    Input::Nothing
+                }
+                None => anyhow::bail!("the QUIC endpoint closed"),
+            },
+            Some(accepted) = accepting.join_next() => match accepted {
+                Ok(Ok(connection)) => Input::Connected { peer: connection.host().key(), result: Ok(connection) },
+                Ok(Err(error)) => {
+                    debug!(error, "refused a connection");
+                    Input::Nothing
+                }
+                Err(error) => anyhow::bail!("a job of the agent died: {error}"),
+            },
+            () = sleep_until(wake.into()) => Input::Tick,
+        };
+        driver.apply(input);
+    }
+    driver.stop().await
+}
+
+impl Driver {
+    fn now(&self) -> Moment {
+        Moment(u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn next_wake(&self) -> Instant {
+        let swarm = self.swarm.next_timeout().map(|at| self.epoch + at.since(Moment::START));
+        let mut wake = self.last_check + PRESENCE_EVERY;
+        if self.report_due {
+            wake = wake.min(self.last_report + REPORT_EVERY);
+        }
+        if self.contents.is_dirty() && !self.flushing {
+            wake = wake.min(self.last_flush + FLUSH_EVERY);
+        }
+        swarm.map_or(wake, |at| wake.min(at))
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now = self.now();
+        self.swarm.handle(now, event);
+    }
+
+    /// Carries out what the swarm wants, and what is due.
+    fn turn(&mut self) {
+        while let Some(action) = self.swarm.poll() {
+            self.act(action);
+        }
+        self.members.flush_updates();
+        let now = Instant::now();
+        if self.contents.is_dirty() && !self.flushing && now >= self.last_flush + FLUSH_EVERY {
+            self.flush();
+        }
+        if !self.checking && now >= self.last_check + PRESENCE_EVERY {
+            self.check_presence();
+        }
+        if self.report_due && now >= self.last_report + REPORT_EVERY {
+            self.report(false);
+        }
+    }
+
+    fn apply(&mut self, input: Input) {
+        match input {
+            Input::Connected { peer, result } => self.connected(peer, result),
+            Input::ConnectionEnded { peer, serial, reason } => self.connection_ended(peer, serial, &reason),
+            Input::Brought { peer, brought } => self.brought(peer, brought),
+            Input::Heard(heard) => self.heard(heard),
+            Input::Received { peer, id, chunk, receipt } => self.received(peer, id, chunk, receipt),
+            Input::Sent { peer, id, chunk, ticket, shipment } => {
+                self.metrics.sent_bytes.inc_by(shipment.wire_bytes);
+                self.count_upload(id, shipment.wire_bytes);
+                let Shipment { delivery, wire_bytes } = shipment;
+                self.tell(Event::Sent { peer, id, chunk, ticket, delivery, wire_bytes });
+            }
+            Input::Fetched { id, chunk, origin_bytes, conflict } => self.fetched(id, chunk, origin_bytes, conflict),
+            Input::FetchTrouble { id, message } => self.fetch_trouble(id, message),
+            Input::FetchEnded { id, end } => self.fetch_ended(id, end),
+            Input::Begun { image, result } => self.begun(image, result),
+            Input::Walked { id, walked } => self.walked(id, walked),
+            Input::Installed { image, result } => self.installed(image, result),
+            Input::Golden { image, result } => self.golden_made(image, result),
+            Input::Presence(presence) => self.presence_checked(presence),
+            Input::Flushed(result) => {
+                self.flushing = false;
+                if let Err(error) = result {
+                    self.storage_failed(&error);
+                }
+            }
+            Input::Nothing => {}
+            Input::Tick => self.tell(Event::Tick),
+        }
+    }
+
+    fn start(&mut self) {
+        let event = Event::Bandwidth {
+            upload_bytes_per_second: self.config.upload_bytes_per_second,
+            download_bytes_per_second: self.config.download_bytes_per_second,
+        };
+        self.tell(event);
+        self.tell(Event::Coordinator(false));
+        self.recover();
+        self.check_presence();
+        self.report(true);
+    }
+
+    /// Stops taking work, seals the journals, leaves.
+    async fn stop(mut self) -> anyhow::Result<()> {
+        info!("stopping");
+        self.endpoint.close("agent stops");
+        for fetch in self.fetches.values() {
+            fetch.abort.abort();
+        }
+        self.jobs.abort_all();
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.flush()).await??;
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Dial(peer) => self.dial(peer),
+            Action::HangUp(peer) => self.members.hang_up(peer),
+            Action::Request { peer, id, chunk } => self.request(peer, id, chunk),
+            Action::Cancel { peer, id, chunk } => {
+                if let Some(token) = self.transfers.get(&(peer, id, chunk)) {
+                    token.cancel();
+                }
+            }
+            Action::Push { peer, id, chunk, spread } => self.push(peer, id, chunk, spread),
+            Action::Accept(ticket) => self.accept(ticket),
+            Action::Decline(ticket, why) => {
+                if let Some(Waiting::Push { sender, receiver, .. }) = self.waiting.remove(&ticket) {
+                    self.spawn(async move {
+                        transfer::decline_push(sender, receiver, why).await;
+                        Input::Nothing
+                    });
+                }
+            }
+            Action::Serve(ticket) => self.serve(ticket),
+            Action::Refuse(ticket, why) => {
+                if let Some(Waiting::Request { sender, .. }) = self.waiting.remove(&ticket) {
+                    self.spawn(async move {
+                        transfer::refuse(sender, why).await;
+                        Input::Nothing
+                    });
+                }
+            }
+            Action::Announce { peer, id, chunks, reset } => {
+                if let Some(content) = self.contents.find(id) {
+                    self.members.announce(peer, content.digest, chunks, reset);
+                }
+            }
+            Action::AnnounceLoad { peer, backlog_bytes, upload_bytes_per_second } => {
+                self.members.announce_load(peer, backlog_bytes, upload_bytes_per_second);
+            }
+            Action::Fetch { id, until } => self.fetch(id, until),
+            Action::StopFetch(id) => {
+                if let Some(fetch) = self.fetches.remove(&id) {
+                    fetch.abort.abort();
+                }
+            }
+            Action::ReleaseLease(id) => self.release_lease(id),
+            Action::Report { peer, strikes } => {
+                if let Some(host) = self.members.host(peer) {
+                    warn!(peer = %host, strikes, "peer is quarantined");
+                    self.blame(host.clone(), host, ContentId(0), ChunkIndex(0), proto::message::BlameKind::Silence);
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, job: impl Future<Output = Input> + Send + 'static) -> AbortHandle {
+        self.jobs.spawn(job)
+    }
+
+    fn spawn_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
+        self.jobs.spawn_blocking(job);
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    // ---- connections ----------------------------------------------------------------------------------------------
+
+    fn dial(&mut self, peer: HostKey) {
+        let Some((host, address)) = self.members.address(peer) else {
+            self.tell(Event::Disconnected(peer));
+            return;
+        };
+        let endpoint = self.endpoint.clone();
+        self.spawn(async move {
+            let result = endpoint.connect(address, &host).await.map_err(|error| error.to_string());
+            Input::Connected { peer, result }
+        });
+    }
+
+    fn connected(&mut self, peer: HostKey, result: Result<Connection, String>) {
+        let connection = match result {
+            Ok(connection) => connection,
+            Err(error) => {
+                debug!(%peer, error, "dialling failed");
+                if !self.members.is_connected(peer) {
+                    self.tell(Event::Disconnected(peer));
+                }
+                return;
+            }
+        };
+        let Some((serial, updates)) = self.members.connected(peer, connection.clone()) else {
+            connection.close(link::CloseCode::Unauthorised, "not on this host's roster");
+            return;
+        };
+        let (inbox, heard) = (self.peer_inbox.clone(), connection.clone());
+        self.spawn(async move {
+            let reason = peer::listen(heard, inbox).await;
+            Input::ConnectionEnded { peer, serial, reason }
+        });
+        if let Some(updates) = updates {
+            self.spawn(async move {
+                peer::tell(connection, updates).await;
+                Input::Nothing
+            });
+            self.tell(Event::Connected(peer));
+        }
+    }
+
+    fn connection_ended(&mut self, peer: HostKey, serial: u64, reason: &str) {
+        debug!(%peer, reason, "connection ended");
+        match self.members.ended(peer, serial) {
+            members::Ended::Last => self.tell(Event::Disconnected(peer)),
+            members::Ended::Other { connection, updates } => {
+                self.spawn(async move {
+                    peer::tell(connection, updates).await;
+                    Input::Nothing
+                });
+                // its announcements start anew on the other connection
+                self.tell(Event::Disconnected(peer));
+                self.tell(Event::Connected(peer));
+            }
+            members::Ended::Unused => {}
+        }
+    }
+
+    fn brought(&mut self, peer: HostKey, brought: Brought) {
+        match brought {
+            Brought::Request { request, sender } => {
+                let Some((id, chunk)) = self.contents.locate(&request.content, request.index) else {
+                    self.spawn(async move {
+                        transfer::refuse(sender, swarm::action::Declined::Missing).await;
+                        Input::Nothing
+                    });
+                    return;
+                };
+                let ticket = self.ticket();
+                self.waiting.insert(ticket, Waiting::Request { peer, id, chunk, sender });
+                self.tell(Event::Requested { ticket, peer, id, chunk });
+            }
+            Brought::Push { push, sender, receiver } => {
+                let (Some((id, chunk)), Some(header)) = (self.contents.locate(&push.content, push.index), push.header)
+                else {
+                    self.spawn(async move {
+                        transfer::decline_push(sender, receiver, swarm::action::Declined::Unwanted).await;
+                        Input::Nothing
+                    });
+                    return;
+                };
+                let spread = push.spread.map(|spread| {
+                    if spread.everyone {
+                        Spread::Everyone
+                    } else {
+                        Spread::To(spread.targets.into_iter().map(HostKey).collect())
+                    }
+                });
+                let ticket = self.ticket();
+                self.waiting.insert(ticket, Waiting::Push { peer, id, chunk, header, sender, receiver });
+                self.tell(Event::Offered { ticket, peer, id, chunk, spread });
+            }
+            Brought::Update(update) => {
+                for have in update.have {
+                    let Ok(digest) = Digest::try_from(have.content.as_slice()) else {
+                        self.nonsense(peer, "announcement of something that isn't a digest");
+                        return;
+                    };
+                    match self.contents.announced(&digest, &have.runs) {
+                        Ok(Some((id, chunks))) => {
+                            self.tell(Event::Announced { peer, id, chunks, reset: have.reset });
+                        }
+                        // a content that we don't know (yet): remembered, the peer won't say it again
+                        Ok(None) => self.members.remember(peer, digest, &have.runs, have.reset),
+                        Err(error) => {
+                            self.nonsense(peer, &error.to_string());
+                            return;
+                        }
+                    }
+                }
+                if let Some(load) = update.load {
+                    self.tell(Event::Load {
+                        peer,
+                        backlog_bytes: load.backlog_bytes,
+                        upload_bytes_per_second: load.upload_bytes_per_second,
+                    });
+                }
+            }
+            Brought::Nonsense(error) => self.nonsense(peer, &error),
+        }
+    }
+
+    fn nonsense(&mut self, peer: HostKey, error: &str) {
+        warn!(%peer, error, "peer broke the protocol");
+        if let Some(host) = self.members.host(peer) {
+            self.blame(host.clone(), host, ContentId(0), ChunkIndex(0), proto::message::BlameKind::Protocol);
+        }
+        self.tell(Event::Blamed(peer));
+    }
+
+    // ---- transfers ------------------------------------------------------------------------------------------------
+
+    fn request(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex) {
+        let subject = self.subject(id, chunk);
+        let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
+            self.tell(Event::NotArrived { peer, id, chunk, failure: swarm::event::Failure::Broken });
+            return;
+        };
+        let transfer = transfer::request(connection, subject);
+        self.receive(peer, id, chunk, transfer);
+    }
+
+    fn accept(&mut self, ticket: Ticket) {
+        let Some(Waiting::Push { peer, id, chunk, header, sender, receiver }) = self.waiting.remove(&ticket) else {
+            return;
+        };
+        let Some(subject) = self.subject(id, chunk) else {
+            self.tell(Event::NotArrived { peer, id, chunk, failure: swarm::event::Failure::Broken });
+            return;
+        };
+        let transfer = transfer::accept_push(peer, header, sender, receiver, subject);
+        self.receive(peer, id, chunk, transfer);
+    }
+
+    fn receive(
+        &mut self,
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        transfer: impl Future<Output = Receipt> + Send + 'static,
+    ) {
+        let token = CancellationToken::new();
+        self.transfers.insert((peer, id, chunk), token.clone());
+        self.spawn(async move {
+            let receipt = tokio::select! {
+                receipt = transfer => receipt,
+                () = token.cancelled() => Receipt::cancelled(),
+            };
+            Input::Received { peer, id, chunk, receipt }
+        });
+    }
+
+    fn push(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex, spread: Option<Spread>) {
+        let subject = self.subject(id, chunk);
+        let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
+            let delivery = swarm::event::Delivery::Broken;
+            self.tell(Event::Sent { peer, id, chunk, ticket: None, delivery, wire_bytes: 0 });
+            return;
+        };
+        self.spawn(async move {
+            let shipment = transfer::push(connection, subject, spread).await;
+            Input::Sent { peer, id, chunk, ticket: None, shipment }
+        });
+    }
+
+    fn serve(&mut self, ticket: Ticket) {
+        let Some(Waiting::Request { peer, id, chunk, sender }) = self.waiting.remove(&ticket) else { return };
+        let Some(subject) = self.subject(id, chunk) else {
+            let delivery = swarm::event::Delivery::Broken;
+            self.tell(Event::Sent { peer, id, chunk, ticket: Some(ticket), delivery, wire_bytes: 0 });
+            return;
+        };
+        self.spawn(async move {
+            let shipment = transfer::serve(sender, subject).await;
+            Input::Sent { peer, id, chunk, ticket: Some(ticket), shipment }
+        });
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.config.advertise
+    }
+}

@@ -1,0 +1,403 @@
+//! The contents that this host holds or wants, under the small numbers by which the swarm knows them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use proto::{
+    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, chain::Verdict, chunks::ParseRunsError, image::ContentKind,
+    message::BlameKind,
+};
+use swarm::{Event, event::ContentId};
+use tracing::{error, info, warn};
+
+use super::{Driver, Fetch, Input, report::Lease};
+use crate::{
+    fetch::{self, FetchEnd},
+    holder::Holder as _,
+    metrics::{From, SourceLabel},
+    store::Stage,
+    transfer::{Receipt, Subject},
+};
+
+/// A content of one or more images.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) id: ContentId,
+    pub(super) digest: Digest,
+    pub(super) geometry: Geometry,
+    pub(super) kind: ContentKind,
+    /// The images that it is part of.
+    pub(super) images: Vec<Digest>,
+    /// Where its bytes are or shall be.
+    pub(super) stages: Vec<Arc<Stage>>,
+    /// Chunks that are held here, as the swarm knows them.
+    pub(super) held: ChunkSet,
+    /// Whether its chain runs from the initial state to the digest.
+    pub(super) closed: bool,
+    walking: bool,
+}
+
+/// All contents.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    contents: BTreeMap<ContentId, Content>,
+    ids: BTreeMap<Digest, ContentId>,
+    next: u32,
+    dirty: bool,
+}
+
+/// What a walk back from the digest found.
+#[derive(Debug)]
+pub(crate) struct Walked {
+    pub(crate) closed: bool,
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+impl Contents {
+    pub(super) fn find(&self, id: ContentId) -> Option<&Content> {
+        self.contents.get(&id)
+    }
+
+    pub(super) fn find_mut(&mut self, id: ContentId) -> Option<&mut Content> {
+        self.contents.get_mut(&id)
+    }
+
+    pub(super) fn by_digest(&self, digest: &Digest) -> Option<&Content> {
+        self.contents.get(self.ids.get(digest)?)
+    }
+
+    /// Whether chunks were stored that no journal vouches for yet.
+    pub(super) const fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    pub(super) const fn set_dirty(&mut self, dirty: bool) {
+        self.dirty = dirty;
+    }
+
+    /// The content and chunk that a peer names, where we know it and it has such a chunk.
+    pub(super) fn locate(&self, content: &[u8], index: u32) -> Option<(ContentId, ChunkIndex)> {
+        let content = self.by_digest(&Digest::try_from(content).ok()?)?;
+        let chunk = ChunkIndex(index);
+        content.geometry.contains(chunk).then_some((content.id, chunk))
+    }
+
+    /// The chunks that a peer announced; `None` for a content that we don't know.
+    pub(super) fn announced(
+        &self,
+        digest: &Digest,
+        runs: &[u32],
+    ) -> Result<Option<(ContentId, ChunkSet)>, ParseRunsError> {
+        let Some(content) = self.by_digest(digest) else { return Ok(None) };
+        Ok(Some((content.id, ChunkSet::from_runs(content.geometry.chunks(), runs)?)))
+    }
+
+    /// Adds a content of an image, or another image to a content. Whether it is new.
+    pub(super) fn add(
+        &mut self,
+        spec: &proto::image::ContentSpec,
+        image: Digest,
+        stage: &Arc<Stage>,
+        held: ChunkSet,
+        closed: bool,
+    ) -> (ContentId, bool) {
+        if let Some(id) = self.ids.get(&spec.digest).copied()
+            && let Some(content) = self.contents.get_mut(&id)
+        {
+            if !content.images.contains(&image) {
+                content.images.push(image);
+                content.stages.push(stage.clone());
+            }
+            return (id, false);
+        }
+        let id = ContentId(self.next);
+        self.next += 1;
+        self.ids.insert(spec.digest, id);
+        let content = Content {
+            id,
+            digest: spec.digest,
+            geometry: spec.geometry,
+            kind: spec.kind,
+            images: vec![image],
+            stages: vec![stage.clone()],
+            held,
+            closed,
+            walking: false,
+        };
+        self.contents.insert(id, content);
+        (id, true)
+    }
+
+    /// Takes an image away from its contents; those that no other image has are removed and returned.
+    pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<ContentId> {
+        let mut gone = Vec::new();
+        for content in self.contents.values_mut() {
+            if let Some(at) = content.images.iter().position(|other| other == image) {
+                content.images.remove(at);
+                content.stages.remove(at);
+                if content.images.is_empty() {
+                    gone.push(content.id);
+                }
+            }
+        }
+        for id in &gone {
+            if let Some(content) = self.contents.remove(id) {
+                self.ids.remove(&content.digest);
+            }
+        }
+        gone
+    }
+}
+
+/// The key by which every host breaks ties between contents.
+fn tie_key(digest: &Digest) -> u64 {
+    digest.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+impl Driver {
+    /// Makes a content known to the swarm.
+    pub(super) fn introduce(&mut self, id: ContentId, order: u32) {
+        let Some(content) = self.contents.find(id) else { return };
+        let event = Event::Content {
+            id,
+            key: tie_key(&content.digest),
+            size: content.geometry.size(),
+            held: content.held.clone(),
+            order,
+        };
+        let (digest, chunks) = (content.digest, content.geometry.chunks());
+        self.tell(event);
+        for (peer, runs, reset) in self.members.recall(&digest) {
+            match ChunkSet::from_runs(chunks, &runs) {
+                Ok(chunks) => self.tell(Event::Announced { peer, id, chunks, reset }),
+                Err(error) => self.nonsense(peer, &error.to_string()),
+            }
+        }
+    }
+
+    pub(super) fn subject(&self, id: ContentId, chunk: ChunkIndex) -> Option<Subject> {
+        let content = self.contents.find(id)?;
+        Some(Subject {
+            content: content.digest,
+            geometry: content.geometry,
+            chunk,
+            stages: content.stages.clone(),
+            cache: self.cache.clone(),
+            me: self.me.clone(),
+        })
+    }
+
+    pub(super) fn received(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex, receipt: Receipt) {
+        self.transfers.remove(&(peer, id, chunk));
+        self.metrics.received_bytes.get_or_create(&SourceLabel { source: From::Peers }).inc_by(receipt.wire_bytes);
+        self.count_received(id, receipt.wire_bytes);
+        match receipt.result {
+            Ok(()) => {
+                self.tell(Event::Arrived { peer, id, chunk, wire_bytes: receipt.wire_bytes });
+                self.stored(id, chunk);
+            }
+            Err(failure) => {
+                if receipt.false_bytes {
+                    self.metrics.verify_failures.get_or_create(&SourceLabel { source: From::Peers }).inc();
+                    if let Some(host) = self.members.host(peer) {
+                        warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
+                        self.blame(host.clone(), host, id, chunk, BlameKind::Bytes);
+                    }
+                }
+                if let Some(error) = &receipt.storage_error {
+                    self.storage_failed(error);
+                }
+                self.tell(Event::NotArrived { peer, id, chunk, failure });
+            }
+        }
+    }
+
+    /// A chunk is verified against its link and stored.
+    fn stored(&mut self, id: ContentId, chunk: ChunkIndex) {
+        let Some(content) = self.contents.find_mut(id) else { return };
+        let length = u64::from(content.geometry.len(chunk));
+        if !content.held.insert(chunk) {
+            return;
+        }
+        let images = content.images.clone();
+        self.contents.set_dirty(true);
+        for image in images {
+            if let Some(image) = self.images.get_mut(&image) {
+                image.held_bytes += length;
+            }
+        }
+        self.report_due = true;
+        self.walk_if_whole(id);
+    }
+
+    /// Once every chunk is there, walks back from the digest: the content is verified, or somebody lied.
+    pub(super) fn walk_if_whole(&mut self, id: ContentId) {
+        let Some(content) = self.contents.find_mut(id) else { return };
+        if content.closed || content.walking || !content.held.is_full() {
+            return;
+        }
+        content.walking = true;
+        let (digest, stages) = (content.digest, content.stages.clone());
+        self.spawn_blocking(move || {
+            let mut walked = Walked { closed: true, verdicts: Vec::new() };
+            for stage in stages {
+                let (closed, verdicts) = stage.walk(digest);
+                walked.closed &= closed;
+                for verdict in verdicts {
+                    if !walked.verdicts.contains(&verdict) {
+                        walked.verdicts.push(verdict);
+                    }
+                }
+            }
+            Input::Walked { id, walked }
+        });
+    }
+
+    pub(super) fn walked(&mut self, id: ContentId, walked: Walked) {
+        let Some(content) = self.contents.find_mut(id) else { return };
+        content.walking = false;
+        content.closed = walked.closed && content.held.is_full();
+        let (digest, images, closed) = (content.digest, content.images.clone(), content.closed);
+        for verdict in &walked.verdicts {
+            let lost = u64::from(content.geometry.len(verdict.chunk));
+            content.held.remove(verdict.chunk);
+            for image in &images {
+                if let Some(image) = self.images.get_mut(image) {
+                    image.held_bytes = image.held_bytes.saturating_sub(lost);
+                }
+            }
+        }
+        for verdict in walked.verdicts {
+            self.cache.forget(digest, verdict.chunk);
+            let sender = self.members.host(verdict.source.sender);
+            let maker = self.members.host(verdict.source.maker);
+            warn!(content = %digest, chunk = verdict.chunk.0, sender = ?sender, maker = ?maker, "the chain proved a chunk false");
+            if let Some(sender) = sender {
+                let maker = maker.unwrap_or_else(|| sender.clone());
+                self.blame(sender, maker, id, verdict.chunk, BlameKind::Link);
+            }
+            // who passed a lie on couldn't know it; who made it is named by every host that received it
+            if verdict.source.sender == verdict.source.maker {
+                self.tell(Event::Blamed(verdict.source.sender));
+            }
+            self.tell(Event::ChunkLost { id, chunk: verdict.chunk });
+        }
+        if closed {
+            for image in images {
+                self.content_closed(image, digest);
+            }
+        } else {
+            self.walk_if_whole(id);
+        }
+    }
+
+    // ---- the registry ---------------------------------------------------------------------------------------------
+
+    pub(super) fn fetch(&mut self, id: ContentId, until: ChunkIndex) {
+        if let Some(fetch) = self.fetches.get(&id) {
+            // the receiver lives as long as the fetch
+            fetch.until.send_replace(until.0);
+            return;
+        }
+        let Some(content) = self.contents.find(id) else { return };
+        let Some(image) = content.images.iter().find_map(|image| self.images.get(image)) else { return };
+        let (sender, receiver) = tokio::sync::watch::channel(until.0);
+        let job = fetch::Job {
+            id,
+            content: content.digest,
+            geometry: content.geometry,
+            kind: content.kind,
+            stages: content.stages.clone(),
+            reference: image.reference().to_owned(),
+            access: image.access.clone(),
+            me: self.me.clone(),
+            cache: self.cache.clone(),
+            until: receiver,
+            inbox: self.fetch_inbox.clone(),
+        };
+        info!(content = %content.digest, image = image.reference(), "fetching from the registry");
+        let origin = self.origin.clone();
+        let abort = self.spawn(async move { fetch::run(origin, job).await });
+        self.fetches.insert(id, Fetch { until: sender, abort });
+    }
+
+    pub(super) fn fetched(&mut self, id: ContentId, chunk: ChunkIndex, origin_bytes: u64, conflict: bool) {
+        self.metrics.received_bytes.get_or_create(&SourceLabel { source: From::Origin }).inc_by(origin_bytes);
+        let images = self.contents.find(id).map(|content| content.images.clone()).unwrap_or_default();
+        for image in images {
+            if let Some(image) = self.images.get_mut(&image) {
+                image.origin_bytes += origin_bytes;
+                image.clear_trouble();
+            }
+        }
+        if conflict {
+            // what we held of this chunk came from a peer and isn't what the registry has
+            if let Some(content) = self.contents.find_mut(id) {
+                content.held.remove(chunk);
+                let digest = content.digest;
+                self.cache.forget(digest, chunk);
+            }
+            self.tell(Event::ChunkLost { id, chunk });
+        }
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.chunks += 1;
+        }
+        self.tell(Event::OriginChunk { id, chunk });
+        self.stored(id, chunk);
+    }
+
+    pub(super) fn fetch_trouble(&mut self, id: ContentId, message: String) {
+        let Some(content) = self.contents.find(id) else { return };
+        warn!(content = %content.digest, error = message, "fetching from the registry has trouble; trying again");
+        for image in content.images.clone() {
+            if let Some(image) = self.images.get_mut(&image) {
+                image.trouble("origin_trouble", message.clone());
+            }
+        }
+        self.report_due = true;
+    }
+
+    pub(super) fn fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
+        self.fetches.remove(&id);
+        let (swarm_end, lease_end, message) = end.parts();
+        if let Some(content) = self.contents.find(id)
+            && let Some(message) = &message
+        {
+            error!(content = %content.digest, error = message, "fetching from the registry failed");
+            for image in content.images.clone() {
+                if let Some(image) = self.images.get_mut(&image) {
+                    image.trouble(swarm_end_name(swarm_end), message.clone());
+                }
+            }
+        }
+        self.tell(Event::OriginEnded { id, end: swarm_end });
+        self.end_lease(id, lease_end, message.unwrap_or_default());
+    }
+
+    /// The coordinator leased us a content.
+    pub(super) fn leased(&mut self, digest: Digest) {
+        let Some(id) = self.contents.by_digest(&digest).map(|content| content.id) else {
+            // the stage isn't ready yet: remembered until it is, the lease runs meanwhile
+            self.early_lease(digest);
+            return;
+        };
+        self.leases.insert(id, Lease::default());
+        self.metrics.leases.set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+        self.tell(Event::Leased(id));
+    }
+
+    pub(super) fn lease_lost(&mut self, digest: &Digest) {
+        if let Some(id) = self.contents.by_digest(digest).map(|content| content.id) {
+            self.leases.remove(&id);
+            self.metrics.leases.set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+            self.tell(Event::LeaseLost(id));
+        }
+    }
+}
+
+const fn swarm_end_name(end: swarm::event::OriginEnd) -> &'static str {
+    match end {
+        swarm::event::OriginEnd::Done => "done",
+        swarm::event::OriginEnd::Failed => "origin_failed",
+        swarm::event::OriginEnd::Bad => "content_bad",
+    }
+}

@@ -1,0 +1,453 @@
+//! Images on this host: from the order to presence.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use proto::{
+    Digest,
+    image::Layout,
+    message::{StageOrder, StageState},
+};
+use swarm::Event;
+use tracing::{error, info, warn};
+
+use super::{Driver, Input};
+use crate::{
+    fetch::Access,
+    metrics::{OutcomeLabel, SourceLabel},
+    store::{Presence, Stage},
+};
+
+/// A failed stage is tried again after this long, doubling up to the longest: a full disk may be emptied.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
+
+/// Why something on this host failed: a name of a closed set, and the story.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// One image.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) digest: Digest,
+    pub(super) layout: Arc<Layout>,
+    manifest: Arc<[u8]>,
+    pub(super) references: Vec<String>,
+    pub(super) access: Access,
+    pub(super) state: StageState,
+    stage: Option<Arc<Stage>>,
+    /// Contents whose chain isn't closed yet.
+    open: BTreeSet<Digest>,
+    pub(super) held_bytes: u64,
+    pub(super) origin_bytes: u64,
+    pub(super) peer_bytes: u64,
+    pub(super) local_bytes: u64,
+    pub(super) upload_bytes: u64,
+    pub(super) trouble: Option<Trouble>,
+    ordered: Instant,
+    whole: Option<Instant>,
+    pub(super) checked: Option<Instant>,
+    pub(super) golden: bool,
+    retry_at: Option<Instant>,
+    retry_pause: Duration,
+}
+
+impl Image {
+    /// The reference under which the image was ordered first.
+    pub(super) fn reference(&self) -> &str {
+        self.references.first().map_or("", String::as_str)
+    }
+
+    pub(super) fn trouble(&mut self, reason: &'static str, message: String) {
+        self.trouble = Some(Trouble { reason, message });
+    }
+
+    pub(super) fn clear_trouble(&mut self) {
+        self.trouble = None;
+    }
+
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.layout.content_bytes()
+    }
+}
+
+impl Driver {
+    /// Takes over what the store knows from before.
+    pub(super) fn recover(&mut self) {
+        for recovered in self.store.recovered() {
+            let digest = *recovered.layout.digest();
+            info!(image = %digest, references = ?recovered.references, present = recovered.present, "found an image of this host");
+            let image = Image {
+                digest,
+                layout: recovered.layout,
+                manifest: recovered.manifest,
+                references: recovered.references,
+                access: Access::default(),
+                state: StageState::Queued,
+                stage: None,
+                open: BTreeSet::new(),
+                held_bytes: 0,
+                origin_bytes: 0,
+                peer_bytes: 0,
+                local_bytes: 0,
+                upload_bytes: 0,
+                trouble: None,
+                ordered: Instant::now(),
+                whole: None,
+                checked: None,
+                golden: false,
+                retry_at: None,
+                retry_pause: RETRY.0,
+            };
+            self.images.insert(digest, image);
+            if recovered.present {
+                self.begun(digest, Ok((recovered.stage, 0)));
+            } else {
+                self.begin(digest);
+            }
+        }
+    }
+
+    pub(super) fn order_stage(&mut self, order: StageOrder) {
+        let digest = match Digest::try_from(order.manifest_digest.as_slice()) {
+            Ok(digest) => digest,
+            Err(error) => {
+                warn!(%error, "stage order without a digest");
+                return;
+            }
+        };
+        let access = Access::new(order.token.as_ref(), order.plain_http);
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.access = access;
+            let new: Vec<_> =
+                order.references.into_iter().filter(|reference| !image.references.contains(reference)).collect();
+            let again = !new.is_empty() && image.state == StageState::Present;
+            image.references.extend(new);
+            let state = image.state;
+            if state == StageState::Gone {
+                image.ordered = Instant::now();
+            }
+            if again {
+                self.install(digest);
+            } else if matches!(state, StageState::Failed | StageState::Gone) {
+                self.begin(digest);
+            }
+            self.report_due = true;
+            return;
+        }
+        let layout = match Layout::parse(&order.manifest, &digest) {
+            Ok(layout) => Arc::new(layout),
+            Err(error) => {
+                warn!(image = %digest, %error, "declining to stage");
+                self.declined.insert(digest, (order.references, error.to_string()));
+                self.report_due = true;
+                return;
+            }
+        };
+        info!(image = %digest, references = ?order.references, bytes = layout.content_bytes(), "staging");
+        let image = Image {
+            digest,
+            layout,
+            manifest: order.manifest.into(),
+            references: order.references,
+            access,
+            state: StageState::Queued,
+            stage: None,
+            open: BTreeSet::new(),
+            held_bytes: 0,
+            origin_bytes: 0,
+            peer_bytes: 0,
+            local_bytes: 0,
+            upload_bytes: 0,
+            trouble: None,
+            ordered: Instant::now(),
+            whole: None,
+            checked: None,
+            golden: false,
+            retry_at: None,
+            retry_pause: RETRY.0,
+        };
+        self.images.insert(digest, image);
+        self.begin(digest);
+    }
+
+    fn begin(&mut self, digest: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else { return };
+        image.state = StageState::Queued;
+        image.retry_at = None;
+        let (store, layout) = (self.store.clone(), image.layout.clone());
+        let (manifest, references) = (image.manifest.clone(), image.references.clone());
+        self.spawn_blocking(move || {
+            let begun = store.begin(&layout, &manifest, &references);
+            Input::Begun { image: digest, result: begun.map_err(|error| error.trouble()) }
+        });
+    }
+
+    pub(super) fn begun(&mut self, digest: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+        let Some(image) = self.images.get_mut(&digest) else { return };
+        let (stage, local_bytes) = match result {
+            Ok(begun) => begun,
+            Err(trouble) => {
+                self.failed(digest, trouble);
+                return;
+            }
+        };
+        image.clear_trouble();
+        image.local_bytes += local_bytes;
+        self.metrics.received_bytes.get_or_create(&SourceLabel { source: crate::metrics::From::Local }).inc_by(local_bytes);
+        image.state = StageState::Staging;
+        image.stage = Some(stage.clone());
+        image.open.clear();
+        image.held_bytes = 0;
+        let contents = image.layout.contents();
+        let mut known = Vec::new();
+        for (order, spec) in (0u32..).zip(&contents) {
+            let held = stage.held(spec.digest);
+            let closed = stage.is_closed(spec.digest);
+            if let Some(image) = self.images.get_mut(&digest) {
+                image.held_bytes +=
+                    held.iter().map(|chunk| u64::from(spec.geometry.len(chunk))).sum::<u64>();
+                if !closed {
+                    image.open.insert(spec.digest);
+                }
+            }
+            let (id, new) = self.contents.add(spec, digest, &stage, held, closed);
+            known.push((id, new, order));
+        }
+        for (id, new, order) in known {
+            if new {
+                self.introduce(id, order);
+            }
+            self.walk_if_whole(id);
+        }
+        for lease in std::mem::take(&mut self.early_leases) {
+            self.leased(lease);
+        }
+        self.report_due = true;
+        self.install_if_whole(digest);
+    }
+
+    /// A content of this image is verified.
+    pub(super) fn content_closed(&mut self, digest: Digest, content: Digest) {
+        if let Some(image) = self.images.get_mut(&digest)
+            && image.open.remove(&content)
+        {
+            self.install_if_whole(digest);
+        }
+    }
+
+    fn install_if_whole(&mut self, digest: Digest) {
+        if let Some(image) = self.images.get(&digest)
+            && image.open.is_empty()
+            && image.state == StageState::Staging
+        {
+            self.install(digest);
+        }
+    }
+
+    fn install(&mut self, digest: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else { return };
+        let Some(stage) = image.stage.clone() else { return };
+        image.state = StageState::Installing;
+        image.whole.get_or_insert_with(Instant::now);
+        self.report_due = true;
+        let references = image.references.clone();
+        self.spawn_blocking(move || {
+            let result = stage.install(&references).map_err(|error| error.trouble());
+            Input::Installed { image: digest, result }
+        });
+    }
+
+    pub(super) fn installed(&mut self, digest: Digest, result: Result<(), Trouble>) {
+        if let Err(trouble) = result {
+            self.failed(digest, trouble);
+            return;
+        }
+        if let Some(goldens) = self.goldens.clone()
+            && let Some(image) = self.images.get(&digest)
+        {
+            let references = image.references.clone();
+            self.spawn(async move {
+                let mut result = Ok(());
+                for reference in references {
+                    result = result.and(goldens.make(&reference).await);
+                }
+                Input::Golden { image: digest, result: result.map_err(|error| error.to_string()) }
+            });
+            return;
+        }
+        self.present(digest);
+    }
+
+    pub(super) fn golden_made(&mut self, digest: Digest, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                if let Some(image) = self.images.get_mut(&digest) {
+                    image.golden = true;
+                }
+                self.present(digest);
+            }
+            Err(message) => self.failed(digest, Trouble { reason: "golden_failed", message }),
+        }
+    }
+
+    fn present(&mut self, digest: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else { return };
+        let first = image.state != StageState::Present;
+        image.state = StageState::Present;
+        image.clear_trouble();
+        image.checked = Some(Instant::now());
+        image.retry_pause = RETRY.0;
+        if first {
+            let installed_in = image.whole.take().map(|whole| whole.elapsed()).unwrap_or_default();
+            self.metrics.install_seconds.observe(installed_in.as_secs_f64());
+            self.metrics
+                .stage_seconds
+                .get_or_create(&OutcomeLabel { outcome: "present" })
+                .observe(image.ordered.elapsed().as_secs_f64());
+            info!(
+                image = %digest,
+                references = ?image.references,
+                elapsed_ms = image.ordered.elapsed().as_millis(),
+                install_ms = installed_in.as_millis(),
+                origin_bytes = image.origin_bytes,
+                peer_bytes = image.peer_bytes,
+                local_bytes = image.local_bytes,
+                "image is present"
+            );
+        }
+        self.report(false);
+    }
+
+    fn failed(&mut self, digest: Digest, trouble: Trouble) {
+        let Some(image) = self.images.get_mut(&digest) else { return };
+        error!(image = %digest, reason = trouble.reason, error = trouble.message, "staging failed; trying again later");
+        self.metrics
+            .stage_seconds
+            .get_or_create(&OutcomeLabel { outcome: "failed" })
+            .observe(image.ordered.elapsed().as_secs_f64());
+        image.state = StageState::Failed;
+        image.trouble = Some(trouble);
+        image.retry_at = Some(Instant::now() + image.retry_pause);
+        image.retry_pause = (image.retry_pause * 2).min(RETRY.1);
+        self.report(false);
+    }
+
+    /// The volume failed us while chunks arrived: nothing more is taken until it is tried again.
+    pub(super) fn storage_failed(&mut self, message: &str) {
+        let staging: Vec<_> = self
+            .images
+            .values()
+            .filter(|image| image.state == StageState::Staging && !image.open.is_empty())
+            .map(|image| image.digest)
+            .collect();
+        for digest in staging {
+            self.withdraw(digest);
+            self.failed(digest, Trouble { reason: "not_stored", message: message.to_owned() });
+        }
+    }
+
+    /// Takes the image's contents out of the swarm; what is on disk stays.
+    fn withdraw(&mut self, digest: Digest) {
+        for id in self.contents.remove_image(&digest) {
+            if let Some(fetch) = self.fetches.remove(&id) {
+                fetch.abort.abort();
+            }
+            self.leases.remove(&id);
+            self.tell(Event::Dropped(id));
+        }
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.stage = None;
+            image.open.clear();
+        }
+    }
+
+    pub(super) fn cancel_stage(&mut self, digest: Digest) {
+        self.declined.remove(&digest);
+        let Some(image) = self.images.get(&digest) else { return };
+        // what is present stays: tart's user may need it
+        if matches!(image.state, StageState::Present | StageState::Installing) {
+            return;
+        }
+        info!(image = %digest, "staging is cancelled");
+        self.withdraw(digest);
+        self.images.remove(&digest);
+        let store = self.store.clone();
+        self.spawn_blocking(move || {
+            if let Err(error) = store.abandon(digest) {
+                warn!(image = %digest, %error, "removing a cancelled stage failed; it is removed at the next start");
+            }
+            Input::Nothing
+        });
+        self.report(true);
+    }
+
+    /// Failed stages whose pause is over.
+    pub(super) fn retry_failed(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> = self
+            .images
+            .values()
+            .filter(|image| image.retry_at.is_some_and(|at| at <= now))
+            .map(|image| (image.digest, image.stage.is_some() && image.open.is_empty()))
+            .collect();
+        for (digest, whole) in due {
+            if let Some(image) = self.images.get_mut(&digest) {
+                image.retry_at = None;
+            }
+            if whole { self.install(digest) } else { self.begin(digest) }
+        }
+    }
+
+    pub(super) fn check_presence(&mut self) {
+        self.checking = true;
+        self.last_check = Instant::now();
+        let store = self.store.clone();
+        self.spawn_blocking(move || Input::Presence(store.presence()));
+    }
+
+    pub(super) fn presence_checked(&mut self, presence: Vec<Presence>) {
+        self.checking = false;
+        let now = Instant::now();
+        for found in presence {
+            let Some(image) = self.images.get_mut(&found.digest) else { continue };
+            if image.state == StageState::Present {
+                if found.complete {
+                    image.checked = Some(now);
+                    self.report_due = true;
+                } else {
+                    warn!(image = %found.digest, "image was removed from tart's cache; presence is withdrawn");
+                    image.state = StageState::Gone;
+                    image.trouble("removed", "image was removed from tart's cache by tart or somebody else".into());
+                    self.withdraw(found.digest);
+                    let store = self.store.clone();
+                    let digest = found.digest;
+                    self.spawn_blocking(move || {
+                        if let Err(error) = store.forget(digest) {
+                            warn!(image = %digest, %error, "forgetting a removed image failed");
+                        }
+                        Input::Nothing
+                    });
+                    self.report(false);
+                }
+            } else if image.state == StageState::Staging && found.complete && image.open.is_empty() {
+                self.present(found.digest);
+            }
+        }
+        self.retry_failed();
+        self.measure();
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.flushing = true;
+        self.last_flush = Instant::now();
+        self.contents.set_dirty(false);
+        let store = self.store.clone();
+        self.spawn_blocking(move || Input::Flushed(store.flush().map_err(|error| error.to_string())));
+    }
+}

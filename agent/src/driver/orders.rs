@@ -1,0 +1,78 @@
+//! What the coordinator says, carried out.
+
+use std::collections::BTreeSet;
+
+use link::Authorised;
+use proto::{
+    Digest,
+    message::{Order, Roster, order},
+};
+use swarm::Event;
+use tracing::{debug, info, warn};
+
+use super::Driver;
+use crate::session::Heard;
+
+impl Driver {
+    pub(super) fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Up(reports) => {
+                self.session = Some(reports);
+                self.report(true);
+                self.tell(Event::Coordinator(true));
+            }
+            Heard::Down => {
+                self.session = None;
+                self.tell(Event::Coordinator(false));
+            }
+            Heard::Order(order) => self.order(*order),
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        match order.kind {
+            Some(order::Kind::Roster(roster)) => self.roster(&roster),
+            Some(order::Kind::Stage(order)) => self.order_stage(order),
+            Some(order::Kind::Cancel(order)) => self.with_digest(&order.manifest_digest, Self::cancel_stage),
+            Some(order::Kind::Lease(grant)) => self.with_digest(&grant.content, Self::leased),
+            Some(order::Kind::Revoke(revoke)) => {
+                self.with_digest(&revoke.content, |driver, digest| driver.lease_lost(&digest));
+            }
+            Some(order::Kind::Limits(limits)) => {
+                for host in limits.revoked_hosts {
+                    if let Ok(host) = host.parse::<proto::HostId>() {
+                        warn!(%host, "the fleet quarantined a host");
+                        self.tell(Event::Blamed(host.key()));
+                    }
+                }
+            }
+            Some(order::Kind::Bandwidth(bandwidth)) => {
+                info!(
+                    upload_bytes_per_second = bandwidth.upload_bytes_per_second,
+                    download_bytes_per_second = bandwidth.download_bytes_per_second,
+                    "bandwidth is set"
+                );
+                self.tell(Event::Bandwidth {
+                    upload_bytes_per_second: bandwidth.upload_bytes_per_second,
+                    download_bytes_per_second: bandwidth.download_bytes_per_second,
+                });
+            }
+            None => debug!("order of a kind that this version doesn't know"),
+        }
+    }
+
+    fn with_digest(&mut self, bytes: &[u8], act: impl FnOnce(&mut Self, Digest)) {
+        match Digest::try_from(bytes) {
+            Ok(digest) => act(self, digest),
+            Err(error) => warn!(%error, "order without a digest"),
+        }
+    }
+
+    fn roster(&mut self, roster: &Roster) {
+        let peers = self.members.replace(&self.me, &roster.hosts, &roster.neighbours);
+        debug!(hosts = peers.len(), epoch = roster.epoch, "roster");
+        let hosts: BTreeSet<_> = self.members.hosts().cloned().chain([self.coordinator.clone()]).collect();
+        self.endpoint.authorise(Authorised::Only(hosts));
+        self.tell(Event::Roster(peers));
+    }
+}

@@ -1,0 +1,209 @@
+//! Enrolment: this host makes a key, shows the coordinator a single-use token, and gets a certificate.
+//!
+//! The coordinator is recognised by the pin of the fleet's authority, which the operator brings along with the token;
+//! nothing is sent before the pin is found in the chain that the server presents.
+
+use std::{io::Read as _, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use proto::Digest;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+use tracing::info;
+
+use crate::{
+    cli::Enroll,
+    identity::{self, Identity},
+};
+
+/// The whole exchange has to be over within this time.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most bytes of an answer: two certificates and an address.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+
+/// The name in the coordinator's certificate; no host can have it.
+pub(crate) const COORDINATOR: &str = "coordinator";
+
+#[derive(Serialize)]
+struct Question<'a> {
+    token: &'a str,
+    csr: String,
+}
+
+/// The coordinator's answer to an enrolment.
+#[derive(Deserialize)]
+struct Answer {
+    /// PEM, leaf first.
+    chain: String,
+    /// PEM.
+    authority: String,
+    /// `host:port` for QUIC; an empty host means the one that was asked.
+    address: String,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+/// Enrols this host and keeps its identity in `state_dir`.
+pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<()> {
+    if identity::enrolled(state_dir) && !options.force {
+        bail!("this host is enrolled already ({}); --force enrols it anew", state_dir.display());
+    }
+    let pin: Digest = format!("sha256:{}", options.ca_pin.trim().trim_start_matches("sha256:"))
+        .parse()
+        .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
+    let token = read_token(&options.token_file)?;
+    let (request, key_pem) = identity::request()?;
+    let answer = timeout(TIMEOUT, ask(&options.api, pin, &token, &request))
+        .await
+        .with_context(|| format!("{} didn't answer within {} s", options.api, TIMEOUT.as_secs()))??;
+    ensure!(
+        identity::fingerprint(&answer.authority)? == pin,
+        "the coordinator answered with another authority than the pinned one"
+    );
+    let host = authority_of(&options.api)?;
+    let address = match answer.address.strip_prefix(':') {
+        Some(port) => format!("{}:{port}", host.rsplit_once(':').map_or(host, |(name, _)| name)),
+        None => answer.address,
+    };
+    let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address);
+    let host = identity.host()?;
+    identity.save(state_dir)?;
+    info!(%host, coordinator = address, state_dir = %state_dir.display(), "enrolled");
+    Ok(())
+}
+
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    let mut token = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().take(4096).read_to_string(&mut token).context("reading the token from stdin")?;
+    } else {
+        token = std::fs::read_to_string(path).with_context(|| format!("reading the token from {}", path.display()))?;
+    }
+    Ok(token.trim().to_owned())
+}
+
+/// `host:port` of the API's URL.
+fn authority_of(api: &str) -> anyhow::Result<&str> {
+    let authority = api.strip_prefix("https://").unwrap_or(api).trim_end_matches('/');
+    ensure!(
+        authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
+        "--api has to be https://host:port, not {api}"
+    );
+    Ok(authority)
+}
+
+async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<Answer> {
+    use base64::Engine as _;
+    let authority = authority_of(api)?;
+    let stream = TcpStream::connect(authority).await.with_context(|| format!("connecting to {api}"))?;
+    let connector = TlsConnector::from(Arc::new(pinned(pin)?));
+    let stream = connector
+        .connect(ServerName::try_from(COORDINATOR)?, stream)
+        .await
+        .with_context(|| format!("{api} isn't the pinned coordinator (check --ca-pin and --api)"))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let question = Question { token, csr: base64::engine::general_purpose::STANDARD.encode(csr) };
+    let request = Request::post("/v1/enrol")
+        .header(header::HOST, authority)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(serde_json::to_vec(&question)?)))?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes();
+        if !status.is_success() {
+            let reason = serde_json::from_slice::<Refusal>(&body).map(|refusal| refusal.error);
+            bail!("{api} refused the enrolment: {}", reason.unwrap_or_else(|_| status.to_string()));
+        }
+        serde_json::from_slice(&body).context("the answer isn't what this version expects")
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        Err(error) = connection => Err(error).context("the connection broke"),
+    }
+}
+
+/// A TLS client that knows the server by its authority's pin alone.
+fn pinned(pin: Digest) -> anyhow::Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = PinVerifier { pin, provider: provider.clone() };
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth())
+}
+
+/// Accepts a chain that leads, by the ordinary rules, to the one authority with this pin, which it has to contain.
+#[derive(Debug)]
+struct PinVerifier {
+    pin: Digest,
+    provider: Arc<CryptoProvider>,
+}
+
+impl PinVerifier {
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.provider.signature_verification_algorithms
+    }
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let pinned = intermediates.iter().find(|certificate| Digest::of(certificate) == self.pin);
+        let pinned = pinned.ok_or_else(|| Error::General("the pinned authority isn't in the server's chain".into()))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(pinned.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, self.algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, self.algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms().supported_schemes()
+    }
+}

@@ -1,0 +1,446 @@
+//! Fetching one content from the registry: blob bytes in, decoded, cut into chunks, each with its link, stored.
+//!
+//! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole. A fetch that
+//! breaks off goes on by Range: from the last chunk that is held, whose link remembers where in the blob its first block
+//! starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use origin::{BlobStream, Client, Credentials, OriginError, Repository};
+use proto::{
+    ChunkIndex, Digest, Geometry, HostId, Link, Resume, Source, State, image::ContentKind, message::LeaseEnd,
+    message::PullToken,
+};
+use sha2::Digest as _;
+use swarm::event::{ContentId, OriginEnd};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
+};
+use tracing::debug;
+
+use crate::{
+    apple_lz4::{self, Position, WINDOW_BYTES},
+    config::OriginConfig,
+    driver::Input,
+    holder::{HoldError, Holder as _},
+    store::Stage,
+    transfer::{self, Cache, Packed},
+};
+
+/// A registry that gives nothing for so long is given up: the lease passes on to another host long before.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
+/// First and longest pause between attempts, where the registry doesn't say how long to wait.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// The registry client and this host's own credentials.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    client: Client,
+    config: Arc<OriginConfig>,
+}
+
+/// What the coordinator said about reaching an image's registry.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Access {
+    authorization: Option<origin::Secret>,
+    plain_http: bool,
+}
+
+impl Access {
+    pub(crate) fn new(token: Option<&PullToken>, plain_http: bool) -> Self {
+        let authorization = token.filter(|token| !token.authorization.is_empty());
+        Self { authorization: authorization.map(|token| origin::Secret::new(token.authorization.clone())), plain_http }
+    }
+}
+
+impl Origin {
+    pub(crate) fn new(config: &OriginConfig) -> anyhow::Result<Self> {
+        let client = Client::new(origin::Config {
+            ca_file: config.ca_file.clone(),
+            plain_http: config.plain_http.clone(),
+            idle_timeout: config.idle_timeout,
+            ..origin::Config::default()
+        })?;
+        Ok(Self { client, config: Arc::new(config.clone()) })
+    }
+
+    /// The repository of this reference, with the coordinator's token or this host's own credentials.
+    pub(crate) fn repository(&self, reference: &str, access: &Access) -> Result<Repository, OriginError> {
+        let reference = origin::parse_reference(reference)?;
+        let own = || {
+            let found = self.config.credentials.get(reference.registry())?;
+            let password = std::fs::read_to_string(&found.password_file).ok()?;
+            Some(Credentials::Basic {
+                username: found.username.clone(),
+                password: origin::Secret::new(password.trim_end().to_owned()),
+            })
+        };
+        let credentials = match &access.authorization {
+            Some(header) => Credentials::Header(header.clone()),
+            None => own().unwrap_or(Credentials::Anonymous),
+        };
+        Ok(self.client.repository(&reference, credentials, access.plain_http))
+    }
+}
+
+/// One fetch.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) id: ContentId,
+    pub(crate) content: Digest,
+    pub(crate) geometry: Geometry,
+    pub(crate) kind: ContentKind,
+    pub(crate) stages: Vec<Arc<Stage>>,
+    pub(crate) reference: String,
+    pub(crate) access: Access,
+    pub(crate) me: HostId,
+    pub(crate) cache: Arc<Cache>,
+    /// The chunk to pause before; only rises.
+    pub(crate) until: watch::Receiver<u32>,
+    pub(crate) inbox: mpsc::Sender<Input>,
+}
+
+/// How a fetch ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FetchEnd {
+    Done,
+    Failed(String),
+    Bad(String),
+}
+
+impl FetchEnd {
+    pub(crate) fn parts(self) -> (OriginEnd, LeaseEnd, Option<String>) {
+        match self {
+            Self::Done => (OriginEnd::Done, LeaseEnd::Done, None),
+            Self::Failed(message) => (OriginEnd::Failed, LeaseEnd::OriginFailed, Some(message)),
+            Self::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message)),
+        }
+    }
+}
+
+/// Why an attempt ended before the content was whole.
+#[derive(Debug)]
+enum Broke {
+    Origin(OriginError),
+    /// The bytes don't decode, or don't end in the digest.
+    False(String),
+    Disk(String),
+    /// The driver is gone.
+    Gone,
+}
+
+impl From<OriginError> for Broke {
+    fn from(error: OriginError) -> Self {
+        Self::Origin(error)
+    }
+}
+
+/// Fetches what is missing of a content, chunk by chunk.
+pub(crate) async fn run(origin: Origin, mut job: Job) -> Input {
+    let id = job.id;
+    let end = fetch(&origin, &mut job).await;
+    Input::FetchEnded { id, end }
+}
+
+async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
+    let mut from_start = false;
+    let mut pause = RETRY.0;
+    let mut progress = Instant::now();
+    loop {
+        let before = job.first_missing();
+        let repository = match origin.repository(&job.reference, &job.access) {
+            Ok(repository) => repository,
+            Err(error) => return FetchEnd::Failed(error.to_string()),
+        };
+        let broke = match attempt(&repository, job, from_start).await {
+            Ok(()) => return FetchEnd::Done,
+            Err(broke) => broke,
+        };
+        if job.first_missing() > before {
+            progress = Instant::now();
+            pause = RETRY.0;
+        }
+        match broke {
+            Broke::Gone => return FetchEnd::Failed("the agent stops".into()),
+            Broke::Disk(error) => return FetchEnd::Failed(error),
+            // peers may have misled us about what is held or where to resume: clear them before blaming the registry
+            Broke::False(error) if !from_start => {
+                debug!(content = %job.content, error, "starting again from the blob's beginning");
+                from_start = true;
+            }
+            Broke::False(error) => return FetchEnd::Bad(error),
+            Broke::Origin(error) if !error.is_retryable() => return FetchEnd::Failed(error.to_string()),
+            Broke::Origin(error) => {
+                if progress.elapsed() > GIVE_UP_AFTER {
+                    return FetchEnd::Failed(error.to_string());
+                }
+                let wait = error.retry_after().unwrap_or(pause).min(GIVE_UP_AFTER);
+                let message = format!("{error} (next attempt in {} ms)", wait.as_millis());
+                if job.inbox.send(Input::FetchTrouble { id: job.id, message }).await.is_err() {
+                    return FetchEnd::Failed("the agent stops".into());
+                }
+                sleep(wait).await;
+                pause = (pause * 2).min(RETRY.1);
+            }
+        }
+    }
+}
+
+impl Job {
+    fn first_missing(&self) -> u32 {
+        let chunks = self.geometry.chunks();
+        self.stages.first().and_then(|stage| stage.held(self.content).first_missing()).map_or(chunks, |chunk| chunk.0)
+    }
+
+    fn blob(&self) -> (Digest, u64) {
+        match self.kind {
+            ContentKind::RawLayer { blob } => (blob.digest, blob.size),
+            ContentKind::Blob => (self.content, self.geometry.size()),
+        }
+    }
+}
+
+/// Where an attempt starts.
+struct Start {
+    chunk: u32,
+    state: State,
+    blob_offset: u64,
+    decoder: Decoder,
+    /// Raw bytes that come before the chunk.
+    skip: usize,
+}
+
+/// Turns blob bytes into raw bytes.
+enum Decoder {
+    Lz4(Box<apple_lz4::Decoder>),
+    Plain,
+}
+
+async fn attempt(repository: &Repository, job: &mut Job, from_start: bool) -> Result<(), Broke> {
+    let (blob, blob_size) = job.blob();
+    let start = if from_start { beginning(job) } else { resume(job).await };
+    let whole = start.blob_offset == 0;
+    let mut stream = repository.blob(&blob, start.blob_offset, blob_size).await?;
+    let mut assembly = Assembly {
+        next: start.chunk,
+        state: start.state,
+        decoder: start.decoder,
+        skip: start.skip,
+        buffer: Vec::with_capacity(1 << 20),
+        marks: Vec::new(),
+        raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
+        blob_at: start.blob_offset,
+        unreported: 0,
+    };
+    // of a blob that comes whole, the registry's own bytes are checked too: it tells a damaged copy from a wrong manifest
+    let mut hash = whole.then(sha2::Sha256::new);
+    let decoded = async {
+        while let Some(bytes) = next(&mut stream).await? {
+            if let Some(hash) = &mut hash {
+                hash.update(&bytes);
+            }
+            assembly.unreported += bytes.len() as u64;
+            assembly.take(job, bytes).await?;
+        }
+        assembly.finish(job).await
+    };
+    let result = decoded.await;
+    if let Err(Broke::False(error)) = result {
+        return Err(Broke::False(explain(&blob, hash, &mut stream, error).await));
+    }
+    result
+}
+
+/// Says whether the registry's bytes are damaged or the manifest is wrong, reading the rest of the blob where needed.
+async fn explain(blob: &Digest, hash: Option<sha2::Sha256>, stream: &mut BlobStream, error: String) -> String {
+    let Some(mut hash) = hash else { return format!("layer {blob}: {error}") };
+    while let Ok(Some(bytes)) = next(stream).await {
+        hash.update(&bytes);
+    }
+    if Digest::from_bytes(hash.finalize().into()) == *blob {
+        format!("layer {blob}: {error}; the registry holds exactly this blob, so the image was pushed broken: push it again")
+    } else {
+        format!("layer {blob}: {error}; the registry's bytes don't match the blob's digest, so its copy is damaged")
+    }
+}
+
+async fn next(stream: &mut BlobStream) -> Result<Option<Bytes>, OriginError> {
+    stream.next().await.transpose()
+}
+
+fn beginning(job: &Job) -> Start {
+    let decoder = match job.kind {
+        ContentKind::RawLayer { .. } => Decoder::Lz4(Box::new(apple_lz4::Decoder::new(job.geometry.size()))),
+        ContentKind::Blob => Decoder::Plain,
+    };
+    Start { chunk: 0, state: State::INITIAL, blob_offset: 0, decoder, skip: 0 }
+}
+
+/// Starts with the last chunk that is held in an unbroken run from the beginning, if its link says where it lies in the
+/// blob; blobs start at the first missing chunk.
+async fn resume(job: &Job) -> Start {
+    let Some(stage) = job.stages.first().cloned() else { return beginning(job) };
+    let (content, kind, geometry) = (job.content, job.kind, job.geometry);
+    let missing = job.first_missing();
+    let found = tokio::task::spawn_blocking(move || {
+        let read = |chunk: u32| stage.read(content, ChunkIndex(chunk)).ok().flatten();
+        let last = missing.checked_sub(1)?;
+        let (_, link, _) = read(last)?;
+        if kind == ContentKind::Blob {
+            let blob_offset = geometry.offset(ChunkIndex(missing));
+            return Some(Start { chunk: missing, state: link.after, blob_offset, decoder: Decoder::Plain, skip: 0 });
+        }
+        let Resume { blob_offset, skip_bytes } = link.resume?;
+        let skip = skip_bytes as usize;
+        let (before, ..) = read(last.checked_sub(1)?)?;
+        // the window before the block lies in the chunk before, as both are far smaller than a chunk
+        let end = before.len().checked_sub(skip)?;
+        let history = &before[end.saturating_sub(WINDOW_BYTES)..end];
+        let raw_offset = geometry.offset(ChunkIndex(last)).checked_sub(skip as u64)?;
+        let decoder =
+            apple_lz4::Decoder::resume(geometry.size(), Position { blob_offset, raw_offset }, history);
+        Some(Start { chunk: last, state: link.before, blob_offset, decoder: Decoder::Lz4(Box::new(decoder)), skip })
+    });
+    found.await.ok().flatten().unwrap_or_else(|| beginning(job))
+}
+
+/// Raw bytes on their way into chunks.
+struct Assembly {
+    next: u32,
+    state: State,
+    decoder: Decoder,
+    /// Raw bytes to leave out before the first chunk.
+    skip: usize,
+    buffer: Vec<u8>,
+    /// Raw and blob offsets of the blocks that start in the buffer, in order.
+    marks: Vec<Position>,
+    /// Raw offset of what comes next.
+    raw_at: u64,
+    blob_at: u64,
+    /// Blob bytes that came and weren't counted with a chunk yet.
+    unreported: u64,
+}
+
+impl Assembly {
+    async fn take(&mut self, job: &mut Job, bytes: Bytes) -> Result<(), Broke> {
+        match &mut self.decoder {
+            Decoder::Plain => {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let room = job.geometry.len(ChunkIndex(self.next)) as usize - self.buffer.len();
+                    if room == 0 {
+                        return Err(Broke::False("it is longer than the manifest says".into()));
+                    }
+                    let (now, later) = rest.split_at(room.min(rest.len()));
+                    self.buffer.extend_from_slice(now);
+                    rest = later;
+                    self.emit_if_full(job).await?;
+                }
+                self.blob_at += bytes.len() as u64;
+                Ok(())
+            }
+            Decoder::Lz4(_) => {
+                let mut input = &bytes[..];
+                loop {
+                    let Decoder::Lz4(decoder) = &mut self.decoder else { return Ok(()) };
+                    let block = decoder.feed(&mut input).map_err(|error| Broke::False(error.to_string()))?;
+                    let Some(block) = block else { return Ok(()) };
+                    self.marks.push(block.start);
+                    let skip = self.skip.min(block.raw.len());
+                    self.skip -= skip;
+                    self.raw_at += block.raw.len() as u64;
+                    // a block is at most 64 KiB, so the buffer holds at most one chunk and one block
+                    self.buffer.extend_from_slice(&block.raw[skip..]);
+                    self.emit_if_full(job).await?;
+                }
+            }
+        }
+    }
+
+    async fn emit_if_full(&mut self, job: &mut Job) -> Result<(), Broke> {
+        while self.next < job.geometry.chunks() {
+            let length = job.geometry.len(ChunkIndex(self.next)) as usize;
+            if self.buffer.len() < length {
+                return Ok(());
+            }
+            let rest = self.buffer.split_off(length);
+            let bytes = std::mem::replace(&mut self.buffer, rest);
+            self.emit(job, bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn emit(&mut self, job: &mut Job, bytes: Vec<u8>) -> Result<(), Broke> {
+        let chunk = ChunkIndex(self.next);
+        // paused here while what was fetched is being spread
+        if job.until.wait_for(|until| *until > chunk.0).await.is_err() {
+            return Err(Broke::Gone);
+        }
+        let offset = job.geometry.offset(chunk);
+        // the block that the chunk's first byte lies in: the last one that starts at or before it
+        let at = self.marks.partition_point(|mark| mark.raw_offset <= offset);
+        let resume = at.checked_sub(1).map(|at| self.marks[at]).and_then(|mark| {
+            let skip_bytes = u32::try_from(offset - mark.raw_offset).ok()?;
+            Some(Resume { blob_offset: mark.blob_offset, skip_bytes })
+        });
+        self.marks.drain(..at.saturating_sub(1));
+        let (geometry, content, state) = (job.geometry, job.content, self.state);
+        let (stages, me, cache) = (job.stages.clone(), job.me.clone(), job.cache.clone());
+        let stored = tokio::task::spawn_blocking(move || {
+            let link = Link { resume, ..Link::forge(geometry, chunk, state, &bytes) };
+            store(&stages, &me, content, chunk, &bytes, link).map(|conflict| {
+                let (encoding, packed) = transfer::pack(bytes);
+                cache.keep(content, chunk, Packed { link, maker: me, encoding, bytes: packed });
+                (link.after, conflict)
+            })
+        });
+        let (after, conflict) = stored.await.map_err(|_| Broke::Gone)??;
+        self.state = after;
+        self.next += 1;
+        let origin_bytes = std::mem::take(&mut self.unreported);
+        let fetched = Input::Fetched { id: job.id, chunk, origin_bytes, conflict };
+        job.inbox.send(fetched).await.map_err(|_| Broke::Gone)
+    }
+
+    async fn finish(&mut self, job: &mut Job) -> Result<(), Broke> {
+        if let Decoder::Lz4(decoder) = &self.decoder {
+            decoder.finish().map_err(|error| Broke::False(error.to_string()))?;
+        }
+        self.emit_if_full(job).await?;
+        if self.next < job.geometry.chunks() || !self.buffer.is_empty() {
+            return Err(Broke::False(format!("it ends after {} of {} bytes", self.raw_at, job.geometry.size())));
+        }
+        Ok(())
+    }
+}
+
+/// Stores a chunk that we made a link for; whether it takes the place of another one.
+fn store(
+    stages: &[Arc<Stage>],
+    me: &HostId,
+    content: Digest,
+    chunk: ChunkIndex,
+    bytes: &[u8],
+    link: Link,
+) -> Result<bool, Broke> {
+    let source = Source { sender: me.key(), maker: me.key() };
+    let mut conflict = false;
+    for stage in stages {
+        if let Some((held, _)) = stage.link(content, chunk) {
+            if held.before == link.before && held.after == link.after {
+                continue;
+            }
+            conflict = true;
+            stage.forget(content, chunk);
+        }
+        match stage.write(content, chunk, bytes, link, source, me) {
+            Ok(()) => {}
+            Err(HoldError::Rejected(error)) => return Err(Broke::False(format!("{error}"))),
+            Err(error) => return Err(Broke::Disk(error.to_string())),
+        }
+    }
+    Ok(conflict)
+}

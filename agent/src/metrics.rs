@@ -1,0 +1,160 @@
+//! The agent's metrics. Labels come from closed sets; `docs/METRICS.md` describes each, and a test compares the two.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// Where bytes of an image came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum From {
+    /// The registry (as compressed there).
+    Origin,
+    /// Peers (as on the wire).
+    Peers,
+    /// This host's own disk (raw).
+    Local,
+}
+
+/// Where received bytes came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabel {
+    /// The source.
+    pub source: From,
+}
+
+/// A reason of a closed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// Its name.
+    pub reason: &'static str,
+}
+
+/// A tart operation and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OperationLabel {
+    /// The tart command.
+    pub operation: &'static str,
+    /// How it ended.
+    pub outcome: &'static str,
+}
+
+/// A state of a closed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabel {
+    /// Its name.
+    pub state: &'static str,
+}
+
+/// How a stage ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// Its name.
+    pub outcome: &'static str,
+}
+
+/// A part of the volume.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PartLabel {
+    /// `total`, `free` or `floor`.
+    pub part: &'static str,
+}
+
+/// Every metric of the agent. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Bytes received, by source.
+    pub received_bytes: Family<SourceLabel, Counter>,
+    /// Bytes sent to peers.
+    pub sent_bytes: Counter,
+    /// Chunks that failed verification, by where they came from.
+    pub verify_failures: Family<SourceLabel, Counter>,
+    /// Contents leased to this host now.
+    pub leases: Gauge,
+    /// Contents that don't move now, by reason.
+    pub stalled: Family<ReasonLabel, Gauge>,
+    /// tart operations, by outcome.
+    pub tart_operations: Family<OperationLabel, Counter>,
+    /// From order to presence.
+    pub stage_seconds: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
+    /// From the last chunk to presence.
+    pub install_seconds: Histogram,
+    /// The volume that holds tart's home.
+    pub volume_bytes: Family<PartLabel, Gauge>,
+    /// Peers, by state.
+    pub peers: Family<StateLabel, Gauge>,
+    /// Images, by state.
+    pub images: Family<StateLabel, Gauge>,
+}
+
+fn stage_buckets() -> Histogram {
+    Histogram::new([1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_200.0, 2_400.0, 4_800.0])
+}
+
+impl Metrics {
+    /// The metrics, and the registry that encodes them.
+    #[must_use]
+    pub fn new() -> (Self, Registry) {
+        let metrics = Self {
+            received_bytes: Family::default(),
+            sent_bytes: Counter::default(),
+            verify_failures: Family::default(),
+            leases: Gauge::default(),
+            stalled: Family::default(),
+            tart_operations: Family::default(),
+            stage_seconds: Family::new_with_constructor(stage_buckets as fn() -> Histogram),
+            install_seconds: Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0]),
+            volume_bytes: Family::default(),
+            peers: Family::default(),
+            images: Family::default(),
+        };
+        let mut registry = Registry::with_prefix("parbake_agent");
+        registry.register_with_unit(
+            "received",
+            "Bytes received: from the registry as compressed there, from peers as on the wire, from local disk raw",
+            Unit::Bytes,
+            metrics.received_bytes.clone(),
+        );
+        registry.register_with_unit("sent", "Bytes sent to peers", Unit::Bytes, metrics.sent_bytes.clone());
+        registry.register(
+            "chunk_verify_failures",
+            "Chunks whose bytes did not fit their link, by where they came from",
+            metrics.verify_failures.clone(),
+        );
+        registry.register("leases", "Contents that this host fetches from the registry", metrics.leases.clone());
+        registry.register("stalled_contents", "Contents that do not move, by reason", metrics.stalled.clone());
+        registry.register("tart_operations", "tart commands, by outcome", metrics.tart_operations.clone());
+        registry.register_with_unit(
+            "stage_duration",
+            "From the order to presence or failure",
+            Unit::Seconds,
+            metrics.stage_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "install_duration",
+            "From the last verified chunk to presence",
+            Unit::Seconds,
+            metrics.install_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "volume",
+            "The volume that holds tart's home",
+            Unit::Bytes,
+            metrics.volume_bytes.clone(),
+        );
+        registry.register("peers", "Hosts of the roster, by state", metrics.peers.clone());
+        registry.register("images", "Images, by state", metrics.images.clone());
+        (metrics, registry)
+    }
+}
+
+/// The registry in the OpenMetrics text format.
+///
+/// # Errors
+/// Never for the metrics of this program; formatting into a string can't fail otherwise.
+pub fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
+    let mut body = String::new();
+    text::encode(&mut body, registry)?;
+    Ok(body)
+}

@@ -1,0 +1,166 @@
+//! The commands of `parbake-agent`: wires the parts together and turns ends into exit codes.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use link::{Endpoint, Settings};
+use proto::{HostId, message::Hello};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    admin::{self, Snapshot},
+    cli::{Cli, Command, LogFormat, Run},
+    config::Config,
+    driver::{self, Parts},
+    enrol::{self, COORDINATOR},
+    fetch::Origin,
+    golden::Goldens,
+    identity::Identity,
+    metrics::Metrics,
+    session, standalone,
+    store::Store,
+};
+
+/// Exit codes: done or yes; no; error.
+const NO: u8 = 1;
+const ERROR: u8 = 2;
+
+/// Runs the command.
+pub fn run(cli: Cli) -> ExitCode {
+    start_logging(cli.shared.log_format, &cli.shared.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // verification, packing and disk: bounded so that a burst of chunks doesn't become a burst of threads
+        .max_blocking_threads(16)
+        .build();
+    let result = runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(command(cli)));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(NO),
+        Err(error) => {
+            error!(error = format!("{error:#}"), "parbake-agent ends");
+            ExitCode::from(ERROR)
+        }
+    }
+}
+
+fn start_logging(format: LogFormat, filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+async fn command(cli: Cli) -> anyhow::Result<bool> {
+    let no_flags = Run::default();
+    let run = if let Command::Run(run) = &cli.command { run } else { &no_flags };
+    let config = Config::load(&cli.shared, run)?;
+    match &cli.command {
+        Command::Run(_) => agent(config).await.map(|()| true),
+        Command::Enroll(options) => enrol::enrol(options, &config.state_dir).await.map(|()| true),
+        Command::Status { json } => standalone::status(&config, *json).await,
+        Command::Verify { image, json } => standalone::verify(&config, image, *json).await,
+        Command::Stage { image, json } => standalone::stage(&config, image, *json).await,
+    }
+}
+
+async fn agent(config: Config) -> anyhow::Result<()> {
+    let identity = Identity::load(&config.state_dir)?;
+    let credentials = identity.credentials()?;
+    let me = credentials.host().clone();
+    let coordinator: HostId = COORDINATOR.parse().context("the coordinator's name")?;
+    let (metrics, registry) = Metrics::new();
+    let listener = admin::bind(config.admin).await?;
+    let endpoint = Endpoint::bind(config.listen, credentials, &Settings::default())
+        .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
+    // nobody but the coordinator until it names the others
+    endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));
+    let store = open_store(&config).await?;
+    let goldens = config.golden_prefix.clone().map(|prefix| Arc::new(Goldens::new(&config, prefix, metrics.clone())));
+    let stop = CancellationToken::new();
+    let (hello, hello_now) = watch::channel(Hello::default());
+    let (snapshot, snapshot_now) = watch::channel(Arc::new(Snapshot::default()));
+    // orders come seldom: a roster, some stages, a lease every few seconds
+    let (inbox, heard) = mpsc::channel(64);
+    let settings = session::Settings {
+        coordinator: coordinator.clone(),
+        address: identity.coordinator().to_owned(),
+        state_dir: config.state_dir.clone(),
+    };
+    info!(
+        host = %me,
+        listen = %endpoint.local_addr().map_or(config.listen, |address| address),
+        admin = %config.admin,
+        tart_home = %config.tart_home.display(),
+        coordinator = settings.address,
+        "parbake-agent {} starts", env!("CARGO_PKG_VERSION")
+    );
+    let mut tasks = JoinSet::new();
+    tasks.spawn(admin::serve(listener, registry, snapshot_now, stop.clone()));
+    let session_endpoint = endpoint.clone();
+    let session_stop = stop.clone();
+    tasks.spawn(async move {
+        let say_hello = move || hello_now.borrow().clone();
+        tokio::select! {
+            () = session::keep(session_endpoint, settings, identity, say_hello, inbox) => {}
+            () = session_stop.cancelled() => {}
+        }
+        anyhow::Ok(())
+    });
+    let parts = Parts {
+        origin: Origin::new(&config.origin)?,
+        config,
+        me,
+        endpoint,
+        store,
+        tart: goldens,
+        metrics,
+        coordinator,
+        heard,
+        hello,
+        snapshot,
+        stop: stop.clone(),
+    };
+    tasks.spawn(Box::pin(driver::run(parts)));
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = tasks.join_next() => essential(ended),
+    };
+    stop.cancel();
+    let rest = tokio::time::timeout(Duration::from_secs(10), async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("a task of the agent died")??;
+        }
+        anyhow::Ok(())
+    });
+    result.and(rest.await.unwrap_or(Ok(())))
+}
+
+/// A part that ends unasked ends the program.
+fn essential(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> anyhow::Result<()> {
+    match ended {
+        Some(Ok(Ok(()))) | None => anyhow::bail!("a part of the agent ended unasked"),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(error)) => Err(error).context("a task of the agent died"),
+    }
+}
+
+pub(crate) async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
+    let (home, floor_percent) = (config.tart_home.clone(), config.floor_percent);
+    let opened = tokio::task::spawn_blocking(move || {
+        Store::open(&home, crate::store::Options { floor_percent, ..crate::store::Options::default() })
+    });
+    Ok(Arc::new(opened.await.context("opening the store")??))
+}

@@ -1,0 +1,156 @@
+//! The session with the coordinator: one connection, one stream of reports and orders, renewed certificates beside it.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use link::{Endpoint, Receiver, Sender};
+use proto::{
+    HostId,
+    message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
+};
+use tokio::{net::lookup_host, sync::mpsc, time::sleep};
+use tracing::{info, warn};
+
+use crate::identity::{self, Identity};
+
+/// First and longest pause between attempts to reach the coordinator. The longest bounds how late a host hears of a
+/// coordinator that came back.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// A coordinator that takes longer to answer a renewal is asked again later.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the session tells the driver.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// The session is up: reports sent on this channel reach the coordinator. Its first message has to be a full report.
+    Up(mpsc::Sender<Report>),
+    /// An order.
+    Order(Box<Order>),
+    /// The session is lost; another attempt follows.
+    Down,
+}
+
+/// What a session needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) coordinator: HostId,
+    /// `host:port`, resolved at every attempt.
+    pub(crate) address: String,
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Keeps a session with the coordinator until the driver goes. `hello` is asked for at each attempt.
+pub(crate) async fn keep(
+    endpoint: Endpoint,
+    settings: Settings,
+    mut identity: Identity,
+    hello: impl Fn() -> Hello,
+    inbox: mpsc::Sender<Heard>,
+) {
+    let mut pause = RETRY.0;
+    let mut last_error = String::new();
+    while !inbox.is_closed() {
+        match hold(&endpoint, &settings, &mut identity, hello(), &inbox).await {
+            Ok(()) => pause = RETRY.0,
+            // logged once, not at every attempt
+            Err(error) => {
+                let error = format!("{error:#}");
+                if error != last_error {
+                    warn!(coordinator = settings.address, error, "no session with the coordinator; trying again");
+                    last_error = error;
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+async fn hold(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    identity: &mut Identity,
+    hello: Hello,
+    inbox: &mpsc::Sender<Heard>,
+) -> anyhow::Result<()> {
+    let address = resolve(&settings.address).await?;
+    let connection = endpoint.connect(address, &settings.coordinator).await?;
+    let (mut sender, mut receiver) = connection.open().await?;
+    sender.send(&CoordinatorOpen { kind: Some(coordinator_open::Kind::Session(hello)) }).await?;
+    info!(coordinator = %address, "session with the coordinator is up");
+    // a few reports: the driver keeps what doesn't fit and sends the newest state later
+    let (reports, outbox) = mpsc::channel(8);
+    drop(inbox.send(Heard::Up(reports)).await);
+    let ended = tokio::select! {
+        ended = send_reports(&mut sender, outbox) => ended,
+        ended = receive_orders(&mut receiver, inbox) => ended,
+        ended = renew_in_time(endpoint, &connection, settings, identity) => ended,
+    };
+    drop(inbox.send(Heard::Down).await);
+    match ended {
+        Ok(()) => info!("session with the coordinator ended"),
+        Err(error) => warn!(error = format!("{error:#}"), "session with the coordinator ended"),
+    }
+    Ok(())
+}
+
+async fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+    let mut found = lookup_host(address).await?;
+    found.next().ok_or_else(|| anyhow::anyhow!("coordinator address {address} has no IP address"))
+}
+
+async fn send_reports(sender: &mut Sender, mut outbox: mpsc::Receiver<Report>) -> anyhow::Result<()> {
+    while let Some(report) = outbox.recv().await {
+        sender.send(&report).await?;
+    }
+    Ok(())
+}
+
+async fn receive_orders(receiver: &mut Receiver, inbox: &mpsc::Sender<Heard>) -> anyhow::Result<()> {
+    while let Some(order) = receiver.receive::<Order>().await? {
+        inbox.send(Heard::Order(Box::new(order))).await?;
+    }
+    Ok(())
+}
+
+/// Renews the certificate when two thirds of its life are over. Ends only with an error that ends the session.
+async fn renew_in_time(
+    endpoint: &Endpoint,
+    connection: &link::Connection,
+    settings: &Settings,
+    identity: &mut Identity,
+) -> anyhow::Result<()> {
+    loop {
+        sleep(identity.until_renewal(SystemTime::now())).await;
+        let renewed = tokio::time::timeout(RENEWAL_TIMEOUT, async {
+            let (request, key_pem) = identity::request()?;
+            let (mut sender, mut receiver) = connection.open().await?;
+            let renewal = Renewal { csr: request };
+            sender.send(&CoordinatorOpen { kind: Some(coordinator_open::Kind::Renewal(renewal)) }).await?;
+            sender.finish()?;
+            let answer: Renewed = receiver.receive().await?.ok_or_else(|| anyhow::anyhow!("no answer"))?;
+            if !answer.error.is_empty() {
+                anyhow::bail!("coordinator refused: {}", answer.error);
+            }
+            let fresh = identity.renewed(&answer.certificates, key_pem)?;
+            fresh.save(&settings.state_dir)?;
+            endpoint.renew(fresh.credentials()?)?;
+            Ok(fresh)
+        });
+        match renewed.await {
+            Ok(Ok(fresh)) => {
+                info!("certificate renewed");
+                *identity = fresh;
+            }
+            Ok(Err(error)) => {
+                warn!(error = format!("{error:#}"), "renewing the certificate failed; trying again in a minute");
+                sleep(Duration::from_mins(1)).await;
+            }
+            Err(_) => warn!("renewing the certificate took too long; trying again"),
+        }
+    }
+}

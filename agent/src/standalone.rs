@@ -1,0 +1,213 @@
+//! The commands that need no coordinator: `status`, `verify`, and `stage` straight from the registry.
+
+use std::{
+    io::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use proto::{Digest, HostId, image::Layout};
+use serde_json::json;
+use swarm::event::ContentId;
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use crate::{
+    admin::Snapshot,
+    config::Config,
+    driver::Input,
+    fetch::{self, Access, FetchEnd, Origin},
+    golden::Goldens,
+    metrics::Metrics,
+    program,
+    transfer::Cache,
+};
+
+/// Layers fetched at once, as tart does.
+const STREAMS: usize = 4;
+
+/// The most bytes of a status answer: some hundred images.
+const MAX_STATUS_BYTES: usize = 4 << 20;
+
+/// Shows what the running agent holds; `false` when it isn't running.
+pub(crate) async fn status(config: &Config, json: bool) -> anyhow::Result<bool> {
+    let snapshot = match ask(config).await {
+        Ok(snapshot) => snapshot,
+        Err(error) => bail!("no agent answers on {} (is it running? --admin): {error:#}", config.admin),
+    };
+    if json {
+        return print(&serde_json::to_string(&snapshot)?);
+    }
+    let session = if snapshot.coordinator { "up" } else { "down" };
+    let mut text = format!(
+        "host {}  coordinator {session}  peers {}/{} connected\n",
+        snapshot.host, snapshot.connected, snapshot.peers
+    );
+    for image in &snapshot.images {
+        let percent = image.held_bytes * 100 / image.total_bytes.max(1);
+        text += &format!(
+            "{:<10} {percent:>3} %  {}  origin {} peers {} local {}  {} {}\n",
+            image.state,
+            image.reference,
+            image.origin_bytes,
+            image.peer_bytes,
+            image.local_bytes,
+            image.reason,
+            image.message
+        );
+    }
+    print(text.trim_end())
+}
+
+async fn ask(config: &Config) -> anyhow::Result<Snapshot> {
+    let exchange = async {
+        let stream = TcpStream::connect(config.admin).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let request = Request::get("/v1/status")
+            .header(header::HOST, config.admin.to_string())
+            .body(Empty::<bytes::Bytes>::new())?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let body = Limited::new(response.into_body(), MAX_STATUS_BYTES).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes();
+            anyhow::Ok(serde_json::from_slice(&body)?)
+        };
+        tokio::select! {
+            answer = answer => answer,
+            Err(error) = connection => Err(error.into()),
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), exchange).await.context("no answer within 5 s")?
+}
+
+#[expect(clippy::print_stdout, reason = "stdout is the answer")]
+fn print(text: &str) -> anyhow::Result<bool> {
+    println!("{text}");
+    std::io::stdout().flush().context("writing to stdout")?;
+    Ok(true)
+}
+
+/// Hashes an installed image again; `false` when it isn't what its manifest says.
+pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::Result<bool> {
+    let (home, image_name) = (config.tart_home.clone(), image.to_owned());
+    let started = Instant::now();
+    let verified = tokio::task::spawn_blocking(move || crate::store::verify(&home, &image_name)).await?;
+    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (verified, digest, message) = match verified {
+        Ok(digest) => (true, Some(digest.to_string()), String::new()),
+        Err(error) if error.is_mismatch() => (false, None, error.to_string()),
+        Err(error) => return Err(error).with_context(|| format!("verifying {image}")),
+    };
+    if json {
+        let answer = json!({"image": image, "verified": verified, "digest": digest, "message": message, "elapsed_ms": elapsed_ms});
+        print(&answer.to_string())?;
+    } else if verified {
+        print(&format!("{image} is what its manifest says ({elapsed_ms} ms)"))?;
+    } else {
+        print(&format!("{image} is NOT what its manifest says: {message}"))?;
+    }
+    Ok(verified)
+}
+
+/// Stages an image on this host alone.
+pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::Result<bool> {
+    let started = Instant::now();
+    let store = program::open_store(config).await.context("is the agent running? then order the image from the coordinator")?;
+    let origin = Origin::new(&config.origin)?;
+    let access = Access::default();
+    let repository = origin.repository(image, &access)?;
+    let manifest = repository.manifest().await.with_context(|| format!("asking the registry for {image}"))?;
+    let layout = Layout::parse(&manifest.bytes, &manifest.digest).with_context(|| format!("{image} can't be staged"))?;
+    info!(image, digest = %manifest.digest, bytes = layout.content_bytes(), "staging from the registry alone");
+    let references = vec![image.to_owned()];
+    let begin = (store.clone(), layout.clone(), manifest.bytes.clone(), references.clone());
+    let (stage, local_bytes) = tokio::task::spawn_blocking(move || {
+        let (store, layout, manifest, references) = begin;
+        store.begin(&layout, &manifest, &references)
+    })
+    .await??;
+    let me: HostId = "standalone".parse().context("this host's name")?;
+    let (inbox, mut progress) = mpsc::channel(64);
+    // nobody else is to be spared: each fetch may go to its end
+    let (_everything, until) = watch::channel(u32::MAX);
+    let mut missing: Vec<_> = layout.contents().into_iter().filter(|spec| !stage.is_closed(spec.digest)).collect();
+    missing.reverse();
+    let mut fetches = JoinSet::new();
+    let mut origin_bytes = 0;
+    loop {
+        while fetches.len() < STREAMS
+            && let Some(spec) = missing.pop()
+        {
+            let job = fetch::Job {
+                id: ContentId(0),
+                content: spec.digest,
+                geometry: spec.geometry,
+                kind: spec.kind,
+                stages: vec![stage.clone()],
+                reference: image.to_owned(),
+                access: access.clone(),
+                me: me.clone(),
+                cache: Arc::new(Cache::default()),
+                until: until.clone(),
+                inbox: inbox.clone(),
+            };
+            let (origin, stage, digest) = (origin.clone(), stage.clone(), spec.digest);
+            fetches.spawn(async move {
+                let Input::FetchEnded { end, .. } = fetch::run(origin, job).await else {
+                    return FetchEnd::Failed("fetch ended without an end".into());
+                };
+                match end {
+                    FetchEnd::Done if !stage.walk(digest).0 => FetchEnd::Bad(format!("{digest}: chain doesn't close")),
+                    end => end,
+                }
+            });
+        }
+        if fetches.is_empty() {
+            break;
+        }
+        tokio::select! {
+            Some(input) = progress.recv() => match input {
+                Input::Fetched { origin_bytes: bytes, .. } => origin_bytes += bytes,
+                Input::FetchTrouble { message, .. } => warn!(error = message, "registry has trouble; trying again"),
+                _ => {}
+            },
+            Some(ended) = fetches.join_next() => match ended? {
+                FetchEnd::Done => {}
+                FetchEnd::Failed(message) | FetchEnd::Bad(message) => bail!("staging {image}: {message}"),
+            },
+        }
+    }
+    let install = (store.clone(), stage, references);
+    tokio::task::spawn_blocking(move || {
+        let (store, stage, references) = install;
+        store.flush().map_err(anyhow::Error::from)?;
+        stage.install(&references).map_err(anyhow::Error::from)
+    })
+    .await??;
+    if let Some(prefix) = config.golden_prefix.clone() {
+        Goldens::new(config, prefix, Metrics::new().0).make(image).await?;
+    }
+    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if json {
+        let answer = json!({
+            "image": image, "digest": manifest.digest.to_string(), "present": true,
+            "bytes": {"origin": origin_bytes, "peers": 0, "local": local_bytes}, "elapsed_ms": elapsed_ms,
+        });
+        print(&answer.to_string())
+    } else {
+        print(&format!("{image} is present ({}, {origin_bytes} bytes from the registry, {elapsed_ms} ms)", manifest.digest))
+    }
+}
+
+/// The manifest digest that a string names, where it is one.
+pub(crate) fn digest_of(image: &str) -> Option<Digest> {
+    image.rsplit_once('@').map_or(image, |(_, digest)| digest).parse().ok()
+}

@@ -1,0 +1,405 @@
+//! One chunk on its way: packed for the wire, sent, received, checked against its link and stored.
+//!
+//! Who sends what to whom is decided in `swarm`; here is only how.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use link::{Connection, Receiver, Sender, StreamCode};
+use proto::{
+    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Source,
+    message::{
+        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, Link as WireLink, PeerOpen, PushOutcome, PushReply,
+        Refusal, Spread as WireSpread, chunk_reply, peer_open,
+    },
+};
+use swarm::{
+    action::Declined,
+    event::{Delivery, Failure, Spread},
+};
+
+use crate::{
+    holder::{HoldError, Holder as _},
+    store::Stage,
+};
+
+/// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
+const ZSTD_LEVEL: i32 = 1;
+
+/// A packed chunk is used when it saves at least a sixteenth; below that the receiver's time is worth more.
+const WORTH_PACKING: usize = 16;
+
+/// Packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after it came.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// A chunk as it travels.
+#[derive(Clone, Debug)]
+pub(crate) struct Packed {
+    pub(crate) link: Link,
+    pub(crate) maker: HostId,
+    pub(crate) encoding: Encoding,
+    pub(crate) bytes: Bytes,
+}
+
+/// Packs a chunk: nothing for zeros, zstd where that helps, else as it is.
+pub(crate) fn pack(bytes: Vec<u8>) -> (Encoding, Bytes) {
+    if is_zero(&bytes) {
+        return (Encoding::Zero, Bytes::new());
+    }
+    match zstd::bulk::compress(&bytes, ZSTD_LEVEL) {
+        Ok(packed) if packed.len() + bytes.len() / WORTH_PACKING <= bytes.len() => (Encoding::Zstd, packed.into()),
+        _ => (Encoding::Raw, bytes.into()),
+    }
+}
+
+/// Unpacks a chunk of exactly `length` bytes; `None` when these bytes aren't one.
+pub(crate) fn unpack(encoding: Encoding, packed: Bytes, length: usize) -> Option<Bytes> {
+    match encoding {
+        Encoding::Zero => packed.is_empty().then(|| vec![0; length].into()),
+        Encoding::Raw => (packed.len() == length).then_some(packed),
+        Encoding::Zstd => {
+            zstd::bulk::decompress(&packed, length).ok().filter(|bytes| bytes.len() == length).map(Bytes::from)
+        }
+    }
+}
+
+/// Whether all bytes are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// Packed chunks that came or went lately. Bounded by [`CACHE_BYTES`]; the oldest leave first.
+///
+/// Shared by the transfer jobs under a lock that is held for a map operation only.
+#[derive(Debug, Default)]
+pub(crate) struct Cache {
+    inner: Mutex<CacheInner>,
+}
+
+#[derive(Debug, Default)]
+struct CacheInner {
+    chunks: BTreeMap<(Digest, ChunkIndex), Packed>,
+    order: VecDeque<(Digest, ChunkIndex)>,
+    bytes: usize,
+}
+
+impl Cache {
+    pub(crate) fn find(&self, content: Digest, chunk: ChunkIndex) -> Option<Packed> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).chunks.get(&(content, chunk)).cloned()
+    }
+
+    pub(crate) fn keep(&self, content: Digest, chunk: ChunkIndex, packed: Packed) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let added = packed.bytes.len();
+        if let Some(before) = inner.chunks.insert((content, chunk), packed) {
+            inner.bytes -= before.bytes.len();
+        } else {
+            inner.order.push_back((content, chunk));
+        }
+        inner.bytes += added;
+        while inner.bytes > CACHE_BYTES || inner.order.len() > 4 * (CACHE_BYTES >> 20) {
+            let Some(oldest) = inner.order.pop_front() else { break };
+            if let Some(gone) = inner.chunks.remove(&oldest) {
+                inner.bytes -= gone.bytes.len();
+            }
+        }
+    }
+
+    pub(crate) fn forget(&self, content: Digest, chunk: ChunkIndex) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gone) = inner.chunks.remove(&(content, chunk)) {
+            inner.bytes -= gone.bytes.len();
+            inner.order.retain(|kept| *kept != (content, chunk));
+        }
+    }
+}
+
+/// A chunk of a content that this host holds or wants, and what it takes to move it.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) content: Digest,
+    pub(crate) geometry: Geometry,
+    pub(crate) chunk: ChunkIndex,
+    /// Where its bytes are or shall be. The first is read; all are written.
+    pub(crate) stages: Vec<Arc<Stage>>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) me: HostId,
+}
+
+/// How a chunk that should come ended.
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    pub(crate) result: Result<(), Failure>,
+    pub(crate) wire_bytes: u64,
+    /// The bytes or the link were false: the sender lies.
+    pub(crate) false_bytes: bool,
+    /// The volume failed us, in words.
+    pub(crate) storage_error: Option<String>,
+}
+
+impl Receipt {
+    pub(crate) const fn cancelled() -> Self {
+        Self::failed(Failure::Cancelled)
+    }
+
+    const fn failed(failure: Failure) -> Self {
+        Self { result: Err(failure), wire_bytes: 0, false_bytes: false, storage_error: None }
+    }
+}
+
+/// How a chunk that we sent was received.
+#[derive(Debug)]
+pub(crate) struct Shipment {
+    pub(crate) delivery: Delivery,
+    pub(crate) wire_bytes: u64,
+}
+
+/// Asks a peer for a chunk, checks and stores it.
+pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt {
+    let Ok((mut sender, mut receiver)) = connection.open().await else {
+        return Receipt::failed(Failure::Broken);
+    };
+    let request = ChunkRequest { content: subject.content.as_bytes().to_vec(), index: subject.chunk.0 };
+    let open = PeerOpen { kind: Some(peer_open::Kind::Request(request)) };
+    if sender.send(&open).await.is_err() || sender.finish().is_err() {
+        return Receipt::failed(Failure::Broken);
+    }
+    match receiver.receive::<ChunkReply>().await {
+        Ok(Some(ChunkReply { kind: Some(chunk_reply::Kind::Chunk(header)) })) => {
+            take(connection.host().key(), &header, receiver, subject).await
+        }
+        Ok(Some(ChunkReply { kind: Some(chunk_reply::Kind::Refusal(refusal)) })) => {
+            Receipt::failed(match Refusal::try_from(refusal) {
+                Ok(Refusal::Busy) => Failure::Busy,
+                Ok(Refusal::Missing) => Failure::Missing,
+                _ => Failure::Refused,
+            })
+        }
+        Ok(_) => Receipt::failed(Failure::Refused),
+        Err(_) => Receipt::failed(Failure::Broken),
+    }
+}
+
+/// Takes a pushed chunk, checks and stores it, and tells the sender.
+pub(crate) async fn accept_push(
+    peer: HostKey,
+    header: ChunkHeader,
+    mut sender: Sender,
+    receiver: Receiver,
+    subject: Subject,
+) -> Receipt {
+    let receipt = take(peer, &header, receiver, subject).await;
+    let outcome = match receipt.result {
+        Ok(()) => PushOutcome::Stored,
+        Err(Failure::Bad) => PushOutcome::Bad,
+        Err(_) => PushOutcome::Failed,
+    };
+    // the sender may be gone; what we hold doesn't depend on it
+    if sender.send(&PushReply { outcome: outcome.into() }).await.is_ok() {
+        drop(sender.finish());
+    }
+    receipt
+}
+
+/// Turns a pushed chunk away.
+pub(crate) async fn decline_push(mut sender: Sender, mut receiver: Receiver, why: Declined) {
+    receiver.stop(StreamCode::CANCELLED);
+    let outcome = match why {
+        Declined::Already => PushOutcome::Already,
+        Declined::Busy => PushOutcome::Busy,
+        Declined::Unwanted | Declined::Missing | Declined::Quarantined => PushOutcome::Unwanted,
+    };
+    if sender.send(&PushReply { outcome: outcome.into() }).await.is_ok() {
+        drop(sender.finish());
+    }
+}
+
+/// Turns a request away.
+pub(crate) async fn refuse(mut sender: Sender, why: Declined) {
+    let refusal = match why {
+        Declined::Busy | Declined::Already => Refusal::Busy,
+        Declined::Missing => Refusal::Missing,
+        Declined::Unwanted => Refusal::Unauthorised,
+        Declined::Quarantined => Refusal::Quarantined,
+    };
+    let reply = ChunkReply { kind: Some(chunk_reply::Kind::Refusal(refusal.into())) };
+    if sender.send(&reply).await.is_ok() {
+        drop(sender.finish());
+    }
+}
+
+/// Answers a request with the chunk, and waits until the peer has it.
+pub(crate) async fn serve(mut sender: Sender, subject: Subject) -> Shipment {
+    let failed = |wire_bytes| Shipment { delivery: Delivery::Broken, wire_bytes };
+    let Some(packed) = load(subject).await else {
+        refuse(sender, Declined::Missing).await;
+        return failed(0);
+    };
+    let wire_bytes = packed.bytes.len() as u64;
+    let reply = ChunkReply { kind: Some(chunk_reply::Kind::Chunk(header(&packed))) };
+    let sent = async {
+        sender.send(&reply).await?;
+        sender.write(packed.bytes).await?;
+        sender.finish()
+    };
+    if sent.await.is_err() {
+        return failed(0);
+    }
+    match sender.stopped().await {
+        Ok(None) => Shipment { delivery: Delivery::Stored, wire_bytes },
+        Ok(Some(_)) | Err(_) => failed(wire_bytes),
+    }
+}
+
+/// Pushes a chunk to a peer, and waits until it says how it took it.
+pub(crate) async fn push(connection: Connection, subject: Subject, spread: Option<Spread>) -> Shipment {
+    let failed = |wire_bytes| Shipment { delivery: Delivery::Broken, wire_bytes };
+    let (content, chunk) = (subject.content, subject.chunk);
+    let Some(packed) = load(subject).await else { return failed(0) };
+    let Ok((mut sender, mut receiver)) = connection.open().await else { return failed(0) };
+    let push = ChunkPush {
+        content: content.as_bytes().to_vec(),
+        index: chunk.0,
+        header: Some(header(&packed)),
+        spread: spread.map(|spread| match spread {
+            Spread::Everyone => WireSpread { everyone: true, targets: Vec::new() },
+            Spread::To(targets) => {
+                WireSpread { everyone: false, targets: targets.into_iter().map(|target| target.0).collect() }
+            }
+        }),
+    };
+    let wire_bytes = packed.bytes.len() as u64;
+    let sent = async {
+        sender.send(&PeerOpen { kind: Some(peer_open::Kind::Push(push)) }).await?;
+        sender.write(packed.bytes).await?;
+        sender.finish()
+    };
+    // a receiver that declines stops the bytes, and its reply says why: so a failed send isn't the end yet
+    drop(sent.await);
+    let outcome = match receiver.receive::<PushReply>().await {
+        Ok(Some(reply)) => PushOutcome::try_from(reply.outcome).unwrap_or(PushOutcome::Unspecified),
+        Ok(None) | Err(_) => return failed(wire_bytes),
+    };
+    match outcome {
+        PushOutcome::Stored => Shipment { delivery: Delivery::Stored, wire_bytes },
+        PushOutcome::Already => Shipment { delivery: Delivery::Already, wire_bytes: 0 },
+        PushOutcome::Busy => Shipment { delivery: Delivery::Busy, wire_bytes: 0 },
+        PushOutcome::Unwanted => Shipment { delivery: Delivery::Unwanted, wire_bytes: 0 },
+        PushOutcome::Bad => Shipment { delivery: Delivery::Bad, wire_bytes },
+        PushOutcome::Failed | PushOutcome::Unspecified => failed(wire_bytes),
+    }
+}
+
+fn header(packed: &Packed) -> ChunkHeader {
+    ChunkHeader {
+        link: Some(WireLink::new(&packed.link, &packed.maker)),
+        encoding: packed.encoding.into(),
+        wire_bytes: u32::try_from(packed.bytes.len()).unwrap_or(u32::MAX),
+    }
+}
+
+/// The chunk ready to send, from the cache or from disk.
+async fn load(subject: Subject) -> Option<Packed> {
+    if let Some(packed) = subject.cache.find(subject.content, subject.chunk) {
+        return Some(packed);
+    }
+    let loaded = tokio::task::spawn_blocking(move || {
+        let holder = subject.stages.first()?;
+        let (bytes, link, maker) = holder.read(subject.content, subject.chunk).ok()??;
+        let (encoding, bytes) = pack(bytes);
+        let packed = Packed { link, maker, encoding, bytes };
+        subject.cache.keep(subject.content, subject.chunk, packed.clone());
+        Some(packed)
+    });
+    loaded.await.ok().flatten()
+}
+
+/// Reads the chunk that this header announces, checks it against the link it came with, and stores it.
+async fn take(peer: HostKey, header: &ChunkHeader, mut receiver: Receiver, subject: Subject) -> Receipt {
+    let length = subject.geometry.len(subject.chunk) as usize;
+    let parsed = header.link.as_ref().and_then(|link| link.parse().ok());
+    let (Some((link, maker)), Ok(encoding)) = (parsed, Encoding::try_from(header.encoding)) else {
+        receiver.stop(StreamCode::CANCELLED);
+        return Receipt { false_bytes: true, ..Receipt::failed(Failure::Bad) };
+    };
+    // packed bytes are never longer than raw ones: who announces more wants our memory
+    if header.wire_bytes as usize > length {
+        receiver.stop(StreamCode::CANCELLED);
+        return Receipt { false_bytes: true, ..Receipt::failed(Failure::Bad) };
+    }
+    let mut wire = vec![0; header.wire_bytes as usize];
+    if receiver.read_exact(&mut wire).await.is_err() {
+        return Receipt::failed(Failure::Broken);
+    }
+    // the end of the stream has to be seen, or dropping the receiver would tell the sender that we gave up
+    if !matches!(receiver.piece(1).await, Ok(None)) {
+        return Receipt::failed(Failure::Refused);
+    }
+    let wire_bytes = wire.len() as u64;
+    let stored = tokio::task::spawn_blocking(move || {
+        let packed = Packed { link, maker, encoding, bytes: wire.into() };
+        store(&subject, peer, packed)
+    });
+    let mut receipt = stored.await.unwrap_or_else(|_| Receipt::failed(Failure::NotStored));
+    receipt.wire_bytes = wire_bytes;
+    receipt
+}
+
+fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
+    let bad = || Receipt { false_bytes: true, ..Receipt::failed(Failure::Bad) };
+    let length = subject.geometry.len(subject.chunk) as usize;
+    let Some(bytes) = unpack(packed.encoding, packed.bytes.clone(), length) else { return bad() };
+    if !packed.link.holds(subject.geometry, subject.chunk, &bytes) {
+        return bad();
+    }
+    let source = Source { sender: peer, maker: packed.maker.key() };
+    for holder in &subject.stages {
+        match holder.write(subject.content, subject.chunk, &bytes, packed.link, source, &packed.maker) {
+            Ok(()) => {}
+            Err(HoldError::Rejected(_)) => return bad(),
+            Err(error) => {
+                return Receipt { storage_error: Some(error.to_string()), ..Receipt::failed(Failure::NotStored) };
+            }
+        }
+    }
+    subject.cache.keep(subject.content, subject.chunk, packed);
+    Receipt { result: Ok(()), wire_bytes: 0, false_bytes: false, storage_error: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn zeros_travel_as_nothing_and_noise_as_it_is() {
+        assert_eq!(pack(vec![0; 1 << 20]), (Encoding::Zero, Bytes::new()));
+        assert_eq!(pack(vec![7; 1 << 20]).0, Encoding::Zstd);
+        let noise: Vec<u8> = (0u32..4096).flat_map(|at| proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec()).collect();
+        assert_eq!(pack(noise.clone()), (Encoding::Raw, noise.into()));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_packed_is_unpacked(bytes in prop::collection::vec(0u8..4, 1..5000)) {
+            let length = bytes.len();
+            let (encoding, packed) = pack(bytes.clone());
+            prop_assert_eq!(unpack(encoding, packed.clone(), length), Some(bytes.into()));
+            prop_assert_eq!(unpack(encoding, packed, length + 1).filter(|_| encoding != Encoding::Zero), None);
+        }
+
+        #[test]
+        fn hostile_packed_bytes_never_unpack_to_another_length(bytes in prop::collection::vec(any::<u8>(), 0..400), length in 0usize..5000) {
+            for encoding in [Encoding::Raw, Encoding::Zstd, Encoding::Zero] {
+                if let Some(raw) = unpack(encoding, bytes.clone().into(), length) {
+                    prop_assert_eq!(raw.len(), length);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! A whole fleet as processes: one coordinator and N agents, each with its own state and tart home under one directory.
+//!
+//! Programs are started through one multi-call binary (`demo agent …`, `demo coordinator …`, `demo parbake …`), so that
+//! a test or the demo needs nothing but itself. Every process is ended by its pid when the cluster is dropped.
+
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+/// How long a program may take to come up before the cluster gives up on it.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where a program runs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its address.
+    pub ip: IpAddr,
+    /// What goes before its command line, such as `ip netns exec NAME`.
+    pub prefix: Vec<String>,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { ip: Ipv4Addr::LOCALHOST.into(), prefix: Vec::new() }
+    }
+}
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The multi-call binary.
+    pub binary: PathBuf,
+    /// Where everything is kept. Has to exist.
+    pub dir: PathBuf,
+    /// Where each agent runs; their number is the number of hosts.
+    pub hosts: Vec<Place>,
+    /// Where the coordinator runs.
+    pub coordinator: Place,
+    /// The registry's `host:port`; it speaks plain HTTP.
+    pub registry: String,
+    /// Further lines of every agent's settings file.
+    pub agent_settings: String,
+    /// Further lines of the fleet file's `[coordinator]` table.
+    pub coordinator_settings: String,
+    /// Log filter of the agents.
+    pub log: String,
+}
+
+/// A coordinator and its agents.
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    coordinator: Option<Child>,
+    api: SocketAddr,
+    pin: String,
+    agents: Vec<Agent>,
+}
+
+/// One agent of a cluster.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its host id.
+    pub host: String,
+    /// Its directory: `state`, `tart`, `agent.toml`, `log`.
+    pub dir: PathBuf,
+    place: Place,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    child: Option<Child>,
+    peak_rss_bytes: u64,
+}
+
+/// An image that became present on a host, as its agent logged it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// When.
+    pub at: SystemTime,
+    /// Bytes from the registry, from peers and from local disk.
+    pub bytes: [u64; 3],
+    /// From the last chunk to presence.
+    pub install: Duration,
+}
+
+impl Cluster {
+    /// Starts the coordinator, enrols every host and starts the agents.
+    ///
+    /// # Errors
+    /// When a program doesn't come up; the error ends with its last log lines.
+    pub fn start(options: Options) -> anyhow::Result<Self> {
+        let coordinator_dir = options.dir.join("coordinator");
+        std::fs::create_dir_all(&coordinator_dir)?;
+        let udp = free_udp(options.coordinator.ip)?;
+        let api = free_tcp(options.coordinator.ip)?;
+        let admin = free_tcp(Ipv4Addr::LOCALHOST.into())?;
+        let mut fleet = String::new();
+        write!(
+            fleet,
+            "[coordinator]\nlisten = '{udp}'\napi = '{api}'\nadmin = '{admin}'\nadvertise = '{udp}'\nstate_dir = '{}'\nopen = true\n\
+             {}\n[registries]\nplain_http = ['{}']\nallow_remote_plain_http = true\n",
+            coordinator_dir.join("state").display(),
+            options.coordinator_settings,
+            options.registry,
+        )?;
+        std::fs::write(coordinator_dir.join("fleet.toml"), fleet)?;
+        let mut cluster =
+            Self { options, coordinator: None, api, pin: String::new(), agents: Vec::new() };
+        cluster.start_coordinator()?;
+        cluster.pin = text(&cluster.coordinator_command(&["pin"])?)?;
+        for (index, place) in cluster.options.hosts.clone().into_iter().enumerate() {
+            cluster.add_agent(index, place)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts the coordinator (again).
+    ///
+    /// # Errors
+    /// When it doesn't come up.
+    pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
+        let dir = self.options.dir.join("coordinator");
+        let mut command = self.command(&self.options.coordinator, "coordinator");
+        command.args(["--config"]).arg(dir.join("fleet.toml")).args(["--log-format", "json", "run"]);
+        let mut child = log_to(command, &dir.join("log"))?;
+        let until = Instant::now() + START_TIMEOUT;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                bail!("the coordinator ended at once ({status}): {}", tail(&dir.join("log")));
+            }
+            // in another network namespace only its own log tells
+            if logged(&dir.join("log"), |line| line.contains("\"api\"") || line.contains("ready") || line.contains("starts")) {
+                break;
+            }
+            ensure!(Instant::now() < until, "the coordinator isn't up after {START_TIMEOUT:?}: {}", tail(&dir.join("log")));
+            pause();
+        }
+        self.coordinator = Some(child);
+        Ok(())
+    }
+
+    fn add_agent(&mut self, index: usize, place: Place) -> anyhow::Result<()> {
+        let host = format!("mac-{index:03}");
+        let dir = self.options.dir.join(&host);
+        std::fs::create_dir_all(dir.join("tart"))?;
+        let listen = free_udp(place.ip)?;
+        let admin = free_tcp(Ipv4Addr::LOCALHOST.into())?;
+        let settings = format!(
+            "state_dir = '{}'\ntart_home = '{}'\nlisten = '{listen}'\nadmin = '{admin}'\nfloor_percent = 0\n{}\n[origin]\nplain_http = ['{}']\n",
+            dir.join("state").display(),
+            dir.join("tart").display(),
+            self.options.agent_settings,
+            self.options.registry,
+        );
+        std::fs::write(dir.join("agent.toml"), settings)?;
+        let token = text(&self.coordinator_command(&["token", "--host", &host])?)?;
+        std::fs::write(dir.join("token"), token.lines().last().unwrap_or_default())?;
+        let mut enrol = self.command(&place, "agent");
+        enrol
+            .arg("--config")
+            .arg(dir.join("agent.toml"))
+            .args(["enroll", "--api", &format!("https://{}", self.api), "--ca-pin", &self.pin, "--token-file"])
+            .arg(dir.join("token"));
+        let output = enrol.output()?;
+        ensure!(output.status.success(), "enrolling {host}: {}", String::from_utf8_lossy(&output.stderr));
+        self.agents.push(Agent { host, dir, place, listen, admin, child: None, peak_rss_bytes: 0 });
+        self.start_agent(index)
+    }
+
+    /// Starts an agent (again).
+    ///
+    /// # Errors
+    /// When it can't be started. Whether it comes up shows in its log.
+    pub fn start_agent(&mut self, index: usize) -> anyhow::Result<()> {
+        let agent = &self.agents[index];
+        let mut command = self.command(&agent.place, "agent");
+        command
+            .arg("--config")
+            .arg(agent.dir.join("agent.toml"))
+            .args(["--log-format", "json", "--log", &self.options.log, "run"]);
+        let child = log_to(command, &agent.dir.join("log"))?;
+        self.agents[index].child = Some(child);
+        Ok(())
+    }
+
+    /// Ends an agent by `kill -9`.
+    ///
+    /// # Errors
+    /// When it isn't running.
+    pub fn kill_agent(&mut self, index: usize) -> anyhow::Result<()> {
+        let agent = &mut self.agents[index];
+        agent.peak_rss_bytes = agent.peak_rss();
+        let mut child = agent.child.take().context("agent isn't running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Ends the coordinator by `kill -9`.
+    ///
+    /// # Errors
+    /// When it isn't running.
+    pub fn kill_coordinator(&mut self) -> anyhow::Result<()> {
+        let mut child = self.coordinator.take().context("coordinator isn't running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// The agents.
+    #[must_use]
+    pub fn agents(&self) -> &[Agent] {
+        &self.agents
+    }
+
+    /// Runs an operator's command (`parbake …`) to its end.
+    ///
+    /// # Errors
+    /// When it can't be started; its exit code is the caller's.
+    pub fn parbake(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        Ok(self.operator(arguments).output()?)
+    }
+
+    /// Starts an operator's command, with this process's own stdout and stderr.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_parbake(&self, arguments: &[&str], stdout: Stdio) -> anyhow::Result<Child> {
+        Ok(self.operator(arguments).stdin(Stdio::null()).stdout(stdout).spawn()?)
+    }
+
+    fn operator(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(&self.options.coordinator, "parbake");
+        let token = self.options.dir.join("coordinator/state/api-token");
+        command
+            .env("PARBAKE_API", format!("https://{}", self.api))
+            .env("PARBAKE_CA_PIN", &self.pin)
+            .env("PARBAKE_TOKEN_FILE", token)
+            .args(arguments);
+        command
+    }
+
+    fn coordinator_command(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let dir = self.options.dir.join("coordinator");
+        let mut command = self.command(&self.options.coordinator, "coordinator");
+        let output = command.arg("--config").arg(dir.join("fleet.toml")).args(arguments).output()?;
+        ensure!(output.status.success(), "coordinator {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(output)
+    }
+
+    fn command(&self, place: &Place, program: &str) -> Command {
+        let mut words = place.prefix.iter().map(std::ffi::OsStr::new).chain([self.options.binary.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_else(|| self.options.binary.as_os_str()));
+        command.args(words).arg(program).stdin(Stdio::null());
+        command
+    }
+
+    /// Waits until the image with this manifest digest is present on every host; what each logged.
+    ///
+    /// # Errors
+    /// When a host hasn't got it after `patience`; the error names it and ends with its last log lines.
+    pub fn wait_present(&self, digest: &str, patience: Duration) -> anyhow::Result<Vec<Present>> {
+        let until = Instant::now() + patience;
+        self.agents
+            .iter()
+            .map(|agent| {
+                loop {
+                    if let Some(present) = agent.present(digest) {
+                        return Ok(present);
+                    }
+                    ensure!(
+                        Instant::now() < until,
+                        "{} hasn't got {digest} after {patience:?}: {}",
+                        agent.host,
+                        tail(&agent.dir.join("log"))
+                    );
+                    pause();
+                }
+            })
+            .collect()
+    }
+
+    /// The largest peak memory of an agent so far.
+    #[must_use]
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.agents.iter().map(Agent::peak_rss).max().unwrap_or(0)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let children = self.agents.iter_mut().filter_map(|agent| agent.child.take()).chain(self.coordinator.take());
+        for mut child in children {
+            // gone already, or ended here; either way nothing of ours is left
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+impl Agent {
+    /// Its peer address.
+    #[must_use]
+    pub const fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// The address of its health, metrics and status.
+    #[must_use]
+    pub const fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Its tart home.
+    #[must_use]
+    pub fn tart_home(&self) -> PathBuf {
+        self.dir.join("tart")
+    }
+
+    /// The log lines so far, as objects.
+    #[must_use]
+    pub fn log(&self) -> Vec<Value> {
+        let Ok(file) = std::fs::File::open(self.dir.join("log")) else { return Vec::new() };
+        let lines = BufReader::new(file).lines().map_while(Result::ok);
+        lines.filter_map(|line| serde_json::from_str(&line).ok()).collect()
+    }
+
+    /// The last time that this image became present, if it did.
+    #[must_use]
+    pub fn present(&self, digest: &str) -> Option<Present> {
+        self.log().iter().rev().find_map(|line| {
+            let fields = &line["fields"];
+            let named = fields["image"].as_str() == Some(digest);
+            if !named || fields["message"].as_str() != Some("image is present") {
+                return None;
+            }
+            let at = time::OffsetDateTime::parse(
+                line["timestamp"].as_str()?,
+                &time::format_description::well_known::Rfc3339,
+            );
+            let bytes = |name: &str| fields[name].as_u64().unwrap_or(0);
+            Some(Present {
+                at: at.ok()?.into(),
+                bytes: [bytes("origin_bytes"), bytes("peer_bytes"), bytes("local_bytes")],
+                install: Duration::from_millis(bytes("install_ms")),
+            })
+        })
+    }
+
+    /// Its peak memory so far.
+    #[must_use]
+    pub fn peak_rss(&self) -> u64 {
+        let now = self.child.as_ref().and_then(|child| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+            Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+        });
+        now.unwrap_or(0).max(self.peak_rss_bytes)
+    }
+}
+
+fn log_to(mut command: Command, path: &Path) -> anyhow::Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(path)?;
+    let spawned = command.stdout(Stdio::null()).stderr(log).spawn();
+    spawned.with_context(|| format!("starting {:?}", command.get_program()))
+}
+
+fn logged(path: &Path, wanted: impl Fn(&str) -> bool) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|log| log.lines().any(wanted))
+}
+
+fn tail(path: &Path) -> String {
+    let log = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<_> = log.lines().rev().take(15).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+fn text(output: &Output) -> anyhow::Result<String> {
+    Ok(std::str::from_utf8(&output.stdout)?.trim().to_owned())
+}
+
+fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+    match TcpListener::bind((ip, 0)) {
+        Ok(listener) => Ok(listener.local_addr()?),
+        // an address of another namespace: all its ports are free
+        Err(_) => Ok((ip, 7470).into()),
+    }
+}
+
+fn free_udp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+    match UdpSocket::bind((ip, 0)) {
+        Ok(socket) => Ok(socket.local_addr()?),
+        Err(_) => Ok((ip, 7471).into()),
+    }
+}
+
+/// Between two looks at a condition in another process's log.
+#[expect(clippy::disallowed_methods, reason = "a poll of a condition that another process sets")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
