@@ -1,1 +1,47 @@
-//! stub
+//! The origin: a client for OCI registries, as both programs use it.
+//!
+//! It fetches manifests and ranges of blobs, answers a registry's demands for credentials, and follows redirects without
+//! taking the credentials along. Each call is one attempt: whether and when to try again is the caller's decision, for
+//! which [`OriginError::is_retryable`], [`OriginError::retry_after`] and [`Backoff`] give what is needed.
+//!
+//! Everything that a registry sends is bounded and checked: manifests against their digest, blobs against their size.
+//! A blob's digest is *not* checked here; who writes the bytes down computes it anyway.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use futures_util::StreamExt as _;
+//! use origin::{Client, Config, Credentials, Reference};
+//!
+//! let client = Client::new(Config::default())?;
+//! let reference: Reference = "ghcr.io/cirruslabs/macos-runner:sonoma".parse()?;
+//! let repository = client.repository(&reference, Credentials::Anonymous)?;
+//! let manifest = repository.manifest(repository.version()).await?;
+//! let layout = proto::Layout::parse(&manifest.bytes, &manifest.digest)?;
+//! let config = layout.config();
+//! let mut stream = repository.blob(&config.digest, 0, config.size).await?;
+//! while let Some(piece) = stream.next().await {
+//!     println!("{} bytes", piece?.len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod auth;
+mod backoff;
+mod blob;
+mod client;
+mod error;
+mod location;
+pub mod push;
+mod repository;
+mod secret;
+
+pub use auth::{Access, Credentials, Grant};
+pub use backoff::Backoff;
+pub use blob::BlobStream;
+pub use client::{Client, Config, ConfigError, roots_from_pem};
+pub use error::OriginError;
+pub use location::PlainHttp;
+pub use oci_spec::distribution::{ParseError as ParseReferenceError, Reference};
+pub use repository::{MAX_MANIFEST_BYTES, Manifest, ParseTagError, Repository, Tag, Version};
+pub use secret::Secret;

@@ -1,0 +1,400 @@
+//! Answers a registry's demands for credentials: Basic, and Bearer tokens from the place that the registry names.
+//!
+//! Credentials go to two places only: the registry, and the token endpoint that the registry itself names, which has to
+//! speak HTTPS (or be allowed plain HTTP). Tokens are kept for each (realm, service, scope), replaced before they expire
+//! and when the registry refuses them, and fetched once however many requests wait for one.
+
+mod challenge;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{HeaderMap, HeaderValue, Method, Uri};
+use tokio::{sync::Mutex, time::Instant};
+
+use self::challenge::Challenge;
+pub(crate) use self::challenge::{Bearer, challenges};
+use crate::{
+    client::{Authorization, Client},
+    error::{OriginError, shorten},
+    location::{authority, escape, resolve},
+    secret::Secret,
+};
+
+/// The longest token, as the distribution specification's registries issue them (a few KiB at most).
+const MAX_TOKEN_BYTES: usize = 16 << 10;
+/// The longest answer of a token endpoint: the token under both of its names, and something round it.
+const MAX_ANSWER_BYTES: usize = 2 * MAX_TOKEN_BYTES + (8 << 10);
+/// What a token lives when its endpoint doesn't say (distribution specification, token authentication).
+const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+/// The longest life that is believed.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// A token is replaced this long before it expires, or after three quarters of its life when that is later.
+const MARGIN: Duration = Duration::from_secs(10);
+/// The most tokens kept for a repository: two for each kind of access would do.
+const MAX_TOKENS: usize = 8;
+
+/// Who asks.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    /// Nobody in particular. Registries that want a token even so are asked for an anonymous one.
+    #[default]
+    Anonymous,
+    /// A user with a password, or a robot with a long-lived token in its place.
+    Basic {
+        /// The user.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A finished `Authorization` header, such as one from [`Repository::authorization_for`]. It can't be renewed here:
+    /// when the registry refuses it, the call ends with [`OriginError::Unauthorised`].
+    ///
+    /// [`Repository::authorization_for`]: crate::Repository::authorization_for
+    Header(Secret),
+}
+
+/// What a request may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Read manifests and blobs.
+    Pull,
+    /// Write them, too.
+    Push,
+}
+
+/// What may be handed to somebody else, so that it can ask the registry itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// The registry asks for no credentials.
+    Open,
+    /// A token for this repository that expires by itself.
+    Token {
+        /// The whole `Authorization` header.
+        header: Secret,
+        /// How long it lives.
+        life: Duration,
+    },
+    /// The registry only knows user and password: this header is as good as they are, and never expires.
+    Password {
+        /// The whole `Authorization` header.
+        header: Secret,
+    },
+}
+
+/// The credentials for one repository, and the tokens that they were changed into.
+#[derive(Debug)]
+pub(crate) struct Authenticator {
+    credentials: Credentials,
+    /// Host, port and name of the repository.
+    repository: String,
+    /// The repository's name as scopes have it.
+    name: String,
+    /// Held while a token is fetched, on purpose: others that need it wait for that one instead of fetching their own.
+    /// Dropping the call that fetches lets the next one try.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    demands: BTreeMap<Access, Demand>,
+    tokens: BTreeMap<Bearer, Token>,
+}
+
+/// What the registry wants before it grants an access, as it said the last time.
+#[derive(Clone, Debug)]
+enum Demand {
+    Basic,
+    Bearer(Bearer),
+}
+
+#[derive(Clone, Debug)]
+struct Token {
+    header: HeaderValue,
+    secret: Secret,
+    life: Duration,
+    fetched: Instant,
+}
+
+impl Token {
+    fn is_fresh(&self) -> bool {
+        let margin = MARGIN.min(self.life / 4);
+        self.fetched.elapsed() < self.life.saturating_sub(margin)
+    }
+}
+
+impl Authenticator {
+    pub(crate) fn new(credentials: Credentials, host: &str, name: &str) -> Self {
+        Self {
+            credentials,
+            repository: format!("{host}/{name}"),
+            name: name.to_owned(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The header for a request, as far as is known from earlier answers.
+    pub(crate) async fn ready(
+        &self,
+        client: &Client,
+        access: Access,
+    ) -> Result<Option<HeaderValue>, OriginError> {
+        if let Credentials::Header(header) = &self.credentials {
+            return self.header(header).map(Some);
+        }
+        let mut state = self.state.lock().await;
+        match state.demands.get(&access).cloned() {
+            None => Ok(None),
+            Some(Demand::Basic) => self.basic().map(Some),
+            Some(Demand::Bearer(bearer)) => {
+                let token = self.token(client, &mut state, &bearer).await?;
+                Ok(Some(token.header))
+            }
+        }
+    }
+
+    /// The header that answers a 401 to a request that had the header `refused`.
+    pub(crate) async fn answer(
+        &self,
+        client: &Client,
+        access: Access,
+        headers: &HeaderMap,
+        refused: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, OriginError> {
+        if matches!(self.credentials, Credentials::Header(_)) {
+            return Err(self.unauthorised(
+                "the token that was handed out is refused or has expired; get another one",
+            ));
+        }
+        let demand = self.demand(access, headers)?;
+        let mut state = self.state.lock().await;
+        state.demands.insert(access, demand.clone());
+        match demand {
+            Demand::Basic => {
+                let header = self.basic()?;
+                if refused == Some(&header) {
+                    return Err(self.unauthorised("user or password is wrong"));
+                }
+                Ok(header)
+            }
+            Demand::Bearer(bearer) => {
+                // Somebody else may have replaced the refused token by now.
+                if state
+                    .tokens
+                    .get(&bearer)
+                    .is_some_and(|token| Some(&token.header) == refused)
+                {
+                    state.tokens.remove(&bearer);
+                }
+                let token = self.token(client, &mut state, &bearer).await?;
+                Ok(token.header)
+            }
+        }
+    }
+
+    /// Something to hand out, given the registry's answer to a request without credentials.
+    pub(crate) async fn grant(
+        &self,
+        client: &Client,
+        access: Access,
+        headers: &HeaderMap,
+    ) -> Result<Grant, OriginError> {
+        if let Credentials::Header(header) = &self.credentials {
+            return Ok(Grant::Password {
+                header: header.clone(),
+            });
+        }
+        match self.demand(access, headers)? {
+            Demand::Basic => {
+                self.basic()?;
+                Ok(Grant::Password {
+                    header: self.basic_secret()?,
+                })
+            }
+            Demand::Bearer(mut bearer) => {
+                // A registry asked in general names no scope, or another one than is needed here.
+                bearer.scope = Some(self.scope(access));
+                let token = self.fetch(client, &bearer).await?;
+                Ok(Grant::Token {
+                    header: token.secret,
+                    life: token.life,
+                })
+            }
+        }
+    }
+
+    /// The strongest demand that can be met: a token where the registry takes one.
+    fn demand(&self, access: Access, headers: &HeaderMap) -> Result<Demand, OriginError> {
+        let all = challenges(headers);
+        let bearer = all.iter().find_map(|challenge| match challenge {
+            Challenge::Bearer(bearer) => Some(bearer.clone()),
+            Challenge::Basic => None,
+        });
+        if let Some(mut bearer) = bearer {
+            // What a registry names is the least for the request that it refused, which may have been the read that
+            // comes before a push.
+            if access == Access::Push || bearer.scope.is_none() {
+                bearer.scope = Some(self.scope(access));
+            }
+            return Ok(Demand::Bearer(bearer));
+        }
+        match (all.contains(&Challenge::Basic), &self.credentials) {
+            (true, Credentials::Basic { .. }) => Ok(Demand::Basic),
+            (true, _) => Err(self.unauthorised("the registry wants user and password")),
+            (false, _) => {
+                Err(self.unauthorised("the registry wants them in a way that isn't known here"))
+            }
+        }
+    }
+
+    fn scope(&self, access: Access) -> String {
+        let actions = match access {
+            Access::Pull => "pull",
+            Access::Push => "pull,push",
+        };
+        format!("repository:{}:{actions}", self.name)
+    }
+
+    async fn token(
+        &self,
+        client: &Client,
+        state: &mut State,
+        bearer: &Bearer,
+    ) -> Result<Token, OriginError> {
+        if let Some(token) = state.tokens.get(bearer).filter(|token| token.is_fresh()) {
+            return Ok(token.clone());
+        }
+        let token = self.fetch(client, bearer).await?;
+        state.tokens.retain(|_, token| token.is_fresh());
+        while state.tokens.len() >= MAX_TOKENS {
+            state.tokens.pop_first();
+        }
+        state.tokens.insert(bearer.clone(), token.clone());
+        Ok(token)
+    }
+
+    async fn fetch(&self, client: &Client, bearer: &Bearer) -> Result<Token, OriginError> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+            expires_in: Option<u64>,
+        }
+
+        let realm = self.realm(client, bearer)?;
+        let host = authority(&realm);
+        let what = format!("token from {host} for {}", self.repository);
+        let authorization = match &self.credentials {
+            Credentials::Basic { .. } => Some(self.basic()?),
+            Credentials::Anonymous | Credentials::Header(_) => None,
+        };
+        // The life counts from when the token was asked for: what is lost on the way is on the safe side.
+        let fetched = Instant::now();
+        let answer = client
+            .once(
+                &what,
+                Method::GET,
+                &realm,
+                &HeaderMap::new(),
+                authorization.map(Authorization),
+            )
+            .await?;
+        let body = client
+            .whole(&what, &host, answer.into_body(), MAX_ANSWER_BYTES)
+            .await?;
+        let malformed = |cause: &str| OriginError::Malformed {
+            what: what.clone(),
+            host: host.clone(),
+            cause: cause.to_owned(),
+        };
+        let answer: Answer =
+            serde_json::from_slice(&body).map_err(|_| malformed("the answer isn't a token"))?;
+        let token = answer
+            .token
+            .into_iter()
+            .chain(answer.access_token)
+            .find(|token| !token.is_empty())
+            .map(Secret::new)
+            .ok_or_else(|| malformed("the answer has no token"))?;
+        if token.expose().len() > MAX_TOKEN_BYTES {
+            return Err(malformed("the token is too long"));
+        }
+        let secret = Secret::new(format!("Bearer {}", token.expose()));
+        let header = secret
+            .header()
+            .ok_or_else(|| malformed("the token has characters that a header can't hold"))?;
+        let life = answer
+            .expires_in
+            .filter(|seconds| *seconds > 0)
+            .map_or(DEFAULT_LIFE, Duration::from_secs)
+            .min(MAX_LIFE);
+        tracing::debug!(repository = %self.repository, realm = %host, life_s = life.as_secs(), "token fetched");
+        Ok(Token {
+            header,
+            secret,
+            life,
+            fetched,
+        })
+    }
+
+    /// The token endpoint's URL with its query, if credentials may be sent there.
+    fn realm(&self, client: &Client, bearer: &Bearer) -> Result<Uri, OriginError> {
+        let refuse = |cause: &str| {
+            let realm = shorten(&bearer.realm);
+            self.unauthorised(&format!("its token endpoint {realm:?} {cause}"))
+        };
+        let mut query = String::new();
+        for (name, value) in [("service", &bearer.service), ("scope", &bearer.scope)] {
+            // Several scopes are separated by spaces in a challenge, and repeated in the query.
+            let values: Vec<&str> = match (name, value) {
+                (_, None) => Vec::new(),
+                ("scope", Some(value)) => value.split_ascii_whitespace().collect(),
+                (_, Some(value)) => vec![value],
+            };
+            for value in values {
+                query.push_str(&format!("&{name}={}", escape(value)));
+            }
+        }
+        let joint = if bearer.realm.contains('?') { "&" } else { "?" };
+        let url = match query.strip_prefix('&') {
+            Some(query) => format!("{}{joint}{query}", bearer.realm),
+            None => bearer.realm.clone(),
+        };
+        // Absolute by specification: the base only serves the parser.
+        if !(url.starts_with("https://") || url.starts_with("http://")) {
+            return Err(refuse("isn't an HTTPS address"));
+        }
+        let uri = resolve(&Uri::from_static("https://realm.invalid/"), &url)
+            .ok_or_else(|| refuse("isn't an HTTPS address"))?;
+        if uri.scheme_str() == Some("http") && !client.plain_http().allows(&authority(&uri)) {
+            return Err(refuse("doesn't use HTTPS, so credentials don't go there"));
+        }
+        Ok(uri)
+    }
+
+    fn basic_secret(&self) -> Result<Secret, OriginError> {
+        let Credentials::Basic { user, password } = &self.credentials else {
+            return Err(self.unauthorised("the registry wants user and password"));
+        };
+        let pair = Secret::new(format!("{user}:{}", password.expose()));
+        let encoded = Secret::new(BASE64_STANDARD.encode(pair.expose()));
+        Ok(Secret::new(format!("Basic {}", encoded.expose())))
+    }
+
+    fn basic(&self) -> Result<HeaderValue, OriginError> {
+        self.header(&self.basic_secret()?)
+    }
+
+    fn header(&self, secret: &Secret) -> Result<HeaderValue, OriginError> {
+        secret
+            .header()
+            .ok_or_else(|| self.unauthorised("these have characters that a header can't hold"))
+    }
+
+    fn unauthorised(&self, cause: &str) -> OriginError {
+        OriginError::Unauthorised {
+            what: self.repository.clone(),
+            cause: cause.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! The bytes of a blob as they come, checked against what should come.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::{Stream, StreamExt as _};
+use http::{
+    HeaderMap, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE},
+};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::{
+    client::broken,
+    error::{OriginError, shorten},
+    repository::unexpected,
+};
+
+/// A part of a blob, from where it was asked for to the blob's end, in pieces as they come off the network.
+///
+/// Ends after exactly the asked bytes, or with an error; pieces that came before an error are good. Dropping it ends the
+/// connection.
+#[derive(Debug)]
+pub struct BlobStream {
+    what: String,
+    host: String,
+    body: Option<Incoming>,
+    /// Offset in the blob of the next byte off the network.
+    next: u64,
+    /// Where the asked part starts; what comes before is skipped.
+    start: u64,
+    size: u64,
+    received: u64,
+    idle_timeout: Duration,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl BlobStream {
+    pub(crate) fn empty(what: String, size: u64, idle_timeout: Duration) -> Self {
+        Self {
+            what,
+            host: String::new(),
+            body: None,
+            next: size,
+            start: size,
+            size,
+            received: 0,
+            idle_timeout,
+            deadline: Box::pin(sleep(idle_timeout)),
+        }
+    }
+
+    pub(crate) fn of(
+        what: String,
+        host: String,
+        response: Response<Incoming>,
+        start: u64,
+        size: u64,
+        idle_timeout: Duration,
+    ) -> Result<Self, OriginError> {
+        let (parts, body) = response.into_parts();
+        let next = first_byte(&what, &host, parts.status, &parts.headers, start, size)?;
+        Ok(Self {
+            what,
+            host,
+            body: Some(body),
+            next,
+            start,
+            size,
+            received: 0,
+            idle_timeout,
+            deadline: Box::pin(sleep(idle_timeout)),
+        })
+    }
+
+    /// The next piece; `None` after the last. Cancel safe.
+    ///
+    /// # Errors
+    /// When the blob breaks off, nothing comes for too long, or more comes than should. The stream is then over.
+    pub async fn piece(&mut self) -> Result<Option<Bytes>, OriginError> {
+        self.next().await.transpose()
+    }
+
+    /// Bytes of the body that came off the network, also those that were skipped because the server ignored the range.
+    #[must_use]
+    pub const fn bytes_received(&self) -> u64 {
+        self.received
+    }
+
+    /// Offset in the blob of the next piece.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        if self.next > self.start {
+            self.next
+        } else {
+            self.start
+        }
+    }
+
+    /// Bytes of the whole blob.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes what is wanted from a frame's data; `None` when nothing of it is.
+    fn take(&mut self, mut data: Bytes) -> Result<Option<Bytes>, OriginError> {
+        let length = data.len() as u64;
+        self.received += length;
+        let skip = self.start.saturating_sub(self.next).min(length);
+        self.next += length;
+        if self.next > self.size {
+            return Err(OriginError::TooLarge {
+                what: self.what.clone(),
+                limit: self.size,
+                found: self.next,
+            });
+        }
+        // A frame fits memory, so does a part of it.
+        data.advance(usize::try_from(skip).unwrap_or(usize::MAX));
+        Ok((!data.is_empty()).then_some(data))
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, OriginError>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        // Frames without a wanted byte are passed over here, but not without end in one poll.
+        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+            ready!(self.deadline.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(OriginError::Timeout {
+                what: self.what.clone(),
+                host: self.host.clone(),
+                waited: self.idle_timeout,
+            })));
+        };
+        let deadline = Instant::now() + self.idle_timeout;
+        self.deadline.as_mut().reset(deadline);
+        match frame {
+            None if self.next == self.size => Poll::Ready(None),
+            None => Poll::Ready(Some(Err(self.truncated()))),
+            // A connection that breaks inside the body is what truncation looks like mostly.
+            Some(Err(error)) => Poll::Ready(Some(Err(if error.is_incomplete_message() {
+                self.truncated()
+            } else {
+                broken(&self.what, &self.host, &error)
+            }))),
+            Some(Ok(frame)) => match frame.into_data().map(|data| self.take(data)) {
+                Ok(Ok(Some(data))) => Poll::Ready(Some(Ok(data))),
+                Ok(Err(error)) => Poll::Ready(Some(Err(error))),
+                Ok(Ok(None)) | Err(_) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            },
+        }
+    }
+
+    fn truncated(&self) -> OriginError {
+        OriginError::Truncated {
+            what: self.what.clone(),
+            received: self.next,
+            expected: self.size,
+        }
+    }
+}
+
+impl Stream for BlobStream {
+    type Item = Result<Bytes, OriginError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = ready!(self.poll_piece(cx));
+        if !matches!(item, Some(Ok(_))) {
+            self.body = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+/// The offset of an answer's first byte, given that it is the blob's part from `start` on or something usable for it.
+fn first_byte(
+    what: &str,
+    host: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    start: u64,
+    size: u64,
+) -> Result<u64, OriginError> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let malformed = |cause: String| OriginError::Malformed {
+        what: what.to_owned(),
+        host: host.to_owned(),
+        cause,
+    };
+    let same_size = |found: u64| {
+        if found == size {
+            Ok(())
+        } else {
+            Err(OriginError::SizeMismatch {
+                what: what.to_owned(),
+                expected: size,
+                found,
+            })
+        }
+    };
+    if let Some(encoding) = text(CONTENT_ENCODING)
+        && !encoding.eq_ignore_ascii_case("identity")
+    {
+        return Err(malformed(format!(
+            "it is encoded as {:?} unasked",
+            shorten(encoding)
+        )));
+    }
+    let length = text(CONTENT_LENGTH)
+        .map(|text| {
+            text.parse::<u64>()
+                .map_err(|_| malformed(format!("Content-Length {:?}", shorten(text))))
+        })
+        .transpose()?;
+    match status {
+        StatusCode::OK => {
+            length.map_or(Ok(()), same_size)?;
+            Ok(0)
+        }
+        StatusCode::PARTIAL_CONTENT => {
+            let range = text(CONTENT_RANGE).unwrap_or_default();
+            let (first, last, total) = parse_content_range(range)
+                .ok_or_else(|| malformed(format!("Content-Range {:?}", shorten(range))))?;
+            if let Some(total) = total {
+                same_size(total)?;
+            }
+            // Fewer bytes than asked for are legal: the stream then ends early, and is continued from there.
+            let fits = first == start && last < size;
+            if !fits || length.is_some_and(|length| length != last - first + 1) {
+                return Err(OriginError::Range {
+                    what: what.to_owned(),
+                    start,
+                    cause: format!("{host} gave {:?}", shorten(range)),
+                });
+            }
+            Ok(first)
+        }
+        other => Err(unexpected(what, host, other)),
+    }
+}
+
+/// First and last byte, and the total unless it is `*` (RFC 9110 §14.4).
+fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+    let number = |text: &str| {
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))
+            .then(|| text.parse().ok())
+            .flatten()
+    };
+    let rest = text.trim().strip_prefix("bytes")?.trim_start();
+    let (range, total) = rest.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (number(first)?, number(last)?);
+    let total = match total {
+        "*" => None,
+        total => Some(number(total)?),
+    };
+    (first <= last).then_some((first, last, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn first(
+        status: u16,
+        headers: &[(HeaderName, &'static str)],
+        start: u64,
+    ) -> Result<u64, OriginError> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
+            .collect();
+        let status = StatusCode::from_u16(status).unwrap();
+        first_byte("blob", "host", status, &headers, start, 100)
+    }
+
+    #[test]
+    fn content_ranges_are_read_strictly() {
+        assert_eq!(
+            parse_content_range("bytes 5-99/100"),
+            Some((5, 99, Some(100)))
+        );
+        assert_eq!(parse_content_range("bytes 0-0/*"), Some((0, 0, None)));
+        for bad in [
+            "",
+            "bytes */100",
+            "bytes 5-4/100",
+            "bytes -5/100",
+            "bytes +5-6/100",
+            "items 0-1/2",
+            "bytes 0-99999999999999999999999/1",
+        ] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_whole_blob_instead_of_a_range_starts_at_zero() {
+        assert_eq!(first(200, &[(CONTENT_LENGTH, "100")], 40), Ok(0));
+        assert_eq!(first(200, &[], 40), Ok(0), "a chunked answer has no length");
+    }
+
+    #[test]
+    fn a_range_has_to_be_the_one_asked_for() {
+        let range = |text| [(CONTENT_RANGE, text)];
+        assert_eq!(first(206, &range("bytes 40-99/100"), 40), Ok(40));
+        assert_eq!(first(206, &range("bytes 40-99/*"), 40), Ok(40));
+        assert_eq!(
+            first(206, &range("bytes 40-79/100"), 40),
+            Ok(40),
+            "fewer bytes are legal"
+        );
+        for wrong in ["bytes 39-99/100", "bytes 41-99/100", "bytes 40-100/*"] {
+            let error = first(206, &range(wrong), 40).unwrap_err();
+            assert!(
+                matches!(error, OriginError::Range { .. }),
+                "{wrong}: {error}"
+            );
+        }
+        let error = first(
+            206,
+            &[(CONTENT_RANGE, "bytes 40-99/100"), (CONTENT_LENGTH, "59")],
+            40,
+        );
+        assert!(matches!(error, Err(OriginError::Range { .. })));
+    }
+
+    #[test]
+    fn another_size_is_told() {
+        let mismatch = |found| {
+            Err(OriginError::SizeMismatch {
+                what: "blob".to_owned(),
+                expected: 100,
+                found,
+            })
+        };
+        assert_eq!(first(200, &[(CONTENT_LENGTH, "99")], 0), mismatch(99));
+        assert_eq!(
+            first(206, &[(CONTENT_RANGE, "bytes 40-99/101")], 40),
+            mismatch(101)
+        );
+    }
+
+    #[test]
+    fn other_answers_are_malformed() {
+        for (status, headers) in [
+            (204, &[][..]),
+            (206, &[]),
+            (200, &[(CONTENT_ENCODING, "gzip")]),
+            (200, &[(CONTENT_LENGTH, "x")]),
+        ] {
+            let error = first(status, headers, 40).unwrap_err();
+            assert!(matches!(error, OriginError::Malformed { .. }), "{error}");
+        }
+        assert_eq!(first(200, &[(CONTENT_ENCODING, "identity")], 0), Ok(0));
+    }
+}

@@ -1,0 +1,453 @@
+//! One HTTP request and its answer: connections, TLS, timeouts, redirects.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, LOCATION, RETRY_AFTER, USER_AGENT},
+};
+use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use oci_spec::distribution::Reference;
+use rustls::RootCertStore;
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::time::timeout;
+
+use crate::{
+    auth::Credentials,
+    backoff::parse_retry_after,
+    error::{OriginError, chain, find, from_status, said},
+    location::{PlainHttp, authority, resolve, same_server},
+    repository::Repository,
+};
+
+/// The most redirects that are followed; registries need one.
+const MAX_REDIRECTS: usize = 5;
+/// The most of an error's body that is read.
+const MAX_ERROR_BYTES: usize = 8 << 10;
+/// The most header fields in an answer. hyper bounds their bytes by its read buffer.
+const MAX_HEADERS: usize = 100;
+/// The read buffer of a connection, which is also the most that an answer's headers may take.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+/// How long an unused connection is kept: less than the minute after which common servers close theirs.
+const KEPT: Duration = Duration::from_secs(30);
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// How to reach registries.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long a connection may take to come about. TLS comes on top.
+    pub connect_timeout: Duration,
+    /// How long nothing may come, before the headers or between two pieces of a body.
+    pub idle_timeout: Duration,
+    /// What this program calls itself.
+    pub user_agent: String,
+    /// Certificates to trust beside the well-known ones; see [`roots_from_pem`].
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Registries that don't speak TLS.
+    pub plain_http: PlainHttp,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(10),
+            user_agent: concat!("parbake/", env!("CARGO_PKG_VERSION")).to_owned(),
+            extra_roots: Vec::new(),
+            plain_http: PlainHttp::Nowhere,
+        }
+    }
+}
+
+/// Why a [`Config`] can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file of extra roots can't be read, or isn't PEM.
+    #[error("certificates in {} can't be read: {cause}; it has to be a PEM file", path.display())]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        cause: String,
+    },
+    /// The file holds no certificate.
+    #[error("{} holds no certificate; it has to be a PEM file with a CA", path.display())]
+    NoRoots {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate isn't one that can be trusted as a root.
+    #[error("an extra root certificate can't be used: {0}")]
+    Root(rustls::Error),
+    /// The user agent has characters that a header can't hold.
+    #[error("user agent {0:?} can't be sent in a header")]
+    UserAgent(String),
+    /// The TLS stack refuses its own defaults.
+    #[error("TLS can't be set up: {0}")]
+    Tls(rustls::Error),
+}
+
+/// Reads the certificates of a PEM file, for [`Config::extra_roots`].
+///
+/// # Errors
+/// When the file can't be read, isn't PEM or holds no certificate.
+pub fn roots_from_pem(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let roots = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| ConfigError::Roots {
+            path: path.to_owned(),
+            cause: error.to_string(),
+        })?;
+    if roots.is_empty() {
+        return Err(ConfigError::NoRoots {
+            path: path.to_owned(),
+        });
+    }
+    Ok(roots)
+}
+
+/// Speaks HTTP/1.1 to registries and keeps connections. Clones share them.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    http: legacy::Client<HttpsConnector<HttpConnector>, RequestBody>,
+    connect_timeout: Duration,
+    idle_timeout: Duration,
+    user_agent: HeaderValue,
+    plain_http: PlainHttp,
+}
+
+/// A header that goes to the registry alone.
+pub(crate) struct Authorization(pub(crate) HeaderValue);
+
+/// An answer, and where it came from after redirects.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) from: Uri,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("idle_timeout", &self.0.idle_timeout)
+            .field("plain_http", &self.0.plain_http)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client with no connections yet.
+    ///
+    /// # Errors
+    /// When an extra root or the user agent can't be used.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        for root in config.extra_roots {
+            roots.add(root).map_err(ConfigError::Root)?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(ConfigError::Tls)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(config.connect_timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEPT)
+            .http1_max_headers(MAX_HEADERS)
+            .http1_max_buf_size(READ_BUFFER_BYTES)
+            .build(connector);
+        let user_agent = HeaderValue::from_str(&config.user_agent)
+            .map_err(|_| ConfigError::UserAgent(config.user_agent))?;
+        Ok(Self(Arc::new(Inner {
+            http,
+            connect_timeout: config.connect_timeout,
+            idle_timeout: config.idle_timeout,
+            user_agent,
+            plain_http: config.plain_http,
+        })))
+    }
+
+    /// The repository that a reference names, for these credentials. Nothing is asked yet. Clones of the handle share
+    /// their tokens, so keep one rather than making another for each call.
+    ///
+    /// # Errors
+    /// When the reference's digest isn't SHA-256, or its registry isn't a host.
+    pub fn repository(
+        &self,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Result<Repository, OriginError> {
+        Repository::new(self.clone(), reference, credentials)
+    }
+
+    pub(crate) fn plain_http(&self) -> &PlainHttp {
+        &self.0.plain_http
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.0.idle_timeout
+    }
+
+    /// How long an answer's headers may take, with the connection and its TLS before them.
+    pub(crate) fn answer_timeout(&self) -> Duration {
+        self.0.connect_timeout + self.0.idle_timeout
+    }
+
+    /// A GET or HEAD, following redirects. The authorization goes along as long as the server stays the same.
+    ///
+    /// Any final status is an answer.
+    pub(crate) async fn follow(
+        &self,
+        what: &str,
+        method: Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        authorization: Option<&Authorization>,
+    ) -> Result<Answer, OriginError> {
+        let mut at = uri.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let carried = authorization.filter(|_| same_server(uri, &at));
+            let request = self.request(&method, &at, headers, carried);
+            let response = self.hop(what, request).await?;
+            if !is_redirect(response.status()) {
+                return Ok(Answer { response, from: at });
+            }
+            at = self.redirected(what, &at, &response)?;
+        }
+        Err(OriginError::Redirect {
+            what: what.to_owned(),
+            host: authority(&at),
+            cause: format!("it is more than the {MAX_REDIRECTS}th in a row"),
+        })
+    }
+
+    /// A request to one server, without redirects, for a successful answer.
+    pub(crate) async fn once(
+        &self,
+        what: &str,
+        method: Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        authorization: Option<Authorization>,
+    ) -> Result<Response<Incoming>, OriginError> {
+        let request = self.request(&method, uri, headers, authorization.as_ref());
+        let response = self.hop(what, request).await?;
+        if is_redirect(response.status()) {
+            return Err(OriginError::Redirect {
+                what: what.to_owned(),
+                host: authority(uri),
+                cause: "credentials aren't taken elsewhere".to_owned(),
+            });
+        }
+        if !response.status().is_success() {
+            return Err(self.refusal(what, uri, response).await);
+        }
+        Ok(response)
+    }
+
+    /// One request, one answer, whatever its status.
+    pub(crate) async fn hop(
+        &self,
+        what: &str,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, OriginError> {
+        let uri = request.uri().clone();
+        let waited = self.answer_timeout();
+        match timeout(waited, self.send(what, request)).await {
+            Ok(result) => result,
+            Err(_) => Err(OriginError::Timeout {
+                what: what.to_owned(),
+                host: authority(&uri),
+                waited,
+            }),
+        }
+    }
+
+    /// One request without a timeout: the caller watches over it.
+    pub(crate) async fn send(
+        &self,
+        what: &str,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, OriginError> {
+        let host = authority(request.uri());
+        let sent = self.0.http.request(request).await;
+        sent.map_err(|error| broken(what, &host, &error))
+    }
+
+    pub(crate) fn request(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        authorization: Option<&Authorization>,
+    ) -> Request<RequestBody> {
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let mut request = Request::new(body);
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = headers.clone();
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, self.0.user_agent.clone());
+        if let Some(Authorization(value)) = authorization {
+            headers.insert(AUTHORIZATION, value.clone());
+        }
+        request
+    }
+
+    /// Where a redirect leads, if it may be followed.
+    fn redirected(
+        &self,
+        what: &str,
+        at: &Uri,
+        response: &Response<Incoming>,
+    ) -> Result<Uri, OriginError> {
+        let refuse = |cause: String| OriginError::Redirect {
+            what: what.to_owned(),
+            host: authority(at),
+            cause,
+        };
+        let next = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|location| resolve(at, location))
+            .ok_or_else(|| refuse("it leads to no HTTP address".to_owned()))?;
+        let host = authority(&next);
+        if next.scheme_str() == Some("http") && !self.plain_http().allows(&host) {
+            return Err(refuse(format!("it leads to {host} without TLS")));
+        }
+        Ok(next)
+    }
+
+    /// The error for an answer that isn't a success. Reads a little of what it says.
+    pub(crate) async fn refusal(
+        &self,
+        what: &str,
+        from: &Uri,
+        response: Response<Incoming>,
+    ) -> OriginError {
+        let host = authority(from);
+        let (parts, body) = response.into_parts();
+        let retry_after = parts
+            .headers
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| parse_retry_after(text, SystemTime::now()));
+        // What it says is a courtesy: an answer that breaks off or is too long has only its status.
+        let text = self
+            .whole(what, &host, body, MAX_ERROR_BYTES)
+            .await
+            .unwrap_or_default();
+        from_status(
+            what.to_owned(),
+            host,
+            parts.status,
+            retry_after,
+            said(&text),
+        )
+    }
+
+    /// A whole body, up to `limit` bytes.
+    pub(crate) async fn whole(
+        &self,
+        what: &str,
+        host: &str,
+        mut body: Incoming,
+        limit: usize,
+    ) -> Result<Bytes, OriginError> {
+        let mut whole = BytesMut::new();
+        loop {
+            let frame = timeout(self.0.idle_timeout, body.frame())
+                .await
+                .map_err(|_| OriginError::Timeout {
+                    what: what.to_owned(),
+                    host: host.to_owned(),
+                    waited: self.0.idle_timeout,
+                })?;
+            match frame {
+                None => return Ok(whole.freeze()),
+                Some(Err(error)) => return Err(broken(what, host, &error)),
+                Some(Ok(frame)) => {
+                    let Some(data) = frame.data_ref() else {
+                        continue;
+                    };
+                    let found = whole.len() + data.len();
+                    if found > limit {
+                        return Err(OriginError::TooLarge {
+                            what: what.to_owned(),
+                            limit: limit as u64,
+                            found: found as u64,
+                        });
+                    }
+                    whole.extend_from_slice(data);
+                }
+            }
+        }
+    }
+}
+
+const fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// The error for a connection that didn't come about or broke.
+pub(crate) fn broken(
+    what: &str,
+    host: &str,
+    error: &(dyn std::error::Error + 'static),
+) -> OriginError {
+    let (what, host) = (what.to_owned(), host.to_owned());
+    if find::<rustls::Error>(error).is_some() {
+        return OriginError::Tls {
+            what,
+            host,
+            cause: chain(error),
+        };
+    }
+    if let Some(error) = find::<hyper::Error>(error)
+        && error.is_parse()
+    {
+        return OriginError::Malformed {
+            what,
+            host,
+            cause: chain(error),
+        };
+    }
+    if find::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        return OriginError::Connection {
+            what,
+            host,
+            cause: "it took too long to connect".to_owned(),
+        };
+    }
+    OriginError::Connection {
+        what,
+        host,
+        cause: chain(error),
+    }
+}

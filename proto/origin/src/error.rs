@@ -1,0 +1,389 @@
+//! What can go wrong between here and a registry.
+
+use std::{error::Error, io, time::Duration};
+
+use http::StatusCode;
+use proto::Digest;
+
+/// The longest foreign text that an error carries, in characters.
+const MAX_FOREIGN_CHARS: usize = 200;
+
+/// Why a registry didn't give what it was asked for. `what` names the thing: `blob sha256:… of ghcr.io/org/image`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OriginError {
+    /// The reference can't be asked for: its registry isn't a host, or its digest isn't SHA-256.
+    #[error("{what} can't be asked for: {cause}; write it as host/name:tag or host/name@sha256:…")]
+    Reference {
+        /// The reference.
+        what: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The registry says that it doesn't exist. Many registries also say so of what one may not see.
+    #[error("{what} doesn't exist{said}; check its name, and that these credentials may see it")]
+    NotFound {
+        /// What was asked for.
+        what: String,
+        /// What the registry said, with a leading colon; may be empty.
+        said: String,
+    },
+    /// Credentials are missing, wrong or expired.
+    #[error("{what} needs other credentials: {cause}")]
+    Unauthorised {
+        /// What was asked for.
+        what: String,
+        /// Why these don't do, and what would.
+        cause: String,
+    },
+    /// The credentials are valid, but not for this.
+    #[error("{what} is forbidden by {host}{said}; give these credentials access to it")]
+    Forbidden {
+        /// What was asked for.
+        what: String,
+        /// Who forbids it: the registry, or the host that it redirects to.
+        host: String,
+        /// What it said, with a leading colon; may be empty.
+        said: String,
+    },
+    /// The bytes don't have the digest that they were asked for by, or that the registry announced.
+    #[error(
+        "{what} has digest {found}, not {wanted}; the registry or something before it is broken"
+    )]
+    DigestMismatch {
+        /// What was asked for.
+        what: String,
+        /// The digest that it should have.
+        wanted: Digest,
+        /// The digest of the bytes that came.
+        found: Digest,
+    },
+    /// The registry wants fewer requests: status 429, or 503 with a `Retry-After`.
+    #[error("{what} was refused with status {status} because of too many requests{}", wait(*.retry_after))]
+    Throttled {
+        /// What was asked for.
+        what: String,
+        /// The status.
+        status: u16,
+        /// How long the registry wants to be left alone, if it says so; at most an hour.
+        retry_after: Option<Duration>,
+    },
+    /// The registry is in trouble (5xx), or answers in a way that the protocol doesn't have here.
+    #[error("{what} was answered by {host} with status {status}{said}")]
+    Status {
+        /// What was asked for.
+        what: String,
+        /// Who answered.
+        host: String,
+        /// The status.
+        status: u16,
+        /// What it said, with a leading colon; may be empty.
+        said: String,
+    },
+    /// No connection, or it broke.
+    #[error(
+        "{what} can't be had from {host}: {cause}; check that it runs and can be reached from here"
+    )]
+    Connection {
+        /// What was asked for.
+        what: String,
+        /// The host and port.
+        host: String,
+        /// The cause.
+        cause: String,
+    },
+    /// The server's certificate isn't trusted, or it doesn't speak TLS.
+    #[error(
+        "{what} can't be had safely from {host}: {cause}; give its CA, or allow plain HTTP for it"
+    )]
+    Tls {
+        /// What was asked for.
+        what: String,
+        /// The host and port.
+        host: String,
+        /// The cause.
+        cause: String,
+    },
+    /// Nothing came for too long.
+    #[error("{what}: nothing came from {host} for {} s", .waited.as_secs())]
+    Timeout {
+        /// What was asked for.
+        what: String,
+        /// Who was silent.
+        host: String,
+        /// For how long.
+        waited: Duration,
+    },
+    /// The bytes ended too soon. Those that came are good; continue after them.
+    #[error("{what} ended after {received} of {expected} bytes")]
+    Truncated {
+        /// What was asked for.
+        what: String,
+        /// Bytes from the blob's start until the end.
+        received: u64,
+        /// Bytes that it should have.
+        expected: u64,
+    },
+    /// More bytes than it may or should have.
+    #[error("{what} has {found} bytes or more, not {limit}")]
+    TooLarge {
+        /// What was asked for.
+        what: String,
+        /// The most that it may have.
+        limit: u64,
+        /// What is known of its size.
+        found: u64,
+    },
+    /// The registry's size of a blob isn't the manifest's.
+    #[error("{what} has {found} bytes in the registry, but its manifest says {expected}")]
+    SizeMismatch {
+        /// What was asked for.
+        what: String,
+        /// The manifest's size.
+        expected: u64,
+        /// The registry's size.
+        found: u64,
+    },
+    /// The registry doesn't give this part of the blob.
+    #[error("{what} wasn't given from byte {start} on: {cause}; fetch it from its start")]
+    Range {
+        /// What was asked for.
+        what: String,
+        /// Where the wanted part starts.
+        start: u64,
+        /// What came instead.
+        cause: String,
+    },
+    /// A redirect that isn't followed: too many, to plain HTTP, or nowhere.
+    #[error("{what} is redirected by {host}, which isn't followed: {cause}")]
+    Redirect {
+        /// What was asked for.
+        what: String,
+        /// Who redirected.
+        host: String,
+        /// Why it isn't followed.
+        cause: String,
+    },
+    /// An answer that isn't HTTP, or lacks what it has to have.
+    #[error("{what} was answered by {host} with something malformed: {cause}")]
+    Malformed {
+        /// What was asked for.
+        what: String,
+        /// Who answered.
+        host: String,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The bytes to be pushed couldn't be read, or weren't as many as announced.
+    #[error("{what} can't be pushed: {cause}")]
+    Body {
+        /// What was to be pushed.
+        what: String,
+        /// The cause.
+        cause: String,
+    },
+}
+
+impl OriginError {
+    /// Whether the same call may succeed later, without anybody's doing.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Throttled { .. }
+            | Self::Connection { .. }
+            | Self::Timeout { .. }
+            | Self::Truncated { .. } => true,
+            // 501 and 505 say that it will never be possible.
+            Self::Status { status, .. } => {
+                matches!(*status, 408 | 425 | 500 | 502..=504 | 507..=599)
+            }
+            _ => false,
+        }
+    }
+
+    /// How long the registry wants to be left alone.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+fn wait(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |delay| {
+        format!("; try again in {} s", delay.as_secs())
+    })
+}
+
+/// A foreign text without control characters, cut, fit for an error.
+pub(crate) fn shorten(text: &str) -> String {
+    text.chars()
+        .take(MAX_FOREIGN_CHARS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// An error and its sources in one line, each said once.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = source.source();
+    }
+    shorten(&text)
+}
+
+/// Finds an error of type `E` among an error's sources, also inside `io::Error`s.
+pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        // An io::Error's `source` skips the error that it wraps.
+        if let Some(inner) = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            && let Some(found) = find::<E>(inner)
+        {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// What a registry says in an error's body: the first code and message of the distribution API's form, as `: CODE,
+/// message`, or nothing.
+pub(crate) fn said(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        errors: Vec<Item>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Item {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let Some(item) = serde_json::from_slice::<Body>(body)
+        .ok()
+        .and_then(|body| body.errors.into_iter().next())
+    else {
+        return String::new();
+    };
+    let parts: Vec<_> = [item.code, item.message]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        shorten(&format!(": {}", parts.join(", ")))
+    }
+}
+
+/// The error for a status other than the wanted ones.
+pub(crate) fn from_status(
+    what: String,
+    host: String,
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    said: String,
+) -> OriginError {
+    match status {
+        StatusCode::NOT_FOUND => OriginError::NotFound { what, said },
+        StatusCode::UNAUTHORIZED => OriginError::Unauthorised {
+            what,
+            cause: format!("{host} refuses those that it was given{said}"),
+        },
+        StatusCode::FORBIDDEN => OriginError::Forbidden { what, host, said },
+        StatusCode::TOO_MANY_REQUESTS => OriginError::Throttled {
+            what,
+            status: status.as_u16(),
+            retry_after,
+        },
+        StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => OriginError::Throttled {
+            what,
+            status: status.as_u16(),
+            retry_after,
+        },
+        _ => OriginError::Status {
+            what,
+            host,
+            status: status.as_u16(),
+            said,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(status: u16, retry_after: Option<Duration>) -> OriginError {
+        from_status(
+            "blob".to_owned(),
+            "registry".to_owned(),
+            StatusCode::from_u16(status).unwrap(),
+            retry_after,
+            String::new(),
+        )
+    }
+
+    #[test]
+    fn statuses_say_whether_to_come_back() {
+        for (code, retryable) in [
+            (400, false),
+            (401, false),
+            (403, false),
+            (404, false),
+            (405, false),
+            (408, true),
+            (429, true),
+            (500, true),
+            (501, false),
+            (502, true),
+            (503, true),
+            (504, true),
+            (505, false),
+        ] {
+            assert_eq!(status(code, None).is_retryable(), retryable, "{code}");
+        }
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(status(429, minute).retry_after(), minute);
+        assert_eq!(status(503, minute).retry_after(), minute);
+        assert!(matches!(status(503, None), OriginError::Status { .. }));
+        assert_eq!(
+            status(429, minute).to_string(),
+            "blob was refused with status 429 because of too many requests; try again in 60 s"
+        );
+    }
+
+    #[test]
+    fn what_a_registry_says_is_cut_and_cleaned() {
+        assert_eq!(
+            said(br#"{"errors":[{"code":"DENIED","message":"no\nway"}]}"#),
+            ": DENIED, no way"
+        );
+        assert_eq!(said(b"<html>"), "");
+        assert_eq!(said(br#"{"errors":[]}"#), "");
+        let long = format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(5000));
+        assert_eq!(said(long.as_bytes()).chars().count(), MAX_FOREIGN_CHARS);
+    }
+
+    #[test]
+    fn an_error_inside_an_io_error_is_found() {
+        let inner = rustls::Error::HandshakeNotComplete;
+        let error = io::Error::other(io::Error::other(inner.clone()));
+        assert_eq!(find::<rustls::Error>(&error), Some(&inner));
+        assert_eq!(find::<rustls::Error>(&io::Error::other("no")), None);
+    }
+}

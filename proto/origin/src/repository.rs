@@ -1,0 +1,503 @@
+//! A repository of a registry, and what can be read from it.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RANGE},
+};
+use oci_spec::distribution::Reference;
+use proto::Digest;
+
+use crate::{
+    auth::{Access, Authenticator, Credentials, Grant},
+    blob::BlobStream,
+    client::{Answer, Authorization, Client},
+    error::{OriginError, shorten},
+    location::{authority, same_server},
+};
+
+/// The largest manifest that is read: what the distribution specification asks registries to accept at least.
+pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
+
+/// The manifests that are asked for. tart writes the first kind; the others are asked for so that their type can be
+/// named when they are refused.
+const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json",
+);
+const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// The name of a version of an image that may move: letters, digits, `_`, `.` and `-`, at most 128.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(String);
+
+/// A text that isn't a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a tag has 1 to 128 letters, digits, `_`, `.` and `-`, and starts with none of the last two"
+)]
+pub struct ParseTagError;
+
+impl FromStr for Tag {
+    type Err = ParseTagError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTagError> {
+        let first = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let valid = (1..=128).contains(&text.len())
+            && text.bytes().next().is_some_and(first)
+            && text
+                .bytes()
+                .all(|byte| first(byte) || byte == b'.' || byte == b'-');
+        valid.then(|| Self(text.to_owned())).ok_or(ParseTagError)
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which of a repository's manifests is meant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Version {
+    /// Whatever the tag points to now.
+    Tag(Tag),
+    /// The one with this digest, for ever.
+    Digest(Digest),
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+impl From<Digest> for Version {
+    fn from(digest: Digest) -> Self {
+        Self::Digest(digest)
+    }
+}
+
+impl From<Tag> for Version {
+    fn from(tag: Tag) -> Self {
+        Self::Tag(tag)
+    }
+}
+
+/// A manifest as the registry stores it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Its bytes, which have the digest below.
+    pub bytes: Bytes,
+    /// Its type, as the registry says.
+    pub media_type: String,
+    /// The digest of the bytes.
+    pub digest: Digest,
+}
+
+/// A repository, seen with certain credentials. Clones share their tokens.
+#[derive(Clone, Debug)]
+pub struct Repository(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    auth: Authenticator,
+    /// `https://host:port`
+    base: String,
+    /// `host/name`, for people.
+    name: String,
+    /// `name` as the API's paths have it.
+    path: String,
+    version: Version,
+}
+
+impl Repository {
+    pub(crate) fn new(
+        client: Client,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Result<Self, OriginError> {
+        let refuse = |cause: String| OriginError::Reference {
+            what: shorten(&reference.whole()),
+            cause,
+        };
+        // Where a reference has both, the digest is what it means.
+        let version = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => {
+                Version::Digest(digest.parse().map_err(|error| refuse(format!("{error}")))?)
+            }
+            (None, tag) => Version::Tag(
+                tag.unwrap_or("latest")
+                    .parse()
+                    .map_err(|error| refuse(format!("{error}")))?,
+            ),
+        };
+        let host = reference.resolve_registry();
+        let scheme = if client.plain_http().allows(host) {
+            "http"
+        } else {
+            "https"
+        };
+        let base = format!("{scheme}://{host}");
+        let valid = base
+            .parse::<Uri>()
+            .is_ok_and(|uri| uri.authority().is_some_and(|a| a.as_str() == host));
+        if !valid {
+            return Err(refuse(format!("its registry {host:?} isn't a host")));
+        }
+        let path = reference.repository().to_owned();
+        Ok(Self(Arc::new(Inner {
+            auth: Authenticator::new(credentials, host, &path),
+            name: format!("{}/{path}", reference.registry()),
+            client,
+            base,
+            path,
+            version,
+        })))
+    }
+
+    /// The version that the reference names.
+    #[must_use]
+    pub fn version(&self) -> &Version {
+        &self.0.version
+    }
+
+    /// Registry and name, without a version.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Fetches a manifest. Its bytes have been compared with the digest that it was asked for by, and with the one that
+    /// the registry announces, if any.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn manifest(&self, version: &Version) -> Result<Manifest, OriginError> {
+        let what = self.what_manifest(version);
+        let answer = self
+            .ask(
+                &what,
+                Access::Pull,
+                Method::GET,
+                &format!("manifests/{version}"),
+                &manifest_headers(),
+            )
+            .await?;
+        let host = authority(&answer.from);
+        let (parts, body) = answer.response.into_parts();
+        if parts.status != StatusCode::OK {
+            return Err(unexpected(&what, &host, parts.status));
+        }
+        let announced = announced(&parts.headers);
+        let media_type = parts
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.split(';').next())
+            .map(|text| shorten(text.trim()))
+            .unwrap_or_default();
+        let bytes = self
+            .0
+            .client
+            .whole(&what, &host, body, MAX_MANIFEST_BYTES)
+            .await?;
+        let digest = Digest::of(&bytes);
+        let asked = match version {
+            Version::Digest(digest) => Some(*digest),
+            Version::Tag(_) => None,
+        };
+        for wanted in [asked, announced].into_iter().flatten() {
+            if wanted != digest {
+                return Err(OriginError::DigestMismatch {
+                    what,
+                    wanted,
+                    found: digest,
+                });
+            }
+        }
+        Ok(Manifest {
+            bytes,
+            media_type,
+            digest,
+        })
+    }
+
+    /// The digest that a version has now. Asks for it without the manifest, where the registry answers that.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn resolve(&self, version: &Version) -> Result<Digest, OriginError> {
+        let what = self.what_manifest(version);
+        let answer = self
+            .ask(
+                &what,
+                Access::Pull,
+                Method::HEAD,
+                &format!("manifests/{version}"),
+                &manifest_headers(),
+            )
+            .await;
+        let found = match answer {
+            Ok(answer) => announced(answer.response.headers()),
+            // HEAD is refused by some registries, in several ways.
+            Err(OriginError::Status {
+                status: 400 | 405 | 501,
+                ..
+            }) => None,
+            Err(error) => return Err(error),
+        };
+        match (found, version) {
+            (Some(found), Version::Digest(wanted)) if found != *wanted => {
+                Err(OriginError::DigestMismatch {
+                    what,
+                    wanted: *wanted,
+                    found,
+                })
+            }
+            (Some(found), _) => Ok(found),
+            (None, _) => Ok(self.manifest(version).await?.digest),
+        }
+    }
+
+    /// Streams a blob from byte `start` to its end. `size` is the whole blob's size by its manifest: the stream never
+    /// gives more, and says so when the registry has another size or breaks off before.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn blob(
+        &self,
+        digest: &Digest,
+        start: u64,
+        size: u64,
+    ) -> Result<BlobStream, OriginError> {
+        let what = self.what_blob(digest);
+        let idle = self.0.client.idle_timeout();
+        if start > size {
+            return Err(OriginError::Range {
+                what,
+                start,
+                cause: format!("it has only {size} bytes"),
+            });
+        }
+        if start == size {
+            return Ok(BlobStream::empty(what, size, idle));
+        }
+        let mut headers = HeaderMap::new();
+        // A compressed answer would have other sizes and ranges.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if start > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={start}-"))
+                .expect("digits are valid in a header");
+            headers.insert(RANGE, range);
+        }
+        let path = format!("blobs/{digest}");
+        let answer = self
+            .ask(&what, Access::Pull, Method::GET, &path, &headers)
+            .await;
+        match answer {
+            Ok(Answer { response, from }) => {
+                BlobStream::of(what, authority(&from), response, start, size, idle)
+            }
+            Err(OriginError::Status { status: 416, .. }) => Err(OriginError::Range {
+                what,
+                start,
+                cause: format!(
+                    "the registry says that it has no byte there, but it should have {size}"
+                ),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A header to hand to somebody who shall ask the registry for this repository on their own, with the shortest life
+    /// and the smallest rights that the registry offers. Always a new token: keep it for as long as it lives.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn authorization_for(&self, access: Access) -> Result<Grant, OriginError> {
+        let inner = &self.0;
+        let what = format!("access to {}", inner.name);
+        let uri = self.uri_at(&what, &format!("{}/v2/", inner.base))?;
+        let none = HeaderMap::new();
+        let answer = inner
+            .client
+            .follow(&what, Method::GET, &uri, &none, None)
+            .await?;
+        let response = answer.response;
+        match response.status() {
+            StatusCode::UNAUTHORIZED => {
+                inner
+                    .auth
+                    .grant(&inner.client, access, response.headers())
+                    .await
+            }
+            status if status.is_success() => Ok(Grant::Open),
+            _ => Err(inner.client.refusal(&what, &answer.from, response).await),
+        }
+    }
+
+    /// A request to the repository, with the credentials that the registry wants, redirected where it sends us, for a
+    /// successful answer.
+    pub(crate) async fn ask(
+        &self,
+        what: &str,
+        access: Access,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Answer, OriginError> {
+        let inner = &self.0;
+        let uri = self.uri(what, path)?;
+        let mut authorization = inner.auth.ready(&inner.client, access).await?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let carried = authorization.clone().map(Authorization);
+            let answer = inner
+                .client
+                .follow(what, method.clone(), &uri, headers, carried.as_ref())
+                .await?;
+            let status = answer.response.status();
+            if status.is_success() {
+                return Ok(answer);
+            }
+            let ours = same_server(&uri, &answer.from);
+            if status != StatusCode::UNAUTHORIZED || !ours || tries == 2 {
+                let Answer { response, from } = answer;
+                return Err(inner.client.refusal(what, &from, response).await);
+            }
+            let headers = answer.response.headers();
+            let answered = inner
+                .auth
+                .answer(&inner.client, access, headers, authorization.as_ref())
+                .await?;
+            authorization = Some(answered);
+        }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(crate) async fn authorization(
+        &self,
+        access: Access,
+    ) -> Result<Option<Authorization>, OriginError> {
+        let header = self.0.auth.ready(&self.0.client, access).await?;
+        Ok(header.map(Authorization))
+    }
+
+    pub(crate) fn uri(&self, what: &str, path: &str) -> Result<Uri, OriginError> {
+        self.uri_at(what, &format!("{}/v2/{}/{path}", self.0.base, self.0.path))
+    }
+
+    fn uri_at(&self, what: &str, text: &str) -> Result<Uri, OriginError> {
+        text.parse().map_err(|_| OriginError::Reference {
+            what: what.to_owned(),
+            cause: format!("{:?} isn't an address", shorten(text)),
+        })
+    }
+
+    pub(crate) fn what_blob(&self, digest: &Digest) -> String {
+        format!("blob {digest} of {}", self.0.name)
+    }
+
+    pub(crate) fn what_manifest(&self, version: &Version) -> String {
+        match version {
+            Version::Tag(tag) => format!("image {}:{tag}", self.0.name),
+            Version::Digest(digest) => format!("image {}@{digest}", self.0.name),
+        }
+    }
+}
+
+fn manifest_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, MANIFEST_TYPES);
+    headers
+}
+
+fn announced(headers: &HeaderMap) -> Option<Digest> {
+    headers
+        .get(DIGEST_HEADER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+pub(crate) fn unexpected(what: &str, host: &str, status: StatusCode) -> OriginError {
+    OriginError::Malformed {
+        what: what.to_owned(),
+        host: host.to_owned(),
+        cause: format!("status {} isn't one for this request", status.as_u16()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, PlainHttp};
+
+    fn repository(reference: &str, plain_http: PlainHttp) -> Result<Repository, OriginError> {
+        let config = Config {
+            plain_http,
+            ..Config::default()
+        };
+        let reference = reference.parse().unwrap();
+        Client::new(config)
+            .unwrap()
+            .repository(&reference, Credentials::Anonymous)
+    }
+
+    #[test]
+    fn addresses_follow_the_reference() {
+        let https = repository("ghcr.io/org/image:1.2", PlainHttp::Nowhere).unwrap();
+        assert_eq!(
+            https.uri("", "manifests/1.2").unwrap().to_string(),
+            "https://ghcr.io/v2/org/image/manifests/1.2"
+        );
+        assert_eq!(https.version().to_string(), "1.2");
+        let http = repository("127.0.0.1:5000/image", PlainHttp::Everywhere).unwrap();
+        assert_eq!(
+            http.uri("", "blobs/x").unwrap().to_string(),
+            "http://127.0.0.1:5000/v2/image/blobs/x"
+        );
+        assert_eq!(http.version().to_string(), "latest");
+        assert_eq!(http.name(), "127.0.0.1:5000/image");
+    }
+
+    #[test]
+    fn a_digest_in_the_reference_wins_over_its_tag() {
+        let digest = Digest::of(b"");
+        let both = format!("ghcr.io/a:tag@{digest}");
+        let repository = repository(&both, PlainHttp::Nowhere).unwrap();
+        assert_eq!(repository.version(), &Version::Digest(digest));
+    }
+
+    #[test]
+    fn other_digests_and_ports_beyond_the_last_are_refused() {
+        let sha512 = format!("ghcr.io/a@sha512:{}", "0".repeat(128));
+        let error = repository(&sha512, PlainHttp::Nowhere).unwrap_err();
+        assert!(matches!(error, OriginError::Reference { .. }), "{error}");
+        let error = repository("ghcr.io:99999/a", PlainHttp::Nowhere).unwrap_err();
+        assert!(matches!(error, OriginError::Reference { .. }), "{error}");
+    }
+
+    #[test]
+    fn tags_are_checked() {
+        assert!("a.b-c_D1".parse::<Tag>().is_ok());
+        assert!("x".repeat(128).parse::<Tag>().is_ok());
+        for bad in ["", "../x", ".a", "-a", "a/b", "a b", "ä", &"x".repeat(129)] {
+            assert_eq!(bad.parse::<Tag>(), Err(ParseTagError), "{bad}");
+        }
+    }
+}
