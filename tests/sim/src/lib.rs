@@ -1,1 +1,18 @@
-//! stub
+//! A third shell round the two pure cores: real swarms and a real plan in a seeded world with virtual time, a modelled
+//! network, faults, and checkers for safety after each step, liveness after healing, and cost against the bound.
+//!
+//! `docs/SIMULATION.md` says what the model assumes. No clock, no thread, no randomness but the seed.
+
+pub mod network;
+pub mod outcome;
+pub mod scenario;
+pub mod world;
+
+pub use outcome::Outcome;
+pub use scenario::{Scenario, Setup};
+
+/// Runs a scenario to its end.
+#[must_use]
+pub fn run(setup: &Setup) -> Outcome {
+    world::World::new(setup).run()
+}

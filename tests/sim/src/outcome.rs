@@ -1,0 +1,162 @@
+//! What came out of a run.
+
+use serde_json::{Value, json};
+
+/// What came out of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The scenario's name.
+    pub scenario: &'static str,
+    /// The seed.
+    pub seed: u64,
+    /// Hosts that the image is wanted on.
+    pub hosts: usize,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// Bytes of a chunk.
+    pub chunk_bytes: u64,
+    /// From the order to the last host, in seconds.
+    pub makespan_s: f64,
+    /// From the order to the first host.
+    pub first_s: f64,
+    /// The lower bound.
+    pub bound_s: f64,
+    /// Bytes that left the registry.
+    pub origin_bytes: u64,
+    /// Bytes that hosts received from hosts.
+    pub peer_bytes: u64,
+    /// Bytes that hosts held already, summed over restarts.
+    pub local_bytes: u64,
+    /// Chunks requested from peers (the pull swarm), of all that arrived.
+    pub pulled_chunks: u64,
+    /// Chunks that arrived.
+    pub arrived_chunks: u64,
+    /// Hosts that ended complete.
+    pub complete: usize,
+    /// Broken promises: kind and how often.
+    pub violations: Vec<(String, u64)>,
+    /// Longest stalls by reason, in seconds.
+    pub stalls: Vec<(String, f64)>,
+    /// Mean use of the registry's line, the uplinks and the downlinks until the last host ended, from 0 to 1.
+    pub utilisation: (f64, f64, f64),
+    /// Events processed.
+    pub steps: u64,
+}
+
+impl Outcome {
+    /// Makespan over the lower bound.
+    #[must_use]
+    pub fn makespan_over_bound(&self) -> f64 {
+        self.makespan_s / self.bound_s
+    }
+
+    /// The last host's time over the first host's.
+    #[must_use]
+    pub fn last_over_first(&self) -> f64 {
+        self.makespan_s / self.first_s
+    }
+
+    /// Bytes from the registry over the image's.
+    #[must_use]
+    pub fn origin_over_image(&self) -> f64 {
+        ratio(self.origin_bytes, self.image_bytes)
+    }
+
+    /// Whether nothing was violated and every wanted host ended complete.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.violations.is_empty() && self.complete == self.hosts
+    }
+
+    /// As one JSON object.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "scenario": self.scenario,
+            "seed": self.seed,
+            "hosts": self.hosts,
+            "complete": self.complete,
+            "image_bytes": self.image_bytes,
+            "chunk_bytes": self.chunk_bytes,
+            "passed": self.passed(),
+            "makespan_over_bound": round(self.makespan_over_bound()),
+            "last_over_first": round(self.last_over_first()),
+            "origin_over_image": round(self.origin_over_image()),
+            "makespan_s": round(self.makespan_s),
+            "first_s": round(self.first_s),
+            "bound_s": round(self.bound_s),
+            "bytes": {
+                "origin": self.origin_bytes,
+                "peers": self.peer_bytes,
+                "local": self.local_bytes,
+            },
+            "pulled_over_arrived": round(ratio(self.pulled_chunks, self.arrived_chunks)),
+            "violations": self.violations.iter().map(|(kind, times)| json!({ "kind": kind, "times": times })).collect::<Vec<_>>(),
+            "stalls_s": self.stalls.iter().map(|(reason, longest)| (reason.clone(), json!(round(*longest)))).collect::<serde_json::Map<_, _>>(),
+            "utilisation": {
+                "origin": round(self.utilisation.0),
+                "uplinks": round(self.utilisation.1),
+                "downlinks": round(self.utilisation.2),
+            },
+            "steps": self.steps,
+        })
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            if let Err(error) = writeln!(text, "{name:>20}  {value}") {
+                text.push_str(&error.to_string());
+            }
+        };
+        line(
+            "scenario",
+            format!("{} (seed {})", self.scenario, self.seed),
+        );
+        line(
+            "hosts",
+            format!("{} of {} complete", self.complete, self.hosts),
+        );
+        line(
+            "makespan",
+            format!(
+                "{:.2} s, bound {:.2} s: {:.4}",
+                self.makespan_s,
+                self.bound_s,
+                self.makespan_over_bound()
+            ),
+        );
+        line("last / first", format!("{:.4}", self.last_over_first()));
+        line("origin / image", format!("{:.4}", self.origin_over_image()));
+        line(
+            "pulled / arrived",
+            format!("{:.4}", ratio(self.pulled_chunks, self.arrived_chunks)),
+        );
+        line(
+            "use of lines",
+            format!(
+                "origin {:.3}, up {:.3}, down {:.3}",
+                self.utilisation.0, self.utilisation.1, self.utilisation.2
+            ),
+        );
+        for (reason, longest) in &self.stalls {
+            line("longest stall", format!("{longest:.1} s {reason}"));
+        }
+        for (kind, times) in &self.violations {
+            line("VIOLATION", format!("{kind} ({times} times)"));
+        }
+        text
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people and ratios")]
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 10_000.0).round() / 10_000.0
+}

@@ -1,0 +1,150 @@
+//! Scenarios: what the world does to the fleet.
+
+use crate::network::Nanos;
+
+/// One gigabit per second less headers, in bytes: what 1 GbE moves (docs: 117 MB/s).
+pub const GIGABIT: u64 = 117_000_000;
+
+/// What the world does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// Nothing goes wrong.
+    Fanout,
+    /// 2 % of the hosts crash and return with their journal, 5 % upload at half rate, one lies.
+    Faults,
+    /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links.
+    Liars,
+    /// The coordinator goes a third of the way in, and never returns.
+    Headless,
+    /// All agents and the coordinator are restarted at once, midway.
+    Restart,
+    /// 5 % of the hosts have half the rate, both ways.
+    Slow,
+    /// The registry falls to a quarter of its rate, then is down, then comes back.
+    Throttle,
+    /// The fleet is cut in two for a while.
+    Cut,
+    /// A fifth of the hosts joins midway.
+    Late,
+    /// Lease holders leave for ever.
+    Vanish,
+}
+
+impl Scenario {
+    /// Every scenario.
+    pub const ALL: [Self; 10] = [
+        Self::Fanout,
+        Self::Faults,
+        Self::Liars,
+        Self::Headless,
+        Self::Restart,
+        Self::Slow,
+        Self::Throttle,
+        Self::Cut,
+        Self::Late,
+        Self::Vanish,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Faults => "faults",
+            Self::Liars => "liars",
+            Self::Headless => "headless",
+            Self::Restart => "restart",
+            Self::Slow => "slow",
+            Self::Throttle => "throttle",
+            Self::Cut => "cut",
+            Self::Late => "late",
+            Self::Vanish => "vanish",
+        }
+    }
+
+    /// What happens in it.
+    #[must_use]
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Fanout => "nothing goes wrong",
+            Self::Faults => {
+                "2 % of hosts crash and return with their journal, 5 % upload at half rate, one lies"
+            }
+            Self::Liars => "30 % of hosts send bad chunks or invented links",
+            Self::Headless => "the coordinator goes a third of the way in and stays away",
+            Self::Restart => "all agents and the coordinator restart at once, midway",
+            Self::Slow => "5 % of hosts have half the rate both ways",
+            Self::Throttle => "the registry throttles to a quarter, goes down, and returns",
+            Self::Cut => "the fleet is cut in two for a while",
+            Self::Late => "a fifth of the hosts joins midway",
+            Self::Vanish => "two lease holders leave for ever, one after the other",
+        }
+    }
+
+    /// The scenario of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|scenario| scenario.name() == name)
+    }
+}
+
+/// A run's circumstances.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// What the world does.
+    pub scenario: Scenario,
+    /// Hosts.
+    pub hosts: usize,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// Bytes of each content; the last is shorter.
+    pub content_bytes: u64,
+    /// Bytes of a chunk. Another size than the default scales all rates instead: the cores only know their own chunks.
+    pub chunk_bytes: u64,
+    /// The seed.
+    pub seed: u64,
+    /// The registry's rate, bytes per second.
+    pub origin_rate: u64,
+    /// A host's uplink, bytes per second.
+    pub up_rate: u64,
+    /// A host's downlink, bytes per second.
+    pub down_rate: u64,
+    /// One way between any two, nanoseconds.
+    pub delay: Nanos,
+    /// Pieces of a chunk on the network; 0 chooses by the size of the fleet.
+    pub pieces: u32,
+    /// Zones.
+    pub zones: usize,
+    /// Prints the use of the lines over time to stderr.
+    pub trace: bool,
+    /// The swarm's numbers.
+    pub swarm: swarm::Config,
+    /// The plan's numbers.
+    pub plan: rollout::stage::Config,
+}
+
+impl Setup {
+    /// Equal gigabit links and a registry of the same rate.
+    #[must_use]
+    pub fn new(scenario: Scenario, hosts: usize, image_bytes: u64, seed: u64) -> Self {
+        Self {
+            scenario,
+            hosts,
+            image_bytes,
+            content_bytes: 512 << 20,
+            chunk_bytes: proto::CHUNK_BYTES,
+            seed,
+            origin_rate: GIGABIT,
+            up_rate: GIGABIT,
+            down_rate: GIGABIT,
+            delay: 100_000,
+            pieces: 0,
+            zones: 1,
+            trace: false,
+            swarm: swarm::Config::default(),
+            plan: rollout::stage::Config::default(),
+        }
+    }
+}

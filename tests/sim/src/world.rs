@@ -1,0 +1,648 @@
+//! The world: hosts with real swarms, a coordinator with a real plan, the network between them, and time.
+//!
+//! Events lie in a heap by time; messages that all take the same delay lie in a queue. What the cores want done is in
+//! `act`, the coordinator in `office`, faults in `fault`, promises in `check`.
+
+mod act;
+mod check;
+mod fault;
+mod office;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
+};
+
+use proto::{ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Moment};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+use rollout::stage;
+use swarm::{
+    Swarm,
+    event::{ContentId, Delivery, Failure, Spread, Ticket},
+};
+
+use crate::{
+    network::{Downlink, Nanos, TransferId, Uplink, takes},
+    outcome::Outcome,
+    scenario::Setup,
+};
+
+use self::{check::Checks, fault::Fault, office::Office};
+
+/// Pieces of one transfer under way at one time: one goes out while the one before comes in.
+const PIECES_UNDER_WAY: u32 = 2;
+/// A broken connection is noticed after this long.
+const NOTICED_AFTER: Nanos = 3_000_000_000;
+/// A handshake takes this many one-way delays, and some work.
+const HANDSHAKE_DELAYS: u64 = 4;
+const HANDSHAKE_WORK: Nanos = 1_000_000;
+/// Hosts report this often.
+const REPORT_EVERY: Nanos = 1_000_000_000;
+/// Promises that need a look at all hosts are checked this often.
+const SAMPLE_EVERY: Nanos = 5_000_000_000;
+/// The order comes when the fleet has been up for this long.
+const WARM_UP: Nanos = 1_000_000_000;
+/// Chunks of one fetch under way from the registry at one time: a stream never pauses between chunks.
+const FETCH_AHEAD: u32 = 2;
+
+/// What an agent's journal may lose in a crash.
+const JOURNAL_LAG: Nanos = 1_000_000_000;
+
+#[derive(Debug)]
+struct Spec {
+    digest: Digest,
+    key: u64,
+    geometry: Geometry,
+}
+
+#[derive(Debug)]
+struct Node {
+    id: HostId,
+    key: HostKey,
+    swarm: Swarm,
+    /// Which life this is: events of an earlier one are void.
+    life: u32,
+    alive: bool,
+    left: bool,
+    wanted: bool,
+    liar: bool,
+    connected: Vec<bool>,
+    up_count: usize,
+    roster: Vec<bool>,
+    session: bool,
+    staged: bool,
+    held: Vec<ChunkSet>,
+    missing: u64,
+    /// Chunks held that are false: by content, with sender and maker.
+    false_links: BTreeMap<u32, BTreeMap<u32, (u32, u32)>>,
+    /// Sender and maker of each chunk, kept only where somebody lies.
+    sources: Vec<Vec<(u32, u32)>>,
+    makers_blamed: BTreeMap<u32, u32>,
+    /// Arrivals of the last second, for hosts that will crash.
+    recent: VecDeque<(Nanos, u32, u32)>,
+    keeps_recent: bool,
+    fetches: BTreeMap<u32, Fetching>,
+    leases: BTreeMap<u32, u32>,
+    timer_at: Nanos,
+    uploads: usize,
+    grown_at: Nanos,
+    finished_at: Option<Nanos>,
+    reported: Option<(stage::event::Standing, u64)>,
+    requested: BTreeMap<(u32, u32), u32>,
+    headless_since: Option<Nanos>,
+    down: Downlink,
+}
+
+#[derive(Debug)]
+struct Fetching {
+    next: u32,
+    until: u32,
+    under_way: u32,
+    failing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Push,
+    Answer(Ticket),
+    Origin,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    use_: u32,
+    live: bool,
+    from: u32,
+    to: u32,
+    content: u32,
+    chunk: u32,
+    kind: Kind,
+    spread: Option<Spread>,
+    bytes: u64,
+    begun: bool,
+    queued: u32,
+    came: u32,
+}
+
+#[derive(Debug)]
+struct Question {
+    asker: u32,
+    server: u32,
+    content: u32,
+    chunk: u32,
+}
+
+#[derive(Debug)]
+enum Due {
+    Timer { host: u32, life: u32 },
+    UplinkFree(u32),
+    Piece(TransferId),
+    Handshake { a: u32, b: u32, lives: (u32, u32) },
+    LineDead { host: u32, peer: u32, life: u32 },
+    Report { host: u32, life: u32 },
+    OriginGaveUp { host: u32, life: u32, content: u32 },
+    PlanTimer,
+    Sample,
+    Fault(usize),
+}
+
+#[derive(Debug)]
+enum Message {
+    ToHost {
+        host: u32,
+        life: u32,
+        event: swarm::Event,
+    },
+    Offer(TransferId),
+    Ask(Question),
+    ToPlan {
+        term: u32,
+        event: stage::Event,
+    },
+}
+
+/// Everything there is.
+#[derive(Debug)]
+pub struct World {
+    setup: Setup,
+    scale: u64,
+    pieces: u32,
+    now: Nanos,
+    rng: ChaCha8Rng,
+    sequence: u64,
+    due: BinaryHeap<Reverse<Entry>>,
+    wire: VecDeque<(Nanos, Message)>,
+    specs: Vec<Spec>,
+    image: Digest,
+    nodes: Vec<Node>,
+    /// Uplinks of the hosts, and the registry's at the end.
+    uplinks: Vec<Uplink>,
+    by_key: HashMap<HostKey, u32>,
+    by_id: BTreeMap<HostId, u32>,
+    transfers: Vec<Transfer>,
+    free_transfers: Vec<u32>,
+    questions: HashMap<Ticket, Question>,
+    next_ticket: u64,
+    offer: Option<(Ticket, TransferId)>,
+    office: Office,
+    origin_up: bool,
+    cut: bool,
+    lies: bool,
+    faults: Vec<(Nanos, Fault)>,
+    faults_left: usize,
+    checks: Checks,
+    ordered_at: Nanos,
+    unfinished: usize,
+    origin_bytes: u64,
+    peer_bytes: u64,
+    local_bytes: u64,
+    pulled: u64,
+    arrived: u64,
+    steps: u64,
+    traced: (Nanos, Nanos, Nanos, Nanos),
+}
+
+#[derive(Debug)]
+struct Entry {
+    at: Nanos,
+    sequence: u64,
+    due: Due,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.sequence) == (other.at, other.sequence)
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.sequence).cmp(&(other.at, other.sequence))
+    }
+}
+
+impl World {
+    /// The world at its beginning.
+    ///
+    /// # Panics
+    /// When the setup names a content larger than any can be.
+    #[must_use]
+    pub fn new(setup: &Setup) -> Self {
+        let mut setup = setup.clone();
+        // coarser chunks: the cores keep theirs, and everything else shrinks
+        let scale = (setup.chunk_bytes / proto::CHUNK_BYTES).max(1);
+        let rate = |rate: u64| (rate / scale).max(1);
+        setup.swarm.assumed_rate_bytes_per_second = rate(setup.swarm.assumed_rate_bytes_per_second);
+        let pieces = match (setup.pieces, setup.hosts) {
+            (0, ..=32) => 16,
+            (0, ..=100) => 4,
+            (0, _) => 1,
+            (pieces, _) => pieces,
+        };
+        let specs: Vec<Spec> = specs(setup.image_bytes / scale, setup.content_bytes / scale);
+        let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
+        let count = setup.hosts;
+        let mut nodes = Vec::with_capacity(count);
+        let mut by_key = HashMap::new();
+        let mut by_id = BTreeMap::new();
+        for at in 0..count {
+            let id: HostId = format!("host-{at:04}").parse().expect("a host id");
+            by_key.insert(id.key(), index(at));
+            by_id.insert(id.clone(), index(at));
+            nodes.push(Node::new(
+                id,
+                &setup,
+                &specs,
+                rng.next_u64(),
+                rate(setup.down_rate),
+            ));
+        }
+        let mut uplinks: Vec<Uplink> = (0..count)
+            .map(|_| Uplink::new(rate(setup.up_rate)))
+            .collect();
+        uplinks.push(Uplink::new(rate(setup.origin_rate)));
+        let office = Office::new(setup.plan.clone(), rng.next_u64());
+        let mut world = Self {
+            scale,
+            pieces,
+            now: 0,
+            rng,
+            sequence: 0,
+            due: BinaryHeap::new(),
+            wire: VecDeque::new(),
+            image: Digest::of(b"image"),
+            specs,
+            nodes,
+            uplinks,
+            by_key,
+            by_id,
+            transfers: Vec::new(),
+            free_transfers: Vec::new(),
+            questions: HashMap::new(),
+            next_ticket: 0,
+            offer: None,
+            office,
+            origin_up: true,
+            cut: false,
+            lies: false,
+            faults: Vec::new(),
+            faults_left: 0,
+            checks: Checks::default(),
+            ordered_at: WARM_UP,
+            unfinished: 0,
+            origin_bytes: 0,
+            peer_bytes: 0,
+            local_bytes: 0,
+            pulled: 0,
+            arrived: 0,
+            steps: 0,
+            traced: (0, 0, 0, 0),
+            setup,
+        };
+        world.plan_faults();
+        world.unfinished = world.nodes.iter().filter(|node| node.wanted).count();
+        world
+    }
+
+    /// Lets time pass until every wanted host is complete, or far too much of it has passed.
+    #[must_use]
+    pub fn run(mut self) -> Outcome {
+        self.open_office();
+        for host in 0..self.nodes.len() {
+            if self.nodes[host].alive {
+                self.begin_life(index(host));
+            }
+        }
+        self.at(WARM_UP, Due::Fault(usize::MAX));
+        self.at(WARM_UP + SAMPLE_EVERY, Due::Sample);
+        let patience = WARM_UP + seconds(20.0 * self.bound_s() + 900.0);
+        while (self.unfinished > 0 || self.faults_left > 0) && self.now < patience {
+            if !self.step() {
+                break;
+            }
+        }
+        if self.unfinished > 0 {
+            self.checks.note("not every wanted host completed");
+            self.explain_unfinished();
+        }
+        self.outcome()
+    }
+
+    fn step(&mut self) -> bool {
+        let wire_at = self.wire.front().map_or(u64::MAX, |(at, _)| *at);
+        let due_at = self.due.peek().map_or(u64::MAX, |Reverse(entry)| entry.at);
+        if wire_at == u64::MAX && due_at == u64::MAX {
+            return false;
+        }
+        self.steps += 1;
+        if wire_at <= due_at {
+            if let Some((at, message)) = self.wire.pop_front() {
+                self.now = at;
+                self.deliver(message);
+            }
+        } else if let Some(Reverse(entry)) = self.due.pop() {
+            self.now = entry.at;
+            self.happen(entry.due);
+        }
+        true
+    }
+
+    fn at(&mut self, at: Nanos, due: Due) {
+        self.sequence += 1;
+        self.due.push(Reverse(Entry {
+            at,
+            sequence: self.sequence,
+            due,
+        }));
+    }
+
+    /// Sends a message; all take the same delay.
+    fn send(&mut self, message: Message) {
+        self.wire.push_back((self.now + self.setup.delay, message));
+    }
+
+    fn tell(&mut self, host: u32, event: swarm::Event) {
+        let life = self.node(host).life;
+        self.send(Message::ToHost { host, life, event });
+    }
+
+    fn deliver(&mut self, message: Message) {
+        match message {
+            Message::ToHost { host, life, event } => {
+                let node = self.node(host);
+                if node.alive && node.life == life {
+                    self.feed(host, event);
+                }
+            }
+            Message::Offer(id) => self.offered(id),
+            Message::Ask(question) => self.asked(question),
+            Message::ToPlan { term, event } => self.to_plan(term, event),
+        }
+    }
+
+    fn happen(&mut self, due: Due) {
+        match due {
+            Due::Timer { host, life } => {
+                let now = self.now;
+                let node = self.node_mut(host);
+                if node.alive && node.life == life && node.timer_at <= now {
+                    node.timer_at = u64::MAX;
+                    self.feed(host, swarm::Event::Tick);
+                }
+            }
+            Due::UplinkFree(line) => {
+                self.uplinks[line as usize].busy = false;
+                self.start_piece(line);
+            }
+            Due::Piece(id) => self.piece_came(id),
+            Due::Handshake { a, b, lives } => self.handshake(a, b, lives),
+            Due::LineDead { host, peer, life } => self.line_dead(host, peer, life),
+            Due::Report { host, life } => self.report(host, life),
+            Due::OriginGaveUp {
+                host,
+                life,
+                content,
+            } => self.origin_gave_up(host, life, content),
+            Due::PlanTimer => self.plan_timer(),
+            Due::Sample => self.sample(),
+            Due::Fault(usize::MAX) => self.order(),
+            Due::Fault(at) => self.strike(at),
+        }
+    }
+
+    fn node(&self, host: u32) -> &Node {
+        &self.nodes[host as usize]
+    }
+
+    fn node_mut(&mut self, host: u32) -> &mut Node {
+        &mut self.nodes[host as usize]
+    }
+
+    fn moment(&self) -> Moment {
+        Moment(self.now / 1_000)
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        let wide = u64::from(self.rng.next_u32()) * below as u64;
+        usize::try_from(wide >> 32).unwrap_or(0)
+    }
+
+    /// Feeds one host's swarm, and carries out what it wants.
+    fn feed(&mut self, host: u32, event: swarm::Event) {
+        let moment = self.moment();
+        self.node_mut(host).swarm.handle(moment, event);
+        while let Some(action) = self.node_mut(host).swarm.poll() {
+            self.act(host, action);
+        }
+        let next = self.node(host).swarm.next_timeout();
+        if let Some(next) = next {
+            let at = (next.0 * 1_000).max(self.now + 1_000);
+            let node = self.node_mut(host);
+            if at < node.timer_at {
+                node.timer_at = at;
+                let life = node.life;
+                self.at(at, Due::Timer { host, life });
+            }
+        }
+    }
+
+    /// A host's agent starts: it finds what its journal vouches for, and opens its session.
+    fn begin_life(&mut self, host: u32) {
+        let seed = self.rng.next_u64();
+        let config = self.setup.swarm.clone();
+        let now = self.now;
+        let node = self.node_mut(host);
+        node.life += 1;
+        node.alive = true;
+        node.swarm = Swarm::new(node.key, config, seed);
+        node.timer_at = u64::MAX;
+        node.grown_at = now;
+        node.staged = false;
+        node.session = false;
+        node.reported = None;
+        let life = node.life;
+        let jitter = self.random(usize::try_from(REPORT_EVERY).unwrap_or(1)) as u64;
+        self.at(self.now + jitter, Due::Report { host, life });
+        self.open_session(host);
+    }
+
+    /// The agent learns that it is to hold the image.
+    fn stage(&mut self, host: u32) {
+        if self.node(host).staged {
+            return;
+        }
+        self.node_mut(host).staged = true;
+        for at in 0..self.specs.len() {
+            let spec = &self.specs[at];
+            let event = swarm::Event::Content {
+                id: ContentId(index(at)),
+                key: spec.key,
+                size: spec.geometry.size(),
+                held: self.node(host).held[at].clone(),
+                order: index(at),
+            };
+            self.feed(host, event);
+        }
+    }
+
+    /// The time that no schedule can beat, in seconds.
+    fn bound_s(&self) -> f64 {
+        let image: u64 = self.specs.iter().map(|spec| spec.geometry.size()).sum();
+        let wanted: Vec<usize> = (0..self.nodes.len())
+            .filter(|at| self.nodes[*at].wanted)
+            .collect();
+        let up: u64 = self.uplinks[..self.nodes.len()]
+            .iter()
+            .zip(&self.nodes)
+            .filter(|(_, node)| !node.left)
+            .map(|(line, _)| line.rate)
+            .sum();
+        let slowest = wanted
+            .iter()
+            .map(|at| self.nodes[*at].down.rate)
+            .min()
+            .unwrap_or(1);
+        let origin = self.uplinks[self.nodes.len()].rate;
+        let float = precise;
+        let image = float(image);
+        (image / float(origin))
+            .max(image / float(slowest))
+            .max(image * float(wanted.len() as u64) / float(origin + up))
+    }
+
+    fn outcome(self) -> Outcome {
+        let times: Vec<Nanos> = self
+            .nodes
+            .iter()
+            .filter(|node| node.wanted)
+            .filter_map(|node| node.finished_at)
+            .collect();
+        let since = |at: Nanos| precise(at.saturating_sub(self.ordered_at)) / 1e9;
+        let last = since(times.iter().copied().max().unwrap_or(self.now));
+        let first = since(times.iter().copied().min().unwrap_or(self.now));
+        let count = precise(self.nodes.len() as u64);
+        let all = precise(self.now.saturating_sub(self.ordered_at).max(1));
+        let ups: Nanos = self.uplinks[..self.nodes.len()]
+            .iter()
+            .map(|line| line.used)
+            .sum();
+        let downs: Nanos = self.nodes.iter().map(|node| node.down.used).sum();
+        Outcome {
+            scenario: self.setup.scenario.name(),
+            seed: self.setup.seed,
+            hosts: self.nodes.iter().filter(|node| node.wanted).count(),
+            image_bytes: self.setup.image_bytes,
+            chunk_bytes: self.setup.chunk_bytes,
+            makespan_s: last,
+            first_s: first,
+            bound_s: self.bound_s(),
+            origin_bytes: self.origin_bytes * self.scale,
+            peer_bytes: self.peer_bytes * self.scale,
+            local_bytes: self.local_bytes * self.scale,
+            pulled_chunks: self.pulled,
+            arrived_chunks: self.arrived,
+            complete: times.len(),
+            violations: self.checks.violations(),
+            stalls: self.checks.stalls(),
+            utilisation: (
+                precise(self.uplinks[self.nodes.len()].used) / all,
+                precise(ups) / all / count,
+                precise(downs) / all / count,
+            ),
+            steps: self.steps,
+        }
+    }
+}
+
+impl Node {
+    fn new(id: HostId, setup: &Setup, specs: &[Spec], seed: u64, down_rate: u64) -> Self {
+        let key = id.key();
+        Self {
+            key,
+            id,
+            swarm: Swarm::new(key, setup.swarm.clone(), seed),
+            life: 0,
+            alive: true,
+            left: false,
+            wanted: true,
+            liar: false,
+            connected: vec![false; setup.hosts],
+            up_count: 0,
+            roster: vec![false; setup.hosts],
+            session: false,
+            staged: false,
+            held: specs
+                .iter()
+                .map(|spec| ChunkSet::empty(spec.geometry.chunks()))
+                .collect(),
+            missing: specs
+                .iter()
+                .map(|spec| u64::from(spec.geometry.chunks()))
+                .sum(),
+            false_links: BTreeMap::new(),
+            sources: Vec::new(),
+            makers_blamed: BTreeMap::new(),
+            recent: VecDeque::new(),
+            keeps_recent: false,
+            fetches: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            timer_at: u64::MAX,
+            uploads: 0,
+            grown_at: 0,
+            finished_at: None,
+            reported: None,
+            requested: BTreeMap::new(),
+            headless_since: None,
+            down: Downlink::new(down_rate),
+        }
+    }
+}
+
+/// The image's contents. Incompressible: raw bytes and bytes on the wire are the same.
+fn specs(image_bytes: u64, content_bytes: u64) -> Vec<Spec> {
+    let content_bytes = content_bytes.max(1);
+    let mut specs = Vec::new();
+    let mut left = image_bytes;
+    while left > 0 {
+        let size = left.min(content_bytes);
+        left -= size;
+        let name = format!("content {}", specs.len());
+        let digest = Digest::of(name.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest.as_bytes()[..8]);
+        specs.push(Spec {
+            digest,
+            key: u64::from_be_bytes(first),
+            geometry: Geometry::new(size).expect("a content below the limit"),
+        });
+    }
+    specs
+}
+
+fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+fn seconds(seconds: f64) -> Nanos {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "times of scenarios are small and positive"
+    )]
+    let nanos = (seconds.max(0.0) * 1e9) as Nanos;
+    nanos
+}
+
+#[expect(clippy::cast_precision_loss, reason = "ratios for people")]
+fn precise(value: u64) -> f64 {
+    value as f64
+}

@@ -1,0 +1,884 @@
+//! What the swarms want done, and how the network does it.
+
+use super::*;
+use swarm::{Action, action::Declined, event::OriginEnd};
+
+/// How often a liar lies, in percent of its uploads; half of them are bytes that don't fit, half are invented links.
+const LIES_PERCENT: usize = 20;
+
+impl World {
+    pub(super) fn act(&mut self, host: u32, action: Action) {
+        match action {
+            Action::Dial(key) => self.dial(host, key),
+            Action::HangUp(key) => {
+                if let Some(peer) = self.find(key) {
+                    self.break_line(host, peer, 0);
+                }
+            }
+            Action::Request {
+                peer: key,
+                id,
+                chunk,
+            } => {
+                let Some(peer) = self.check_peer(host, key) else {
+                    return;
+                };
+                self.check_request(host, id.0, chunk.0);
+                if self.node(host).connected[peer as usize] {
+                    self.send(Message::Ask(Question {
+                        asker: host,
+                        server: peer,
+                        content: id.0,
+                        chunk: chunk.0,
+                    }));
+                } else {
+                    self.checks.note("request to a peer that isn't connected");
+                }
+            }
+            Action::Cancel {
+                peer: key,
+                id,
+                chunk,
+            } => {
+                if let Some(peer) = self.find(key) {
+                    self.cancel(host, peer, id.0, chunk.0);
+                }
+            }
+            Action::Push {
+                peer: key,
+                id,
+                chunk,
+                spread,
+            } => {
+                let Some(peer) = self.check_peer(host, key) else {
+                    return;
+                };
+                self.count_upload(host, id.0, chunk.0);
+                if !self.node(host).connected[peer as usize] {
+                    self.checks.note("push to a peer that isn't connected");
+                }
+                let transfer = self.new_transfer(host, peer, id.0, chunk.0, Kind::Push, spread);
+                self.send(Message::Offer(transfer));
+            }
+            Action::Accept(ticket) => match self.offer.take() {
+                Some((open, transfer)) if open == ticket => self.begin_transfer(transfer),
+                _ => self.checks.note("accepted an offer that isn't open"),
+            },
+            Action::Decline(ticket, reason) => match self.offer.take() {
+                Some((open, transfer)) if open == ticket => {
+                    let delivery = match reason {
+                        Declined::Busy => Delivery::Busy,
+                        Declined::Already => Delivery::Already,
+                        Declined::Unwanted => Delivery::Unwanted,
+                        Declined::Missing | Declined::Quarantined => Delivery::Broken,
+                    };
+                    self.end_transfer(transfer, delivery, 0);
+                }
+                _ => self.checks.note("declined an offer that isn't open"),
+            },
+            Action::Serve(ticket) => {
+                if let Some(question) = self.questions.remove(&ticket) {
+                    self.count_upload(host, question.content, question.chunk);
+                    let transfer = self.new_transfer(
+                        host,
+                        question.asker,
+                        question.content,
+                        question.chunk,
+                        Kind::Answer(ticket),
+                        None,
+                    );
+                    self.begin_transfer(transfer);
+                }
+            }
+            Action::Refuse(ticket, reason) => {
+                if let Some(question) = self.questions.remove(&ticket) {
+                    let failure = match reason {
+                        Declined::Busy => Failure::Busy,
+                        Declined::Missing => Failure::Missing,
+                        Declined::Already | Declined::Unwanted | Declined::Quarantined => {
+                            Failure::Refused
+                        }
+                    };
+                    self.not_arrived(&question, failure);
+                }
+            }
+            Action::Announce {
+                peer: key,
+                id,
+                chunks,
+                reset,
+            } => {
+                self.check_announced(host, id.0, &chunks);
+                if let Some(peer) = self.check_peer(host, key) {
+                    let me = self.node(host).key;
+                    if self.node(host).connected[peer as usize] && self.node(peer).staged {
+                        self.tell(
+                            peer,
+                            swarm::Event::Announced {
+                                peer: me,
+                                id,
+                                chunks,
+                                reset,
+                            },
+                        );
+                    }
+                }
+            }
+            Action::AnnounceLoad {
+                peer: key,
+                backlog_bytes,
+                upload_bytes_per_second,
+            } => {
+                if let Some(peer) = self.check_peer(host, key) {
+                    let me = self.node(host).key;
+                    if self.node(host).connected[peer as usize] {
+                        self.tell(
+                            peer,
+                            swarm::Event::Load {
+                                peer: me,
+                                backlog_bytes,
+                                upload_bytes_per_second,
+                            },
+                        );
+                    }
+                }
+            }
+            Action::Fetch { id, until } => self.fetch(host, id.0, until.0),
+            Action::StopFetch(id) => {
+                self.node_mut(host).fetches.remove(&id.0);
+                self.abort_origin(host, id.0);
+            }
+            Action::ReleaseLease(id) => {
+                self.node_mut(host).leases.remove(&id.0);
+                self.tell_lease_ended(host, id.0, stage::event::LeaseEnd::Released);
+            }
+            Action::Report { peer: key, .. } => {
+                if let Some(peer) = self.find(key) {
+                    let maker = self
+                        .node_mut(host)
+                        .makers_blamed
+                        .remove(&peer)
+                        .unwrap_or(peer);
+                    self.check_blame(peer, maker);
+                    self.tell_plan_from(host, |world| stage::Event::Blamed {
+                        by: world.node(host).id.clone(),
+                        host: world.node(peer).id.clone(),
+                        maker: world.node(maker).id.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn find(&self, key: HostKey) -> Option<u32> {
+        self.by_key.get(&key).copied()
+    }
+
+    // ---- connections --------------------------------------------------------------------------------------------
+
+    fn dial(&mut self, host: u32, key: HostKey) {
+        let Some(peer) = self.check_peer(host, key) else {
+            return;
+        };
+        let lives = (self.node(host).life, self.node(peer).life);
+        if self.reachable(host, peer) {
+            let at = self.now + self.setup.delay * HANDSHAKE_DELAYS + HANDSHAKE_WORK;
+            self.at(
+                at,
+                Due::Handshake {
+                    a: host,
+                    b: peer,
+                    lives,
+                },
+            );
+        } else {
+            self.at(
+                self.now + NOTICED_AFTER,
+                Due::LineDead {
+                    host,
+                    peer,
+                    life: lives.0,
+                },
+            );
+        }
+    }
+
+    pub(super) fn reachable(&self, a: u32, b: u32) -> bool {
+        let split = self.nodes.len() / 2;
+        self.node(b).alive
+            && self.node(a).alive
+            && !(self.cut && ((a as usize) < split) != ((b as usize) < split))
+    }
+
+    pub(super) fn handshake(&mut self, a: u32, b: u32, lives: (u32, u32)) {
+        if self.node(a).life != lives.0 || !self.node(a).alive {
+            return;
+        }
+        // a host lets in only whom its roster names
+        let welcome = self.node(b).life == lives.1
+            && self.reachable(a, b)
+            && self.node(b).roster[a as usize]
+            && self.node(a).roster[b as usize];
+        let (key_a, key_b) = (self.node(a).key, self.node(b).key);
+        if !welcome {
+            self.feed(a, swarm::Event::Disconnected(key_b));
+            return;
+        }
+        if !self.node(a).connected[b as usize] {
+            self.node_mut(a).connected[b as usize] = true;
+            self.node_mut(b).connected[a as usize] = true;
+            self.node_mut(a).up_count += 1;
+            self.node_mut(b).up_count += 1;
+        }
+        self.feed(a, swarm::Event::Connected(key_b));
+        self.feed(b, swarm::Event::Connected(key_a));
+    }
+
+    /// Takes the connection down; both ends notice, the nearer one at once.
+    pub(super) fn break_line(&mut self, host: u32, peer: u32, noticed_after: Nanos) {
+        if !self.node(host).connected[peer as usize] {
+            return;
+        }
+        self.node_mut(host).connected[peer as usize] = false;
+        self.node_mut(peer).connected[host as usize] = false;
+        self.node_mut(host).up_count -= 1;
+        self.node_mut(peer).up_count -= 1;
+        for at in 0..self.transfers.len() {
+            let transfer = &self.transfers[at];
+            let between = (transfer.from, transfer.to) == (host, peer)
+                || (transfer.from, transfer.to) == (peer, host);
+            if transfer.live && between {
+                let id = TransferId {
+                    at: index(at),
+                    use_: transfer.use_,
+                };
+                self.drop_transfer(id);
+            }
+        }
+        self.questions.retain(|_, question| {
+            (question.asker, question.server) != (host, peer)
+                && (question.asker, question.server) != (peer, host)
+        });
+        for (one, other) in [(host, peer), (peer, host)] {
+            let life = self.node(one).life;
+            self.at(
+                self.now + self.setup.delay + noticed_after,
+                Due::LineDead {
+                    host: one,
+                    peer: other,
+                    life,
+                },
+            );
+        }
+    }
+
+    pub(super) fn line_dead(&mut self, host: u32, peer: u32, life: u32) {
+        let node = self.node(host);
+        if node.alive && node.life == life && !node.connected[peer as usize] {
+            let key = self.node(peer).key;
+            self.feed(host, swarm::Event::Disconnected(key));
+        }
+    }
+
+    // ---- transfers ----------------------------------------------------------------------------------------------
+
+    fn new_transfer(
+        &mut self,
+        from: u32,
+        to: u32,
+        content: u32,
+        chunk: u32,
+        kind: Kind,
+        spread: Option<Spread>,
+    ) -> TransferId {
+        let bytes = u64::from(self.specs[content as usize].geometry.len(ChunkIndex(chunk)));
+        let transfer = |use_| Transfer {
+            use_,
+            live: true,
+            from,
+            to,
+            content,
+            chunk,
+            kind,
+            spread,
+            bytes,
+            begun: false,
+            queued: 0,
+            came: 0,
+        };
+        if let Some(at) = self.free_transfers.pop() {
+            let use_ = self.transfers[at as usize].use_ + 1;
+            self.transfers[at as usize] = transfer(use_);
+            TransferId { at, use_ }
+        } else {
+            self.transfers.push(transfer(0));
+            TransferId {
+                at: index(self.transfers.len() - 1),
+                use_: 0,
+            }
+        }
+    }
+
+    fn transfer(&self, id: TransferId) -> Option<&Transfer> {
+        self.transfers
+            .get(id.at as usize)
+            .filter(|transfer| transfer.live && transfer.use_ == id.use_)
+    }
+
+    pub(super) fn offered(&mut self, id: TransferId) {
+        let Some(transfer) = self.transfer(id) else {
+            return;
+        };
+        let (from, to, content, chunk) = (
+            transfer.from,
+            transfer.to,
+            ContentId(transfer.content),
+            ChunkIndex(transfer.chunk),
+        );
+        if !self.node(to).staged {
+            self.end_transfer(id, Delivery::Unwanted, 0);
+            return;
+        }
+        let spread = self.transfers[id.at as usize].spread.take();
+        let ticket = self.ticket();
+        self.offer = Some((ticket, id));
+        let peer = self.node(from).key;
+        self.feed(
+            to,
+            swarm::Event::Offered {
+                ticket,
+                peer,
+                id: content,
+                chunk,
+                spread,
+            },
+        );
+        if self.offer.take().is_some() {
+            self.checks.note("an offer wasn't answered at once");
+        }
+    }
+
+    pub(super) fn asked(&mut self, question: Question) {
+        let server = question.server;
+        if !self.node(server).connected[question.asker as usize] {
+            return;
+        }
+        if !self.node(server).staged {
+            self.not_arrived(&question, Failure::Missing);
+            return;
+        }
+        let ticket = self.ticket();
+        let event = swarm::Event::Requested {
+            ticket,
+            peer: self.node(question.asker).key,
+            id: ContentId(question.content),
+            chunk: ChunkIndex(question.chunk),
+        };
+        self.questions.insert(ticket, question);
+        self.feed(server, event);
+    }
+
+    fn not_arrived(&mut self, question: &Question, failure: Failure) {
+        self.settle_request(question.asker, question.content, question.chunk);
+        let peer = self.node(question.server).key;
+        self.tell(
+            question.asker,
+            swarm::Event::NotArrived {
+                peer,
+                id: ContentId(question.content),
+                chunk: ChunkIndex(question.chunk),
+                failure,
+            },
+        );
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    fn begin_transfer(&mut self, id: TransferId) {
+        let from = {
+            let transfer = &mut self.transfers[id.at as usize];
+            transfer.begun = true;
+            transfer.from
+        };
+        for _ in 0..PIECES_UNDER_WAY.min(self.pieces) {
+            self.queue_piece(id);
+        }
+        self.start_piece(from);
+    }
+
+    fn queue_piece(&mut self, id: TransferId) {
+        let transfer = &mut self.transfers[id.at as usize];
+        transfer.queued += 1;
+        let from = transfer.from;
+        self.uplinks[from as usize].queue.push_back(id);
+    }
+
+    /// The line takes its next piece, if it is idle.
+    pub(super) fn start_piece(&mut self, line: u32) {
+        if self.uplinks[line as usize].busy {
+            return;
+        }
+        while let Some(id) = self.uplinks[line as usize].queue.pop_front() {
+            let Some((to, bytes)) = self
+                .transfer(id)
+                .map(|transfer| (transfer.to, transfer.bytes))
+            else {
+                continue;
+            };
+            let bytes = bytes.div_ceil(u64::from(self.pieces));
+            let uplink = &mut self.uplinks[line as usize];
+            let out = takes(bytes, uplink.rate);
+            uplink.busy = true;
+            uplink.used += out;
+            let delay = self.setup.delay;
+            let (first, last) = (self.now + delay, self.now + out + delay);
+            let came = self.node_mut(to).down.take(first, last, bytes);
+            self.at(self.now + out, Due::UplinkFree(line));
+            self.at(came, Due::Piece(id));
+            return;
+        }
+    }
+
+    pub(super) fn piece_came(&mut self, id: TransferId) {
+        let Some(transfer) = self.transfer(id) else {
+            return;
+        };
+        let (from, queued, came) = (transfer.from, transfer.queued, transfer.came + 1);
+        self.transfers[id.at as usize].came = came;
+        if came == self.pieces {
+            self.completed(id);
+        } else if queued < self.pieces {
+            self.queue_piece(id);
+            self.start_piece(from);
+        }
+    }
+
+    /// All of a transfer came in.
+    fn completed(&mut self, id: TransferId) {
+        let Some(transfer) = self.transfer(id) else {
+            return;
+        };
+        let (from, to, content, chunk, kind, bytes) = (
+            transfer.from,
+            transfer.to,
+            transfer.content,
+            transfer.chunk,
+            transfer.kind,
+            transfer.bytes,
+        );
+        if kind == Kind::Origin {
+            self.drop_transfer(id);
+            self.origin_bytes += bytes;
+            self.from_origin(to, content, chunk);
+            return;
+        }
+        self.peer_bytes += bytes;
+        self.arrived += 1;
+        if matches!(kind, Kind::Answer(_)) {
+            self.pulled += 1;
+            self.settle_request(to, content, chunk);
+        }
+        let lie = if self.lies {
+            self.lie(from, to, content, chunk)
+        } else {
+            Lie::None
+        };
+        let peer = self.node(from).key;
+        let (content_id, chunk_index) = (ContentId(content), ChunkIndex(chunk));
+        if lie == Lie::Bytes {
+            self.feed(
+                to,
+                swarm::Event::NotArrived {
+                    peer,
+                    id: content_id,
+                    chunk: chunk_index,
+                    failure: Failure::Bad,
+                },
+            );
+            self.end_transfer(id, Delivery::Bad, bytes);
+            return;
+        }
+        self.store(to, content, chunk, from, lie);
+        self.feed(
+            to,
+            swarm::Event::Arrived {
+                peer,
+                id: content_id,
+                chunk: chunk_index,
+                wire_bytes: bytes,
+            },
+        );
+        self.end_transfer(id, Delivery::Stored, bytes);
+        self.close(to, content);
+    }
+
+    /// A transfer is over; its sender hears of it.
+    fn end_transfer(&mut self, id: TransferId, delivery: Delivery, wire_bytes: u64) {
+        let Some(transfer) = self.transfer(id) else {
+            return;
+        };
+        let (from, to, begun) = (transfer.from, transfer.to, transfer.begun);
+        let event = swarm::Event::Sent {
+            peer: self.node(to).key,
+            id: ContentId(transfer.content),
+            chunk: ChunkIndex(transfer.chunk),
+            ticket: match transfer.kind {
+                Kind::Answer(ticket) => Some(ticket),
+                Kind::Push | Kind::Origin => None,
+            },
+            delivery,
+            wire_bytes,
+        };
+        self.drop_transfer(id);
+        if begun && delivery == Delivery::Stored {
+            // the sender's next upload doesn't wait for the acknowledgement: others are under way
+            if self.node(from).alive {
+                self.feed(from, event);
+            }
+        } else {
+            self.tell(from, event);
+        }
+    }
+
+    pub(super) fn drop_transfer(&mut self, id: TransferId) {
+        let transfer = &mut self.transfers[id.at as usize];
+        if !transfer.live || transfer.use_ != id.use_ {
+            return;
+        }
+        transfer.live = false;
+        let (from, kind, to, content, chunk) = (
+            transfer.from,
+            transfer.kind,
+            transfer.to,
+            transfer.content,
+            transfer.chunk,
+        );
+        self.free_transfers.push(id.at);
+        if kind != Kind::Origin {
+            let node = self.node_mut(from);
+            node.uploads = node.uploads.saturating_sub(1);
+        }
+        if matches!(kind, Kind::Answer(_)) {
+            self.settle_request(to, content, chunk);
+        }
+    }
+
+    fn cancel(&mut self, host: u32, peer: u32, content: u32, chunk: u32) {
+        self.settle_request(host, content, chunk);
+        let found = (0..self.transfers.len()).find(|at| {
+            let transfer = &self.transfers[*at];
+            transfer.live
+                && transfer.kind != Kind::Origin
+                && transfer.begun
+                && (transfer.from, transfer.to) == (peer, host)
+                && (transfer.content, transfer.chunk) == (content, chunk)
+        });
+        if let Some(at) = found {
+            let id = TransferId {
+                at: index(at),
+                use_: self.transfers[at].use_,
+            };
+            let held = self.node(host).held[content as usize].contains(ChunkIndex(chunk));
+            let delivery = if held {
+                Delivery::Already
+            } else {
+                Delivery::Broken
+            };
+            self.end_transfer(id, delivery, 0);
+            return;
+        }
+        let ticket = self
+            .questions
+            .iter()
+            .filter(|(_, question)| {
+                (question.asker, question.server) == (host, peer)
+                    && (question.content, question.chunk) == (content, chunk)
+            })
+            .map(|(ticket, _)| *ticket)
+            .min();
+        if let Some(ticket) = ticket {
+            self.questions.remove(&ticket);
+            self.tell(peer, swarm::Event::Withdrawn(ticket));
+        }
+    }
+
+    // ---- the registry -------------------------------------------------------------------------------------------
+
+    fn fetch(&mut self, host: u32, content: u32, until: u32) {
+        self.check_fetch(host, content);
+        let fetching = self
+            .node_mut(host)
+            .fetches
+            .entry(content)
+            .or_insert(Fetching {
+                next: 0,
+                until: 0,
+                under_way: 0,
+                failing: false,
+            });
+        if until < fetching.until {
+            self.checks.note("a fetch went back");
+            return;
+        }
+        fetching.until = until;
+        self.pump_origin(host, content);
+    }
+
+    pub(super) fn pump_origin(&mut self, host: u32, content: u32) {
+        let chunks = self.specs[content as usize].geometry.chunks();
+        let origin = index(self.nodes.len());
+        loop {
+            let node = &mut self.nodes[host as usize];
+            let Some(fetching) = node.fetches.get_mut(&content) else {
+                return;
+            };
+            while fetching.next < fetching.until
+                && node.held[content as usize].contains(ChunkIndex(fetching.next))
+            {
+                fetching.next += 1;
+            }
+            if fetching.next >= chunks && fetching.under_way == 0 {
+                node.fetches.remove(&content);
+                node.leases.remove(&content);
+                self.tell(
+                    host,
+                    swarm::Event::OriginEnded {
+                        id: ContentId(content),
+                        end: OriginEnd::Done,
+                    },
+                );
+                self.tell_lease_ended(host, content, stage::event::LeaseEnd::Done);
+                return;
+            }
+            if fetching.under_way >= FETCH_AHEAD || fetching.next >= fetching.until {
+                return;
+            }
+            if !self.origin_up {
+                if !fetching.failing {
+                    fetching.failing = true;
+                    let life = node.life;
+                    self.at(
+                        self.now + NOTICED_AFTER,
+                        Due::OriginGaveUp {
+                            host,
+                            life,
+                            content,
+                        },
+                    );
+                }
+                return;
+            }
+            let chunk = fetching.next;
+            fetching.next += 1;
+            fetching.under_way += 1;
+            let id = self.new_transfer(origin, host, content, chunk, Kind::Origin, None);
+            self.begin_transfer(id);
+        }
+    }
+
+    fn from_origin(&mut self, host: u32, content: u32, chunk: u32) {
+        if !self.node(host).alive {
+            return;
+        }
+        let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) else {
+            return;
+        };
+        fetching.under_way -= 1;
+        if let Some(fetched) = self.node_mut(host).leases.get_mut(&content) {
+            *fetched += 1;
+        }
+        self.store(host, content, chunk, host, Lie::None);
+        self.feed(
+            host,
+            swarm::Event::OriginChunk {
+                id: ContentId(content),
+                chunk: ChunkIndex(chunk),
+            },
+        );
+        self.close(host, content);
+        self.pump_origin(host, content);
+    }
+
+    pub(super) fn abort_origin(&mut self, host: u32, content: u32) {
+        for at in 0..self.transfers.len() {
+            let transfer = &self.transfers[at];
+            if transfer.live
+                && transfer.kind == Kind::Origin
+                && transfer.to == host
+                && transfer.content == content
+            {
+                let id = TransferId {
+                    at: index(at),
+                    use_: transfer.use_,
+                };
+                self.drop_transfer(id);
+            }
+        }
+    }
+
+    pub(super) fn origin_gave_up(&mut self, host: u32, life: u32, content: u32) {
+        let up = self.origin_up;
+        let node = self.node_mut(host);
+        if node.life != life || !node.alive {
+            return;
+        }
+        let Some(fetching) = node.fetches.get_mut(&content) else {
+            return;
+        };
+        fetching.failing = false;
+        if up {
+            self.pump_origin(host, content);
+            return;
+        }
+        node.fetches.remove(&content);
+        node.leases.remove(&content);
+        self.feed(
+            host,
+            swarm::Event::OriginEnded {
+                id: ContentId(content),
+                end: OriginEnd::Failed,
+            },
+        );
+        self.tell_lease_ended(host, content, stage::event::LeaseEnd::OriginFailed);
+    }
+
+    // ---- what arrives -------------------------------------------------------------------------------------------
+
+    /// Enters a chunk at a host: its bytes fit its link, true or not.
+    fn store(&mut self, host: u32, content: u32, chunk: u32, from: u32, lie: Lie) {
+        let now = self.now;
+        let passed_on = if self.lies && from != host {
+            let sender = self.node(from);
+            let maker = sender
+                .sources
+                .get(content as usize)
+                .map_or(from, |sources| sources[chunk as usize].1);
+            sender
+                .false_links
+                .get(&content)
+                .and_then(|links| links.get(&chunk))
+                .map(|(_, maker)| *maker)
+                .map_or((false, maker), |maker| (true, maker))
+        } else {
+            (false, from)
+        };
+        let lies = self.lies;
+        let node = self.node_mut(host);
+        if !node.held[content as usize].insert(ChunkIndex(chunk)) {
+            return;
+        }
+        node.missing -= 1;
+        node.grown_at = now;
+        if node.keeps_recent {
+            node.recent.push_back((now, content, chunk));
+            while node
+                .recent
+                .front()
+                .is_some_and(|(at, ..)| *at + JOURNAL_LAG < now)
+            {
+                node.recent.pop_front();
+            }
+        }
+        if lies {
+            let (inherited, maker) = passed_on;
+            let invented = lie == Lie::Link;
+            let maker = if invented { from } else { maker };
+            node.sources[content as usize][chunk as usize] = (from, maker);
+            if invented || inherited {
+                node.false_links
+                    .entry(content)
+                    .or_default()
+                    .insert(chunk, (from, maker));
+            }
+        }
+    }
+
+    /// Whether this upload is a lie.
+    fn lie(&mut self, from: u32, to: u32, content: u32, chunk: u32) -> Lie {
+        if !self.node(from).liar || self.node(to).liar {
+            return Lie::None;
+        }
+        if self.random(100) >= LIES_PERCENT {
+            return Lie::None;
+        }
+        let last = chunk + 1 == self.specs[content as usize].geometry.chunks();
+        // an invented link of the last chunk doesn't end in the digest: it is seen at once, like false bytes
+        if last || self.random(2) == 0 {
+            Lie::Bytes
+        } else {
+            Lie::Link
+        }
+    }
+
+    /// Once everything of a content is there, the chain is walked back from the digest: the first false link names its
+    /// sender, and everything before it from the same source is dropped.
+    fn close(&mut self, host: u32, content: u32) {
+        while self.node(host).held[content as usize].is_full() {
+            let false_link = self
+                .node(host)
+                .false_links
+                .get(&content)
+                .and_then(|links| links.last_key_value())
+                .map(|(chunk, source)| (*chunk, *source));
+            let Some((top, source)) = false_link else {
+                self.maybe_finished(host);
+                return;
+            };
+            let node = self.node_mut(host);
+            let dropped: Vec<u32> = (0..=top)
+                .filter(|chunk| node.sources[content as usize][*chunk as usize] == source)
+                .collect();
+            for chunk in &dropped {
+                node.held[content as usize].remove(ChunkIndex(*chunk));
+                node.missing += 1;
+                if let Some(links) = node.false_links.get_mut(&content) {
+                    links.remove(chunk);
+                }
+            }
+            node.makers_blamed.insert(source.0, source.1);
+            let blamed = self.node(source.0).key;
+            for chunk in dropped {
+                self.feed(
+                    host,
+                    swarm::Event::ChunkLost {
+                        id: ContentId(content),
+                        chunk: ChunkIndex(chunk),
+                    },
+                );
+            }
+            self.feed(host, swarm::Event::Blamed(blamed));
+        }
+    }
+
+    fn maybe_finished(&mut self, host: u32) {
+        let now = self.now;
+        let node = self.node_mut(host);
+        if node.missing > 0 {
+            return;
+        }
+        let false_left = node.false_links.values().any(|links| !links.is_empty());
+        if false_left {
+            return;
+        }
+        if node.finished_at.is_none() {
+            node.finished_at = Some(now);
+            if node.wanted {
+                self.unfinished -= 1;
+            }
+        }
+        self.check_installed(host);
+    }
+}
+
+/// What a transfer really carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    None,
+    /// Bytes that don't fit their link.
+    Bytes,
+    /// An invented link, and bytes that fit it.
+    Link,
+}

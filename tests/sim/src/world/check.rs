@@ -1,0 +1,249 @@
+//! Promises: checked at each step where that is cheap, and over all hosts every few seconds.
+
+use super::*;
+
+/// A host that gains nothing for this long has to be able to say why.
+const STALL: Nanos = 10_000_000_000;
+/// Hosts looked at in one sample.
+const SAMPLED: usize = 50;
+/// A chunk may be asked of two peers when no more than this are missing.
+const NEAR_THE_END: u64 = 8;
+
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    broken: BTreeMap<String, u64>,
+    stalls: BTreeMap<&'static str, f64>,
+}
+
+impl Checks {
+    pub(super) fn note(&mut self, kind: &str) {
+        *self.broken.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn violations(&self) -> Vec<(String, u64)> {
+        self.broken
+            .iter()
+            .map(|(kind, times)| (kind.clone(), *times))
+            .collect()
+    }
+
+    pub(super) fn stalls(&self) -> Vec<(String, f64)> {
+        self.stalls
+            .iter()
+            .map(|(reason, longest)| ((*reason).to_owned(), *longest))
+            .collect()
+    }
+}
+
+impl World {
+    /// Whom a swarm talks to has to be on its roster.
+    pub(super) fn check_peer(&mut self, host: u32, key: HostKey) -> Option<u32> {
+        let peer = self.find(key);
+        let allowed = peer.is_some_and(|peer| self.node(host).roster[peer as usize]);
+        if !allowed {
+            self.checks
+                .note("talked to a host that isn't on its roster");
+            return None;
+        }
+        peer
+    }
+
+    pub(super) fn check_announced(&mut self, host: u32, content: u32, chunks: &ChunkSet) {
+        let held = &self.node(host).held[content as usize];
+        let false_news = chunks
+            .words()
+            .iter()
+            .zip(held.words())
+            .any(|(said, held)| said & !held != 0);
+        if false_news {
+            self.checks.note("announced a chunk that isn't held");
+        }
+    }
+
+    pub(super) fn check_request(&mut self, host: u32, content: u32, chunk: u32) {
+        let node = self.node_mut(host);
+        let held = node.held[content as usize].contains(ChunkIndex(chunk));
+        let missing = node.missing;
+        let times = node.requested.entry((content, chunk)).or_default();
+        *times += 1;
+        let twice = *times > 1 && missing > NEAR_THE_END;
+        if held {
+            self.checks.note("requested a chunk that is held");
+        }
+        if twice {
+            self.checks
+                .note("asked two peers for one chunk before the end");
+        }
+    }
+
+    pub(super) fn settle_request(&mut self, host: u32, content: u32, chunk: u32) {
+        let node = self.node_mut(host);
+        if let Some(times) = node.requested.get_mut(&(content, chunk)) {
+            *times -= 1;
+            if *times == 0 {
+                node.requested.remove(&(content, chunk));
+            }
+        }
+    }
+
+    pub(super) fn count_upload(&mut self, host: u32, content: u32, chunk: u32) {
+        let bound = self.setup.swarm.uploads;
+        let node = self.node_mut(host);
+        node.uploads += 1;
+        let over = node.uploads > bound;
+        let lacks = !node.held[content as usize].contains(ChunkIndex(chunk));
+        if over {
+            self.checks.note("more uploads than the bound");
+        }
+        if lacks {
+            self.checks.note("sent a chunk that isn't held");
+        }
+    }
+
+    /// The registry is only fetched from under a lease, or without a coordinator for long enough.
+    pub(super) fn check_fetch(&mut self, host: u32, content: u32) {
+        let node = self.node(host);
+        let leased = node.leases.contains_key(&content);
+        let grace = u64::try_from(self.setup.swarm.headless_after.as_nanos()).unwrap_or(u64::MAX);
+        let headless = node
+            .headless_since
+            .is_some_and(|since| self.now >= since + grace)
+            || (!node.session && node.headless_since.is_none());
+        if !leased && !headless {
+            self.checks.note("fetched without a lease");
+        }
+    }
+
+    pub(super) fn check_leases(&mut self) {
+        if self.office.leases.len() > self.setup.plan.origin_streams {
+            self.checks.note("more leases than origin streams");
+        }
+    }
+
+    pub(super) fn check_blame(&mut self, sender: u32, maker: u32) {
+        if !self.node(sender).liar && !self.node(maker).liar && !self.lies {
+            // silence is no lie, but it is a reason to leave a host alone for a while: dead, slow or cut off
+            self.checks.stalls.entry("peer_left_alone").or_insert(0.0);
+        }
+    }
+
+    /// The fleet shuns only liars.
+    pub(super) fn check_quarantine(&mut self, host: u32) {
+        if !self.node(host).liar {
+            self.checks
+                .note("an honest host was quarantined by the fleet");
+        }
+    }
+
+    pub(super) fn check_installed(&mut self, host: u32) {
+        let node = self.node(host);
+        let whole = node.held.iter().all(ChunkSet::is_full);
+        let lies = node.false_links.values().any(|links| !links.is_empty());
+        if !whole || lies {
+            self.checks.note("installed before every chunk was true");
+        }
+    }
+
+    /// Looks at some hosts: who gains nothing says why.
+    pub(super) fn sample(&mut self) {
+        self.at(self.now + SAMPLE_EVERY, Due::Sample);
+        let count = self.nodes.len();
+        let start = self.random(count);
+        let moment = self.moment();
+        for at in 0..count.min(SAMPLED) {
+            let node = &self.nodes[(start + at) % count];
+            if !node.alive || !node.staged || node.missing == 0 {
+                continue;
+            }
+            let idle = self.now.saturating_sub(node.grown_at.max(self.ordered_at));
+            if idle < STALL {
+                continue;
+            }
+            let status = node.swarm.status(moment);
+            let first = status
+                .contents
+                .iter()
+                .find(|content| content.held < content.chunks);
+            match first.and_then(|content| content.stall) {
+                Some((stall, _)) => {
+                    let longest = self.checks.stalls.entry(stall.as_str()).or_default();
+                    *longest = longest.max(precise(idle) / 1e9);
+                }
+                None => self.checks.note("a stall without a reason"),
+            }
+        }
+        self.trace();
+    }
+
+    fn trace(&mut self) {
+        if !self.setup.trace {
+            return;
+        }
+        let count = self.nodes.len();
+        let origin = self.uplinks[count].used;
+        let ups: Nanos = self.uplinks[..count].iter().map(|line| line.used).sum();
+        let downs: Nanos = self.nodes.iter().map(|node| node.down.used).sum();
+        let (at, origin_before, ups_before, downs_before) = self.traced;
+        let span = precise((self.now - at).max(1));
+        let hosts = precise(count as u64);
+        let least = self
+            .nodes
+            .iter()
+            .filter(|node| node.alive)
+            .map(|node| node.missing)
+            .max();
+        let most = self
+            .nodes
+            .iter()
+            .filter(|node| node.alive)
+            .map(|node| node.missing)
+            .min();
+        #[expect(clippy::print_stderr, reason = "asked for by --trace")]
+        {
+            eprintln!(
+                "{:8.1} s  origin {:.3}  up {:.3}  down {:.3}  missing {}..{}  pulled {}  complete {}",
+                precise(self.now) / 1e9,
+                precise(origin - origin_before) / span,
+                precise(ups - ups_before) / span / hosts,
+                precise(downs - downs_before) / span / hosts,
+                most.unwrap_or(0),
+                least.unwrap_or(0),
+                self.pulled,
+                self.nodes
+                    .iter()
+                    .filter(|node| node.finished_at.is_some())
+                    .count(),
+            );
+        }
+        self.traced = (self.now, origin, ups, downs);
+    }
+
+    pub(super) fn explain_unfinished(&mut self) {
+        if !self.setup.trace {
+            return;
+        }
+        let moment = self.moment();
+        for node in &self.nodes {
+            if node.wanted && node.finished_at.is_none() {
+                let status = node.swarm.status(moment);
+                #[expect(clippy::print_stderr, reason = "asked for by --trace")]
+                {
+                    eprintln!(
+                        "{} alive {} misses {}; connected {} quarantined {:?}; {:?}",
+                        node.id,
+                        node.alive,
+                        node.missing,
+                        status.connected,
+                        status.quarantined,
+                        status
+                            .contents
+                            .iter()
+                            .filter(|content| content.held < content.chunks)
+                            .take(3)
+                            .collect::<Vec<_>>()
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What goes wrong, and when.
+
+use super::*;
+use crate::scenario::Scenario;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    /// The agent is killed; what its journal didn't vouch for is lost.
+    Crash(u32),
+    /// It comes back.
+    Return(u32),
+    /// The host joins the fleet.
+    Join(u32),
+    /// Some lease holder leaves for ever.
+    HolderVanishes,
+    Cut,
+    Heal,
+    CoordinatorGone,
+    CoordinatorBack,
+    OriginRate(u64),
+    OriginDown,
+    OriginUp,
+    /// All agents and the coordinator are killed.
+    AllDown,
+    AllUp,
+}
+
+impl World {
+    /// Decides what will go wrong.
+    pub(super) fn plan_faults(&mut self) {
+        let count = self.nodes.len();
+        let share = |percent: usize| (count * percent).div_ceil(100);
+        let slow = |world: &mut Self, host: usize, down: bool| {
+            world.uplinks[host].rate = (world.uplinks[host].rate / 2).max(1);
+            if down {
+                world.nodes[host].down.rate = (world.nodes[host].down.rate / 2).max(1);
+            }
+        };
+        let mut order: Vec<usize> = (0..count).collect();
+        for at in (1..count).rev() {
+            let other = self.random(at + 1);
+            order.swap(at, other);
+        }
+        let pick = |from: usize, many: usize| {
+            order
+                .iter()
+                .copied()
+                .skip(from)
+                .take(many)
+                .collect::<Vec<_>>()
+        };
+        match self.setup.scenario {
+            Scenario::Fanout => {}
+            Scenario::Faults => {
+                let (crashes, slows) = (share(2), share(5));
+                if count > 2 {
+                    self.make_liar(order[0]);
+                }
+                for host in pick(1, slows) {
+                    slow(self, host, false);
+                }
+                let bound = self.bound_s();
+                for host in pick(1 + slows, crashes) {
+                    let at = bound * (0.1 + 0.6 * precise(self.random(1_000) as u64) / 1_000.0);
+                    let away = (bound * 0.05).clamp(2.0, 20.0);
+                    self.nodes[host].keeps_recent = true;
+                    self.fault(at, Fault::Crash(index(host)));
+                    self.fault(at + away, Fault::Return(index(host)));
+                }
+            }
+            Scenario::Liars => {
+                for host in pick(0, count * 3 / 10) {
+                    self.make_liar(host);
+                }
+            }
+            Scenario::Headless => {
+                let bound = self.bound_s();
+                self.fault(bound / 3.0, Fault::CoordinatorGone);
+            }
+            Scenario::Restart => {
+                let bound = self.bound_s();
+                for node in &mut self.nodes {
+                    node.keeps_recent = true;
+                }
+                self.fault(bound / 2.0, Fault::AllDown);
+                self.fault(bound / 2.0 + 2.0, Fault::AllUp);
+            }
+            Scenario::Slow => {
+                for host in pick(0, share(5)) {
+                    slow(self, host, true);
+                }
+            }
+            Scenario::Throttle => {
+                let bound = self.bound_s();
+                let rate = self.uplinks[count].rate;
+                self.fault(bound * 0.2, Fault::OriginRate(rate / 4));
+                self.fault(bound * 0.3, Fault::OriginRate(rate));
+                self.fault(bound * 0.5, Fault::OriginDown);
+                self.fault(bound * 0.5 + 20.0, Fault::OriginUp);
+            }
+            Scenario::Cut => {
+                let bound = self.bound_s();
+                self.fault(bound * 0.3, Fault::Cut);
+                self.fault(bound * 0.3 + 15.0, Fault::Heal);
+            }
+            Scenario::Late => {
+                let bound = self.bound_s();
+                for host in pick(0, count / 5) {
+                    self.nodes[host].alive = false;
+                    self.fault(bound / 2.0, Fault::Join(index(host)));
+                }
+            }
+            Scenario::Vanish => {
+                let bound = self.bound_s();
+                self.fault(bound * 0.3, Fault::HolderVanishes);
+                self.fault(bound * 0.6, Fault::HolderVanishes);
+            }
+        }
+        self.faults_left = self.faults.len();
+    }
+
+    fn fault(&mut self, after_s: f64, fault: Fault) {
+        let at = WARM_UP + seconds(after_s);
+        self.faults.push((at, fault));
+        let number = self.faults.len() - 1;
+        self.at(at, Due::Fault(number));
+    }
+
+    fn make_liar(&mut self, host: usize) {
+        if !self.lies {
+            self.lies = true;
+            for at in 0..self.nodes.len() {
+                self.nodes[at].sources = self
+                    .specs
+                    .iter()
+                    .map(|spec| vec![(index(at), index(at)); spec.geometry.chunks() as usize])
+                    .collect();
+            }
+        }
+        self.nodes[host].liar = true;
+        self.nodes[host].wanted = false;
+    }
+
+    pub(super) fn strike(&mut self, at: usize) {
+        self.faults_left -= 1;
+        match self.faults[at].1 {
+            Fault::Crash(host) => self.crash(host),
+            Fault::Return(host) => self.come_back(host),
+            Fault::Join(host) => {
+                self.node_mut(host).alive = true;
+                self.begin_life(host);
+            }
+            Fault::HolderVanishes => self.vanish(),
+            Fault::Cut => {
+                self.cut = true;
+                let split = self.nodes.len() / 2;
+                for a in 0..split {
+                    for b in split..self.nodes.len() {
+                        self.break_line(index(a), index(b), NOTICED_AFTER);
+                    }
+                }
+            }
+            Fault::Heal => self.cut = false,
+            Fault::CoordinatorGone => self.close_office(),
+            Fault::CoordinatorBack => self.open_office(),
+            Fault::OriginRate(rate) => {
+                let at = self.nodes.len();
+                self.uplinks[at].rate = rate.max(1);
+            }
+            Fault::OriginDown => {
+                self.origin_up = false;
+                self.break_fetches();
+            }
+            Fault::OriginUp => self.origin_up = true,
+            Fault::AllDown => {
+                self.close_office();
+                for host in 0..self.nodes.len() {
+                    self.crash(index(host));
+                }
+            }
+            Fault::AllUp => {
+                for host in 0..self.nodes.len() {
+                    self.come_back(index(host));
+                }
+                self.open_office();
+            }
+        }
+    }
+
+    fn break_fetches(&mut self) {
+        for host in 0..self.nodes.len() {
+            let host = index(host);
+            let contents: Vec<u32> = self.node(host).fetches.keys().copied().collect();
+            for content in contents {
+                self.abort_origin(host, content);
+                if let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) {
+                    // what was under way is fetched again, if the registry comes back in time
+                    fetching.next = 0;
+                    fetching.under_way = 0;
+                }
+                self.pump_origin(host, content);
+            }
+        }
+    }
+
+    fn crash(&mut self, host: u32) {
+        if !self.node(host).alive {
+            return;
+        }
+        let contents: Vec<u32> = self.node(host).fetches.keys().copied().collect();
+        for content in contents {
+            self.abort_origin(host, content);
+        }
+        for peer in 0..self.nodes.len() {
+            self.break_line(host, index(peer), NOTICED_AFTER);
+        }
+        let now = self.now;
+        let lies = self.lies;
+        let node = self.node_mut(host);
+        node.alive = false;
+        node.session = false;
+        node.fetches.clear();
+        node.leases.clear();
+        node.uploads = 0;
+        node.requested.clear();
+        let finished = node.finished_at.is_some();
+        for (at, content, chunk) in core::mem::take(&mut node.recent) {
+            if !finished
+                && at + JOURNAL_LAG >= now
+                && node.held[content as usize].remove(ChunkIndex(chunk))
+            {
+                node.missing += 1;
+                if lies && let Some(links) = node.false_links.get_mut(&content) {
+                    links.remove(&chunk);
+                }
+            }
+        }
+        for at in 0..self.transfers.len() {
+            let transfer = &self.transfers[at];
+            if transfer.live && (transfer.from == host || transfer.to == host) {
+                let id = TransferId {
+                    at: index(at),
+                    use_: transfer.use_,
+                };
+                self.drop_transfer(id);
+            }
+        }
+        let id = self.node(host).id.clone();
+        self.to_office(stage::Event::HostDisconnected(id));
+    }
+
+    fn come_back(&mut self, host: u32) {
+        if self.node(host).alive || self.node(host).left {
+            return;
+        }
+        let held: u64 = self
+            .node(host)
+            .held
+            .iter()
+            .map(|set| u64::from(set.count()))
+            .sum();
+        self.local_bytes += held * proto::CHUNK_BYTES;
+        self.begin_life(host);
+    }
+
+    fn vanish(&mut self) {
+        let holder = self.office.leases.values().next().map(|id| self.by_id[id]);
+        let Some(host) = holder else {
+            return;
+        };
+        self.crash(host);
+        let node = self.node_mut(host);
+        node.left = true;
+        if node.wanted {
+            node.wanted = false;
+            if node.finished_at.is_none() {
+                self.unfinished -= 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The coordinator: a real plan, and its sessions with the hosts.
+
+use super::*;
+use stage::{
+    Plan,
+    event::{Content, LeaseEnd, Selection, Standing},
+};
+
+#[derive(Debug)]
+pub(super) struct Office {
+    config: stage::Config,
+    plan: Option<Plan>,
+    seed: u64,
+    /// Which coordinator this is: messages to an earlier one are lost.
+    term: u32,
+    timer_at: Nanos,
+    pub(super) ordered: bool,
+    pub(super) quarantined: Vec<bool>,
+    /// Leases that it thinks are out.
+    pub(super) leases: BTreeMap<Digest, HostId>,
+}
+
+impl Office {
+    pub(super) const fn new(config: stage::Config, seed: u64) -> Self {
+        Self {
+            config,
+            plan: None,
+            seed,
+            term: 0,
+            timer_at: u64::MAX,
+            ordered: false,
+            quarantined: Vec::new(),
+            leases: BTreeMap::new(),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn open_office(&mut self) {
+        let office = &mut self.office;
+        office.term += 1;
+        office.seed += 1;
+        office.plan = Some(Plan::new(office.config.clone(), office.seed));
+        office.timer_at = u64::MAX;
+        office.quarantined = vec![false; self.nodes.len()];
+        office.leases.clear();
+        for host in 0..self.nodes.len() {
+            if !self.nodes[host].left {
+                let zone = format!("zone-{}", host % self.setup.zones);
+                let id = self.nodes[host].id.clone();
+                self.plan_event(stage::Event::HostKnown { host: id, zone });
+            }
+        }
+        if self.office.ordered {
+            self.plan_wanted();
+        }
+        for host in 0..self.nodes.len() {
+            if self.nodes[host].alive && self.nodes[host].life > 0 {
+                self.open_session(index(host));
+            }
+        }
+    }
+
+    pub(super) fn close_office(&mut self) {
+        self.office.term += 1;
+        self.office.plan = None;
+        self.office.leases.clear();
+        for host in 0..self.nodes.len() {
+            let host = index(host);
+            if self.node(host).alive && self.node(host).session {
+                self.node_mut(host).session = false;
+                self.node_mut(host).headless_since = Some(self.now);
+                self.tell(host, swarm::Event::Coordinator(false));
+            }
+        }
+    }
+
+    pub(super) const fn office_is_open(&self) -> bool {
+        self.office.plan.is_some()
+    }
+
+    /// The host's session opens, if anybody is there.
+    pub(super) fn open_session(&mut self, host: u32) {
+        if !self.office_is_open() {
+            return;
+        }
+        self.node_mut(host).session = true;
+        self.node_mut(host).headless_since = None;
+        self.node_mut(host).reported = None;
+        self.tell(host, swarm::Event::Coordinator(true));
+        let id = self.node(host).id.clone();
+        self.to_office(stage::Event::HostConnected(id));
+        // what it holds and fetches is known before anything is asked of it
+        if self.office.ordered {
+            self.report_standing(host);
+        }
+    }
+
+    /// The image is wanted from now on.
+    pub(super) fn order(&mut self) {
+        self.ordered_at = self.now;
+        self.office.ordered = true;
+        if self.office_is_open() {
+            self.plan_wanted();
+        }
+    }
+
+    fn plan_wanted(&mut self) {
+        let contents = self
+            .specs
+            .iter()
+            .map(|spec| Content {
+                digest: spec.digest,
+                chunks: spec.geometry.chunks(),
+                origin_bytes: spec.geometry.size(),
+            })
+            .collect();
+        self.plan_event(stage::Event::Wanted {
+            image: self.image,
+            references: vec!["registry.example/image:1".to_owned()],
+            contents,
+            hosts: Selection::All,
+        });
+    }
+
+    pub(super) fn to_office(&mut self, event: stage::Event) {
+        let term = self.office.term;
+        self.send(Message::ToPlan { term, event });
+    }
+
+    pub(super) fn tell_plan_from(&mut self, host: u32, event: impl FnOnce(&Self) -> stage::Event) {
+        if self.node(host).session {
+            let event = event(self);
+            self.to_office(event);
+        }
+    }
+
+    pub(super) fn tell_lease_ended(&mut self, host: u32, content: u32, end: LeaseEnd) {
+        self.tell_plan_from(host, |world| stage::Event::LeaseEnded {
+            host: world.node(host).id.clone(),
+            content: world.specs[content as usize].digest,
+            end,
+        });
+    }
+
+    pub(super) fn to_plan(&mut self, term: u32, event: stage::Event) {
+        if term == self.office.term {
+            if let stage::Event::LeaseEnded { host, content, .. } = &event
+                && self.office.leases.get(content) == Some(host)
+            {
+                self.office.leases.remove(content);
+            }
+            self.plan_event(event);
+        }
+    }
+
+    pub(super) fn plan_event(&mut self, event: stage::Event) {
+        let moment = self.moment();
+        let Some(plan) = &mut self.office.plan else {
+            return;
+        };
+        plan.handle(moment, event);
+        let mut actions = Vec::new();
+        while let Some(action) = plan.poll() {
+            actions.push(action);
+        }
+        let next = plan.next_timeout();
+        for action in actions {
+            self.plan_act(action);
+        }
+        if let Some(next) = next {
+            let at = (next.0 * 1_000).max(self.now + 1_000);
+            if at < self.office.timer_at {
+                self.office.timer_at = at;
+                self.at(at, Due::PlanTimer);
+            }
+        }
+    }
+
+    pub(super) fn plan_timer(&mut self) {
+        if self.office.timer_at <= self.now {
+            self.office.timer_at = u64::MAX;
+            self.plan_event(stage::Event::Tick);
+        }
+    }
+
+    fn plan_act(&mut self, action: stage::Action) {
+        match action {
+            stage::Action::SendRoster { host, neighbours } => {
+                let host = self.by_id[&host];
+                let followed: Vec<u32> = neighbours.iter().map(|id| self.by_id[id]).collect();
+                let mut roster: Vec<swarm::event::Peer> = Vec::with_capacity(self.nodes.len());
+                let mut named = vec![false; self.nodes.len()];
+                for (at, node) in self.nodes.iter().enumerate() {
+                    if at != host as usize && !node.left && !self.office.quarantined[at] {
+                        named[at] = true;
+                        roster.push(swarm::event::Peer {
+                            key: node.key,
+                            zone: 1 + index(at % self.setup.zones),
+                            neighbour: false,
+                        });
+                    }
+                }
+                let keys: Vec<HostKey> = followed.iter().map(|at| self.node(*at).key).collect();
+                for peer in &mut roster {
+                    peer.neighbour = keys.contains(&peer.key);
+                }
+                // the shell that lets peers in knows the roster when the swarm does
+                let node = self.node_mut(host);
+                if node.alive {
+                    node.roster = named;
+                    self.feed(host, swarm::Event::Roster(roster));
+                }
+            }
+            stage::Action::Stage { host, .. } => {
+                let host = self.by_id[&host];
+                if self.node(host).alive && self.node(host).session {
+                    self.stage(host);
+                }
+            }
+            stage::Action::Cancel { .. } => self.checks.note("an image was cancelled"),
+            stage::Action::Grant { host, content, .. } => {
+                self.office.leases.insert(content, host.clone());
+                self.check_leases();
+                let host = self.by_id[&host];
+                if let Some(content) = self.content_of(content)
+                    && self.node(host).session
+                {
+                    self.node_mut(host).leases.insert(content, 0);
+                    self.tell(host, swarm::Event::Leased(ContentId(content)));
+                }
+            }
+            stage::Action::Revoke { host, content } => {
+                if self.office.leases.get(&content) == Some(&host) {
+                    self.office.leases.remove(&content);
+                }
+                let host = self.by_id[&host];
+                if let Some(content) = self.content_of(content)
+                    && self.node(host).session
+                {
+                    self.node_mut(host).leases.remove(&content);
+                    self.tell(host, swarm::Event::LeaseLost(ContentId(content)));
+                }
+            }
+            stage::Action::Quarantine(host) => {
+                let host = self.by_id[&host];
+                self.check_quarantine(host);
+                self.office.quarantined[host as usize] = true;
+            }
+        }
+    }
+
+    fn content_of(&self, digest: Digest) -> Option<u32> {
+        self.specs
+            .iter()
+            .position(|spec| spec.digest == digest)
+            .map(index)
+    }
+
+    pub(super) fn report(&mut self, host: u32, life: u32) {
+        let node = self.node(host);
+        if node.life != life || !node.alive {
+            return;
+        }
+        self.at(self.now + REPORT_EVERY, Due::Report { host, life });
+        if !self.node(host).session || !self.node(host).staged {
+            return;
+        }
+        self.report_standing(host);
+        let leases: Vec<(u32, u32)> = self
+            .node(host)
+            .leases
+            .iter()
+            .map(|(content, fetched)| (*content, *fetched))
+            .collect();
+        if leases.is_empty() {
+            return;
+        }
+        let status = self.node(host).swarm.status(self.moment());
+        for (content, chunks) in leases {
+            let paced = status
+                .contents
+                .iter()
+                .any(|status| status.id.0 == content && status.paced);
+            let event = stage::Event::LeaseProgress {
+                host: self.node(host).id.clone(),
+                content: self.specs[content as usize].digest,
+                chunks,
+                paced,
+            };
+            self.to_office(event);
+        }
+    }
+
+    pub(super) fn report_standing(&mut self, host: u32) {
+        let all: u64 = self.specs.iter().map(|spec| spec.geometry.size()).sum();
+        let node = self.node(host);
+        let held = all.saturating_sub(node.missing * proto::CHUNK_BYTES);
+        let standing = if node.finished_at.is_some() {
+            Standing::Present
+        } else {
+            Standing::Staging
+        };
+        if node.reported == Some((standing, held)) {
+            return;
+        }
+        let id = node.id.clone();
+        self.node_mut(host).reported = Some((standing, held));
+        let image = self.image;
+        self.to_office(stage::Event::Reported {
+            host: id,
+            image,
+            standing,
+            held_bytes: held,
+        });
+    }
+}
