@@ -1,0 +1,296 @@
+//! What macOS and Linux call by different names: clones, holes, barriers, locks on directories, free space.
+//!
+//! The only module with `unsafe`, and the only one that asks which system it runs on. Both twins have the same
+//! functions and pass the same tests.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt as _, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::FlockOperation;
+
+#[cfg(target_vendor = "apple")]
+#[path = "platform/darwin.rs"]
+mod system;
+#[cfg(not(target_vendor = "apple"))]
+#[path = "platform/linux.rs"]
+mod system;
+
+/// How often a busy directory lock is tried again. `flock` has no timed form, and an alarm signal would hit whichever
+/// thread it likes.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// Zeros are written in pieces of this size where a hole can't be punched.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Why a file wasn't cloned.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// This volume (or this pair of volumes) can't share blocks between files: copy instead.
+    #[error("volume can't clone files")]
+    Unsupported,
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Makes `to` a file with the content of `from` that shares its blocks until either is written to. `to` must not exist,
+/// and doesn't after an error.
+///
+/// # Errors
+/// [`CloneError::Unsupported`] where the volume can't; the caller copies then.
+pub fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
+    match system::clone_file(from, to) {
+        Ok(()) => Ok(()),
+        Err(error) if is_unsupported(&error) => Err(CloneError::Unsupported),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [
+        Errno::OPNOTSUPP,
+        Errno::NOTSUP,
+        Errno::XDEV,
+        Errno::INVAL,
+        Errno::NOSYS,
+        Errno::NOTTY,
+    ]
+    .iter()
+    .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Makes a range of the file read as zeros, and gives its blocks back where the volume can. The file's size stays.
+///
+/// # Errors
+/// When neither punching nor writing zeros works.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    match system::punch_hole(file, offset, len) {
+        Err(error) if is_unsupported(&error) => write_zeros(file, offset, len),
+        done => done,
+    }
+}
+
+fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+    while len > 0 {
+        let now = usize::try_from(len).map_or(ZEROS.len(), |len| len.min(ZEROS.len()));
+        file.write_all_at(&ZEROS[..now], offset)?;
+        offset += now as u64;
+        len -= now as u64;
+    }
+    Ok(())
+}
+
+/// What was written to the file reaches the disk before anything written after this call. On Linux it has reached the
+/// disk; on macOS only the order is promised (`F_BARRIERFSYNC`), which is what a journal needs.
+///
+/// # Errors
+/// When the volume reports that data were lost or can't be written.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    system::sync_data(file)
+}
+
+/// What was written to the file, and its size and times, are on the disk (`F_FULLFSYNC`, `fsync`).
+///
+/// # Errors
+/// As [`sync_data`].
+pub fn sync_full(file: &File) -> io::Result<()> {
+    system::sync_full(file)
+}
+
+/// The directory's entries are on the disk: files created, renamed and removed in it stay so.
+///
+/// # Errors
+/// As [`sync_data`], or when it can't be opened.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    sync_full(&open_directory(directory)?)
+}
+
+fn open_directory(directory: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(i32::from_ne_bytes(flags.bits().to_ne_bytes()))
+        .open(directory)
+}
+
+/// An exclusive `flock` on a directory, as tart takes them. Released when dropped, and by the system when the process
+/// dies.
+#[derive(Debug)]
+pub struct DirectoryLock(#[expect(dead_code, reason = "held for its drop")] OwnedFd);
+
+/// Why a directory wasn't locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else held it all the time.
+    #[error("{path} is locked by another process for more than {waited:?}")]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// It can't be opened or locked at all.
+    #[error("locking {path}: {error}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+/// Locks a directory, waiting at most `wait` for whoever has it. Blocks the thread.
+///
+/// # Errors
+/// When it is still locked by then, or can't be locked.
+pub fn lock_directory(directory: &Path, wait: Duration) -> Result<DirectoryLock, LockError> {
+    let failed = |error: io::Error| LockError::Io {
+        path: directory.into(),
+        error,
+    };
+    let fd = OwnedFd::from(open_directory(directory).map_err(failed)?);
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(DirectoryLock(fd)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let waited = start.elapsed();
+                if waited >= wait {
+                    return Err(LockError::Busy {
+                        path: directory.into(),
+                        waited,
+                    });
+                }
+                std::thread::park_timeout(LOCK_RETRY.min(wait - waited));
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+/// Exchanges two directory entries in one step: nobody ever sees either missing.
+///
+/// # Errors
+/// When the volume can't, or either is missing.
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let cwd = rustix::fs::CWD;
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    Ok(rustix::fs::renameat_with(cwd, one, cwd, other, flags)?)
+}
+
+/// Room on a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes of the volume.
+    pub total_bytes: u64,
+    /// Bytes that an ordinary user can still write.
+    ///
+    /// On macOS this is the lower figure of `statfs`: what the system would purge on demand (local snapshots, caches)
+    /// isn't counted, because only Foundation tells it. So a host may refuse an image that would fit after a purge.
+    pub free_bytes: u64,
+}
+
+/// The room on the volume that holds `path`.
+///
+/// # Errors
+/// When the path is gone.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(Space {
+        total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt as _};
+
+    use super::*;
+
+    #[test]
+    fn a_hole_reads_as_zeros_and_keeps_the_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        punch_hole(&file, 1000, 500_000).unwrap();
+        sync_full(&file).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 1 << 20);
+        assert!(bytes[1000..501_000].iter().all(|byte| *byte == 0));
+        assert!(bytes[..1000].iter().all(|byte| *byte == 7));
+        assert!(bytes[501_000..].iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn zeros_can_be_written_where_holes_can_not() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 200_000], 0).unwrap();
+        write_zeros(&file, 1, 199_998).unwrap();
+        let mut bytes = vec![1; 200_000];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!((bytes[0], bytes[199_999]), (7, 7));
+        assert!(bytes[1..199_999].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_clone_is_equal_or_said_to_be_unsupported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&from, vec![3; 100_000]).unwrap();
+        match clone_file(&from, &to) {
+            Ok(()) => assert_eq!(fs::read(&to).unwrap(), fs::read(&from).unwrap()),
+            Err(CloneError::Unsupported) => assert!(!to.exists()),
+            Err(error) => panic!("{error}"),
+        }
+        fs::write(&to, "there").unwrap();
+        assert!(clone_file(&from, &to).is_err());
+        assert_eq!(fs::read(&to).unwrap(), b"there");
+    }
+
+    #[test]
+    fn a_locked_directory_is_busy_until_it_is_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock_directory(dir.path(), Duration::ZERO).unwrap();
+        assert!(matches!(
+            lock_directory(dir.path(), Duration::from_millis(60)),
+            Err(LockError::Busy { waited, .. }) if waited >= Duration::from_millis(60)
+        ));
+        let waiter = std::thread::spawn({
+            let path = dir.path().to_owned();
+            move || lock_directory(&path, Duration::from_secs(20)).is_ok()
+        });
+        drop(first);
+        assert!(waiter.join().unwrap());
+        assert!(matches!(
+            lock_directory(&dir.path().join("none"), Duration::ZERO),
+            Err(LockError::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn exchanged_directories_change_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir(&a).unwrap();
+        fs::create_dir(&b).unwrap();
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let (was_a, was_b) = (inode(&a), inode(&b));
+        exchange(&a, &b).unwrap();
+        assert_eq!((inode(&a), inode(&b)), (was_b, was_a));
+    }
+
+    #[test]
+    fn a_volume_has_room() {
+        let found = space(Path::new("/")).unwrap();
+        assert!(found.total_bytes > 0 && found.free_bytes <= found.total_bytes);
+    }
+}

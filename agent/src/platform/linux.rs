@@ -1,0 +1,34 @@
+//! Linux: the twin on which most tests run.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::Path,
+};
+
+use rustix::fs::FallocateFlags;
+
+pub(super) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().write(true).create_new(true).open(to)?;
+    rustix::fs::ioctl_ficlone(&target, &source).map_err(|errno| {
+        // the empty file is ours: `create_new` made it
+        match fs::remove_file(to) {
+            Ok(()) => errno.into(),
+            Err(error) => error,
+        }
+    })
+}
+
+pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(file, flags, offset, len)?)
+}
+
+pub(super) fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
+pub(super) fn sync_full(file: &File) -> io::Result<()> {
+    file.sync_all()
+}

@@ -1,0 +1,655 @@
+//! What this host holds of images: stages under construction and installed images, on tart's own volume.
+//!
+//! ```text
+//! TART_HOME/.parbake/              locked by the one agent that works here
+//!   pid                            who that is
+//!   <hex of the manifest digest>/
+//!     status.json                  references, inode of the disk
+//!     manifest.json                raw bytes
+//!     journal                      which chunks are on disk, by which links
+//!     blobs/<hex>                  blobs of layers without a raw digest
+//!     image/                       becomes cache/OCIs/<host>/<ns>/sha256:<hex>/
+//!       disk.img config.json nvram.bin
+//! ```
+//!
+//! **The disk under construction is the store.** A chunk is written at its final offset; the same file seeds peers from
+//! the first chunk on, and after the rename too. An installed image keeps its directory here: the journal is the index
+//! of what lies where on its disk, for serving and for the images that come after it.
+//!
+//! **What a crash leaves**, step by step:
+//! - *Beginning*: a directory without `status.json`. The next start removes it.
+//! - *Writing*: data are synced first, then the journal, at each [`Store::flush`]. Chunks since the last flush are lost
+//!   (fetched again); a torn last batch is cut off; no chunk is believed that the journal doesn't vouch for, and the
+//!   journal vouches for nothing that isn't on disk. After `kill -9` alone (no power loss) the same holds.
+//! - *Dropping a false chunk*: the drop is in the journal before its place is written again.
+//! - *Decoding a blob*: not journaled until the disk is synced; it is decoded again.
+//! - *Installing*, in this order; each step can be repeated, and [`Stage::install`] repeats them all:
+//!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
+//!   2. `image/` renamed into the cache (or exchanged with what tart put there): the inode in `status.json` tells the
+//!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone although
+//!      nothing points to it yet.
+//!   3. the tag's symlink made under another name and renamed over: the old target or the new, never none.
+//!   4. the marker removed, when only a tag names the image: until then tart keeps it a little too well.
+//!   5. `status.json` says installed.
+//! - *Forgetting*: directories are removed bottom up, `status.json` first, so a rest is no stage any more.
+
+mod install;
+mod journal;
+mod stage;
+mod status;
+mod verify;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use proto::{Digest, HostId, HostKey, Layout};
+
+pub use self::{
+    install::InstallError,
+    stage::{DecodeLayerError, HeldChunk, Stage, WriteError},
+    verify::{Verified, VerifyError, verify},
+};
+use self::{stage::IMAGE, status::Status};
+use crate::{
+    platform::{self, DirectoryLock, LockError, Space},
+    tart::{ParseReferenceError, Reference, Version, cache},
+};
+
+/// Our directory in tart's home.
+const ROOT: &str = ".parbake";
+
+/// What may be set about the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Share of the volume that staging leaves free, in percent.
+    pub floor_percent: u8,
+    /// How long an installation waits for tart to release a registry's directory. Longer pulls are waited for by
+    /// installing again.
+    pub lock_wait: Duration,
+    /// Where the volume's room is read; tests make it up.
+    pub space: fn(&Path) -> io::Result<Space>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            floor_percent: 15,
+            lock_wait: Duration::from_secs(30),
+            space: platform::space,
+        }
+    }
+}
+
+/// Room on tart's volume, and what staging leaves of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Bytes of the volume.
+    pub total_bytes: u64,
+    /// Bytes free now.
+    pub free_bytes: u64,
+    /// Bytes that stay free.
+    pub floor_bytes: u64,
+}
+
+/// Everything that this host holds. One per tart home, in one process.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    _lock: DirectoryLock,
+    /// Read and changed by the driver's blocking jobs; held for look-ups only.
+    stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
+    /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
+    changing: Mutex<()>,
+}
+
+/// What stages and store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    home: PathBuf,
+    options: Options,
+    /// The ids of hosts that made links, by the keys under which ledgers know them.
+    hosts: Mutex<BTreeMap<HostKey, HostId>>,
+}
+
+/// An image that a process before this one left here.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// The image.
+    pub layout: Layout,
+    /// The manifest's bytes.
+    pub manifest: Vec<u8>,
+    /// The references that shall name it.
+    pub references: Vec<String>,
+    /// What is held of it.
+    pub stage: Arc<Stage>,
+    /// Installed, and there under every reference.
+    pub present: bool,
+}
+
+/// An image that is in tart's cache, verified, as far as the last look at the disk tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// The image.
+    pub digest: Digest,
+    /// The references under which tart finds it now. Those that are gone aren't among them.
+    pub references: Vec<String>,
+}
+
+/// Why the store isn't open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    /// tart's home doesn't exist: tart never ran here, or the setting is wrong.
+    #[error("tart's home {path} doesn't exist; run tart once, or set TART_HOME")]
+    NoHome {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The volume is mounted read-only.
+    #[error("the volume of {path} is read-only; nothing can be staged there")]
+    ReadOnly {
+        /// Our directory.
+        path: PathBuf,
+    },
+    /// Another agent works here. It has to be stopped first.
+    #[error("another agent ({owner}) works in {path}")]
+    InUse {
+        /// Our directory.
+        path: PathBuf,
+        /// What it says of itself.
+        owner: String,
+    },
+    /// Anything else about our directory.
+    #[error("{action} {path}: {error}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+/// Why a reference can't name this image here.
+#[derive(Debug, thiserror::Error)]
+pub enum ReferenceError {
+    /// tart's cache can't hold it.
+    #[error("reference {reference:?}: {error}")]
+    Malformed {
+        /// The reference, cut after 120 characters.
+        reference: String,
+        /// The cause.
+        error: ParseReferenceError,
+    },
+    /// It names another image, by digest.
+    #[error("reference {reference} names another image than {image}")]
+    OtherImage {
+        /// The reference.
+        reference: String,
+        /// The image.
+        image: Digest,
+    },
+}
+
+/// Why an image isn't begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// A reference is no good.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The volume has no room for the whole image above its floor. Old images have to go first.
+    #[error(
+        "image needs {need_bytes} bytes, and {reserved_bytes} are promised to other images; {free_bytes} are free, \
+         of which {floor_bytes} stay free"
+    )]
+    NoRoom {
+        /// What the whole image takes at most, less what it has taken already.
+        need_bytes: u64,
+        /// What other unfinished images may still take.
+        reserved_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+        /// What has to stay free.
+        floor_bytes: u64,
+    },
+    /// Copying what other images of this host hold failed on our side.
+    #[error("copying what is already here: {0}")]
+    Copy(#[from] WriteError),
+    /// The volume failed.
+    #[error("preparing a stage: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Store {
+    /// Opens the store in tart's home, takes it for this process, and loads what is there.
+    ///
+    /// Leftovers without a status, and images that tart has removed meanwhile, are pruned; what can't be read is logged
+    /// and left alone.
+    ///
+    /// # Errors
+    /// When the home isn't usable or another agent works there.
+    pub fn open(home: &Path, options: Options) -> Result<Self, OpenStoreError> {
+        if !home.is_dir() {
+            return Err(OpenStoreError::NoHome { path: home.into() });
+        }
+        let root = home.join(ROOT);
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |error: io::Error| match error.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => OpenStoreError::ReadOnly { path },
+                _ => OpenStoreError::Io {
+                    action,
+                    path,
+                    error,
+                },
+            }
+        };
+        // The cache's symlinks need absolute targets.
+        let home = fs::canonicalize(home).map_err(failed("resolving", home))?;
+        match fs::create_dir(&root) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(failed("creating", &root))?,
+        }
+        let pid = root.join("pid");
+        let lock = match platform::lock_directory(&root, Duration::ZERO) {
+            Ok(lock) => lock,
+            Err(LockError::Busy { path, .. }) => {
+                let owner = fs::read_to_string(&pid).unwrap_or_default();
+                let owner = match owner.trim() {
+                    "" => "process unknown".to_owned(),
+                    pid => format!("process {pid}"),
+                };
+                return Err(OpenStoreError::InUse { path, owner });
+            }
+            Err(LockError::Io { path, error }) => return Err(failed("locking", &path)(error)),
+        };
+        fs::write(&pid, std::process::id().to_string()).map_err(failed("writing", &pid))?;
+        let shared = Arc::new(Shared {
+            home,
+            options,
+            hosts: Mutex::default(),
+        });
+        let mut stages = BTreeMap::new();
+        for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
+            let path = entry.map_err(failed("reading", &root))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(image) = name.and_then(|name| format!("sha256:{name}").parse().ok()) else {
+                continue;
+            };
+            match load(&shared, &path, image) {
+                Ok(Some(stage)) => {
+                    stages.insert(image, Arc::new(stage));
+                }
+                Ok(None) => {
+                    tracing::info!(%image, "pruning a stage that can't go on");
+                    remove(&path).map_err(failed("removing", &path))?;
+                }
+                Err(error) => {
+                    tracing::warn!(%image, %error, "a stage can't be read; leaving it alone");
+                }
+            }
+        }
+        Ok(Self {
+            shared,
+            _lock: lock,
+            stages: Mutex::new(stages),
+            changing: Mutex::default(),
+        })
+    }
+
+    /// The images that are here, as far as they are: for the driver's start.
+    #[must_use]
+    pub fn recovered(&self) -> Vec<Recovered> {
+        let recover = |stage: Arc<Stage>| {
+            let references = stage.references();
+            let present = stage.is_installed() && stage.present_references() == references;
+            Recovered {
+                layout: stage.layout.clone(),
+                manifest: stage.manifest.clone(),
+                references,
+                present,
+                stage,
+            }
+        };
+        self.all().into_iter().map(recover).collect()
+    }
+
+    /// Begins to stage an image, or goes on with it: reserves room, makes or takes up its directory, and copies what
+    /// other images of this host hold of it. Returns the stage and how many bytes were copied.
+    ///
+    /// An image that is installed already comes back complete; [`Stage::install`] then only adds references.
+    ///
+    /// Blocks for as long as the copying takes, about a second per GB.
+    ///
+    /// # Errors
+    /// When a reference is no good, or the volume has no room or fails. Nothing is half-begun then.
+    pub fn begin(
+        &self,
+        layout: &Layout,
+        manifest: &[u8],
+        references: &[String],
+    ) -> Result<(Arc<Stage>, u64), BeginError> {
+        let references = parse_references(layout.digest(), references)?;
+        let changing = hold(&self.changing);
+        let (stage, base) = match self.stage(layout.digest()) {
+            Some(stage) if !stage.is_installed() || stage.is_there() => {
+                self.reserve(stage.outstanding_bytes(), layout.digest())?;
+                stage.add_references(&references)?;
+                (stage, None)
+            }
+            found => {
+                if found.is_some() {
+                    self.drop_stage(layout.digest())?;
+                }
+                self.reserve(stage::needed_bytes(layout), layout.digest())?;
+                let base = self.most_similar(layout);
+                let stage = Arc::new(self.create(layout, manifest, references, base.as_deref())?);
+                hold(&self.stages).insert(*layout.digest(), stage.clone());
+                (stage, base)
+            }
+        };
+        drop(changing);
+        let mut copied = 0;
+        for other in self.all() {
+            if other.layout.digest() == layout.digest() {
+                continue;
+            }
+            let cloned = base
+                .as_ref()
+                .is_some_and(|base| base.layout.digest() == other.layout.digest());
+            for content in layout.contents() {
+                if !stage.is_closed(content.digest) && other.is_closed(content.digest) {
+                    copied += stage.copy_from(&other, content.digest, cloned)?;
+                }
+            }
+        }
+        stage.flush()?;
+        Ok((stage, copied))
+    }
+
+    fn create(
+        &self,
+        layout: &Layout,
+        manifest: &[u8],
+        references: Vec<Reference>,
+        base: Option<&Stage>,
+    ) -> io::Result<Stage> {
+        let directory = self.shared.directory(layout.digest());
+        // What a crash during another beginning left.
+        remove(&directory)?;
+        let status = Status {
+            references,
+            ..Status::default()
+        };
+        let base = base.and_then(Stage::disk_path);
+        let shared = self.shared.clone();
+        let created = Stage::create(
+            shared,
+            layout.clone(),
+            manifest,
+            status,
+            directory.clone(),
+            base.as_deref(),
+        )
+        .and_then(|stage| {
+            platform::sync_directory(&directory)?;
+            hold(&stage.status).write(&directory)?;
+            platform::sync_directory(&self.shared.home.join(ROOT))?;
+            Ok(stage)
+        });
+        if created.is_err()
+            && let Err(error) = remove(&directory)
+        {
+            tracing::warn!(%error, "removing a stage that couldn't begin failed; the next start removes it");
+        }
+        created
+    }
+
+    /// The image whose disk has most in common with this one at the same places: what a clone of saves copying.
+    fn most_similar(&self, layout: &Layout) -> Option<Arc<Stage>> {
+        let common = |stage: &Arc<Stage>| Stage::common_bytes(layout, stage);
+        let best = self
+            .all()
+            .into_iter()
+            .filter(|stage| stage.is_installed())
+            .max_by_key(common)?;
+        (common(&best) > 0).then_some(best)
+    }
+
+    fn reserve(&self, need_bytes: u64, image: &Digest) -> Result<(), BeginError> {
+        let volume = self.volume();
+        let others = self.all().into_iter();
+        let others = others.filter(|stage| stage.layout.digest() != image);
+        let reserved_bytes = others.map(|stage| stage.outstanding_bytes()).sum();
+        if has_room(volume, need_bytes, reserved_bytes) {
+            return Ok(());
+        }
+        Err(BeginError::NoRoom {
+            need_bytes,
+            reserved_bytes,
+            free_bytes: volume.free_bytes,
+            floor_bytes: volume.floor_bytes,
+        })
+    }
+
+    /// The room on tart's volume. Zeros when it can't be read, so that nothing is begun.
+    #[must_use]
+    pub fn volume(&self) -> Volume {
+        let space = (self.shared.options.space)(&self.shared.home).unwrap_or_else(|error| {
+            tracing::warn!(home = %self.shared.home.display(), %error, "the volume's room can't be read");
+            Space::default()
+        });
+        let percent = u64::from(self.shared.options.floor_percent.min(100));
+        Volume {
+            total_bytes: space.total_bytes,
+            free_bytes: space.free_bytes,
+            floor_bytes: space.total_bytes / 100 * percent,
+        }
+    }
+
+    /// Flushes every stage ([`Stage::flush`]).
+    ///
+    /// # Errors
+    /// When one fails; the others are flushed all the same.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        for stage in self.all() {
+            result = stage.flush().and(result);
+        }
+        result
+    }
+
+    /// What is held of this image.
+    #[must_use]
+    pub fn stage(&self, image: &Digest) -> Option<Arc<Stage>> {
+        hold(&self.stages).get(image).cloned()
+    }
+
+    /// Looks at the disk: which installed images tart finds, and under which references. A few system calls for each,
+    /// so that every 5 s is nothing. An image whose disk tart or somebody else removed or replaced is forgotten.
+    #[must_use]
+    pub fn presence(&self) -> Vec<Presence> {
+        let _changing = hold(&self.changing);
+        let mut presence = Vec::new();
+        for stage in self.all() {
+            if !stage.is_installed() {
+                continue;
+            }
+            if stage.is_there() {
+                presence.push(Presence {
+                    digest: *stage.layout.digest(),
+                    references: stage.present_references(),
+                });
+            } else if let Err(error) = self.drop_stage(stage.layout.digest()) {
+                tracing::warn!(image = %stage.layout.digest(), %error, "forgetting a removed image failed; the next start does it");
+            }
+        }
+        presence
+    }
+
+    /// Gives up an image that isn't installed, and its bytes. An installed one stays as it is.
+    ///
+    /// # Errors
+    /// When its directory can't be removed; the next start tries again.
+    pub fn abandon(&self, image: Digest) -> io::Result<()> {
+        let _changing = hold(&self.changing);
+        match self.stage(&image) {
+            Some(stage) if !stage.is_installed() => self.drop_stage(&image),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets an image: it isn't served or built upon any more. In tart's cache it stays.
+    ///
+    /// # Errors
+    /// As [`abandon`](Self::abandon).
+    pub fn forget(&self, image: Digest) -> io::Result<()> {
+        let _changing = hold(&self.changing);
+        self.drop_stage(&image)
+    }
+
+    fn drop_stage(&self, image: &Digest) -> io::Result<()> {
+        let stage = hold(&self.stages).remove(image);
+        if let Some(stage) = stage {
+            // Not while it is being installed: what is renamed then is found and kept by the next beginning.
+            let _installing = hold(&stage.installing);
+            stage.set_gone();
+        }
+        remove(&self.shared.directory(image))
+    }
+
+    fn all(&self) -> Vec<Arc<Stage>> {
+        hold(&self.stages).values().cloned().collect()
+    }
+}
+
+impl Shared {
+    fn directory(&self, image: &Digest) -> PathBuf {
+        self.home.join(ROOT).join(image.hex().to_string())
+    }
+
+    fn know(&self, host: &HostId) {
+        hold(&self.hosts)
+            .entry(host.key())
+            .or_insert_with(|| host.clone());
+    }
+
+    fn host(&self, key: HostKey) -> Option<HostId> {
+        hold(&self.hosts).get(&key).cloned()
+    }
+}
+
+/// Whether an image fits. What others may still take and the floor are set aside first.
+const fn has_room(volume: Volume, need_bytes: u64, reserved_bytes: u64) -> bool {
+    let promised = need_bytes
+        .saturating_add(reserved_bytes)
+        .saturating_add(volume.floor_bytes);
+    volume.free_bytes >= promised
+}
+
+fn parse_references(
+    image: &Digest,
+    references: &[String],
+) -> Result<Vec<Reference>, ReferenceError> {
+    let parse = |text: &String| {
+        let reference: Reference = text.parse().map_err(|error| ReferenceError::Malformed {
+            reference: text.chars().take(120).collect(),
+            error,
+        })?;
+        match reference.version() {
+            Version::Digest(digest) if digest != image => Err(ReferenceError::OtherImage {
+                reference: reference.to_string(),
+                image: *image,
+            }),
+            _ => Ok(reference),
+        }
+    };
+    references.iter().map(parse).collect()
+}
+
+/// What a directory of ours holds; `None` when it is a leftover.
+fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io::Result<Option<Stage>> {
+    let Some(status) = Status::read(directory)? else {
+        return Ok(None);
+    };
+    let manifest = match fs::read(directory.join(cache::MANIFEST)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let Ok(layout) = Layout::parse(&manifest, &image) else {
+        return Ok(None);
+    };
+    let building = directory.join(IMAGE);
+    let in_cache = status
+        .references
+        .iter()
+        .map(|reference| cache::image_directory(&shared.home, reference, &image));
+    let is_ours = |path: &PathBuf| {
+        fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| disk.ino() == status.disk_inode)
+    };
+    let installed = in_cache.into_iter().find(is_ours);
+    let (files, status) = match &installed {
+        Some(path) => (
+            path,
+            Status {
+                installed: true,
+                ..status
+            },
+        ),
+        None if is_ours(&building) => (
+            &building,
+            Status {
+                installed: false,
+                ..status
+            },
+        ),
+        None => return Ok(None),
+    };
+    let opened = Stage::reopen(
+        shared.clone(),
+        layout,
+        &manifest,
+        status,
+        directory.to_owned(),
+        files,
+        installed.is_none(),
+    );
+    match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(Some(stage)) if installed.is_some() && !stage.is_complete() => Ok(None),
+        other => other,
+    }
+}
+
+/// Removes a directory of ours, the status first.
+fn remove(directory: &Path) -> io::Result<()> {
+    let missing_is_fine = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    missing_is_fine(fs::remove_file(directory.join(status::STATUS)))?;
+    missing_is_fine(fs::remove_dir_all(directory))
+        .map_err(|error| io_at("removing", directory, error))
+}
+
+/// The same error, with what was attempted on what.
+fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("{action} {}: {error}", path.display()),
+    )
+}
+
+/// Locks a mutex whose state is whole between statements: a panic elsewhere doesn't take it along.
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,339 @@
+//! From a complete stage to an image that tart finds: the order of steps is explained at the head of `store.rs`.
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt as _, symlink},
+    path::{Path, PathBuf},
+};
+
+use proto::Digest;
+
+use super::{
+    DecodeLayerError, ReferenceError, Stage, hold, io_at, parse_references, remove, stage::IMAGE,
+    status::STATUS,
+};
+use crate::{
+    platform::{self, LockError},
+    tart::{Reference, Version, cache},
+};
+
+/// What a marker says while it only guards an image whose tag isn't linked yet. tart's own markers are empty; it looks
+/// at their existence alone.
+const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
+
+/// Why an image isn't installed. Everything that was done stays; installing again goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// A reference is no good.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// No reference was given, ever: tart couldn't find the image.
+    #[error("image {0} has no reference to be installed under")]
+    NoReference(Digest),
+    /// A content isn't verified yet.
+    #[error("content {0} isn't complete")]
+    Incomplete(Digest),
+    /// A layer that travels as a blob is bad.
+    #[error(transparent)]
+    Layer(#[from] DecodeLayerError),
+    /// tart (a pull from the same registry, most likely) holds the lock for longer than the store waits.
+    #[error("tart is busy: {0}")]
+    Busy(LockError),
+    /// Something of another kind stands where the tag's link goes.
+    #[error("{path} is in the way of the tag's link: it isn't a link")]
+    InTheWay {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The image was abandoned or removed meanwhile.
+    #[error("image is gone from this host")]
+    Gone,
+    /// The volume failed.
+    #[error("installing the image: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Stage {
+    /// Puts the image into tart's cache under these references, and those that it was begun with. Repeating it is
+    /// harmless; with a new reference it only makes the link.
+    ///
+    /// What tart itself may have pulled under the same name meanwhile is replaced: tart verifies nothing it pulls, and
+    /// ours is verified. It is the same image, so whoever reads it notices nothing.
+    ///
+    /// # Errors
+    /// When contents are missing, tart holds its lock, or the volume fails.
+    pub fn install(&self, references: &[String]) -> Result<(), InstallError> {
+        let references = parse_references(self.layout.digest(), references)?;
+        let _installing = hold(&self.installing);
+        if self.is_gone() {
+            return Err(InstallError::Gone);
+        }
+        self.add_references(&references)?;
+        let references = hold(&self.status).references.clone();
+        if references.is_empty() {
+            return Err(InstallError::NoReference(*self.layout.digest()));
+        }
+        if let Some(content) = self.first_open() {
+            return Err(InstallError::Incomplete(content));
+        }
+        let building = self.directory.join(IMAGE);
+        if building.join(cache::DISK).exists() {
+            self.decode_layers()?;
+            self.flush()?;
+            self.seal(&building)?;
+        }
+        for reference in &references {
+            self.place(reference, &references)?;
+        }
+        step("placed")?;
+        let mut status = hold(&self.status).clone();
+        if !status.installed {
+            status.installed = true;
+            status.write(&self.directory)?;
+            hold(&self.status).installed = true;
+        }
+        // What tart had, where it was exchanged for ours, and links under construction.
+        for rest in [IMAGE, REPLACED, TWIN] {
+            remove_any(&self.directory.join(rest))?;
+        }
+        Ok(())
+    }
+
+    /// Completes the directory and syncs all of it.
+    fn seal(&self, building: &Path) -> Result<(), InstallError> {
+        write_new(&building.join(cache::MANIFEST), &self.manifest)?;
+        write_new(&building.join(cache::MARKER), GUARD)?;
+        self.sync_files()?;
+        platform::sync_directory(building)?;
+        step("sealed")?;
+        Ok(())
+    }
+
+    /// Makes tart find the image under one reference.
+    fn place(&self, reference: &Reference, all: &[Reference]) -> Result<(), InstallError> {
+        let home = &self.shared.home;
+        let host = cache::host_directory(home, reference);
+        let repository = cache::repository_directory(home, reference);
+        create_directories(&self.shared.home, &repository)?;
+        let lock = platform::lock_directory(&host, self.shared.options.lock_wait);
+        let _lock = lock.map_err(|error| match error {
+            LockError::Busy { .. } => InstallError::Busy(error),
+            LockError::Io { path, error } => io_at("locking", &path, error).into(),
+        })?;
+        let target = cache::image_directory(home, reference, self.layout.digest());
+        let mut keep_marker = false;
+        if !self.is_ours(&target) {
+            keep_marker = fs::symlink_metadata(target.join(cache::MARKER)).is_ok();
+            let source = self.source()?;
+            self.move_in(&source, &target)?;
+            platform::sync_directory(&repository)?;
+            step("moved")?;
+        }
+        keep_marker |= all.iter().any(|other| {
+            matches!(other.version(), Version::Digest(_))
+                && cache::repository_directory(home, other) == repository
+        });
+        if let Some(link) = cache::tag_link(home, reference) {
+            self.link_tag(&link, &target)?;
+            platform::sync_directory(&repository)?;
+            step("linked")?;
+        }
+        let marker = target.join(cache::MARKER);
+        let is_guard = fs::read(&marker).is_ok_and(|bytes| bytes == GUARD);
+        if keep_marker && (is_guard || !marker.exists()) {
+            write_new(&marker, b"")?;
+            platform::sync_directory(&target)?;
+        } else if is_guard {
+            fs::remove_file(&marker).map_err(|error| io_at("removing", &marker, error))?;
+            platform::sync_directory(&target)?;
+        }
+        step("marked")?;
+        Ok(())
+    }
+
+    /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already, a
+    /// twin of hard links, which takes no room. Nobody writes to either: tart clones images before it runs them.
+    fn source(&self) -> io::Result<PathBuf> {
+        let building = self.directory.join(IMAGE);
+        if self.is_ours(&building) {
+            return Ok(building);
+        }
+        let from = self
+            .installed_directory()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image's files are gone"))?;
+        let twin = self.directory.join(TWIN);
+        remove_any(&twin)?;
+        fs::create_dir(&twin).map_err(|error| io_at("creating", &twin, error))?;
+        for part in cache::PARTS.iter().chain(&[cache::MANIFEST]) {
+            let (from, to) = (from.join(part), twin.join(part));
+            fs::hard_link(&from, &to).map_err(|error| io_at("linking", &to, error))?;
+        }
+        write_new(&twin.join(cache::MARKER), GUARD)?;
+        platform::sync_directory(&twin)?;
+        step("twinned")?;
+        Ok(twin)
+    }
+
+    fn move_in(&self, source: &Path, target: &Path) -> io::Result<()> {
+        if fs::symlink_metadata(target).is_err() {
+            return fs::rename(source, target)
+                .map_err(|error| io_at("moving the image to", target, error));
+        }
+        if platform::exchange(source, target).is_ok() {
+            // Theirs now stands where ours was, and goes when all is done.
+            return Ok(());
+        }
+        // A volume without exchange: for a moment there is neither, which tart takes for an image to pull.
+        let replaced = self.directory.join(REPLACED);
+        remove_any(&replaced)?;
+        fs::rename(target, &replaced)
+            .and_then(|()| fs::rename(source, target))
+            .map_err(|error| io_at("moving the image to", target, error))
+    }
+
+    fn link_tag(&self, link: &Path, target: &Path) -> Result<(), InstallError> {
+        match fs::symlink_metadata(link) {
+            Ok(found) if !found.is_symlink() => {
+                return Err(InstallError::InTheWay { path: link.into() });
+            }
+            Ok(_) if fs::read_link(link).is_ok_and(|to| to == target) => return Ok(()),
+            _ => {}
+        }
+        let new = self.directory.join("link");
+        remove_any(&new)?;
+        symlink(target, &new).map_err(|error| io_at("linking", &new, error))?;
+        fs::rename(&new, link).map_err(|error| io_at("linking", link, error))?;
+        Ok(())
+    }
+
+    /// Adds to the references, lastingly.
+    pub(super) fn add_references(&self, references: &[Reference]) -> io::Result<()> {
+        let mut status = hold(&self.status);
+        let before = status.references.len();
+        for reference in references {
+            if !status.references.contains(reference) {
+                status.references.push(reference.clone());
+            }
+        }
+        if status.references.len() > before {
+            status.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this directory holds our disk, whole, and the other parts.
+    pub(super) fn is_ours(&self, directory: &Path) -> bool {
+        let inode = hold(&self.status).disk_inode;
+        fs::metadata(directory.join(cache::DISK))
+            .is_ok_and(|disk| disk.ino() == inode && disk.len() == self.layout.disk_bytes())
+            && cache::is_complete(directory)
+    }
+
+    /// A directory of tart's cache that holds the image.
+    pub(super) fn installed_directory(&self) -> Option<PathBuf> {
+        let references = hold(&self.status).references.clone();
+        references
+            .iter()
+            .map(|reference| {
+                cache::image_directory(&self.shared.home, reference, self.layout.digest())
+            })
+            .find(|directory| self.is_ours(directory))
+    }
+
+    /// Whether the installed image is still somewhere in tart's cache, and our notes on it are still here.
+    pub(super) fn is_there(&self) -> bool {
+        self.installed_directory().is_some() && self.directory.join(STATUS).exists()
+    }
+
+    /// Where the disk is.
+    pub(super) fn disk_path(&self) -> Option<PathBuf> {
+        let building = self.directory.join(IMAGE);
+        let directory = if self.is_ours(&building) {
+            building
+        } else {
+            self.installed_directory()?
+        };
+        Some(directory.join(cache::DISK))
+    }
+
+    /// The references under which tart finds the image now.
+    pub(super) fn present_references(&self) -> Vec<String> {
+        let references = hold(&self.status).references.clone();
+        let present = references.iter().filter(|reference| {
+            let home = &self.shared.home;
+            let target = cache::image_directory(home, reference, self.layout.digest());
+            let named = match cache::tag_link(home, reference) {
+                Some(link) => fs::read_link(link).is_ok_and(|to| to == target),
+                None => target.join(cache::MARKER).exists(),
+            };
+            named && self.is_ours(&target)
+        });
+        present.map(ToString::to_string).collect()
+    }
+}
+
+/// What stood in the image's place in the cache.
+const REPLACED: &str = "replaced";
+/// A second directory of the same files, on its way to another repository.
+const TWIN: &str = "twin";
+
+/// Creates directories below `home`, each synced into its parent.
+fn create_directories(home: &Path, directory: &Path) -> io::Result<()> {
+    if directory.is_dir() || !directory.starts_with(home) {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        create_directories(home, parent)?;
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io_at("creating", directory, error)),
+            Ok(()) => platform::sync_directory(parent)?,
+        }
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = fs::File::create(path).and_then(|mut file| {
+        io::Write::write_all(&mut file, bytes)?;
+        platform::sync_full(&file)
+    });
+    written.map_err(|error| io_at("writing", path, error))
+}
+
+fn remove_any(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => remove(path),
+        Ok(_) => fs::remove_file(path).map_err(|error| io_at("removing", path, error)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A place between two steps of an installation, where tests let the process die.
+#[cfg(not(test))]
+#[expect(clippy::unnecessary_wraps, reason = "tests make it fail")]
+const fn step(_name: &'static str) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) use interrupted::{STEPS_LEFT, step};
+
+#[cfg(test)]
+mod interrupted {
+    use std::{cell::Cell, io};
+
+    thread_local! {
+        /// How many steps this thread's installations go on for.
+        pub(in super::super) static STEPS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    pub(in super::super) fn step(name: &'static str) -> io::Result<()> {
+        let left = STEPS_LEFT.get();
+        STEPS_LEFT.set(left.saturating_sub(1));
+        if left == 0 {
+            return Err(io::Error::other(format!("died after {name}")));
+        }
+        Ok(())
+    }
+}

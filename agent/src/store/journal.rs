@@ -1,0 +1,531 @@
+//! The journal of one image: which chunks of it are on disk, and by which links.
+//!
+//! Layout, little-endian: a header, then batches, each appended and synced in one go *after* the data that it speaks of.
+//!
+//! | part | bytes |
+//! |---|---|
+//! | header | `parbake journal` + version byte (16), manifest digest (32) |
+//! | batch | payload length (4), check (16), payload |
+//!
+//! The check is the first half of BLAKE3 over the check before (the header's, for the first batch), the length and the
+//! payload. So a batch stands only behind the very batches that it was written behind, and a journal is believed up to
+//! the first byte that isn't what was written: what follows is cut off. That costs at most the chunks of the last
+//! batches, which are fetched again; it never makes a chunk held whose record is damaged.
+//!
+//! A payload is a sequence of records, each a tag byte and fixed fields ([`Record`]). Contents and hosts are named once
+//! (tags 1 and 2) and then go by their number in the order of naming, so a chunk's record has 114 bytes: 16 MB for a
+//! disk of 140 GB, read in well under a second.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
+
+use proto::{ChunkIndex, Digest, Fingerprint, HostId, HostKey, Link, Resume, State};
+
+use crate::platform;
+
+const MAGIC: &[u8; 16] = b"parbake journal\x01";
+const HEADER_BYTES: usize = 48;
+const FRAME_BYTES: usize = 20;
+
+/// A batch's payload is cut at this size; also the most that a reader believes a length.
+const MAX_BATCH_BYTES: usize = 4 << 20;
+
+/// The largest journal that is read: four records for every chunk of the largest disk. This bounds
+/// what a damaged volume can make us allocate.
+const MAX_JOURNAL_BYTES: u64 = 1 << 30;
+
+type Check = [u8; 16];
+
+/// What happened to an image, as the journal keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    /// A chunk is on disk and its bytes fit the link. Tag 3.
+    Held {
+        content: Digest,
+        chunk: ChunkIndex,
+        link: Link,
+        /// All its bytes are zero.
+        zero: bool,
+        sender: HostKey,
+        maker: HostId,
+    },
+    /// A chunk isn't held any more. Tag 4.
+    Dropped { content: Digest, chunk: ChunkIndex },
+    /// A blob was decoded onto the disk. Tag 5.
+    Decoded { content: Digest },
+}
+
+/// An open journal, positioned after its last good batch.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    end: u64,
+    check: Check,
+    contents: BTreeMap<Digest, u32>,
+    hosts: BTreeMap<HostId, u32>,
+}
+
+impl Journal {
+    /// Starts an empty journal. Its directory entry isn't synced: a journal that a crash loses was empty.
+    pub(super) fn create(path: &Path, image: &Digest) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        let header = header(image);
+        file.write_all_at(&header, 0)?;
+        platform::sync_data(&file)?;
+        Ok(Self {
+            file,
+            end: HEADER_BYTES as u64,
+            check: first_check(&header),
+            contents: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+        })
+    }
+
+    /// Opens a journal, cuts off what isn't whole, and tells what it says. `None` when it isn't this image's journal at
+    /// all, or is missing.
+    pub(super) fn open(path: &Path, image: &Digest) -> io::Result<Option<(Self, Vec<Record>)>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let Some(bytes) = read_all(&file)? else {
+            return Ok(None);
+        };
+        let Some(replay) = replay(&bytes, image) else {
+            return Ok(None);
+        };
+        if replay.end < bytes.len() as u64 {
+            // A crash here leaves the tail, which the next opening cuts again.
+            file.set_len(replay.end)?;
+            platform::sync_full(&file)?;
+        }
+        let journal = Self {
+            file,
+            end: replay.end,
+            check: replay.check,
+            contents: number(&replay.contents),
+            hosts: number(&replay.hosts),
+        };
+        Ok(Some((journal, replay.records)))
+    }
+
+    /// What a journal says, without changing it: for readers beside a running agent.
+    pub(super) fn read(path: &Path, image: &Digest) -> io::Result<Vec<Record>> {
+        let bytes = read_all(&File::open(path)?)?.unwrap_or_default();
+        Ok(replay(&bytes, image).map_or_else(Vec::new, |replay| replay.records))
+    }
+
+    /// Appends these records and syncs. The data that they speak of have been synced before.
+    ///
+    /// After an error nothing was appended: what reached the file stands past the end and is overwritten next time.
+    pub(super) fn append(&mut self, records: &[Record]) -> io::Result<()> {
+        let (mut end, mut check) = (self.end, self.check);
+        let (mut contents, mut hosts) = (self.contents.clone(), self.hosts.clone());
+        let mut records = records.iter().peekable();
+        while records.peek().is_some() {
+            let mut batch = vec![0; FRAME_BYTES];
+            // A record with both names is under 500 bytes.
+            while batch.len() < MAX_BATCH_BYTES - 1024
+                && let Some(record) = records.next()
+            {
+                encode(record, &mut contents, &mut hosts, &mut batch);
+            }
+            let length = u32::try_from(batch.len() - FRAME_BYTES)
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?
+                .to_le_bytes();
+            check = next_check(&check, length, &batch[FRAME_BYTES..]);
+            batch[..4].copy_from_slice(&length);
+            batch[4..FRAME_BYTES].copy_from_slice(&check);
+            self.file.write_all_at(&batch, end)?;
+            end += batch.len() as u64;
+        }
+        platform::sync_data(&self.file)?;
+        (self.end, self.check, self.contents, self.hosts) = (end, check, contents, hosts);
+        Ok(())
+    }
+}
+
+fn number<T: Clone + Ord>(names: &[T]) -> BTreeMap<T, u32> {
+    names.iter().cloned().zip(0..).collect()
+}
+
+fn read_all(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let length = file.metadata()?.len();
+    if length > MAX_JOURNAL_BYTES {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(Some(bytes))
+}
+
+fn header(image: &Digest) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..16].copy_from_slice(MAGIC);
+    header[16..].copy_from_slice(image.as_bytes());
+    header
+}
+
+fn first_check(header: &[u8]) -> Check {
+    half(&blake3::hash(header))
+}
+
+fn next_check(before: &Check, length: [u8; 4], payload: &[u8]) -> Check {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(before);
+    hasher.update(&length);
+    hasher.update(payload);
+    half(&hasher.finalize())
+}
+
+fn half(hash: &blake3::Hash) -> Check {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.as_bytes()[..16]);
+    half
+}
+
+/// What the good part of a journal says.
+struct Replay {
+    records: Vec<Record>,
+    end: u64,
+    check: Check,
+    contents: Vec<Digest>,
+    hosts: Vec<HostId>,
+}
+
+fn replay(bytes: &[u8], image: &Digest) -> Option<Replay> {
+    let header = header(image);
+    let mut rest = bytes.strip_prefix(header.as_slice())?;
+    let mut replay = Replay {
+        records: Vec::new(),
+        end: HEADER_BYTES as u64,
+        check: first_check(&header),
+        contents: Vec::new(),
+        hosts: Vec::new(),
+    };
+    while let Some((length, after)) = rest.split_first_chunk::<4>()
+        && let Some((check, after)) = after.split_first_chunk::<16>()
+        && let size = u32::from_le_bytes(*length) as usize
+        && size <= MAX_BATCH_BYTES
+        && let Some((payload, after)) = after.split_at_checked(size)
+        && *check == next_check(&replay.check, *length, payload)
+    {
+        let known = (
+            replay.records.len(),
+            replay.contents.len(),
+            replay.hosts.len(),
+        );
+        if replay.take(payload).is_none() {
+            // A whole batch that doesn't parse was written by a newer version: nothing of it, and nothing after, is used.
+            replay.records.truncate(known.0);
+            replay.contents.truncate(known.1);
+            replay.hosts.truncate(known.2);
+            break;
+        }
+        replay.check = *check;
+        replay.end += (FRAME_BYTES + size) as u64;
+        rest = after;
+    }
+    Some(replay)
+}
+
+impl Replay {
+    fn take(&mut self, payload: &[u8]) -> Option<()> {
+        let mut fields = Fields(payload);
+        while !fields.0.is_empty() {
+            match fields.byte()? {
+                1 => self
+                    .contents
+                    .push(Digest::from_bytes(*fields.array::<32>()?)),
+                2 => {
+                    let length = usize::from(fields.byte()?);
+                    let name = std::str::from_utf8(fields.slice(length)?).ok()?;
+                    self.hosts.push(name.parse().ok()?);
+                }
+                3 => {
+                    let content = *self.contents.get(fields.word()? as usize)?;
+                    let chunk = ChunkIndex(fields.word()?);
+                    let maker = self.hosts.get(fields.word()? as usize)?.clone();
+                    let sender = HostKey(fields.long()?);
+                    let flags = fields.byte()?;
+                    let (blob_offset, skip_bytes) = (fields.long()?, fields.word()?);
+                    self.records.push(Record::Held {
+                        content,
+                        chunk,
+                        maker,
+                        sender,
+                        zero: flags & ZERO != 0,
+                        link: Link {
+                            resume: (flags & RESUME != 0).then_some(Resume {
+                                blob_offset,
+                                skip_bytes,
+                            }),
+                            before: State::from_bytes(fields.array::<32>()?),
+                            after: State::from_bytes(fields.array::<32>()?),
+                            fingerprint: Fingerprint(*fields.array::<16>()?),
+                        },
+                    });
+                }
+                4 => {
+                    let content = *self.contents.get(fields.word()? as usize)?;
+                    let chunk = ChunkIndex(fields.word()?);
+                    self.records.push(Record::Dropped { content, chunk });
+                }
+                5 => {
+                    let content = *self.contents.get(fields.word()? as usize)?;
+                    self.records.push(Record::Decoded { content });
+                }
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+}
+
+const ZERO: u8 = 1;
+const RESUME: u8 = 2;
+
+fn encode(
+    record: &Record,
+    contents: &mut BTreeMap<Digest, u32>,
+    hosts: &mut BTreeMap<HostId, u32>,
+    out: &mut Vec<u8>,
+) {
+    let (Record::Held { content, .. }
+    | Record::Dropped { content, .. }
+    | Record::Decoded { content }) = record;
+    let next = u32::try_from(contents.len()).expect("an image has at most 4,096 contents");
+    let content = *contents.entry(*content).or_insert_with(|| {
+        out.push(1);
+        out.extend_from_slice(content.as_bytes());
+        next
+    });
+    match record {
+        Record::Held {
+            chunk,
+            link,
+            zero,
+            sender,
+            maker,
+            ..
+        } => {
+            let next =
+                u32::try_from(hosts.len()).expect("at most one host a chunk, which are 32-bit");
+            let maker = *hosts.entry(maker.clone()).or_insert_with(|| {
+                let name = maker.as_str().as_bytes();
+                out.push(2);
+                out.push(u8::try_from(name.len()).expect("a host id has at most 253 bytes"));
+                out.extend_from_slice(name);
+                next
+            });
+            out.push(3);
+            out.extend_from_slice(&content.to_le_bytes());
+            out.extend_from_slice(&chunk.0.to_le_bytes());
+            out.extend_from_slice(&maker.to_le_bytes());
+            out.extend_from_slice(&sender.0.to_le_bytes());
+            let resume = link.resume.map_or((0, 0, 0), |resume| {
+                (RESUME, resume.blob_offset, resume.skip_bytes)
+            });
+            out.push((u8::from(*zero) * ZERO) | resume.0);
+            out.extend_from_slice(&resume.1.to_le_bytes());
+            out.extend_from_slice(&resume.2.to_le_bytes());
+            out.extend_from_slice(&link.before.to_bytes());
+            out.extend_from_slice(&link.after.to_bytes());
+            out.extend_from_slice(&link.fingerprint.0);
+        }
+        Record::Dropped { chunk, .. } => {
+            out.push(4);
+            out.extend_from_slice(&content.to_le_bytes());
+            out.extend_from_slice(&chunk.0.to_le_bytes());
+        }
+        Record::Decoded { .. } => {
+            out.push(5);
+            out.extend_from_slice(&content.to_le_bytes());
+        }
+    }
+}
+
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn slice(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (field, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(field)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
+        let (field, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(field)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| *byte)
+    }
+
+    fn word(&mut self) -> Option<u32> {
+        self.array().copied().map(u32::from_le_bytes)
+    }
+
+    fn long(&mut self) -> Option<u64> {
+        self.array().copied().map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn held(content: u8, chunk: u32, seed: u8) -> Record {
+        Record::Held {
+            content: Digest::of(&[content]),
+            chunk: ChunkIndex(chunk),
+            link: Link {
+                before: State::from_bytes(&[seed; 32]),
+                after: State::from_bytes(&[seed ^ 1; 32]),
+                fingerprint: Fingerprint([seed; 16]),
+                resume: (seed % 2 == 0).then_some(Resume {
+                    blob_offset: u64::from(seed) << 33,
+                    skip_bytes: 77,
+                }),
+            },
+            zero: seed % 3 == 0,
+            sender: HostKey(u64::from(seed)),
+            maker: format!("mac-{}", seed % 4).parse().unwrap(),
+        }
+    }
+
+    fn records() -> Vec<Record> {
+        let mut records: Vec<_> = (0..40u8)
+            .map(|at| held(at % 3, u32::from(at), at))
+            .collect();
+        records.insert(
+            9,
+            Record::Dropped {
+                content: Digest::of(&[0]),
+                chunk: ChunkIndex(3),
+            },
+        );
+        records.push(Record::Decoded {
+            content: Digest::of(&[9]),
+        });
+        records
+    }
+
+    /// A journal of several batches, and what each byte of it may at most prove.
+    fn written(path: &Path, image: &Digest) -> (Vec<u8>, Vec<(u64, usize)>) {
+        let mut journal = Journal::create(path, image).unwrap();
+        let records = records();
+        let mut ends = vec![(journal.end, 0)];
+        let mut count = 0;
+        for batch in records.chunks(7) {
+            journal.append(batch).unwrap();
+            count += batch.len();
+            ends.push((journal.end, count));
+        }
+        (std::fs::read(path).unwrap(), ends)
+    }
+
+    #[test]
+    fn a_journal_says_what_was_appended_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, image) = (dir.path().join("journal"), Digest::of(b"image"));
+        let mut journal = Journal::create(&path, &image).unwrap();
+        journal.append(&records()[..5]).unwrap();
+        drop(journal);
+        let (mut journal, read) = Journal::open(&path, &image).unwrap().unwrap();
+        assert_eq!(read, records()[..5]);
+        journal.append(&records()[5..]).unwrap();
+        journal.append(&[]).unwrap();
+        drop(journal);
+        let (_, read) = Journal::open(&path, &image).unwrap().unwrap();
+        assert_eq!(read, records());
+        assert_eq!(Journal::read(&path, &image).unwrap(), records());
+        assert!(
+            Journal::open(&path, &Digest::of(b"other"))
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            Journal::open(&dir.path().join("none"), &image)
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_journal_cut_at_any_byte_says_exactly_its_whole_batches() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, image) = (dir.path().join("journal"), Digest::of(b"image"));
+        let (bytes, ends) = written(&path, &image);
+        for cut in 0..=bytes.len() {
+            match replay(&bytes[..cut], &image) {
+                None => assert!(cut < HEADER_BYTES),
+                Some(replay) => {
+                    let (end, count) = *ends.iter().rfind(|(end, _)| *end <= cut as u64).unwrap();
+                    assert_eq!((replay.end, replay.records.len()), (end, count), "{cut}");
+                    assert_eq!(replay.records, records()[..count]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off_and_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, image) = (dir.path().join("journal"), Digest::of(b"image"));
+        let (bytes, ends) = written(&path, &image);
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let (mut journal, read) = Journal::open(&path, &image).unwrap().unwrap();
+        let count = ends[ends.len() - 2].1;
+        assert_eq!(read, records()[..count]);
+        journal.append(&records()[count..]).unwrap();
+        drop(journal);
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn a_flipped_byte_cuts_the_journal_before_its_batch(at: prop::sample::Index, flip in 1u8..=255) {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, image) = (dir.path().join("journal"), Digest::of(b"image"));
+            let (mut bytes, ends) = written(&path, &image);
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            match replay(&bytes, &image) {
+                None => prop_assert!(at < HEADER_BYTES),
+                Some(replay) => {
+                    let (end, count) = *ends.iter().rfind(|(end, _)| *end <= at as u64).unwrap();
+                    prop_assert_eq!((replay.end, replay.records.len()), (end, count));
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_journal_or_not(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let image = Digest::of(b"image");
+            let mut journal = header(&image).to_vec();
+            let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+            journal.extend_from_slice(&length);
+            journal.extend_from_slice(&next_check(&first_check(&header(&image)), length, &bytes));
+            journal.extend_from_slice(&bytes);
+            prop_assert!(replay(&journal, &image).is_some());
+            replay(&bytes, &image);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `status.json`: what a stage is for, and which disk its journal speaks of.
+
+use std::{fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::io_at;
+use crate::{platform, tart::Reference};
+
+pub(super) const STATUS: &str = "status.json";
+
+const VERSION: u32 = 1;
+
+/// A stage's lasting facts. Written whole, to a new file that then takes the name: a reader sees the old or the new.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Status {
+    /// The references that shall name the image here, in the order in which they came.
+    pub(super) references: Vec<Reference>,
+    /// Inode of `disk.img`. A rename keeps it, so it tells our disk from one that tart made under the same name.
+    pub(super) disk_inode: u64,
+    /// The image stands in tart's cache. What the file system says goes before this.
+    pub(super) installed: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+struct File {
+    version: u32,
+    references: Vec<String>,
+    disk_inode: u64,
+    installed: bool,
+}
+
+impl Status {
+    /// Reads a status; `None` when there is none, or none that this version understands.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(directory.join(STATUS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let file: Option<File> = serde_json::from_slice(&bytes).ok();
+        Ok(file
+            .filter(|file| file.version == VERSION)
+            .and_then(|file| {
+                let references = file.references.iter().map(|text| text.parse().ok());
+                Some(Self {
+                    references: references.collect::<Option<_>>()?,
+                    disk_inode: file.disk_inode,
+                    installed: file.installed,
+                })
+            }))
+    }
+
+    /// Writes the status so that it survives a crash.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let file = File {
+            version: VERSION,
+            references: self.references.iter().map(ToString::to_string).collect(),
+            disk_inode: self.disk_inode,
+            installed: self.installed,
+        };
+        let bytes = serde_json::to_vec_pretty(&file)?;
+        let (path, new) = (directory.join(STATUS), directory.join("status.new"));
+        let written = fs::File::create(&new)
+            .and_then(|mut file| {
+                io::Write::write_all(&mut file, &bytes)?;
+                platform::sync_full(&file)
+            })
+            .and_then(|()| fs::rename(&new, &path))
+            .and_then(|()| platform::sync_directory(directory));
+        written.map_err(|error| io_at("writing", &path, error))
+    }
+}

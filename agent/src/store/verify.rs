@@ -1,0 +1,328 @@
+//! Hashing an installed image again, against its manifest alone: nothing that this host noted is believed.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use proto::{
+    ChunkIndex, Digest, Geometry, Layout, State, chain,
+    image::{Blob, DiskLayer, LayerName, ParseImageError},
+};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    ROOT,
+    journal::{Journal, Record},
+    stage::{JOURNAL, decode_blob},
+};
+use crate::tart::{ParseReferenceError, Reference, Version, cache};
+
+/// Bytes that are read and hashed at a time.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// An image that is what its manifest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The image.
+    pub digest: Digest,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Bytes that were hashed.
+    pub bytes: u64,
+}
+
+/// Why an image isn't verified.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Not a reference.
+    #[error("reference {reference:?}: {error}")]
+    Reference {
+        /// The text.
+        reference: String,
+        /// The cause.
+        error: ParseReferenceError,
+    },
+    /// tart's cache doesn't have it.
+    #[error("{image} isn't in tart's cache at {path}")]
+    NotThere {
+        /// The reference.
+        image: String,
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The image's manifest isn't here in the registry's form: tart (up to 2.32) writes its own. Stage the image to have it.
+    #[error("manifest in {path} isn't the registry's: {error}")]
+    Manifest {
+        /// Where.
+        path: PathBuf,
+        /// The cause.
+        error: ParseImageError,
+    },
+    /// A layer of the disk has other bytes than the manifest says.
+    #[error("{layer} is bad on disk{}", .chunk.map_or(String::new(), |chunk| format!(", from chunk {chunk} on")))]
+    Layer {
+        /// The layer.
+        layer: LayerName,
+        /// Its first bad chunk, where the links of the chunks are still here.
+        chunk: Option<ChunkIndex>,
+    },
+    /// A layer without a raw digest can't be checked: its blob isn't here any more.
+    #[error("{layer} has no raw digest, and its blob isn't here to compare with")]
+    NoBlob {
+        /// The layer.
+        layer: LayerName,
+    },
+    /// `config.json`, `nvram.bin` or a kept blob has other bytes than the manifest says.
+    #[error("{path} is bad: it has digest {found}, not {wanted}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        wanted: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// The disk has another size than the manifest says.
+    #[error("{path} has {found} bytes, not {wanted}")]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// What it should have.
+        wanted: u64,
+        /// What it has.
+        found: u64,
+    },
+    /// The volume failed.
+    #[error("reading {path}: {error}")]
+    Io {
+        /// What was read.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+/// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference.
+/// `progress` is told how many bytes of how many are done, after each layer and file.
+///
+/// Takes no lock and changes nothing: it can run beside an agent. About a second per GB.
+///
+/// # Errors
+/// The first difference, by the name of its layer or file.
+pub fn verify(
+    home: &Path,
+    image: &str,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Verified, VerifyError> {
+    let reference: Reference = image.parse().map_err(|error| VerifyError::Reference {
+        reference: image.chars().take(120).collect(),
+        error,
+    })?;
+    let (directory, digest) = find(home, &reference)?;
+    let ours = home.join(ROOT).join(digest.hex().to_string());
+    let layout = read_layout(
+        &[directory.join(cache::MANIFEST), ours.join(cache::MANIFEST)],
+        &digest,
+    )?;
+    let total = layout.disk_bytes() + layout.config().size + layout.nvram().size;
+    let mut done = 0;
+    let mut advance = |bytes: u64| {
+        done += bytes;
+        progress(done, total);
+    };
+    for (name, blob) in [
+        (cache::CONFIG, layout.config()),
+        (cache::NVRAM, layout.nvram()),
+    ] {
+        check_file(&directory.join(name), blob)?;
+        advance(blob.size);
+    }
+    let path = directory.join(cache::DISK);
+    let disk = open(&path)?;
+    let size = disk.metadata().map_err(at(&path))?.len();
+    if size != layout.disk_bytes() {
+        return Err(VerifyError::Size {
+            path,
+            wanted: layout.disk_bytes(),
+            found: size,
+        });
+    }
+    for layer in layout.layers() {
+        match layer.raw {
+            Some(raw) => {
+                let found = hash(&disk, layer.offset, layer.raw_bytes).map_err(at(&path))?;
+                if found != raw {
+                    let chunk = first_bad(&disk, layer, &raw, &ours.join(JOURNAL), &digest);
+                    return Err(VerifyError::Layer {
+                        layer: Layout::name(layer),
+                        chunk,
+                    });
+                }
+            }
+            None => check_encoded(&disk, layer, &ours.join("blobs"), &path)?,
+        }
+        advance(layer.raw_bytes);
+    }
+    Ok(Verified {
+        digest,
+        directory,
+        bytes: total,
+    })
+}
+
+/// The image's directory, and the digest by which tart knows it.
+fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyError> {
+    let path = match reference.version() {
+        Version::Digest(digest) => cache::image_directory(home, reference, digest),
+        Version::Tag(tag) => cache::repository_directory(home, reference).join(tag),
+    };
+    let found = fs::canonicalize(&path)
+        .ok()
+        .filter(|found| cache::is_complete(found));
+    let digest = found
+        .as_deref()
+        .and_then(|found| found.file_name()?.to_str()?.parse().ok());
+    match (found, digest) {
+        (Some(found), Some(digest)) => Ok((found, digest)),
+        _ => Err(VerifyError::NotThere {
+            image: reference.to_string(),
+            path,
+        }),
+    }
+}
+
+fn read_layout(paths: &[PathBuf; 2], digest: &Digest) -> Result<Layout, VerifyError> {
+    let mut first = None;
+    for path in paths {
+        let error = match fs::read(path) {
+            Ok(bytes) => match Layout::parse(&bytes, digest) {
+                Ok(layout) => return Ok(layout),
+                Err(error) => VerifyError::Manifest {
+                    path: path.clone(),
+                    error,
+                },
+            },
+            Err(error) => VerifyError::Io {
+                path: path.clone(),
+                error,
+            },
+        };
+        first.get_or_insert(error);
+    }
+    Err(first.expect("there are two paths"))
+}
+
+fn check_file(path: &Path, wanted: Blob) -> Result<(), VerifyError> {
+    let file = open(path)?;
+    let size = file.metadata().map_err(at(path))?.len();
+    let found = hash(&file, 0, size).map_err(at(path))?;
+    if found == wanted.digest {
+        Ok(())
+    } else {
+        Err(VerifyError::File {
+            path: path.into(),
+            wanted: wanted.digest,
+            found,
+        })
+    }
+}
+
+/// Decodes the kept blob of a layer again and compares it with the disk.
+fn check_encoded(
+    disk: &File,
+    layer: &DiskLayer,
+    blobs: &Path,
+    disk_path: &Path,
+) -> Result<(), VerifyError> {
+    let path = blobs.join(layer.blob.digest.hex().to_string());
+    if !path.exists() {
+        return Err(VerifyError::NoBlob {
+            layer: Layout::name(layer),
+        });
+    }
+    check_file(&path, layer.blob)?;
+    let blob = open(&path)?;
+    let mut offset = layer.offset;
+    let mut same = true;
+    let mut stored = Vec::new();
+    let decoded = decode_blob(&blob, layer.blob.size, layer.raw_bytes, |raw| {
+        stored.resize(raw.len(), 0);
+        disk.read_exact_at(&mut stored, offset)?;
+        same &= stored == raw;
+        offset += raw.len() as u64;
+        Ok(())
+    })
+    .map_err(at(disk_path))?;
+    if decoded.is_ok() && same {
+        Ok(())
+    } else {
+        Err(VerifyError::Layer {
+            layer: Layout::name(layer),
+            chunk: None,
+        })
+    }
+}
+
+/// Where the bytes on disk leave the chain, by the links that the store noted.
+fn first_bad(
+    disk: &File,
+    layer: &DiskLayer,
+    raw: &Digest,
+    journal: &Path,
+    image: &Digest,
+) -> Option<ChunkIndex> {
+    let geometry = Geometry::new(layer.raw_bytes).ok()?;
+    let mut ends = vec![None; geometry.chunks() as usize];
+    for record in Journal::read(journal, image).ok()? {
+        if let Record::Held {
+            content,
+            chunk,
+            link,
+            ..
+        } = record
+            && content == *raw
+            && let Some(end) = ends.get_mut(chunk.0 as usize)
+        {
+            *end = Some(link.after);
+        }
+    }
+    let mut state = State::INITIAL;
+    let mut bytes = vec![0; PIECE_BYTES];
+    for (chunk, end) in (0..).map(ChunkIndex).zip(ends) {
+        let bytes = &mut bytes[..geometry.len(chunk) as usize];
+        disk.read_exact_at(bytes, layer.offset + geometry.offset(chunk))
+            .ok()?;
+        state = chain::step(geometry, chunk, state, bytes);
+        if end? != state {
+            return Some(chunk);
+        }
+    }
+    None
+}
+
+fn hash(file: &File, offset: u64, size: u64) -> io::Result<Digest> {
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut done = 0;
+    while done < size {
+        let length = usize::try_from(size - done).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        file.read_exact_at(&mut piece[..length], offset + done)?;
+        hasher.update(&piece[..length]);
+        done += length as u64;
+    }
+    Ok(Digest::from_bytes(hasher.finalize().into()))
+}
+
+fn open(path: &Path) -> Result<File, VerifyError> {
+    File::open(path).map_err(at(path))
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> VerifyError {
+    move |error| VerifyError::Io {
+        path: path.into(),
+        error,
+    }
+}

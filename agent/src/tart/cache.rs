@@ -1,0 +1,99 @@
+//! Where tart keeps things: its home, the OCI cache in it, and local VMs.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use proto::Digest;
+
+use super::reference::{Reference, Version};
+
+/// The VM's configuration.
+pub const CONFIG: &str = "config.json";
+/// The VM's disk.
+pub const DISK: &str = "disk.img";
+/// The VM's firmware variables.
+pub const NVRAM: &str = "nvram.bin";
+/// The manifest, in OCI cache directories only.
+pub const MANIFEST: &str = "manifest.json";
+/// Keeps tart's `gc` from an image that no tag points to.
+pub const MARKER: &str = ".explicitly-pulled";
+
+/// What a directory needs for tart to take it for an image or a VM.
+pub const PARTS: [&str; 3] = [CONFIG, DISK, NVRAM];
+
+/// tart's home directory: `TART_HOME`, else `.tart` in `HOME`. `None` when neither is set.
+#[must_use]
+pub fn home() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    set("TART_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(set("HOME")?).join(".tart")))
+}
+
+/// The directory of a registry, which tart locks while it pulls from there.
+#[must_use]
+pub fn host_directory(home: &Path, reference: &Reference) -> PathBuf {
+    home.join("cache/OCIs")
+        .join(reference.host().replace(':', "%3A"))
+}
+
+/// The directory of a repository.
+#[must_use]
+pub fn repository_directory(home: &Path, reference: &Reference) -> PathBuf {
+    let mut path = host_directory(home, reference);
+    path.extend(reference.namespace());
+    path
+}
+
+/// The directory of an image in a reference's repository.
+#[must_use]
+pub fn image_directory(home: &Path, reference: &Reference, image: &Digest) -> PathBuf {
+    repository_directory(home, reference).join(image.to_string())
+}
+
+/// The symlink by which a tag names its image; `None` for a reference by digest.
+#[must_use]
+pub fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
+    match reference.version() {
+        Version::Tag(tag) => Some(repository_directory(home, reference).join(tag)),
+        Version::Digest(_) => None,
+    }
+}
+
+/// The directory of a local VM.
+#[must_use]
+pub fn vm_directory(home: &Path, name: &str) -> PathBuf {
+    home.join("vms").join(name)
+}
+
+/// Whether tart takes this directory for an image or a VM: its parts exist. Nothing is hashed.
+#[must_use]
+pub fn is_complete(directory: &Path) -> bool {
+    PARTS
+        .iter()
+        .all(|part| fs::metadata(directory.join(part)).is_ok_and(|found| found.is_file()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_lie_where_tart_looks_for_them() {
+        let home = Path::new("/t");
+        let digest = Digest::of(b"x");
+        let tag: Reference = "127.0.0.1:5000/org/image:one".parse().unwrap();
+        assert_eq!(
+            image_directory(home, &tag, &digest),
+            Path::new("/t/cache/OCIs/127.0.0.1%3A5000/org/image").join(digest.to_string())
+        );
+        assert_eq!(
+            tag_link(home, &tag).unwrap(),
+            Path::new("/t/cache/OCIs/127.0.0.1%3A5000/org/image/one")
+        );
+        let by_digest: Reference = format!("ghcr.io/a@{digest}").parse().unwrap();
+        assert_eq!(tag_link(home, &by_digest), None);
+    }
+}
