@@ -294,9 +294,7 @@ impl Repository {
         // A compressed answer would have other sizes and ranges.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if start > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={start}-"))
-                .expect("digits are valid in a header");
-            headers.insert(RANGE, range);
+            headers.insert(RANGE, bytes_from(start));
         }
         let path = format!("blobs/{digest}");
         let answer = self
@@ -422,6 +420,10 @@ fn manifest_headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, MANIFEST_TYPES);
     headers
+}
+
+fn bytes_from(start: u64) -> HeaderValue {
+    HeaderValue::from_str(&format!("bytes={start}-")).expect("digits are valid in a header")
 }
 
 fn announced(headers: &HeaderMap) -> Option<Digest> {
