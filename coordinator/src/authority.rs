@@ -17,8 +17,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use rustls_pki_types::{
-    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
-    pem::PemObject as _,
+    CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer, pem::PemObject as _,
 };
 use time::OffsetDateTime;
 
@@ -48,7 +47,7 @@ pub struct Identity {
     /// DER, leaf first; the authority's own certificate is the last one.
     pub chain: Vec<CertificateDer<'static>>,
     /// The private key.
-    pub key: PrivateKeyDer<'static>,
+    pub key: PrivatePkcs8KeyDer<'static>,
 }
 
 /// Why the authority can't be opened or made.
@@ -225,7 +224,7 @@ impl Authority {
             .map_err(sign)?;
         Ok(Identity {
             chain: vec![leaf.der().clone(), self.certificate.clone()],
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
         })
     }
 }

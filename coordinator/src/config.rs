@@ -62,6 +62,8 @@ pub struct Origin {
     pub credentials: BTreeMap<String, Credentials>,
     /// Whether hosts get short-lived pull tokens for registries with credentials.
     pub hand_down_tokens: bool,
+    /// Whether they get user and password of a registry that gives no tokens.
+    pub hand_down_passwords: bool,
 }
 
 /// A user and where its password stands. The password itself is read when it is needed, so that it can be changed live.
@@ -186,6 +188,7 @@ struct OriginFile {
     plain_http: Vec<String>,
     plain_http_beyond_loopback: bool,
     hand_down_tokens: Option<bool>,
+    hand_down_passwords: bool,
     credentials: BTreeMap<String, Credentials>,
 }
 
@@ -336,6 +339,7 @@ fn origin(
         plain_http: file.plain_http.into_iter().collect(),
         credentials: file.credentials,
         hand_down_tokens: file.hand_down_tokens.unwrap_or(true),
+        hand_down_passwords: file.hand_down_passwords,
     })
 }
 

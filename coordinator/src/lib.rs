@@ -1,9 +1,31 @@
 //! The coordinator: the program that decides, for a whole fleet, which hosts stage which images.
+//!
+//! [`program`] starts it. [`driver`] owns the plan (`rollout::stage`) and the fleet's state; [`session`] carries its
+//! orders to hosts and their reports to it; [`api`] answers operators; [`authority`] and [`enrolment`] say who may take
+//! part. [`operator`] is the other end: the `parbake` command line.
+//!
+//! What it deliberately doesn't do: touch the bytes of an image, trust one host about another without proof, or decide
+//! inside the shell what the pure plan decides.
 
+mod admin;
+mod api;
 pub mod authority;
 pub mod cli;
 pub mod config;
+mod driver;
 mod durable;
 pub mod enrolment;
+mod fleet;
+mod metrics;
+pub mod operator;
+pub mod program;
+mod progress;
 mod random;
+mod resolve;
 pub mod secret;
+mod serve;
+mod session;
+pub mod view;
+mod wants;
+
+pub use program::{Coordinator, RunError, run};

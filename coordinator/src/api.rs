@@ -1,0 +1,663 @@
+//! The HTTP API: what operators and enrolling hosts ask. Words are in [`crate::view`].
+//!
+//! Every route but `/v1/enrol` and `/healthz` wants the API's bearer token. Reads come from the driver's published view;
+//! changes are questions to the driver, answered when they are written down.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration, time::SystemTime};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, MatchedPath, Path, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderMap, StatusCode, header};
+use proto::{Digest, HostId};
+use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject as _};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    authority::Authority,
+    driver::{Ask, Input, StageError, View},
+    enrolment::{Enrolment, MintError, RedeemError, unix},
+    fleet::Membership,
+    metrics::{Metrics, RequestLabel},
+    resolve::{Registries, ResolveError},
+    secret::Secret,
+    view::{
+        BandwidthRequest, EnrolReply, EnrolRequest, ImageState, ImageView, Problem, RevokeRequest,
+        StageRequest, TokenReply, TokenRequest,
+    },
+};
+
+/// The largest request body: a selection of every host of the largest fleet.
+const MAX_BODY_BYTES: usize = 1 << 20;
+/// A request is answered within this time; longer than a registry may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Followers of progress at one time.
+const FOLLOWERS: usize = 64;
+/// Lines of progress are at least this far apart.
+const LINE_PAUSE: Duration = Duration::from_millis(250);
+/// A line comes at least this often, so that both ends see that the other lives.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Enrolments at one time: each writes to the disk.
+const ENROLMENTS: usize = 16;
+
+/// What the API is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) membership: watch::Receiver<Arc<Membership>>,
+    pub(crate) reload: mpsc::Sender<()>,
+    pub(crate) token: Secret,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) enrolment: Enrolment,
+    pub(crate) registries: Arc<Registries>,
+    pub(crate) metrics: Metrics,
+    pub(crate) certificate_lifetime: Duration,
+    pub(crate) token_lifetime: Duration,
+    /// `host:port`, or `:port` for the host that was asked.
+    pub(crate) quic: String,
+    pub(crate) followers: Arc<Semaphore>,
+    pub(crate) enrolments: Arc<Semaphore>,
+}
+
+impl Api {
+    pub(crate) fn semaphores() -> (Arc<Semaphore>, Arc<Semaphore>) {
+        (
+            Arc::new(Semaphore::new(FOLLOWERS)),
+            Arc::new(Semaphore::new(ENROLMENTS)),
+        )
+    }
+}
+
+/// All routes.
+pub(crate) fn router(api: Api) -> Router {
+    let operators = Router::new()
+        .route("/v1/images", post(stage).get(images))
+        .route("/v1/images/{image}", get(image))
+        .route("/v1/images/{image}", delete(cancel))
+        .route("/v1/images/{image}/events", get(events))
+        .route("/v1/hosts", get(hosts))
+        .route("/v1/hosts/{host}", get(host))
+        .route("/v1/hosts/{host}/revoke", post(revoke).delete(readmit))
+        .route("/v1/plan", post(plan))
+        .route("/v1/tokens", post(token))
+        .route("/v1/bandwidth", put(bandwidth))
+        .layer(middleware::from_fn_with_state(api.clone(), authenticate));
+    Router::new()
+        .merge(operators)
+        .route("/v1/enrol", post(enrol))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .fallback(|| async {
+            Failure::new(
+                StatusCode::NOT_FOUND,
+                "no such route; see docs/OPERATING.md",
+            )
+        })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this route has no such method; see docs/OPERATING.md",
+            )
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(api.clone(), count))
+        .with_state(api)
+}
+
+/// A request that failed: status and [`Problem`].
+#[derive(Debug)]
+struct Failure(StatusCode, String);
+
+impl Failure {
+    fn new(status: StatusCode, error: impl ToString) -> Self {
+        Self(status, error.to_string())
+    }
+
+    fn internal(error: impl ToString) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+    }
+
+    fn stopping() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "coordinator is stopping; ask again in a moment",
+        )
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(Problem { error: self.1 })).into_response()
+    }
+}
+
+impl From<ResolveError> for Failure {
+    fn from(error: ResolveError) -> Self {
+        let status = match &error {
+            ResolveError::Reference { .. } => StatusCode::BAD_REQUEST,
+            ResolveError::NotFound { .. } => StatusCode::NOT_FOUND,
+            ResolveError::Image { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            ResolveError::Password { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            ResolveError::Registry { .. } => StatusCode::BAD_GATEWAY,
+            ResolveError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<StageError> for Failure {
+    fn from(error: StageError) -> Self {
+        let status = match &error {
+            StageError::UnknownHost(_) => StatusCode::NOT_FOUND,
+            StageError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            StageError::NoHosts
+            | StageError::TooManyImages
+            | StageError::TooManyReferences
+            | StageError::NowhereFits { .. } => StatusCode::CONFLICT,
+        };
+        Self::new(status, error)
+    }
+}
+
+type Answer<T> = Result<T, Failure>;
+
+// ---- layers -----------------------------------------------------------------------------------------------------------
+
+async fn authenticate(State(api): State<Api>, request: Request, next: Next) -> Response {
+    if !bearer(request.headers()).is_some_and(|given| given.matches(&api.token)) {
+        let failure = Failure::new(
+            StatusCode::UNAUTHORIZED,
+            "this needs the API's token: `Authorization: Bearer` with what is in api.token of the state directory",
+        );
+        let mut response = failure.into_response();
+        response.headers_mut().insert(
+            header::WWW_AUTHENTICATE,
+            http::HeaderValue::from_static("Bearer"),
+        );
+        return response;
+    }
+    next.run(request).await
+}
+
+fn bearer(headers: &HeaderMap) -> Option<Secret> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| Secret::from_text(token))
+}
+
+async fn count(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
+    let response = match timeout(ANSWER_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+        )
+        .into_response(),
+    };
+    let result = match response.status().as_u16() {
+        200..=299 => "ok",
+        401 | 403 => "denied",
+        400..=499 => "refused",
+        _ => "failed",
+    };
+    let route = route_label(route.as_deref());
+    api.metrics
+        .requests
+        .get_or_create(&RequestLabel { route, result })
+        .inc();
+    response
+}
+
+/// A closed set: what was asked for isn't a label.
+fn route_label(route: Option<&str>) -> &'static str {
+    match route {
+        Some("/v1/images") => "images",
+        Some("/v1/images/{image}") => "image",
+        Some("/v1/images/{image}/events") => "events",
+        Some("/v1/hosts") => "hosts",
+        Some("/v1/hosts/{host}") => "host",
+        Some("/v1/hosts/{host}/revoke") => "revoke",
+        Some("/v1/plan") => "plan",
+        Some("/v1/tokens") => "tokens",
+        Some("/v1/bandwidth") => "bandwidth",
+        Some("/v1/enrol") => "enrol",
+        Some("/healthz") => "healthz",
+        _ => "other",
+    }
+}
+
+/// Reads a body. The content type doesn't matter: there is only JSON.
+fn read<T: DeserializeOwned>(body: &Bytes) -> Answer<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("request body: {error}")))
+}
+
+async fn ask<T>(api: &Api, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Answer<T> {
+    let (reply, answer) = oneshot::channel();
+    api.inbox
+        .send(Input::Asked(make(reply)))
+        .await
+        .map_err(|_| Failure::stopping())?;
+    answer.await.map_err(|_| {
+        Failure::internal("the coordinator couldn't write its state; see its log, and ask again")
+    })
+}
+
+/// Runs what touches the disk away from the reactor.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(Failure::internal)
+}
+
+// ---- images -----------------------------------------------------------------------------------------------------------
+
+fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
+    let Some(hosts) = hosts else { return Ok(None) };
+    if hosts.is_empty() {
+        let error = "`hosts` is empty; leave it out to stage on all hosts";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, error));
+    }
+    let parse = |host: String| {
+        host.parse::<HostId>().map_err(|error| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                format!("host `{}`: {error}", crate::progress::clean(&host)),
+            )
+        })
+    };
+    hosts
+        .into_iter()
+        .map(parse)
+        .collect::<Answer<_>>()
+        .map(Some)
+}
+
+async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let request: StageRequest = read(&body)?;
+    let hosts = selection(request.hosts)?;
+    let want = api.registries.resolve(&request.reference, hosts).await?;
+    let reply = ask(&api, |reply| Ask::Stage {
+        want: Box::new(want),
+        reply,
+    });
+    let reply = reply.await??;
+    let status = if reply.image.state == ImageState::Present {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, Json(reply)).into_response())
+}
+
+async fn plan(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let request: StageRequest = read(&body)?;
+    let hosts = selection(request.hosts)?;
+    let want = api.registries.resolve(&request.reference, hosts).await?;
+    let reply = ask(&api, |reply| Ask::Preview {
+        want: Box::new(want),
+        reply,
+    });
+    Ok(Json(reply.await??).into_response())
+}
+
+async fn images(State(api): State<Api>) -> Response {
+    let view = api.view.borrow().clone();
+    let images: Vec<&ImageView> = view.images.values().map(AsRef::as_ref).collect();
+    Json(images).into_response()
+}
+
+/// The image that a path names: by digest, or by one of its references (percent-encoded).
+fn find(view: &View, name: &str) -> Answer<Digest> {
+    if let Ok(digest) = name.parse::<Digest>()
+        && view.images.contains_key(&digest)
+    {
+        return Ok(digest);
+    }
+    view.images
+        .iter()
+        .find(|(_, image)| image.references.iter().any(|reference| reference == name))
+        .map(|(digest, _)| *digest)
+        .ok_or_else(|| {
+            let name = crate::progress::clean(name);
+            Failure::new(
+                StatusCode::NOT_FOUND,
+                format!("image `{name}` isn't wanted; see `parbake status`"),
+            )
+        })
+}
+
+async fn image(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let view = api.view.borrow().clone();
+    let digest = find(&view, &name)?;
+    Ok(Json(view.images[&digest].as_ref()).into_response())
+}
+
+async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let digest = find(&api.view.borrow().clone(), &name)?;
+    let wanted = ask(&api, |reply| Ask::Cancel {
+        image: digest,
+        reply,
+    });
+    let wanted = wanted.await?.map_err(Failure::internal)?;
+    if wanted {
+        Ok(StatusCode::NO_CONTENT.into_response())
+    } else {
+        Err(Failure::new(
+            StatusCode::NOT_FOUND,
+            format!("image {digest} isn't wanted"),
+        ))
+    }
+}
+
+/// Progress of one image: an [`ImageView`] a line. Ends with a line whose state is `cancelled` when it isn't wanted any more.
+async fn events(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let digest = find(&api.view.borrow().clone(), &name)?;
+    let Ok(slot) = api.followers.clone().try_acquire_owned() else {
+        let error = format!(
+            "{FOLLOWERS} followers are served already; ask `GET /v1/images/{digest}` now and then"
+        );
+        return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, error));
+    };
+    let follow = Follow {
+        view: api.view.clone(),
+        digest,
+        last: None,
+        sent_at: None,
+        ended: false,
+        _slot: slot,
+    };
+    let lines = futures_util::stream::unfold(follow, |mut follow| async move {
+        let line = follow.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), follow))
+    });
+    Ok((
+        [
+            (header::CONTENT_TYPE, "application/x-ndjson"),
+            (header::CACHE_CONTROL, "no-store"),
+        ],
+        Body::from_stream(lines),
+    )
+        .into_response())
+}
+
+/// A follower of one image: always the newest view, never a queue.
+struct Follow {
+    view: watch::Receiver<Arc<View>>,
+    digest: Digest,
+    last: Option<Arc<ImageView>>,
+    sent_at: Option<Instant>,
+    ended: bool,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Follow {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        if let Some(sent_at) = self.sent_at {
+            sleep_until(sent_at + LINE_PAUSE).await;
+        }
+        loop {
+            let now = self
+                .view
+                .borrow_and_update()
+                .images
+                .get(&self.digest)
+                .cloned();
+            match (&now, &self.last) {
+                // Cancelled, or superseded: what was shown last, and that it is over.
+                (None, last) => {
+                    let mut over = last.as_deref()?.clone();
+                    over.state = ImageState::Cancelled;
+                    self.ended = true;
+                    return line(&over);
+                }
+                (Some(now), Some(last)) if now == last => {
+                    let quiet_until = self.sent_at.unwrap_or_else(Instant::now) + LINE_EVERY;
+                    tokio::select! {
+                        changed = self.view.changed() => {
+                            // The coordinator is stopping.
+                            changed.ok()?;
+                            continue;
+                        }
+                        () = sleep_until(quiet_until) => {}
+                    }
+                }
+                (Some(_), _) => {}
+            }
+            let now = now?;
+            let line = line(&now);
+            self.last = Some(now);
+            self.sent_at = Some(Instant::now());
+            return line;
+        }
+    }
+}
+
+fn line(image: &ImageView) -> Option<Bytes> {
+    let mut text = serde_json::to_vec(image).ok()?;
+    text.push(b'\n');
+    Some(text.into())
+}
+
+// ---- hosts ------------------------------------------------------------------------------------------------------------
+
+async fn hosts(State(api): State<Api>) -> Response {
+    let view = api.view.borrow().clone();
+    let hosts: Vec<_> = view.hosts.values().map(AsRef::as_ref).collect();
+    Json(hosts).into_response()
+}
+
+fn host_id(name: &str) -> Answer<HostId> {
+    name.parse().map_err(|error| {
+        let name = crate::progress::clean(name);
+        Failure::new(StatusCode::BAD_REQUEST, format!("host `{name}`: {error}"))
+    })
+}
+
+async fn host(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let host = host_id(&name)?;
+    let view = api.view.borrow().clone();
+    match view.hosts.get(&host) {
+        Some(host) => Ok(Json(host.as_ref()).into_response()),
+        None => {
+            let error = format!(
+                "host {host} isn't part of the fleet; add it to the fleet file and enrol it"
+            );
+            Err(Failure::new(StatusCode::NOT_FOUND, error))
+        }
+    }
+}
+
+async fn revoke(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -> Answer<Response> {
+    let host = host_id(&name)?;
+    let request: RevokeRequest = if body.is_empty() {
+        RevokeRequest::default()
+    } else {
+        read(&body)?
+    };
+    let (enrolment, id) = (api.enrolment.clone(), host.clone());
+    let revoked = blocking(move || enrolment.revoke(&id, &request.reason, SystemTime::now()));
+    revoked.await?.map_err(Failure::internal)?;
+    warn!(%host, "host is revoked");
+    reread(&api, |membership| membership.revoked.contains(&host)).await;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn readmit(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let host = host_id(&name)?;
+    let (enrolment, id) = (api.enrolment.clone(), host.clone());
+    let readmitted = blocking(move || enrolment.readmit(&id));
+    if !readmitted.await?.map_err(Failure::internal)? {
+        return Err(Failure::new(
+            StatusCode::NOT_FOUND,
+            format!("host {host} isn't revoked"),
+        ));
+    }
+    warn!(%host, "host is readmitted");
+    reread(&api, |membership| !membership.revoked.contains(&host)).await;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Has the records read again now, and waits until that shows.
+async fn reread(api: &Api, shows: impl Fn(&Membership) -> bool) {
+    // Full: a look is due anyway.
+    _ = api.reload.try_send(());
+    let mut membership = api.membership.clone();
+    let seen = membership.wait_for(|membership| shows(membership));
+    if !matches!(timeout(Duration::from_secs(5), seen).await, Ok(Ok(_))) {
+        debug!("changed enrolment records aren't in force yet");
+    }
+}
+
+async fn bandwidth(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let limits: BandwidthRequest = read(&body)?;
+    let kept = ask(&api, |reply| Ask::Bandwidth { limits, reply });
+    kept.await?.map_err(Failure::internal)?;
+    Ok(Json(limits).into_response())
+}
+
+// ---- enrolment --------------------------------------------------------------------------------------------------------
+
+async fn token(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let request: TokenRequest = read(&body)?;
+    let host = host_id(&request.host)?;
+    if !api.membership.borrow().fleet.admits(&host) {
+        let error = format!("host {host} isn't in the fleet file; add it, or set `open = true`");
+        return Err(Failure::new(StatusCode::CONFLICT, error));
+    }
+    let lifetime = request
+        .lifetime_seconds
+        .map_or(api.token_lifetime, Duration::from_secs);
+    if lifetime.is_zero() || lifetime > Duration::from_hours(30 * 24) {
+        let error = "`lifetime_seconds` has to be from 1 to 2592000";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, error));
+    }
+    let (enrolment, id) = (api.enrolment.clone(), host.clone());
+    let now = SystemTime::now();
+    let minted = blocking(move || enrolment.mint(&id, lifetime, now)).await?;
+    let token = minted.map_err(|error| {
+        let status = match &error {
+            MintError::Record(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            MintError::Reserved | MintError::Revoked(_) | MintError::TooMany => {
+                StatusCode::CONFLICT
+            }
+        };
+        Failure::new(status, error)
+    })?;
+    Metrics::count(&api.metrics.tokens, "made");
+    info!(%host, lifetime_s = lifetime.as_secs(), "enrolment token made");
+    let reply = TokenReply {
+        host: host.to_string(),
+        token: token.expose().to_owned(),
+        expires_at: unix(now + lifetime),
+        ca_pin: api.authority.pin().hex().to_string(),
+    };
+    Ok((StatusCode::CREATED, Json(reply)).into_response())
+}
+
+async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let Ok(_slot) = api.enrolments.try_acquire() else {
+        let error = "too many hosts enrol at this moment; try again in a second";
+        return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, error));
+    };
+    let request: EnrolRequest = read(&body)?;
+    let csr = certificate_request(&request.csr)?;
+    let token = Secret::from_text(&request.token);
+    let work = api.clone();
+    match blocking(move || enrol_now(&work, &token, &csr)).await? {
+        Ok(reply) => {
+            Metrics::count(&api.metrics.tokens, "used");
+            Metrics::count(&api.metrics.certificates, "issued");
+            info!(host = reply.host, "host enrolled");
+            // So that an open fleet knows it at once.
+            _ = api.reload.try_send(());
+            Ok(Json(reply).into_response())
+        }
+        Err(failure) => {
+            Metrics::count(&api.metrics.tokens, "refused");
+            warn!(error = failure.1, "enrolment refused");
+            Err(failure)
+        }
+    }
+}
+
+/// Signs first and uses the token up then: a bad request doesn't cost it. The certificate leaves only afterwards.
+fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<EnrolReply> {
+    let denied = |error: RedeemError| {
+        let status = match &error {
+            RedeemError::Record(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            RedeemError::Unknown | RedeemError::Expired | RedeemError::Revoked(_) => {
+                StatusCode::FORBIDDEN
+            }
+        };
+        Failure::new(status, error)
+    };
+    let now = SystemTime::now();
+    let host = api.enrolment.peek(token, now).map_err(denied)?;
+    if !api.membership.borrow().admits(&host) {
+        let error =
+            format!("host {host} isn't part of the fleet any more; add it to the fleet file");
+        return Err(Failure::new(StatusCode::FORBIDDEN, error));
+    }
+    let chain = api
+        .authority
+        .issue(&host, csr, api.certificate_lifetime)
+        .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
+    let redeemed = api.enrolment.redeem(token, now).map_err(denied)?;
+    debug_assert_eq!(redeemed, host, "a token's host doesn't change");
+    Ok(EnrolReply {
+        host: host.to_string(),
+        chain: chain.iter().map(|certificate| pem(certificate)).collect(),
+        authority: api.authority.pem().to_owned(),
+        address: api.quic.clone(),
+        expires_at: unix(now + api.certificate_lifetime),
+    })
+}
+
+fn certificate_request(text: &str) -> Answer<Vec<u8>> {
+    let bad = |reason: String| Failure::new(StatusCode::BAD_REQUEST, format!("`csr`: {reason}"));
+    if text.contains("-----BEGIN") {
+        CertificateSigningRequestDer::from_pem_slice(text.as_bytes())
+            .map(|der| der.to_vec())
+            .map_err(|error| bad(error.to_string()))
+    } else {
+        STANDARD
+            .decode(text.trim())
+            .map_err(|error| bad(format!("neither PEM nor DER as base64: {error}")))
+    }
+}
+
+/// A certificate as PEM (RFC 7468): base64 in lines of 64.
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = after;
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}

@@ -1,0 +1,71 @@
+//! The one writer of the state files: in the order in which the driver asks, and only then the operator is answered.
+
+use std::collections::BTreeMap;
+
+use proto::{Digest, HostId};
+use tokio::sync::{mpsc, oneshot};
+use tracing::error;
+
+use crate::{
+    driver::StageError,
+    view::{BandwidthRequest, StageReply},
+    wants::{Files, Place, StateError, Want},
+};
+
+/// Writes that wait: more operators than ask at one time.
+pub(crate) const QUEUE: usize = 64;
+
+/// Something to write.
+#[derive(Debug)]
+pub(crate) enum Keep {
+    Want(Box<Want>, Answer<StageReply, StageError>),
+    Drop(Digest, Option<Answer<bool, StateError>>),
+    Bandwidth(BandwidthRequest, Answer<(), StateError>),
+    Places(BTreeMap<HostId, Place>),
+}
+
+/// An answer that waits for its write.
+#[derive(Debug)]
+pub(crate) struct Answer<T, E>(Option<(oneshot::Sender<Result<T, E>>, T)>);
+
+impl<T, E: From<StateError>> Answer<T, E> {
+    pub(crate) const fn new(to: oneshot::Sender<Result<T, E>>, value: T) -> Self {
+        Self(Some((to, value)))
+    }
+
+    pub(crate) const fn none() -> Self {
+        Self(None)
+    }
+
+    fn give(self, written: Result<(), StateError>) {
+        if let Err(error) = &written {
+            error!(%error, "state can't be written; a restart will forget the last change");
+        }
+        if let Some((to, value)) = self.0 {
+            // Whoever asked may have gone.
+            drop(to.send(written.map(|()| value).map_err(E::from)));
+        }
+    }
+}
+
+/// Writes until the driver is gone.
+pub(crate) async fn keep(files: Files, mut queue: mpsc::Receiver<Keep>) {
+    while let Some(next) = queue.recv().await {
+        let files = files.clone();
+        let written = tokio::task::spawn_blocking(move || write(&files, next)).await;
+        if let Err(error) = written {
+            error!(%error, "writing state was cut short");
+        }
+    }
+}
+
+fn write(files: &Files, keep: Keep) {
+    match keep {
+        Keep::Want(want, answer) => answer.give(files.keep(&want)),
+        Keep::Drop(image, answer) => answer.unwrap_or(Answer::none()).give(files.drop(&image)),
+        Keep::Bandwidth(limits, answer) => answer.give(files.keep_bandwidth(limits)),
+        Keep::Places(places) => {
+            Answer::<(), StateError>::none().give(files.keep_roster(&places));
+        }
+    }
+}

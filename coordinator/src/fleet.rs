@@ -1,0 +1,184 @@
+//! Who belongs to the fleet: the fleet file, the hosts that enrolled, and those that were revoked, followed as they change.
+//!
+//! The driver knows only [`Membership`]. A cluster's Nodes can become another source of it without the driver changing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use proto::HostId;
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    cli::{Run, Shared},
+    config::{Config, Fleet, HostEntry},
+    enrolment::{Enrolment, RecordError},
+};
+
+/// How often the files are looked at: a revocation made by the command line counts after this long.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Who belongs to the fleet at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Membership {
+    pub(crate) fleet: Fleet,
+    pub(crate) enrolled: BTreeSet<HostId>,
+    pub(crate) revoked: BTreeSet<HostId>,
+}
+
+impl Membership {
+    /// Reads the records. Blocks.
+    pub(crate) fn read(fleet: Fleet, enrolment: &Enrolment) -> Result<Self, RecordError> {
+        Ok(Self {
+            fleet,
+            enrolled: enrolment.enrolled()?.into_keys().collect(),
+            revoked: enrolment.revoked()?.into_keys().collect(),
+        })
+    }
+
+    /// Whether this host may have a session now.
+    pub(crate) fn admits(&self, host: &HostId) -> bool {
+        self.fleet.admits(host) && !self.revoked.contains(host)
+    }
+
+    /// The hosts that are part of the fleet: those that it names, and in an open fleet those that enrolled.
+    pub(crate) fn members(&self) -> BTreeMap<&HostId, Option<&HostEntry>> {
+        let named = self.fleet.hosts.iter().map(|(id, entry)| (id, Some(entry)));
+        let mut members: BTreeMap<_, _> = named.collect();
+        if self.fleet.open {
+            for host in &self.enrolled {
+                members.entry(host).or_insert(None);
+            }
+        }
+        members.retain(|host, _| self.admits(host));
+        members
+    }
+}
+
+/// Follows the fleet file and the records until `shutdown`, and tells what changed. `reload` skips the wait.
+///
+/// A fleet file that can't be used is reported and the one before stays in force. Unreadable records keep the last
+/// known revocations in force.
+pub(crate) async fn follow(
+    config: Config,
+    shared: Option<(Shared, Run)>,
+    enrolment: Enrolment,
+    membership: watch::Sender<Arc<Membership>>,
+    mut reload: tokio::sync::mpsc::Receiver<()>,
+    shutdown: CancellationToken,
+) {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = config.file.as_deref().and_then(stamp);
+    let mut current = config;
+    let mut failing = false;
+    loop {
+        let asked = tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(()) = reload.recv() => true,
+            _ = look.tick() => false,
+        };
+        let seen = current.file.as_deref().and_then(stamp);
+        if let Some((shared, run)) = &shared
+            && (asked || seen != known)
+        {
+            known = seen;
+            current = read_again(current, shared, run).await;
+        }
+        let (fleet, records) = (current.fleet.clone(), enrolment.clone());
+        let read = tokio::task::spawn_blocking(move || Membership::read(fleet, &records)).await;
+        match read {
+            Ok(Ok(fresh)) => {
+                failing = false;
+                membership.send_if_modified(|before| {
+                    let changed = **before != fresh;
+                    if changed {
+                        *before = Arc::new(fresh);
+                    }
+                    changed
+                });
+            }
+            Ok(Err(error)) if !failing => {
+                failing = true;
+                error!(%error, "enrolment records can't be read; the last known ones stay in force");
+            }
+            Ok(Err(_)) => {}
+            Err(error) => error!(%error, "reading enrolment records was cut short"),
+        }
+    }
+}
+
+async fn read_again(current: Config, shared: &Shared, run: &Run) -> Config {
+    let (shared, run) = (shared.clone(), run.clone());
+    match tokio::task::spawn_blocking(move || Config::load(&shared, &run)).await {
+        Ok(Ok(fresh)) => {
+            let fixed = Config {
+                fleet: fresh.fleet.clone(),
+                ..current.clone()
+            };
+            if fixed != fresh {
+                warn!(
+                    "fleet file changed beyond [[hosts]] and `open`; the rest counts after a restart"
+                );
+            }
+            info!(
+                hosts = fresh.fleet.hosts.len(),
+                open = fresh.fleet.open,
+                "fleet file read again"
+            );
+            fixed
+        }
+        Ok(Err(error)) => {
+            error!(%error, "fleet file can't be used; the one before stays in force");
+            current
+        }
+        Err(_) => current,
+    }
+}
+
+/// What tells two versions of a file apart.
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(id: &str) -> HostId {
+        id.parse().unwrap()
+    }
+
+    #[test]
+    fn members_are_the_named_and_in_an_open_fleet_the_enrolled_but_never_the_revoked() {
+        let mut membership = Membership {
+            fleet: Fleet {
+                open: false,
+                hosts: [
+                    (host("a"), HostEntry::default()),
+                    (host("b"), HostEntry::default()),
+                ]
+                .into(),
+            },
+            enrolled: [host("a"), host("c")].into(),
+            revoked: [host("b")].into(),
+        };
+        let names = |membership: &Membership| -> Vec<String> {
+            membership
+                .members()
+                .keys()
+                .map(ToString::to_string)
+                .collect()
+        };
+        assert_eq!(names(&membership), ["a"]);
+        membership.fleet.open = true;
+        assert_eq!(names(&membership), ["a", "c"]);
+        assert!(membership.admits(&host("new")) && !membership.admits(&host("b")));
+    }
+}

@@ -1,0 +1,226 @@
+//! The coordinator's metrics. Labels come from closed sets; `docs/METRICS.md` describes each, and a test compares the two.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::view::{HostState, ImageState};
+
+/// A state of a closed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StateLabel {
+    pub(crate) state: &'static str,
+}
+
+/// Where bytes came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct SourceLabel {
+    pub(crate) source: &'static str,
+}
+
+/// How something ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OutcomeLabel {
+    pub(crate) outcome: &'static str,
+}
+
+/// What a host is blamed for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct KindLabel {
+    pub(crate) kind: &'static str,
+}
+
+/// An API request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabel {
+    pub(crate) route: &'static str,
+    pub(crate) result: &'static str,
+}
+
+/// Every metric of the coordinator. Cloning shares them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Hosts by session: `connected`, `disconnected`, `quarantined`, `revoked`.
+    pub(crate) hosts: Family<StateLabel, Gauge>,
+    /// Images that are wanted, by state.
+    pub(crate) images: Family<StateLabel, Gauge>,
+    /// (image, host) pairs that are wanted, by state.
+    pub(crate) placements: Family<StateLabel, Gauge>,
+    /// Leases running.
+    pub(crate) leases: Gauge,
+    /// Leases granted.
+    pub(crate) granted: Counter,
+    /// Leases that ended, by outcome.
+    pub(crate) lease_ends: Family<OutcomeLabel, Counter>,
+    /// Bytes that hosts reported, by source. Falls only when the coordinator restarts or an image is cancelled.
+    pub(crate) bytes: Family<SourceLabel, Gauge<u64, AtomicU64>>,
+    /// From request to presence on every selected host.
+    pub(crate) stage_seconds: Histogram,
+    /// Blames by kind.
+    pub(crate) blames: Family<KindLabel, Counter>,
+    /// Enrolment tokens by outcome.
+    pub(crate) tokens: Family<OutcomeLabel, Counter>,
+    /// Certificates by outcome.
+    pub(crate) certificates: Family<OutcomeLabel, Counter>,
+    /// API requests.
+    pub(crate) requests: Family<RequestLabel, Counter>,
+    /// Sessions that ended, by outcome.
+    pub(crate) session_ends: Family<OutcomeLabel, Counter>,
+}
+
+impl Metrics {
+    /// All metrics, registered.
+    pub(crate) fn new() -> (Self, Registry) {
+        let this = Self {
+            hosts: Family::default(),
+            images: Family::default(),
+            placements: Family::default(),
+            leases: Gauge::default(),
+            granted: Counter::default(),
+            lease_ends: Family::default(),
+            bytes: Family::default(),
+            // 1 s to 2.3 h: an image that is there already, and a 60 GB one on a slow line.
+            stage_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
+            blames: Family::default(),
+            tokens: Family::default(),
+            certificates: Family::default(),
+            requests: Family::default(),
+            session_ends: Family::default(),
+        };
+        let mut registry = Registry::with_prefix("parbake_coordinator");
+        let r = &mut registry;
+        r.register("hosts", "Hosts of the fleet by state", this.hosts.clone());
+        r.register("images", "Wanted images by state", this.images.clone());
+        r.register(
+            "placements",
+            "Wanted images on hosts by state",
+            this.placements.clone(),
+        );
+        r.register(
+            "leases",
+            "Contents that a host fetches from the registry now",
+            this.leases.clone(),
+        );
+        r.register("leases_granted", "Leases granted", this.granted.clone());
+        r.register(
+            "lease_ends",
+            "Leases that ended, by outcome",
+            this.lease_ends.clone(),
+        );
+        r.register_with_unit(
+            "received",
+            "Bytes that hosts report to have received for the wanted images, by source",
+            Unit::Bytes,
+            this.bytes.clone(),
+        );
+        r.register_with_unit(
+            "stage",
+            "From request to presence on every selected host",
+            Unit::Seconds,
+            this.stage_seconds.clone(),
+        );
+        r.register(
+            "blames",
+            "Blames that hosts reported, by kind",
+            this.blames.clone(),
+        );
+        r.register(
+            "enrolment_tokens",
+            "Enrolment tokens by outcome",
+            this.tokens.clone(),
+        );
+        r.register(
+            "certificates",
+            "Certificates by outcome",
+            this.certificates.clone(),
+        );
+        r.register(
+            "api_requests",
+            "API requests by route and result",
+            this.requests.clone(),
+        );
+        r.register(
+            "session_ends",
+            "Sessions of hosts that ended, by outcome",
+            this.session_ends.clone(),
+        );
+        // Families show a label only once it was touched; a zero is better than an absence.
+        for state in ["connected", "disconnected", "quarantined", "revoked"] {
+            this.hosts.get_or_create(&StateLabel { state }).set(0);
+        }
+        for source in ["origin", "peers", "local"] {
+            this.bytes.get_or_create(&SourceLabel { source }).set(0);
+        }
+        (this, registry)
+    }
+
+    /// Counts something that ended.
+    pub(crate) fn count(family: &Family<OutcomeLabel, Counter>, outcome: &'static str) {
+        family.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+}
+
+/// The name of an image's state.
+pub(crate) const fn image_state(state: ImageState) -> &'static str {
+    match state {
+        ImageState::Staging => "staging",
+        ImageState::Present => "present",
+        ImageState::Failed => "failed",
+        ImageState::Cancelled => "cancelled",
+    }
+}
+
+/// All states of a placement, so that one that emptied falls to zero.
+pub(crate) const HOST_STATES: [HostState; 7] = [
+    HostState::Waiting,
+    HostState::Queued,
+    HostState::Staging,
+    HostState::Installing,
+    HostState::Present,
+    HostState::Failed,
+    HostState::Gone,
+];
+
+/// The text that a scraper reads.
+pub(crate) fn encode(registry: &Registry) -> String {
+    let mut out = String::new();
+    if text::encode(&mut out, registry).is_err() {
+        // Writing to a string fails only when a collector does, and none of ours can.
+        out.clear();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_described_and_every_description_has_a_metric() {
+        let (metrics, registry) = Metrics::new();
+        Metrics::count(&metrics.lease_ends, "done");
+        let text = encode(&registry);
+        let names: std::collections::BTreeSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/METRICS.md");
+        let docs = std::fs::read_to_string(docs).unwrap();
+        let described: std::collections::BTreeSet<&str> = docs
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .filter(|word| word.starts_with("parbake_coordinator_"))
+            .map(|word| word.strip_suffix("_total").unwrap_or(word))
+            .collect();
+        assert_eq!(names, described);
+    }
+}

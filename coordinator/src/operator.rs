@@ -1,0 +1,440 @@
+//! The operators' command line, `parbake`: what was typed, and what is done with the API's answers.
+//!
+//! stdout is the answer, stderr the story. Exit status: 0 done or yes, 1 no (not staged), 2 an error.
+
+use std::{io::Write as _, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use http::Method;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+use crate::view::{
+    HostState, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest,
+};
+
+mod bars;
+mod client;
+mod text;
+
+use client::{Client, Target};
+
+/// A host that has been failed for this long isn't waited for any more: agents retry what passes by itself sooner.
+const GIVE_UP_AFTER_SECONDS: u64 = 15;
+
+/// Stages macOS VM images onto a fleet, and says where they are.
+#[derive(Debug, Parser)]
+#[command(name = "parbake", version, max_term_width = 100)]
+pub struct Cli {
+    /// How to reach the coordinator.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to reach the coordinator.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Connection {
+    /// The coordinator's API, as in https://parbake.example.com:7470.
+    #[arg(long, env = "PARBAKE_API", global = true)]
+    pub api: Option<String>,
+    /// File with the API's token (`api.token` of the coordinator's state directory).
+    #[arg(long, env = "PARBAKE_TOKEN_FILE", global = true)]
+    pub token_file: Option<PathBuf>,
+    /// SHA-256 of the fleet's authority certificate (64 hex digits), from `parbake-coordinator pin`.
+    #[arg(long, env = "PARBAKE_CA_PIN", global = true)]
+    pub ca_pin: Option<String>,
+    /// Certificate of the fleet's authority (PEM), instead of its pin.
+    #[arg(long, env = "PARBAKE_CA", global = true)]
+    pub ca: Option<PathBuf>,
+    /// The coordinator's state directory, on its own machine: gives address, token and certificate at once.
+    #[arg(long, env = "PARBAKE_STATE", global = true)]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// The operators' commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stage an image: on every host, also those that join later, or on some.
+    Stage {
+        /// The image, as in ghcr.io/org/image:tag or …@sha256:….
+        image: String,
+        /// Wait until it is present on every selected host, and show how it goes.
+        #[arg(long)]
+        wait: bool,
+        /// On these hosts only (comma-separated).
+        #[arg(long, value_delimiter = ',')]
+        hosts: Option<Vec<String>>,
+        /// Seconds to wait at most; exit status 1 afterwards [default: no limit].
+        #[arg(long, requires = "wait")]
+        timeout: Option<u64>,
+        /// Print one JSON object: with --wait, the image as it stands at the end.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the images that are wanted, and where they stand.
+    Status {
+        /// Only this image, by reference or digest. Exit status 1 when it isn't everywhere.
+        image: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the hosts of the fleet.
+    Hosts {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what keeps a host from having what it shall have. Exit status 1 when something does.
+    Why {
+        /// The host.
+        host: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what staging an image would move, and how long it would take at best. Moves nothing.
+    Plan {
+        /// The image.
+        image: String,
+        /// On these hosts only (comma-separated).
+        #[arg(long, value_delimiter = ',')]
+        hosts: Option<Vec<String>>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop staging an image. What is present stays.
+    Cancel {
+        /// The image, by reference or digest.
+        image: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How a command came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done, or yes.
+    Yes,
+    /// No: not staged.
+    No,
+}
+
+/// Carries out a command.
+///
+/// # Errors
+/// When the coordinator can't be reached or refuses. The error names thing, cause and next step.
+pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    let client = Client::new(Target::of(&cli.connection)?)?;
+    match cli.command {
+        Command::Stage {
+            image,
+            wait,
+            hosts,
+            timeout,
+            json,
+        } => {
+            let request = StageRequest {
+                reference: image,
+                hosts,
+            };
+            stage(&client, &request, wait, timeout, json).await
+        }
+        Command::Status { image, json } => status(&client, image.as_deref(), json).await,
+        Command::Hosts { json } => {
+            let hosts: Vec<HostView> = client.read(Method::GET, "/v1/hosts", None::<&()>).await?;
+            print(json, &hosts, || text::hosts(&hosts))?;
+            Ok(Outcome::Yes)
+        }
+        Command::Why { host, json } => {
+            let path = format!("/v1/hosts/{}", client::segment(&host));
+            let host: HostView = client.read(Method::GET, &path, None::<&()>).await?;
+            print(json, &host, || text::why(&host))?;
+            Ok(if host.why.is_empty() {
+                Outcome::Yes
+            } else {
+                Outcome::No
+            })
+        }
+        Command::Plan { image, hosts, json } => {
+            let request = StageRequest {
+                reference: image,
+                hosts,
+            };
+            let plan: PlanReply = client
+                .read(Method::POST, "/v1/plan", Some(&request))
+                .await?;
+            print(json, &plan, || text::plan(&plan))?;
+            Ok(Outcome::Yes)
+        }
+        Command::Cancel { image, json } => {
+            let path = format!("/v1/images/{}", client::segment(&image));
+            client.call(Method::DELETE, &path, None::<&()>).await?;
+            let answer = serde_json::json!({"image": image, "cancelled": true});
+            print(json, &answer, || {
+                format!("{image}: cancelled; what is present stays\n")
+            })?;
+            Ok(Outcome::Yes)
+        }
+    }
+}
+
+async fn stage(
+    client: &Client,
+    request: &StageRequest,
+    wait: bool,
+    timeout_seconds: Option<u64>,
+    json: bool,
+) -> anyhow::Result<Outcome> {
+    let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let reply: StageReply = client
+        .read(Method::POST, "/v1/images", Some(request))
+        .await?;
+    tell(&text::short_of_room(&reply.short_of_room));
+    if !wait {
+        print(json, &reply, || text::image(&reply.image))?;
+        return Ok(Outcome::Yes);
+    }
+    let ended = follow(client, reply.image, request.hosts.as_deref(), deadline).await?;
+    tell(&ended.story);
+    print(json, &ended.image, || text::image(&ended.image))?;
+    Ok(ended.outcome)
+}
+
+struct Ended {
+    image: ImageView,
+    outcome: Outcome,
+    /// Why it ended when it isn't staged.
+    story: String,
+}
+
+/// Follows an image until it is settled on the selected hosts. A broken connection is made anew: staging goes on without us.
+async fn follow(
+    client: &Client,
+    first: ImageView,
+    hosts: Option<&[String]>,
+    deadline: Option<Instant>,
+) -> anyhow::Result<Ended> {
+    let mut show = bars::Show::new();
+    let mut image = first;
+    let path = format!("/v1/images/{}/events", client::segment(&image.digest));
+    let mut failures = 0;
+    loop {
+        if let Some(ended) = settled(&image, hosts) {
+            show.finish(&image);
+            return Ok(ended);
+        }
+        show.update(&image);
+        let mut lines = match within(deadline, client.lines(&path)).await {
+            None => return Ok(late(image)),
+            Some(Ok(lines)) => lines,
+            Some(Err(error)) if failures < 30 => {
+                failures += 1;
+                if failures == 1 {
+                    tell(&format!(
+                        "the coordinator can't be reached, staging goes on without it: {error:#}\n"
+                    ));
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            Some(Err(error)) => return Err(error),
+        };
+        loop {
+            match within(deadline, lines.next::<ImageView>()).await {
+                None => return Ok(late(image)),
+                Some(Ok(Some(line))) => {
+                    failures = 0;
+                    image = line;
+                    if let Some(ended) = settled(&image, hosts) {
+                        show.finish(&image);
+                        return Ok(ended);
+                    }
+                    show.update(&image);
+                }
+                // The coordinator stopped or the network broke: ask again.
+                Some(Ok(None) | Err(_)) => break,
+            }
+        }
+        failures += 1;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        None => Some(work.await),
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+    }
+}
+
+fn late(image: ImageView) -> Ended {
+    Ended {
+        story: format!(
+            "not staged in time; it goes on: parbake status {}\n",
+            image.digest
+        ),
+        image,
+        outcome: Outcome::No,
+    }
+}
+
+/// The end, if this is one: all present, or nobody left who may still get it.
+fn settled(image: &ImageView, hosts: Option<&[String]>) -> Option<Ended> {
+    let ended = |outcome, story: String| {
+        Some(Ended {
+            image: image.clone(),
+            outcome,
+            story,
+        })
+    };
+    if image.state == ImageState::Cancelled {
+        return ended(
+            Outcome::No,
+            format!("{} was cancelled or superseded\n", image.digest),
+        );
+    }
+    let selected = || {
+        image
+            .hosts
+            .iter()
+            .filter(|host| hosts.is_none_or(|hosts| hosts.contains(&host.host)))
+    };
+    if selected().next().is_some() && selected().all(|host| host.state == HostState::Present) {
+        return ended(Outcome::Yes, String::new());
+    }
+    let hopeless = selected().all(|host| {
+        host.state == HostState::Present
+            || host
+                .failed_seconds
+                .is_some_and(|seconds| seconds >= GIVE_UP_AFTER_SECONDS)
+    });
+    (hopeless && selected().next().is_some())
+        .then(|| ended(Outcome::No, text::failures(image)))
+        .flatten()
+}
+
+fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = if json {
+        let mut text = serde_json::to_string(value).context("writing JSON")?;
+        text.push('\n');
+        text
+    } else {
+        text()
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to stdout")
+}
+
+fn tell(text: &str) {
+    // A closed stderr is no reason to stop.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
+async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Result<Outcome> {
+    match image {
+        Some(image) => {
+            let path = format!("/v1/images/{}", client::segment(image));
+            let image: ImageView = client.read(Method::GET, &path, None::<&()>).await?;
+            print(json, &image, || text::image(&image))?;
+            Ok(if image.state == ImageState::Present {
+                Outcome::Yes
+            } else {
+                Outcome::No
+            })
+        }
+        None => {
+            let images: Vec<ImageView> =
+                client.read(Method::GET, "/v1/images", None::<&()>).await?;
+            print(json, &images, || {
+                if images.is_empty() {
+                    "no image is wanted\n".to_owned()
+                } else {
+                    images.iter().map(text::image).collect()
+                }
+            })?;
+            Ok(Outcome::Yes)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{HostProgress, SourceBytes};
+
+    fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgress {
+        HostProgress {
+            host: name.into(),
+            state,
+            reason: None,
+            message: String::new(),
+            connected: true,
+            total_bytes: 10,
+            held_bytes: 0,
+            bytes: SourceBytes::default(),
+            upload_bytes: 0,
+            bytes_per_second: 0,
+            eta_seconds: None,
+            presence_age_ms: None,
+            golden: false,
+            failed_seconds,
+        }
+    }
+
+    fn image(hosts: Vec<HostProgress>) -> ImageView {
+        ImageView {
+            digest: "sha256:x".into(),
+            references: Vec::new(),
+            state: ImageState::Staging,
+            reason: None,
+            raw_bytes: 10,
+            registry_bytes: 5,
+            contents: 1,
+            contents_done: 0,
+            hosts_selected: hosts.len() as u64,
+            hosts_present: 0,
+            hosts_failed: 0,
+            wanted_at: 0,
+            staged_seconds: None,
+            hosts,
+            leases: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn waiting_ends_when_all_selected_hosts_have_it_or_the_rest_has_failed_for_long() {
+        let outcome = |hosts: Vec<HostProgress>, selected: Option<&[String]>| {
+            settled(&image(hosts), selected).map(|ended| ended.outcome)
+        };
+        let present = || host("a", HostState::Present, None);
+        assert_eq!(outcome(vec![present()], None), Some(Outcome::Yes));
+        assert_eq!(
+            outcome(vec![present(), host("b", HostState::Staging, None)], None),
+            None
+        );
+        let failed = |seconds| host("b", HostState::Failed, Some(seconds));
+        assert_eq!(
+            outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS - 1)], None),
+            None
+        );
+        assert_eq!(
+            outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS)], None),
+            Some(Outcome::No)
+        );
+        let only = ["a".to_owned()];
+        assert_eq!(
+            outcome(vec![present(), failed(0)], Some(&only)),
+            Some(Outcome::Yes)
+        );
+        assert_eq!(outcome(vec![], None), None);
+    }
+}

@@ -1,0 +1,439 @@
+//! The running coordinator: everything opened, every task started, and their ends looked at.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use link::{Credentials, Endpoint, Settings};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::{
+    admin::{self, Admin},
+    api::{self, Api},
+    authority::{Authority, IssueError, OpenAuthorityError},
+    cli::{Run, Shared},
+    config::Config,
+    driver::{self, Driver},
+    durable,
+    enrolment::{Enrolment, RecordError},
+    fleet::{self, Membership},
+    metrics::Metrics,
+    random,
+    resolve::{Registries, RegistriesError},
+    secret::Secret,
+    serve::{self, Certificate},
+    session::{self, Sessions},
+    view::Addresses,
+    wants::{Files, StateError},
+};
+
+/// After a failed renewal of its own certificate the coordinator tries again.
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+
+/// Why the coordinator doesn't run, or ended unasked.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file or directory of the state can't be used.
+    #[error(
+        "state directory {path}: {error}; give the coordinator's user a directory that it may write (--state-dir)"
+    )]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// Another coordinator runs on this state.
+    #[error("another coordinator runs on {0}; stop it first, or choose another --state-dir")]
+    Locked(PathBuf),
+    /// The authority can't be used.
+    #[error(transparent)]
+    Authority(#[from] OpenAuthorityError),
+    /// Enrolment records can't be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// State files can't be used.
+    #[error(transparent)]
+    Kept(#[from] StateError),
+    /// The coordinator's own certificate can't be made.
+    #[error("making the coordinator's own certificate: {0}")]
+    Certificate(#[from] IssueError),
+    /// Its TLS can't be set up.
+    #[error("setting up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// Its own credentials can't be used for the link.
+    #[error("setting up the link: {0}")]
+    Credentials(#[from] link::CredentialsError),
+    /// An address can't be had.
+    #[error("listening for hosts on UDP: {0}")]
+    Link(#[from] link::BindError),
+    /// An address can't be had.
+    #[error("listening on TCP {address} ({purpose}): {error}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What for.
+        purpose: &'static str,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The registry client can't be made.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
+    /// A part of the program ended by itself: a defect.
+    #[error("{0} ended unasked; this is a defect: please report it with the log")]
+    Ended(&'static str),
+}
+
+/// A coordinator that listens.
+#[derive(Debug)]
+pub struct Coordinator {
+    addresses: Addresses,
+    authority: Arc<Authority>,
+    token: Secret,
+    reload: mpsc::Sender<()>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<&'static str>,
+    ready: watch::Sender<bool>,
+    _lock: File,
+}
+
+impl Coordinator {
+    /// Opens state and sockets and starts every task. `source` is what the settings came from, to be read again when the
+    /// fleet file changes.
+    ///
+    /// # Errors
+    /// When state or addresses can't be had; nothing runs then.
+    pub async fn start(
+        config: Config,
+        source: Option<(Shared, Run)>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, RunError> {
+        let dir = config.state_dir.clone();
+        let lock = lock(&dir)?;
+        let authority = Arc::new(Authority::open(&dir.join("authority"))?);
+        let enrolment = Enrolment::open(&dir)?;
+        enrolment.sweep(std::time::SystemTime::now())?;
+        let files = Files::open(&dir)?;
+        let kept = files.load()?;
+        let token = api_token(&dir)?;
+        let registries = Arc::new(Registries::new(config.origin.clone())?);
+        registries.remember(&kept.wants);
+        let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
+
+        let identity = authority.issue_own(config.certificate_lifetime)?;
+        let certificate = Arc::new(Certificate::new(&identity)?);
+        let tls = serve::tls(certificate.clone())?;
+        let credentials = Credentials::new(
+            identity.chain,
+            identity.key,
+            vec![authority.certificate().clone()],
+        )?;
+        let endpoint = Endpoint::bind(config.listen, credentials, &Settings::default())?;
+        let api_listener = listen(config.api, "API").await?;
+        let admin_listener = listen(config.admin, "health and metrics").await?;
+        let local = |address, purpose, found: io::Result<std::net::SocketAddr>| {
+            found.map_err(|error| RunError::Listen {
+                address,
+                purpose,
+                error,
+            })
+        };
+        let addresses = Addresses {
+            quic: local(config.listen, "hosts", endpoint.local_addr())?,
+            api: local(config.api, "API", api_listener.local_addr())?,
+            admin: local(
+                config.admin,
+                "health and metrics",
+                admin_listener.local_addr(),
+            )?,
+        };
+        let path = dir.join("addresses.json");
+        let text = serde_json::to_vec(&addresses).unwrap_or_default();
+        durable::write(&path, &text, durable::PUBLIC).map_err(state(&path))?;
+
+        let (metrics, registry) = Metrics::new();
+        let (inbox, inputs) = mpsc::channel(driver::INBOX);
+        let (publish, view) = watch::channel(Arc::default());
+        let (members, membership_seen) = watch::channel(membership.clone());
+        let (reload, reloads) = mpsc::channel(1);
+        let (keeper, kept_queue) = mpsc::channel(driver::KEEPER_QUEUE);
+        let (ready, ready_seen) = watch::channel(false);
+        let mut seed = [0; 8];
+        random::fill(&mut seed);
+        let driver = Driver::new(driver::Parts {
+            config: config.clone(),
+            kept,
+            membership,
+            publish,
+            keeper,
+            registries: registries.clone(),
+            metrics: metrics.clone(),
+            seed: u64::from_be_bytes(seed),
+        });
+        let (followers, enrolments) = Api::semaphores();
+        let api = Api {
+            inbox: inbox.clone(),
+            view,
+            membership: membership_seen.clone(),
+            reload: reload.clone(),
+            token: token.clone(),
+            authority: authority.clone(),
+            enrolment: enrolment.clone(),
+            registries,
+            metrics: metrics.clone(),
+            certificate_lifetime: config.certificate_lifetime,
+            token_lifetime: config.token_lifetime,
+            quic: config
+                .advertise
+                .clone()
+                .unwrap_or_else(|| format!(":{}", addresses.quic.port())),
+            followers,
+            enrolments,
+        };
+        let sessions = Sessions::new(
+            authority.clone(),
+            config.certificate_lifetime,
+            membership_seen.clone(),
+            inbox,
+            metrics,
+        );
+        let admin = admin::router(Admin {
+            registry: Arc::new(registry),
+            ready: ready_seen,
+        });
+
+        let mut tasks = JoinSet::new();
+        let name = |name: &'static str, work: ()| -> &'static str {
+            let () = work;
+            name
+        };
+        tasks.spawn(async move { name("keeper", driver::keep(files, kept_queue).await) });
+        let stop = shutdown.clone();
+        tasks.spawn(async move { name("driver", driver.run(inputs, membership_seen, stop).await) });
+        let stop = shutdown.clone();
+        let lifetime = config.certificate_lifetime;
+        tasks.spawn({
+            let (endpoint, authority) = (endpoint.clone(), authority.clone());
+            async move {
+                name(
+                    "renewal",
+                    renew_own(&authority, lifetime, &certificate, &endpoint, stop).await,
+                )
+            }
+        });
+        let stop = shutdown.clone();
+        tasks.spawn(
+            async move { name("sessions", session::accept(endpoint, sessions, stop).await) },
+        );
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            name(
+                "API",
+                serve::serve(api_listener, Some(tls), api::router(api), stop).await,
+            )
+        });
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            name(
+                "admin",
+                serve::serve(admin_listener, None, admin, stop).await,
+            )
+        });
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            name(
+                "fleet",
+                fleet::follow(config, source, enrolment, members, reloads, stop).await,
+            )
+        });
+        ready.send_replace(true);
+        info!(
+            quic = %addresses.quic,
+            api = %addresses.api,
+            admin = %addresses.admin,
+            pin = %authority.pin().hex(),
+            state_dir = %dir.display(),
+            "coordinator serves"
+        );
+        Ok(Self {
+            addresses,
+            authority,
+            token,
+            reload,
+            shutdown,
+            tasks,
+            ready,
+            _lock: lock,
+        })
+    }
+
+    /// Where it listens, with the ports that were chosen.
+    #[must_use]
+    pub const fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The fleet's authority.
+    #[must_use]
+    pub const fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// The API's bearer token.
+    #[must_use]
+    pub const fn token(&self) -> &Secret {
+        &self.token
+    }
+
+    /// What asks for the fleet file to be read again.
+    #[must_use]
+    pub fn reload(&self) -> mpsc::Sender<()> {
+        self.reload.clone()
+    }
+
+    /// Runs until the shutdown that it was started with, and then until every task has left.
+    ///
+    /// # Errors
+    /// When a task ended unasked; the others are stopped then.
+    pub async fn wait(mut self) -> Result<(), RunError> {
+        let mut outcome = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let part = match ended {
+                Ok(part) => part,
+                Err(error) => {
+                    error!(%error, "a part of the coordinator failed");
+                    "a part of the coordinator"
+                }
+            };
+            self.ready.send_replace(false);
+            if !self.shutdown.is_cancelled() {
+                outcome = Err(RunError::Ended(part));
+                self.shutdown.cancel();
+            }
+        }
+        info!("coordinator has stopped");
+        outcome
+    }
+}
+
+/// Runs a coordinator with these settings until `shutdown`.
+///
+/// # Errors
+/// When it can't start, or a part of it ended unasked.
+pub async fn run(
+    config: Config,
+    source: Option<(Shared, Run)>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    Coordinator::start(config, source, shutdown)
+        .await?
+        .wait()
+        .await
+}
+
+fn state(path: &Path) -> impl FnOnce(io::Error) -> RunError {
+    let path = path.to_path_buf();
+    move |error| RunError::State { path, error }
+}
+
+/// The lock that keeps a second coordinator off this state, for as long as it is held.
+fn lock(dir: &Path) -> Result<File, RunError> {
+    durable::make_dir(dir).map_err(state(dir))?;
+    let path = dir.join("lock");
+    let file = File::create(&path).map_err(state(&path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked(dir.to_path_buf())),
+        Err(error) => Err(state(&path)(error.into())),
+    }
+}
+
+/// The API's token: made at the first start, readable by the coordinator's user alone.
+fn api_token(dir: &Path) -> Result<Secret, RunError> {
+    let path = dir.join("api.token");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().len() >= 32 => Ok(Secret::from_text(&text)),
+        Ok(_) => Err(state(&path)(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "holds less than 32 characters; remove it to have a new token made",
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let token = Secret::random();
+            let text = format!("{}\n", token.expose());
+            durable::write(&path, text.as_bytes(), durable::SECRET).map_err(state(&path))?;
+            Ok(token)
+        }
+        Err(error) => Err(state(&path)(error)),
+    }
+}
+
+async fn listen(
+    address: std::net::SocketAddr,
+    purpose: &'static str,
+) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| RunError::Listen {
+            address,
+            purpose,
+            error,
+        })
+}
+
+/// Keeps the coordinator's own certificate fresh: renewed after two thirds of its life, as hosts do it.
+async fn renew_own(
+    authority: &Authority,
+    lifetime: Duration,
+    certificate: &Certificate,
+    endpoint: &Endpoint,
+    shutdown: CancellationToken,
+) {
+    let mut pause = lifetime / 3 * 2;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+        pause = match renewed(authority, lifetime, certificate, endpoint) {
+            Ok(()) => {
+                info!("own certificate renewed");
+                lifetime / 3 * 2
+            }
+            Err(error) => {
+                error!(%error, "own certificate can't be renewed; trying again");
+                RENEW_RETRY.min(lifetime / 10)
+            }
+        };
+    }
+}
+
+fn renewed(
+    authority: &Authority,
+    lifetime: Duration,
+    certificate: &Certificate,
+    endpoint: &Endpoint,
+) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let identity = authority
+        .issue_own(lifetime)
+        .map_err(|error| text(&error))?;
+    certificate
+        .replace(&identity)
+        .map_err(|error| text(&error))?;
+    let roots = vec![authority.certificate().clone()];
+    let credentials =
+        Credentials::new(identity.chain, identity.key, roots).map_err(|error| text(&error))?;
+    endpoint.renew(credentials).map_err(|error| text(&error))
+}

@@ -1,0 +1,394 @@
+//! From what an operator typed to an image that can be staged: the reference checked, its tag resolved once, its manifest
+//! fetched and laid out. And pull tokens for hosts, so that they hold no credentials.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use origin::{
+    Access, Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Reference, Repository,
+    Secret,
+};
+use proto::{
+    Digest, HostId,
+    image::{Layout, ParseImageError},
+};
+use tokio::time::timeout;
+
+use crate::{config::Origin, enrolment::unix, wants::Want};
+
+/// A registry answers for a manifest within this time, retries included.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Attempts at a manifest, while the registry says that trying again may help.
+const ATTEMPTS: usize = 4;
+/// The first and the longest pause between them; a registry may ask for more.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A password's header is handed down as if it lived this long: hosts get it anew before.
+const PASSWORD_LIFE: Duration = Duration::from_hours(1);
+/// Longest reference: registries allow 255 bytes of name and 128 of tag.
+const MAX_REFERENCE_BYTES: usize = 512;
+/// Manifests that are kept by digest, so that a known image needs no registry.
+const MAX_MANIFESTS: usize = 64;
+
+/// A short-lived right to pull, as hosts get it.
+#[derive(Clone)]
+pub(crate) struct PullToken {
+    /// A whole `Authorization` header value.
+    pub(crate) authorization: String,
+    pub(crate) expires_in: Duration,
+}
+
+impl std::fmt::Debug for PullToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullToken")
+            .field("expires_in", &self.expires_in)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a registry lets hosts be given.
+#[derive(Debug)]
+pub(crate) enum Granted {
+    /// It asks for no credentials.
+    Unneeded,
+    /// This.
+    Token(PullToken),
+    /// It knows only user and password, and the fleet file doesn't allow handing that down.
+    PasswordOnly,
+}
+
+/// The registries of a fleet and how to reach them.
+pub(crate) struct Registries {
+    config: Origin,
+    client: Client,
+    /// Read and written for a moment, never across an await.
+    manifests: Mutex<BTreeMap<Digest, (Bytes, String)>>,
+}
+
+impl std::fmt::Debug for Registries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registries").finish_non_exhaustive()
+    }
+}
+
+/// Why a reference can't be staged.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// It isn't a reference.
+    #[error("`{reference}` isn't an image reference: {reason}")]
+    Reference {
+        /// What was typed, cut.
+        reference: String,
+        /// What is wrong, and what is right.
+        reason: String,
+    },
+    /// Credentials can't be read.
+    #[error("reading the password for {registry} from {path}: {error}")]
+    Password {
+        /// The registry.
+        registry: String,
+        /// The file of the fleet file's `password_file`.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The registry has no such image.
+    #[error("{reference} isn't in its registry; check the name and the tag")]
+    NotFound {
+        /// The reference.
+        reference: String,
+    },
+    /// The registry refuses, is down, or sends what can't be.
+    #[error("asking the registry for {reference}: {error}")]
+    Registry {
+        /// The reference.
+        reference: String,
+        /// The cause.
+        error: OriginError,
+    },
+    /// The registry took too long.
+    #[error("the registry didn't answer for {reference} within {} s", RESOLVE_TIMEOUT.as_secs())]
+    Timeout {
+        /// The reference.
+        reference: String,
+    },
+    /// The manifest isn't one that can be staged.
+    #[error("{reference} can't be staged: {error}")]
+    Image {
+        /// The reference.
+        reference: String,
+        /// The cause; it names the layer.
+        error: ParseImageError,
+    },
+}
+
+/// Why the registry client can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistriesError {
+    /// The client can't be made of these settings; the error names the file, where `origin.ca_bundle` is at fault.
+    #[error("registry client: {0}")]
+    Client(#[from] origin::ConfigError),
+}
+
+impl Registries {
+    /// Reads the CA bundle, where one is set. Blocks.
+    pub(crate) fn new(config: Origin) -> Result<Self, RegistriesError> {
+        let mut settings = origin::Config {
+            plain_http: PlainHttp::Hosts(config.plain_http.clone()),
+            ..origin::Config::default()
+        };
+        if let Some(path) = &config.ca_bundle {
+            settings.extra_roots.extend(origin::roots_from_pem(path)?);
+        }
+        Ok(Self {
+            client: Client::new(settings)?,
+            config,
+            manifests: Mutex::default(),
+        })
+    }
+
+    /// Remembers the manifests of images that are wanted already.
+    pub(crate) fn remember(&self, wants: &[Want]) {
+        for want in wants {
+            self.enter(
+                want.digest(),
+                want.manifest.clone(),
+                want.media_type.clone(),
+            );
+        }
+    }
+
+    /// The image that `reference` names now, ready to be wanted on `hosts`. One resolution: the tag may move afterwards.
+    ///
+    /// A reference by digest that is known needs no registry.
+    pub(crate) async fn resolve(
+        &self,
+        reference: &str,
+        hosts: Option<BTreeSet<HostId>>,
+    ) -> Result<Want, ResolveError> {
+        let parsed = parse(reference)?;
+        let known = parsed
+            .digest()
+            .and_then(|digest| digest.parse().ok())
+            .and_then(|digest| self.known(&digest).map(|known| (digest, known)));
+        let (digest, (manifest, media_type)) = match known {
+            Some(known) => known,
+            None => {
+                let fetched = timeout(RESOLVE_TIMEOUT, self.fetch(reference, &parsed)).await;
+                fetched.map_err(|_| ResolveError::Timeout {
+                    reference: reference.to_owned(),
+                })??
+            }
+        };
+        let layout = Layout::parse(&manifest, &digest).map_err(|error| ResolveError::Image {
+            reference: reference.to_owned(),
+            error,
+        })?;
+        self.enter(digest, manifest.clone(), media_type.clone());
+        Ok(Want {
+            layout: Arc::new(layout),
+            manifest,
+            media_type,
+            references: [reference.to_owned()].into(),
+            hosts,
+            plain_http: self.speaks_plainly(parsed.registry()),
+            wanted_at: unix(SystemTime::now()),
+        })
+    }
+
+    /// Whether hosts get pull tokens for this image.
+    pub(crate) fn hands_down(&self, want: &Want) -> bool {
+        self.config.hand_down_tokens
+            && want.references.iter().any(|reference| {
+                parse(reference)
+                    .is_ok_and(|parsed| self.config.credentials.contains_key(parsed.registry()))
+            })
+    }
+
+    /// What hosts may be given for this reference's repository.
+    pub(crate) async fn pull_token(&self, reference: &str) -> Result<Granted, ResolveError> {
+        let repository = self.repository(reference, &parse(reference)?)?;
+        let granted = timeout(RESOLVE_TIMEOUT, repository.authorization_for(Access::Pull)).await;
+        let granted = granted
+            .map_err(|_| ResolveError::Timeout {
+                reference: reference.to_owned(),
+            })?
+            .map_err(|error| ResolveError::Registry {
+                reference: reference.to_owned(),
+                error,
+            })?;
+        Ok(match granted {
+            Grant::Open => Granted::Unneeded,
+            Grant::Token { header, life } => Granted::Token(PullToken {
+                authorization: header.expose().to_owned(),
+                expires_in: life,
+            }),
+            Grant::Password { header } if self.config.hand_down_passwords => {
+                Granted::Token(PullToken {
+                    authorization: header.expose().to_owned(),
+                    expires_in: PASSWORD_LIFE,
+                })
+            }
+            Grant::Password { .. } => Granted::PasswordOnly,
+        })
+    }
+
+    fn speaks_plainly(&self, registry: &str) -> bool {
+        PlainHttp::Hosts(self.config.plain_http.clone()).allows(registry)
+    }
+
+    fn repository(&self, reference: &str, parsed: &Reference) -> Result<Repository, ResolveError> {
+        let registry = parsed.registry();
+        let credentials = match self.config.credentials.get(registry) {
+            None => Credentials::Anonymous,
+            Some(found) => {
+                // Read at each use: an operator replaces the file, and no restart is needed. A few bytes.
+                let password = std::fs::read_to_string(&found.password_file);
+                let password = password.map_err(|error| ResolveError::Password {
+                    registry: registry.to_owned(),
+                    path: found.password_file.clone(),
+                    error,
+                })?;
+                Credentials::Basic {
+                    user: found.username.clone(),
+                    password: Secret::new(password.trim().to_owned()),
+                }
+            }
+        };
+        self.client
+            .repository(parsed, credentials)
+            .map_err(|error| ResolveError::Registry {
+                reference: reference.to_owned(),
+                error,
+            })
+    }
+
+    async fn fetch(
+        &self,
+        reference: &str,
+        parsed: &Reference,
+    ) -> Result<(Digest, (Bytes, String)), ResolveError> {
+        let repository = self.repository(reference, parsed)?;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, u64::from(std::process::id()));
+        for _ in 1..ATTEMPTS {
+            match repository.manifest(repository.version()).await {
+                Ok(manifest) => {
+                    return Ok((manifest.digest, (manifest.bytes, manifest.media_type)));
+                }
+                Err(error) if error.is_retryable() => {
+                    tokio::time::sleep(backoff.delay(error.retry_after())).await;
+                }
+                Err(error) => return Err(failed(reference, error)),
+            }
+        }
+        match repository.manifest(repository.version()).await {
+            Ok(manifest) => Ok((manifest.digest, (manifest.bytes, manifest.media_type))),
+            Err(error) => Err(failed(reference, error)),
+        }
+    }
+
+    fn known(&self, digest: &Digest) -> Option<(Bytes, String)> {
+        let manifests = self
+            .manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        manifests.get(digest).cloned()
+    }
+
+    fn enter(&self, digest: Digest, manifest: Bytes, media_type: String) {
+        let mut manifests = self
+            .manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if manifests.len() >= MAX_MANIFESTS && !manifests.contains_key(&digest) {
+            // Any will do: it costs one request to the registry to have it again.
+            manifests.pop_first();
+        }
+        manifests.insert(digest, (manifest, media_type));
+    }
+}
+
+fn failed(reference: &str, error: OriginError) -> ResolveError {
+    let reference = reference.to_owned();
+    if matches!(error, OriginError::NotFound { .. }) {
+        ResolveError::NotFound { reference }
+    } else {
+        ResolveError::Registry { reference, error }
+    }
+}
+
+/// Checks a reference. It stays as it was typed: goldens are named by a hash of that text.
+fn parse(reference: &str) -> Result<Reference, ResolveError> {
+    let refuse = |reason: &str| ResolveError::Reference {
+        reference: crate::progress::clean(reference),
+        reason: reason.to_owned(),
+    };
+    if reference.len() > MAX_REFERENCE_BYTES {
+        return Err(refuse("it is longer than 512 bytes"));
+    }
+    // Hosts make paths of it. The grammar allows none of these, but this is cheap and doesn't depend on it.
+    let hostile = |part: &str| part.is_empty() || part == "." || part == "..";
+    if reference.split('/').any(hostile)
+        || reference.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\')
+    {
+        return Err(refuse("it has an empty, hidden or foreign part"));
+    }
+    // Without a registry it would mean Docker Hub to some programs and nothing to tart.
+    let registry = reference.split_once('/').map(|(registry, _)| registry);
+    if !registry.is_some_and(|registry| registry.contains(['.', ':']) || registry == "localhost") {
+        return Err(refuse(
+            "write the registry too, as in ghcr.io/org/image:tag",
+        ));
+    }
+    let parsed: Reference = reference
+        .parse()
+        .map_err(|error: origin::ParseReferenceError| refuse(&error.to_string()))?;
+    if parsed
+        .digest()
+        .is_some_and(|digest| digest.parse::<Digest>().is_err())
+    {
+        return Err(refuse("its digest isn't a sha256 digest"));
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_need_a_registry_and_have_no_hostile_parts() {
+        let digest = Digest::of(b"x");
+        for good in [
+            "ghcr.io/org/image:tag".to_owned(),
+            "127.0.0.1:5000/image".to_owned(),
+            "localhost/image:1".to_owned(),
+            format!("ghcr.io/org/image@{digest}"),
+        ] {
+            assert!(parse(&good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "image",
+            "org/image:tag",
+            "ghcr.io/../etc:tag",
+            "ghcr.io//image",
+            "ghcr.io/image/",
+            "ghcr.io/im age",
+            "ghcr.io/image:tag\n",
+            "ghcr.io/Image:tag",
+            "ghcr.io/image@sha256:beef",
+            "ghcr.io/image@md5:00000000000000000000000000000000",
+            "ghcr.io/..\\image",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse(&format!("ghcr.io/{}", "a".repeat(600))).is_err());
+    }
+}

@@ -1,0 +1,345 @@
+//! What is wanted, kept over restarts: one file per image in `wants/`, and two small ones beside.
+//!
+//! `wants/<manifest digest in hex>` is JSON: references, selection, and the manifest's own bytes (base64), so that a
+//! file is whole in itself and proves itself: the bytes have the digest that is the file's name. `bandwidth.json` holds
+//! the limits set by operators, `roster.json` where hosts were reached last: after a restart hosts go on with the peers
+//! that they know until each has connected again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use proto::{Digest, HostId, image::Layout};
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use crate::{durable, view::BandwidthRequest};
+
+/// An image that is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    pub(crate) layout: Arc<Layout>,
+    /// The manifest as the registry stores it.
+    pub(crate) manifest: bytes::Bytes,
+    pub(crate) media_type: String,
+    pub(crate) references: BTreeSet<String>,
+    /// None: all hosts.
+    pub(crate) hosts: Option<BTreeSet<HostId>>,
+    pub(crate) plain_http: bool,
+    /// Unix seconds.
+    pub(crate) wanted_at: u64,
+}
+
+impl Want {
+    pub(crate) fn digest(&self) -> Digest {
+        *self.layout.digest()
+    }
+}
+
+/// Where a host was reached last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) address: SocketAddr,
+    pub(crate) zone: String,
+}
+
+/// The files.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    dir: PathBuf,
+    wants: PathBuf,
+}
+
+/// All that survived.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// In the order in which they were wanted.
+    pub(crate) wants: Vec<Want>,
+    /// What operators set, if they did.
+    pub(crate) bandwidth: Option<BandwidthRequest>,
+    pub(crate) roster: BTreeMap<HostId, Place>,
+}
+
+/// A file can't be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("state file {path}: {error}")]
+pub struct StateError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WantFile {
+    references: BTreeSet<String>,
+    hosts: Option<BTreeSet<String>>,
+    media_type: String,
+    plain_http: bool,
+    wanted_at: u64,
+    manifest: String,
+}
+
+impl Files {
+    /// Makes the directories. Blocks.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, StateError> {
+        let this = Self {
+            dir: state_dir.to_path_buf(),
+            wants: state_dir.join("wants"),
+        };
+        durable::make_dir(&this.wants).map_err(at(&this.wants))?;
+        for dir in [&this.dir, &this.wants] {
+            durable::sweep(dir).map_err(at(dir))?;
+        }
+        Ok(this)
+    }
+
+    /// Reads everything. A file that is damaged is set aside as `.damaged` and named in the log: one bad file
+    /// doesn't keep the fleet from being served. Blocks.
+    pub(crate) fn load(&self) -> Result<Kept, StateError> {
+        let mut kept = Kept {
+            bandwidth: self.small("bandwidth.json")?,
+            ..Kept::default()
+        };
+        let roster: BTreeMap<String, Place> = self.small("roster.json")?.unwrap_or_default();
+        for (host, place) in roster {
+            if let Ok(host) = host.parse() {
+                kept.roster.insert(host, place);
+            }
+        }
+        for name in durable::names(&self.wants).map_err(at(&self.wants))? {
+            let path = self.wants.join(&name);
+            let bytes = fs::read(&path).map_err(at(&path))?;
+            match parse(&name, &bytes) {
+                Ok(want) => kept.wants.push(want),
+                Err(reason) => self.set_aside(&path, &reason)?,
+            }
+        }
+        kept.wants
+            .sort_by_key(|want| (want.wanted_at, want.digest()));
+        Ok(kept)
+    }
+
+    /// Keeps a want. Blocks.
+    pub(crate) fn keep(&self, want: &Want) -> Result<(), StateError> {
+        let file = WantFile {
+            references: want.references.clone(),
+            hosts: want
+                .hosts
+                .as_ref()
+                .map(|hosts| hosts.iter().map(ToString::to_string).collect()),
+            media_type: want.media_type.clone(),
+            plain_http: want.plain_http,
+            wanted_at: want.wanted_at,
+            manifest: STANDARD.encode(&want.manifest),
+        };
+        self.write(&self.wants.join(want.digest().hex().to_string()), &file)
+    }
+
+    /// Drops a want. Blocks.
+    pub(crate) fn drop(&self, image: &Digest) -> Result<(), StateError> {
+        let path = self.wants.join(image.hex().to_string());
+        match durable::remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the limits. Blocks.
+    pub(crate) fn keep_bandwidth(&self, bandwidth: BandwidthRequest) -> Result<(), StateError> {
+        self.write(&self.dir.join("bandwidth.json"), &bandwidth)
+    }
+
+    /// Keeps where hosts are. Blocks.
+    pub(crate) fn keep_roster(&self, roster: &BTreeMap<HostId, Place>) -> Result<(), StateError> {
+        let roster: BTreeMap<&str, &Place> = roster
+            .iter()
+            .map(|(host, place)| (host.as_str(), place))
+            .collect();
+        self.write(&self.dir.join("roster.json"), &roster)
+    }
+
+    fn write(&self, path: &Path, value: &impl Serialize) -> Result<(), StateError> {
+        let text = serde_json::to_vec(value).map_err(|error| at(path)(error.into()))?;
+        durable::write(path, &text, durable::SECRET).map_err(at(path))
+    }
+
+    fn small<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let path = self.dir.join(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at(&path)(error)),
+        };
+        match serde_json::from_slice(&text) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                self.set_aside(&path, &error.to_string())?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn set_aside(&self, path: &Path, reason: &str) -> Result<(), StateError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = self.dir.join(format!("{name}.damaged"));
+        error!(
+            file = %path.display(),
+            aside = %aside.display(),
+            reason,
+            "state file is damaged; set aside: stage the image again"
+        );
+        fs::rename(path, &aside).map_err(at(path))
+    }
+}
+
+fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
+    let digest: Digest = format!("sha256:{name}").parse().map_err(text)?;
+    let file: WantFile = serde_json::from_slice(bytes).map_err(text)?;
+    let manifest = STANDARD.decode(&file.manifest).map_err(text)?;
+    let layout = Layout::parse(&manifest, &digest).map_err(text)?;
+    let hosts = file
+        .hosts
+        .map(|hosts| hosts.iter().map(|host| host.parse()).collect())
+        .transpose()
+        .map_err(|error: proto::host::ParseHostIdError| error.to_string())?;
+    Ok(Want {
+        layout: Arc::new(layout),
+        manifest: manifest.into(),
+        media_type: file.media_type,
+        references: file.references,
+        hosts,
+        plain_http: file.plain_http,
+        wanted_at: file.wanted_at,
+    })
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_path_buf();
+    move |error| StateError { path, error }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A small image of `layers` raw layers of `raw_bytes` each; `seed` tells images apart.
+    pub(crate) fn manifest(seed: &str, layers: u64, raw_bytes: u64) -> Vec<u8> {
+        use proto::image::{
+            CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_DIGEST_ANNOTATION,
+            RAW_SIZE_ANNOTATION,
+        };
+        let name = |what: &str| Digest::of(format!("{seed} {what}").as_bytes()).to_string();
+        let mut list = vec![
+            serde_json::json!({"mediaType": CONFIG_TYPE, "digest": name("config"), "size": 10}),
+        ];
+        for layer in 0..layers {
+            list.push(serde_json::json!({
+                "mediaType": DISK_TYPE,
+                "digest": name(&format!("blob {layer}")),
+                "size": raw_bytes / 2 + 1,
+                "annotations": {
+                    RAW_SIZE_ANNOTATION: raw_bytes.to_string(),
+                    RAW_DIGEST_ANNOTATION: name(&format!("raw {layer}")),
+                },
+            }));
+        }
+        list.push(
+            serde_json::json!({"mediaType": NVRAM_TYPE, "digest": name("nvram"), "size": 10}),
+        );
+        serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": name("oci"), "size": 2},
+            "layers": list,
+        })
+        .to_string()
+        .into_bytes()
+    }
+
+    pub(crate) fn want(seed: &str, layers: u64, raw_bytes: u64) -> Want {
+        let manifest = manifest(seed, layers, raw_bytes);
+        Want {
+            layout: Arc::new(Layout::parse(&manifest, &Digest::of(&manifest)).unwrap()),
+            manifest: manifest.into(),
+            media_type: proto::image::MANIFEST_TYPE.into(),
+            references: [format!("127.0.0.1:5000/{seed}:latest")].into(),
+            hosts: None,
+            plain_http: true,
+            wanted_at: 5,
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_comes_back_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let (one, mut two) = (want("one", 2, 100), want("two", 1, 100));
+        two.hosts = Some(["mini-1".parse().unwrap()].into());
+        two.wanted_at = 4;
+        files.keep(&one).unwrap();
+        files.keep(&two).unwrap();
+        files
+            .keep_bandwidth(BandwidthRequest {
+                upload_bytes_per_second: 7,
+                download_bytes_per_second: 0,
+            })
+            .unwrap();
+        let place = Place {
+            address: "127.0.0.1:1".parse().unwrap(),
+            zone: "z".into(),
+        };
+        let roster = BTreeMap::from([("mini-1".parse().unwrap(), place)]);
+        files.keep_roster(&roster).unwrap();
+
+        let kept = Files::open(dir.path()).unwrap().load().unwrap();
+        let digests: Vec<_> = kept.wants.iter().map(Want::digest).collect();
+        assert_eq!(digests, [two.digest(), one.digest()]);
+        assert_eq!(kept.wants[0].hosts, two.hosts);
+        assert_eq!(kept.wants[1].manifest, one.manifest);
+        assert_eq!(kept.bandwidth.unwrap().upload_bytes_per_second, 7);
+        assert_eq!(kept.roster, roster);
+
+        files.drop(&one.digest()).unwrap();
+        files.drop(&one.digest()).unwrap();
+        assert_eq!(files.load().unwrap().wants.len(), 1);
+    }
+
+    #[test]
+    fn torn_and_tampered_files_are_set_aside_and_the_rest_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let (good, torn, changed) = (
+            want("good", 1, 9),
+            want("torn", 1, 9),
+            want("changed", 1, 9),
+        );
+        for want in [&good, &torn, &changed] {
+            files.keep(want).unwrap();
+        }
+        let path = |want: &Want| {
+            dir.path()
+                .join("wants")
+                .join(want.digest().hex().to_string())
+        };
+        let bytes = fs::read(path(&torn)).unwrap();
+        fs::write(path(&torn), &bytes[..bytes.len() / 2]).unwrap();
+        fs::copy(path(&good), path(&changed)).unwrap();
+        fs::write(dir.path().join("wants/.x.1.1.tmp"), b"killed while writing").unwrap();
+        fs::write(dir.path().join("bandwidth.json"), b"{").unwrap();
+
+        let kept = Files::open(dir.path()).unwrap().load().unwrap();
+        assert_eq!(kept.wants.len(), 1);
+        assert_eq!(kept.wants[0].digest(), good.digest());
+        assert_eq!(kept.bandwidth, None);
+        assert!(dir.path().join("bandwidth.json.damaged").exists());
+        assert_eq!(fs::read_dir(dir.path().join("wants")).unwrap().count(), 1);
+    }
+}
