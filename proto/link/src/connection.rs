@@ -214,6 +214,9 @@ impl Connection {
 
     /// The next stream that the peer opens. Cancel safe.
     ///
+    /// Read every accepted stream, or stop it, without waiting for another of the same connection: bytes that nobody
+    /// reads fill the window that all its streams share, and then none moves.
+    ///
     /// # Errors
     /// When the connection has ended.
     pub async fn accept(&self) -> Result<(Sender, Receiver), CloseReason> {
