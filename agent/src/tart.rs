@@ -1,6 +1,10 @@
 //! tart: its names, its places on disk, and running it.
 
 pub mod cache;
+mod operation;
 mod reference;
 
+pub use operation::{
+    Operation, ParseListError, Tart, TartError, Vm, VmDetails, parse_get, parse_list,
+};
 pub use reference::{ParseReferenceError, Reference, Version};

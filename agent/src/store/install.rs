@@ -317,18 +317,18 @@ const fn step(_name: &'static str) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(super) use interrupted::{STEPS_LEFT, step};
+use interrupted::step;
 
 #[cfg(test)]
-mod interrupted {
+pub(super) mod interrupted {
     use std::{cell::Cell, io};
 
     thread_local! {
         /// How many steps this thread's installations go on for.
-        pub(in super::super) static STEPS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+        pub(in crate::store) static STEPS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
     }
 
-    pub(in super::super) fn step(name: &'static str) -> io::Result<()> {
+    pub(in crate::store) fn step(name: &'static str) -> io::Result<()> {
         let left = STEPS_LEFT.get();
         STEPS_LEFT.set(left.saturating_sub(1));
         if left == 0 {

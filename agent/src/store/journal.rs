@@ -397,12 +397,12 @@ mod tests {
                 before: State::from_bytes(&[seed; 32]),
                 after: State::from_bytes(&[seed ^ 1; 32]),
                 fingerprint: Fingerprint([seed; 16]),
-                resume: (seed % 2 == 0).then_some(Resume {
+                resume: seed.is_multiple_of(2).then_some(Resume {
                     blob_offset: u64::from(seed) << 33,
                     skip_bytes: 77,
                 }),
             },
-            zero: seed % 3 == 0,
+            zero: seed.is_multiple_of(3),
             sender: HostKey(u64::from(seed)),
             maker: format!("mac-{}", seed % 4).parse().unwrap(),
         }

@@ -609,6 +609,28 @@ impl Stage {
         flushed.map(|()| verdicts)
     }
 
+    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place. Journaled
+    /// before this returns, as in [`walk`](Self::walk).
+    ///
+    /// # Errors
+    /// When the journal can't be written; the chunk is dropped all the same.
+    pub fn forget_chunk(&self, content: Digest, chunk: ChunkIndex) -> io::Result<()> {
+        let Some(content) = self.find(content) else {
+            return Ok(());
+        };
+        {
+            let mut state = hold(&content.state);
+            state.ledger.forget(chunk);
+            state.zero.remove(chunk);
+            state.drops += 1;
+            hold(&self.pending).records.push(Record::Dropped {
+                content: content.spec.digest,
+                chunk,
+            });
+        }
+        self.flush()
+    }
+
     /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. To be
     /// called at least every 500 ms while chunks arrive; cheap when nothing happened.
     ///
