@@ -71,9 +71,16 @@ pub struct ImageStatus {
 }
 
 impl Snapshot {
-    pub(crate) fn new(me: &HostId, coordinator: bool, images: &[ImageState], status: &swarm::Status) -> Self {
+    pub(crate) fn new(
+        me: &HostId,
+        coordinator: bool,
+        images: &[ImageState],
+        status: &swarm::Status,
+    ) -> Self {
         let images = images.iter().map(|image| ImageStatus {
-            digest: Digest::try_from(image.manifest.as_slice()).map(|digest| digest.to_string()).unwrap_or_default(),
+            digest: Digest::try_from(image.manifest.as_slice())
+                .map(|digest| digest.to_string())
+                .unwrap_or_default(),
             reference: image.reference.clone(),
             state: state_name(image.state()).into(),
             reason: image.reason.clone(),
@@ -107,7 +114,9 @@ struct Served {
 
 /// Binds the listener, so that a taken port is an error at the start.
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listening on {address} for health and metrics (--admin)"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address} for health and metrics (--admin)"))
 }
 
 /// Serves until `stop` is cancelled.
@@ -117,7 +126,10 @@ pub(crate) async fn serve(
     snapshot: watch::Receiver<Arc<Snapshot>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let served = Served { registry: Arc::new(registry), snapshot };
+    let served = Served {
+        registry: Arc::new(registry),
+        snapshot,
+    };
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -135,7 +147,11 @@ async fn ready(State(served): State<Served>) -> Response {
     if served.snapshot.borrow().coordinator {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no session with the coordinator\n").into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no session with the coordinator\n",
+        )
+            .into_response()
     }
 }
 

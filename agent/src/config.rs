@@ -127,28 +127,52 @@ impl Config {
     /// # Errors
     /// When the file can't be read or understood, or a value can't work; the error names file and key.
     pub fn load(shared: &Shared, run: &Run) -> Result<Self, ConfigError> {
-        let file = shared.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let file = shared
+            .config
+            .as_deref()
+            .map(read)
+            .transpose()?
+            .unwrap_or_default();
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".tart"));
         let floor_percent = file.floor_percent.unwrap_or(15);
         if floor_percent > 90 {
             return Err(ConfigError::Floor(floor_percent));
         }
         Ok(Self {
-            state_dir: shared.state_dir.clone().or(file.state_dir).unwrap_or_else(|| "/var/lib/parbake-agent".into()),
-            tart_home: shared.tart_home.clone().or(file.tart_home).or_else(home).ok_or(ConfigError::NoTartHome)?,
-            listen: run.listen.or(file.listen).unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, PEER_PORT).into()),
+            state_dir: shared
+                .state_dir
+                .clone()
+                .or(file.state_dir)
+                .unwrap_or_else(|| "/var/lib/parbake-agent".into()),
+            tart_home: shared
+                .tart_home
+                .clone()
+                .or(file.tart_home)
+                .or_else(home)
+                .ok_or(ConfigError::NoTartHome)?,
+            listen: run
+                .listen
+                .or(file.listen)
+                .unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, PEER_PORT).into()),
             advertise: run.advertise.or(file.advertise),
-            admin: shared.admin.or(file.admin).unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            admin: shared
+                .admin
+                .or(file.admin)
+                .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
             zone: file.zone,
             floor_percent,
             golden_prefix: file.golden_prefix.filter(|prefix| !prefix.is_empty()),
-            tart_binary: file.tart_binary.unwrap_or_else(|| "/usr/local/bin/tart".into()),
+            tart_binary: file
+                .tart_binary
+                .unwrap_or_else(|| "/usr/local/bin/tart".into()),
             upload_bytes_per_second: file.upload_bytes_per_second,
             download_bytes_per_second: file.download_bytes_per_second,
             origin: OriginConfig {
                 ca_file: file.origin.ca_file,
                 plain_http: file.origin.plain_http,
-                idle_timeout: Duration::from_secs(file.origin.idle_timeout_seconds.unwrap_or(10).clamp(1, 600)),
+                idle_timeout: Duration::from_secs(
+                    file.origin.idle_timeout_seconds.unwrap_or(10).clamp(1, 600),
+                ),
                 credentials: file.origin.credentials,
             },
         })
@@ -156,8 +180,14 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
+        path: path.into(),
+        error,
+    })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        path: path.into(),
+        error,
+    })
 }
 
 #[cfg(test)]
@@ -173,7 +203,9 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let fixed = ["parbake-agent", "--config", path.to_str().unwrap()];
         let cli = Cli::parse_from(fixed.iter().chain(arguments));
-        let crate::cli::Command::Run(run) = cli.command else { panic!("not run") };
+        let crate::cli::Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
         Config::load(&cli.shared, &run)
     }
 
@@ -188,8 +220,14 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_named() {
-        assert!(matches!(load("floor_percent = 91\ntart_home = '/a'", &["run"]), Err(ConfigError::Floor(91))));
+        assert!(matches!(
+            load("floor_percent = 91\ntart_home = '/a'", &["run"]),
+            Err(ConfigError::Floor(91))
+        ));
         let error = load("flor_percent = 9", &["run"]).unwrap_err().to_string();
-        assert!(error.contains("flor_percent") && error.contains("agent.toml"), "{error}");
+        assert!(
+            error.contains("flor_percent") && error.contains("agent.toml"),
+            "{error}"
+        );
     }
 }

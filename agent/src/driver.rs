@@ -18,7 +18,9 @@ use std::{
 };
 
 use link::{Connection, Endpoint};
-use proto::{ChunkIndex, Digest, HostId, HostKey, Moment, message::Blame, message::Hello, message::Report};
+use proto::{
+    ChunkIndex, Digest, HostId, HostKey, Moment, message::Blame, message::Hello, message::Report,
+};
 use swarm::{
     Action, Event, Swarm,
     event::{ContentId, Spread, Ticket},
@@ -83,31 +85,66 @@ pub(crate) struct Parts {
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A peer connected, or was dialled (`Err`: why not).
-    Connected { peer: HostKey, result: Result<Connection, String> },
+    Connected {
+        peer: HostKey,
+        result: Result<Connection, String>,
+    },
     /// A connection ended.
-    ConnectionEnded { peer: HostKey, serial: u64, reason: String },
+    ConnectionEnded {
+        peer: HostKey,
+        serial: u64,
+        reason: String,
+    },
     /// A peer sent something.
     Brought { peer: HostKey, brought: Brought },
     /// The coordinator's session.
     Heard(Heard),
     /// A chunk that was requested or accepted came or didn't.
-    Received { peer: HostKey, id: ContentId, chunk: ChunkIndex, receipt: Receipt },
+    Received {
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        receipt: Receipt,
+    },
     /// An upload ended.
-    Sent { peer: HostKey, id: ContentId, chunk: ChunkIndex, ticket: Option<Ticket>, shipment: Shipment },
+    Sent {
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        ticket: Option<Ticket>,
+        shipment: Shipment,
+    },
     /// A chunk came from the registry and is stored.
-    Fetched { id: ContentId, chunk: ChunkIndex, origin_bytes: u64, conflict: bool },
+    Fetched {
+        id: ContentId,
+        chunk: ChunkIndex,
+        origin_bytes: u64,
+        conflict: bool,
+    },
     /// A fetch has trouble and tries again.
     FetchTrouble { id: ContentId, message: String },
     /// A fetch ended.
     FetchEnded { id: ContentId, end: FetchEnd },
     /// A stage was made ready, or can't be.
-    Begun { image: Digest, result: Result<(Arc<Stage>, u64), image::Trouble> },
+    Begun {
+        image: Digest,
+        result: Result<(Arc<Stage>, u64), image::Trouble>,
+    },
     /// A content's chain was walked.
-    Walked { id: ContentId, walked: contents::Walked },
+    Walked {
+        id: ContentId,
+        walked: contents::Walked,
+    },
     /// An install ended.
-    Installed { image: Digest, result: Result<(), image::Trouble> },
+    Installed {
+        image: Digest,
+        result: Result<(), image::Trouble>,
+    },
     /// Making a golden ended.
-    Golden { image: Digest, result: Result<(), String> },
+    Golden {
+        image: Digest,
+        result: Result<(), String>,
+    },
     /// What is on disk.
     Presence(Vec<Presence>),
     /// The journals were flushed.
@@ -121,7 +158,12 @@ pub(crate) enum Input {
 /// A question of a peer that waits for the swarm's answer.
 #[derive(Debug)]
 enum Waiting {
-    Request { peer: HostKey, id: ContentId, chunk: ChunkIndex, sender: link::Sender },
+    Request {
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        sender: link::Sender,
+    },
     Push {
         peer: HostKey,
         id: ContentId,
@@ -187,8 +229,14 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let (mut heard, stop) = (parts.heard, parts.stop);
     let now = Instant::now();
     let swarm_config = swarm::Config::default();
-    let seed = u64::from_be_bytes(*parts.me.as_str().as_bytes().first_chunk().unwrap_or(&[0; 8]))
-        ^ u64::from(std::process::id()) << 32;
+    let seed = u64::from_be_bytes(
+        *parts
+            .me
+            .as_str()
+            .as_bytes()
+            .first_chunk()
+            .unwrap_or(&[0; 8]),
+    ) ^ u64::from(std::process::id()) << 32;
     let mut driver = Driver {
         swarm: Swarm::new(parts.me.key(), swarm_config, seed),
         config: parts.config,
@@ -271,7 +319,10 @@ impl Driver {
     }
 
     fn next_wake(&self) -> Instant {
-        let swarm = self.swarm.next_timeout().map(|at| self.epoch + at.since(Moment::START));
+        let swarm = self
+            .swarm
+            .next_timeout()
+            .map(|at| self.epoch + at.since(Moment::START));
         let mut wake = self.last_check + PRESENCE_EVERY;
         if self.report_due {
             wake = wake.min(self.last_report + REPORT_EVERY);
@@ -308,17 +359,47 @@ impl Driver {
     fn apply(&mut self, input: Input) {
         match input {
             Input::Connected { peer, result } => self.connected(peer, result),
-            Input::ConnectionEnded { peer, serial, reason } => self.connection_ended(peer, serial, &reason),
+            Input::ConnectionEnded {
+                peer,
+                serial,
+                reason,
+            } => self.connection_ended(peer, serial, &reason),
             Input::Brought { peer, brought } => self.brought(peer, brought),
             Input::Heard(heard) => self.heard(heard),
-            Input::Received { peer, id, chunk, receipt } => self.received(peer, id, chunk, receipt),
-            Input::Sent { peer, id, chunk, ticket, shipment } => {
+            Input::Received {
+                peer,
+                id,
+                chunk,
+                receipt,
+            } => self.received(peer, id, chunk, receipt),
+            Input::Sent {
+                peer,
+                id,
+                chunk,
+                ticket,
+                shipment,
+            } => {
                 self.metrics.sent_bytes.inc_by(shipment.wire_bytes);
                 self.count_upload(id, shipment.wire_bytes);
-                let Shipment { delivery, wire_bytes } = shipment;
-                self.tell(Event::Sent { peer, id, chunk, ticket, delivery, wire_bytes });
+                let Shipment {
+                    delivery,
+                    wire_bytes,
+                } = shipment;
+                self.tell(Event::Sent {
+                    peer,
+                    id,
+                    chunk,
+                    ticket,
+                    delivery,
+                    wire_bytes,
+                });
             }
-            Input::Fetched { id, chunk, origin_bytes, conflict } => self.fetched(id, chunk, origin_bytes, conflict),
+            Input::Fetched {
+                id,
+                chunk,
+                origin_bytes,
+                conflict,
+            } => self.fetched(id, chunk, origin_bytes, conflict),
             Input::FetchTrouble { id, message } => self.fetch_trouble(id, message),
             Input::FetchEnded { id, end } => self.fetch_ended(id, end),
             Input::Begun { image, result } => self.begun(image, result),
@@ -372,10 +453,18 @@ impl Driver {
                     token.cancel();
                 }
             }
-            Action::Push { peer, id, chunk, spread } => self.push(peer, id, chunk, spread),
+            Action::Push {
+                peer,
+                id,
+                chunk,
+                spread,
+            } => self.push(peer, id, chunk, spread),
             Action::Accept(ticket) => self.accept(ticket),
             Action::Decline(ticket, why) => {
-                if let Some(Waiting::Push { sender, receiver, .. }) = self.waiting.remove(&ticket) {
+                if let Some(Waiting::Push {
+                    sender, receiver, ..
+                }) = self.waiting.remove(&ticket)
+                {
                     self.spawn(async move {
                         transfer::decline_push(sender, receiver, why).await;
                         Input::Nothing
@@ -391,13 +480,23 @@ impl Driver {
                     });
                 }
             }
-            Action::Announce { peer, id, chunks, reset } => {
+            Action::Announce {
+                peer,
+                id,
+                chunks,
+                reset,
+            } => {
                 if let Some(content) = self.contents.find(id) {
                     self.members.announce(peer, content.digest, chunks, reset);
                 }
             }
-            Action::AnnounceLoad { peer, backlog_bytes, upload_bytes_per_second } => {
-                self.members.announce_load(peer, backlog_bytes, upload_bytes_per_second);
+            Action::AnnounceLoad {
+                peer,
+                backlog_bytes,
+                upload_bytes_per_second,
+            } => {
+                self.members
+                    .announce_load(peer, backlog_bytes, upload_bytes_per_second);
             }
             Action::Fetch { id, until } => self.fetch(id, until),
             Action::StopFetch(id) => {
@@ -409,7 +508,13 @@ impl Driver {
             Action::Report { peer, strikes } => {
                 if let Some(host) = self.members.host(peer) {
                     warn!(peer = %host, strikes, "peer is quarantined");
-                    self.blame(host.clone(), host, ContentId(0), ChunkIndex(0), proto::message::BlameKind::Silence);
+                    self.blame(
+                        host.clone(),
+                        host,
+                        ContentId(0),
+                        ChunkIndex(0),
+                        proto::message::BlameKind::Silence,
+                    );
                 }
             }
         }
@@ -437,7 +542,10 @@ impl Driver {
         };
         let endpoint = self.endpoint.clone();
         self.spawn(async move {
-            let result = endpoint.connect(address, &host).await.map_err(|error| error.to_string());
+            let result = endpoint
+                .connect(address, &host)
+                .await
+                .map_err(|error| error.to_string());
             Input::Connected { peer, result }
         });
     }
@@ -460,7 +568,11 @@ impl Driver {
         let (inbox, heard) = (self.peer_inbox.clone(), connection.clone());
         self.spawn(async move {
             let reason = peer::listen(heard, inbox).await;
-            Input::ConnectionEnded { peer, serial, reason }
+            Input::ConnectionEnded {
+                peer,
+                serial,
+                reason,
+            }
         });
         if let Some(updates) = updates {
             self.spawn(async move {
@@ -475,7 +587,10 @@ impl Driver {
         debug!(%peer, reason, "connection ended");
         match self.members.ended(peer, serial) {
             members::Ended::Last => self.tell(Event::Disconnected(peer)),
-            members::Ended::Other { connection, updates } => {
+            members::Ended::Other {
+                connection,
+                updates,
+            } => {
                 self.spawn(async move {
                     peer::tell(connection, updates).await;
                     Input::Nothing
@@ -491,7 +606,8 @@ impl Driver {
     fn brought(&mut self, peer: HostKey, brought: Brought) {
         match brought {
             Brought::Request { request, sender } => {
-                let Some((id, chunk)) = self.contents.locate(&request.content, request.index) else {
+                let Some((id, chunk)) = self.contents.locate(&request.content, request.index)
+                else {
                     self.spawn(async move {
                         transfer::refuse(sender, swarm::action::Declined::Missing).await;
                         Input::Nothing
@@ -499,14 +615,33 @@ impl Driver {
                     return;
                 };
                 let ticket = self.ticket();
-                self.waiting.insert(ticket, Waiting::Request { peer, id, chunk, sender });
-                self.tell(Event::Requested { ticket, peer, id, chunk });
+                self.waiting.insert(
+                    ticket,
+                    Waiting::Request {
+                        peer,
+                        id,
+                        chunk,
+                        sender,
+                    },
+                );
+                self.tell(Event::Requested {
+                    ticket,
+                    peer,
+                    id,
+                    chunk,
+                });
             }
-            Brought::Push { push, sender, receiver } => {
-                let (Some((id, chunk)), Some(header)) = (self.contents.locate(&push.content, push.index), push.header)
+            Brought::Push {
+                push,
+                sender,
+                receiver,
+            } => {
+                let (Some((id, chunk)), Some(header)) =
+                    (self.contents.locate(&push.content, push.index), push.header)
                 else {
                     self.spawn(async move {
-                        transfer::decline_push(sender, receiver, swarm::action::Declined::Unwanted).await;
+                        transfer::decline_push(sender, receiver, swarm::action::Declined::Unwanted)
+                            .await;
                         Input::Nothing
                     });
                     return;
@@ -519,8 +654,24 @@ impl Driver {
                     }
                 });
                 let ticket = self.ticket();
-                self.waiting.insert(ticket, Waiting::Push { peer, id, chunk, header, sender, receiver });
-                self.tell(Event::Offered { ticket, peer, id, chunk, spread });
+                self.waiting.insert(
+                    ticket,
+                    Waiting::Push {
+                        peer,
+                        id,
+                        chunk,
+                        header,
+                        sender,
+                        receiver,
+                    },
+                );
+                self.tell(Event::Offered {
+                    ticket,
+                    peer,
+                    id,
+                    chunk,
+                    spread,
+                });
             }
             Brought::Update(update) => {
                 for have in update.have {
@@ -530,7 +681,12 @@ impl Driver {
                     };
                     match self.contents.announced(&digest, &have.runs) {
                         Ok(Some((id, chunks))) => {
-                            self.tell(Event::Announced { peer, id, chunks, reset: have.reset });
+                            self.tell(Event::Announced {
+                                peer,
+                                id,
+                                chunks,
+                                reset: have.reset,
+                            });
                         }
                         // a content that we don't know (yet): remembered, the peer won't say it again
                         Ok(None) => self.members.remember(peer, digest, &have.runs, have.reset),
@@ -555,7 +711,13 @@ impl Driver {
     fn nonsense(&mut self, peer: HostKey, error: &str) {
         warn!(%peer, error, "peer broke the protocol");
         if let Some(host) = self.members.host(peer) {
-            self.blame(host.clone(), host, ContentId(0), ChunkIndex(0), proto::message::BlameKind::Protocol);
+            self.blame(
+                host.clone(),
+                host,
+                ContentId(0),
+                ChunkIndex(0),
+                proto::message::BlameKind::Protocol,
+            );
         }
         self.tell(Event::Blamed(peer));
     }
@@ -565,7 +727,12 @@ impl Driver {
     fn request(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex) {
         let subject = self.subject(id, chunk);
         let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
-            self.tell(Event::NotArrived { peer, id, chunk, failure: swarm::event::Failure::Broken });
+            self.tell(Event::NotArrived {
+                peer,
+                id,
+                chunk,
+                failure: swarm::event::Failure::Broken,
+            });
             return;
         };
         let transfer = transfer::request(connection, subject);
@@ -573,11 +740,24 @@ impl Driver {
     }
 
     fn accept(&mut self, ticket: Ticket) {
-        let Some(Waiting::Push { peer, id, chunk, header, sender, receiver }) = self.waiting.remove(&ticket) else {
+        let Some(Waiting::Push {
+            peer,
+            id,
+            chunk,
+            header,
+            sender,
+            receiver,
+        }) = self.waiting.remove(&ticket)
+        else {
             return;
         };
         let Some(subject) = self.subject(id, chunk) else {
-            self.tell(Event::NotArrived { peer, id, chunk, failure: swarm::event::Failure::Broken });
+            self.tell(Event::NotArrived {
+                peer,
+                id,
+                chunk,
+                failure: swarm::event::Failure::Broken,
+            });
             return;
         };
         let transfer = transfer::accept_push(peer, header, sender, receiver, subject);
@@ -598,7 +778,12 @@ impl Driver {
                 receipt = transfer => receipt,
                 () = token.cancelled() => Receipt::cancelled(),
             };
-            Input::Received { peer, id, chunk, receipt }
+            Input::Received {
+                peer,
+                id,
+                chunk,
+                receipt,
+            }
         });
     }
 
@@ -606,25 +791,59 @@ impl Driver {
         let subject = self.subject(id, chunk);
         let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
             let delivery = swarm::event::Delivery::Broken;
-            self.tell(Event::Sent { peer, id, chunk, ticket: None, delivery, wire_bytes: 0 });
+            self.tell(Event::Sent {
+                peer,
+                id,
+                chunk,
+                ticket: None,
+                delivery,
+                wire_bytes: 0,
+            });
             return;
         };
         self.spawn(async move {
             let shipment = transfer::push(connection, subject, spread).await;
-            Input::Sent { peer, id, chunk, ticket: None, shipment }
+            Input::Sent {
+                peer,
+                id,
+                chunk,
+                ticket: None,
+                shipment,
+            }
         });
     }
 
     fn serve(&mut self, ticket: Ticket) {
-        let Some(Waiting::Request { peer, id, chunk, sender }) = self.waiting.remove(&ticket) else { return };
+        let Some(Waiting::Request {
+            peer,
+            id,
+            chunk,
+            sender,
+        }) = self.waiting.remove(&ticket)
+        else {
+            return;
+        };
         let Some(subject) = self.subject(id, chunk) else {
             let delivery = swarm::event::Delivery::Broken;
-            self.tell(Event::Sent { peer, id, chunk, ticket: Some(ticket), delivery, wire_bytes: 0 });
+            self.tell(Event::Sent {
+                peer,
+                id,
+                chunk,
+                ticket: Some(ticket),
+                delivery,
+                wire_bytes: 0,
+            });
             return;
         };
         self.spawn(async move {
             let shipment = transfer::serve(sender, subject).await;
-            Input::Sent { peer, id, chunk, ticket: Some(ticket), shipment }
+            Input::Sent {
+                peer,
+                id,
+                chunk,
+                ticket: Some(ticket),
+                shipment,
+            }
         });
     }
 

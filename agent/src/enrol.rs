@@ -64,23 +64,38 @@ struct Refusal {
 /// Enrols this host and keeps its identity in `state_dir`.
 pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<()> {
     if identity::enrolled(state_dir) && !options.force {
-        bail!("this host is enrolled already ({}); --force enrols it anew", state_dir.display());
+        bail!(
+            "this host is enrolled already ({}); --force enrols it anew",
+            state_dir.display()
+        );
     }
-    let pin: Digest = format!("sha256:{}", options.ca_pin.trim().trim_start_matches("sha256:"))
-        .parse()
-        .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
+    let pin: Digest = format!(
+        "sha256:{}",
+        options.ca_pin.trim().trim_start_matches("sha256:")
+    )
+    .parse()
+    .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
     let token = read_token(&options.token_file)?;
     let (request, key_pem) = identity::request()?;
     let answer = timeout(TIMEOUT, ask(&options.api, pin, &token, &request))
         .await
-        .with_context(|| format!("{} didn't answer within {} s", options.api, TIMEOUT.as_secs()))??;
+        .with_context(|| {
+            format!(
+                "{} didn't answer within {} s",
+                options.api,
+                TIMEOUT.as_secs()
+            )
+        })??;
     ensure!(
         identity::fingerprint(&answer.authority)? == pin,
         "the coordinator answered with another authority than the pinned one"
     );
     let host = authority_of(&options.api)?;
     let address = match answer.address.strip_prefix(':') {
-        Some(port) => format!("{}:{port}", host.rsplit_once(':').map_or(host, |(name, _)| name)),
+        Some(port) => format!(
+            "{}:{port}",
+            host.rsplit_once(':').map_or(host, |(name, _)| name)
+        ),
         None => answer.address,
     };
     let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address);
@@ -93,18 +108,27 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
 fn read_token(path: &Path) -> anyhow::Result<String> {
     let mut token = String::new();
     if path.as_os_str() == "-" {
-        std::io::stdin().take(4096).read_to_string(&mut token).context("reading the token from stdin")?;
+        std::io::stdin()
+            .take(4096)
+            .read_to_string(&mut token)
+            .context("reading the token from stdin")?;
     } else {
-        token = std::fs::read_to_string(path).with_context(|| format!("reading the token from {}", path.display()))?;
+        token = std::fs::read_to_string(path)
+            .with_context(|| format!("reading the token from {}", path.display()))?;
     }
     Ok(token.trim().to_owned())
 }
 
 /// `host:port` of the API's URL.
 fn authority_of(api: &str) -> anyhow::Result<&str> {
-    let authority = api.strip_prefix("https://").unwrap_or(api).trim_end_matches('/');
+    let authority = api
+        .strip_prefix("https://")
+        .unwrap_or(api)
+        .trim_end_matches('/');
     ensure!(
-        authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
+        authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
         "--api has to be https://host:port, not {api}"
     );
     Ok(authority)
@@ -113,14 +137,21 @@ fn authority_of(api: &str) -> anyhow::Result<&str> {
 async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<Answer> {
     use base64::Engine as _;
     let authority = authority_of(api)?;
-    let stream = TcpStream::connect(authority).await.with_context(|| format!("connecting to {api}"))?;
+    let stream = TcpStream::connect(authority)
+        .await
+        .with_context(|| format!("connecting to {api}"))?;
     let connector = TlsConnector::from(Arc::new(pinned(pin)?));
     let stream = connector
         .connect(ServerName::try_from(COORDINATOR)?, stream)
         .await
-        .with_context(|| format!("{api} isn't the pinned coordinator (check --ca-pin and --api)"))?;
+        .with_context(|| {
+            format!("{api} isn't the pinned coordinator (check --ca-pin and --api)")
+        })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let question = Question { token, csr: base64::engine::general_purpose::STANDARD.encode(csr) };
+    let question = Question {
+        token,
+        csr: base64::engine::general_purpose::STANDARD.encode(csr),
+    };
     let request = Request::post("/v1/enrol")
         .header(header::HOST, authority)
         .header(header::CONTENT_TYPE, "application/json")
@@ -128,11 +159,18 @@ async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await;
+        let body = body
+            .map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?
+            .to_bytes();
         if !status.is_success() {
             let reason = serde_json::from_slice::<Refusal>(&body).map(|refusal| refusal.error);
-            bail!("{api} refused the enrolment: {}", reason.unwrap_or_else(|_| status.to_string()));
+            bail!(
+                "{api} refused the enrolment: {}",
+                reason.unwrap_or_else(|_| status.to_string())
+            );
         }
         serde_json::from_slice(&body).context("the answer isn't what this version expects")
     };
@@ -145,7 +183,10 @@ async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<
 /// A TLS client that knows the server by its authority's pin alone.
 fn pinned(pin: Digest) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = PinVerifier { pin, provider: provider.clone() };
+    let verifier = PinVerifier {
+        pin,
+        provider: provider.clone(),
+    };
     Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -175,13 +216,18 @@ impl ServerCertVerifier for PinVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let pinned = intermediates.iter().find(|certificate| Digest::of(certificate) == self.pin);
-        let pinned = pinned.ok_or_else(|| Error::General("the pinned authority isn't in the server's chain".into()))?;
+        let pinned = intermediates
+            .iter()
+            .find(|certificate| Digest::of(certificate) == self.pin);
+        let pinned = pinned.ok_or_else(|| {
+            Error::General("the pinned authority isn't in the server's chain".into())
+        })?;
         let mut roots = RootCertStore::empty();
         roots.add(pinned.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
-            .build()
-            .map_err(|error| Error::General(error.to_string()))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
+                .build()
+                .map_err(|error| Error::General(error.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 

@@ -4,13 +4,20 @@
 //! breaks off goes on by Range: from the last chunk that is held, whose link remembers where in the blob its first block
 //! starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use anyhow::Context as _;
 use bytes::Bytes;
-use origin::{BlobStream, Client, Credentials, OriginError, Repository};
+use origin::{
+    Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
+};
 use proto::{
-    ChunkIndex, Digest, Geometry, HostId, Link, Resume, Source, State, image::ContentKind, message::LeaseEnd,
-    message::PullToken,
+    ChunkIndex, Digest, Geometry, HostId, Link, Resume, Source, State, image::ContentKind,
+    message::LeaseEnd, message::PullToken,
 };
 use sha2::Digest as _;
 use swarm::event::{ContentId, OriginEnd};
@@ -24,8 +31,7 @@ use crate::{
     apple_lz4::{self, Position, WINDOW_BYTES},
     config::OriginConfig,
     driver::Input,
-    holder::{HoldError, Holder as _},
-    store::Stage,
+    store::{Stage, WriteError},
     transfer::{self, Cache, Packed},
 };
 
@@ -35,15 +41,20 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// First and longest pause between attempts, where the registry doesn't say how long to wait.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
+/// Repositories whose tokens are kept. A host stages a handful of images at one time.
+const REPOSITORIES: usize = 64;
+
 /// The registry client and this host's own credentials.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
-    client: Client,
     config: Arc<OriginConfig>,
+    settings: origin::Config,
+    /// By reference, with the access that it was made for: handles share connections and tokens. Held for map operations.
+    repositories: Arc<Mutex<BTreeMap<String, (Access, Repository)>>>,
 }
 
 /// What the coordinator said about reaching an image's registry.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
     authorization: Option<origin::Secret>,
     plain_http: bool,
@@ -52,37 +63,85 @@ pub(crate) struct Access {
 impl Access {
     pub(crate) fn new(token: Option<&PullToken>, plain_http: bool) -> Self {
         let authorization = token.filter(|token| !token.authorization.is_empty());
-        Self { authorization: authorization.map(|token| origin::Secret::new(token.authorization.clone())), plain_http }
+        Self {
+            authorization: authorization
+                .map(|token| origin::Secret::new(token.authorization.clone())),
+            plain_http,
+        }
     }
 }
 
 impl Origin {
     pub(crate) fn new(config: &OriginConfig) -> anyhow::Result<Self> {
-        let client = Client::new(origin::Config {
-            ca_file: config.ca_file.clone(),
-            plain_http: config.plain_http.clone(),
+        let roots = config
+            .ca_file
+            .as_deref()
+            .map(origin::roots_from_pem)
+            .transpose()?;
+        let settings = origin::Config {
+            extra_roots: roots.unwrap_or_default(),
             idle_timeout: config.idle_timeout,
             ..origin::Config::default()
-        })?;
-        Ok(Self { client, config: Arc::new(config.clone()) })
+        };
+        Ok(Self {
+            config: Arc::new(config.clone()),
+            settings,
+            repositories: Arc::default(),
+        })
     }
 
     /// The repository of this reference, with the coordinator's token or this host's own credentials.
-    pub(crate) fn repository(&self, reference: &str, access: &Access) -> Result<Repository, OriginError> {
-        let reference = origin::parse_reference(reference)?;
-        let own = || {
-            let found = self.config.credentials.get(reference.registry())?;
-            let password = std::fs::read_to_string(&found.password_file).ok()?;
-            Some(Credentials::Basic {
-                username: found.username.clone(),
-                password: origin::Secret::new(password.trim_end().to_owned()),
-            })
+    pub(crate) fn repository(
+        &self,
+        reference: &str,
+        access: &Access,
+    ) -> anyhow::Result<Repository> {
+        let mut kept = self
+            .repositories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((for_access, repository)) = kept.get(reference)
+            && for_access == access
+        {
+            return Ok(repository.clone());
+        }
+        let parsed: Reference = reference
+            .parse()
+            .with_context(|| format!("{reference} isn't an image reference"))?;
+        let registry = parsed.registry().to_owned();
+        let mut plain: BTreeSet<_> = self.config.plain_http.iter().cloned().collect();
+        if access.plain_http {
+            plain.insert(registry.clone());
+        }
+        let client = Client::new(origin::Config {
+            plain_http: PlainHttp::Hosts(plain),
+            ..self.settings.clone()
+        })?;
+        let credentials = match (
+            &access.authorization,
+            self.config.credentials.get(&registry),
+        ) {
+            (Some(header), _) => Credentials::Header(header.clone()),
+            (None, Some(own)) => {
+                let password = std::fs::read_to_string(&own.password_file).with_context(|| {
+                    format!(
+                        "reading the password of {registry} from {}",
+                        own.password_file.display()
+                    )
+                })?;
+                Credentials::Basic {
+                    user: own.username.clone(),
+                    password: origin::Secret::new(password.trim_end().to_owned()),
+                }
+            }
+            (None, None) => Credentials::Anonymous,
         };
-        let credentials = match &access.authorization {
-            Some(header) => Credentials::Header(header.clone()),
-            None => own().unwrap_or(Credentials::Anonymous),
-        };
-        Ok(self.client.repository(&reference, credentials, access.plain_http))
+        let repository = client.repository(&parsed, credentials)?;
+        if kept.len() >= REPOSITORIES {
+            kept.clear();
+        }
+        kept.insert(reference.to_owned(), (access.clone(), repository.clone()));
+        Ok(repository)
     }
 }
 
@@ -147,13 +206,15 @@ pub(crate) async fn run(origin: Origin, mut job: Job) -> Input {
 
 async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
     let mut from_start = false;
-    let mut pause = RETRY.0;
+    let seed = u64::from_be_bytes(*job.content.as_bytes().first_chunk().unwrap_or(&[0; 8]))
+        ^ job.me.key().0;
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1, seed);
     let mut progress = Instant::now();
     loop {
         let before = job.first_missing();
         let repository = match origin.repository(&job.reference, &job.access) {
             Ok(repository) => repository,
-            Err(error) => return FetchEnd::Failed(error.to_string()),
+            Err(error) => return FetchEnd::Failed(format!("{error:#}")),
         };
         let broke = match attempt(&repository, job, from_start).await {
             Ok(()) => return FetchEnd::Done,
@@ -161,7 +222,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         };
         if job.first_missing() > before {
             progress = Instant::now();
-            pause = RETRY.0;
+            backoff.succeeded();
         }
         match broke {
             Broke::Gone => return FetchEnd::Failed("the agent stops".into()),
@@ -172,18 +233,27 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 from_start = true;
             }
             Broke::False(error) => return FetchEnd::Bad(error),
-            Broke::Origin(error) if !error.is_retryable() => return FetchEnd::Failed(error.to_string()),
+            Broke::Origin(error) if !error.is_retryable() => {
+                return FetchEnd::Failed(error.to_string());
+            }
             Broke::Origin(error) => {
                 if progress.elapsed() > GIVE_UP_AFTER {
                     return FetchEnd::Failed(error.to_string());
                 }
-                let wait = error.retry_after().unwrap_or(pause).min(GIVE_UP_AFTER);
+                let wait = backoff.delay(error.retry_after()).min(GIVE_UP_AFTER);
                 let message = format!("{error} (next attempt in {} ms)", wait.as_millis());
-                if job.inbox.send(Input::FetchTrouble { id: job.id, message }).await.is_err() {
+                if job
+                    .inbox
+                    .send(Input::FetchTrouble {
+                        id: job.id,
+                        message,
+                    })
+                    .await
+                    .is_err()
+                {
                     return FetchEnd::Failed("the agent stops".into());
                 }
                 sleep(wait).await;
-                pause = (pause * 2).min(RETRY.1);
             }
         }
     }
@@ -192,7 +262,10 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
 impl Job {
     fn first_missing(&self) -> u32 {
         let chunks = self.geometry.chunks();
-        self.stages.first().and_then(|stage| stage.held(self.content).first_missing()).map_or(chunks, |chunk| chunk.0)
+        self.stages
+            .first()
+            .and_then(|stage| stage.held(self.content).first_missing())
+            .map_or(chunks, |chunk| chunk.0)
     }
 
     fn blob(&self) -> (Digest, u64) {
@@ -221,7 +294,11 @@ enum Decoder {
 
 async fn attempt(repository: &Repository, job: &mut Job, from_start: bool) -> Result<(), Broke> {
     let (blob, blob_size) = job.blob();
-    let start = if from_start { beginning(job) } else { resume(job).await };
+    let start = if from_start {
+        beginning(job)
+    } else {
+        resume(job).await
+    };
     let whole = start.blob_offset == 0;
     let mut stream = repository.blob(&blob, start.blob_offset, blob_size).await?;
     let mut assembly = Assembly {
@@ -255,54 +332,98 @@ async fn attempt(repository: &Repository, job: &mut Job, from_start: bool) -> Re
 }
 
 /// Says whether the registry's bytes are damaged or the manifest is wrong, reading the rest of the blob where needed.
-async fn explain(blob: &Digest, hash: Option<sha2::Sha256>, stream: &mut BlobStream, error: String) -> String {
-    let Some(mut hash) = hash else { return format!("layer {blob}: {error}") };
+async fn explain(
+    blob: &Digest,
+    hash: Option<sha2::Sha256>,
+    stream: &mut BlobStream,
+    error: String,
+) -> String {
+    let Some(mut hash) = hash else {
+        return format!("layer {blob}: {error}");
+    };
     while let Ok(Some(bytes)) = next(stream).await {
         hash.update(&bytes);
     }
     if Digest::from_bytes(hash.finalize().into()) == *blob {
-        format!("layer {blob}: {error}; the registry holds exactly this blob, so the image was pushed broken: push it again")
+        format!(
+            "layer {blob}: {error}; the registry holds exactly this blob, so the image was pushed broken: push it again"
+        )
     } else {
-        format!("layer {blob}: {error}; the registry's bytes don't match the blob's digest, so its copy is damaged")
+        format!(
+            "layer {blob}: {error}; the registry's bytes don't match the blob's digest, so its copy is damaged"
+        )
     }
 }
 
 async fn next(stream: &mut BlobStream) -> Result<Option<Bytes>, OriginError> {
-    stream.next().await.transpose()
+    stream.piece().await
 }
 
 fn beginning(job: &Job) -> Start {
     let decoder = match job.kind {
-        ContentKind::RawLayer { .. } => Decoder::Lz4(Box::new(apple_lz4::Decoder::new(job.geometry.size()))),
+        ContentKind::RawLayer { .. } => {
+            Decoder::Lz4(Box::new(apple_lz4::Decoder::new(job.geometry.size())))
+        }
         ContentKind::Blob => Decoder::Plain,
     };
-    Start { chunk: 0, state: State::INITIAL, blob_offset: 0, decoder, skip: 0 }
+    Start {
+        chunk: 0,
+        state: State::INITIAL,
+        blob_offset: 0,
+        decoder,
+        skip: 0,
+    }
 }
 
 /// Starts with the last chunk that is held in an unbroken run from the beginning, if its link says where it lies in the
 /// blob; blobs start at the first missing chunk.
 async fn resume(job: &Job) -> Start {
-    let Some(stage) = job.stages.first().cloned() else { return beginning(job) };
+    let Some(stage) = job.stages.first().cloned() else {
+        return beginning(job);
+    };
     let (content, kind, geometry) = (job.content, job.kind, job.geometry);
     let missing = job.first_missing();
     let found = tokio::task::spawn_blocking(move || {
-        let read = |chunk: u32| stage.read(content, ChunkIndex(chunk)).ok().flatten();
         let last = missing.checked_sub(1)?;
-        let (_, link, _) = read(last)?;
+        let (link, _) = stage.link(content, ChunkIndex(last))?;
         if kind == ContentKind::Blob {
             let blob_offset = geometry.offset(ChunkIndex(missing));
-            return Some(Start { chunk: missing, state: link.after, blob_offset, decoder: Decoder::Plain, skip: 0 });
+            return Some(Start {
+                chunk: missing,
+                state: link.after,
+                blob_offset,
+                decoder: Decoder::Plain,
+                skip: 0,
+            });
         }
-        let Resume { blob_offset, skip_bytes } = link.resume?;
+        let Resume {
+            blob_offset,
+            skip_bytes,
+        } = link.resume?;
         let skip = skip_bytes as usize;
-        let (before, ..) = read(last.checked_sub(1)?)?;
+        let before = stage
+            .read(content, ChunkIndex(last.checked_sub(1)?))
+            .ok()??
+            .bytes;
         // the window before the block lies in the chunk before, as both are far smaller than a chunk
         let end = before.len().checked_sub(skip)?;
         let history = &before[end.saturating_sub(WINDOW_BYTES)..end];
         let raw_offset = geometry.offset(ChunkIndex(last)).checked_sub(skip as u64)?;
-        let decoder =
-            apple_lz4::Decoder::resume(geometry.size(), Position { blob_offset, raw_offset }, history);
-        Some(Start { chunk: last, state: link.before, blob_offset, decoder: Decoder::Lz4(Box::new(decoder)), skip })
+        let decoder = apple_lz4::Decoder::resume(
+            geometry.size(),
+            Position {
+                blob_offset,
+                raw_offset,
+            },
+            history,
+        );
+        Some(Start {
+            chunk: last,
+            state: link.before,
+            blob_offset,
+            decoder: Decoder::Lz4(Box::new(decoder)),
+            skip,
+        })
     });
     found.await.ok().flatten().unwrap_or_else(|| beginning(job))
 }
@@ -345,8 +466,12 @@ impl Assembly {
             Decoder::Lz4(_) => {
                 let mut input = &bytes[..];
                 loop {
-                    let Decoder::Lz4(decoder) = &mut self.decoder else { return Ok(()) };
-                    let block = decoder.feed(&mut input).map_err(|error| Broke::False(error.to_string()))?;
+                    let Decoder::Lz4(decoder) = &mut self.decoder else {
+                        return Ok(());
+                    };
+                    let block = decoder
+                        .feed(&mut input)
+                        .map_err(|error| Broke::False(error.to_string()))?;
                     let Some(block) = block else { return Ok(()) };
                     self.marks.push(block.start);
                     let skip = self.skip.min(block.raw.len());
@@ -384,16 +509,31 @@ impl Assembly {
         let at = self.marks.partition_point(|mark| mark.raw_offset <= offset);
         let resume = at.checked_sub(1).map(|at| self.marks[at]).and_then(|mark| {
             let skip_bytes = u32::try_from(offset - mark.raw_offset).ok()?;
-            Some(Resume { blob_offset: mark.blob_offset, skip_bytes })
+            Some(Resume {
+                blob_offset: mark.blob_offset,
+                skip_bytes,
+            })
         });
         self.marks.drain(..at.saturating_sub(1));
         let (geometry, content, state) = (job.geometry, job.content, self.state);
         let (stages, me, cache) = (job.stages.clone(), job.me.clone(), job.cache.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let link = Link { resume, ..Link::forge(geometry, chunk, state, &bytes) };
+            let link = Link {
+                resume,
+                ..Link::forge(geometry, chunk, state, &bytes)
+            };
             store(&stages, &me, content, chunk, &bytes, link).map(|conflict| {
                 let (encoding, packed) = transfer::pack(bytes);
-                cache.keep(content, chunk, Packed { link, maker: me, encoding, bytes: packed });
+                cache.keep(
+                    content,
+                    chunk,
+                    Packed {
+                        link,
+                        maker: me,
+                        encoding,
+                        bytes: packed,
+                    },
+                );
                 (link.after, conflict)
             })
         });
@@ -401,17 +541,28 @@ impl Assembly {
         self.state = after;
         self.next += 1;
         let origin_bytes = std::mem::take(&mut self.unreported);
-        let fetched = Input::Fetched { id: job.id, chunk, origin_bytes, conflict };
+        let fetched = Input::Fetched {
+            id: job.id,
+            chunk,
+            origin_bytes,
+            conflict,
+        };
         job.inbox.send(fetched).await.map_err(|_| Broke::Gone)
     }
 
     async fn finish(&mut self, job: &mut Job) -> Result<(), Broke> {
         if let Decoder::Lz4(decoder) = &self.decoder {
-            decoder.finish().map_err(|error| Broke::False(error.to_string()))?;
+            decoder
+                .finish()
+                .map_err(|error| Broke::False(error.to_string()))?;
         }
         self.emit_if_full(job).await?;
         if self.next < job.geometry.chunks() || !self.buffer.is_empty() {
-            return Err(Broke::False(format!("it ends after {} of {} bytes", self.raw_at, job.geometry.size())));
+            return Err(Broke::False(format!(
+                "it ends after {} of {} bytes",
+                self.raw_at,
+                job.geometry.size()
+            )));
         }
         Ok(())
     }
@@ -426,7 +577,10 @@ fn store(
     bytes: &[u8],
     link: Link,
 ) -> Result<bool, Broke> {
-    let source = Source { sender: me.key(), maker: me.key() };
+    let source = Source {
+        sender: me.key(),
+        maker: me.key(),
+    };
     let mut conflict = false;
     for stage in stages {
         if let Some((held, _)) = stage.link(content, chunk) {
@@ -434,11 +588,13 @@ fn store(
                 continue;
             }
             conflict = true;
-            stage.forget(content, chunk);
+            stage
+                .forget_chunk(content, chunk)
+                .map_err(|error| Broke::Disk(error.to_string()))?;
         }
         match stage.write(content, chunk, bytes, link, source, me) {
-            Ok(()) => {}
-            Err(HoldError::Rejected(error)) => return Err(Broke::False(format!("{error}"))),
+            Ok(_) => {}
+            Err(WriteError::Rejected(error)) => return Err(Broke::False(error.to_string())),
             Err(error) => return Err(Broke::Disk(error.to_string())),
         }
     }

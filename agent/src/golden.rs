@@ -23,7 +23,12 @@ pub(crate) struct Goldens {
 impl Goldens {
     pub(crate) fn new(config: &Config, prefix: String, metrics: Metrics) -> Self {
         let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
-        Self { prefix, vms: config.tart_home.join("vms"), tart, metrics }
+        Self {
+            prefix,
+            vms: config.tart_home.join("vms"),
+            tart,
+            metrics,
+        }
     }
 
     /// Makes the golden of this reference, unless it is there.
@@ -37,7 +42,13 @@ impl Goldens {
             Ok(()) => "ok",
             Err(error) => error.outcome(),
         };
-        self.metrics.tart_operations.get_or_create(&OperationLabel { operation: "clone", outcome }).inc();
+        self.metrics
+            .tart_operations
+            .get_or_create(&OperationLabel {
+                operation: "clone",
+                outcome,
+            })
+            .inc();
         result?;
         info!(reference, golden = name, "golden is made");
         Ok(())
@@ -45,6 +56,9 @@ impl Goldens {
 
     /// Whether the golden of this reference is there: presence counts only with it.
     pub(crate) fn exists(&self, reference: &str) -> bool {
-        self.vms.join(golden_name(&self.prefix, reference)).join("disk.img").exists()
+        self.vms
+            .join(golden_name(&self.prefix, reference))
+            .join("disk.img")
+            .exists()
     }
 }

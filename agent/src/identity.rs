@@ -32,7 +32,9 @@ pub(crate) struct Identity {
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("coordinator", &self.coordinator).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("coordinator", &self.coordinator)
+            .finish_non_exhaustive()
     }
 }
 
@@ -40,12 +42,19 @@ impl std::fmt::Debug for Identity {
 pub(crate) fn request() -> anyhow::Result<(Vec<u8>, String)> {
     let key = KeyPair::generate().context("making a key")?;
     // names in the request don't count: the coordinator knows who asks
-    let request = CertificateParams::default().serialize_request(&key).context("making a certificate request")?;
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .context("making a certificate request")?;
     Ok((request.der().to_vec(), key.serialize_pem()))
 }
 
 impl Identity {
-    pub(crate) fn new(key_pem: &str, chain_pem: &str, authority_pem: &str, coordinator: &str) -> Self {
+    pub(crate) fn new(
+        key_pem: &str,
+        chain_pem: &str,
+        authority_pem: &str,
+        coordinator: &str,
+    ) -> Self {
         Self {
             host_pem: format!("{}\n{}\n", key_pem.trim(), chain_pem.trim()),
             authority_pem: authority_pem.to_owned(),
@@ -58,8 +67,12 @@ impl Identity {
     pub(crate) fn load(dir: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("reading {}: enrol this host first (parbake-agent enroll --help)", path.display()))
+            std::fs::read_to_string(&path).with_context(|| {
+                format!(
+                    "reading {}: enrol this host first (parbake-agent enroll --help)",
+                    path.display()
+                )
+            })
         };
         let issued = std::fs::metadata(dir.join("host.pem")).and_then(|meta| meta.modified());
         Ok(Self {
@@ -77,18 +90,26 @@ impl Identity {
             .mode(0o700)
             .create(dir)
             .with_context(|| format!("making {}", dir.display()))?;
-        let files =
-            [("authority.pem", &self.authority_pem), ("coordinator", &self.coordinator), ("host.pem", &self.host_pem)];
+        let files = [
+            ("authority.pem", &self.authority_pem),
+            ("coordinator", &self.coordinator),
+            ("host.pem", &self.host_pem),
+        ];
         for (name, text) in files {
-            replace(&dir.join(name), text.as_bytes()).with_context(|| format!("writing {}", dir.join(name).display()))?;
+            replace(&dir.join(name), text.as_bytes())
+                .with_context(|| format!("writing {}", dir.join(name).display()))?;
         }
         Ok(())
     }
 
     pub(crate) fn credentials(&self) -> anyhow::Result<Credentials> {
-        let split = self.host_pem.find("-----BEGIN CERTIFICATE").context("host.pem holds no certificate")?;
+        let split = self
+            .host_pem
+            .find("-----BEGIN CERTIFICATE")
+            .context("host.pem holds no certificate")?;
         let (key, chain) = self.host_pem.split_at(split);
-        Credentials::from_pem(chain, key, &self.authority_pem).context("this host's key and certificates")
+        Credentials::from_pem(chain, key, &self.authority_pem)
+            .context("this host's key and certificates")
     }
 
     pub(crate) fn coordinator(&self) -> &str {
@@ -104,14 +125,22 @@ impl Identity {
         let chain_pem: String = chain.iter().map(|der| pem(der)).collect();
         let fresh = Self::new(&key_pem, &chain_pem, &self.authority_pem, &self.coordinator);
         let (before, after) = (self.host()?, fresh.host()?);
-        anyhow::ensure!(before == after, "renewed certificate names {after} instead of {before}");
+        anyhow::ensure!(
+            before == after,
+            "renewed certificate names {after} instead of {before}"
+        );
         Ok(fresh)
     }
 
     /// How long until two thirds of the certificate's life are over.
     pub(crate) fn until_renewal(&self, now: SystemTime) -> Duration {
-        let Ok(credentials) = self.credentials() else { return Duration::ZERO };
-        let life = credentials.expires().duration_since(self.issued).unwrap_or_default();
+        let Ok(credentials) = self.credentials() else {
+            return Duration::ZERO;
+        };
+        let life = credentials
+            .expires()
+            .duration_since(self.issued)
+            .unwrap_or_default();
         let due = self.issued + life / 3 * RENEW_AFTER_THIRDS;
         due.duration_since(now).unwrap_or_default()
     }
@@ -121,15 +150,26 @@ impl Identity {
 fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line)).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<_> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| String::from_utf8_lossy(line))
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 /// Writes a file whole or not at all, readable by its owner only: temporary file, sync, rename, sync the directory.
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
@@ -138,7 +178,8 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// The SHA-256 of the first certificate in a PEM text: what `--ca-pin` names.
 pub(crate) fn fingerprint(pem_text: &str) -> anyhow::Result<proto::Digest> {
-    let certificate = CertificateDer::from_pem_slice(pem_text.as_bytes()).context("authority certificate isn't PEM")?;
+    let certificate = CertificateDer::from_pem_slice(pem_text.as_bytes())
+        .context("authority certificate isn't PEM")?;
     Ok(proto::Digest::of(&certificate))
 }
 

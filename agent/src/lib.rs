@@ -1,5 +1,23 @@
-//! The parbake agent: driver, store, tart.
+//! The parbake agent: puts images into a Mac's tart cache before they are needed, and shares their chunks with the fleet.
+//!
+//! [`program`] wires the parts together. `driver` owns all state; `transfer` and `fetch` move bytes; [`store`] is the disk,
+//! [`tart`] what tart makes of it, [`platform`] what differs between macOS and Linux.
+
+pub mod admin;
 pub mod apple_lz4;
+pub mod cli;
+pub mod config;
+mod driver;
+mod enrol;
+mod fetch;
+mod golden;
+mod identity;
+pub mod metrics;
+mod peer;
 pub mod platform;
+pub mod program;
+mod session;
+mod standalone;
 pub mod store;
 pub mod tart;
+mod transfer;

@@ -89,7 +89,9 @@ pub struct Metrics {
 }
 
 fn stage_buckets() -> Histogram {
-    Histogram::new([1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_200.0, 2_400.0, 4_800.0])
+    Histogram::new([
+        1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_200.0, 2_400.0, 4_800.0,
+    ])
 }
 
 impl Metrics {
@@ -116,15 +118,32 @@ impl Metrics {
             Unit::Bytes,
             metrics.received_bytes.clone(),
         );
-        registry.register_with_unit("sent", "Bytes sent to peers", Unit::Bytes, metrics.sent_bytes.clone());
+        registry.register_with_unit(
+            "sent",
+            "Bytes sent to peers",
+            Unit::Bytes,
+            metrics.sent_bytes.clone(),
+        );
         registry.register(
             "chunk_verify_failures",
             "Chunks whose bytes did not fit their link, by where they came from",
             metrics.verify_failures.clone(),
         );
-        registry.register("leases", "Contents that this host fetches from the registry", metrics.leases.clone());
-        registry.register("stalled_contents", "Contents that do not move, by reason", metrics.stalled.clone());
-        registry.register("tart_operations", "tart commands, by outcome", metrics.tart_operations.clone());
+        registry.register(
+            "leases",
+            "Contents that this host fetches from the registry",
+            metrics.leases.clone(),
+        );
+        registry.register(
+            "stalled_contents",
+            "Contents that do not move, by reason",
+            metrics.stalled.clone(),
+        );
+        registry.register(
+            "tart_operations",
+            "tart commands, by outcome",
+            metrics.tart_operations.clone(),
+        );
         registry.register_with_unit(
             "stage_duration",
             "From the order to presence or failure",
@@ -143,7 +162,11 @@ impl Metrics {
             Unit::Bytes,
             metrics.volume_bytes.clone(),
         );
-        registry.register("peers", "Hosts of the roster, by state", metrics.peers.clone());
+        registry.register(
+            "peers",
+            "Hosts of the roster, by state",
+            metrics.peers.clone(),
+        );
         registry.register("images", "Images, by state", metrics.images.clone());
         (metrics, registry)
     }
@@ -157,4 +180,48 @@ pub fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
     let mut body = String::new();
     text::encode(&mut body, registry)?;
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every metric that the program registers stands in the table, and nothing else does.
+    #[test]
+    fn the_docs_name_every_metric() {
+        let (_, registry) = Metrics::new();
+        let encoded = encode(&registry).unwrap();
+        let kinds: std::collections::BTreeMap<_, _> = encoded
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, kind)| {
+                (
+                    if kind == "counter" {
+                        format!("{name}_total")
+                    } else {
+                        name.to_owned()
+                    },
+                    kind,
+                )
+            })
+            .collect();
+        let docs = include_str!("../../docs/METRICS.md");
+        let documented: std::collections::BTreeMap<_, _> = docs
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `parbake_agent_"))
+            .filter_map(|line| line.split_once("` | "))
+            .map(|(name, rest)| {
+                (
+                    format!("parbake_agent_{name}"),
+                    rest.split(' ').next().unwrap(),
+                )
+            })
+            .collect();
+        let kinds: std::collections::BTreeMap<_, _> = kinds
+            .iter()
+            .map(|(name, kind)| (name.clone(), *kind))
+            .collect();
+        assert_eq!(documented, kinds);
+    }
 }

@@ -19,9 +19,16 @@ const UNREAD_STREAMS: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Brought {
     /// A request, to be answered on `sender`.
-    Request { request: ChunkRequest, sender: Sender },
+    Request {
+        request: ChunkRequest,
+        sender: Sender,
+    },
     /// A push whose bytes follow on `receiver`.
-    Push { push: Box<ChunkPush>, sender: Sender, receiver: Receiver },
+    Push {
+        push: Box<ChunkPush>,
+        sender: Sender,
+        receiver: Receiver,
+    },
     /// What the peer holds and how busy it is.
     Update(PeerUpdate),
     /// It broke the protocol.
@@ -31,7 +38,10 @@ pub(crate) enum Brought {
 /// Reads what a peer sends until the connection ends, and returns why it ended.
 ///
 /// `inbox` is bounded: a driver that is busy slows the peer down.
-pub(crate) async fn listen(connection: Connection, inbox: mpsc::Sender<(HostKey, Brought)>) -> String {
+pub(crate) async fn listen(
+    connection: Connection,
+    inbox: mpsc::Sender<(HostKey, Brought)>,
+) -> String {
     let peer = connection.host().key();
     let mut streams = JoinSet::new();
     loop {
@@ -48,11 +58,20 @@ pub(crate) async fn listen(connection: Connection, inbox: mpsc::Sender<(HostKey,
     }
 }
 
-async fn read(peer: HostKey, sender: Sender, mut receiver: Receiver, inbox: mpsc::Sender<(HostKey, Brought)>) {
+async fn read(
+    peer: HostKey,
+    sender: Sender,
+    mut receiver: Receiver,
+    inbox: mpsc::Sender<(HostKey, Brought)>,
+) {
     let brought = match timeout(FIRST_MESSAGE_TIMEOUT, receiver.receive::<PeerOpen>()).await {
         Ok(Ok(Some(PeerOpen { kind: Some(kind) }))) => match kind {
             peer_open::Kind::Request(request) => Brought::Request { request, sender },
-            peer_open::Kind::Push(push) => Brought::Push { push: Box::new(push), sender, receiver },
+            peer_open::Kind::Push(push) => Brought::Push {
+                push: Box::new(push),
+                sender,
+                receiver,
+            },
             peer_open::Kind::Updates(Updates {}) => {
                 updates(peer, receiver, inbox).await;
                 return;
@@ -74,7 +93,9 @@ async fn updates(peer: HostKey, mut receiver: Receiver, inbox: mpsc::Sender<(Hos
         let brought = match receiver.receive::<PeerUpdate>().await {
             Ok(Some(update)) => Brought::Update(update),
             Ok(None) => return,
-            Err(error @ (ReceiveError::Message(_) | ReceiveError::TooLong { .. })) => Brought::Nonsense(error.to_string()),
+            Err(error @ (ReceiveError::Message(_) | ReceiveError::TooLong { .. })) => {
+                Brought::Nonsense(error.to_string())
+            }
             Err(_) => return,
         };
         let nonsense = matches!(brought, Brought::Nonsense(_));
@@ -86,8 +107,16 @@ async fn updates(peer: HostKey, mut receiver: Receiver, inbox: mpsc::Sender<(Hos
 
 /// Sends the driver's updates to a peer until the connection or the channel ends.
 pub(crate) async fn tell(connection: Connection, mut updates: mpsc::Receiver<PeerUpdate>) {
-    let Ok((mut sender, _receiver)) = connection.open().await else { return };
-    if sender.send(&PeerOpen { kind: Some(peer_open::Kind::Updates(Updates {})) }).await.is_err() {
+    let Ok((mut sender, _receiver)) = connection.open().await else {
+        return;
+    };
+    if sender
+        .send(&PeerOpen {
+            kind: Some(peer_open::Kind::Updates(Updates {})),
+        })
+        .await
+        .is_err()
+    {
         return;
     }
     while let Some(update) = updates.recv().await {

@@ -40,7 +40,9 @@ pub fn run(cli: Cli) -> ExitCode {
         // verification, packing and disk: bounded so that a burst of chunks doesn't become a burst of threads
         .max_blocking_threads(16)
         .build();
-    let result = runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(command(cli)));
+    let result = runtime
+        .context("starting the runtime")
+        .and_then(|runtime| runtime.block_on(command(cli)));
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
@@ -53,7 +55,9 @@ pub fn run(cli: Cli) -> ExitCode {
 
 fn start_logging(format: LogFormat, filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -62,11 +66,17 @@ fn start_logging(format: LogFormat, filter: &str) {
 
 async fn command(cli: Cli) -> anyhow::Result<bool> {
     let no_flags = Run::default();
-    let run = if let Command::Run(run) = &cli.command { run } else { &no_flags };
+    let run = if let Command::Run(run) = &cli.command {
+        run
+    } else {
+        &no_flags
+    };
     let config = Config::load(&cli.shared, run)?;
     match &cli.command {
         Command::Run(_) => agent(config).await.map(|()| true),
-        Command::Enroll(options) => enrol::enrol(options, &config.state_dir).await.map(|()| true),
+        Command::Enroll(options) => enrol::enrol(options, &config.state_dir)
+            .await
+            .map(|()| true),
         Command::Status { json } => standalone::status(&config, *json).await,
         Command::Verify { image, json } => standalone::verify(&config, image, *json).await,
         Command::Stage { image, json } => standalone::stage(&config, image, *json).await,
@@ -85,7 +95,10 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     // nobody but the coordinator until it names the others
     endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));
     let store = open_store(&config).await?;
-    let goldens = config.golden_prefix.clone().map(|prefix| Arc::new(Goldens::new(&config, prefix, metrics.clone())));
+    let goldens = config
+        .golden_prefix
+        .clone()
+        .map(|prefix| Arc::new(Goldens::new(&config, prefix, metrics.clone())));
     let stop = CancellationToken::new();
     let (hello, hello_now) = watch::channel(Hello::default());
     let (snapshot, snapshot_now) = watch::channel(Arc::new(Snapshot::default()));
@@ -149,7 +162,9 @@ async fn agent(config: Config) -> anyhow::Result<()> {
 }
 
 /// A part that ends unasked ends the program.
-fn essential(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> anyhow::Result<()> {
+fn essential(
+    ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>,
+) -> anyhow::Result<()> {
     match ended {
         Some(Ok(Ok(()))) | None => anyhow::bail!("a part of the agent ended unasked"),
         Some(Ok(Err(error))) => Err(error),
@@ -160,7 +175,13 @@ fn essential(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) 
 pub(crate) async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
     let (home, floor_percent) = (config.tart_home.clone(), config.floor_percent);
     let opened = tokio::task::spawn_blocking(move || {
-        Store::open(&home, crate::store::Options { floor_percent, ..crate::store::Options::default() })
+        Store::open(
+            &home,
+            crate::store::Options {
+                floor_percent,
+                ..crate::store::Options::default()
+            },
+        )
     });
     Ok(Arc::new(opened.await.context("opening the store")??))
 }

@@ -60,7 +60,10 @@ pub(crate) async fn keep(
             Err(error) => {
                 let error = format!("{error:#}");
                 if error != last_error {
-                    warn!(coordinator = settings.address, error, "no session with the coordinator; trying again");
+                    warn!(
+                        coordinator = settings.address,
+                        error, "no session with the coordinator; trying again"
+                    );
                     last_error = error;
                 }
             }
@@ -80,7 +83,11 @@ async fn hold(
     let address = resolve(&settings.address).await?;
     let connection = endpoint.connect(address, &settings.coordinator).await?;
     let (mut sender, mut receiver) = connection.open().await?;
-    sender.send(&CoordinatorOpen { kind: Some(coordinator_open::Kind::Session(hello)) }).await?;
+    sender
+        .send(&CoordinatorOpen {
+            kind: Some(coordinator_open::Kind::Session(hello)),
+        })
+        .await?;
     info!(coordinator = %address, "session with the coordinator is up");
     // a few reports: the driver keeps what doesn't fit and sends the newest state later
     let (reports, outbox) = mpsc::channel(8);
@@ -93,24 +100,35 @@ async fn hold(
     drop(inbox.send(Heard::Down).await);
     match ended {
         Ok(()) => info!("session with the coordinator ended"),
-        Err(error) => warn!(error = format!("{error:#}"), "session with the coordinator ended"),
+        Err(error) => warn!(
+            error = format!("{error:#}"),
+            "session with the coordinator ended"
+        ),
     }
     Ok(())
 }
 
 async fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
     let mut found = lookup_host(address).await?;
-    found.next().ok_or_else(|| anyhow::anyhow!("coordinator address {address} has no IP address"))
+    found
+        .next()
+        .ok_or_else(|| anyhow::anyhow!("coordinator address {address} has no IP address"))
 }
 
-async fn send_reports(sender: &mut Sender, mut outbox: mpsc::Receiver<Report>) -> anyhow::Result<()> {
+async fn send_reports(
+    sender: &mut Sender,
+    mut outbox: mpsc::Receiver<Report>,
+) -> anyhow::Result<()> {
     while let Some(report) = outbox.recv().await {
         sender.send(&report).await?;
     }
     Ok(())
 }
 
-async fn receive_orders(receiver: &mut Receiver, inbox: &mpsc::Sender<Heard>) -> anyhow::Result<()> {
+async fn receive_orders(
+    receiver: &mut Receiver,
+    inbox: &mpsc::Sender<Heard>,
+) -> anyhow::Result<()> {
     while let Some(order) = receiver.receive::<Order>().await? {
         inbox.send(Heard::Order(Box::new(order))).await?;
     }
@@ -130,9 +148,16 @@ async fn renew_in_time(
             let (request, key_pem) = identity::request()?;
             let (mut sender, mut receiver) = connection.open().await?;
             let renewal = Renewal { csr: request };
-            sender.send(&CoordinatorOpen { kind: Some(coordinator_open::Kind::Renewal(renewal)) }).await?;
+            sender
+                .send(&CoordinatorOpen {
+                    kind: Some(coordinator_open::Kind::Renewal(renewal)),
+                })
+                .await?;
             sender.finish()?;
-            let answer: Renewed = receiver.receive().await?.ok_or_else(|| anyhow::anyhow!("no answer"))?;
+            let answer: Renewed = receiver
+                .receive()
+                .await?
+                .ok_or_else(|| anyhow::anyhow!("no answer"))?;
             if !answer.error.is_empty() {
                 anyhow::bail!("coordinator refused: {}", answer.error);
             }
@@ -147,7 +172,10 @@ async fn renew_in_time(
                 *identity = fresh;
             }
             Ok(Err(error)) => {
-                warn!(error = format!("{error:#}"), "renewing the certificate failed; trying again in a minute");
+                warn!(
+                    error = format!("{error:#}"),
+                    "renewing the certificate failed; trying again in a minute"
+                );
                 sleep(Duration::from_mins(1)).await;
             }
             Err(_) => warn!("renewing the certificate took too long; trying again"),

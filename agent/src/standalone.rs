@@ -28,6 +28,7 @@ use crate::{
     golden::Goldens,
     metrics::Metrics,
     program,
+    store::VerifyError,
     transfer::Cache,
 };
 
@@ -41,7 +42,10 @@ const MAX_STATUS_BYTES: usize = 4 << 20;
 pub(crate) async fn status(config: &Config, json: bool) -> anyhow::Result<bool> {
     let snapshot = match ask(config).await {
         Ok(snapshot) => snapshot,
-        Err(error) => bail!("no agent answers on {} (is it running? --admin): {error:#}", config.admin),
+        Err(error) => bail!(
+            "no agent answers on {} (is it running? --admin): {error:#}",
+            config.admin
+        ),
     };
     if json {
         return print(&serde_json::to_string(&snapshot)?);
@@ -76,8 +80,12 @@ async fn ask(config: &Config) -> anyhow::Result<Snapshot> {
             .body(Empty::<bytes::Bytes>::new())?;
         let answer = async {
             let response = sender.send_request(request).await?;
-            let body = Limited::new(response.into_body(), MAX_STATUS_BYTES).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes();
+            let body = Limited::new(response.into_body(), MAX_STATUS_BYTES)
+                .collect()
+                .await;
+            let body = body
+                .map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?
+                .to_bytes();
             anyhow::Ok(serde_json::from_slice(&body)?)
         };
         tokio::select! {
@@ -85,7 +93,9 @@ async fn ask(config: &Config) -> anyhow::Result<Snapshot> {
             Err(error) = connection => Err(error.into()),
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), exchange).await.context("no answer within 5 s")?
+    tokio::time::timeout(Duration::from_secs(5), exchange)
+        .await
+        .context("no answer within 5 s")?
 }
 
 #[expect(clippy::print_stdout, reason = "stdout is the answer")]
@@ -99,18 +109,24 @@ fn print(text: &str) -> anyhow::Result<bool> {
 pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::Result<bool> {
     let (home, image_name) = (config.tart_home.clone(), image.to_owned());
     let started = Instant::now();
-    let verified = tokio::task::spawn_blocking(move || crate::store::verify(&home, &image_name)).await?;
+    let verified =
+        tokio::task::spawn_blocking(move || crate::store::verify(&home, &image_name, |_, _| {}))
+            .await?;
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (verified, digest, message) = match verified {
-        Ok(digest) => (true, Some(digest.to_string()), String::new()),
-        Err(error) if error.is_mismatch() => (false, None, error.to_string()),
-        Err(error) => return Err(error).with_context(|| format!("verifying {image}")),
+        Ok(verified) => (true, Some(verified.digest.to_string()), String::new()),
+        Err(error @ (VerifyError::Reference { .. } | VerifyError::Io { .. })) => {
+            return Err(error).with_context(|| format!("verifying {image}"));
+        }
+        Err(error) => (false, None, error.to_string()),
     };
     if json {
         let answer = json!({"image": image, "verified": verified, "digest": digest, "message": message, "elapsed_ms": elapsed_ms});
         print(&answer.to_string())?;
     } else if verified {
-        print(&format!("{image} is what its manifest says ({elapsed_ms} ms)"))?;
+        print(&format!(
+            "{image} is what its manifest says ({elapsed_ms} ms)"
+        ))?;
     } else {
         print(&format!("{image} is NOT what its manifest says: {message}"))?;
     }
@@ -120,15 +136,26 @@ pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::
 /// Stages an image on this host alone.
 pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::Result<bool> {
     let started = Instant::now();
-    let store = program::open_store(config).await.context("is the agent running? then order the image from the coordinator")?;
+    let store = program::open_store(config)
+        .await
+        .context("is the agent running? then order the image from the coordinator")?;
     let origin = Origin::new(&config.origin)?;
     let access = Access::default();
     let repository = origin.repository(image, &access)?;
-    let manifest = repository.manifest().await.with_context(|| format!("asking the registry for {image}"))?;
-    let layout = Layout::parse(&manifest.bytes, &manifest.digest).with_context(|| format!("{image} can't be staged"))?;
+    let manifest = repository
+        .manifest(repository.version())
+        .await
+        .with_context(|| format!("asking the registry for {image}"))?;
+    let layout = Layout::parse(&manifest.bytes, &manifest.digest)
+        .with_context(|| format!("{image} can't be staged"))?;
     info!(image, digest = %manifest.digest, bytes = layout.content_bytes(), "staging from the registry alone");
     let references = vec![image.to_owned()];
-    let begin = (store.clone(), layout.clone(), manifest.bytes.clone(), references.clone());
+    let begin = (
+        store.clone(),
+        layout.clone(),
+        manifest.bytes.clone(),
+        references.clone(),
+    );
     let (stage, local_bytes) = tokio::task::spawn_blocking(move || {
         let (store, layout, manifest, references) = begin;
         store.begin(&layout, &manifest, &references)
@@ -138,7 +165,11 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     let (inbox, mut progress) = mpsc::channel(64);
     // nobody else is to be spared: each fetch may go to its end
     let (_everything, until) = watch::channel(u32::MAX);
-    let mut missing: Vec<_> = layout.contents().into_iter().filter(|spec| !stage.is_closed(spec.digest)).collect();
+    let mut missing: Vec<_> = layout
+        .contents()
+        .into_iter()
+        .filter(|spec| !stage.is_closed(spec.digest))
+        .collect();
     missing.reverse();
     let mut fetches = JoinSet::new();
     let mut origin_bytes = 0;
@@ -165,7 +196,9 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
                     return FetchEnd::Failed("fetch ended without an end".into());
                 };
                 match end {
-                    FetchEnd::Done if !stage.walk(digest).0 => FetchEnd::Bad(format!("{digest}: chain doesn't close")),
+                    FetchEnd::Done if stage.walk(digest).is_err() || !stage.is_closed(digest) => {
+                        FetchEnd::Bad(format!("{digest}: chain doesn't close"))
+                    }
                     end => end,
                 }
             });
@@ -193,7 +226,9 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     })
     .await??;
     if let Some(prefix) = config.golden_prefix.clone() {
-        Goldens::new(config, prefix, Metrics::new().0).make(image).await?;
+        Goldens::new(config, prefix, Metrics::new().0)
+            .make(image)
+            .await?;
     }
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     if json {
@@ -203,11 +238,18 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
         });
         print(&answer.to_string())
     } else {
-        print(&format!("{image} is present ({}, {origin_bytes} bytes from the registry, {elapsed_ms} ms)", manifest.digest))
+        print(&format!(
+            "{image} is present ({}, {origin_bytes} bytes from the registry, {elapsed_ms} ms)",
+            manifest.digest
+        ))
     }
 }
 
 /// The manifest digest that a string names, where it is one.
 pub(crate) fn digest_of(image: &str) -> Option<Digest> {
-    image.rsplit_once('@').map_or(image, |(_, digest)| digest).parse().ok()
+    image
+        .rsplit_once('@')
+        .map_or(image, |(_, digest)| digest)
+        .parse()
+        .ok()
 }

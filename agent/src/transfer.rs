@@ -12,8 +12,8 @@ use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
     ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Source,
     message::{
-        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, Link as WireLink, PeerOpen, PushOutcome, PushReply,
-        Refusal, Spread as WireSpread, chunk_reply, peer_open,
+        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, Link as WireLink, PeerOpen,
+        PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
     },
 };
 use swarm::{
@@ -21,10 +21,7 @@ use swarm::{
     event::{Delivery, Failure, Spread},
 };
 
-use crate::{
-    holder::{HoldError, Holder as _},
-    store::Stage,
-};
+use crate::store::{HeldChunk, Stage, WriteError};
 
 /// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
 const ZSTD_LEVEL: i32 = 1;
@@ -50,7 +47,9 @@ pub(crate) fn pack(bytes: Vec<u8>) -> (Encoding, Bytes) {
         return (Encoding::Zero, Bytes::new());
     }
     match zstd::bulk::compress(&bytes, ZSTD_LEVEL) {
-        Ok(packed) if packed.len() + bytes.len() / WORTH_PACKING <= bytes.len() => (Encoding::Zstd, packed.into()),
+        Ok(packed) if packed.len() + bytes.len() / WORTH_PACKING <= bytes.len() => {
+            (Encoding::Zstd, packed.into())
+        }
         _ => (Encoding::Raw, bytes.into()),
     }
 }
@@ -60,9 +59,10 @@ pub(crate) fn unpack(encoding: Encoding, packed: Bytes, length: usize) -> Option
     match encoding {
         Encoding::Zero => packed.is_empty().then(|| vec![0; length].into()),
         Encoding::Raw => (packed.len() == length).then_some(packed),
-        Encoding::Zstd => {
-            zstd::bulk::decompress(&packed, length).ok().filter(|bytes| bytes.len() == length).map(Bytes::from)
-        }
+        Encoding::Zstd => zstd::bulk::decompress(&packed, length)
+            .ok()
+            .filter(|bytes| bytes.len() == length)
+            .map(Bytes::from),
     }
 }
 
@@ -89,7 +89,12 @@ struct CacheInner {
 
 impl Cache {
     pub(crate) fn find(&self, content: Digest, chunk: ChunkIndex) -> Option<Packed> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).chunks.get(&(content, chunk)).cloned()
+        self.inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .chunks
+            .get(&(content, chunk))
+            .cloned()
     }
 
     pub(crate) fn keep(&self, content: Digest, chunk: ChunkIndex, packed: Packed) {
@@ -102,7 +107,9 @@ impl Cache {
         }
         inner.bytes += added;
         while inner.bytes > CACHE_BYTES || inner.order.len() > 4 * (CACHE_BYTES >> 20) {
-            let Some(oldest) = inner.order.pop_front() else { break };
+            let Some(oldest) = inner.order.pop_front() else {
+                break;
+            };
             if let Some(gone) = inner.chunks.remove(&oldest) {
                 inner.bytes -= gone.bytes.len();
             }
@@ -147,7 +154,12 @@ impl Receipt {
     }
 
     const fn failed(failure: Failure) -> Self {
-        Self { result: Err(failure), wire_bytes: 0, false_bytes: false, storage_error: None }
+        Self {
+            result: Err(failure),
+            wire_bytes: 0,
+            false_bytes: false,
+            storage_error: None,
+        }
     }
 }
 
@@ -163,22 +175,27 @@ pub(crate) async fn request(connection: Connection, subject: Subject) -> Receipt
     let Ok((mut sender, mut receiver)) = connection.open().await else {
         return Receipt::failed(Failure::Broken);
     };
-    let request = ChunkRequest { content: subject.content.as_bytes().to_vec(), index: subject.chunk.0 };
-    let open = PeerOpen { kind: Some(peer_open::Kind::Request(request)) };
+    let request = ChunkRequest {
+        content: subject.content.as_bytes().to_vec(),
+        index: subject.chunk.0,
+    };
+    let open = PeerOpen {
+        kind: Some(peer_open::Kind::Request(request)),
+    };
     if sender.send(&open).await.is_err() || sender.finish().is_err() {
         return Receipt::failed(Failure::Broken);
     }
     match receiver.receive::<ChunkReply>().await {
-        Ok(Some(ChunkReply { kind: Some(chunk_reply::Kind::Chunk(header)) })) => {
-            take(connection.host().key(), &header, receiver, subject).await
-        }
-        Ok(Some(ChunkReply { kind: Some(chunk_reply::Kind::Refusal(refusal)) })) => {
-            Receipt::failed(match Refusal::try_from(refusal) {
-                Ok(Refusal::Busy) => Failure::Busy,
-                Ok(Refusal::Missing) => Failure::Missing,
-                _ => Failure::Refused,
-            })
-        }
+        Ok(Some(ChunkReply {
+            kind: Some(chunk_reply::Kind::Chunk(header)),
+        })) => take(connection.host().key(), &header, receiver, subject).await,
+        Ok(Some(ChunkReply {
+            kind: Some(chunk_reply::Kind::Refusal(refusal)),
+        })) => Receipt::failed(match Refusal::try_from(refusal) {
+            Ok(Refusal::Busy) => Failure::Busy,
+            Ok(Refusal::Missing) => Failure::Missing,
+            _ => Failure::Refused,
+        }),
         Ok(_) => Receipt::failed(Failure::Refused),
         Err(_) => Receipt::failed(Failure::Broken),
     }
@@ -199,7 +216,13 @@ pub(crate) async fn accept_push(
         Err(_) => PushOutcome::Failed,
     };
     // the sender may be gone; what we hold doesn't depend on it
-    if sender.send(&PushReply { outcome: outcome.into() }).await.is_ok() {
+    if sender
+        .send(&PushReply {
+            outcome: outcome.into(),
+        })
+        .await
+        .is_ok()
+    {
         drop(sender.finish());
     }
     receipt
@@ -213,7 +236,13 @@ pub(crate) async fn decline_push(mut sender: Sender, mut receiver: Receiver, why
         Declined::Busy => PushOutcome::Busy,
         Declined::Unwanted | Declined::Missing | Declined::Quarantined => PushOutcome::Unwanted,
     };
-    if sender.send(&PushReply { outcome: outcome.into() }).await.is_ok() {
+    if sender
+        .send(&PushReply {
+            outcome: outcome.into(),
+        })
+        .await
+        .is_ok()
+    {
         drop(sender.finish());
     }
 }
@@ -226,7 +255,9 @@ pub(crate) async fn refuse(mut sender: Sender, why: Declined) {
         Declined::Unwanted => Refusal::Unauthorised,
         Declined::Quarantined => Refusal::Quarantined,
     };
-    let reply = ChunkReply { kind: Some(chunk_reply::Kind::Refusal(refusal.into())) };
+    let reply = ChunkReply {
+        kind: Some(chunk_reply::Kind::Refusal(refusal.into())),
+    };
     if sender.send(&reply).await.is_ok() {
         drop(sender.finish());
     }
@@ -234,13 +265,18 @@ pub(crate) async fn refuse(mut sender: Sender, why: Declined) {
 
 /// Answers a request with the chunk, and waits until the peer has it.
 pub(crate) async fn serve(mut sender: Sender, subject: Subject) -> Shipment {
-    let failed = |wire_bytes| Shipment { delivery: Delivery::Broken, wire_bytes };
+    let failed = |wire_bytes| Shipment {
+        delivery: Delivery::Broken,
+        wire_bytes,
+    };
     let Some(packed) = load(subject).await else {
         refuse(sender, Declined::Missing).await;
         return failed(0);
     };
     let wire_bytes = packed.bytes.len() as u64;
-    let reply = ChunkReply { kind: Some(chunk_reply::Kind::Chunk(header(&packed))) };
+    let reply = ChunkReply {
+        kind: Some(chunk_reply::Kind::Chunk(header(&packed))),
+    };
     let sent = async {
         sender.send(&reply).await?;
         sender.write(packed.bytes).await?;
@@ -250,31 +286,53 @@ pub(crate) async fn serve(mut sender: Sender, subject: Subject) -> Shipment {
         return failed(0);
     }
     match sender.stopped().await {
-        Ok(None) => Shipment { delivery: Delivery::Stored, wire_bytes },
+        Ok(None) => Shipment {
+            delivery: Delivery::Stored,
+            wire_bytes,
+        },
         Ok(Some(_)) | Err(_) => failed(wire_bytes),
     }
 }
 
 /// Pushes a chunk to a peer, and waits until it says how it took it.
-pub(crate) async fn push(connection: Connection, subject: Subject, spread: Option<Spread>) -> Shipment {
-    let failed = |wire_bytes| Shipment { delivery: Delivery::Broken, wire_bytes };
+pub(crate) async fn push(
+    connection: Connection,
+    subject: Subject,
+    spread: Option<Spread>,
+) -> Shipment {
+    let failed = |wire_bytes| Shipment {
+        delivery: Delivery::Broken,
+        wire_bytes,
+    };
     let (content, chunk) = (subject.content, subject.chunk);
-    let Some(packed) = load(subject).await else { return failed(0) };
-    let Ok((mut sender, mut receiver)) = connection.open().await else { return failed(0) };
+    let Some(packed) = load(subject).await else {
+        return failed(0);
+    };
+    let Ok((mut sender, mut receiver)) = connection.open().await else {
+        return failed(0);
+    };
     let push = ChunkPush {
         content: content.as_bytes().to_vec(),
         index: chunk.0,
         header: Some(header(&packed)),
         spread: spread.map(|spread| match spread {
-            Spread::Everyone => WireSpread { everyone: true, targets: Vec::new() },
-            Spread::To(targets) => {
-                WireSpread { everyone: false, targets: targets.into_iter().map(|target| target.0).collect() }
-            }
+            Spread::Everyone => WireSpread {
+                everyone: true,
+                targets: Vec::new(),
+            },
+            Spread::To(targets) => WireSpread {
+                everyone: false,
+                targets: targets.into_iter().map(|target| target.0).collect(),
+            },
         }),
     };
     let wire_bytes = packed.bytes.len() as u64;
     let sent = async {
-        sender.send(&PeerOpen { kind: Some(peer_open::Kind::Push(push)) }).await?;
+        sender
+            .send(&PeerOpen {
+                kind: Some(peer_open::Kind::Push(push)),
+            })
+            .await?;
         sender.write(packed.bytes).await?;
         sender.finish()
     };
@@ -285,11 +343,26 @@ pub(crate) async fn push(connection: Connection, subject: Subject, spread: Optio
         Ok(None) | Err(_) => return failed(wire_bytes),
     };
     match outcome {
-        PushOutcome::Stored => Shipment { delivery: Delivery::Stored, wire_bytes },
-        PushOutcome::Already => Shipment { delivery: Delivery::Already, wire_bytes: 0 },
-        PushOutcome::Busy => Shipment { delivery: Delivery::Busy, wire_bytes: 0 },
-        PushOutcome::Unwanted => Shipment { delivery: Delivery::Unwanted, wire_bytes: 0 },
-        PushOutcome::Bad => Shipment { delivery: Delivery::Bad, wire_bytes },
+        PushOutcome::Stored => Shipment {
+            delivery: Delivery::Stored,
+            wire_bytes,
+        },
+        PushOutcome::Already => Shipment {
+            delivery: Delivery::Already,
+            wire_bytes: 0,
+        },
+        PushOutcome::Busy => Shipment {
+            delivery: Delivery::Busy,
+            wire_bytes: 0,
+        },
+        PushOutcome::Unwanted => Shipment {
+            delivery: Delivery::Unwanted,
+            wire_bytes: 0,
+        },
+        PushOutcome::Bad => Shipment {
+            delivery: Delivery::Bad,
+            wire_bytes,
+        },
         PushOutcome::Failed | PushOutcome::Unspecified => failed(wire_bytes),
     }
 }
@@ -308,28 +381,48 @@ async fn load(subject: Subject) -> Option<Packed> {
         return Some(packed);
     }
     let loaded = tokio::task::spawn_blocking(move || {
-        let holder = subject.stages.first()?;
-        let (bytes, link, maker) = holder.read(subject.content, subject.chunk).ok()??;
+        let stage = subject.stages.first()?;
+        let HeldChunk {
+            bytes, link, maker, ..
+        } = stage.read(subject.content, subject.chunk).ok()??;
         let (encoding, bytes) = pack(bytes);
-        let packed = Packed { link, maker, encoding, bytes };
-        subject.cache.keep(subject.content, subject.chunk, packed.clone());
+        let packed = Packed {
+            link,
+            maker,
+            encoding,
+            bytes,
+        };
+        subject
+            .cache
+            .keep(subject.content, subject.chunk, packed.clone());
         Some(packed)
     });
     loaded.await.ok().flatten()
 }
 
 /// Reads the chunk that this header announces, checks it against the link it came with, and stores it.
-async fn take(peer: HostKey, header: &ChunkHeader, mut receiver: Receiver, subject: Subject) -> Receipt {
+async fn take(
+    peer: HostKey,
+    header: &ChunkHeader,
+    mut receiver: Receiver,
+    subject: Subject,
+) -> Receipt {
     let length = subject.geometry.len(subject.chunk) as usize;
     let parsed = header.link.as_ref().and_then(|link| link.parse().ok());
     let (Some((link, maker)), Ok(encoding)) = (parsed, Encoding::try_from(header.encoding)) else {
         receiver.stop(StreamCode::CANCELLED);
-        return Receipt { false_bytes: true, ..Receipt::failed(Failure::Bad) };
+        return Receipt {
+            false_bytes: true,
+            ..Receipt::failed(Failure::Bad)
+        };
     };
     // packed bytes are never longer than raw ones: who announces more wants our memory
     if header.wire_bytes as usize > length {
         receiver.stop(StreamCode::CANCELLED);
-        return Receipt { false_bytes: true, ..Receipt::failed(Failure::Bad) };
+        return Receipt {
+            false_bytes: true,
+            ..Receipt::failed(Failure::Bad)
+        };
     }
     let mut wire = vec![0; header.wire_bytes as usize];
     if receiver.read_exact(&mut wire).await.is_err() {
@@ -341,33 +434,66 @@ async fn take(peer: HostKey, header: &ChunkHeader, mut receiver: Receiver, subje
     }
     let wire_bytes = wire.len() as u64;
     let stored = tokio::task::spawn_blocking(move || {
-        let packed = Packed { link, maker, encoding, bytes: wire.into() };
+        let packed = Packed {
+            link,
+            maker,
+            encoding,
+            bytes: wire.into(),
+        };
         store(&subject, peer, packed)
     });
-    let mut receipt = stored.await.unwrap_or_else(|_| Receipt::failed(Failure::NotStored));
+    let mut receipt = stored
+        .await
+        .unwrap_or_else(|_| Receipt::failed(Failure::NotStored));
     receipt.wire_bytes = wire_bytes;
     receipt
 }
 
 fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
-    let bad = || Receipt { false_bytes: true, ..Receipt::failed(Failure::Bad) };
+    let bad = || Receipt {
+        false_bytes: true,
+        ..Receipt::failed(Failure::Bad)
+    };
     let length = subject.geometry.len(subject.chunk) as usize;
-    let Some(bytes) = unpack(packed.encoding, packed.bytes.clone(), length) else { return bad() };
+    let Some(bytes) = unpack(packed.encoding, packed.bytes.clone(), length) else {
+        return bad();
+    };
     if !packed.link.holds(subject.geometry, subject.chunk, &bytes) {
         return bad();
     }
-    let source = Source { sender: peer, maker: packed.maker.key() };
-    for holder in &subject.stages {
-        match holder.write(subject.content, subject.chunk, &bytes, packed.link, source, &packed.maker) {
-            Ok(()) => {}
-            Err(HoldError::Rejected(_)) => return bad(),
+    let source = Source {
+        sender: peer,
+        maker: packed.maker.key(),
+    };
+    for stage in &subject.stages {
+        match stage.write(
+            subject.content,
+            subject.chunk,
+            &bytes,
+            packed.link,
+            source,
+            &packed.maker,
+        ) {
+            Ok(_) => {}
+            Err(WriteError::Rejected(_)) => return bad(),
+            Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
+                return Receipt::failed(Failure::NotStored);
+            }
             Err(error) => {
-                return Receipt { storage_error: Some(error.to_string()), ..Receipt::failed(Failure::NotStored) };
+                return Receipt {
+                    storage_error: Some(error.to_string()),
+                    ..Receipt::failed(Failure::NotStored)
+                };
             }
         }
     }
     subject.cache.keep(subject.content, subject.chunk, packed);
-    Receipt { result: Ok(()), wire_bytes: 0, false_bytes: false, storage_error: None }
+    Receipt {
+        result: Ok(()),
+        wire_bytes: 0,
+        false_bytes: false,
+        storage_error: None,
+    }
 }
 
 #[cfg(test)]
@@ -380,7 +506,9 @@ mod tests {
     fn zeros_travel_as_nothing_and_noise_as_it_is() {
         assert_eq!(pack(vec![0; 1 << 20]), (Encoding::Zero, Bytes::new()));
         assert_eq!(pack(vec![7; 1 << 20]).0, Encoding::Zstd);
-        let noise: Vec<u8> = (0u32..4096).flat_map(|at| proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec()).collect();
+        let noise: Vec<u8> = (0u32..4096)
+            .flat_map(|at| proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
+            .collect();
         assert_eq!(pack(noise.clone()), (Encoding::Raw, noise.into()));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! stdout is the answer, stderr the story. Exit status: 0 done or yes, 1 no (not staged), 2 an error.
 
-use std::{io::Write as _, path::PathBuf, time::Duration};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -125,6 +125,26 @@ pub enum Outcome {
     Yes,
     /// No: not staged.
     No,
+}
+
+/// Runs the command to its end. Exit status: 0 done or yes, 1 no (not staged), 2 an error.
+#[must_use]
+pub fn main(cli: Cli) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(Outcome::Yes) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "parbake: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
 }
 
 /// Carries out a command.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, chain::Verdict, chunks::ParseRunsError, image::ContentKind,
-    message::BlameKind,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, chain::Verdict, chunks::ParseRunsError,
+    image::ContentKind, message::BlameKind,
 };
 use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
@@ -12,7 +12,6 @@ use tracing::{error, info, warn};
 use super::{Driver, Fetch, Input, report::Lease};
 use crate::{
     fetch::{self, FetchEnd},
-    holder::Holder as _,
     metrics::{From, SourceLabel},
     store::Stage,
     transfer::{Receipt, Subject},
@@ -78,7 +77,10 @@ impl Contents {
     pub(super) fn locate(&self, content: &[u8], index: u32) -> Option<(ContentId, ChunkIndex)> {
         let content = self.by_digest(&Digest::try_from(content).ok()?)?;
         let chunk = ChunkIndex(index);
-        content.geometry.contains(chunk).then_some((content.id, chunk))
+        content
+            .geometry
+            .contains(chunk)
+            .then_some((content.id, chunk))
     }
 
     /// The chunks that a peer announced; `None` for a content that we don't know.
@@ -87,8 +89,13 @@ impl Contents {
         digest: &Digest,
         runs: &[u32],
     ) -> Result<Option<(ContentId, ChunkSet)>, ParseRunsError> {
-        let Some(content) = self.by_digest(digest) else { return Ok(None) };
-        Ok(Some((content.id, ChunkSet::from_runs(content.geometry.chunks(), runs)?)))
+        let Some(content) = self.by_digest(digest) else {
+            return Ok(None);
+        };
+        Ok(Some((
+            content.id,
+            ChunkSet::from_runs(content.geometry.chunks(), runs)?,
+        )))
     }
 
     /// Adds a content of an image, or another image to a content. Whether it is new.
@@ -150,13 +157,18 @@ impl Contents {
 
 /// The key by which every host breaks ties between contents.
 fn tie_key(digest: &Digest) -> u64 {
-    digest.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    digest
+        .as_bytes()
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 impl Driver {
     /// Makes a content known to the swarm.
     pub(super) fn introduce(&mut self, id: ContentId, order: u32) {
-        let Some(content) = self.contents.find(id) else { return };
+        let Some(content) = self.contents.find(id) else {
+            return;
+        };
         let event = Event::Content {
             id,
             key: tie_key(&content.digest),
@@ -168,7 +180,12 @@ impl Driver {
         self.tell(event);
         for (peer, runs, reset) in self.members.recall(&digest) {
             match ChunkSet::from_runs(chunks, &runs) {
-                Ok(chunks) => self.tell(Event::Announced { peer, id, chunks, reset }),
+                Ok(chunks) => self.tell(Event::Announced {
+                    peer,
+                    id,
+                    chunks,
+                    reset,
+                }),
                 Err(error) => self.nonsense(peer, &error.to_string()),
             }
         }
@@ -186,18 +203,39 @@ impl Driver {
         })
     }
 
-    pub(super) fn received(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex, receipt: Receipt) {
+    pub(super) fn received(
+        &mut self,
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        receipt: Receipt,
+    ) {
         self.transfers.remove(&(peer, id, chunk));
-        self.metrics.received_bytes.get_or_create(&SourceLabel { source: From::Peers }).inc_by(receipt.wire_bytes);
+        self.metrics
+            .received_bytes
+            .get_or_create(&SourceLabel {
+                source: From::Peers,
+            })
+            .inc_by(receipt.wire_bytes);
         self.count_received(id, receipt.wire_bytes);
         match receipt.result {
             Ok(()) => {
-                self.tell(Event::Arrived { peer, id, chunk, wire_bytes: receipt.wire_bytes });
+                self.tell(Event::Arrived {
+                    peer,
+                    id,
+                    chunk,
+                    wire_bytes: receipt.wire_bytes,
+                });
                 self.stored(id, chunk);
             }
             Err(failure) => {
                 if receipt.false_bytes {
-                    self.metrics.verify_failures.get_or_create(&SourceLabel { source: From::Peers }).inc();
+                    self.metrics
+                        .verify_failures
+                        .get_or_create(&SourceLabel {
+                            source: From::Peers,
+                        })
+                        .inc();
                     if let Some(host) = self.members.host(peer) {
                         warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
                         self.blame(host.clone(), host, id, chunk, BlameKind::Bytes);
@@ -206,14 +244,21 @@ impl Driver {
                 if let Some(error) = &receipt.storage_error {
                     self.storage_failed(error);
                 }
-                self.tell(Event::NotArrived { peer, id, chunk, failure });
+                self.tell(Event::NotArrived {
+                    peer,
+                    id,
+                    chunk,
+                    failure,
+                });
             }
         }
     }
 
     /// A chunk is verified against its link and stored.
     fn stored(&mut self, id: ContentId, chunk: ChunkIndex) {
-        let Some(content) = self.contents.find_mut(id) else { return };
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
         let length = u64::from(content.geometry.len(chunk));
         if !content.held.insert(chunk) {
             return;
@@ -231,17 +276,23 @@ impl Driver {
 
     /// Once every chunk is there, walks back from the digest: the content is verified, or somebody lied.
     pub(super) fn walk_if_whole(&mut self, id: ContentId) {
-        let Some(content) = self.contents.find_mut(id) else { return };
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
         if content.closed || content.walking || !content.held.is_full() {
             return;
         }
         content.walking = true;
         let (digest, stages) = (content.digest, content.stages.clone());
         self.spawn_blocking(move || {
-            let mut walked = Walked { closed: true, verdicts: Vec::new() };
+            let mut walked = Walked {
+                closed: true,
+                verdicts: Vec::new(),
+            };
             for stage in stages {
-                let (closed, verdicts) = stage.walk(digest);
-                walked.closed &= closed;
+                // a journal that can't be written shows at the next flush
+                let verdicts = stage.walk(digest).unwrap_or_default();
+                walked.closed &= stage.is_closed(digest);
                 for verdict in verdicts {
                     if !walked.verdicts.contains(&verdict) {
                         walked.verdicts.push(verdict);
@@ -253,7 +304,9 @@ impl Driver {
     }
 
     pub(super) fn walked(&mut self, id: ContentId, walked: Walked) {
-        let Some(content) = self.contents.find_mut(id) else { return };
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
         content.walking = false;
         content.closed = walked.closed && content.held.is_full();
         let (digest, images, closed) = (content.digest, content.images.clone(), content.closed);
@@ -279,7 +332,10 @@ impl Driver {
             if verdict.source.sender == verdict.source.maker {
                 self.tell(Event::Blamed(verdict.source.sender));
             }
-            self.tell(Event::ChunkLost { id, chunk: verdict.chunk });
+            self.tell(Event::ChunkLost {
+                id,
+                chunk: verdict.chunk,
+            });
         }
         if closed {
             for image in images {
@@ -298,8 +354,16 @@ impl Driver {
             fetch.until.send_replace(until.0);
             return;
         }
-        let Some(content) = self.contents.find(id) else { return };
-        let Some(image) = content.images.iter().find_map(|image| self.images.get(image)) else { return };
+        let Some(content) = self.contents.find(id) else {
+            return;
+        };
+        let Some(image) = content
+            .images
+            .iter()
+            .find_map(|image| self.images.get(image))
+        else {
+            return;
+        };
         let (sender, receiver) = tokio::sync::watch::channel(until.0);
         let job = fetch::Job {
             id,
@@ -317,12 +381,33 @@ impl Driver {
         info!(content = %content.digest, image = image.reference(), "fetching from the registry");
         let origin = self.origin.clone();
         let abort = self.spawn(async move { fetch::run(origin, job).await });
-        self.fetches.insert(id, Fetch { until: sender, abort });
+        self.fetches.insert(
+            id,
+            Fetch {
+                until: sender,
+                abort,
+            },
+        );
     }
 
-    pub(super) fn fetched(&mut self, id: ContentId, chunk: ChunkIndex, origin_bytes: u64, conflict: bool) {
-        self.metrics.received_bytes.get_or_create(&SourceLabel { source: From::Origin }).inc_by(origin_bytes);
-        let images = self.contents.find(id).map(|content| content.images.clone()).unwrap_or_default();
+    pub(super) fn fetched(
+        &mut self,
+        id: ContentId,
+        chunk: ChunkIndex,
+        origin_bytes: u64,
+        conflict: bool,
+    ) {
+        self.metrics
+            .received_bytes
+            .get_or_create(&SourceLabel {
+                source: From::Origin,
+            })
+            .inc_by(origin_bytes);
+        let images = self
+            .contents
+            .find(id)
+            .map(|content| content.images.clone())
+            .unwrap_or_default();
         for image in images {
             if let Some(image) = self.images.get_mut(&image) {
                 image.origin_bytes += origin_bytes;
@@ -346,7 +431,9 @@ impl Driver {
     }
 
     pub(super) fn fetch_trouble(&mut self, id: ContentId, message: String) {
-        let Some(content) = self.contents.find(id) else { return };
+        let Some(content) = self.contents.find(id) else {
+            return;
+        };
         warn!(content = %content.digest, error = message, "fetching from the registry has trouble; trying again");
         for image in content.images.clone() {
             if let Some(image) = self.images.get_mut(&image) {
@@ -381,14 +468,18 @@ impl Driver {
             return;
         };
         self.leases.insert(id, Lease::default());
-        self.metrics.leases.set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .leases
+            .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
         self.tell(Event::Leased(id));
     }
 
     pub(super) fn lease_lost(&mut self, digest: &Digest) {
         if let Some(id) = self.contents.by_digest(digest).map(|content| content.id) {
             self.leases.remove(&id);
-            self.metrics.leases.set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+            self.metrics
+                .leases
+                .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
             self.tell(Event::LeaseLost(id));
         }
     }

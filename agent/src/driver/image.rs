@@ -1,7 +1,7 @@
 //! Images on this host: from the order to presence.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use super::{Driver, Input};
 use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
-    store::{Presence, Stage},
+    store::{BeginError, InstallError, Presence, Stage},
 };
 
 /// A failed stage is tried again after this long, doubling up to the longest: a full disk may be emptied.
@@ -29,6 +29,37 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins
 pub(crate) struct Trouble {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+}
+
+impl From<&BeginError> for Trouble {
+    fn from(error: &BeginError) -> Self {
+        let reason = match error {
+            BeginError::Reference(_) => "bad_reference",
+            BeginError::NoRoom { .. } => "no_room",
+            BeginError::Copy(_) | BeginError::Io(_) => "not_stored",
+        };
+        Self {
+            reason,
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<&InstallError> for Trouble {
+    fn from(error: &InstallError) -> Self {
+        let reason = match error {
+            InstallError::Reference(_) | InstallError::NoReference(_) => "bad_reference",
+            InstallError::Incomplete(_) | InstallError::Gone => "incomplete",
+            InstallError::Layer(_) => "content_bad",
+            InstallError::Busy(_) => "tart_busy",
+            InstallError::InTheWay { .. } => "in_the_way",
+            InstallError::Io(_) => "not_stored",
+        };
+        Self {
+            reason,
+            message: error.to_string(),
+        }
+    }
 }
 
 /// One image.
@@ -84,8 +115,8 @@ impl Driver {
             info!(image = %digest, references = ?recovered.references, present = recovered.present, "found an image of this host");
             let image = Image {
                 digest,
-                layout: recovered.layout,
-                manifest: recovered.manifest,
+                layout: recovered.layout.into(),
+                manifest: recovered.manifest.into(),
                 references: recovered.references,
                 access: Access::default(),
                 state: StageState::Queued,
@@ -124,8 +155,11 @@ impl Driver {
         let access = Access::new(order.token.as_ref(), order.plain_http);
         if let Some(image) = self.images.get_mut(&digest) {
             image.access = access;
-            let new: Vec<_> =
-                order.references.into_iter().filter(|reference| !image.references.contains(reference)).collect();
+            let new: Vec<_> = order
+                .references
+                .into_iter()
+                .filter(|reference| !image.references.contains(reference))
+                .collect();
             let again = !new.is_empty() && image.state == StageState::Present;
             image.references.extend(new);
             let state = image.state;
@@ -144,7 +178,8 @@ impl Driver {
             Ok(layout) => Arc::new(layout),
             Err(error) => {
                 warn!(image = %digest, %error, "declining to stage");
-                self.declined.insert(digest, (order.references, error.to_string()));
+                self.declined
+                    .insert(digest, (order.references, error.to_string()));
                 self.report_due = true;
                 return;
             }
@@ -177,19 +212,26 @@ impl Driver {
     }
 
     fn begin(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else { return };
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
         image.state = StageState::Queued;
         image.retry_at = None;
         let (store, layout) = (self.store.clone(), image.layout.clone());
         let (manifest, references) = (image.manifest.clone(), image.references.clone());
         self.spawn_blocking(move || {
             let begun = store.begin(&layout, &manifest, &references);
-            Input::Begun { image: digest, result: begun.map_err(|error| error.trouble()) }
+            Input::Begun {
+                image: digest,
+                result: begun.map_err(|error| Trouble::from(&error)),
+            }
         });
     }
 
     pub(super) fn begun(&mut self, digest: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
-        let Some(image) = self.images.get_mut(&digest) else { return };
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
         let (stage, local_bytes) = match result {
             Ok(begun) => begun,
             Err(trouble) => {
@@ -199,7 +241,12 @@ impl Driver {
         };
         image.clear_trouble();
         image.local_bytes += local_bytes;
-        self.metrics.received_bytes.get_or_create(&SourceLabel { source: crate::metrics::From::Local }).inc_by(local_bytes);
+        self.metrics
+            .received_bytes
+            .get_or_create(&SourceLabel {
+                source: crate::metrics::From::Local,
+            })
+            .inc_by(local_bytes);
         image.state = StageState::Staging;
         image.stage = Some(stage.clone());
         image.open.clear();
@@ -210,8 +257,10 @@ impl Driver {
             let held = stage.held(spec.digest);
             let closed = stage.is_closed(spec.digest);
             if let Some(image) = self.images.get_mut(&digest) {
-                image.held_bytes +=
-                    held.iter().map(|chunk| u64::from(spec.geometry.len(chunk))).sum::<u64>();
+                image.held_bytes += held
+                    .iter()
+                    .map(|chunk| u64::from(spec.geometry.len(chunk)))
+                    .sum::<u64>();
                 if !closed {
                     image.open.insert(spec.digest);
                 }
@@ -251,15 +300,24 @@ impl Driver {
     }
 
     fn install(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else { return };
-        let Some(stage) = image.stage.clone() else { return };
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        let Some(stage) = image.stage.clone() else {
+            return;
+        };
         image.state = StageState::Installing;
         image.whole.get_or_insert_with(Instant::now);
         self.report_due = true;
         let references = image.references.clone();
         self.spawn_blocking(move || {
-            let result = stage.install(&references).map_err(|error| error.trouble());
-            Input::Installed { image: digest, result }
+            let result = stage
+                .install(&references)
+                .map_err(|error| Trouble::from(&error));
+            Input::Installed {
+                image: digest,
+                result,
+            }
         });
     }
 
@@ -277,7 +335,10 @@ impl Driver {
                 for reference in references {
                     result = result.and(goldens.make(&reference).await);
                 }
-                Input::Golden { image: digest, result: result.map_err(|error| error.to_string()) }
+                Input::Golden {
+                    image: digest,
+                    result: result.map_err(|error| error.to_string()),
+                }
             });
             return;
         }
@@ -292,20 +353,34 @@ impl Driver {
                 }
                 self.present(digest);
             }
-            Err(message) => self.failed(digest, Trouble { reason: "golden_failed", message }),
+            Err(message) => self.failed(
+                digest,
+                Trouble {
+                    reason: "golden_failed",
+                    message,
+                },
+            ),
         }
     }
 
     fn present(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else { return };
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
         let first = image.state != StageState::Present;
         image.state = StageState::Present;
         image.clear_trouble();
         image.checked = Some(Instant::now());
         image.retry_pause = RETRY.0;
         if first {
-            let installed_in = image.whole.take().map(|whole| whole.elapsed()).unwrap_or_default();
-            self.metrics.install_seconds.observe(installed_in.as_secs_f64());
+            let installed_in = image
+                .whole
+                .take()
+                .map(|whole| whole.elapsed())
+                .unwrap_or_default();
+            self.metrics
+                .install_seconds
+                .observe(installed_in.as_secs_f64());
             self.metrics
                 .stage_seconds
                 .get_or_create(&OutcomeLabel { outcome: "present" })
@@ -325,7 +400,9 @@ impl Driver {
     }
 
     fn failed(&mut self, digest: Digest, trouble: Trouble) {
-        let Some(image) = self.images.get_mut(&digest) else { return };
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
         error!(image = %digest, reason = trouble.reason, error = trouble.message, "staging failed; trying again later");
         self.metrics
             .stage_seconds
@@ -348,7 +425,13 @@ impl Driver {
             .collect();
         for digest in staging {
             self.withdraw(digest);
-            self.failed(digest, Trouble { reason: "not_stored", message: message.to_owned() });
+            self.failed(
+                digest,
+                Trouble {
+                    reason: "not_stored",
+                    message: message.to_owned(),
+                },
+            );
         }
     }
 
@@ -369,7 +452,9 @@ impl Driver {
 
     pub(super) fn cancel_stage(&mut self, digest: Digest) {
         self.declined.remove(&digest);
-        let Some(image) = self.images.get(&digest) else { return };
+        let Some(image) = self.images.get(&digest) else {
+            return;
+        };
         // what is present stays: tart's user may need it
         if matches!(image.state, StageState::Present | StageState::Installing) {
             return;
@@ -400,7 +485,11 @@ impl Driver {
             if let Some(image) = self.images.get_mut(&digest) {
                 image.retry_at = None;
             }
-            if whole { self.install(digest) } else { self.begin(digest) }
+            if whole {
+                self.install(digest)
+            } else {
+                self.begin(digest)
+            }
         }
     }
 
@@ -414,31 +503,48 @@ impl Driver {
     pub(super) fn presence_checked(&mut self, presence: Vec<Presence>) {
         self.checking = false;
         let now = Instant::now();
-        for found in presence {
-            let Some(image) = self.images.get_mut(&found.digest) else { continue };
-            if image.state == StageState::Present {
-                if found.complete {
-                    image.checked = Some(now);
-                    self.report_due = true;
-                } else {
-                    warn!(image = %found.digest, "image was removed from tart's cache; presence is withdrawn");
-                    image.state = StageState::Gone;
-                    image.trouble("removed", "image was removed from tart's cache by tart or somebody else".into());
-                    self.withdraw(found.digest);
-                    let store = self.store.clone();
-                    let digest = found.digest;
-                    self.spawn_blocking(move || {
-                        if let Err(error) = store.forget(digest) {
-                            warn!(image = %digest, %error, "forgetting a removed image failed");
-                        }
-                        Input::Nothing
-                    });
-                    self.report(false);
-                }
-            } else if image.state == StageState::Staging && found.complete && image.open.is_empty() {
-                self.present(found.digest);
+        let found: BTreeMap<_, _> = presence
+            .into_iter()
+            .map(|found| (found.digest, found.references))
+            .collect();
+        let mut removed = Vec::new();
+        for (digest, image) in &mut self.images {
+            if image.state != StageState::Present {
+                continue;
+            }
+            let references = found.get(digest);
+            let linked = references
+                .is_some_and(|linked| image.references.iter().all(|named| linked.contains(named)));
+            let golden = self.goldens.as_ref().is_none_or(|goldens| {
+                image
+                    .references
+                    .iter()
+                    .all(|reference| goldens.exists(reference))
+            });
+            if linked && golden {
+                image.checked = Some(now);
+            } else {
+                removed.push((*digest, references.is_some()));
             }
         }
+        for (digest, disk) in removed {
+            warn!(image = %digest, disk, "image, its tag or its golden was removed; presence is withdrawn");
+            if disk {
+                // the bytes are here: the tag or the golden is made again, unless the coordinator says otherwise
+                self.install(digest);
+                continue;
+            }
+            if let Some(image) = self.images.get_mut(&digest) {
+                image.state = StageState::Gone;
+                image.trouble(
+                    "removed",
+                    "image was removed from tart's cache by tart or somebody else".into(),
+                );
+            }
+            self.withdraw(digest);
+            self.report(false);
+        }
+        self.report_due = true;
         self.retry_failed();
         self.measure();
     }
@@ -448,6 +554,8 @@ impl Driver {
         self.last_flush = Instant::now();
         self.contents.set_dirty(false);
         let store = self.store.clone();
-        self.spawn_blocking(move || Input::Flushed(store.flush().map_err(|error| error.to_string())));
+        self.spawn_blocking(move || {
+            Input::Flushed(store.flush().map_err(|error| error.to_string()))
+        });
     }
 }

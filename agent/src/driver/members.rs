@@ -49,17 +49,27 @@ pub(super) enum Ended {
     /// It was the only one.
     Last,
     /// Another one takes over.
-    Other { connection: Connection, updates: mpsc::Receiver<PeerUpdate> },
+    Other {
+        connection: Connection,
+        updates: mpsc::Receiver<PeerUpdate>,
+    },
     /// It carried nothing of ours.
     Unused,
 }
 
 impl Members {
     /// Takes over a new roster; the hosts that fell off it are disconnected. `me` is left out.
-    pub(super) fn replace(&mut self, me: &HostId, roster: &[RosterEntry], neighbours: &[String]) -> Vec<swarm::event::Peer> {
+    pub(super) fn replace(
+        &mut self,
+        me: &HostId,
+        roster: &[RosterEntry],
+        neighbours: &[String],
+    ) -> Vec<swarm::event::Peer> {
         let mut before = std::mem::take(&mut self.members);
         for entry in roster {
-            let Ok(host) = entry.host.parse::<HostId>() else { continue };
+            let Ok(host) = entry.host.parse::<HostId>() else {
+                continue;
+            };
             if host == *me {
                 continue;
             }
@@ -82,16 +92,29 @@ impl Members {
         }
         for gone in before.into_values() {
             for (_, connection) in gone.connections {
-                connection.close(link::CloseCode::Unauthorised, "not on this host's roster any more");
+                connection.close(
+                    link::CloseCode::Unauthorised,
+                    "not on this host's roster any more",
+                );
             }
         }
         let mut zones = BTreeMap::new();
         self.members
             .iter()
             .map(|(key, member)| {
-                let next = u32::try_from(zones.len()).unwrap_or(u32::MAX).saturating_add(1);
-                let zone = if member.zone.is_empty() { 0 } else { *zones.entry(member.zone.clone()).or_insert(next) };
-                swarm::event::Peer { key: *key, zone, neighbour: member.neighbour }
+                let next = u32::try_from(zones.len())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(1);
+                let zone = if member.zone.is_empty() {
+                    0
+                } else {
+                    *zones.entry(member.zone.clone()).or_insert(next)
+                };
+                swarm::event::Peer {
+                    key: *key,
+                    zone,
+                    neighbour: member.neighbour,
+                }
             })
             .collect()
     }
@@ -114,7 +137,9 @@ impl Members {
     }
 
     pub(super) fn is_connected(&self, peer: HostKey) -> bool {
-        self.members.get(&peer).is_some_and(|member| !member.connections.is_empty())
+        self.members
+            .get(&peer)
+            .is_some_and(|member| !member.connections.is_empty())
     }
 
     /// Keeps a new connection: its serial, and the updates to send where it is the first. `None` for a stranger.
@@ -141,7 +166,9 @@ impl Members {
 
     /// Forgets a connection that ended.
     pub(super) fn ended(&mut self, peer: HostKey, serial: u64) -> Ended {
-        let Some(member) = self.members.get_mut(&peer) else { return Ended::Unused };
+        let Some(member) = self.members.get_mut(&peer) else {
+            return Ended::Unused;
+        };
         let first = member.connections.first().map(|(first, _)| *first);
         member.connections.retain(|(other, _)| *other != serial);
         if first != Some(serial) && !member.connections.is_empty() {
@@ -155,50 +182,91 @@ impl Members {
             Some((_, connection)) => {
                 let (sender, updates) = mpsc::channel(UPDATES);
                 member.updates = Some(sender);
-                Ended::Other { connection: connection.clone(), updates }
+                Ended::Other {
+                    connection: connection.clone(),
+                    updates,
+                }
             }
         }
     }
 
     pub(super) fn hang_up(&mut self, peer: HostKey) {
-        for (_, connection) in self.members.get(&peer).into_iter().flat_map(|member| &member.connections) {
+        for (_, connection) in self
+            .members
+            .get(&peer)
+            .into_iter()
+            .flat_map(|member| &member.connections)
+        {
             connection.close(link::CloseCode::Done, "hung up");
         }
     }
 
-    pub(super) fn announce(&mut self, peer: HostKey, content: Digest, chunks: ChunkSet, reset: bool) {
-        let Some(member) = self.members.get_mut(&peer) else { return };
+    pub(super) fn announce(
+        &mut self,
+        peer: HostKey,
+        content: Digest,
+        chunks: ChunkSet,
+        reset: bool,
+    ) {
+        let Some(member) = self.members.get_mut(&peer) else {
+            return;
+        };
         match member.have.get_mut(&content) {
-            Some((waiting, _)) if !reset && waiting.chunks() == chunks.chunks() => waiting.union_with(&chunks),
+            Some((waiting, _)) if !reset && waiting.chunks() == chunks.chunks() => {
+                waiting.union_with(&chunks)
+            }
             _ => drop(member.have.insert(content, (chunks, reset))),
         }
     }
 
-    pub(super) fn announce_load(&mut self, peer: HostKey, backlog_bytes: u64, upload_bytes_per_second: u64) {
+    pub(super) fn announce_load(
+        &mut self,
+        peer: HostKey,
+        backlog_bytes: u64,
+        upload_bytes_per_second: u64,
+    ) {
         if let Some(member) = self.members.get_mut(&peer) {
-            member.load = Some(Load { backlog_bytes, upload_bytes_per_second });
+            member.load = Some(Load {
+                backlog_bytes,
+                upload_bytes_per_second,
+            });
         }
     }
 
     /// Hands on what waits, as far as the peers' streams take it.
     pub(super) fn flush_updates(&mut self) {
         for member in self.members.values_mut() {
-            let Some(updates) = &member.updates else { continue };
+            let Some(updates) = &member.updates else {
+                continue;
+            };
             while !member.have.is_empty() || member.load.is_some() {
-                let Ok(place) = updates.try_reserve() else { break };
+                let Ok(place) = updates.try_reserve() else {
+                    break;
+                };
                 let mut have = Vec::new();
                 while have.len() < HAVES_PER_UPDATE {
-                    let Some((content, (chunks, reset))) = member.have.pop_first() else { break };
-                    have.push(Have { content: content.as_bytes().to_vec(), runs: chunks.to_runs(), reset });
+                    let Some((content, (chunks, reset))) = member.have.pop_first() else {
+                        break;
+                    };
+                    have.push(Have {
+                        content: content.as_bytes().to_vec(),
+                        runs: chunks.to_runs(),
+                        reset,
+                    });
                 }
-                place.send(PeerUpdate { have, load: member.load.take() });
+                place.send(PeerUpdate {
+                    have,
+                    load: member.load.take(),
+                });
             }
         }
     }
 
     /// Keeps an announcement of a content that we may come to want.
     pub(super) fn remember(&mut self, peer: HostKey, content: Digest, runs: &[u32], reset: bool) {
-        let Some(member) = self.members.get_mut(&peer) else { return };
+        let Some(member) = self.members.get_mut(&peer) else {
+            return;
+        };
         if member.remembered.len() >= REMEMBERED && !member.remembered.contains_key(&content) {
             return;
         }

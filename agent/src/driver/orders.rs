@@ -33,7 +33,9 @@ impl Driver {
         match order.kind {
             Some(order::Kind::Roster(roster)) => self.roster(&roster),
             Some(order::Kind::Stage(order)) => self.order_stage(order),
-            Some(order::Kind::Cancel(order)) => self.with_digest(&order.manifest_digest, Self::cancel_stage),
+            Some(order::Kind::Cancel(order)) => {
+                self.with_digest(&order.manifest_digest, Self::cancel_stage)
+            }
             Some(order::Kind::Lease(grant)) => self.with_digest(&grant.content, Self::leased),
             Some(order::Kind::Revoke(revoke)) => {
                 self.with_digest(&revoke.content, |driver, digest| driver.lease_lost(&digest));
@@ -69,9 +71,16 @@ impl Driver {
     }
 
     fn roster(&mut self, roster: &Roster) {
-        let peers = self.members.replace(&self.me, &roster.hosts, &roster.neighbours);
+        let peers = self
+            .members
+            .replace(&self.me, &roster.hosts, &roster.neighbours);
         debug!(hosts = peers.len(), epoch = roster.epoch, "roster");
-        let hosts: BTreeSet<_> = self.members.hosts().cloned().chain([self.coordinator.clone()]).collect();
+        let hosts: BTreeSet<_> = self
+            .members
+            .hosts()
+            .cloned()
+            .chain([self.coordinator.clone()])
+            .collect();
         self.endpoint.authorise(Authorised::Only(hosts));
         self.tell(Event::Roster(peers));
     }

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use proto::{
     ChunkIndex, Digest, HostId,
-    message::{Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Report, StageState, Volume},
+    message::{
+        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Report, StageState, Volume,
+    },
 };
 use swarm::event::ContentId;
 use tokio::sync::mpsc::error::TrySendError;
@@ -41,24 +43,36 @@ impl Driver {
         self.last_report = Instant::now();
         self.report_due = false;
         let status = self.swarm.status(self.now());
-        let stalls: BTreeMap<ContentId, _> =
-            status.contents.iter().filter_map(|content| Some((content.id, content.stall?))).collect();
+        let stalls: BTreeMap<ContentId, _> = status
+            .contents
+            .iter()
+            .filter_map(|content| Some((content.id, content.stall?)))
+            .collect();
         let images: Vec<_> = self.image_states(&stalls);
         let volume = self.volume();
         self.hello.send_replace(Hello {
             version: env!("CARGO_PKG_VERSION").into(),
-            peer_port: self.endpoint.local_addr().map_or(0, |address| address.port().into()),
+            peer_port: self
+                .endpoint
+                .local_addr()
+                .map_or(0, |address| address.port().into()),
             zone: self.config.zone.clone(),
             volume: Some(volume.clone()),
             images: images.clone(),
-            peer_address: self.address().map(|address| address.to_string()).unwrap_or_default(),
+            peer_address: self
+                .address()
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         });
         let leases = self
             .leases
             .iter()
             .filter_map(|(id, lease)| {
                 let content = self.contents.find(*id)?;
-                let paced = status.contents.iter().any(|content| content.id == *id && content.paced);
+                let paced = status
+                    .contents
+                    .iter()
+                    .any(|content| content.id == *id && content.paced);
                 Some(LeaseState {
                     content: content.digest.as_bytes().to_vec(),
                     chunks: lease.chunks,
@@ -70,7 +84,12 @@ impl Driver {
             .chain(std::mem::take(&mut self.ended_leases))
             .collect();
         self.count_states(&status, &stalls);
-        self.snapshot.send_replace(Arc::new(Snapshot::new(&self.me, self.session.is_some(), &images, &status)));
+        self.snapshot.send_replace(Arc::new(Snapshot::new(
+            &self.me,
+            self.session.is_some(),
+            &images,
+            &status,
+        )));
         let report = Report {
             images,
             full,
@@ -96,31 +115,48 @@ impl Driver {
     /// What must not be lost with a report that couldn't be sent: ends of leases and accusations.
     fn keep_unsent(&mut self, report: Report) {
         self.blames = report.blames;
-        self.ended_leases =
-            report.leases.into_iter().filter(|lease| lease.end() != LeaseEnd::Unspecified).collect();
+        self.ended_leases = report
+            .leases
+            .into_iter()
+            .filter(|lease| lease.end() != LeaseEnd::Unspecified)
+            .collect();
     }
 
-    fn image_states(&self, stalls: &BTreeMap<ContentId, (swarm::Stall, std::time::Duration)>) -> Vec<ImageState> {
-        let declined = self.declined.iter().map(|(digest, (references, message))| ImageState {
-            manifest: digest.as_bytes().to_vec(),
-            reference: references.first().cloned().unwrap_or_default(),
-            state: StageState::Failed.into(),
-            reason: "unsupported".into(),
-            message: message.clone(),
-            ..ImageState::default()
-        });
+    fn image_states(
+        &self,
+        stalls: &BTreeMap<ContentId, (swarm::Stall, std::time::Duration)>,
+    ) -> Vec<ImageState> {
+        let declined = self
+            .declined
+            .iter()
+            .map(|(digest, (references, message))| ImageState {
+                manifest: digest.as_bytes().to_vec(),
+                reference: references.first().cloned().unwrap_or_default(),
+                state: StageState::Failed.into(),
+                reason: "unsupported".into(),
+                message: message.clone(),
+                ..ImageState::default()
+            });
         let images = self.images.values().map(|image| {
             let stall = || {
                 let contents = image.layout.contents();
-                let ids = contents.iter().filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id));
+                let ids = contents
+                    .iter()
+                    .filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id));
                 // the one that stalls for the longest speaks for the image, if nothing of it moves
-                ids.filter_map(|id| stalls.get(&id)).max_by_key(|(_, since)| *since)
+                ids.filter_map(|id| stalls.get(&id))
+                    .max_by_key(|(_, since)| *since)
             };
             let (reason, message) = match (&image.trouble, image.state) {
                 (Some(trouble), _) => (trouble.reason.to_owned(), trouble.message.clone()),
-                (None, StageState::Staging) => stall().map_or_else(Default::default, |(stall, since)| {
-                    (stall.as_str().to_owned(), format!("no progress for {} s", since.as_secs()))
-                }),
+                (None, StageState::Staging) => {
+                    stall().map_or_else(Default::default, |(stall, since)| {
+                        (
+                            stall.as_str().to_owned(),
+                            format!("no progress for {} s", since.as_secs()),
+                        )
+                    })
+                }
                 _ => Default::default(),
             };
             ImageState {
@@ -135,9 +171,9 @@ impl Driver {
                 peer_bytes: image.peer_bytes,
                 local_bytes: image.local_bytes,
                 upload_bytes: image.upload_bytes,
-                presence_age_ms: image
-                    .checked
-                    .map_or(0, |checked| u64::try_from(checked.elapsed().as_millis()).unwrap_or(u64::MAX)),
+                presence_age_ms: image.checked.map_or(0, |checked| {
+                    u64::try_from(checked.elapsed().as_millis()).unwrap_or(u64::MAX)
+                }),
                 golden: image.golden,
             }
         });
@@ -156,8 +192,12 @@ impl Driver {
 
     /// Ends a lease and says so at once.
     pub(super) fn end_lease(&mut self, id: ContentId, end: LeaseEnd, message: String) {
-        let Some(lease) = self.leases.remove(&id) else { return };
-        self.metrics.leases.set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+        let Some(lease) = self.leases.remove(&id) else {
+            return;
+        };
+        self.metrics
+            .leases
+            .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
         if let Some(content) = self.contents.find(id) {
             self.ended_leases.push(LeaseState {
                 content: content.digest.as_bytes().to_vec(),
@@ -171,8 +211,19 @@ impl Driver {
     }
 
     pub(super) fn release_lease(&mut self, id: ContentId) {
-        let done = self.contents.find(id).is_some_and(|content| content.held.is_full());
-        self.end_lease(id, if done { LeaseEnd::Done } else { LeaseEnd::Released }, String::new());
+        let done = self
+            .contents
+            .find(id)
+            .is_some_and(|content| content.held.is_full());
+        self.end_lease(
+            id,
+            if done {
+                LeaseEnd::Done
+            } else {
+                LeaseEnd::Released
+            },
+            String::new(),
+        );
     }
 
     /// A lease of a content that isn't known yet, because its stage is being made ready.
@@ -182,11 +233,22 @@ impl Driver {
         }
     }
 
-    pub(super) fn blame(&mut self, host: HostId, maker: HostId, id: ContentId, chunk: ChunkIndex, kind: BlameKind) {
+    pub(super) fn blame(
+        &mut self,
+        host: HostId,
+        maker: HostId,
+        id: ContentId,
+        chunk: ChunkIndex,
+        kind: BlameKind,
+    ) {
         if self.blames.len() >= MAX_BLAMES {
             return;
         }
-        let content = self.contents.find(id).map(|content| content.digest.as_bytes().to_vec()).unwrap_or_default();
+        let content = self
+            .contents
+            .find(id)
+            .map(|content| content.digest.as_bytes().to_vec())
+            .unwrap_or_default();
         self.blames.push(Blame {
             host: host.to_string(),
             maker: maker.to_string(),
@@ -206,7 +268,10 @@ impl Driver {
     }
 
     fn count(&mut self, id: ContentId, add: impl Fn(&mut super::Image)) {
-        let first = self.contents.find(id).and_then(|content| content.images.first().copied());
+        let first = self
+            .contents
+            .find(id)
+            .and_then(|content| content.images.first().copied());
         if let Some(image) = first.and_then(|first| self.images.get_mut(&first)) {
             add(image);
         }
@@ -219,8 +284,16 @@ impl Driver {
     ) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         for reason in swarm::Stall::ALL {
-            let count = stalls.values().filter(|(stall, _)| *stall == reason).count();
-            self.metrics.stalled.get_or_create(&ReasonLabel { reason: reason.as_str() }).set(gauge(count));
+            let count = stalls
+                .values()
+                .filter(|(stall, _)| *stall == reason)
+                .count();
+            self.metrics
+                .stalled
+                .get_or_create(&ReasonLabel {
+                    reason: reason.as_str(),
+                })
+                .set(gauge(count));
         }
         for state in [
             StageState::Queued,
@@ -230,22 +303,45 @@ impl Driver {
             StageState::Failed,
             StageState::Gone,
         ] {
-            let count = self.images.values().filter(|image| image.state == state).count();
-            self.metrics.images.get_or_create(&StateLabel { state: state_name(state) }).set(gauge(count));
+            let count = self
+                .images
+                .values()
+                .filter(|image| image.state == state)
+                .count();
+            self.metrics
+                .images
+                .get_or_create(&StateLabel {
+                    state: state_name(state),
+                })
+                .set(gauge(count));
         }
-        let peers = [("known", status.peers), ("connected", status.connected), ("quarantined", status.quarantined.len())];
+        let peers = [
+            ("known", status.peers),
+            ("connected", status.connected),
+            ("quarantined", status.quarantined.len()),
+        ];
         for (state, count) in peers {
-            self.metrics.peers.get_or_create(&StateLabel { state }).set(gauge(count));
+            self.metrics
+                .peers
+                .get_or_create(&StateLabel { state })
+                .set(gauge(count));
         }
     }
 
     /// Measures the volume for the metrics.
     pub(super) fn measure(&self) {
         let volume = self.volume();
-        let parts = [("total", volume.total_bytes), ("free", volume.free_bytes), ("floor", volume.floor_bytes)];
+        let parts = [
+            ("total", volume.total_bytes),
+            ("free", volume.free_bytes),
+            ("floor", volume.floor_bytes),
+        ];
         for (part, bytes) in parts {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            self.metrics.volume_bytes.get_or_create(&PartLabel { part }).set(bytes);
+            self.metrics
+                .volume_bytes
+                .get_or_create(&PartLabel { part })
+                .set(bytes);
         }
     }
 }

@@ -98,7 +98,8 @@ pub struct Swarm {
     pushes: u32,
 
     tick_at: Moment,
-    assign_at: Option<Moment>,
+    /// Something can go on at this moment that a tick would be late for.
+    soon: Option<Moment>,
     announce_at: Option<Moment>,
     load_at: Moment,
     announced_backlog: u64,
@@ -195,7 +196,7 @@ impl Swarm {
             late_pushes: 0,
             pushes: 0,
             tick_at: Moment::START,
-            assign_at: None,
+            soon: None,
             announce_at: None,
             load_at: Moment::START,
             announced_backlog: 0,
@@ -301,14 +302,12 @@ impl Swarm {
         if self.roster.is_empty() && self.contents.is_empty() {
             return None;
         }
-        Some(
-            self.assign_at
-                .map_or(self.tick_at, |at| at.min(self.tick_at)),
-        )
+        Some(self.soon.map_or(self.tick_at, |at| at.min(self.tick_at)))
     }
 
     /// Whatever has become possible.
     fn settle(&mut self) {
+        self.soon = None;
         if !self.unassigned.is_empty() {
             self.assign_fresh();
         }

@@ -7,8 +7,8 @@ use crate::event::Failure;
 const WISHES: usize = 64;
 /// Chunks that are still missing when hedging begins.
 const NEAR_THE_END: usize = 8;
-/// Pushes that came too late, in percent, until the grace grows.
-const LATE_PERCENT: u32 = 2;
+/// One push in so many may come too late before the grace grows.
+const LATE_ONE_IN: u32 = 200;
 
 struct Wish {
     id: ContentId,
@@ -242,7 +242,7 @@ impl Swarm {
             return;
         }
         // how long pushes really take after the first announcement sets how long we wait for them
-        if self.late_pushes * 100 > self.pushes * LATE_PERCENT {
+        if self.late_pushes.saturating_mul(LATE_ONE_IN) > self.pushes {
             self.grace = (self.grace * 3 / 2).min(self.config.grace_most);
         } else if self.pushes > 0 && self.late_pushes == 0 {
             self.grace = (self.grace * 15 / 16).max(self.config.grace_least);

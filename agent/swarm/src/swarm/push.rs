@@ -8,9 +8,11 @@ use crate::{
 };
 
 /// A push that a receiver declined as busy is tried again so often, then left to the pull swarm.
-const BUSY_TRIES: u8 = 6;
-/// How long until then.
-const BUSY_WAIT: Duration = Duration::from_millis(100);
+const BUSY_TRIES: u8 = 24;
+/// How long until then, in times that our uplink needs for a chunk: about when one of the receiver's other pushes ends.
+const BUSY_WAIT_CHUNKS: u64 = 2;
+/// And at most.
+const BUSY_WAIT_MOST: Duration = Duration::from_secs(1);
 /// A chunk finds a spreader within so many tries, or is left to the pull swarm.
 const HANDOVER_TRIES: u8 = 8;
 /// Jobs looked into for a target that isn't busy.
@@ -115,6 +117,8 @@ impl Swarm {
         }
         content.pushed_at = Some(now);
         if content.held.contains(chunk) {
+            // it was asked for before its push came
+            self.late_pushes += u32::from(spread.is_none());
             if let Some(spread) = spread {
                 self.take_spread(Some(peer), id, chunk, spread);
             }
@@ -137,6 +141,7 @@ impl Swarm {
                 .iter()
                 .position(|other| other.chunk == chunk && other.id == id)
             {
+                self.late_pushes += 1;
                 let other = &mut self.requests[at];
                 if !half_over(now, other.since, other.deadline) {
                     other.spread = other.spread.take().or(spread);
@@ -291,7 +296,6 @@ impl Swarm {
 
     /// Finds spreaders for the chunks that came from the registry, in order, while there are any with little to do.
     pub(super) fn assign_fresh(&mut self) {
-        self.assign_at = None;
         while let Some((id, chunk)) = self.unassigned.front().copied() {
             if self.handovers.len() >= self.config.jobs {
                 return;
@@ -324,7 +328,8 @@ impl Swarm {
                 }
                 Choice::Wait(micros) => {
                     let wait = Duration::from_micros(micros).clamp(ASSIGN_LEAST, TICK);
-                    self.assign_at = Some(self.now + wait);
+                    let due = self.now + wait;
+                    self.soon = Some(self.soon.map_or(due, |soon| soon.min(due)));
                     return;
                 }
                 Choice::Nobody => {
@@ -536,7 +541,27 @@ impl Swarm {
             }
             break;
         }
+        self.wake_for_retries();
         self.measure_busy();
+    }
+
+    /// With an upload to spare, receivers that were busy are tried again in time.
+    fn wake_for_retries(&mut self) {
+        if self.uploads.len() >= self.upload_bound() {
+            return;
+        }
+        let due = self
+            .jobs
+            .iter()
+            .take(JOBS_AHEAD)
+            .flat_map(|job| job.retry.iter().take(RETRIES_AHEAD))
+            .map(|(_, _, not_before)| *not_before)
+            .filter(|not_before| *not_before > self.now)
+            .min();
+        if let Some(due) = due {
+            let due = due.max(self.now + ASSIGN_LEAST);
+            self.soon = Some(self.soon.map_or(due, |soon| soon.min(due)));
+        }
     }
 
     /// Counts the time in which the uplink could have been full.
@@ -838,7 +863,10 @@ impl Swarm {
                     self.handed_on(upload.id);
                 }
                 if delivery == Delivery::Busy && tries < BUSY_TRIES {
-                    let wait = BUSY_WAIT * (u32::from(tries) + 1);
+                    let chunks = BUSY_WAIT_CHUNKS * (u64::from(tries) / 4 + 1);
+                    let wait = micros(self.chunk_len(upload.id, upload.chunk), self.rate);
+                    let wait =
+                        Duration::from_micros(wait.saturating_mul(chunks)).min(BUSY_WAIT_MOST);
                     self.jobs[at]
                         .retry
                         .push_back((upload.peer, tries + 1, now + wait));

@@ -1,0 +1,190 @@
+//! The commands of `parbake-coordinator`: runs the coordinator, and works on its state beside it.
+
+use std::{
+    io::Write as _,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    authority::Authority,
+    cli::{Cli, Command, LogFormat, Run, Shared},
+    config::Config,
+    enrolment::Enrolment,
+    view::TokenReply,
+};
+use anyhow::{Context as _, bail};
+use proto::HostId;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the command. Exit status: 0 done, 2 an error.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(
+                std::io::stderr(),
+                "parbake-coordinator: {error:#}"
+            ));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let shared = cli.shared;
+    log(&shared)?;
+    match cli.command {
+        Command::Run(options) => serve(shared, options),
+        Command::Check => {
+            let config = Config::load(&shared, &Run::default())?;
+            let hosts = config.fleet.hosts.len();
+            say(&format!(
+                "fleet file is in order: {hosts} hosts, open = {}\n",
+                config.fleet.open
+            ))
+        }
+        Command::Token {
+            host,
+            lifetime,
+            json,
+        } => token(&shared, &host, lifetime, json),
+        Command::Hosts { json } => hosts(&shared, json),
+        Command::Revoke { host, reason } => {
+            let (config, host) = (Config::load(&shared, &Run::default())?, host_id(&host)?);
+            Enrolment::open(&config.state_dir)?.revoke(&host, &reason, SystemTime::now())?;
+            say(&format!(
+                "{host} is revoked; a running coordinator closes its sessions within a second or two\n"
+            ))
+        }
+        Command::Readmit { host } => {
+            let (config, host) = (Config::load(&shared, &Run::default())?, host_id(&host)?);
+            if !Enrolment::open(&config.state_dir)?.readmit(&host)? {
+                bail!("host {host} isn't revoked; see `parbake-coordinator hosts`");
+            }
+            say(&format!("{host} is readmitted\n"))
+        }
+        Command::Pin => say(&format!("{}\n", authority(&shared)?.pin().hex())),
+        Command::Ca => say(authority(&shared)?.pem()),
+    }
+}
+
+fn log(shared: &Shared) -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::try_new(&shared.log).with_context(|| format!("--log {}", shared.log))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match shared.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+fn serve(shared: Shared, options: Run) -> anyhow::Result<()> {
+    let config = Config::load(&shared, &options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut hangup = signal(SignalKind::hangup()).context("handling SIGHUP")?;
+        let mut terminate = signal(SignalKind::terminate()).context("handling SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("handling SIGINT")?;
+        let running =
+            crate::Coordinator::start(config, Some((shared, options)), shutdown.clone()).await?;
+        let reload = running.reload();
+        let mut running = std::pin::pin!(running.wait());
+        loop {
+            tokio::select! {
+                ended = running.as_mut() => return ended.map_err(Into::into),
+                _ = terminate.recv() => shutdown.cancel(),
+                _ = interrupt.recv() => shutdown.cancel(),
+                // Full: it is being read again anyway.
+                _ = hangup.recv() => { _ = reload.try_send(()); }
+            }
+        }
+    })
+}
+
+fn host_id(text: &str) -> anyhow::Result<HostId> {
+    text.parse().with_context(|| format!("host `{text}`"))
+}
+
+fn authority(shared: &Shared) -> anyhow::Result<Authority> {
+    let config = Config::load(shared, &Run::default())?;
+    Ok(Authority::open(&config.state_dir.join("authority"))?)
+}
+
+fn token(shared: &Shared, host: &str, lifetime: Option<u64>, json: bool) -> anyhow::Result<()> {
+    let config = Config::load(shared, &Run::default())?;
+    let host = host_id(host)?;
+    // Only a fleet file that names hosts can say that one is missing: `open` may be a flag of the running coordinator.
+    if !config.fleet.hosts.is_empty() && !config.fleet.admits(&host) {
+        bail!("host {host} isn't in the fleet file; add it to [[hosts]], or set `open = true`");
+    }
+    let lifetime = lifetime.map_or(config.token_lifetime, Duration::from_secs);
+    let now = SystemTime::now();
+    let token = Enrolment::open(&config.state_dir)?.mint(&host, lifetime, now)?;
+    let pin = Authority::open(&config.state_dir.join("authority"))?.pin();
+    if !json {
+        return say(&format!("{}\n", token.expose()));
+    }
+    let expires = (now + lifetime).duration_since(SystemTime::UNIX_EPOCH);
+    let reply = TokenReply {
+        host: host.to_string(),
+        token: token.expose().to_owned(),
+        expires_at: expires.map_or(0, |since| since.as_secs()),
+        ca_pin: pin.hex().to_string(),
+    };
+    say(&format!("{}\n", serde_json::to_string(&reply)?))
+}
+
+fn hosts(shared: &Shared, json: bool) -> anyhow::Result<()> {
+    let config = Config::load(shared, &Run::default())?;
+    let enrolment = Enrolment::open(&config.state_dir)?;
+    let (enrolled, revoked) = (enrolment.enrolled()?, enrolment.revoked()?);
+    let mut ids: Vec<&HostId> = config
+        .fleet
+        .hosts
+        .keys()
+        .chain(enrolled.keys())
+        .chain(revoked.keys())
+        .collect();
+    ids.sort();
+    ids.dedup();
+    let mut text = String::new();
+    let mut list = Vec::new();
+    for id in ids {
+        let zone = config.fleet.hosts.get(id).map(|entry| entry.zone.as_str());
+        list.push(serde_json::json!({
+            "host": id.as_str(),
+            "zone": zone.unwrap_or_default(),
+            "named": zone.is_some(),
+            "enrolled_at": enrolled.get(id),
+            "revoked_at": revoked.get(id),
+        }));
+        let named = if zone.is_some() { "named" } else { "not named" };
+        let state = match (enrolled.contains_key(id), revoked.contains_key(id)) {
+            (_, true) => "revoked",
+            (true, false) => "enrolled",
+            (false, false) => "never enrolled",
+        };
+        text.push_str(&format!("{id:<24} {state:<16} {named}\n"));
+    }
+    if json {
+        text = format!("{}\n", serde_json::to_string(&list)?);
+    }
+    say(&text)
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to stdout")
+}

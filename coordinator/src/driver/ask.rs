@@ -1,0 +1,273 @@
+//! What operators ask: stage, cancel, limit, and what staging would move.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use proto::{Digest, HostId, Moment};
+use rollout::stage::{Event, event as word};
+use tracing::{error, info, warn};
+
+use super::{
+    Ask, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, keeper, orders::bandwidth,
+};
+use crate::{
+    progress::Progress,
+    view::{ShortOfRoom, StageReply},
+    wants::Want,
+};
+
+impl Driver {
+    pub(super) fn answer(&mut self, now: Moment, ask: Ask) {
+        match ask {
+            Ask::Stage { want, reply } => match self.stage(now, *want) {
+                Ok((image, short_of_room)) => {
+                    self.act(now);
+                    let Some(view) = self.show_image(now, &image) else {
+                        return;
+                    };
+                    self.publish_due = now;
+                    let reply = keeper::Answer::new(
+                        reply,
+                        StageReply {
+                            image: view,
+                            short_of_room,
+                        },
+                    );
+                    let want = self.wants[&image].want.clone();
+                    self.keep(Keep::Want(Box::new(want), reply));
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Ask::Cancel { image, reply } => {
+                let wanted = self.cancel(now, image);
+                self.publish_due = now;
+                self.keep(Keep::Drop(image, Some(keeper::Answer::new(reply, wanted))));
+            }
+            Ask::Bandwidth { limits, reply } => {
+                self.bandwidth = Some(limits);
+                let order = Arc::new(bandwidth(limits));
+                let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
+                for host in hosts {
+                    self.order_shared(&host, &order);
+                }
+                info!(
+                    upload = limits.upload_bytes_per_second,
+                    download = limits.download_bytes_per_second,
+                    "bandwidth limits changed"
+                );
+                self.keep(Keep::Bandwidth(limits, keeper::Answer::new(reply, ())));
+            }
+            Ask::Preview { want, reply } => drop(reply.send(self.preview(&want))),
+        }
+    }
+
+    pub(super) fn stage(
+        &mut self,
+        now: Moment,
+        want: Want,
+    ) -> Result<(Digest, Vec<ShortOfRoom>), StageError> {
+        let image = want.digest();
+        let selected = self.selected(want.hosts.as_ref())?;
+        if !self.wants.contains_key(&image) && self.wants.len() >= MAX_WANTS {
+            return Err(StageError::TooManyImages);
+        }
+        let before = self.wants.get(&image).map(|wanted| &wanted.want);
+        let names = before.map_or(0, |want| want.references.len());
+        if names >= MAX_REFERENCES {
+            return Err(StageError::TooManyReferences);
+        }
+        let short = self.short_of_room(&want, &selected)?;
+        for host in &short {
+            warn!(
+                host = host.host,
+                %image,
+                needed_bytes = host.needed_bytes,
+                free_bytes = host.free_bytes,
+                floor_bytes = host.floor_bytes,
+                "host lacks room by the coordinator's figures"
+            );
+        }
+        self.supersede(now, &want);
+        info!(%image, references = ?want.references, hosts = selected.len(), "image is wanted");
+        self.enter(now, want);
+        self.tell_wanted(now, image);
+        Ok((image, short))
+    }
+
+    /// The hosts that a selection means now.
+    pub(super) fn selected(
+        &self,
+        hosts: Option<&BTreeSet<HostId>>,
+    ) -> Result<Vec<HostId>, StageError> {
+        let selected: Vec<HostId> = match hosts {
+            None => self.hosts.keys().cloned().collect(),
+            Some(hosts) => {
+                if let Some(unknown) = hosts.iter().find(|host| !self.hosts.contains_key(host)) {
+                    return Err(StageError::UnknownHost(unknown.clone()));
+                }
+                hosts.iter().cloned().collect()
+            }
+        };
+        if selected.is_empty() {
+            return Err(StageError::NoHosts);
+        }
+        Ok(selected)
+    }
+
+    /// The selected hosts whose reported room isn't enough; an error when none could ever hold the image.
+    pub(super) fn short_of_room(
+        &self,
+        want: &Want,
+        selected: &[HostId],
+    ) -> Result<Vec<ShortOfRoom>, StageError> {
+        let image = want.digest();
+        let whole = want.layout.disk_bytes();
+        let mut short = Vec::new();
+        let mut hopeless = 0;
+        for host in selected {
+            let Some(known) = self.hosts.get(host) else {
+                continue;
+            };
+            let Some(volume) = &known.volume else {
+                continue;
+            };
+            let progress = known.images.get(&image);
+            if progress.is_some_and(|progress| progress.state == crate::view::HostState::Present) {
+                continue;
+            }
+            let held = progress.map_or(0, Progress::held_bytes);
+            let needed_bytes = whole.saturating_sub(held);
+            if volume.free_bytes.saturating_sub(volume.floor_bytes) < needed_bytes {
+                short.push(ShortOfRoom {
+                    host: host.to_string(),
+                    needed_bytes,
+                    free_bytes: volume.free_bytes,
+                    floor_bytes: volume.floor_bytes,
+                });
+            }
+            if volume.total_bytes.saturating_sub(volume.floor_bytes) < whole {
+                hopeless += 1;
+            }
+        }
+        if hopeless == selected.len() {
+            return Err(StageError::NowhereFits {
+                needed_bytes: whole,
+                hosts: short,
+            });
+        }
+        Ok(short)
+    }
+
+    /// A tag names one image: where it moved, the image that it named before loses it, and with its last name the want.
+    pub(super) fn supersede(&mut self, now: Moment, want: &Want) {
+        let image = want.digest();
+        let moved: Vec<Digest> = self
+            .wants
+            .iter()
+            .filter(|(other, wanted)| {
+                **other != image && !wanted.want.references.is_disjoint(&want.references)
+            })
+            .map(|(other, _)| *other)
+            .collect();
+        for other in moved {
+            let Some(wanted) = self.wants.get_mut(&other) else {
+                continue;
+            };
+            for reference in &want.references {
+                wanted.want.references.remove(reference);
+            }
+            wanted.order = None;
+            if wanted.want.references.is_empty() {
+                info!(image = %other, by = %image, "image is superseded: its last tag moved");
+                self.cancel(now, other);
+                self.keep(Keep::Drop(other, None));
+            } else {
+                let want = Box::new(wanted.want.clone());
+                self.keep(Keep::Want(want, keeper::Answer::none()));
+                self.tell_wanted(now, other);
+            }
+        }
+    }
+
+    pub(super) fn enter(&mut self, now: Moment, want: Want) {
+        let image = want.digest();
+        let token_due = self.registries.hands_down(&want).then_some(now);
+        match self.wants.get_mut(&image) {
+            None => {
+                self.wants.insert(
+                    image,
+                    Wanted {
+                        want,
+                        order: None,
+                        ordered: BTreeSet::new(),
+                        token: None,
+                        token_due,
+                        changed_at: now,
+                        staged: None,
+                    },
+                );
+            }
+            Some(wanted) => {
+                wanted.want.references.extend(want.references);
+                wanted.want.hosts = match (wanted.want.hosts.take(), want.hosts) {
+                    (Some(mut before), Some(more)) => {
+                        before.extend(more);
+                        Some(before)
+                    }
+                    _ => None,
+                };
+                wanted.order = None;
+                wanted.changed_at = now;
+                wanted.staged = None;
+            }
+        }
+    }
+
+    pub(super) fn tell_wanted(&mut self, now: Moment, image: Digest) {
+        let Some(wanted) = self.wants.get(&image) else {
+            return;
+        };
+        let want = &wanted.want;
+        let contents = want
+            .layout
+            .contents()
+            .into_iter()
+            .map(|content| word::Content {
+                digest: content.digest,
+                chunks: content.geometry.chunks(),
+                origin_bytes: match content.kind {
+                    proto::image::ContentKind::RawLayer { blob } => blob.size,
+                    proto::image::ContentKind::Blob => content.geometry.size(),
+                },
+            })
+            .collect();
+        let hosts = want.hosts.as_ref().map_or(word::Selection::All, |hosts| {
+            word::Selection::Hosts(hosts.iter().cloned().collect())
+        });
+        self.plan.handle(
+            now,
+            Event::Wanted {
+                image,
+                references: want.references.iter().cloned().collect(),
+                contents,
+                hosts,
+            },
+        );
+    }
+
+    /// Whether it was wanted.
+    pub(super) fn cancel(&mut self, now: Moment, image: Digest) -> bool {
+        if self.wants.remove(&image).is_none() {
+            return false;
+        }
+        info!(%image, "image isn't wanted any more");
+        self.plan.handle(now, Event::Cancelled(image));
+        true
+    }
+
+    pub(super) fn keep(&self, keep: Keep) {
+        if let Err(error) = self.keeper.try_send(keep) {
+            // The answer that it carried is dropped with it: whoever asked hears of it.
+            error!(%error, "state couldn't be queued for writing; a restart may forget the last changes");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Hosts: who belongs to the fleet, whose session is up, and what they report.
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use proto::{Digest, HostId, Moment, message};
+use rollout::stage::{Event, event as word};
+use tracing::{debug, error, info, warn};
+
+use super::{Driver, Host, MAX_IMAGES_PER_HOST, Opened, ROSTER_KEEP, Session, orders::bandwidth};
+use crate::{
+    config::MAX_HOSTS,
+    fleet::Membership,
+    metrics::{KindLabel, Metrics},
+    progress::{self, Progress},
+    view::VolumeView,
+    wants::Place,
+};
+
+impl Driver {
+    pub(super) fn join(&mut self, now: Moment, membership: Arc<Membership>) {
+        let gone: Vec<HostId> = self
+            .hosts
+            .keys()
+            .filter(|host| !membership.admits(host))
+            .cloned()
+            .collect();
+        for host in gone {
+            self.leave(now, &host);
+        }
+        for (host, entry) in membership.members() {
+            let zone = entry.map_or(String::new(), |entry| entry.zone.clone());
+            self.know(now, host, zone);
+        }
+        self.membership = membership;
+        self.dirty = true;
+    }
+
+    /// Whether the host could be made known.
+    pub(super) fn know(&mut self, now: Moment, host: &HostId, zone: String) -> bool {
+        if let Some(known) = self.hosts.get_mut(host) {
+            if !zone.is_empty() && known.zone != zone {
+                known.zone.clone_from(&zone);
+                let host = host.clone();
+                self.plan.handle(now, Event::HostKnown { host, zone });
+            }
+            return true;
+        }
+        if self.hosts.len() >= MAX_HOSTS {
+            error!(%host, limit = MAX_HOSTS, "fleet is full; the host isn't taken in");
+            return false;
+        }
+        if let Some(other) = self.keys.get(&host.key()) {
+            error!(%host, %other, "host has the same key as another; rename one of them");
+            return false;
+        }
+        self.keys.insert(host.key(), host.clone());
+        self.hosts.insert(host.clone(), Host::new(zone.clone()));
+        let host = host.clone();
+        self.plan.handle(now, Event::HostKnown { host, zone });
+        true
+    }
+
+    /// The host isn't part of the fleet any more: its session ends with its queue.
+    pub(super) fn leave(&mut self, now: Moment, host: &HostId) {
+        info!(%host, "host left the fleet");
+        self.hosts.remove(host);
+        self.keys.remove(&host.key());
+        for wanted in self.wants.values_mut() {
+            wanted.ordered.remove(host);
+        }
+        self.plan.handle(now, Event::HostForgotten(host.clone()));
+    }
+
+    pub(super) fn open(&mut self, now: Moment, opened: Opened) {
+        let Opened {
+            host,
+            session,
+            remote,
+            hello,
+            orders,
+        } = opened;
+        // The membership may have changed between the handshake and now. Without a queue the session ends.
+        if !self.membership.admits(&host) {
+            return;
+        }
+        let named = self.membership.fleet.hosts.get(&host);
+        let zone = named
+            .map(|entry| entry.zone.clone())
+            .filter(|zone| !zone.is_empty())
+            .unwrap_or_else(|| progress::clean(&hello.zone));
+        if !self.know(now, &host, zone) {
+            return;
+        }
+        let Some(known) = self.hosts.get_mut(&host) else {
+            return;
+        };
+        let advertised = peer_address(remote, &hello);
+        if advertised.is_none() {
+            warn!(%host, address = progress::clean(&hello.peer_address), "host's address for peers can't be used");
+        }
+        let place = advertised.map(|address| Place {
+            address,
+            zone: known.zone.clone(),
+        });
+        if known.place != place {
+            known.place = place;
+            self.places_due.get_or_insert(now + ROSTER_KEEP);
+        }
+        let replaced = known.session.replace(Session {
+            number: session,
+            orders,
+            since: now,
+        });
+        known.lost_at = None;
+        known.version = progress::clean(&hello.version);
+        known.volume = hello.volume.as_ref().map(volume);
+        for wanted in self.wants.values_mut() {
+            wanted.ordered.remove(&host);
+        }
+        info!(%host, %remote, version = known.version, "host is connected");
+        if replaced.is_some() {
+            debug!(%host, "a new session replaces the one before");
+            self.plan.handle(now, Event::HostDisconnected(host.clone()));
+        }
+        self.plan.handle(now, Event::HostConnected(host.clone()));
+        for image in &hello.images {
+            self.image(now, &host, image);
+        }
+        if let Some(limits) = self.bandwidth {
+            self.order(&host, bandwidth(limits));
+        }
+        if !self.quarantined.is_empty() {
+            let limits = self.limits();
+            self.order(&host, limits);
+        }
+    }
+
+    pub(super) fn close(&mut self, now: Moment, host: &HostId, session: u64) {
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        // A session that was replaced says goodbye late.
+        if known
+            .session
+            .as_ref()
+            .is_none_or(|held| held.number != session)
+        {
+            return;
+        }
+        let held = known.session.take();
+        known.lost_at = Some(now);
+        for progress in known.images.values_mut() {
+            progress.disconnected();
+        }
+        let lasted = held.map_or(Duration::ZERO, |held| now.since(held.since));
+        info!(%host, lasted_s = lasted.as_secs(), "host is disconnected");
+        self.plan.handle(now, Event::HostDisconnected(host.clone()));
+    }
+
+    pub(super) fn report(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        session: u64,
+        report: &message::Report,
+    ) {
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if known
+            .session
+            .as_ref()
+            .is_none_or(|held| held.number != session)
+        {
+            return;
+        }
+        if let Some(reported) = &report.volume {
+            known.volume = Some(volume(reported));
+        }
+        if let Some(load) = &report.load {
+            known.backlog_bytes = load.backlog_bytes;
+            known.upload_bytes_per_second = load.upload_bytes_per_second;
+        }
+        for image in &report.images {
+            self.image(now, host, image);
+        }
+        if report.full {
+            self.forget_unreported(now, host, report);
+        }
+        for lease in &report.leases {
+            self.lease(now, host, lease);
+        }
+        for blame in &report.blames {
+            self.blame(now, host, blame);
+        }
+    }
+
+    pub(super) fn image(&mut self, now: Moment, host: &HostId, report: &message::ImageState) {
+        let Ok(image) = message::digest(&report.manifest) else {
+            debug!(%host, "report names an image by no digest");
+            return;
+        };
+        let total = self
+            .wants
+            .get(&image)
+            .map(|wanted| wanted.want.layout.content_bytes());
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if !known.images.contains_key(&image) && known.images.len() >= MAX_IMAGES_PER_HOST {
+            debug!(%host, "host reports more images than are kept track of");
+            return;
+        }
+        let progress = known.images.entry(image).or_insert_with(Progress::new);
+        progress.report(now, report, total);
+        if !report.reference.is_empty() {
+            known
+                .references
+                .insert(image, progress::clean(&report.reference));
+        }
+        let standing = match progress::state(report.state) {
+            crate::view::HostState::Queued => word::Standing::Queued,
+            crate::view::HostState::Staging => word::Standing::Staging,
+            crate::view::HostState::Installing => word::Standing::Installing,
+            crate::view::HostState::Present => word::Standing::Present,
+            crate::view::HostState::Failed => word::Standing::Failed,
+            crate::view::HostState::Gone => word::Standing::Gone,
+            // A state that this version doesn't know says nothing that can be acted on.
+            crate::view::HostState::Waiting => return,
+        };
+        let held_bytes = progress.held_bytes();
+        self.plan.handle(
+            now,
+            Event::Reported {
+                host: host.clone(),
+                image,
+                standing,
+                held_bytes,
+            },
+        );
+    }
+
+    /// A full report is all that there is: an image that it leaves out isn't on the host any more.
+    pub(super) fn forget_unreported(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        report: &message::Report,
+    ) {
+        let reported: BTreeSet<Digest> = report
+            .images
+            .iter()
+            .filter_map(|image| message::digest(&image.manifest).ok())
+            .collect();
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let gone: Vec<Digest> = known
+            .images
+            .keys()
+            .filter(|image| !reported.contains(image))
+            .copied()
+            .collect();
+        for image in gone {
+            known.images.remove(&image);
+            known.references.remove(&image);
+            self.plan.handle(
+                now,
+                Event::Reported {
+                    host: host.clone(),
+                    image,
+                    standing: word::Standing::Gone,
+                    held_bytes: 0,
+                },
+            );
+        }
+    }
+
+    pub(super) fn lease(&mut self, now: Moment, host: &HostId, lease: &message::LeaseState) {
+        let Ok(content) = message::digest(&lease.content) else {
+            return;
+        };
+        let (end, outcome) = match lease.end() {
+            message::LeaseEnd::Unspecified => {
+                self.plan.handle(
+                    now,
+                    Event::LeaseProgress {
+                        host: host.clone(),
+                        content,
+                        chunks: lease.chunks,
+                        paced: lease.paced,
+                    },
+                );
+                return;
+            }
+            message::LeaseEnd::Done => (word::LeaseEnd::Done, "done"),
+            message::LeaseEnd::OriginFailed => (word::LeaseEnd::OriginFailed, "origin_failed"),
+            message::LeaseEnd::ContentBad => (word::LeaseEnd::ContentBad, "content_bad"),
+            message::LeaseEnd::Released => (word::LeaseEnd::Released, "released"),
+        };
+        Metrics::count(&self.metrics.lease_ends, outcome);
+        let message = progress::clean(&lease.message);
+        if matches!(
+            end,
+            word::LeaseEnd::OriginFailed | word::LeaseEnd::ContentBad
+        ) {
+            warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
+        } else {
+            debug!(%host, %content, reason = outcome, "lease ended");
+        }
+        self.plan.handle(
+            now,
+            Event::LeaseEnded {
+                host: host.clone(),
+                content,
+                end,
+            },
+        );
+    }
+
+    pub(super) fn blame(&mut self, now: Moment, by: &HostId, blame: &message::Blame) {
+        let kind = match blame.kind() {
+            message::BlameKind::Unspecified => "other",
+            message::BlameKind::Bytes => "bytes",
+            message::BlameKind::Link => "link",
+            message::BlameKind::Silence => "silence",
+            message::BlameKind::Protocol => "protocol",
+        };
+        self.metrics.blames.get_or_create(&KindLabel { kind }).inc();
+        let Ok(host) = blame.host.parse::<HostId>() else {
+            return;
+        };
+        let Some(known) = self.hosts.get_mut(&host).filter(|_| host != *by) else {
+            return;
+        };
+        known.blames = known.blames.saturating_add(1);
+        // A sender that names no maker, or none of ours, made it itself as far as anybody can tell.
+        let maker = blame.maker.parse().ok();
+        let maker = maker
+            .filter(|maker| self.hosts.contains_key(maker))
+            .unwrap_or_else(|| host.clone());
+        warn!(%by, %host, %maker, kind, chunk = blame.chunk, "host is blamed");
+        let by = by.clone();
+        // Silence and broken manners are faults, not lies: the accuser shuns such a host by itself.
+        if matches!(
+            blame.kind(),
+            message::BlameKind::Bytes | message::BlameKind::Link
+        ) {
+            self.plan.handle(now, Event::Blamed { by, host, maker });
+        }
+    }
+}
+
+fn volume(volume: &message::Volume) -> VolumeView {
+    VolumeView {
+        path: progress::clean(&volume.path),
+        total_bytes: volume.total_bytes,
+        free_bytes: volume.free_bytes.min(volume.total_bytes),
+        floor_bytes: volume.floor_bytes,
+    }
+}
+
+/// Where peers reach a host: what it advertises, else where its connection comes from with the port that it names.
+fn peer_address(remote: SocketAddr, hello: &message::Hello) -> Option<SocketAddr> {
+    let address = if hello.peer_address.is_empty() {
+        let port = u16::try_from(hello.peer_port).ok()?;
+        SocketAddr::new(remote.ip().to_canonical(), port)
+    } else {
+        hello.peer_address.parse().ok()?
+    };
+    let usable =
+        address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast();
+    usable.then_some(address)
+}

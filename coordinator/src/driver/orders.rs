@@ -1,0 +1,268 @@
+//! What the plan wants done: orders into the sessions' queues, rosters, and pull tokens for hosts.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use proto::{Digest, HostId, Moment, message};
+use rollout::stage::{Action, Event};
+use tracing::{debug, error, warn};
+
+use super::{
+    Driver, Input, Keep, PUBLISH_EVERY, ROSTER_PAUSE, ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN,
+    TOKEN_RETRY,
+};
+use crate::{
+    metrics::Metrics,
+    resolve::{Granted, PullToken},
+    view::BandwidthRequest,
+    wants::Want,
+};
+
+impl Driver {
+    pub(super) fn act(&mut self, now: Moment) {
+        while let Some(action) = self.plan.poll() {
+            match action {
+                Action::SendRoster { host, neighbours } => {
+                    if let Some(known) = self.hosts.get_mut(&host) {
+                        known.neighbours = neighbours;
+                        self.rosters.insert(host);
+                        let hosts = u64::try_from(self.hosts.len()).unwrap_or(u64::MAX);
+                        let more = hosts.saturating_mul(hosts).min(ROSTER_PAUSE_MOST_MICROS);
+                        let pause = ROSTER_PAUSE + Duration::from_micros(more);
+                        self.roster_due.get_or_insert(now + pause);
+                    }
+                }
+                Action::Stage { host, image } => self.order_stage(&host, image),
+                Action::Cancel { host, image } => {
+                    let order = message::CancelOrder {
+                        manifest_digest: image.as_bytes().to_vec(),
+                    };
+                    self.order(&host, kind(message::order::Kind::Cancel(order)));
+                }
+                Action::Grant {
+                    host,
+                    content,
+                    image,
+                } => {
+                    self.metrics.granted.inc();
+                    debug!(%host, %content, %image, "lease granted");
+                    let order = message::LeaseGrant {
+                        content: content.as_bytes().to_vec(),
+                        manifest_digest: image.as_bytes().to_vec(),
+                    };
+                    self.order(&host, kind(message::order::Kind::Lease(order)));
+                }
+                Action::Revoke { host, content } => {
+                    Metrics::count(&self.metrics.lease_ends, "revoked");
+                    debug!(%host, %content, "lease revoked");
+                    let order = message::LeaseRevoke {
+                        content: content.as_bytes().to_vec(),
+                    };
+                    self.order(&host, kind(message::order::Kind::Revoke(order)));
+                }
+                Action::Quarantine(host) => {
+                    error!(%host, "host is quarantined: several others proved that it sent false data; look at its disk and memory");
+                }
+            }
+        }
+    }
+
+    pub(super) fn order_stage(&mut self, host: &HostId, image: Digest) {
+        let Some(wanted) = self.wants.get_mut(&image) else {
+            return;
+        };
+        wanted.ordered.insert(host.clone());
+        let token = wanted.token.as_ref();
+        let order = wanted
+            .order
+            .get_or_insert_with(|| {
+                Arc::new(stage_order(&wanted.want, token.map(|(token, _)| token)))
+            })
+            .clone();
+        self.order_shared(host, &order);
+    }
+
+    pub(super) fn order(&mut self, host: &HostId, order: message::Order) {
+        self.order_shared(host, &Arc::new(order));
+    }
+
+    pub(super) fn order_shared(&mut self, host: &HostId, order: &Arc<message::Order>) {
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let Some(session) = &known.session else {
+            return;
+        };
+        if session.orders.try_send(order.clone()).is_err() {
+            // Its end comes in as an input once the session's task sees that the queue is gone.
+            warn!(%host, "host doesn't take its orders; its session is given up");
+            known.session = None;
+            known.lost_at = Some(Moment::START + self.started.elapsed());
+            let now = self.now();
+            self.plan.handle(now, Event::HostDisconnected(host.clone()));
+        }
+    }
+
+    /// Does what is due by time: rosters, files, tokens, the view.
+    pub(super) fn flush(&mut self) {
+        let now = self.now();
+        if self.roster_due.is_some_and(|due| due <= now) {
+            self.roster_due = None;
+            self.send_rosters();
+            self.act(now);
+        }
+        if self.places_due.is_some_and(|due| due <= now) {
+            self.places_due = None;
+            let places = self.hosts.iter();
+            let places =
+                places.filter_map(|(host, known)| Some((host.clone(), known.place.clone()?)));
+            self.keep(Keep::Places(places.collect()));
+        }
+        self.ask_for_tokens(now);
+        if self.publish_due <= now {
+            self.publish_due = now + PUBLISH_EVERY;
+            self.dirty = false;
+            self.show(now);
+        }
+    }
+
+    /// Sends the rosters that are due. Hosts that are away stay on them: after a restart of the coordinator the others
+    /// go on with those that haven't connected again yet.
+    pub(super) fn send_rosters(&mut self) {
+        self.epoch += 1;
+        let entries: Vec<message::RosterEntry> = self
+            .hosts
+            .iter()
+            .filter(|(host, _)| !self.quarantined.contains(host))
+            .filter_map(|(host, known)| {
+                let place = known.place.as_ref()?;
+                Some(message::RosterEntry {
+                    host: host.to_string(),
+                    address: place.address.to_string(),
+                    zone: place.zone.clone(),
+                })
+            })
+            .collect();
+        let epoch = self.epoch;
+        for host in std::mem::take(&mut self.rosters) {
+            let Some(known) = self.hosts.get(&host) else {
+                continue;
+            };
+            let neighbours = known.neighbours.iter().map(ToString::to_string).collect();
+            let roster = message::Roster {
+                epoch,
+                hosts: entries.clone(),
+                neighbours,
+            };
+            self.order(&host, kind(message::order::Kind::Roster(roster)));
+        }
+    }
+
+    pub(super) fn limits(&self) -> message::Order {
+        let revoked_hosts = self.quarantined.iter().map(ToString::to_string).collect();
+        kind(message::order::Kind::Limits(message::Limits {
+            revoked_hosts,
+        }))
+    }
+
+    /// Tells every host whom the fleet shuns, when that changed.
+    pub(super) fn shun(&mut self, quarantined: BTreeSet<HostId>) {
+        if quarantined == self.quarantined {
+            return;
+        }
+        self.quarantined = quarantined;
+        let order = Arc::new(self.limits());
+        let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
+        for host in hosts {
+            self.order_shared(&host, &order);
+        }
+    }
+
+    pub(super) fn ask_for_tokens(&mut self, now: Moment) {
+        for (image, wanted) in &mut self.wants {
+            if wanted.token_due.is_none_or(|due| due > now) {
+                continue;
+            }
+            wanted.token_due = None;
+            let (registries, image) = (self.registries.clone(), *image);
+            let reference = wanted.want.references.first().cloned();
+            self.jobs.spawn(async move {
+                let granted = match reference {
+                    None => None,
+                    Some(reference) => registries
+                        .pull_token(&reference)
+                        .await
+                        .inspect_err(|error| warn!(%error, reference, "no pull token for hosts; trying again"))
+                        .ok(),
+                };
+                Input::Token { image, granted }
+            });
+        }
+    }
+
+    pub(super) fn take_token(&mut self, now: Moment, image: Digest, granted: Option<Granted>) {
+        let Some(wanted) = self.wants.get_mut(&image) else {
+            return;
+        };
+        let token = match granted {
+            Some(Granted::Token(token)) => token,
+            Some(Granted::Unneeded) => return,
+            Some(Granted::PasswordOnly) => {
+                warn!(
+                    %image,
+                    "registry gives no tokens, only a password, which isn't handed down: \
+                     set origin.hand_down_passwords = true, or give hosts credentials of their own"
+                );
+                return;
+            }
+            None => {
+                wanted.token_due = Some(now + TOKEN_RETRY);
+                return;
+            }
+        };
+        // At least half of its life: a registry may give tokens of a minute.
+        let pause = token
+            .expires_in
+            .checked_sub(TOKEN_MARGIN)
+            .unwrap_or_default()
+            .max(token.expires_in / 2)
+            .max(Duration::from_secs(1));
+        wanted.token_due = Some(now + pause);
+        wanted.token = Some((token, now));
+        wanted.order = None;
+        let hosts = wanted.ordered.clone();
+        for host in hosts {
+            let held = self
+                .hosts
+                .get(&host)
+                .and_then(|known| known.images.get(&image));
+            if held.is_none_or(|progress| progress.state != crate::view::HostState::Present) {
+                self.order_stage(&host, image);
+            }
+        }
+    }
+}
+
+fn kind(kind: message::order::Kind) -> message::Order {
+    message::Order { kind: Some(kind) }
+}
+
+pub(super) fn bandwidth(limits: BandwidthRequest) -> message::Order {
+    kind(message::order::Kind::Bandwidth(message::Bandwidth {
+        upload_bytes_per_second: limits.upload_bytes_per_second,
+        download_bytes_per_second: limits.download_bytes_per_second,
+    }))
+}
+
+fn stage_order(want: &Want, token: Option<&PullToken>) -> message::Order {
+    kind(message::order::Kind::Stage(message::StageOrder {
+        manifest_digest: want.digest().as_bytes().to_vec(),
+        manifest: want.manifest.to_vec(),
+        references: want.references.iter().cloned().collect(),
+        media_type: want.media_type.clone(),
+        token: token.map(|token| message::PullToken {
+            authorization: token.authorization.clone(),
+            expires_in_seconds: token.expires_in.as_secs(),
+        }),
+        plain_http: want.plain_http,
+    }))
+}
