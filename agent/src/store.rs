@@ -349,9 +349,10 @@ impl Store {
                 }
                 self.reserve(stage::needed_bytes(layout), layout.digest())?;
                 let base = self.most_similar(layout);
-                let stage = Arc::new(self.create(layout, manifest, references, base.as_deref())?);
+                let (stage, cloned) = self.create(layout, manifest, references, base.as_deref())?;
+                let stage = Arc::new(stage);
                 hold(&self.stages).insert(*layout.digest(), stage.clone());
-                (stage, base)
+                (stage, base.filter(|_| cloned))
             }
         };
         drop(changing);
@@ -379,7 +380,7 @@ impl Store {
         manifest: &[u8],
         references: Vec<Reference>,
         base: Option<&Stage>,
-    ) -> io::Result<Stage> {
+    ) -> io::Result<(Stage, bool)> {
         let directory = self.shared.directory(layout.digest());
         // What a crash during another beginning left.
         remove(&directory)?;
@@ -397,11 +398,11 @@ impl Store {
             directory.clone(),
             base.as_deref(),
         )
-        .and_then(|stage| {
-            platform::sync_directory(&directory)?;
+        .and_then(|(stage, cloned)| {
+            platform::sync_directory(&directory.join(IMAGE))?;
             hold(&stage.status).write(&directory)?;
             platform::sync_directory(&self.shared.home.join(ROOT))?;
-            Ok(stage)
+            Ok((stage, cloned))
         });
         if created.is_err()
             && let Err(error) = remove(&directory)

@@ -425,8 +425,10 @@ mod tests {
         records
     }
 
-    /// A journal of several batches, and what each byte of it may at most prove.
-    fn written(path: &Path, image: &Digest) -> (Vec<u8>, Vec<(u64, usize)>) {
+    /// A journal's bytes; where each batch ends, and how many records stand until there.
+    type Written = (Vec<u8>, Vec<(u64, usize)>);
+
+    fn written(path: &Path, image: &Digest) -> Written {
         let mut journal = Journal::create(path, image).unwrap();
         let records = records();
         let mut ends = vec![(journal.end, 0)];
@@ -502,9 +504,12 @@ mod tests {
 
         #[test]
         fn a_flipped_byte_cuts_the_journal_before_its_batch(at: prop::sample::Index, flip in 1u8..=255) {
-            let dir = tempfile::tempdir().unwrap();
-            let (path, image) = (dir.path().join("journal"), Digest::of(b"image"));
-            let (mut bytes, ends) = written(&path, &image);
+            static WRITTEN: std::sync::OnceLock<Written> = std::sync::OnceLock::new();
+            let image = Digest::of(b"image");
+            let (mut bytes, ends) = WRITTEN.get_or_init(|| {
+                let dir = tempfile::tempdir().unwrap();
+                written(&dir.path().join("journal"), &image)
+            }).clone();
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
             match replay(&bytes, &image) {

@@ -185,7 +185,8 @@ pub struct HeldChunk {
 }
 
 impl Stage {
-    /// A new, empty stage in `directory`, which is ours and holds nothing.
+    /// A new, empty stage in `directory`, which is ours and holds nothing. Its disk begins as a clone of `base`, where
+    /// one is given and the volume can; the second value says so.
     pub(super) fn create(
         shared: Arc<Shared>,
         layout: Layout,
@@ -193,15 +194,17 @@ impl Stage {
         status: Status,
         directory: PathBuf,
         base: Option<&Path>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, bool)> {
         let image = directory.join(IMAGE);
         fs::create_dir_all(&image).map_err(|error| io_at("creating", &image, error))?;
         let blobs = directory.join(BLOBS);
         fs::create_dir_all(&blobs).map_err(|error| io_at("creating", &blobs, error))?;
         let path = image.join(cache::DISK);
+        let mut cloned = false;
         if let Some(base) = base {
             match platform::clone_file(base, &path) {
-                Ok(()) | Err(platform::CloneError::Unsupported) => {}
+                Ok(()) => cloned = true,
+                Err(platform::CloneError::Unsupported) => {}
                 Err(platform::CloneError::Io(error)) => {
                     tracing::warn!(base = %base.display(), %error, "cloning a similar disk failed; starting from an empty one");
                 }
@@ -230,9 +233,10 @@ impl Stage {
             disk_inode: disk.metadata()?.ino(),
             ..status
         };
-        Ok(Self::assemble(
+        let stage = Self::assemble(
             shared, layout, manifest, status, directory, disk, config, nvram, journal,
-        ))
+        );
+        Ok((stage, cloned))
     }
 
     /// A stage as a process before this one left it; its files are in `image`.

@@ -1,1 +1,806 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{FileExt as _, symlink},
+};
 
+use proptest::prelude::*;
+use proto::{
+    CHUNK_BYTES, ChunkIndex, Geometry, Link, Source, State,
+    chain::{Entered, RejectLinkError},
+    image,
+};
+use tempfile::TempDir;
+
+use super::{install::interrupted::STEPS_LEFT, *};
+use crate::apple_lz4;
+
+/// An image with everything that matters: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels as
+/// a blob.
+struct Sample {
+    layout: Layout,
+    manifest: Vec<u8>,
+    contents: BTreeMap<Digest, Vec<u8>>,
+    disk: Vec<u8>,
+    config: Vec<u8>,
+}
+
+fn noise(size: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2) | 1;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&(state ^ state >> 29).to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+/// `own` is what no other sample shares; the first layer is common to all.
+fn sample_with(own: u64, encoded: Option<Vec<u8>>) -> Sample {
+    let mut common = noise(3 * (1 << 20) + 100_000, 77);
+    common[1 << 20..2 << 20].fill(0);
+    let mine = noise((1 << 20) + 5000, own);
+    let config = format!("{{\"version\":1,\"own\":{own}}}").into_bytes();
+    let nvram = noise(70_000, own + 1);
+    let (mut contents, mut layers, mut disk) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let mut layer = |media_type: &str, blob: &[u8], annotations: serde_json::Value| {
+        layers.push(serde_json::json!({
+            "mediaType": media_type, "digest": Digest::of(blob).to_string(), "size": blob.len(), "annotations": annotations,
+        }));
+    };
+    layer(image::CONFIG_TYPE, &config, serde_json::json!({}));
+    contents.insert(Digest::of(&config), config.clone());
+    for raw in [&common, &mine, &common] {
+        let digest = Digest::of(raw);
+        layer(
+            image::DISK_TYPE,
+            &apple_lz4::encode(raw),
+            serde_json::json!({
+                image::RAW_SIZE_ANNOTATION: raw.len().to_string(), image::RAW_DIGEST_ANNOTATION: digest.to_string(),
+            }),
+        );
+        contents.insert(digest, raw.clone());
+        disk.extend_from_slice(raw);
+    }
+    if let Some(blob) = encoded {
+        let mut raw = noise(1_500_000, own + 2);
+        raw[..1_200_000].fill(0);
+        let blob = if blob.is_empty() {
+            apple_lz4::encode(&raw)
+        } else {
+            blob
+        };
+        layer(
+            image::DISK_TYPE,
+            &blob,
+            serde_json::json!({image::RAW_SIZE_ANNOTATION: raw.len().to_string()}),
+        );
+        contents.insert(Digest::of(&blob), blob);
+        disk.extend_from_slice(&raw);
+    }
+    layer(image::NVRAM_TYPE, &nvram, serde_json::json!({}));
+    contents.insert(Digest::of(&nvram), nvram);
+    let manifest = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2, "mediaType": image::MANIFEST_TYPE, "layers": layers,
+        "annotations": {image::DISK_SIZE_ANNOTATION: disk.len().to_string()},
+    }))
+    .unwrap();
+    Sample {
+        layout: Layout::parse(&manifest, &Digest::of(&manifest)).unwrap(),
+        manifest,
+        contents,
+        disk,
+        config,
+    }
+}
+
+fn sample(own: u64) -> Sample {
+    sample_with(own, Some(Vec::new()))
+}
+
+fn options() -> Options {
+    Options {
+        floor_percent: 0,
+        lock_wait: Duration::ZERO,
+        ..Options::default()
+    }
+}
+
+fn open(home: &TempDir) -> Store {
+    Store::open(home.path(), options()).unwrap()
+}
+
+fn host(name: &str) -> HostId {
+    name.parse().unwrap()
+}
+
+fn source(name: &str) -> Source {
+    Source {
+        sender: host(name).key(),
+        maker: host(name).key(),
+    }
+}
+
+fn links(bytes: &[u8]) -> Vec<(ChunkIndex, Link, &[u8])> {
+    let geometry = Geometry::new(bytes.len() as u64).unwrap();
+    let mut state = State::INITIAL;
+    (0..)
+        .map(ChunkIndex)
+        .zip(bytes.chunks(usize::try_from(CHUNK_BYTES).unwrap()))
+        .map(|(chunk, bytes)| {
+            let link = Link::forge(geometry, chunk, state, bytes);
+            state = link.after;
+            (chunk, link, bytes)
+        })
+        .collect()
+}
+
+fn begin(store: &Store, sample: &Sample, references: &[&str]) -> (Arc<Stage>, u64) {
+    let references: Vec<_> = references.iter().map(ToString::to_string).collect();
+    store
+        .begin(&sample.layout, &sample.manifest, &references)
+        .unwrap()
+}
+
+/// Writes every chunk, the last first.
+fn fill(stage: &Stage, sample: &Sample) {
+    for (digest, bytes) in &sample.contents {
+        for (chunk, link, bytes) in links(bytes).into_iter().rev() {
+            stage
+                .write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))
+                .unwrap();
+        }
+        assert_eq!(stage.walk(*digest).unwrap(), []);
+        assert!(stage.is_closed(*digest));
+    }
+}
+
+fn install(stage: &Stage, references: &[&str]) -> Result<(), InstallError> {
+    let references: Vec<_> = references.iter().map(ToString::to_string).collect();
+    stage.install(&references)
+}
+
+fn image_dir(home: &TempDir, repository: &str, sample: &Sample) -> PathBuf {
+    let home = fs::canonicalize(home.path()).unwrap();
+    home.join("cache/OCIs")
+        .join(repository)
+        .join(sample.layout.digest().to_string())
+}
+
+fn assert_installed(directory: &Path, sample: &Sample) {
+    assert!(
+        fs::read(directory.join(cache::DISK)).unwrap() == sample.disk,
+        "disk differs"
+    );
+    assert_eq!(
+        fs::read(directory.join(cache::CONFIG)).unwrap(),
+        sample.config
+    );
+    assert_eq!(
+        fs::read(directory.join(cache::MANIFEST)).unwrap(),
+        sample.manifest
+    );
+    let nvram = fs::read(directory.join(cache::NVRAM)).unwrap();
+    assert_eq!(Digest::of(&nvram), sample.layout.nvram().digest);
+}
+
+const TAG: &str = "ghcr.io/org/image:one";
+
+fn ours(home: &TempDir, sample: &Sample) -> PathBuf {
+    home.path()
+        .join(ROOT)
+        .join(sample.layout.digest().hex().to_string())
+}
+
+#[test]
+fn a_complete_stage_becomes_an_image_that_tart_finds() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, copied) = begin(&store, &sample, &[TAG]);
+    assert_eq!(copied, 0);
+    assert!(matches!(
+        install(&stage, &[]),
+        Err(InstallError::Incomplete(_))
+    ));
+    fill(&stage, &sample);
+    assert!(stage.is_complete() && !stage.is_installed());
+    assert_eq!(store.presence(), []);
+    install(&stage, &[TAG]).unwrap();
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    assert_installed(&directory, &sample);
+    let link = directory.with_file_name("one");
+    assert_eq!(fs::read_link(&link).unwrap(), directory);
+    assert!(!directory.join(cache::MARKER).exists());
+    assert_eq!(
+        store.presence(),
+        [Presence {
+            digest: *sample.layout.digest(),
+            references: vec![TAG.into()]
+        }]
+    );
+    // zeros are holes
+    let disk = fs::metadata(directory.join(cache::DISK)).unwrap();
+    assert!(disk.blocks() * 512 < disk.len() - (2 << 20));
+    // and it goes on seeding
+    for (digest, bytes) in &sample.contents {
+        for (chunk, link, bytes) in links(bytes) {
+            let held = stage.read(*digest, chunk).unwrap().unwrap();
+            assert!(held.bytes == bytes && held.link == link);
+            assert_eq!(held.maker, host("mac-1"));
+        }
+    }
+}
+
+#[test]
+fn a_further_reference_is_only_a_link() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let digest_form = format!("ghcr.io/org/image@{}", sample.layout.digest());
+    let elsewhere = "127.0.0.1:5000/mirror:one";
+    let (again, copied) = begin(&store, &sample, &[&digest_form]);
+    assert!(again.is_installed() && again.is_complete() && copied == 0);
+    install(&again, &[&digest_form, "ghcr.io/org/image:two", elsewhere]).unwrap();
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    assert!(directory.join(cache::MARKER).exists());
+    assert_eq!(fs::read(directory.join(cache::MARKER)).unwrap(), b"");
+    let twin = image_dir(&home, "127.0.0.1%3A5000/mirror", &sample);
+    assert_installed(&twin, &sample);
+    assert!(!twin.join(cache::MARKER).exists());
+    let references = store.presence().remove(0).references;
+    assert_eq!(
+        references,
+        [TAG, &digest_form, "ghcr.io/org/image:two", elsewhere]
+    );
+    assert!(!ours(&home, &sample).join("twin").exists());
+    // tart removes the first directory: the image is still there under the other registry
+    fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(store.presence().remove(0).references, [elsewhere]);
+    drop((stage, again, store));
+    let recovered = open(&home).recovered().remove(0);
+    assert!(recovered.stage.is_installed() && !recovered.present);
+}
+
+#[test]
+fn a_restart_goes_on_from_the_last_flush() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    let (digest, bytes) = sample
+        .contents
+        .iter()
+        .max_by_key(|(_, bytes)| bytes.len())
+        .unwrap();
+    let links = links(bytes);
+    let write = |stage: &Stage, (chunk, link, bytes): &(ChunkIndex, Link, &[u8])| {
+        stage
+            .write(
+                *digest,
+                *chunk,
+                bytes,
+                *link,
+                source("mac-1"),
+                &host("mac-1"),
+            )
+            .unwrap()
+    };
+    assert_eq!(write(&stage, &links[1]), Entered::New);
+    assert_eq!(write(&stage, &links[3]), Entered::New);
+    store.flush().unwrap();
+    assert_eq!(write(&stage, &links[0]), Entered::New);
+    assert_eq!(write(&stage, &links[0]), Entered::Held);
+    drop((stage, store));
+    let store = open(&home);
+    let recovered = store.recovered().remove(0);
+    assert_eq!(recovered.references, [TAG]);
+    assert!(!recovered.present && !recovered.stage.is_installed());
+    let stage = begin(&store, &sample, &["ghcr.io/org/image:two"]).0;
+    assert!(Arc::ptr_eq(&stage, &recovered.stage));
+    let held: Vec<_> = stage.held(*digest).iter().collect();
+    assert_eq!(held, [ChunkIndex(1), ChunkIndex(3)]);
+    assert_eq!(
+        stage.read(*digest, ChunkIndex(1)).unwrap().unwrap().bytes,
+        links[1].2
+    );
+    assert!(stage.read(*digest, ChunkIndex(0)).unwrap().is_none());
+    assert!(stage.is_proved(*digest, ChunkIndex(3)) && !stage.is_proved(*digest, ChunkIndex(1)));
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    assert_eq!(store.presence()[0].references.len(), 2);
+}
+
+#[test]
+fn an_installation_that_dies_at_any_step_is_finished_by_the_next() {
+    for form in [0, 1, 2] {
+        let sample = sample(1);
+        let by_digest = format!("ghcr.io/org/image@{}", sample.layout.digest());
+        let all = [TAG, &by_digest, "localhost:5000/other/name:x"];
+        let references = match form {
+            0 => &all[..1],
+            1 => &all[1..2],
+            _ => &all[..],
+        };
+        let mut steps = 0;
+        loop {
+            let home = tempfile::tempdir().unwrap();
+            let store = open(&home);
+            let (stage, _) = begin(&store, &sample, references);
+            fill(&stage, &sample);
+            STEPS_LEFT.set(steps);
+            let died = install(&stage, references).is_err();
+            STEPS_LEFT.set(usize::MAX);
+            drop((stage, store));
+            let store = open(&home);
+            let recovered = store.recovered().remove(0);
+            assert!(recovered.stage.is_complete(), "step {steps}");
+            assert!(died || recovered.present, "step {steps}");
+            let (stage, copied) = begin(&store, &sample, references);
+            assert_eq!(copied, 0);
+            install(&stage, references).unwrap();
+            assert_eq!(store.presence()[0].references, references, "step {steps}");
+            let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+            assert_installed(&directory, &sample);
+            let marked = directory.join(cache::MARKER).exists();
+            assert_eq!(marked, form > 0, "form {form}, step {steps}");
+            assert!(!ours(&home, &sample).join(IMAGE).exists());
+            if !died {
+                break;
+            }
+            steps += 1;
+        }
+        assert!(steps >= 4, "{steps} steps");
+    }
+}
+
+#[test]
+fn what_tart_pulled_meanwhile_is_replaced_by_what_is_verified() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    fs::create_dir_all(&directory).unwrap();
+    for part in cache::PARTS.iter().chain(&[cache::MARKER]) {
+        fs::write(directory.join(part), "unverified").unwrap();
+    }
+    symlink("/elsewhere", directory.with_file_name("one")).unwrap();
+    install(&stage, &[]).unwrap();
+    assert_installed(&directory, &sample);
+    assert_eq!(fs::read(directory.join(cache::MARKER)).unwrap(), b"");
+    assert_eq!(store.presence()[0].references, [TAG]);
+    assert!(!ours(&home, &sample).join(IMAGE).exists());
+}
+
+#[test]
+fn tarts_lock_is_honoured() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    let registry = home.path().join("cache/OCIs/ghcr.io");
+    fs::create_dir_all(&registry).unwrap();
+    let pull = platform::lock_directory(&registry, Duration::ZERO).unwrap();
+    assert!(matches!(install(&stage, &[]), Err(InstallError::Busy(_))));
+    assert_eq!(store.presence(), []);
+    drop(pull);
+    install(&stage, &[]).unwrap();
+}
+
+#[test]
+fn something_else_in_the_tags_place_is_named() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    let way = home.path().join("cache/OCIs/ghcr.io/org/image/one");
+    fs::create_dir_all(&way).unwrap();
+    assert!(matches!(
+        install(&stage, &[]),
+        Err(InstallError::InTheWay { .. })
+    ));
+    assert!(way.is_dir());
+}
+
+#[test]
+fn an_image_that_somebody_removes_is_not_present() {
+    let sample = sample(1);
+    let installed = || {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        fill(&stage, &sample);
+        install(&stage, &[]).unwrap();
+        let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+        (home, store, stage, directory)
+    };
+    let content = sample.layout.config().digest;
+
+    let (home, store, stage, directory) = installed();
+    fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(store.presence(), []);
+    assert!(stage.read(content, ChunkIndex(0)).unwrap().is_none());
+    assert!(!ours(&home, &sample).exists());
+    let (again, _) = begin(&store, &sample, &[TAG]);
+    assert!(!again.is_complete());
+
+    for part in cache::PARTS {
+        let (_home, store, _stage, directory) = installed();
+        fs::remove_file(directory.join(part)).unwrap();
+        assert_eq!(store.presence(), [], "{part}");
+    }
+
+    let (_home, store, _stage, directory) = installed();
+    fs::remove_file(directory.join(cache::DISK)).unwrap();
+    fs::write(directory.join(cache::DISK), &sample.disk).unwrap();
+    assert_eq!(store.presence(), [], "another file");
+
+    let (_home, store, stage, directory) = installed();
+    let link = directory.with_file_name("one");
+    fs::remove_file(&link).unwrap();
+    symlink("/elsewhere", &link).unwrap();
+    assert_eq!(store.presence()[0].references, [""; 0]);
+    install(&stage, &[]).unwrap();
+    assert_eq!(store.presence()[0].references, [TAG]);
+}
+
+#[test]
+fn what_another_image_holds_is_copied() {
+    let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(200));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &one, &[TAG]);
+    fill(&stage, &one);
+    install(&stage, &[]).unwrap();
+    let common = one
+        .contents
+        .iter()
+        .find(|(digest, _)| two.contents.contains_key(digest))
+        .unwrap();
+    let (stage, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
+    assert_eq!(copied, common.1.len() as u64);
+    assert!(stage.is_closed(*common.0));
+    fill(&stage, &two);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &two), &two);
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &one), &one);
+}
+
+#[test]
+fn a_chunk_that_changed_on_disk_is_not_copied() {
+    let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(200));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &one, &[TAG]);
+    fill(&stage, &one);
+    install(&stage, &[]).unwrap();
+    let disk = image_dir(&home, "ghcr.io/org/image", &one).join(cache::DISK);
+    let disk = fs::OpenOptions::new().write(true).open(disk).unwrap();
+    disk.write_all_at(b"?", 5).unwrap();
+    let (stage, copied) = begin(&store, &two, &[TAG]);
+    let common = one.layout.layers()[0].raw.unwrap();
+    assert!(!stage.is_closed(common) && !stage.held(common).contains(ChunkIndex(0)));
+    assert_eq!(copied, 2 * CHUNK_BYTES + 100_000);
+}
+
+#[test]
+fn a_lie_is_dropped_for_good() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    let digest = sample.layout.layers()[0].raw.unwrap();
+    let truth = links(&sample.contents[&digest]);
+    let geometry = stage.geometry(digest).unwrap();
+    let lie = vec![9; 1 << 20];
+    let false_link = Link::forge(geometry, ChunkIndex(2), truth[2].1.before, &lie);
+    assert!(false_link.holds(geometry, ChunkIndex(2), &lie));
+    let write = |stage: &Stage, chunk, bytes: &[u8], link, from| {
+        stage.write(digest, chunk, bytes, link, source(from), &host(from))
+    };
+    write(&stage, ChunkIndex(2), &lie, false_link, "liar").unwrap();
+    assert!(!stage.is_proved(digest, ChunkIndex(2)));
+    assert!(stage.read(digest, ChunkIndex(2)).unwrap().is_some());
+    write(&stage, ChunkIndex(3), truth[3].2, truth[3].1, "mac-1").unwrap();
+    store.flush().unwrap();
+    let verdicts = stage.walk(digest).unwrap();
+    assert_eq!(verdicts.len(), 1);
+    assert_eq!(verdicts[0].source, source("liar"));
+    assert!(stage.read(digest, ChunkIndex(2)).unwrap().is_none());
+    drop((stage, store));
+
+    let store = open(&home);
+    let stage = store.stage(sample.layout.digest()).unwrap();
+    assert!(!stage.held(digest).contains(ChunkIndex(2)));
+    assert!(stage.held(digest).contains(ChunkIndex(3)));
+    let error = write(&stage, ChunkIndex(2), &lie, false_link, "liar").unwrap_err();
+    assert!(matches!(
+        error,
+        WriteError::Rejected(RejectLinkError::Disproved(_))
+    ));
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+}
+
+#[test]
+fn threads_that_bring_the_same_chunk_store_it_once() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    let new: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut new = 0;
+                    for (digest, bytes) in &sample.contents {
+                        for (chunk, link, bytes) in links(bytes) {
+                            let entered = stage
+                                .write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))
+                                .unwrap();
+                            new += usize::from(entered == Entered::New);
+                            stage.flush().unwrap();
+                        }
+                    }
+                    new
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    });
+    let chunks: usize = sample
+        .contents
+        .values()
+        .map(|bytes| links(bytes).len())
+        .sum();
+    assert_eq!(new, chunks);
+}
+
+#[test]
+fn a_second_agent_is_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let first = open(&home);
+    let error = Store::open(home.path(), options()).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("process {}", std::process::id())) && error.contains(".parbake"),
+        "{error}"
+    );
+    drop(first);
+    open(&home);
+    assert!(matches!(
+        Store::open(&home.path().join("none"), options()),
+        Err(OpenStoreError::NoHome { .. })
+    ));
+}
+
+#[test]
+fn the_floor_holds_on_both_sides() {
+    let volume = |free_bytes| Volume {
+        total_bytes: 1000,
+        free_bytes,
+        floor_bytes: 150,
+    };
+    assert!(has_room(volume(450), 200, 100));
+    assert!(!has_room(volume(449), 200, 100));
+    assert!(!has_room(volume(u64::MAX - 1), u64::MAX - 150, 0));
+
+    fn roomy(_: &Path) -> io::Result<Space> {
+        Ok(Space {
+            total_bytes: 100 << 30,
+            free_bytes: (15 << 30) + (40 << 20),
+        })
+    }
+    let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
+    let with = |floor_percent| Options {
+        floor_percent,
+        space: roomy,
+        ..options()
+    };
+    let store = Store::open(home.path(), with(16)).unwrap();
+    let error = store
+        .begin(&one.layout, &one.manifest, &[TAG.into()])
+        .unwrap_err();
+    assert!(
+        matches!(error, BeginError::NoRoom { floor_bytes, reserved_bytes: 0, .. } if floor_bytes == 16 << 30),
+        "{error}"
+    );
+    assert!(!ours(&home, &one).exists());
+    drop(store);
+    // 40 MiB above the floor take one image of 10 MiB after the other, each counted before it takes a byte.
+    let store = Store::open(home.path(), with(15)).unwrap();
+    let (stage, _) = begin(&store, &one, &[TAG]);
+    let need = stage.outstanding_bytes();
+    assert!(need > one.layout.disk_bytes());
+    let mut begun = 1;
+    let refused = loop {
+        let next = sample(100 + begun);
+        match store.begin(&next.layout, &next.manifest, &[TAG.into()]) {
+            Ok(_) => begun += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(refused, BeginError::NoRoom { reserved_bytes, .. } if reserved_bytes > 0),
+        "{refused}"
+    );
+    assert!((2..5).contains(&begun), "{begun}");
+    store.abandon(*one.layout.digest()).unwrap();
+    assert!(!ours(&home, &one).exists() && stage.is_gone());
+    begin(&store, &two, &[TAG]);
+}
+
+#[test]
+fn references_that_lead_elsewhere_are_refused() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let other = format!("ghcr.io/a@{}", Digest::of(b"other"));
+    for bad in ["ghcr.io/../../etc:x", "image", "/a/b:c", other.as_str()] {
+        let error = store
+            .begin(&sample.layout, &sample.manifest, &[bad.into()])
+            .unwrap_err();
+        assert!(matches!(error, BeginError::Reference(_)), "{error}");
+    }
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    assert!(matches!(
+        install(&stage, &["ghcr.io/..:x"]),
+        Err(InstallError::Reference(_))
+    ));
+}
+
+#[test]
+fn a_layer_that_does_not_decode_is_named() {
+    let good = apple_lz4::encode(&noise(1_500_000, 3));
+    let bomb = apple_lz4::encode(&vec![0; 1_500_001]);
+    let short = apple_lz4::encode(&vec![0; 1_499_999]);
+    let mut corrupt = good;
+    corrupt[3000..3200].fill(0xff);
+    for blob in [
+        bomb,
+        short,
+        corrupt[..1_000_000].to_vec(),
+        b"nonsense".to_vec(),
+    ] {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample_with(1, Some(blob)));
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        fill(&stage, &sample);
+        let error = install(&stage, &[]).unwrap_err();
+        assert!(
+            matches!(error, InstallError::Layer(DecodeLayerError::Bad { .. })),
+            "{error}"
+        );
+        assert!(error.to_string().starts_with("layer 4 (sha256:"), "{error}");
+        assert_eq!(store.presence(), []);
+    }
+}
+
+#[test]
+fn verifying_names_the_first_bad_layer_and_chunk() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let check = || verify(home.path(), TAG, |done, total| assert!(done <= total));
+    assert_eq!(check().unwrap().digest, *sample.layout.digest());
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    let disk = fs::OpenOptions::new()
+        .write(true)
+        .open(directory.join(cache::DISK))
+        .unwrap();
+    let flip = |at: u64| {
+        disk.write_all_at(&[!sample.disk[usize::try_from(at).unwrap()]], at)
+            .unwrap();
+        let error = check().unwrap_err();
+        disk.write_all_at(&sample.disk[usize::try_from(at).unwrap()..][..1], at)
+            .unwrap();
+        error.to_string()
+    };
+    let layers = sample.layout.layers();
+    let text = flip(layers[2].offset + 2 * CHUNK_BYTES + 9);
+    assert!(
+        text.starts_with("layer 3 (") && text.ends_with("from chunk 2 on"),
+        "{text}"
+    );
+    let text = flip(layers[3].offset + 1_300_000);
+    assert!(text.starts_with("layer 4 ("), "{text}");
+    assert!(check().is_ok());
+    fs::write(directory.join(cache::CONFIG), "{}").unwrap();
+    assert!(matches!(check(), Err(VerifyError::File { .. })));
+    assert!(matches!(
+        verify(home.path(), "ghcr.io/org/none:x", |_, _| {}),
+        Err(VerifyError::NotThere { .. })
+    ));
+}
+
+#[test]
+fn leftovers_are_pruned() {
+    let (home, one) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    begin(&store, &one, &[TAG]);
+    drop(store);
+    let root = home.path().join(ROOT);
+    let leftover = root.join("0".repeat(64));
+    fs::create_dir_all(leftover.join("image")).unwrap();
+    fs::write(root.join("note"), "not ours to judge").unwrap();
+    let store = open(&home);
+    assert!(!leftover.exists() && root.join("note").exists());
+    assert_eq!(store.recovered().len(), 1);
+    drop(store);
+    // the disk was replaced behind our back: the journal doesn't speak of it
+    let disk = ours(&home, &one).join("image/disk.img");
+    let copy = fs::read(&disk).unwrap();
+    fs::write(disk.with_file_name("other"), copy).unwrap();
+    fs::rename(disk.with_file_name("other"), &disk).unwrap();
+    let store = open(&home);
+    assert_eq!(store.recovered().len(), 0);
+    assert!(!ours(&home, &one).exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// Whatever of the journal survives: each chunk that is held then has the bytes that its link proves, and the image
+    /// can be completed and installed.
+    #[test]
+    fn any_crash_leaves_only_true_chunks(
+        order in prop::collection::vec((any::<prop::sample::Index>(), 0..10u8), 1..14),
+        cut in any::<prop::sample::Index>(),
+        flip in prop::option::of((any::<prop::sample::Index>(), 1u8..=255)),
+    ) {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        let all: Vec<_> = sample.contents.iter()
+            .flat_map(|(digest, bytes)| links(bytes).into_iter().map(|(chunk, link, bytes)| (*digest, chunk, link, bytes)))
+            .collect();
+        for (at, action) in order {
+            let (digest, chunk, link, bytes) = all[at.index(all.len())];
+            match action {
+                0 => stage.flush().unwrap(),
+                1 => drop(stage.walk(digest).unwrap()),
+                2 => {
+                    let lie = vec![action; bytes.len()];
+                    let link = Link::forge(stage.geometry(digest).unwrap(), chunk, link.before, &lie);
+                    drop(stage.write(digest, chunk, &lie, link, source("liar"), &host("liar")));
+                }
+                _ => drop(stage.write(digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))),
+            }
+        }
+        drop((stage, store));
+        let path = ours(&home, &sample).join(stage::JOURNAL);
+        let mut journal = fs::read(&path).unwrap();
+        journal.truncate(cut.index(journal.len() + 1));
+        if let Some((at, flip)) = flip && !journal.is_empty() {
+            let at = at.index(journal.len());
+            journal[at] ^= flip;
+        }
+        fs::write(&path, &journal).unwrap();
+
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        for (digest, bytes) in &sample.contents {
+            let geometry = Geometry::new(bytes.len() as u64).unwrap();
+            for chunk in stage.held(*digest).iter() {
+                let held = stage.read(*digest, chunk).unwrap().unwrap();
+                prop_assert!(held.link.holds(geometry, chunk, &held.bytes));
+            }
+        }
+        // true chunks until all is closed, whatever lies have to be dropped on the way
+        for (digest, bytes) in &sample.contents {
+            while !stage.is_closed(*digest) {
+                for (chunk, link, bytes) in links(bytes) {
+                    drop(stage.write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1")));
+                }
+                stage.walk(*digest).unwrap();
+            }
+        }
+        install(&stage, &[]).unwrap();
+        assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+    }
+}
