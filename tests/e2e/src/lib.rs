@@ -1,1 +1,7 @@
-//! stub
+//! What tests and the demo run the real programs against: a registry that counts bytes and misbehaves on demand, and
+//! images that look like tart's.
+//!
+//! Everything here is on loopback, and gone when its handle is dropped.
+
+pub mod image;
+pub mod registry;

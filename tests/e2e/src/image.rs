@@ -1,0 +1,566 @@
+//! Images that look like tart's, made from a seed: the disk is a function of the seed, so that any byte of any copy can
+//! be checked without keeping the original.
+//!
+//! A disk is cut into groups of 2 MiB, each zero, compressible or incompressible. Group borders lie 320 KiB off the
+//! multiples of 2 MiB, as nothing in a real disk falls on the borders of chunks. Generation streams: memory use doesn't
+//! depend on the disk's size.
+//!
+//! ```
+//! use e2e::image::ImageSpec;
+//!
+//! let directory = tempfile::tempdir()?;
+//! let spec = ImageSpec { disk_bytes: 8 << 20, layer_bytes: 2 << 20, ..ImageSpec::default() };
+//! let image = spec.generate(directory.path())?;
+//! assert_eq!(image.layout()?.disk_bytes(), 8 << 20);
+//! let next = spec.changed(25).generate(directory.path())?;
+//! assert_ne!(next.digest, image.digest);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod disk;
+mod encode;
+mod push;
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use bytes::Bytes;
+use proto::{
+    Digest, Layout,
+    image::{
+        CONFIG_TYPE, DISK_SIZE_ANNOTATION, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, ParseImageError,
+        RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION,
+    },
+};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub use self::disk::Disk;
+use self::{disk::Change, encode::Encoder};
+
+/// Threads that encode layers.
+const THREADS: usize = 2;
+/// Bytes of a disk that are compared at a time.
+const COMPARE_BYTES: usize = 1 << 20;
+
+/// What an image is made of. The same spec always makes the same image, to the byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Bytes of the disk, from 1.
+    pub disk_bytes: u64,
+    /// Bytes of each disk layer but the last; a multiple of 64 KiB. tart uses 512 MiB.
+    pub layer_bytes: u64,
+    /// Bytes of nvram, from 1. A macOS nvram has 33 MB.
+    pub nvram_bytes: u64,
+    /// Makes disks differ.
+    pub seed: u64,
+    /// What the disk holds.
+    pub mix: Mix,
+    /// How many of the last whole layers are copies of the first ones.
+    pub repeated_layers: usize,
+    /// How many of the layers, from the second on, don't have the digest of their raw bytes in the manifest.
+    pub layers_without_digest: usize,
+    /// What is wrong with it.
+    pub flaws: Vec<Flaw>,
+    /// The releases that led here from the first one.
+    changes: Vec<Change>,
+}
+
+/// Parts of a disk by kind, in percent; what is missing from 100 is incompressible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mix {
+    /// Zeros.
+    pub zero_percent: u8,
+    /// Text-like bytes that LZ4 makes about half of.
+    pub compressible_percent: u8,
+}
+
+/// What is wrong with an image. Layers are counted from 0 among the disk layers; digests of blobs are always right, so
+/// that the flaw shows only where it has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// The layer's compressed stream ends in the middle.
+    Truncated(usize),
+    /// A byte in the middle of the layer's compressed stream is another.
+    Corrupt(usize),
+    /// The layer decodes well, but the manifest gives another digest for its raw bytes.
+    Mislabelled(usize),
+    /// The manifest gives the layer one byte more than it decodes to.
+    TooShort(usize),
+    /// The layer decodes to this many times what the manifest says: an LZ4 bomb.
+    Bomb(usize, u32),
+    /// The layer is of a type that newer versions of tart write.
+    UnknownType(usize),
+    /// The manifest gives the disk one byte more than its layers have.
+    DiskSize,
+    /// There is no nvram.
+    NoNvram,
+}
+
+/// Why an image can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The spec contradicts itself.
+    #[error("an image can't be made like this: {0}")]
+    Spec(&'static str),
+    /// The directory can't be written.
+    #[error("blob in {} can't be written: {cause}", path.display())]
+    Write {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        cause: io::Error,
+    },
+}
+
+/// An image whose blobs lie in a directory.
+#[derive(Clone, Debug)]
+pub struct GeneratedImage {
+    /// Where the blobs are, each under the hex digits of its digest.
+    pub directory: PathBuf,
+    /// The manifest's bytes.
+    pub manifest: Bytes,
+    /// The manifest's digest: the image's name.
+    pub digest: Digest,
+    /// The bytes of the disk.
+    pub disk: Disk,
+    /// What becomes `config.json`.
+    pub config: Bytes,
+    /// What becomes `nvram.bin`.
+    pub nvram: Bytes,
+    /// All blobs that the manifest names, and their sizes.
+    pub blobs: BTreeMap<Digest, u64>,
+}
+
+impl Default for Mix {
+    /// About what a macOS disk with Xcode has: 57.9 GB of 140 GB are left after compression.
+    fn default() -> Self {
+        Self {
+            zero_percent: 35,
+            compressible_percent: 45,
+        }
+    }
+}
+
+impl Default for ImageSpec {
+    /// A small image with everything that occurs in real ones.
+    fn default() -> Self {
+        Self {
+            disk_bytes: 64 << 20,
+            layer_bytes: 8 << 20,
+            nvram_bytes: 256 << 10,
+            seed: 1,
+            mix: Mix::default(),
+            repeated_layers: 1,
+            layers_without_digest: 1,
+            flaws: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
+}
+
+impl ImageSpec {
+    /// A disk that nothing makes smaller, without repetition: its blobs have as many bytes as its disk, and a little.
+    #[must_use]
+    pub fn incompressible(disk_bytes: u64, layer_bytes: u64, seed: u64) -> Self {
+        Self {
+            disk_bytes,
+            layer_bytes,
+            seed,
+            mix: Mix {
+                zero_percent: 0,
+                compressible_percent: 0,
+            },
+            repeated_layers: 0,
+            layers_without_digest: 0,
+            ..Self::default()
+        }
+    }
+
+    /// The next release: `percent` of the layers, at least one, have half of their groups changed; the others are shared.
+    #[must_use]
+    pub fn changed(&self, percent: u8) -> Self {
+        self.changed_within(percent, 50)
+    }
+
+    /// The next release, with `within_percent` of the changed layers' groups changed, at least one group of each.
+    #[must_use]
+    pub fn changed_within(&self, layers_percent: u8, within_percent: u8) -> Self {
+        let mut next = self.clone();
+        next.changes.push(Change {
+            layers_percent,
+            within_percent,
+        });
+        next
+    }
+
+    /// The same image with something wrong.
+    #[must_use]
+    pub fn flawed(&self, flaw: Flaw) -> Self {
+        let mut flawed = self.clone();
+        flawed.flaws.push(flaw);
+        flawed
+    }
+
+    /// The disk's bytes, without an image round them.
+    ///
+    /// # Errors
+    /// When the spec contradicts itself.
+    pub fn disk(&self) -> Result<Disk, GenerateError> {
+        Disk::new(self, &self.changes)
+    }
+
+    /// Makes the image's blobs in a directory; those that are there already stay. Blocking: seconds per GiB.
+    ///
+    /// # Errors
+    /// When the spec contradicts itself, or the directory can't be written.
+    pub fn generate(&self, directory: &Path) -> Result<GeneratedImage, GenerateError> {
+        let write = |cause| GenerateError::Write {
+            path: directory.to_owned(),
+            cause,
+        };
+        if self.nvram_bytes == 0 {
+            return Err(GenerateError::Spec("an nvram has a byte at least"));
+        }
+        let disk = self.disk()?;
+        let layers = self.encode(&disk, directory).map_err(write)?;
+        let mut blobs = BTreeMap::new();
+        let mut small = |bytes: &[u8]| -> Result<(Digest, u64), GenerateError> {
+            let digest = Digest::of(bytes);
+            let mut file = tempfile::NamedTempFile::new_in(directory).map_err(write)?;
+            file.write_all(bytes).map_err(write)?;
+            keep(file, directory, &digest).map_err(write)?;
+            let size = bytes.len() as u64;
+            blobs.insert(digest, size);
+            Ok((digest, size))
+        };
+        let config = tart_config(self.seed);
+        let nvram = disk.nvram(self.nvram_bytes);
+        let oci = json!({"architecture": "arm64", "os": "darwin"}).to_string();
+        let (oci_digest, oci_size) = small(oci.as_bytes())?;
+        let mut all = Vec::new();
+        let (digest, size) = small(&config)?;
+        all.push(descriptor(CONFIG_TYPE, &digest, size));
+        let (nvram_digest, nvram_size) = small(&nvram)?;
+        for (at, layer) in layers.iter().enumerate() {
+            blobs.insert(layer.digest, layer.size);
+            all.push(self.disk_descriptor(at, layer));
+        }
+        if !self.flaws.contains(&Flaw::NoNvram) {
+            all.push(descriptor(NVRAM_TYPE, &nvram_digest, nvram_size));
+        }
+        let extra = u64::from(self.flaws.contains(&Flaw::DiskSize));
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &oci_digest, oci_size),
+            "layers": all,
+            "annotations": {
+                DISK_SIZE_ANNOTATION: (self.disk_bytes + extra).to_string(),
+                "org.cirruslabs.tart.upload-time": "2026-11-01T00:00:00Z",
+            },
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        Ok(GeneratedImage {
+            directory: directory.to_owned(),
+            digest: Digest::of(&manifest),
+            manifest,
+            disk,
+            config: config.into(),
+            nvram: nvram.into(),
+            blobs,
+        })
+    }
+
+    fn disk_descriptor(&self, at: usize, layer: &Encoded) -> Value {
+        let has = |flaw| self.flaws.contains(&flaw);
+        let media_type = if has(Flaw::UnknownType(at)) {
+            "application/vnd.cirruslabs.tart.disk.asif.overlay.v1"
+        } else {
+            DISK_TYPE
+        };
+        let mut value = descriptor(media_type, &layer.digest, layer.size);
+        let raw_bytes = layer.raw_bytes + u64::from(has(Flaw::TooShort(at)));
+        let mut annotations = json!({ RAW_SIZE_ANNOTATION: raw_bytes.to_string() });
+        let raw = if has(Flaw::Mislabelled(at)) {
+            Digest::of(layer.raw.as_bytes())
+        } else {
+            layer.raw
+        };
+        // Not the first one, so that the mirror of a repetition keeps its digest in small images.
+        if !(1..=self.layers_without_digest).contains(&at) {
+            annotations[RAW_DIGEST_ANNOTATION] = raw.to_string().into();
+        }
+        value["annotations"] = annotations;
+        value
+    }
+
+    /// Encodes each distinct layer once, on a few threads.
+    fn encode(&self, disk: &Disk, directory: &Path) -> io::Result<Vec<Encoded>> {
+        let count = disk.layers();
+        let next = AtomicUsize::new(0);
+        let done: Mutex<BTreeMap<usize, Encoded>> = Mutex::default();
+        let work = || -> io::Result<()> {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                if at >= count {
+                    return Ok(());
+                }
+                if disk.source(at) != at && !self.is_flawed(at) {
+                    continue;
+                }
+                let encoded = self.encode_layer(disk, at, directory)?;
+                done.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(at, encoded);
+            }
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("an encoder panicked")))
+            })
+        })?;
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // The source of a repetition may be flawed; then the repetition is, too.
+        (0..count)
+            .map(|at| {
+                done.get(&at)
+                    .or_else(|| done.get(&disk.source(at)))
+                    .cloned()
+                    .ok_or_else(|| io::Error::other("a layer wasn't encoded"))
+            })
+            .collect()
+    }
+
+    fn is_flawed(&self, at: usize) -> bool {
+        self.flaws.iter().any(|flaw| match flaw {
+            Flaw::Truncated(of) | Flaw::Corrupt(of) | Flaw::Bomb(of, _) => *of == at,
+            _ => false,
+        })
+    }
+
+    fn encode_layer(&self, disk: &Disk, at: usize, directory: &Path) -> io::Result<Encoded> {
+        let range = disk.layer(at);
+        let raw_bytes = range.end - range.start;
+        let has = |flaw| self.flaws.contains(&flaw);
+        let bomb = self.flaws.iter().find_map(|flaw| match flaw {
+            Flaw::Bomb(of, times) if *of == at => Some(u64::from(*times)),
+            _ => None,
+        });
+        let mut out = Output::new(directory)?;
+        let mut raw_hash = Sha256::new();
+        let mut encoder = Encoder::new();
+        let mut buffer = vec![0; encode::BLOCK_BYTES];
+        let mut offset = range.start;
+        while offset < range.end {
+            let length = (range.end - offset).min(encode::BLOCK_BYTES as u64);
+            // At most BLOCK_BYTES.
+            let piece = &mut buffer[..usize::try_from(length).map_err(io::Error::other)?];
+            disk.read(offset, piece);
+            raw_hash.update(&*piece);
+            out.write(encoder.block(piece))?;
+            offset += length;
+        }
+        for _ in 0..bomb.map_or(0, |times| {
+            raw_bytes.saturating_mul(times) / encode::BLOCK_BYTES as u64
+        }) {
+            buffer.fill(0);
+            out.write(encoder.block(&buffer))?;
+        }
+        out.write(encode::END)?;
+        let raw: [u8; 32] = raw_hash.finalize().into();
+        let mut encoded = out.finish(directory, |size| {
+            if has(Flaw::Truncated(at)) {
+                Spoil::Cut(size / 2)
+            } else if has(Flaw::Corrupt(at)) {
+                Spoil::Flip(size / 2)
+            } else {
+                Spoil::Nothing
+            }
+        })?;
+        encoded.raw = Digest::from_bytes(raw);
+        encoded.raw_bytes = raw_bytes;
+        Ok(encoded)
+    }
+}
+
+impl GeneratedImage {
+    /// The image as its manifest lays it out.
+    ///
+    /// # Errors
+    /// When a flaw makes that impossible.
+    pub fn layout(&self) -> Result<Layout, ParseImageError> {
+        Layout::parse(&self.manifest, &self.digest)
+    }
+
+    /// Bytes that leave a registry when each blob that a host needs is fetched once: what tart's manifest also names
+    /// without needing it, the OCI config, isn't counted.
+    ///
+    /// # Panics
+    /// When a flaw makes a layout impossible.
+    #[must_use]
+    pub fn blob_bytes(&self) -> u64 {
+        self.layout()
+            .expect("only images without such flaws are measured")
+            .blob_bytes()
+    }
+
+    /// Compares a file with the disk, byte for byte. `None` is equal; otherwise the offset of the first difference, or
+    /// of the shorter one's end.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn compare(&self, path: &Path) -> io::Result<Option<u64>> {
+        let mut file = File::open(path)?;
+        let found = file.metadata()?.len();
+        let (mut ours, mut theirs) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
+        let common = found.min(self.disk.size());
+        let mut offset = 0;
+        while offset < common {
+            let length = usize::try_from((common - offset).min(COMPARE_BYTES as u64))
+                .map_err(io::Error::other)?;
+            file.read_exact(&mut theirs[..length])?;
+            self.disk.read(offset, &mut ours[..length]);
+            if ours[..length] != theirs[..length] {
+                let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+                return Ok(Some(offset + same as u64));
+            }
+            offset += length as u64;
+        }
+        Ok((found != self.disk.size()).then_some(common))
+    }
+}
+
+/// A layer's blob, and what it decodes to.
+#[derive(Clone, Debug)]
+struct Encoded {
+    digest: Digest,
+    size: u64,
+    raw: Digest,
+    raw_bytes: u64,
+}
+
+enum Spoil {
+    Nothing,
+    Cut(u64),
+    Flip(u64),
+}
+
+/// A blob on its way to the directory.
+struct Output {
+    file: BufWriter<tempfile::NamedTempFile>,
+    hash: Sha256,
+    size: u64,
+}
+
+impl Output {
+    fn new(directory: &Path) -> io::Result<Self> {
+        let file = tempfile::NamedTempFile::new_in(directory)?;
+        Ok(Self {
+            file: BufWriter::with_capacity(1 << 20, file),
+            hash: Sha256::new(),
+            size: 0,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+
+    fn finish(self, directory: &Path, spoil: impl FnOnce(u64) -> Spoil) -> io::Result<Encoded> {
+        use std::os::unix::fs::FileExt as _;
+
+        let file = self
+            .file
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        let mut size = self.size;
+        let mut hash = self.hash;
+        let spoilt = match spoil(size) {
+            Spoil::Nothing => false,
+            Spoil::Cut(at) => {
+                file.as_file().set_len(at)?;
+                size = at;
+                true
+            }
+            Spoil::Flip(at) => {
+                let mut byte = [0];
+                file.as_file().read_exact_at(&mut byte, at)?;
+                byte[0] ^= 0x55;
+                file.as_file().write_all_at(&byte, at)?;
+                true
+            }
+        };
+        if spoilt {
+            hash = Sha256::new();
+            let mut whole = File::open(file.path())?;
+            io::copy(&mut whole, &mut HashWriter(&mut hash))?;
+        }
+        let digest = Digest::from_bytes(hash.finalize().into());
+        keep(file, directory, &digest)?;
+        Ok(Encoded {
+            digest,
+            size,
+            raw: digest,
+            raw_bytes: 0,
+        })
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn keep(file: tempfile::NamedTempFile, directory: &Path, digest: &Digest) -> io::Result<()> {
+    file.persist(directory.join(digest.hex().to_string()))?;
+    Ok(())
+}
+
+fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
+    json!({"mediaType": media_type, "digest": digest.to_string(), "size": size})
+}
+
+/// A configuration as tart writes it for a macOS VM.
+fn tart_config(seed: u64) -> Vec<u8> {
+    json!({
+        "version": 1,
+        "os": "darwin",
+        "arch": "arm64",
+        "cpuCount": 4,
+        "cpuCountMin": 4,
+        "memorySize": 8_589_934_592_u64,
+        "memorySizeMin": 4_294_967_296_u64,
+        "display": {"width": 1920, "height": 1200},
+        "macAddress": format!("7e:{:02x}:00:00:00:01", seed & 0xff),
+        "ecid": format!("{seed:016x}"),
+        "hardwareModel": "YnBsaXN0MDDTAQIDBAUGXxAZRGF0YVJlcHJlc2VudGF0aW9uVmVyc2lvbg==",
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+//! The bytes of a generated disk, as a function of its seed.
+
+use std::ops::Range;
+
+use super::{GenerateError, ImageSpec, Mix};
+
+/// What is made at a time, and the unit of everything below.
+const CELL_BYTES: u64 = 64 << 10;
+/// Cells of one kind that lie together: 2 MiB, so that whole chunks of 1 MiB are zero.
+const GROUP_CELLS: u64 = 32;
+/// How far groups begin before a multiple of their size.
+const GROUP_SHIFT: u64 = 5;
+/// Different words in the compressible parts.
+const WORDS: usize = 1024;
+/// Bytes of a word.
+const WORD_BYTES: usize = 24;
+/// 2⁶⁴ divided by the golden ratio: its multiples spread evenly (Knuth, multiplicative hashing).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What a release changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) layers_percent: u8,
+    pub(super) within_percent: u8,
+}
+
+/// A disk whose every byte can be made at any time.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    size: u64,
+    layer_bytes: u64,
+    seed: u64,
+    mix: Mix,
+    repeated: usize,
+    /// By layer: the releases that changed it, with the percentage of its groups.
+    changed: Vec<Vec<(u64, u8)>>,
+    words: Box<[[u8; WORD_BYTES]]>,
+}
+
+enum Kind {
+    Zero,
+    Compressible,
+    Incompressible,
+}
+
+impl Disk {
+    pub(super) fn new(spec: &ImageSpec, changes: &[Change]) -> Result<Self, GenerateError> {
+        let refuse = |cause| Err(GenerateError::Spec(cause));
+        if spec.disk_bytes == 0 {
+            return refuse("a disk has a byte at least");
+        }
+        if spec.layer_bytes == 0 || !spec.layer_bytes.is_multiple_of(CELL_BYTES) {
+            return refuse("a layer has a multiple of 64 KiB");
+        }
+        if spec
+            .mix
+            .zero_percent
+            .saturating_add(spec.mix.compressible_percent)
+            > 100
+        {
+            return refuse("more than 100 % of the disk are given away");
+        }
+        let layers = spec.disk_bytes.div_ceil(spec.layer_bytes);
+        let Ok(layers) = usize::try_from(layers) else {
+            return refuse("too many layers");
+        };
+        let whole = if spec.disk_bytes.is_multiple_of(spec.layer_bytes) {
+            layers
+        } else {
+            layers - 1
+        };
+        // Small disks get as many repetitions as they have room for.
+        let repeated = spec.repeated_layers.min(whole / 2);
+        let mut words = vec![[0; WORD_BYTES]; WORDS].into_boxed_slice();
+        let mut random = Random::new(&[spec.seed, 0x776f_7264]);
+        for word in &mut words {
+            random.fill(word);
+            // Text-like: a few bits of each byte carry something.
+            word.iter_mut()
+                .for_each(|byte| *byte = b'a' + (*byte & 0x0f));
+        }
+        let mut disk = Self {
+            size: spec.disk_bytes,
+            layer_bytes: spec.layer_bytes,
+            seed: spec.seed,
+            mix: spec.mix,
+            repeated,
+            changed: vec![Vec::new(); layers],
+            words,
+        };
+        disk.apply(changes);
+        Ok(disk)
+    }
+
+    fn apply(&mut self, changes: &[Change]) {
+        let own: Vec<usize> = (0..self.layers())
+            .filter(|at| self.source(*at) == *at)
+            .collect();
+        for (change, release) in changes.iter().zip(1..) {
+            let percent = usize::from(change.layers_percent.min(100));
+            let many = (own.len() * percent).div_ceil(100).max(1);
+            // The many whose hash is smallest.
+            let mut order = own.clone();
+            order.sort_by_key(|at| Random::new(&[self.seed, release, *at as u64]).next());
+            for at in order.into_iter().take(many) {
+                self.changed[at].push((release, change.within_percent.min(100)));
+            }
+        }
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many layers it is cut into.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Where a layer lies on the disk.
+    #[must_use]
+    pub fn layer(&self, at: usize) -> Range<u64> {
+        let start = at as u64 * self.layer_bytes;
+        start..(start + self.layer_bytes).min(self.size)
+    }
+
+    /// The layer that this one is a copy of: itself, mostly.
+    #[must_use]
+    pub fn source(&self, at: usize) -> usize {
+        let whole = in_memory(self.size / self.layer_bytes);
+        let first = whole.saturating_sub(self.repeated);
+        if (first..whole).contains(&at) {
+            at - first
+        } else {
+            at
+        }
+    }
+
+    /// Makes the bytes from `offset` on; zeros behind the disk's end.
+    pub fn read(&self, offset: u64, mut bytes: &mut [u8]) {
+        let mut offset = offset;
+        let mut cell = None;
+        while !bytes.is_empty() {
+            let inside = offset % CELL_BYTES;
+            let length = (CELL_BYTES - inside).min(bytes.len() as u64);
+            let (now, later) = bytes.split_at_mut(in_memory(length));
+            if now.len() as u64 == CELL_BYTES {
+                self.cell(offset / CELL_BYTES, now);
+            } else {
+                let cell = cell.get_or_insert_with(|| vec![0; in_memory(CELL_BYTES)]);
+                self.cell(offset / CELL_BYTES, cell);
+                let from = in_memory(inside);
+                now.copy_from_slice(&cell[from..from + now.len()]);
+            }
+            if offset + length > self.size {
+                let good = in_memory(self.size.saturating_sub(offset));
+                now[good..].fill(0);
+            }
+            bytes = later;
+            offset += length;
+        }
+    }
+
+    /// Bytes for an nvram: mostly empty, as real ones are.
+    pub(super) fn nvram(&self, size: u64) -> Vec<u8> {
+        let mut bytes = vec![0; in_memory(size)];
+        let filled = bytes.len().div_ceil(8);
+        Random::new(&[self.seed, 0x006e_7672_616d]).fill(&mut bytes[..filled]);
+        bytes
+    }
+
+    /// Makes a whole cell.
+    fn cell(&self, cell: u64, bytes: &mut [u8]) {
+        let cells = self.layer_bytes / CELL_BYTES;
+        let layer = in_memory(cell / cells);
+        if layer >= self.layers() {
+            bytes.fill(0);
+            return;
+        }
+        let source = self.source(layer);
+        let cell = source as u64 * cells + cell % cells;
+        let group = (cell + GROUP_SHIFT) / GROUP_CELLS;
+        let release = self.release(source, group);
+        let mut random = Random::new(&[self.seed, release, cell]);
+        match self.kind(group, release) {
+            Kind::Zero => bytes.fill(0),
+            Kind::Incompressible => random.fill(bytes),
+            Kind::Compressible => self.write_text(&mut random, bytes),
+        }
+    }
+
+    /// The last release that changed this group of a layer; 0 is the first one.
+    fn release(&self, layer: usize, group: u64) -> u64 {
+        let changes = &self.changed[layer];
+        let cells = self.layer_bytes / CELL_BYTES;
+        // The first group that begins inside the layer always changes, so that a changed layer differs.
+        let first = (layer as u64 * cells + GROUP_SHIFT).div_ceil(GROUP_CELLS);
+        let certain = group == first || cells < GROUP_CELLS;
+        changes
+            .iter()
+            .rev()
+            .find(|(release, percent)| {
+                let draw = Random::new(&[self.seed, *release, group, 2]).next() % 100;
+                certain || draw < u64::from(*percent)
+            })
+            .map_or(0, |(release, _)| *release)
+    }
+
+    fn kind(&self, group: u64, release: u64) -> Kind {
+        // Multiples of the golden ratio: any run of groups has the shares that the whole disk has.
+        let draw = (u128::from(self.seed.wrapping_add(group).wrapping_mul(GOLDEN)) * 100) >> 64;
+        let zero = u128::from(self.mix.zero_percent);
+        let compressible = zero + u128::from(self.mix.compressible_percent);
+        if draw < zero {
+            // What was free before a change is filled by it.
+            if release == 0 {
+                Kind::Zero
+            } else {
+                Kind::Compressible
+            }
+        } else if draw < compressible {
+            Kind::Compressible
+        } else {
+            Kind::Incompressible
+        }
+    }
+
+    /// Words of the disk's vocabulary, with some noise between them: LZ4 leaves about half of it, and finds words in the
+    /// blocks before.
+    fn write_text(&self, random: &mut Random, bytes: &mut [u8]) {
+        for piece in bytes.chunks_mut(WORD_BYTES + 8) {
+            let draw = random.next();
+            // The low bits choose the word, the others are noise.
+            let word = &self.words[in_memory(draw % WORDS as u64)];
+            let text = piece.len().min(WORD_BYTES);
+            piece[..text].copy_from_slice(&word[..text]);
+            let noise = random.next().to_le_bytes();
+            let rest = piece.len() - text;
+            piece[text..].copy_from_slice(&noise[..rest]);
+        }
+    }
+}
+
+/// A number of things in memory, as an index.
+fn in_memory(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// SplitMix64 (Steele et al., 2014) in counter mode: fast, and nobody attacks it.
+struct Random(u64);
+
+impl Random {
+    fn new(key: &[u64]) -> Self {
+        let mut random = Self(0);
+        for part in key {
+            random.0 ^= part.wrapping_mul(GOLDEN);
+            random.0 = random.next();
+        }
+        random
+    }
+
+    const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(GOLDEN);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        let mut words = bytes.chunks_exact_mut(8);
+        for word in &mut words {
+            word.copy_from_slice(&self.next().to_le_bytes());
+        }
+        let rest = words.into_remainder();
+        let last = self.next().to_le_bytes();
+        let length = rest.len();
+        rest.copy_from_slice(&last[..length]);
+    }
+}

@@ -1,0 +1,416 @@
+//! An OCI registry inside the test: it serves, takes pushes, counts what it sends, and misbehaves by script.
+//!
+//! ```
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use e2e::registry::{Fault, Misbehaviour, Options, Registry, Target};
+//!
+//! let registry = Registry::start(Options::default()).await?;
+//! let digest = registry.put_blob("some bytes".into())?;
+//! registry.script(Fault::once(Target::Blob(digest), Misbehaviour::CloseAfter(4)));
+//! // … fetch it from registry.reference("org/image", "latest") …
+//! assert_eq!(registry.counters().bytes, 0);
+//! registry.stop().await;
+//! # Ok(()) }
+//! ```
+
+mod api;
+mod body;
+mod listener;
+mod script;
+mod store;
+mod tokens;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use origin::{Client, Config, Credentials, PlainHttp, Reference};
+use proto::{Digest, image::MANIFEST_TYPE};
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::image::GeneratedImage;
+
+pub use self::script::{Fault, FaultId, Misbehaviour, Target};
+use self::{body::Pace, listener::Identity, script::Script, store::Store, tokens::Tokens};
+
+/// How a registry is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it listens; port 0 is any free one. Loopback by default.
+    pub listen: SocketAddr,
+    /// What it asks of clients.
+    pub auth: Auth,
+    /// Where it keeps blobs: this directory, or memory.
+    pub directory: Option<PathBuf>,
+    /// The most body bytes per second that leave it, over all connections.
+    pub rate_bytes_per_s: Option<u64>,
+    /// Whether it speaks TLS, with the certificate of [`Registry::certificate_pem`].
+    pub tls: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            auth: Auth::Open,
+            directory: None,
+            rate_bytes_per_s: None,
+            tls: false,
+        }
+    }
+}
+
+/// What a registry asks of clients.
+#[derive(Clone, Debug, Default)]
+pub enum Auth {
+    /// Nothing.
+    #[default]
+    Open,
+    /// User and password with each request.
+    Basic {
+        /// The user.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// A token of its own endpoint.
+    Bearer {
+        /// User and password that the endpoint asks for; `None` gives tokens to anybody.
+        account: Option<(String, String)>,
+        /// How long tokens are good for.
+        life: Duration,
+        /// How long it *says* that they are, in whole seconds; `None` says nothing.
+        announced: Option<Duration>,
+    },
+}
+
+/// What a registry has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections accepted, on both listeners.
+    pub connections: u64,
+    /// Requests, of all kinds.
+    pub requests: u64,
+    /// GETs and HEADs of manifests.
+    pub manifest_requests: u64,
+    /// GETs of blobs.
+    pub blob_requests: u64,
+    /// Body bytes of blobs that were sent.
+    pub bytes: u64,
+    /// The most blobs that were being sent at a time.
+    pub most_at_once: u64,
+    /// Requests to the token endpoint.
+    pub token_requests: u64,
+    /// Requests answered with 401.
+    pub refusals: u64,
+    /// Requests with an `Authorization` that reached the host which redirects lead to: each is a leak.
+    pub leaks: u64,
+    /// The same by blob.
+    pub blobs: BTreeMap<Digest, BlobCounters>,
+}
+
+/// What was sent of a blob.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlobCounters {
+    /// GETs.
+    pub requests: u64,
+    /// Body bytes.
+    pub bytes: u64,
+}
+
+/// A running registry. Dropping it ends it.
+#[derive(Debug)]
+pub struct Registry {
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+    power: watch::Sender<bool>,
+    listening: watch::Receiver<bool>,
+    certificate: Option<Identity>,
+}
+
+/// What all connections share. The locks are held for moments and never across a wait.
+#[derive(Debug)]
+struct Shared {
+    auth: Auth,
+    /// Where it listens, and where redirects lead.
+    addr: SocketAddr,
+    elsewhere: SocketAddr,
+    tls: bool,
+    store: Store,
+    tokens: Mutex<Tokens>,
+    script: Mutex<Script>,
+    counters: Mutex<Counters>,
+    sending: AtomicU64,
+    pace: Pace,
+    /// Body bytes per second of one answer; 0 is no limit.
+    answer_rate: AtomicU64,
+}
+
+/// Waits for nobody: a panic while a lock was held has failed the test already.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    /// Starts a registry.
+    ///
+    /// # Errors
+    /// When no port or no directory is to be had.
+    pub async fn start(options: Options) -> io::Result<Self> {
+        let identity = options.tls.then(Identity::generate).transpose()?;
+        let front = listener::Door::open(options.listen)?;
+        let back = listener::Door::open((options.listen.ip(), 0).into())?;
+        let shared = Arc::new(Shared {
+            auth: options.auth,
+            addr: front.addr(),
+            elsewhere: back.addr(),
+            tls: options.tls,
+            store: Store::new(options.directory)?,
+            tokens: Mutex::default(),
+            script: Mutex::default(),
+            counters: Mutex::default(),
+            sending: AtomicU64::new(0),
+            pace: Pace::new(options.rate_bytes_per_s.unwrap_or(0)),
+            answer_rate: AtomicU64::new(0),
+        });
+        let (power, powered) = watch::channel(true);
+        let (report, mut listening) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let acceptor = identity.as_ref().map(Identity::acceptor).transpose()?;
+        tasks.spawn(front.run(
+            Arc::clone(&shared),
+            api::Role::Registry,
+            acceptor.clone(),
+            powered.clone(),
+            report,
+        ));
+        let (unwatched, _) = watch::channel(false);
+        tasks.spawn(back.run(
+            Arc::clone(&shared),
+            api::Role::Elsewhere,
+            acceptor,
+            powered,
+            unwatched,
+        ));
+        // Fails only when the listener's task has ended, which the first request then shows.
+        let _listening = listening.wait_for(|up| *up).await.is_ok();
+        Ok(Self {
+            shared,
+            tasks,
+            power,
+            listening,
+            certificate: identity,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.shared.addr
+    }
+
+    /// The reference of an image here.
+    ///
+    /// # Panics
+    /// When `name` or `tag` isn't one.
+    #[must_use]
+    pub fn reference(&self, name: &str, tag: &str) -> Reference {
+        // Certificates are for the name rather than for the address.
+        let host = if self.shared.tls {
+            format!("localhost:{}", self.addr().port())
+        } else {
+            self.addr().to_string()
+        };
+        format!("{host}/{name}:{tag}")
+            .parse()
+            .expect("the caller gives a valid name and tag")
+    }
+
+    /// A client that can reach this registry.
+    ///
+    /// # Panics
+    /// When the TLS stack refuses its own defaults.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let config = Config {
+            plain_http: PlainHttp::Everywhere,
+            extra_roots: self.certificate.iter().map(Identity::certificate).collect(),
+            ..Config::default()
+        };
+        Client::new(config).expect("a generated certificate is valid")
+    }
+
+    /// The credentials that it asks for.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        match &self.shared.auth {
+            Auth::Open | Auth::Bearer { account: None, .. } => Credentials::Anonymous,
+            Auth::Basic { user, password }
+            | Auth::Bearer {
+                account: Some((user, password)),
+                ..
+            } => Credentials::Basic {
+                user: user.clone(),
+                password: password.as_str().into(),
+            },
+        }
+    }
+
+    /// The certificate to trust, where it speaks TLS.
+    #[must_use]
+    pub fn certificate_pem(&self) -> Option<&str> {
+        self.certificate.as_ref().map(Identity::pem)
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        lock(&self.shared.counters).clone()
+    }
+
+    /// Counts from zero again.
+    pub fn reset_counters(&self) {
+        *lock(&self.shared.counters) = Counters::default();
+    }
+
+    /// Misbehaves from now on, until the fault is used up or cleared. Pushes aren't affected.
+    pub fn script(&self, fault: Fault) -> FaultId {
+        lock(&self.shared.script).add(fault)
+    }
+
+    /// Ends a fault; says how often it struck.
+    pub fn clear(&self, fault: FaultId) -> u64 {
+        lock(&self.shared.script).clear(fault)
+    }
+
+    /// Behaves from now on.
+    pub fn clear_all(&self) {
+        lock(&self.shared.script).clear_all();
+    }
+
+    /// Limits the body bytes per second over all connections from now on.
+    pub fn limit(&self, bytes_per_s: Option<u64>) {
+        self.shared.pace.set(bytes_per_s.unwrap_or(0));
+    }
+
+    /// Limits the body bytes per second of each answer that begins from now on.
+    pub fn limit_each(&self, bytes_per_s: Option<u64>) {
+        self.shared
+            .answer_rate
+            .store(bytes_per_s.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Forgets all tokens: those that are out are refused from now on.
+    pub fn revoke_tokens(&self) {
+        lock(&self.shared.tokens).revoke_all();
+    }
+
+    /// Refuses connections from now on, and breaks those that are open. The port stays reserved.
+    pub async fn go_down(&mut self) {
+        self.switch(false).await;
+    }
+
+    /// Takes connections again, on the same port.
+    pub async fn come_back(&mut self) {
+        self.switch(true).await;
+    }
+
+    async fn switch(&mut self, up: bool) {
+        self.power.send_replace(up);
+        // An error means that the listener's task has ended: the registry is down for good.
+        let _switched = self
+            .listening
+            .wait_for(|listening| *listening == up)
+            .await
+            .is_ok();
+    }
+
+    /// Stores a blob without a push.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn put_blob(&self, bytes: Bytes) -> io::Result<Digest> {
+        let digest = Digest::of(&bytes);
+        self.put_blob_as(digest, bytes)?;
+        Ok(digest)
+    }
+
+    /// Stores bytes under a digest that they needn't have.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn put_blob_as(&self, digest: Digest, bytes: Bytes) -> io::Result<()> {
+        self.shared.store.put_blob(digest, bytes)
+    }
+
+    /// Stores bytes as a manifest of an image, under its digest and a tag, without a push or a check.
+    pub fn put_manifest(&self, name: &str, tag: &str, media_type: &str, bytes: Bytes) -> Digest {
+        let digest = Digest::of(&bytes);
+        for version in [tag.to_owned(), digest.to_string()] {
+            self.put_manifest_as(name, &version, media_type, bytes.clone());
+        }
+        digest
+    }
+
+    /// Stores bytes as the manifest with this tag or digest, which they needn't have.
+    pub fn put_manifest_as(&self, name: &str, version: &str, media_type: &str, bytes: Bytes) {
+        self.shared
+            .store
+            .put_manifest(name, version, media_type, bytes);
+    }
+
+    /// Serves a generated image without a push, from the directory that it was generated into. Returns its reference.
+    ///
+    /// # Panics
+    /// When `name` or `tag` isn't one.
+    pub fn hold(&self, name: &str, tag: &str, image: &GeneratedImage) -> String {
+        self.hold_directory(name, tag, &image.directory, image.manifest.clone())
+    }
+
+    /// Serves the image with this manifest, whose blobs lie in a directory by the hex digits of their digests. Returns its
+    /// reference.
+    ///
+    /// # Panics
+    /// When `name` or `tag` isn't one.
+    pub fn hold_directory(
+        &self,
+        name: &str,
+        tag: &str,
+        directory: &Path,
+        manifest: Bytes,
+    ) -> String {
+        self.shared.store.also_look_in(directory);
+        self.put_manifest(name, tag, MANIFEST_TYPE, manifest);
+        self.reference(name, tag).whole()
+    }
+
+    /// The digests of all blobs that were pushed or put here, and their sizes.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn blobs(&self) -> io::Result<BTreeMap<Digest, u64>> {
+        self.shared.store.blobs()
+    }
+
+    /// Removes a blob; says whether it was there.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    pub fn remove_blob(&self, digest: &Digest) -> io::Result<bool> {
+        self.shared.store.remove_blob(digest)
+    }
+
+    /// Ends it: all connections are broken, and the port is free.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}

@@ -1,0 +1,178 @@
+//! What a registry does wrong, to what, and how often.
+
+use std::collections::BTreeMap;
+
+use proto::Digest;
+
+/// Something that goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// On which requests.
+    pub on: Target,
+    /// What happens.
+    pub what: Misbehaviour,
+    /// How often; `None` is until it is cleared.
+    pub times: Option<u64>,
+}
+
+impl Fault {
+    /// A fault on the next such request.
+    #[must_use]
+    pub const fn once(on: Target, what: Misbehaviour) -> Self {
+        Self::times(on, what, 1)
+    }
+
+    /// A fault on the next so many requests.
+    #[must_use]
+    pub const fn times(on: Target, what: Misbehaviour, times: u64) -> Self {
+        Self {
+            on,
+            what,
+            times: Some(times),
+        }
+    }
+
+    /// A fault on every such request until it is cleared.
+    #[must_use]
+    pub const fn always(on: Target, what: Misbehaviour) -> Self {
+        Self {
+            on,
+            what,
+            times: None,
+        }
+    }
+}
+
+/// Which requests: those that read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All of them, those for tokens included.
+    Everything,
+    /// Those for manifests.
+    Manifests,
+    /// Those for any blob.
+    Blobs,
+    /// Those for this blob.
+    Blob(Digest),
+    /// Those for tokens.
+    Tokens,
+}
+
+/// What happens to a request. Several may happen to one, where that makes sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misbehaviour {
+    /// It is answered with this status, and perhaps a `Retry-After`.
+    Status {
+        /// The status.
+        status: u16,
+        /// The header's text.
+        retry_after: Option<String>,
+    },
+    /// The connection closes instead of an answer.
+    Hangup,
+    /// No answer ever comes.
+    Silence,
+    /// The connection closes after so many body bytes.
+    CloseAfter(u64),
+    /// No more comes after so many body bytes, but the connection stays.
+    StallAfter(u64),
+    /// The byte at this offset of the blob or manifest is another.
+    CorruptAt(u64),
+    /// So many bytes too many follow, in an answer without a length.
+    Overrun(u64),
+    /// The answer has no length.
+    Chunked,
+    /// The whole blob comes instead of the range.
+    IgnoreRange,
+    /// The range starts so many bytes later than asked for.
+    ShiftRange(u64),
+    /// It redirects to another host, which has the blob.
+    RedirectElsewhere,
+    /// It redirects to itself, for ever.
+    RedirectLoop,
+    /// It redirects to this address.
+    RedirectTo(String),
+    /// A manifest's digest is announced as this one.
+    AnnounceDigest(Digest),
+}
+
+/// Names a fault that is scripted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FaultId(u64);
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    Manifest,
+    Blob(Digest),
+    Token,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    faults: BTreeMap<FaultId, (Fault, u64)>,
+    added: u64,
+}
+
+impl Script {
+    pub(super) fn add(&mut self, fault: Fault) -> FaultId {
+        let id = FaultId(self.added);
+        self.added += 1;
+        self.faults.insert(id, (fault, 0));
+        id
+    }
+
+    pub(super) fn clear(&mut self, id: FaultId) -> u64 {
+        self.faults.remove(&id).map_or(0, |(_, hits)| hits)
+    }
+
+    pub(super) fn clear_all(&mut self) {
+        self.faults.clear();
+    }
+
+    /// What happens to a request for this. Used-up faults stay, for their count.
+    pub(super) fn strike(&mut self, subject: Subject) -> Vec<Misbehaviour> {
+        let mut happens = Vec::new();
+        for (fault, hits) in self.faults.values_mut() {
+            let meant = match (fault.on, subject) {
+                (Target::Everything, _)
+                | (Target::Manifests, Subject::Manifest)
+                | (Target::Blobs, Subject::Blob(_))
+                | (Target::Tokens, Subject::Token) => true,
+                (Target::Blob(wanted), Subject::Blob(digest)) => wanted == digest,
+                _ => false,
+            };
+            if meant && fault.times.is_none_or(|times| *hits < times) {
+                *hits += 1;
+                happens.push(fault.what.clone());
+            }
+        }
+        happens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_strikes_as_often_as_it_says() {
+        let digest = Digest::of(b"a");
+        let other = Subject::Blob(Digest::of(b"b"));
+        let mut script = Script::default();
+        let twice = script.add(Fault::times(Target::Blob(digest), Misbehaviour::Silence, 2));
+        let always = script.add(Fault::always(Target::Blobs, Misbehaviour::Chunked));
+        assert_eq!(script.strike(Subject::Manifest), []);
+        assert_eq!(script.strike(other), [Misbehaviour::Chunked]);
+        for _ in 0..2 {
+            assert_eq!(script.strike(Subject::Blob(digest)).len(), 2);
+        }
+        assert_eq!(
+            script.strike(Subject::Blob(digest)),
+            [Misbehaviour::Chunked]
+        );
+        assert_eq!(script.clear(twice), 2);
+        assert_eq!(script.clear(always), 4);
+        assert_eq!(script.strike(other), []);
+    }
+}
