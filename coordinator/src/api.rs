@@ -499,7 +499,7 @@ async fn revoke(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -
     let revoked = blocking(move || enrolment.revoke(&id, &request.reason, SystemTime::now()));
     revoked.await?.map_err(Failure::internal)?;
     warn!(%host, "host is revoked");
-    reread(&api, |membership| membership.revoked.contains(&host)).await;
+    reread(&api, &host, true).await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -514,16 +514,17 @@ async fn readmit(State(api): State<Api>, Path(name): Path<String>) -> Answer<Res
         ));
     }
     warn!(%host, "host is readmitted");
-    reread(&api, |membership| !membership.revoked.contains(&host)).await;
+    reread(&api, &host, false).await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Has the records read again now, and waits until that shows.
-async fn reread(api: &Api, shows: impl Fn(&Membership) -> bool) {
+/// Has the records read again now, and waits until the driver has acted on it.
+async fn reread(api: &Api, host: &HostId, revoked: bool) {
     // Full: a look is due anyway.
     _ = api.reload.try_send(());
-    let mut membership = api.membership.clone();
-    let seen = membership.wait_for(|membership| shows(membership));
+    let mut view = api.view.clone();
+    let seen =
+        view.wait_for(|view| view.hosts.get(host).is_some_and(|host| host.revoked) == revoked);
     if !matches!(timeout(Duration::from_secs(5), seen).await, Ok(Ok(_))) {
         debug!("changed enrolment records aren't in force yet");
     }

@@ -12,19 +12,19 @@ use std::{
 };
 
 use proto::{Digest, HostId, HostKey, Moment, message};
-use rollout::stage::{Action, Event, Plan, event as word};
+use rollout::stage::{Event, Plan};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::error;
 
 use crate::{
-    config::{Config, MAX_HOSTS},
+    config::Config,
     fleet::Membership,
-    metrics::{KindLabel, Metrics},
-    progress::{self, Progress},
+    metrics::Metrics,
+    progress::Progress,
     resolve::{Granted, PullToken, Registries},
     view::{BandwidthRequest, ShortOfRoom, StageReply, VolumeView},
     wants::{Kept, Place, Want},
@@ -308,6 +308,8 @@ impl Driver {
             this.tell_wanted(now, image);
         }
         this.act(now);
+        // What was kept is on show before the first question.
+        this.show(now);
         this
     }
 

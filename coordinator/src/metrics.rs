@@ -153,14 +153,59 @@ impl Metrics {
             "Sessions of hosts that ended, by outcome",
             this.session_ends.clone(),
         );
-        // Families show a label only once it was touched; a zero is better than an absence.
+        this.touch();
+        (this, registry)
+    }
+
+    /// Families show a label only once it was touched; a zero is better than an absence.
+    fn touch(&self) {
         for state in ["connected", "disconnected", "quarantined", "revoked"] {
-            this.hosts.get_or_create(&StateLabel { state }).set(0);
+            self.hosts.get_or_create(&StateLabel { state }).set(0);
+        }
+        for state in [ImageState::Staging, ImageState::Present, ImageState::Failed] {
+            let state = image_state(state);
+            self.images.get_or_create(&StateLabel { state }).set(0);
+        }
+        for state in HOST_STATES {
+            let state = state.as_str();
+            self.placements.get_or_create(&StateLabel { state }).set(0);
         }
         for source in ["origin", "peers", "local"] {
-            this.bytes.get_or_create(&SourceLabel { source }).set(0);
+            self.bytes.get_or_create(&SourceLabel { source }).set(0);
         }
-        (this, registry)
+        for kind in ["bytes", "link", "silence", "protocol", "other"] {
+            drop(self.blames.get_or_create(&KindLabel { kind }));
+        }
+        let outcomes = [
+            (
+                &self.lease_ends,
+                &[
+                    "done",
+                    "origin_failed",
+                    "content_bad",
+                    "released",
+                    "revoked",
+                ][..],
+            ),
+            (&self.tokens, &["made", "used", "refused"]),
+            (&self.certificates, &["issued", "renewed", "refused"]),
+            (
+                &self.session_ends,
+                &[
+                    "connection_lost",
+                    "finished",
+                    "replaced",
+                    "stuck",
+                    "nonsense",
+                    "stopping",
+                ],
+            ),
+        ];
+        for (family, outcomes) in outcomes {
+            for outcome in outcomes {
+                drop(family.get_or_create(&OutcomeLabel { outcome }));
+            }
+        }
     }
 
     /// Counts something that ended.
@@ -207,7 +252,11 @@ mod tests {
     #[test]
     fn every_metric_is_described_and_every_description_has_a_metric() {
         let (metrics, registry) = Metrics::new();
-        Metrics::count(&metrics.lease_ends, "done");
+        let request = RequestLabel {
+            route: "images",
+            result: "ok",
+        };
+        metrics.requests.get_or_create(&request).inc();
         let text = encode(&registry);
         let names: std::collections::BTreeSet<&str> = text
             .lines()

@@ -15,7 +15,7 @@ use crate::view::{
 };
 
 mod bars;
-mod client;
+pub(crate) mod client;
 mod text;
 
 use client::{Client, Target};

@@ -215,49 +215,25 @@ impl Coordinator {
         });
 
         let mut tasks = JoinSet::new();
-        let name = |name: &'static str, work: ()| -> &'static str {
-            let () = work;
-            name
+        tasks.spawn(part("keeper", driver::keep(files, kept_queue)));
+        let stop = shutdown.clone();
+        tasks.spawn(part("driver", driver.run(inputs, membership_seen, stop)));
+        let own = Own {
+            authority: authority.clone(),
+            lifetime: config.certificate_lifetime,
+            certificate,
+            endpoint: endpoint.clone(),
         };
-        tasks.spawn(async move { name("keeper", driver::keep(files, kept_queue).await) });
+        tasks.spawn(part("renewal", renew_own(own, shutdown.clone())));
         let stop = shutdown.clone();
-        tasks.spawn(async move { name("driver", driver.run(inputs, membership_seen, stop).await) });
+        tasks.spawn(part("sessions", session::accept(endpoint, sessions, stop)));
+        let api = serve::serve(api_listener, Some(tls), api::router(api), shutdown.clone());
+        tasks.spawn(part("API", api));
+        let admin = serve::serve(admin_listener, None, admin, shutdown.clone());
+        tasks.spawn(part("admin", admin));
         let stop = shutdown.clone();
-        let lifetime = config.certificate_lifetime;
-        tasks.spawn({
-            let (endpoint, authority) = (endpoint.clone(), authority.clone());
-            async move {
-                name(
-                    "renewal",
-                    renew_own(&authority, lifetime, &certificate, &endpoint, stop).await,
-                )
-            }
-        });
-        let stop = shutdown.clone();
-        tasks.spawn(
-            async move { name("sessions", session::accept(endpoint, sessions, stop).await) },
-        );
-        let stop = shutdown.clone();
-        tasks.spawn(async move {
-            name(
-                "API",
-                serve::serve(api_listener, Some(tls), api::router(api), stop).await,
-            )
-        });
-        let stop = shutdown.clone();
-        tasks.spawn(async move {
-            name(
-                "admin",
-                serve::serve(admin_listener, None, admin, stop).await,
-            )
-        });
-        let stop = shutdown.clone();
-        tasks.spawn(async move {
-            name(
-                "fleet",
-                fleet::follow(config, source, enrolment, members, reloads, stop).await,
-            )
-        });
+        let follow = fleet::follow(config, source, enrolment, members, reloads, stop);
+        tasks.spawn(part("fleet", follow));
         ready.send_replace(true);
         info!(
             quic = %addresses.quic,
@@ -392,48 +368,51 @@ async fn listen(
         })
 }
 
-/// Keeps the coordinator's own certificate fresh: renewed after two thirds of its life, as hosts do it.
-async fn renew_own(
-    authority: &Authority,
+/// A task that says which one it was when it ends.
+async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
+    work.await;
+    name
+}
+
+/// The coordinator's own certificate, and where it is used.
+struct Own {
+    authority: Arc<Authority>,
     lifetime: Duration,
-    certificate: &Certificate,
-    endpoint: &Endpoint,
-    shutdown: CancellationToken,
-) {
-    let mut pause = lifetime / 3 * 2;
+    certificate: Arc<Certificate>,
+    endpoint: Endpoint,
+}
+
+/// Keeps the coordinator's own certificate fresh: renewed after two thirds of its life, as hosts do it.
+async fn renew_own(own: Own, shutdown: CancellationToken) {
+    let due = own.lifetime / 3 * 2;
+    let mut pause = due;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = sleep(pause) => {}
         }
-        pause = match renewed(authority, lifetime, certificate, endpoint) {
+        pause = match own.renew() {
             Ok(()) => {
                 info!("own certificate renewed");
-                lifetime / 3 * 2
+                due
             }
             Err(error) => {
                 error!(%error, "own certificate can't be renewed; trying again");
-                RENEW_RETRY.min(lifetime / 10)
+                RENEW_RETRY.min(own.lifetime / 10)
             }
         };
     }
 }
 
-fn renewed(
-    authority: &Authority,
-    lifetime: Duration,
-    certificate: &Certificate,
-    endpoint: &Endpoint,
-) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let identity = authority
-        .issue_own(lifetime)
-        .map_err(|error| text(&error))?;
-    certificate
-        .replace(&identity)
-        .map_err(|error| text(&error))?;
-    let roots = vec![authority.certificate().clone()];
-    let credentials =
-        Credentials::new(identity.chain, identity.key, roots).map_err(|error| text(&error))?;
-    endpoint.renew(credentials).map_err(|error| text(&error))
+impl Own {
+    fn renew(&self) -> anyhow::Result<()> {
+        let identity = self.authority.issue_own(self.lifetime)?;
+        self.certificate.replace(&identity)?;
+        let roots = vec![self.authority.certificate().clone()];
+        let credentials = Credentials::new(identity.chain, identity.key, roots)?;
+        Ok(self.endpoint.renew(credentials)?)
+    }
 }
+
+#[cfg(test)]
+mod tests;

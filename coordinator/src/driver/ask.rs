@@ -24,7 +24,7 @@ impl Driver {
                     let Some(view) = self.show_image(now, &image) else {
                         return;
                     };
-                    self.publish_due = now;
+                    self.show(now);
                     let reply = keeper::Answer::new(
                         reply,
                         StageReply {
@@ -39,7 +39,7 @@ impl Driver {
             },
             Ask::Cancel { image, reply } => {
                 let wanted = self.cancel(now, image);
-                self.publish_due = now;
+                self.show(now);
                 self.keep(Keep::Drop(image, Some(keeper::Answer::new(reply, wanted))));
             }
             Ask::Bandwidth { limits, reply } => {

@@ -250,7 +250,7 @@ impl Driver {
                      state,
                      value: usize| {
             let gauge: &prometheus_client::metrics::gauge::Gauge =
-                &*family.get_or_create(&StateLabel { state });
+                &family.get_or_create(&StateLabel { state });
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         let connected = self.hosts.values().filter(|known| known.session.is_some());

@@ -41,7 +41,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Where the coordinator is, how it is recognised, and what it wants to see.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// `host:port`.
     address: String,
     pin: Digest,
@@ -49,8 +49,17 @@ pub(super) struct Target {
 }
 
 impl Target {
+    #[cfg(test)]
+    pub(crate) const fn new(address: String, pin: Digest, token: Secret) -> Self {
+        Self {
+            address,
+            pin,
+            token,
+        }
+    }
+
     /// What the options say; a state directory gives what they leave out.
-    pub(super) fn of(options: &Connection) -> anyhow::Result<Self> {
+    pub(crate) fn of(options: &Connection) -> anyhow::Result<Self> {
         let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
         let address = match (&options.api, in_state("addresses.json")) {
             (Some(api), _) => api
@@ -113,7 +122,7 @@ fn read(path: &PathBuf) -> anyhow::Result<String> {
 }
 
 /// A name as one segment of a path: all but unreserved characters are percent-encoded (RFC 3986, 2.3).
-pub(super) fn segment(name: &str) -> String {
+pub(crate) fn segment(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -126,7 +135,7 @@ pub(super) fn segment(name: &str) -> String {
 }
 
 /// The client. Each call is a connection of its own: there are few.
-pub(super) struct Client {
+pub(crate) struct Client {
     target: Target,
     tls: TlsConnector,
 }
@@ -138,7 +147,7 @@ struct Exchange {
 }
 
 impl Client {
-    pub(super) fn new(target: Target) -> anyhow::Result<Self> {
+    pub(crate) fn new(target: Target) -> anyhow::Result<Self> {
         let provider = Arc::new(ring::default_provider());
         let verifier = Pinned {
             pin: target.pin,
@@ -158,7 +167,7 @@ impl Client {
     }
 
     /// Calls, and reads the JSON that comes back.
-    pub(super) async fn read<T: DeserializeOwned>(
+    pub(crate) async fn read<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -174,7 +183,7 @@ impl Client {
     }
 
     /// Calls, and returns the whole answer.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -198,7 +207,7 @@ impl Client {
     }
 
     /// Calls, and returns the answer line by line as it comes.
-    pub(super) async fn lines(&self, path: &str) -> anyhow::Result<Lines> {
+    pub(crate) async fn lines(&self, path: &str) -> anyhow::Result<Lines> {
         let exchange = timeout(
             ANSWER_TIMEOUT,
             self.exchange(Method::GET, path, None::<&()>),
@@ -288,14 +297,14 @@ fn refusal(status: StatusCode, body: &[u8]) -> anyhow::Error {
 }
 
 /// An answer of lines of JSON.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     exchange: Exchange,
     buffer: BytesMut,
 }
 
 impl Lines {
     /// The next line; `None` at the end. Not cancel safe only in what a broken line would cost: the next one.
-    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);

@@ -1,0 +1,805 @@
+//! The whole coordinator in this process, with real sockets on loopback: hosts that enrol and report as agents do, a
+//! registry that serves manifests.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Mutex};
+
+use axum::{
+    Router, extract::Path as Segments, extract::State, http::StatusCode, response::IntoResponse,
+    routing::get,
+};
+use http::Method;
+use link::{Receiver, Sender};
+use proto::{
+    Digest, HostId,
+    message::{self, CoordinatorOpen, Hello, Order, Report, coordinator_open, order::Kind},
+};
+use rcgen::KeyPair;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    authority::COORDINATOR,
+    cli::LogFormat,
+    operator::client::{Client, Target},
+    secret::Secret,
+    view::{EnrolReply, HostView, ImageState, ImageView, StageReply, TokenReply},
+    wants::tests::manifest,
+};
+
+/// Far longer than anything here takes, far shorter than a test run's patience.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A registry of manifests: `tag → bytes`, and by digest.
+#[derive(Clone, Debug, Default)]
+struct Registry(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+
+impl Registry {
+    fn put(&self, tag: &str, manifest: &[u8]) -> Digest {
+        let digest = Digest::of(manifest);
+        let mut held = self.0.lock().unwrap();
+        held.insert(tag.to_owned(), manifest.to_vec());
+        held.insert(digest.to_string(), manifest.to_vec());
+        digest
+    }
+
+    async fn serve(self, shutdown: CancellationToken) -> (SocketAddr, impl Future<Output = ()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/v2/", get(|| async { "{}" }))
+            .route("/v2/image/manifests/{version}", get(Self::manifest))
+            .with_state(self);
+        (address, serve::serve(listener, None, router, shutdown))
+    }
+
+    async fn manifest(
+        State(this): State<Self>,
+        Segments(version): Segments<String>,
+    ) -> impl IntoResponse {
+        let found = this.0.lock().unwrap().get(&version).cloned();
+        found.map_or_else(
+            || StatusCode::NOT_FOUND.into_response(),
+            |bytes| {
+                let digest = Digest::of(&bytes).to_string();
+                let kind = proto::image::MANIFEST_TYPE.to_owned();
+                (
+                    [("content-type", kind), ("docker-content-digest", digest)],
+                    bytes,
+                )
+                    .into_response()
+            },
+        )
+    }
+}
+
+/// A coordinator and its registry.
+struct World {
+    dir: tempfile::TempDir,
+    fleet: PathBuf,
+    registry: Registry,
+    registry_at: SocketAddr,
+    running: Option<(Addresses, JoinSet<Result<(), RunError>>)>,
+    pin: Digest,
+    token: Secret,
+    background: JoinSet<()>,
+}
+
+impl World {
+    async fn new(fleet: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::default();
+        let mut background = JoinSet::new();
+        let (registry_at, serving) = registry.clone().serve(CancellationToken::new()).await;
+        background.spawn(serving);
+        let path = dir.path().join("fleet.toml");
+        let text = format!("{fleet}\n[origin]\nplain_http = ['{registry_at}']\n");
+        std::fs::write(&path, text).unwrap();
+        let mut this = Self {
+            fleet: path,
+            dir,
+            registry,
+            registry_at,
+            running: None,
+            pin: Digest::of(b""),
+            token: Secret::random(),
+            background,
+        };
+        this.start().await;
+        this
+    }
+
+    async fn start(&mut self) {
+        let shared = Shared {
+            config: Some(self.fleet.clone()),
+            state_dir: Some(self.dir.path().join("state")),
+            log_format: LogFormat::Text,
+            log: String::new(),
+        };
+        let loopback = Some("127.0.0.1:0".parse().unwrap());
+        let run = Run {
+            listen: loopback,
+            api: loopback,
+            admin: loopback,
+            ..Run::default()
+        };
+        let config = Config::load(&shared, &run).unwrap();
+        let started = Coordinator::start(config, Some((shared, run)), CancellationToken::new())
+            .await
+            .unwrap();
+        self.pin = started.authority().pin();
+        self.token = started.token().clone();
+        let addresses = started.addresses().clone();
+        let mut running = JoinSet::new();
+        running.spawn(started.wait());
+        self.running = Some((addresses, running));
+    }
+
+    /// Ends it as a crash would: no task gets to finish anything.
+    async fn crash(&mut self) {
+        let (_, mut running) = self.running.take().unwrap();
+        running.shutdown().await;
+    }
+
+    fn addresses(&self) -> &Addresses {
+        &self.running.as_ref().unwrap().0
+    }
+
+    fn client(&self) -> Client {
+        self.client_with(self.token.clone(), self.pin)
+    }
+
+    fn client_with(&self, token: Secret, pin: Digest) -> Client {
+        Client::new(Target::new(self.addresses().api.to_string(), pin, token)).unwrap()
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
+        self.client()
+            .read(Method::GET, path, None::<&()>)
+            .await
+            .unwrap()
+    }
+
+    async fn post<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Value,
+    ) -> anyhow::Result<T> {
+        self.client().read(Method::POST, path, Some(&body)).await
+    }
+
+    fn reference(&self, tag: &str) -> String {
+        format!("{}/image:{tag}", self.registry_at)
+    }
+
+    async fn stage(&self, tag: &str) -> anyhow::Result<StageReply> {
+        self.post("/v1/images", json!({"reference": self.reference(tag)}))
+            .await
+    }
+
+    async fn image(&self, digest: &Digest) -> ImageView {
+        self.get(&format!("/v1/images/sha256%3A{}", digest.hex()))
+            .await
+    }
+
+    async fn enrol(&self, host: &str) -> (EnrolReply, KeyPair) {
+        let token: TokenReply = self
+            .post("/v1/tokens", json!({"host": host}))
+            .await
+            .unwrap();
+        let key = KeyPair::generate().unwrap();
+        let body = json!({"token": token.token, "csr": csr_pem(&key)});
+        (self.post("/v1/enrol", body).await.unwrap(), key)
+    }
+
+    /// Enrols and connects an agent.
+    async fn agent(&self, host: &str) -> Agent {
+        let (reply, key) = self.enrol(host).await;
+        assert_eq!(reply.host, host);
+        let credentials =
+            Credentials::from_pem(&reply.chain, &key.serialize_pem(), &reply.authority).unwrap();
+        assert_eq!(credentials.host().as_str(), host);
+        Agent::connect(self.addresses().quic, credentials, &[]).await
+    }
+
+    async fn until<T>(&self, what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+        let wait = async {
+            loop {
+                if let Some(found) = check().await {
+                    return found;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("never came: {what}"))
+    }
+}
+
+fn csr_pem(key: &KeyPair) -> String {
+    rcgen::CertificateParams::default()
+        .serialize_request(key)
+        .unwrap()
+        .pem()
+        .unwrap()
+}
+
+/// The coordinator's end of an agent: what it says and hears.
+struct Agent {
+    endpoint: Endpoint,
+    connection: link::Connection,
+    sender: Sender,
+    receiver: Receiver,
+    credentials: Credentials,
+}
+
+impl Agent {
+    async fn connect(
+        coordinator: SocketAddr,
+        credentials: Credentials,
+        images: &[message::ImageState],
+    ) -> Self {
+        let endpoint = Endpoint::bind(
+            "127.0.0.1:0".parse().unwrap(),
+            credentials.clone(),
+            &Settings::default(),
+        )
+        .unwrap();
+        let id: HostId = COORDINATOR.parse().unwrap();
+        let connection = endpoint.connect(coordinator, &id).await.unwrap();
+        let (mut sender, receiver) = connection.open().await.unwrap();
+        let hello = Hello {
+            version: "test".into(),
+            peer_port: u32::from(endpoint.local_addr().unwrap().port()),
+            volume: Some(message::Volume {
+                total_bytes: 1 << 40,
+                free_bytes: 1 << 39,
+                floor_bytes: 1 << 30,
+                path: "/".into(),
+            }),
+            images: images.to_vec(),
+            ..Hello::default()
+        };
+        let open = CoordinatorOpen {
+            kind: Some(coordinator_open::Kind::Session(hello)),
+        };
+        sender.send(&open).await.unwrap();
+        Self {
+            endpoint,
+            connection,
+            sender,
+            receiver,
+            credentials,
+        }
+    }
+
+    async fn report(&mut self, report: Report) {
+        self.sender.send(&report).await.unwrap();
+    }
+
+    async fn image(&mut self, image: &Digest, state: message::StageState, held_bytes: u64) {
+        let state = image_state(image, state, held_bytes);
+        self.report(Report {
+            images: vec![state],
+            ..Report::default()
+        })
+        .await;
+    }
+
+    /// The next order for which `pick` gives something; others are passed over.
+    async fn order<T>(&mut self, what: &str, mut pick: impl FnMut(Kind) -> Option<T>) -> T {
+        let wait = async {
+            loop {
+                let order: Order = self
+                    .receiver
+                    .receive()
+                    .await
+                    .unwrap()
+                    .expect("session stands");
+                if let Some(found) = order.kind.and_then(&mut pick) {
+                    return found;
+                }
+            }
+        };
+        timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("never ordered: {what}"))
+    }
+
+    async fn stage_order(&mut self) -> message::StageOrder {
+        self.order("stage", |kind| match kind {
+            Kind::Stage(order) => Some(order),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn lease(&mut self) -> Digest {
+        self.order("lease", |kind| match kind {
+            Kind::Lease(grant) => message::digest(&grant.content).ok(),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits until the coordinator has ended the session.
+    async fn ended(&mut self) {
+        let ended = async { while let Ok(Some(_)) = self.receiver.receive::<Order>().await {} };
+        timeout(PATIENCE, ended).await.expect("session ends");
+    }
+}
+
+fn image_state(image: &Digest, state: message::StageState, held_bytes: u64) -> message::ImageState {
+    message::ImageState {
+        manifest: image.as_bytes().to_vec(),
+        state: state.into(),
+        held_bytes,
+        origin_bytes: held_bytes / 2,
+        ..message::ImageState::default()
+    }
+}
+
+fn two_hosts() -> &'static str {
+    "[coordinator]\nlease_timeout_seconds = 1\norigin_streams = 1\n[[hosts]]\nid = 'mini-1'\n[[hosts]]\nid = 'mini-2'\n"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
+    let world = World::new("[coordinator]\nopen = true").await;
+    let digest = world.registry.put("one", &manifest("one", 2, 3 << 20));
+    let mut agent = world.agent("mini-1").await;
+    world
+        .until("mini-1 is connected", async || {
+            let hosts: Vec<HostView> = world.get("/v1/hosts").await;
+            hosts.first().filter(|host| host.connected).map(drop)
+        })
+        .await;
+
+    let reply = world.stage("one").await.unwrap();
+    assert_eq!(
+        (reply.image.state, reply.image.hosts_selected),
+        (ImageState::Staging, 1)
+    );
+    let order = agent.stage_order().await;
+    assert_eq!(Digest::of(&order.manifest), digest);
+    assert_eq!(order.references, [world.reference("one")]);
+    assert!(order.plain_http && order.token.is_none());
+    agent.lease().await;
+
+    agent
+        .image(&digest, message::StageState::Staging, 1 << 20)
+        .await;
+    world
+        .until("progress shows", async || {
+            (world.image(&digest).await.hosts[0].held_bytes == 1 << 20).then_some(())
+        })
+        .await;
+    agent
+        .image(&digest, message::StageState::Present, 6 << 20)
+        .await;
+    let image = world
+        .until("it is present", async || {
+            Some(world.image(&digest).await).filter(|image| image.state == ImageState::Present)
+        })
+        .await;
+    assert!(image.staged_seconds.is_some() && image.hosts[0].presence_age_ms.is_some());
+
+    // Again, by another name of the same digest: nothing moves, the host gets the name.
+    world.registry.put("two", &manifest("one", 2, 3 << 20));
+    assert_eq!(
+        world.stage("one").await.unwrap().image.state,
+        ImageState::Present
+    );
+    let renamed = world.stage("two").await.unwrap();
+    assert_eq!(
+        (renamed.image.state, renamed.image.references.len()),
+        (ImageState::Present, 2)
+    );
+    let order = agent.stage_order().await;
+    assert_eq!(order.references.len(), 2);
+
+    // Gone: presence is withdrawn.
+    agent.image(&digest, message::StageState::Gone, 0).await;
+    world
+        .until("presence is withdrawn", async || {
+            (world.image(&digest).await.hosts_present == 0).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_passes_on_when_its_holder_vanishes() {
+    let world = World::new(two_hosts()).await;
+    world.registry.put("one", &manifest("one", 1, 3 << 20));
+    let mut one = world.agent("mini-1").await;
+    let mut two = world.agent("mini-2").await;
+    world
+        .until("both are connected", async || {
+            let hosts: Vec<HostView> = world.get("/v1/hosts").await;
+            hosts.iter().all(|host| host.connected).then_some(())
+        })
+        .await;
+    world.stage("one").await.unwrap();
+    // One stream for the whole fleet: exactly one of them holds it.
+    let (content, mut other) = tokio::select! {
+        content = one.lease() => { one.endpoint.close("vanishes"); (content, two) }
+        content = two.lease() => { two.endpoint.close("vanishes"); (content, one) }
+    };
+    let passed_on = timeout(PATIENCE, async {
+        loop {
+            if other.lease().await == content {
+                return;
+            }
+        }
+    });
+    passed_on.await.expect("the lease passes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_survives_a_crash_and_presence_comes_back_with_the_hosts() {
+    let mut world = World::new("[coordinator]\nopen = true").await;
+    let digest = world.registry.put("one", &manifest("one", 1, 3 << 20));
+    let agent = world.agent("mini-1").await;
+    world
+        .until("mini-1 is known", async || {
+            let hosts: Vec<HostView> = world.get("/v1/hosts").await;
+            hosts.first().filter(|host| host.connected).map(drop)
+        })
+        .await;
+    world.stage("one").await.unwrap();
+    let bandwidth = json!({"upload_bytes_per_second": 5, "download_bytes_per_second": 0});
+    world
+        .client()
+        .call(Method::PUT, "/v1/bandwidth", Some(&bandwidth))
+        .await
+        .unwrap();
+    let (pin, token) = (world.pin, world.token.clone());
+    let credentials = agent.credentials.clone();
+    drop(agent);
+
+    world.crash().await;
+    world.registry.0.lock().unwrap().clear();
+    world.start().await;
+    assert_eq!(world.pin, pin);
+    assert!(world.token.matches(&token));
+    let image = world.image(&digest).await;
+    assert_eq!(
+        (image.state, image.hosts_selected),
+        (ImageState::Staging, 1)
+    );
+    let here = image_state(&digest, message::StageState::Present, 3 << 20);
+    let mut agent = Agent::connect(world.addresses().quic, credentials, &[here]).await;
+    let limit = agent
+        .order("bandwidth", |kind| match kind {
+            Kind::Bandwidth(limits) => Some(limits.upload_bytes_per_second),
+            _ => None,
+        })
+        .await;
+    assert_eq!(limit, 5);
+    world
+        .until("presence is back", async || {
+            (world.image(&digest).await.state == ImageState::Present).then_some(())
+        })
+        .await;
+
+    let path = format!(
+        "/v1/images/{}",
+        crate::operator::client::segment(&digest.to_string())
+    );
+    world
+        .client()
+        .call(Method::DELETE, &path, None::<&()>)
+        .await
+        .unwrap();
+    agent
+        .order("cancel", |kind| {
+            matches!(kind, Kind::Cancel(_)).then_some(())
+        })
+        .await;
+    world.crash().await;
+    world.start().await;
+    let images: Vec<ImageView> = world.get("/v1/images").await;
+    assert!(images.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_a_stream_that_never_falls_and_ends_with_the_want() {
+    let world = World::new("[coordinator]\nopen = true").await;
+    let digest = world.registry.put("one", &manifest("one", 1, 10 << 20));
+    let mut agent = world.agent("mini-1").await;
+    world
+        .until("it is staging", async || world.stage("one").await.ok())
+        .await;
+    let path = format!(
+        "/v1/images/{}/events",
+        crate::operator::client::segment(&world.reference("one"))
+    );
+    let mut lines = world.client().lines(&path).await.unwrap();
+    let mut held = 0;
+    for reported in [3u64, 5, 4, 0, 8] {
+        agent
+            .image(&digest, message::StageState::Staging, reported << 20)
+            .await;
+        let due = held.max(reported << 20);
+        while held < due {
+            let line: ImageView = timeout(PATIENCE, lines.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
+            assert!(line.hosts[0].held_bytes >= held);
+            held = line.hosts[0].held_bytes;
+        }
+    }
+    let path = format!(
+        "/v1/images/{}",
+        crate::operator::client::segment(&digest.to_string())
+    );
+    world
+        .client()
+        .call(Method::DELETE, &path, None::<&()>)
+        .await
+        .unwrap();
+    let mut last = None;
+    while let Some(line) = timeout(PATIENCE, lines.next::<ImageView>())
+        .await
+        .unwrap()
+        .unwrap()
+    {
+        last = Some(line.state);
+    }
+    assert_eq!(last, Some(ImageState::Cancelled));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_for_the_hosts_own_name_until_it_is_revoked() {
+    let world = World::new(two_hosts()).await;
+    let mut agent = world.agent("mini-1").await;
+    let renew = async |agent: &Agent| {
+        let key = KeyPair::generate().unwrap();
+        let mut hostile = rcgen::CertificateParams::new(vec!["mini-2".to_owned()]).unwrap();
+        hostile.is_ca = rcgen::IsCa::NoCa;
+        let csr = hostile.serialize_request(&key).unwrap().der().to_vec();
+        let (mut sender, mut receiver) = agent.connection.open().await.ok()?;
+        let renewal = message::Renewal { csr };
+        let open = CoordinatorOpen {
+            kind: Some(coordinator_open::Kind::Renewal(renewal)),
+        };
+        sender.send(&open).await.ok()?;
+        let renewed: message::Renewed = timeout(PATIENCE, receiver.receive())
+            .await
+            .unwrap()
+            .ok()??;
+        Some((renewed, key))
+    };
+    let (renewed, key) = renew(&agent).await.unwrap();
+    assert_eq!(renewed.error, "");
+    let chain: Vec<_> = renewed.certificates.into_iter().map(Into::into).collect();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let fresh = Credentials::new(chain.clone(), key, vec![chain[1].clone()]).unwrap();
+    assert_eq!(fresh.host().as_str(), "mini-1");
+
+    let body = json!({"reason": "stolen"});
+    world
+        .client()
+        .call(Method::POST, "/v1/hosts/mini-1/revoke", Some(&body))
+        .await
+        .unwrap();
+    agent.ended().await;
+    assert!(
+        renew(&agent)
+            .await
+            .is_none_or(|(renewed, _)| !renewed.error.is_empty())
+    );
+    let host: HostView = world.get("/v1/hosts/mini-1").await;
+    assert!(host.revoked && !host.connected);
+    // Its certificate is still valid, and doesn't help.
+    let endpoint =
+        Endpoint::bind("127.0.0.1:0".parse().unwrap(), fresh, &Settings::default()).unwrap();
+    let again = endpoint
+        .connect(world.addresses().quic, &COORDINATOR.parse().unwrap())
+        .await;
+    let refused = match again {
+        Err(_) => true,
+        Ok(connection) => timeout(PATIENCE, connection.closed()).await.is_ok(),
+    };
+    assert!(refused);
+    assert!(
+        world
+            .post::<TokenReply>("/v1/tokens", json!({"host": "mini-1"}))
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_isnt_of_the_fleet_gets_nothing_and_the_fleet_file_is_read_again() {
+    let world = World::new(two_hosts()).await;
+    let error = world
+        .post::<TokenReply>("/v1/tokens", json!({"host": "mini-3"}))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("fleet file"), "{error}");
+    let text = std::fs::read_to_string(&world.fleet).unwrap();
+    std::fs::write(&world.fleet, format!("{text}[[hosts]]\nid = 'mini-3'\n")).unwrap();
+    world
+        .until("mini-3 is known", async || {
+            let hosts: Vec<HostView> = world.get("/v1/hosts").await;
+            (hosts.len() == 3).then_some(())
+        })
+        .await;
+    let mut agent = world.agent("mini-3").await;
+    std::fs::write(&world.fleet, text).unwrap();
+    agent.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_wants_its_token_its_pin_and_sound_requests() {
+    let world = World::new(two_hosts()).await;
+    let wrong = world.client_with(Secret::random(), world.pin);
+    for (method, path) in [
+        (Method::GET, "/v1/hosts"),
+        (Method::GET, "/v1/images"),
+        (Method::POST, "/v1/images"),
+        (Method::POST, "/v1/tokens"),
+        (Method::PUT, "/v1/bandwidth"),
+        (Method::POST, "/v1/hosts/mini-1/revoke"),
+    ] {
+        let error = wrong
+            .call(method, path, None::<&()>)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("token"), "{path}: {error}");
+    }
+    let other = world.client_with(world.token.clone(), Digest::of(b"another authority"));
+    let error = other
+        .call(Method::GET, "/v1/hosts", None::<&()>)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("pin"), "{error}");
+
+    for (path, body, part) in [
+        ("/v1/images", json!({"reference": "image"}), "registry"),
+        (
+            "/v1/images",
+            json!({"reference": world.reference("none")}),
+            "isn't in its registry",
+        ),
+        (
+            "/v1/images",
+            json!({"reference": world.reference("x"), "hosts": []}),
+            "hosts",
+        ),
+        ("/v1/images", json!({"refrence": "x"}), "refrence"),
+        ("/v1/images", json!([1]), "request body"),
+        ("/v1/tokens", json!({"host": "../x"}), "host id"),
+        ("/v1/tokens", json!({"host": COORDINATOR}), "fleet file"),
+        ("/v1/enrol", json!({"token": "x", "csr": "AA=="}), "token"),
+        ("/v1/nothing", json!({}), "no such route"),
+    ] {
+        let error = world
+            .post::<Value>(path, body)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(part), "{path}: {error}");
+    }
+    let unknown = world.registry.put("asif", &unknown_layer());
+    let error = world.stage("asif").await.unwrap_err().to_string();
+    assert!(
+        error.contains("asif.overlay") && error.contains("layer"),
+        "{unknown}: {error}"
+    );
+    let named = json!({"reference": world.reference("one"), "hosts": ["mini-9"]});
+    world.registry.put("one", &manifest("one", 1, 1 << 20));
+    let error = world
+        .post::<Value>("/v1/images", named)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("mini-9"), "{error}");
+}
+
+fn unknown_layer() -> Vec<u8> {
+    let text = String::from_utf8(manifest("asif", 1, 9)).unwrap();
+    let kind = proto::image::DISK_TYPE;
+    text.replace(kind, "application/vnd.cirruslabs.tart.disk.asif.overlay.v1")
+        .into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_request_for_a_certificate_doesnt_cost_the_token_and_a_good_one_does() {
+    let world = World::new(two_hosts()).await;
+    let token: TokenReply = world
+        .post("/v1/tokens", json!({"host": "mini-1"}))
+        .await
+        .unwrap();
+    assert_eq!(token.ca_pin, world.pin.hex().to_string());
+    let enrol = async |csr: String| {
+        world
+            .post::<EnrolReply>("/v1/enrol", json!({"token": token.token, "csr": csr}))
+            .await
+    };
+    assert!(enrol("nonsense".into()).await.is_err());
+    let weak = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    assert!(enrol(csr_pem(&weak)).await.is_err());
+    let key = KeyPair::generate().unwrap();
+    assert_eq!(enrol(csr_pem(&key)).await.unwrap().host, "mini-1");
+    let error = enrol(csr_pem(&key)).await.unwrap_err().to_string();
+    assert!(error.contains("used already"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_leaves_its_old_image_and_hosts_without_room_are_named() {
+    let world = World::new("[coordinator]\nopen = true").await;
+    let old = world.registry.put("one", &manifest("old", 1, 1 << 20));
+    let mut agent = world.agent("mini-1").await;
+    world
+        .until("it is staging", async || world.stage("one").await.ok())
+        .await;
+    let new = world.registry.put("one", &manifest("new", 1, 1 << 20));
+    let reply = world.stage("one").await.unwrap();
+    assert_eq!(reply.image.digest, new.to_string());
+    let images: Vec<ImageView> = world.get("/v1/images").await;
+    assert_eq!(images.len(), 1, "{old} is superseded");
+
+    // 3 TiB don't fit on a volume of 1 TiB; 600 GiB fit, but not beside what is there.
+    world
+        .registry
+        .put("large", &manifest("large", 400, 4 << 30));
+    let error = world.stage("large").await.unwrap_err().to_string();
+    assert!(error.contains("mini-1"), "{error}");
+    world
+        .registry
+        .put("tight", &manifest("tight", 150, 4 << 30));
+    let tight = world.stage("tight").await.unwrap();
+    assert_eq!(tight.short_of_room[0].host, "mini-1");
+    let plan: crate::view::PlanReply = world
+        .post("/v1/plan", json!({"reference": world.reference("large")}))
+        .await
+        .unwrap();
+    assert!(plan.predicted_seconds > 1.0 && plan.hosts[0].short_of_room.is_some());
+    agent.report(Report::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_coordinator_on_one_state_refuses_and_metrics_are_served() {
+    let world = World::new(two_hosts()).await;
+    let shared = Shared {
+        config: Some(world.fleet.clone()),
+        state_dir: Some(world.dir.path().join("state")),
+        log_format: LogFormat::Text,
+        log: String::new(),
+    };
+    let config = Config::load(&shared, &Run::default()).unwrap();
+    let second = Coordinator::start(config, None, CancellationToken::new()).await;
+    assert!(matches!(second, Err(RunError::Locked(_))));
+
+    let stream = tokio::net::TcpStream::connect(world.addresses().admin)
+        .await
+        .unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
+            .await
+            .unwrap();
+    let mut driving = JoinSet::new();
+    driving.spawn(connection);
+    let request = http::Request::get("/metrics")
+        .header("host", "x")
+        .body(String::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let body = http_body_util::BodyExt::collect(response.into_body())
+        .await
+        .unwrap()
+        .to_bytes();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    assert!(
+        text.contains("parbake_coordinator_hosts{state=\"disconnected\"} 2"),
+        "{text}"
+    );
+    assert!(!world.background.is_empty());
+}
