@@ -132,6 +132,15 @@ impl Peer {
         micros(bytes, self.load.bytes_per_second)
     }
 
+    /// Microseconds until no more than `allowed` bytes of push work lie before it.
+    pub(crate) fn excess_us(&self, now: Moment, allowed: u64) -> u64 {
+        let bytes = self
+            .aged(now)
+            .saturating_add(self.load.assigned_bytes)
+            .saturating_sub(allowed);
+        micros(bytes, self.load.bytes_per_second)
+    }
+
     fn aged(&self, now: Moment) -> u64 {
         let elapsed = u128::from(now.0.saturating_sub(self.load.at.0));
         let done = u128::from(self.load.bytes_per_second) * elapsed / 1_000_000;

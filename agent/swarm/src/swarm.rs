@@ -105,7 +105,11 @@ pub struct Swarm {
     announced_backlog: u64,
     announced_rate: u64,
     served_at: Option<Moment>,
+    /// What the event at hand may have made possible.
     pull_wanted: bool,
+    assign_wanted: bool,
+    order_wanted: bool,
+    upload_wanted: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -203,6 +207,9 @@ impl Swarm {
             announced_rate: 0,
             served_at: None,
             pull_wanted: false,
+            assign_wanted: false,
+            order_wanted: false,
+            upload_wanted: false,
         }
     }
 
@@ -285,6 +292,11 @@ impl Swarm {
             Event::StepBack(step_back) => self.step_back = step_back,
             Event::Tick => {}
         }
+        if self.soon.is_some_and(|soon| soon <= self.now) {
+            self.soon = None;
+            self.assign_wanted = true;
+            self.upload_wanted = true;
+        }
         if self.now >= self.tick_at {
             self.tick();
         }
@@ -307,18 +319,23 @@ impl Swarm {
 
     /// Whatever has become possible.
     fn settle(&mut self) {
-        self.soon = None;
-        if !self.unassigned.is_empty() {
+        if core::mem::take(&mut self.assign_wanted) {
             self.assign_fresh();
         }
-        if !self.leased.is_empty() {
+        if core::mem::take(&mut self.order_wanted) {
             self.order_from_origin();
         }
-        if self.pull_wanted {
-            self.pull_wanted = false;
+        if core::mem::take(&mut self.pull_wanted) {
             self.pull();
         }
-        self.fill_uploads();
+        if core::mem::take(&mut self.upload_wanted) {
+            self.fill_uploads();
+        }
+    }
+
+    /// Looks at everything again at this moment, if not before.
+    fn wake_at(&mut self, due: Moment) {
+        self.soon = Some(self.soon.map_or(due, |soon| soon.min(due)));
     }
 
     fn tick(&mut self) {
@@ -336,6 +353,9 @@ impl Swarm {
         self.watch_coordinator();
         self.announce();
         self.pull_wanted = true;
+        self.assign_wanted = true;
+        self.order_wanted = true;
+        self.upload_wanted = true;
     }
 
     fn set_content(&mut self, id: ContentId, key: u64, size: u64, held: ChunkSet, order: u32) {
@@ -434,6 +454,7 @@ impl Swarm {
         if content.held.is_full() {
             self.incomplete.remove(&(content.order, id));
         }
+        self.order_wanted |= content.lease.is_some();
         self.unannounced.insert(id);
         if self.announce_at.is_none() {
             self.announce_at = Some(self.now + self.announce_every());
@@ -596,6 +617,7 @@ impl Swarm {
     fn wake(&mut self) {
         self.tick_at = self.tick_at.min(self.now + TICK);
         self.pull_wanted = true;
+        self.order_wanted = true;
     }
 
     /// A random number below `below`, which isn't 0.

@@ -53,6 +53,9 @@ struct Cli {
     /// Uploads at one time per host.
     #[arg(long, env = "SIM_UPLOADS")]
     uploads: Option<usize>,
+    /// Pushes received at one time per host.
+    #[arg(long, env = "SIM_INCOMING")]
+    incoming: Option<usize>,
     /// Spreads that may lie at a spreader, percent.
     #[arg(long, env = "SIM_SPREAD_BACKLOG_PERCENT")]
     spread_backlog_percent: Option<u64>,
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
     setup.trace = cli.trace;
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads.unwrap_or(swarm.uploads);
+    swarm.incoming = cli.incoming.unwrap_or(swarm.incoming);
     swarm.spread_backlog_percent = cli
         .spread_backlog_percent
         .unwrap_or(swarm.spread_backlog_percent);

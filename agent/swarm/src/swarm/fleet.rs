@@ -115,6 +115,8 @@ impl Swarm {
         if self.dials < self.config.dials {
             self.dial_about();
         }
+        self.assign_wanted = true;
+        self.upload_wanted = true;
         self.pull_wanted = true;
     }
 

@@ -50,6 +50,7 @@ impl Swarm {
         });
         self.leased.insert(id);
         self.pull_wanted = true;
+        self.order_wanted = true;
     }
 
     pub(super) fn lease_mut(&mut self, id: ContentId) -> Option<&mut Lease> {
@@ -98,6 +99,8 @@ impl Swarm {
             }
         }
         self.down_bucket.spend(bytes);
+        self.assign_wanted = true;
+        self.order_wanted = true;
         let most = self.config.jobs;
         if new && !self.roster.is_empty() && self.unassigned.len() < most {
             self.unassigned.push_back((id, chunk));

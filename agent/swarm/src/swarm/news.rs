@@ -39,6 +39,7 @@ impl Swarm {
         if let Some(index) = self.find(key) {
             let now = self.now;
             self.peers[index.at()].set_load(now, backlog_bytes, rate);
+            self.assign_wanted = !self.unassigned.is_empty();
         }
     }
 

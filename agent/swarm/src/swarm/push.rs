@@ -274,6 +274,7 @@ impl Swarm {
         }
         self.backlog_bytes += self.chunk_len(id, chunk) * left as u64;
         self.next_job += 1;
+        self.upload_wanted = true;
         self.jobs.push_back(Job {
             seq: self.next_job,
             id,
@@ -329,7 +330,7 @@ impl Swarm {
                 Choice::Wait(micros) => {
                     let wait = Duration::from_micros(micros).clamp(ASSIGN_LEAST, TICK);
                     let due = self.now + wait;
-                    self.soon = Some(self.soon.map_or(due, |soon| soon.min(due)));
+                    self.wake_at(due);
                     return;
                 }
                 Choice::Nobody => {
@@ -367,7 +368,6 @@ impl Swarm {
         }
         let work = self.spread_bytes(id, chunk);
         let mut best: Option<(u64, PeerIndex)> = None;
-        let mut least_us = u64::MAX;
         let all = self.up.len() <= self.config.candidates;
         let tries = if all {
             self.up.len()
@@ -389,27 +389,25 @@ impl Swarm {
             if !peer.is_up() || unwanted {
                 continue;
             }
-            least_us = least_us.min(peer.outstanding_us(self.now, 0));
             let score = peer.outstanding_us(self.now, work);
             if best.is_none_or(|(least, _)| score < least) {
                 best = Some((score, index));
             }
         }
         let own_work = work + self.chunk_len(id, chunk);
-        let own_us = micros(self.backlog_bytes, self.rate);
         let own_score = micros(self.backlog_bytes + own_work, self.rate);
-        let allowed_us =
-            micros(work, self.rate).saturating_mul(self.config.spread_backlog_percent) / 100;
+        let allowed = work.saturating_mul(self.config.spread_backlog_percent) / 100;
         match best {
             Some((score, index)) if score <= own_score => {
-                if least_us > allowed_us {
-                    Choice::Wait(least_us - allowed_us)
-                } else {
-                    Choice::Peer(index)
+                match self.peers[index.at()].excess_us(self.now, allowed) {
+                    0 => Choice::Peer(index),
+                    excess => Choice::Wait(excess),
                 }
             }
-            Some(_) | None if own_us <= allowed_us => Choice::Me,
-            _ => Choice::Wait(own_us.min(least_us).saturating_sub(allowed_us)),
+            _ => match self.backlog_bytes.saturating_sub(allowed) {
+                0 => Choice::Me,
+                excess => Choice::Wait(micros(excess, self.rate)),
+            },
         }
     }
 
@@ -431,6 +429,7 @@ impl Swarm {
         let Some(part) = part else {
             // a spreader failed: the chunk looks for another like a fresh one
             self.unassigned.push_front((id, chunk));
+            self.assign_wanted = true;
             if !ours && let Some(lease) = self.lease_mut(id) {
                 lease.waiting += 1;
             }
@@ -489,6 +488,7 @@ impl Swarm {
         self.peers[handover.peer.at()].assign(handover.work_bytes);
         self.backlog_bytes += self.chunk_len(handover.id, handover.chunk);
         self.handovers.push_back(handover);
+        self.upload_wanted = true;
     }
 
     fn settle_handover(&mut self, handover: &Handover) {
@@ -499,6 +499,7 @@ impl Swarm {
 
     /// A chunk that we fetched has left us, or can't: there is room for the next one.
     fn handed_on(&mut self, id: ContentId) {
+        self.order_wanted = true;
         if let Some(lease) = self.lease_mut(id) {
             lease.waiting = lease.waiting.saturating_sub(1);
         }
@@ -547,7 +548,7 @@ impl Swarm {
 
     /// With an upload to spare, receivers that were busy are tried again in time.
     fn wake_for_retries(&mut self) {
-        if self.uploads.len() >= self.upload_bound() {
+        if self.jobs.is_empty() || self.uploads.len() >= self.upload_bound() {
             return;
         }
         let due = self
@@ -560,13 +561,13 @@ impl Swarm {
             .min();
         if let Some(due) = due {
             let due = due.max(self.now + ASSIGN_LEAST);
-            self.soon = Some(self.soon.map_or(due, |soon| soon.min(due)));
+            self.wake_at(due);
         }
     }
 
     /// Counts the time in which the uplink could have been full.
     fn measure_busy(&mut self) {
-        let full = self.uploads.len() >= self.upload_bound();
+        let full = self.uploads.len() >= self.upload_bound().min(2);
         match (full, self.busy_since) {
             (true, None) => self.busy_since = Some(self.now),
             (false, Some(since)) => {
@@ -830,6 +831,8 @@ impl Swarm {
     /// An upload is over.
     pub(super) fn end_upload(&mut self, at: usize, delivery: Delivery) {
         let upload = self.uploads.swap_remove(at);
+        self.upload_wanted = true;
+        self.assign_wanted = !self.unassigned.is_empty();
         let state = &mut self.peers[upload.peer.at()];
         state.uploads = state.uploads.saturating_sub(1);
         let now = self.now;

@@ -47,6 +47,7 @@ impl Swarm {
                         chunk,
                         since: self.now,
                     });
+                    self.upload_wanted = true;
                     self.served_at = Some(self.now);
                     None
                 }
