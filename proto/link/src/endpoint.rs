@@ -549,7 +549,8 @@ impl Shared {
             .transport_config(self.accepting.clone())
             // a host's address is what the coordinator tells others: it stays for the connection's life
             .migration(false)
-            .max_incoming(self.settings.max_handshakes)
+            // over it quinn answers nothing; room enough that those we turn away hear of it
+            .max_incoming(self.settings.max_handshakes.saturating_mul(4))
             .incoming_buffer_size(INCOMING_BYTES)
             .incoming_buffer_size_total(INCOMING_BYTES * 16);
         Ok(server)

@@ -1,7 +1,11 @@
 //! Endpoints on loopback, through the door that agents and the coordinator use.
 
-#[cfg(test)] // so that the lints know it for a test's
+// said once more, so that the lints take helpers for tests too
+#[cfg(test)]
 mod fleet;
+#[cfg(test)]
 mod handshake;
+#[cfg(test)]
 mod refusals;
+#[cfg(test)]
 mod streams;
