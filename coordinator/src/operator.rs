@@ -21,7 +21,7 @@ mod text;
 use client::{Client, Target};
 
 /// A host that has been failed for this long isn't waited for any more: agents retry what passes by itself sooner.
-const GIVE_UP_AFTER_SECONDS: u64 = 15;
+const GIVE_UP_AFTER_SECONDS: u64 = 10;
 
 /// Stages macOS VM images onto a fleet, and says where they are.
 #[derive(Debug, Parser)]
@@ -329,6 +329,16 @@ fn settled(image: &ImageView, hosts: Option<&[String]>) -> Option<Ended> {
     };
     if selected().next().is_some() && selected().all(|host| host.state == HostState::Present) {
         return ended(Outcome::Yes, String::new());
+    }
+    // The registry's bytes aren't those of the manifest, say several hosts: waiting doesn't help.
+    if image.state == ImageState::Failed && image.reason.as_deref() == Some("content_bad") {
+        return ended(
+            Outcome::No,
+            format!(
+                "{}: the registry's bytes don't match the manifest; push the image anew, and stage it again\n",
+                image.digest
+            ),
+        );
     }
     let hopeless = selected().all(|host| {
         host.state == HostState::Present

@@ -160,7 +160,8 @@ impl Coordinator {
             )?,
         };
         let path = dir.join("addresses.json");
-        let text = serde_json::to_vec(&addresses).unwrap_or_default();
+        let mut text = serde_json::to_vec(&addresses).unwrap_or_default();
+        text.push(b'\n');
         durable::write(&path, &text, durable::PUBLIC).map_err(state(&path))?;
 
         let (metrics, registry) = Metrics::new();

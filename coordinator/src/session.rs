@@ -20,7 +20,7 @@ use proto::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -36,6 +36,8 @@ use crate::{
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A host takes an order within this time, or its session is given up: a whole manifest over a very slow line.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Reports of one host that are taken in a second; more wait in its own stream, so that no host crowds out the others.
+const REPORTS_PER_SECOND: u32 = 200;
 /// Streams of one host that are looked at beside each other.
 const STREAMS: usize = 8;
 /// Certificates that are signed at one time: each takes about a millisecond of one core.
@@ -312,9 +314,17 @@ async fn receive_reports(
     session: u64,
     sessions: &Sessions,
 ) -> &'static str {
+    let (mut second, mut taken) = (Instant::now(), 0);
     loop {
+        if taken == REPORTS_PER_SECOND {
+            sleep_until(second + Duration::from_secs(1)).await;
+        }
+        if taken == REPORTS_PER_SECOND || second.elapsed() >= Duration::from_secs(1) {
+            (second, taken) = (Instant::now(), 0);
+        }
         match receiver.receive::<Report>().await {
             Ok(Some(report)) => {
+                taken += 1;
                 let reported = Input::Reported {
                     host: host.clone(),
                     session,

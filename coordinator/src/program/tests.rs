@@ -4,10 +4,14 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Mutex};
 
 use axum::{
-    Router, extract::Path as Segments, extract::State, http::StatusCode, response::IntoResponse,
+    Router,
+    extract::Path as Segments,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
     routing::get,
 };
-use http::Method;
+use http::{HeaderMap, Method};
 use link::{Receiver, Sender};
 use proto::{
     Digest, HostId,
@@ -30,9 +34,12 @@ use crate::{
 /// Far longer than anything here takes, far shorter than a test run's patience.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A registry of manifests: `tag → bytes`, and by digest.
+/// A registry of manifests: `tag → bytes`, and by digest. Where `tokens` counts, it wants a bearer token.
 #[derive(Clone, Debug, Default)]
-struct Registry(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+struct Registry(
+    Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    Option<Arc<std::sync::atomic::AtomicU32>>,
+);
 
 impl Registry {
     fn put(&self, tag: &str, manifest: &[u8]) -> Digest {
@@ -47,7 +54,8 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new()
-            .route("/v2/", get(|| async { "{}" }))
+            .route("/v2/", get(Self::base))
+            .route("/token", get(Self::token))
             .route("/v2/image/manifests/{version}", get(Self::manifest))
             .with_state(self);
         (address, serve::serve(listener, None, router, shutdown))
@@ -56,20 +64,54 @@ impl Registry {
     async fn manifest(
         State(this): State<Self>,
         Segments(version): Segments<String>,
-    ) -> impl IntoResponse {
+        headers: HeaderMap,
+    ) -> Response {
+        if let Some(refusal) = this.refusal(&headers) {
+            return refusal;
+        }
         let found = this.0.lock().unwrap().get(&version).cloned();
         found.map_or_else(
             || StatusCode::NOT_FOUND.into_response(),
             |bytes| {
                 let digest = Digest::of(&bytes).to_string();
                 let kind = proto::image::MANIFEST_TYPE.to_owned();
-                (
-                    [("content-type", kind), ("docker-content-digest", digest)],
-                    bytes,
-                )
-                    .into_response()
+                let headers = [("content-type", kind), ("docker-content-digest", digest)];
+                (headers, bytes).into_response()
             },
         )
+    }
+
+    async fn base(State(this): State<Self>, headers: HeaderMap) -> Response {
+        this.refusal(&headers)
+            .unwrap_or_else(|| "{}".into_response())
+    }
+
+    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
+        self.1.as_ref()?;
+        let host = headers.get("host")?.to_str().ok()?;
+        let given = headers
+            .get("authorization")
+            .and_then(|value| value.to_str().ok());
+        if given.is_some_and(|value| value.starts_with("Bearer pull-")) {
+            return None;
+        }
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"test\"");
+        Some((StatusCode::UNAUTHORIZED, [("www-authenticate", challenge)]).into_response())
+    }
+
+    /// Tokens that live for two seconds, for `robot` with `secret`.
+    async fn token(State(this): State<Self>, headers: HeaderMap) -> Response {
+        let right = headers
+            .get("authorization")
+            .is_some_and(|value| value == "Basic cm9ib3Q6c2VjcmV0");
+        match this.1 {
+            Some(count) if right => {
+                let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                axum::Json(json!({"token": format!("pull-{number}"), "expires_in": 2}))
+                    .into_response()
+            }
+            _ => StatusCode::UNAUTHORIZED.into_response(),
+        }
     }
 }
 
@@ -87,13 +129,24 @@ struct World {
 
 impl World {
     async fn new(fleet: &str) -> Self {
+        Self::with(fleet, Registry::default()).await
+    }
+
+    async fn with(fleet: &str, registry: Registry) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::default();
         let mut background = JoinSet::new();
         let (registry_at, serving) = registry.clone().serve(CancellationToken::new()).await;
         background.spawn(serving);
         let path = dir.path().join("fleet.toml");
-        let text = format!("{fleet}\n[origin]\nplain_http = ['{registry_at}']\n");
+        let password = dir.path().join("password");
+        std::fs::write(&password, "secret\n").unwrap();
+        let mut text = format!("{fleet}\n[origin]\nplain_http = ['{registry_at}']\n");
+        if registry.1.is_some() {
+            text.push_str(&format!(
+                "[origin.credentials.'{registry_at}']\nusername = 'robot'\npassword_file = '{}'\n",
+                password.display()
+            ));
+        }
         std::fs::write(&path, text).unwrap();
         let mut this = Self {
             fleet: path,
@@ -802,4 +855,28 @@ async fn a_second_coordinator_on_one_state_refuses_and_metrics_are_served() {
         "{text}"
     );
     assert!(!world.background.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_get_short_lived_pull_tokens_and_fresh_ones_before_they_expire() {
+    let world = World::with(
+        "[coordinator]\nopen = true",
+        Registry(Arc::default(), Some(Arc::default())),
+    )
+    .await;
+    let digest = world.registry.put("one", &manifest("one", 1, 3 << 20));
+    let mut agent = world.agent("mini-1").await;
+    world
+        .until("it is staging", async || world.stage("one").await.ok())
+        .await;
+    agent.image(&digest, message::StageState::Staging, 0).await;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 2 {
+        if let Some(token) = agent.stage_order().await.token {
+            assert!(
+                token.authorization.starts_with("Bearer pull-") && token.expires_in_seconds <= 2
+            );
+            seen.insert(token.authorization);
+        }
+    }
 }
