@@ -1,6 +1,7 @@
 //! The bytes of a blob as they come, checked against what should come.
 
 use std::{
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -17,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{
     client::broken,
-    error::{OriginError, shorten},
+    error::{OriginError, find, shorten},
     repository::unexpected,
 };
 
@@ -145,7 +146,7 @@ impl BlobStream {
             None if self.next == self.size => Poll::Ready(None),
             None => Poll::Ready(Some(Err(self.truncated()))),
             // A connection that breaks inside the body is what truncation looks like mostly.
-            Some(Err(error)) => Poll::Ready(Some(Err(if error.is_incomplete_message() {
+            Some(Err(error)) => Poll::Ready(Some(Err(if is_early_end(&error) {
                 self.truncated()
             } else {
                 broken(&self.what, &self.host, &error)
@@ -180,6 +181,13 @@ impl Stream for BlobStream {
         }
         Poll::Ready(item)
     }
+}
+
+/// Whether the connection was closed in order but too early; hyper says it in two ways.
+fn is_early_end(error: &hyper::Error) -> bool {
+    error.is_incomplete_message()
+        || find::<io::Error>(error)
+            .is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// The offset of an answer's first byte, given that it is the blob's part from `start` on or something usable for it.

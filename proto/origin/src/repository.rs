@@ -146,9 +146,13 @@ impl Repository {
             "https"
         };
         let base = format!("{scheme}://{host}");
-        let valid = base
-            .parse::<Uri>()
-            .is_ok_and(|uri| uri.authority().is_some_and(|a| a.as_str() == host));
+        // The port's range isn't checked by who parses references or addresses.
+        let valid = base.parse::<Uri>().is_ok_and(|uri| {
+            uri.authority().is_some_and(|authority| {
+                authority.as_str() == host
+                    && (authority.port_u16().is_some() || !host.contains(':'))
+            })
+        });
         if !valid {
             return Err(refuse(format!("its registry {host:?} isn't a host")));
         }

@@ -44,8 +44,8 @@ use proto::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub use self::disk::Disk;
-use self::{disk::Change, encode::Encoder};
+pub use self::disk::{Change, Disk};
+use self::encode::Encoder;
 
 /// Threads that encode layers.
 const THREADS: usize = 2;
@@ -71,8 +71,8 @@ pub struct ImageSpec {
     pub layers_without_digest: usize,
     /// What is wrong with it.
     pub flaws: Vec<Flaw>,
-    /// The releases that led here from the first one.
-    changes: Vec<Change>,
+    /// The releases that led here from the first one; see [`ImageSpec::changed`].
+    pub changes: Vec<Change>,
 }
 
 /// Parts of a disk by kind, in percent; what is missing from 100 is incompressible.
@@ -84,8 +84,8 @@ pub struct Mix {
     pub compressible_percent: u8,
 }
 
-/// What is wrong with an image. Layers are counted from 0 among the disk layers; digests of blobs are always right, so
-/// that the flaw shows only where it has to.
+/// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw. Digests
+/// of blobs are always right, so that the flaw shows only where it has to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// The layer's compressed stream ends in the middle.
@@ -94,7 +94,7 @@ pub enum Flaw {
     Corrupt(usize),
     /// The layer decodes well, but the manifest gives another digest for its raw bytes.
     Mislabelled(usize),
-    /// The manifest gives the layer one byte more than it decodes to.
+    /// The manifest gives the layer, and the disk, one byte more than the layer decodes to.
     TooShort(usize),
     /// The layer decodes to this many times what the manifest says: an LZ4 bomb.
     Bomb(usize, u32),
@@ -251,14 +251,16 @@ impl ImageSpec {
         let (digest, size) = small(&config)?;
         all.push(descriptor(CONFIG_TYPE, &digest, size));
         let (nvram_digest, nvram_size) = small(&nvram)?;
+        let mut short = 0;
         for (at, layer) in layers.iter().enumerate() {
             blobs.insert(layer.digest, layer.size);
-            all.push(self.disk_descriptor(at, layer));
+            all.push(self.disk_descriptor(at, disk.source(at), layer));
+            short += u64::from(self.flaws.contains(&Flaw::TooShort(disk.source(at))));
         }
         if !self.flaws.contains(&Flaw::NoNvram) {
             all.push(descriptor(NVRAM_TYPE, &nvram_digest, nvram_size));
         }
-        let extra = u64::from(self.flaws.contains(&Flaw::DiskSize));
+        let extra = short + u64::from(self.flaws.contains(&Flaw::DiskSize));
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -281,17 +283,17 @@ impl ImageSpec {
         })
     }
 
-    fn disk_descriptor(&self, at: usize, layer: &Encoded) -> Value {
+    fn disk_descriptor(&self, at: usize, source: usize, layer: &Encoded) -> Value {
         let has = |flaw| self.flaws.contains(&flaw);
-        let media_type = if has(Flaw::UnknownType(at)) {
+        let media_type = if has(Flaw::UnknownType(source)) {
             "application/vnd.cirruslabs.tart.disk.asif.overlay.v1"
         } else {
             DISK_TYPE
         };
         let mut value = descriptor(media_type, &layer.digest, layer.size);
-        let raw_bytes = layer.raw_bytes + u64::from(has(Flaw::TooShort(at)));
+        let raw_bytes = layer.raw_bytes + u64::from(has(Flaw::TooShort(source)));
         let mut annotations = json!({ RAW_SIZE_ANNOTATION: raw_bytes.to_string() });
-        let raw = if has(Flaw::Mislabelled(at)) {
+        let raw = if has(Flaw::Mislabelled(source)) {
             Digest::of(layer.raw.as_bytes())
         } else {
             layer.raw
@@ -315,7 +317,7 @@ impl ImageSpec {
                 if at >= count {
                     return Ok(());
                 }
-                if disk.source(at) != at && !self.is_flawed(at) {
+                if disk.source(at) != at {
                     continue;
                 }
                 let encoded = self.encode_layer(disk, at, directory)?;
@@ -333,22 +335,13 @@ impl ImageSpec {
             })
         })?;
         let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        // The source of a repetition may be flawed; then the repetition is, too.
         (0..count)
             .map(|at| {
-                done.get(&at)
-                    .or_else(|| done.get(&disk.source(at)))
+                done.get(&disk.source(at))
                     .cloned()
                     .ok_or_else(|| io::Error::other("a layer wasn't encoded"))
             })
             .collect()
-    }
-
-    fn is_flawed(&self, at: usize) -> bool {
-        self.flaws.iter().any(|flaw| match flaw {
-            Flaw::Truncated(of) | Flaw::Corrupt(of) | Flaw::Bomb(of, _) => *of == at,
-            _ => false,
-        })
     }
 
     fn encode_layer(&self, disk: &Disk, at: usize, directory: &Path) -> io::Result<Encoded> {

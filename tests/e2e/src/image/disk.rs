@@ -19,9 +19,11 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What a release changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) layers_percent: u8,
-    pub(super) within_percent: u8,
+pub struct Change {
+    /// How many of the layers change, at least one.
+    pub layers_percent: u8,
+    /// How many of such a layer's groups change, at least one.
+    pub within_percent: u8,
 }
 
 /// A disk whose every byte can be made at any time.

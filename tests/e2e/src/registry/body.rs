@@ -14,12 +14,15 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
 use hyper::body::Frame;
 use proto::Digest;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Shared, lock, store::Blob};
 
 /// The most bytes in a frame: small, so that counts are exact and paces even.
 const FRAME_BYTES: u64 = 64 << 10;
+
+/// What the socket gets to take what hyper holds, before the connection is broken.
+const FLUSH: Duration = Duration::from_millis(20);
 
 /// Lets so many bytes per second pass.
 #[derive(Debug)]
@@ -146,6 +149,8 @@ impl Sending {
                     match ending {
                         Ending::Stall => pending::<()>().await,
                         Ending::Close => {
+                            // What was given to hyper so far is on its way then; nothing tells when.
+                            sleep(FLUSH).await;
                             return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
                         }
                     }
