@@ -70,7 +70,6 @@ impl Geometry {
 
     /// Bytes in this chunk. Zero past the end.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "at most CHUNK_BYTES")]
     pub fn len(self, chunk: ChunkIndex) -> u32 {
         self.size
             .saturating_sub(self.offset(chunk))
