@@ -3,5 +3,6 @@
 //!
 //! Everything here is on loopback, and gone when its handle is dropped.
 
+pub mod docker_registry;
 pub mod image;
 pub mod registry;
