@@ -126,7 +126,21 @@ impl Sender {
     /// When it is over its type's limit, the peer stopped the stream, or the connection has ended.
     pub async fn send<M: Framed>(&mut self, message: &M) -> Result<(), SendError> {
         let bytes = codec::encode(message).map_err(SendError::Message)?;
-        self.push(bytes.into()).await
+        self.push(&mut [bytes.into()]).await
+    }
+
+    /// As [`Sender::send`] and then [`Sender::write`], in one go: the message doesn't take a packet of its own.
+    ///
+    /// # Errors
+    /// As for [`Sender::send`].
+    pub async fn send_with<M: Framed>(
+        &mut self,
+        message: &M,
+        bytes: Bytes,
+    ) -> Result<(), SendError> {
+        let message = codec::encode(message).map_err(SendError::Message)?;
+        self.give_way()?;
+        self.push(&mut [message.into(), bytes]).await
     }
 
     /// Sends bytes as they are, without copying them; waits while the windows are full. From the first call on, this
@@ -138,13 +152,8 @@ impl Sender {
     /// # Errors
     /// When the peer stopped the stream, or the connection has ended.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), SendError> {
-        if !self.bulk {
-            self.bulk = true;
-            self.quinn
-                .set_priority(BULK_PRIORITY)
-                .map_err(|_| SendError::Ended)?;
-        }
-        self.push(bytes).await
+        self.give_way()?;
+        self.push(&mut [bytes]).await
     }
 
     /// Says that nothing follows. What was sent goes on travelling; [`Sender::stopped`] waits for its arrival.
@@ -177,8 +186,18 @@ impl Sender {
         }
     }
 
-    async fn push(&mut self, bytes: Bytes) -> Result<(), SendError> {
-        match self.quinn.write_chunk(bytes).await {
+    fn give_way(&mut self) -> Result<(), SendError> {
+        if !self.bulk {
+            self.bulk = true;
+            self.quinn
+                .set_priority(BULK_PRIORITY)
+                .map_err(|_| SendError::Ended)?;
+        }
+        Ok(())
+    }
+
+    async fn push(&mut self, pieces: &mut [Bytes]) -> Result<(), SendError> {
+        match self.quinn.write_all_chunks(pieces).await {
             Ok(()) => Ok(()),
             Err(WriteError::Stopped(code)) => Err(SendError::Stopped(StreamCode::from_wire(code))),
             Err(WriteError::ClosedStream) => Err(SendError::Ended),

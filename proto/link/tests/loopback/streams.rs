@@ -253,8 +253,8 @@ async fn two_hosts_exchange_64_mib_both_ways() {
                 let bytes = bytes.slice(index..index + PIECE);
                 sending.spawn(async move {
                     let outcome = i32::try_from(index).unwrap();
-                    sender.send(&PushReply { outcome }).await.unwrap();
-                    sender.write(bytes).await.unwrap();
+                    let header = PushReply { outcome };
+                    sender.send_with(&header, bytes).await.unwrap();
                     sender.finish().unwrap();
                     assert_eq!(sender.stopped().await.unwrap(), None);
                 });
