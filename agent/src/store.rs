@@ -139,6 +139,9 @@ pub struct Presence {
     pub digest: Digest,
     /// The references under which tart finds it now. Those that are gone aren't among them.
     pub references: Vec<String>,
+    /// Its references by tags that another image has taken over, and which tart finds there, whole. Nobody means this
+    /// image by them any more: to link them again would take them back.
+    pub moved: Vec<String>,
 }
 
 /// Why the store isn't open.
@@ -304,20 +307,30 @@ impl Store {
     }
 
     /// The images that are here, as far as they are: for the driver's start.
+    ///
+    /// An installed image whose tags have all moved on to others isn't among them: nobody asks for it any more. What it
+    /// holds is still built upon.
     #[must_use]
     pub fn recovered(&self) -> Vec<Recovered> {
         let recover = |stage: Arc<Stage>| {
-            let references = stage.references();
-            let present = stage.is_installed() && stage.present_references() == references;
-            Recovered {
+            let mut references = stage.references();
+            let mut present = false;
+            if stage.is_installed() {
+                let lost = stage.lost_references();
+                references.retain(|reference| lost.iter().all(|lost| lost.as_str() != reference));
+                present = references
+                    .iter()
+                    .all(|reference| stage.present_references().contains(reference));
+            }
+            (!references.is_empty()).then(|| Recovered {
                 layout: stage.layout.clone(),
                 manifest: stage.manifest.clone(),
                 references,
                 present,
                 stage,
-            }
+            })
         };
-        self.all().into_iter().map(recover).collect()
+        self.all().into_iter().filter_map(recover).collect()
     }
 
     /// Begins to stage an image, or goes on with it: reserves room, makes or takes up its directory, and copies what
@@ -486,6 +499,11 @@ impl Store {
                 presence.push(Presence {
                     digest: *stage.layout.digest(),
                     references: stage.present_references(),
+                    moved: stage
+                        .lost_references()
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
                 });
             } else if let Err(error) = self.drop_stage(stage.layout.digest()) {
                 tracing::warn!(image = %stage.layout.digest(), %error, "forgetting a removed image failed; the next start does it");
@@ -500,10 +518,15 @@ impl Store {
     /// When its directory can't be removed; the next start tries again.
     pub fn abandon(&self, image: Digest) -> io::Result<()> {
         let _changing = hold(&self.changing);
-        match self.stage(&image) {
-            Some(stage) if !stage.is_installed() => self.drop_stage(&image),
-            _ => Ok(()),
+        let Some(stage) = self.stage(&image) else {
+            return Ok(());
+        };
+        // An installation under way is waited for, and then stays.
+        drop(hold(&stage.installing));
+        if stage.is_installed() {
+            return Ok(());
         }
+        self.drop_stage(&image)
     }
 
     /// Forgets an image: it isn't served or built upon any more. In tart's cache it stays.

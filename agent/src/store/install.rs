@@ -69,7 +69,7 @@ impl Stage {
             return Err(InstallError::Gone);
         }
         self.add_references(&references)?;
-        let references = hold(&self.status).references.clone();
+        let references = self.own_references(&references);
         if references.is_empty() {
             return Err(InstallError::NoReference(*self.layout.digest()));
         }
@@ -204,6 +204,32 @@ impl Stage {
         symlink(target, &new).map_err(|error| io_at("linking", &new, error))?;
         fs::rename(&new, link).map_err(|error| io_at("linking", link, error))?;
         Ok(())
+    }
+
+    /// What to install under: what is wanted, and what was wanted before, less the tags that another image took over since
+    /// this one was installed. Otherwise repeating an old installation would take them back.
+    fn own_references(&self, wanted: &[Reference]) -> Vec<Reference> {
+        let lost = if self.is_installed() {
+            self.lost_references()
+        } else {
+            Vec::new()
+        };
+        let mut references = hold(&self.status).references.clone();
+        references.retain(|reference| wanted.contains(reference) || !lost.contains(reference));
+        references
+    }
+
+    /// References by tags that name another image now, which tart has whole.
+    pub(super) fn lost_references(&self) -> Vec<Reference> {
+        let home = &self.shared.home;
+        let references = hold(&self.status).references.clone();
+        let lost = references.into_iter().filter(|reference| {
+            let ours = cache::image_directory(home, reference, self.layout.digest());
+            cache::tag_link(home, reference)
+                .and_then(|link| fs::read_link(link).ok())
+                .is_some_and(|target| target != ours && cache::is_complete(&target))
+        });
+        lost.collect()
     }
 
     /// Adds to the references, lastingly.

@@ -395,6 +395,12 @@ impl Stage {
         hold(&self.status).installed
     }
 
+    /// The geometry of this content; `None` for a content of another image.
+    #[must_use]
+    pub fn geometry(&self, content: Digest) -> Option<Geometry> {
+        Some(self.find(content)?.spec.geometry)
+    }
+
     /// The chunks of this content that are on disk and fit their links. Empty for a content of another image.
     #[must_use]
     pub fn held(&self, content: Digest) -> ChunkSet {
@@ -427,8 +433,7 @@ impl Stage {
             .is_some_and(|content| hold(&content.state).ledger.is_proved(chunk))
     }
 
-    /// The state in which the chain has to be before this chunk, where the chunk before it or the proof from the end
-    /// says so; and where to resume decoding, when it is held.
+    /// The link of a held chunk, and where it came from, without reading its bytes.
     #[must_use]
     pub fn link(&self, content: Digest, chunk: ChunkIndex) -> Option<(Link, Source)> {
         hold(&self.find(content)?.state).ledger.link(chunk)
@@ -635,12 +640,41 @@ impl Stage {
         self.flush()
     }
 
+    /// Reads a held chunk again and drops it, lastingly, when its bytes don't fit its link any more. Whether it is still
+    /// held; for a scrub of what the journal of an earlier process vouched for.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub fn scrub(&self, content: Digest, chunk: ChunkIndex) -> io::Result<bool> {
+        let (Some(held), Some(found)) = (self.read(content, chunk)?, self.find(content)) else {
+            return Ok(false);
+        };
+        if held.link.holds(found.spec.geometry, chunk, &held.bytes) {
+            return Ok(true);
+        }
+        {
+            let mut state = hold(&found.state);
+            if state.ledger.link(chunk) != Some((held.link, held.source)) {
+                return Ok(false);
+            }
+            state.drop_chunk(chunk);
+            hold(&self.pending)
+                .records
+                .push(Record::Dropped { content, chunk });
+        }
+        self.flush()?;
+        Ok(false)
+    }
+
     /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. To be
     /// called at least every 500 ms while chunks arrive; cheap when nothing happened.
     ///
     /// # Errors
     /// When the volume fails. Nothing is forgotten: the next call tries again.
     pub fn flush(&self) -> io::Result<()> {
+        if self.is_gone() {
+            return Ok(());
+        }
         let mut journal = hold(&self.journal);
         let Pending { records, dirty } = std::mem::take(&mut *hold(&self.pending));
         if records.is_empty() && dirty.is_empty() {
@@ -985,13 +1019,4 @@ pub(super) fn decode_blob(
         }
     }
     Ok(decoder.finish())
-}
-
-/// The geometry of a content of this image.
-impl Stage {
-    /// The geometry of this content; `None` for a content of another image.
-    #[must_use]
-    pub fn geometry(&self, content: Digest) -> Option<Geometry> {
-        Some(self.find(content)?.spec.geometry)
-    }
 }

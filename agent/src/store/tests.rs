@@ -218,7 +218,8 @@ fn a_complete_stage_becomes_an_image_that_tart_finds() {
         store.presence(),
         [Presence {
             digest: *sample.layout.digest(),
-            references: vec![TAG.into()]
+            references: vec![TAG.into()],
+            moved: vec![],
         }]
     );
     // zeros are holes
@@ -449,6 +450,47 @@ fn an_image_that_somebody_removes_is_not_present() {
 }
 
 #[test]
+fn a_tag_that_moved_on_is_not_taken_back() {
+    let (home, old, new) = (tempfile::tempdir().unwrap(), sample(1), sample(200));
+    let store = open(&home);
+    for sample in [&old, &new] {
+        let (stage, _) = begin(&store, sample, &[TAG]);
+        fill(&stage, sample);
+        install(&stage, &[]).unwrap();
+    }
+    let references = |store: &Store, sample: &Sample| {
+        let presence = store.presence().into_iter();
+        let found = presence.filter(|presence| presence.digest == *sample.layout.digest());
+        found.map(|presence| presence.references).next().unwrap()
+    };
+    assert_eq!(references(&store, &old), [""; 0]);
+    assert_eq!(references(&store, &new), [TAG]);
+    let moved: Vec<_> = store
+        .presence()
+        .into_iter()
+        .map(|presence| (presence.digest, presence.moved))
+        .collect();
+    assert!(moved.contains(&(*old.layout.digest(), vec![TAG.into()])));
+    assert!(moved.contains(&(*new.layout.digest(), vec![])));
+    drop(store);
+    let store = open(&home);
+    let recovered: Vec<_> = store.recovered();
+    assert_eq!(recovered.len(), 1);
+    assert!(recovered[0].present && recovered[0].layout == new.layout);
+    let stage = store.stage(old.layout.digest()).unwrap();
+    assert!(matches!(
+        install(&stage, &[]),
+        Err(InstallError::NoReference(_))
+    ));
+    assert_eq!(references(&store, &new), [TAG]);
+    // a roll back takes it on purpose
+    let (stage, _) = begin(&store, &old, &[TAG]);
+    install(&stage, &[TAG]).unwrap();
+    assert_eq!(references(&store, &old), [TAG]);
+    assert_eq!(references(&store, &new), [""; 0]);
+}
+
+#[test]
 fn what_another_image_holds_is_copied() {
     let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(200));
     let store = open(&home);
@@ -521,6 +563,52 @@ fn a_lie_is_dropped_for_good() {
     ));
     fill(&stage, &sample);
     install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+}
+
+#[test]
+fn a_scrub_drops_what_rotted() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    let digest = sample.layout.layers()[1].raw.unwrap();
+    assert!(stage.scrub(digest, ChunkIndex(0)).unwrap());
+    let disk = ours(&home, &sample).join("image/disk.img");
+    let disk = fs::OpenOptions::new().write(true).open(disk).unwrap();
+    disk.write_all_at(b"?", sample.layout.layers()[1].offset)
+        .unwrap();
+    assert!(!stage.scrub(digest, ChunkIndex(0)).unwrap());
+    assert!(!stage.is_closed(digest) && stage.held(digest).contains(ChunkIndex(1)));
+    assert!(stage.read(digest, ChunkIndex(0)).unwrap().is_none());
+    drop((stage, store));
+    let store = open(&home);
+    let stage = store.stage(sample.layout.digest()).unwrap();
+    assert!(!stage.held(digest).contains(ChunkIndex(0)));
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+}
+
+#[test]
+fn an_abandoned_stage_leaves_nothing_and_an_installed_image_stays() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    store.abandon(*sample.layout.digest()).unwrap();
+    assert!(!ours(&home, &sample).exists());
+    let digest = sample.layout.config().digest;
+    let (chunk, link, bytes) = links(&sample.config).remove(0);
+    let written = stage.write(digest, chunk, bytes, link, source("mac-1"), &host("mac-1"));
+    assert!(matches!(written, Err(WriteError::Gone)));
+    assert!(matches!(install(&stage, &[]), Err(InstallError::Gone)));
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    store.abandon(*sample.layout.digest()).unwrap();
+    assert_eq!(store.presence().len(), 1);
+    store.forget(*sample.layout.digest()).unwrap();
+    assert_eq!(store.presence(), []);
     assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
 }
 
