@@ -37,13 +37,15 @@ pub struct Config {
     pub candidates: usize,
     /// Spreads that may lie at a spreader before the chunk waits at the lease holder instead, in percent of one spread.
     pub spread_backlog_percent: u64,
+    /// And so many chunks on top: in a small fleet a spread is short, and the next one has to be there when it ends.
+    pub spread_backlog_chunks: u64,
     /// Chunks that a lease holder may have ordered from the origin or hold without having handed them on.
     pub lease_window: u32,
     /// What is assumed of a peer's uplink, and of ours, before anything was measured: 1 Gbit/s less headers (DOMAIN §1).
     pub assumed_rate_bytes_per_second: u64,
     /// The shortest time between two announcements of chunks to the same peers.
     pub announce_every: Duration,
-    /// The shortest time between two announcements of load; grows by 5 ms for each connection beyond 50.
+    /// The shortest time between two announcements of load to those who choose us to spread.
     pub load_every: Duration,
     /// First value of the time after which an announced chunk that wasn't pushed to us is asked for; adapts.
     pub grace: Duration,
@@ -89,7 +91,8 @@ impl Default for Config {
             direct_targets: 200,
             fan_out: 8,
             candidates: 8,
-            spread_backlog_percent: 200,
+            spread_backlog_percent: 100,
+            spread_backlog_chunks: 8,
             lease_window: 16,
             assumed_rate_bytes_per_second: 117_000_000,
             announce_every: Duration::from_millis(250),

@@ -55,6 +55,10 @@ pub(crate) struct Content {
     /// When anything was last heard of it.
     pub(crate) news_at: Moment,
     pub(crate) not_stored: bool,
+    /// A chunk was lost: what was announced has to be taken back.
+    pub(crate) announce_anew: bool,
+    /// Since when it is among the first that nobody has, without a coordinator.
+    pub(crate) headless_since: Option<Moment>,
     /// How often each chunk was sent in answer to requests; empty until the first.
     sent: Vec<u8>,
 }
@@ -86,6 +90,8 @@ impl Content {
             pushed_at: None,
             news_at: now,
             not_stored: false,
+            announce_anew: false,
+            headless_since: None,
             sent: Vec::new(),
         }
     }

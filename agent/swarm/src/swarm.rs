@@ -102,6 +102,9 @@ pub struct Swarm {
     soon: Option<Moment>,
     announce_at: Option<Moment>,
     load_at: Moment,
+    load_to_all_at: Moment,
+    /// Who handed us chunks to spread, and when last.
+    choosers: Vec<(PeerIndex, Moment)>,
     announced_backlog: u64,
     announced_rate: u64,
     served_at: Option<Moment>,
@@ -203,6 +206,8 @@ impl Swarm {
             soon: None,
             announce_at: None,
             load_at: Moment::START,
+            load_to_all_at: Moment::START,
+            choosers: Vec::new(),
             announced_backlog: 0,
             announced_rate: 0,
             served_at: None,
@@ -430,7 +435,9 @@ impl Swarm {
             // the shell fetches it again only when it is told to go back: it isn't; peers have it, or the next lease
             lease.ordered += 1;
         }
-        self.announce_all_of(id);
+        content.announce_anew = true;
+        self.unannounced.insert(id);
+        self.announce_at.get_or_insert(self.now);
         self.wake();
     }
 

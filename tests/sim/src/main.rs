@@ -59,6 +59,9 @@ struct Cli {
     /// Spreads that may lie at a spreader, percent.
     #[arg(long, env = "SIM_SPREAD_BACKLOG_PERCENT")]
     spread_backlog_percent: Option<u64>,
+    /// And chunks on top.
+    #[arg(long, env = "SIM_SPREAD_BACKLOG_CHUNKS")]
+    spread_backlog_chunks: Option<u64>,
     /// Chunks that a lease holder may hold without having handed them on.
     #[arg(long, env = "SIM_LEASE_WINDOW")]
     lease_window: Option<u32>,
@@ -124,6 +127,9 @@ fn main() -> ExitCode {
     swarm.spread_backlog_percent = cli
         .spread_backlog_percent
         .unwrap_or(swarm.spread_backlog_percent);
+    swarm.spread_backlog_chunks = cli
+        .spread_backlog_chunks
+        .unwrap_or(swarm.spread_backlog_chunks);
     swarm.lease_window = cli.lease_window.unwrap_or(swarm.lease_window);
     swarm.direct_targets = cli.direct_targets.unwrap_or(swarm.direct_targets);
     swarm.fan_out = cli.fan_out.unwrap_or(swarm.fan_out);

@@ -68,6 +68,8 @@ struct Node {
     wanted: bool,
     liar: bool,
     connected: Vec<bool>,
+    /// What the agent knows of it: a dead line is noticed late.
+    believes: Vec<bool>,
     up_count: usize,
     roster: Vec<bool>,
     session: bool,
@@ -193,6 +195,9 @@ pub struct World {
     faults_left: usize,
     checks: Checks,
     ordered_at: Nanos,
+    /// Seconds in which faults kept the registry from sending, or hosts from being there: the bound counts them.
+    lost_s: f64,
+    joined_s: f64,
     unfinished: usize,
     origin_bytes: u64,
     peer_bytes: u64,
@@ -298,6 +303,8 @@ impl World {
             faults_left: 0,
             checks: Checks::default(),
             ordered_at: WARM_UP,
+            lost_s: 0.0,
+            joined_s: 0.0,
             unfinished: 0,
             origin_bytes: 0,
             peer_bytes: 0,
@@ -466,6 +473,8 @@ impl World {
         node.swarm = Swarm::new(node.key, config, seed);
         node.timer_at = u64::MAX;
         node.grown_at = now;
+        node.believes.fill(false);
+        node.roster.fill(false);
         node.staged = false;
         node.session = false;
         node.reported = None;
@@ -514,8 +523,8 @@ impl World {
         let origin = self.uplinks[self.nodes.len()].rate;
         let float = precise;
         let image = float(image);
-        (image / float(origin))
-            .max(image / float(slowest))
+        (image / float(origin) + self.lost_s)
+            .max(image / float(slowest) + self.joined_s)
             .max(image * float(wanted.len() as u64) / float(origin + up))
     }
 
@@ -576,6 +585,7 @@ impl Node {
             wanted: true,
             liar: false,
             connected: vec![false; setup.hosts],
+            believes: vec![false; setup.hosts],
             up_count: 0,
             roster: vec![false; setup.hosts],
             session: false,

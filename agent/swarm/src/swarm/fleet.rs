@@ -10,8 +10,8 @@ use crate::{
 const SLOTS: usize = 64;
 /// Of two neighbours the one with the larger key waits this long for the other's connection.
 const DIAL_HEAD_START: Duration = Duration::from_secs(2);
-/// Transfers in a row that bring nothing count as a strike.
-const SILENT_IN_A_ROW: u32 = 4;
+/// After a transfer that brought nothing a peer isn't asked for a while, which doubles each time in a row up to this.
+const SILENT_MOST: Duration = Duration::from_secs(30);
 
 impl Swarm {
     pub(super) fn set_roster(&mut self, entries: &[Entry]) {
@@ -80,6 +80,7 @@ impl Swarm {
         }
         self.drop_line(index, Line::Down);
         self.purge_pushes_to(index);
+        self.choosers.retain(|(peer, _)| *peer != index);
         for content in self.contents.values_mut() {
             content.set_unwanted_by(index, false);
         }
@@ -253,12 +254,10 @@ impl Swarm {
     /// A transfer from the peer brought nothing.
     pub(super) fn silent(&mut self, index: PeerIndex) {
         let peer = &mut self.peers[index.at()];
+        // silence is no lie: slow, dead and cut-off hosts are avoided, not accused
+        let wait = doubled(self.config.timeout_least, peer.silent, SILENT_MOST);
+        peer.not_asked_before = self.now + wait;
         peer.silent = peer.silent.saturating_add(1);
-        peer.not_asked_before = self.now + self.config.timeout_least;
-        if peer.silent >= SILENT_IN_A_ROW {
-            peer.silent = 0;
-            self.strike(index);
-        }
     }
 
     /// The chain proved that the peer lied: no second chance.
@@ -272,18 +271,17 @@ impl Swarm {
 
     fn quarantine(&mut self, index: PeerIndex) {
         let peer = &mut self.peers[index.at()];
+        let strikes = core::mem::take(&mut peer.strikes);
+        if peer.is_quarantined() {
+            return;
+        }
         let lasts = doubled(
             self.config.quarantine,
             peer.quarantines,
             self.config.quarantine_most,
         );
-        let was = peer.quarantined_until.replace(self.now + lasts).is_some();
+        peer.quarantined_until = Some(self.now + lasts);
         peer.quarantines = peer.quarantines.saturating_add(1);
-        let strikes = peer.strikes;
-        peer.strikes = 0;
-        if was {
-            return;
-        }
         let key = peer.key;
         self.actions
             .push_back(Action::Report { peer: key, strikes });

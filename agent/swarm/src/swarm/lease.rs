@@ -183,6 +183,9 @@ impl Swarm {
         self.coordinator = up;
         if up && self.headless {
             self.headless = false;
+            for content in self.contents.values_mut() {
+                content.headless_since = None;
+            }
             for id in self.leased.clone() {
                 if self
                     .lease_mut(id)
@@ -217,23 +220,24 @@ impl Swarm {
             if room == 0 {
                 return;
             }
-            let Some(content) = self.contents.get(&id) else {
+            let now = self.now;
+            let Some(content) = self.contents.get_mut(&id) else {
                 continue;
             };
+            let first_seen = *content.headless_since.get_or_insert(now);
             if content.lease.is_some() {
                 continue;
             }
-            let mine = mix(self.me.0, content.key);
+            let key = content.key;
+            let quiet = now.since(content.news_at.max(content.grown_at));
+            let since = now.since(first_seen);
+            let mine = mix(self.me.0, key);
             let rank = self
                 .up
                 .iter()
                 .map(|index| &self.peers[index.at()])
-                .filter(|peer| peer.is_up() && mix(peer.key.0, content.key) > mine)
+                .filter(|peer| peer.is_up() && mix(peer.key.0, key) > mine)
                 .count();
-            let quiet = self.now.since(content.news_at.max(content.grown_at));
-            let since = self
-                .now
-                .since(self.coordinator_lost_at + self.config.headless_after);
             let turn = HEADLESS_TURN * u32::try_from(rank).unwrap_or(u32::MAX);
             let quiet_long = quiet >= turn.max(HEADLESS_QUIET) && since >= turn;
             if quiet_long {

@@ -2,10 +2,12 @@
 
 use super::*;
 
-/// Connections up to which load is announced as often as `load_every` says.
-const FEW_CONNECTIONS: usize = 50;
-/// And how much more seldom for each further one, so that a fleet's announcements stay below 200 a second per host.
-const LOAD_EVERY_MORE: Duration = Duration::from_millis(5);
+/// Whoever handed us a chunk to spread within this time chooses among us again: it hears of our load often.
+const CHOSEN_LATELY: Duration = Duration::from_secs(10);
+/// All others now and then, for they may become lease holders: a hundred small messages a second in all.
+const LOAD_TO_EACH: Duration = Duration::from_millis(10);
+/// Choosers remembered at one time.
+const CHOOSERS: usize = 64;
 /// While pushes bring everything, announcements only serve healing, which waits for seconds anyway.
 const LAZY: Duration = Duration::from_secs(1);
 /// Whoever was asked for chunks within this time announces eagerly.
@@ -105,6 +107,11 @@ impl Swarm {
                     continue;
                 };
                 let empty = ChunkSet::empty(content.chunks());
+                if core::mem::take(&mut content.announce_anew) {
+                    content.unannounced = empty;
+                    self.announce_all_of(id);
+                    continue;
+                }
                 let news = core::mem::replace(&mut content.unannounced, empty);
                 if news.is_empty() {
                     continue;
@@ -128,21 +135,49 @@ impl Swarm {
                 }
             }
         }
+        self.announce_load();
+    }
+
+    fn announce_load(&mut self) {
         let moved = self.backlog_bytes != self.announced_backlog
             || self.rate.abs_diff(self.announced_rate) > self.rate / 8;
-        if moved && self.load_at <= self.now {
-            let more = self.up.len().saturating_sub(FEW_CONNECTIONS);
-            let more = LOAD_EVERY_MORE * u32::try_from(more).unwrap_or(u32::MAX);
-            self.load_at = self.now + self.config.load_every + more;
+        if !moved || self.load_at > self.now {
+            return;
+        }
+        self.load_at = self.now + self.config.load_every;
+        let all = self.load_to_all_at <= self.now || self.up.len() <= self.config.candidates;
+        if all {
+            self.load_to_all_at =
+                self.now + LOAD_TO_EACH * u32::try_from(self.up.len()).unwrap_or(u32::MAX);
             self.announced_backlog = self.backlog_bytes;
             self.announced_rate = self.rate;
-            for index in &self.up {
-                self.actions.push_back(Action::AnnounceLoad {
-                    peer: self.peers[index.at()].key,
-                    backlog_bytes: self.backlog_bytes,
-                    upload_bytes_per_second: self.rate,
-                });
-            }
+        }
+        let now = self.now;
+        let peers = &self.peers;
+        self.choosers
+            .retain(|(index, at)| now.since(*at) < CHOSEN_LATELY && peers[index.at()].is_up());
+        let choosers = self.choosers.iter().map(|(index, _)| index);
+        let to: Vec<PeerIndex> = if all {
+            self.up.clone()
+        } else {
+            choosers.copied().collect()
+        };
+        for index in to {
+            self.actions.push_back(Action::AnnounceLoad {
+                peer: self.peers[index.at()].key,
+                backlog_bytes: self.backlog_bytes,
+                upload_bytes_per_second: self.rate,
+            });
+        }
+    }
+
+    /// The peer chose us to spread something.
+    pub(super) fn chosen_by(&mut self, index: PeerIndex) {
+        let now = self.now;
+        if let Some(entry) = self.choosers.iter_mut().find(|(peer, _)| *peer == index) {
+            entry.1 = now;
+        } else if self.choosers.len() < CHOOSERS {
+            self.choosers.push((index, now));
         }
     }
 }

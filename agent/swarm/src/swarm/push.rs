@@ -185,6 +185,9 @@ impl Swarm {
         chunk: ChunkIndex,
         spread: Spread,
     ) {
+        if let Some(from) = from {
+            self.chosen_by(from);
+        }
         match spread {
             Spread::Everyone => {
                 if self.roster.len() <= self.config.direct_targets {
@@ -396,7 +399,8 @@ impl Swarm {
         }
         let own_work = work + self.chunk_len(id, chunk);
         let own_score = micros(self.backlog_bytes + own_work, self.rate);
-        let allowed = work.saturating_mul(self.config.spread_backlog_percent) / 100;
+        let slack = self.chunk_len(id, chunk) * self.config.spread_backlog_chunks;
+        let allowed = work.saturating_mul(self.config.spread_backlog_percent) / 100 + slack;
         match best {
             Some((score, index)) if score <= own_score => {
                 match self.peers[index.at()].excess_us(self.now, allowed) {

@@ -23,6 +23,8 @@ pub struct Config {
     pub bad_witnesses: usize,
     /// Different hosts that have to blame a host before the fleet shuns it.
     pub accusers: usize,
+    /// A host that passed on a false chunk which another made has found that out itself after this long, and says so.
+    pub passers_accuse_within: Duration,
     /// How long the fleet shuns it.
     pub quarantine: Duration,
     /// A host without a session for this long isn't expected to bring back what only it holds.
@@ -43,6 +45,7 @@ impl Default for Config {
             origin_retry_most: Duration::from_mins(1),
             bad_witnesses: 2,
             accusers: 2,
+            passers_accuse_within: Duration::from_mins(2),
             quarantine: Duration::from_hours(1),
             absent_after: Duration::from_secs(15),
             settle: Duration::from_secs(3),

@@ -49,6 +49,8 @@ pub struct Plan {
     origin: Origin,
     grants_not_before: Moment,
     moved_at: Moment,
+    /// Something happened that may let a lease be granted.
+    grant_wanted: bool,
 }
 
 #[derive(Debug)]
@@ -60,9 +62,10 @@ struct Host {
     neighbours: BTreeSet<HostId>,
     sent_epoch: u64,
     quarantined_until: Option<Moment>,
+    /// Who says that it sent something false that it made itself.
     accusers: BTreeSet<HostId>,
-    /// Who says that it made a false link.
-    accusers_as_maker: BTreeSet<HostId>,
+    /// Who says that it passed on something false of another maker, since when.
+    passed: BTreeMap<(HostId, HostId), Moment>,
     leases: usize,
     /// Leases that it let expire or that failed: others are preferred.
     failures: u32,
@@ -86,6 +89,12 @@ struct Origin {
     retry_at: Option<Moment>,
 }
 
+impl Host {
+    fn is_accused_by(&self, id: &HostId) -> bool {
+        self.accusers.contains(id) || self.passed.keys().any(|(by, _)| by == id)
+    }
+}
+
 impl Plan {
     /// A plan of nothing.
     #[must_use]
@@ -107,6 +116,7 @@ impl Plan {
             origin: Origin::default(),
             grants_not_before: Moment::START,
             moved_at: Moment::START,
+            grant_wanted: false,
         }
     }
 
@@ -150,10 +160,14 @@ impl Plan {
         if self.tick_at <= self.now {
             self.tick_at = self.now + TICK;
             self.release_quarantined();
+            self.judge_passers();
             self.expire_leases();
             self.audit();
+            self.grant_wanted = true;
         }
-        self.grant();
+        if core::mem::take(&mut self.grant_wanted) {
+            self.grant();
+        }
     }
 
     /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
@@ -198,7 +212,7 @@ impl Plan {
                 sent_epoch: 0,
                 quarantined_until: None,
                 accusers: BTreeSet::new(),
-                accusers_as_maker: BTreeSet::new(),
+                passed: BTreeMap::new(),
                 leases: 0,
                 failures: 0,
             },
@@ -222,7 +236,7 @@ impl Plan {
         }
         for host in self.hosts.values_mut() {
             host.accusers.remove(id);
-            host.accusers_as_maker.remove(id);
+            host.passed.retain(|(by, maker), _| by != id && maker != id);
         }
         self.roster_changed();
     }
@@ -238,6 +252,7 @@ impl Plan {
             return;
         }
         host.connected = true;
+        self.grant_wanted = true;
         host.sent_epoch = 0;
         self.roster_changed();
         self.send_roster(&id);
@@ -302,28 +317,54 @@ impl Plan {
         if !trusted || by == id {
             return;
         }
+        if maker != id && self.hosts.contains_key(maker) {
+            // whoever passes a lie on may have believed it: time will tell
+            if let Some(host) = self.hosts.get_mut(id) {
+                host.passed
+                    .entry((by.clone(), maker.clone()))
+                    .or_insert(self.now);
+            }
+            return;
+        }
         let enough = self.config.accusers.max(1);
-        let accused = if let Some(host) = self.hosts.get_mut(id) {
+        let accused = self.hosts.get_mut(id).is_some_and(|host| {
             host.accusers.insert(by.clone());
             host.accusers.len() >= enough
-        } else {
-            false
-        };
-        // whoever passed a lie on may have believed it; the maker of a link that several senders passed on didn't
-        let maker_accused = if maker != by
-            && maker != id
-            && let Some(host) = self.hosts.get_mut(maker)
-        {
-            host.accusers_as_maker.insert(by.clone());
-            host.accusers_as_maker.len() >= enough
-        } else {
-            false
-        };
+        });
         if accused {
             self.quarantine(id);
         }
-        if maker_accused {
-            self.quarantine(maker);
+    }
+
+    /// An honest host that passed a lie on finds it too, when its own copy closes, and accuses whoever it had it from.
+    /// One that doesn't, though several others accuse it, named an innocent maker.
+    fn judge_passers(&mut self) {
+        let enough = self.config.accusers.max(1);
+        let after = self.config.passers_accuse_within;
+        let guilty: Vec<HostId> = self
+            .hosts
+            .iter()
+            .filter(|(id, host)| {
+                if host.quarantined_until.is_some() || host.passed.is_empty() {
+                    return false;
+                }
+                let by: BTreeSet<&HostId> = host
+                    .passed
+                    .iter()
+                    .filter(|((_, maker), since)| {
+                        self.now.since(**since) >= after
+                            && self.hosts.get(maker).is_some_and(|maker| {
+                                maker.quarantined_until.is_none() && !maker.is_accused_by(id)
+                            })
+                    })
+                    .map(|((by, _), _)| by)
+                    .collect();
+                by.len() >= enough
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in guilty {
+            self.quarantine(&id);
         }
     }
 
@@ -358,7 +399,7 @@ impl Plan {
             if let Some(host) = self.hosts.get_mut(&id) {
                 host.quarantined_until = None;
                 host.accusers.clear();
-                host.accusers_as_maker.clear();
+                host.passed.clear();
             }
             self.join_graph(&id);
             self.roster_changed();
@@ -419,6 +460,7 @@ impl Plan {
             true
         };
         self.moved_at = self.now;
+        self.grant_wanted = true;
         self.tick_at = self.tick_at.min(self.now + TICK);
         let Some(image) = self.images.iter().find(|image| image.digest == digest) else {
             return;

@@ -12,6 +12,7 @@ impl World {
             Action::Dial(key) => self.dial(host, key),
             Action::HangUp(key) => {
                 if let Some(peer) = self.find(key) {
+                    self.node_mut(host).believes[peer as usize] = false;
                     self.break_line(host, peer, 0);
                 }
             }
@@ -23,16 +24,18 @@ impl World {
                 let Some(peer) = self.check_peer(host, key) else {
                     return;
                 };
-                self.check_request(host, id.0, chunk.0);
+                if !self.node(host).believes[peer as usize] {
+                    self.checks.note("request to a peer that isn't connected");
+                }
+                // over a line that is dead and not known to be, it is lost
                 if self.node(host).connected[peer as usize] {
+                    self.check_request(host, id.0, chunk.0);
                     self.send(Message::Ask(Question {
                         asker: host,
                         server: peer,
                         content: id.0,
                         chunk: chunk.0,
                     }));
-                } else {
-                    self.checks.note("request to a peer that isn't connected");
                 }
             }
             Action::Cancel {
@@ -53,10 +56,13 @@ impl World {
                 let Some(peer) = self.check_peer(host, key) else {
                     return;
                 };
-                self.count_upload(host, id.0, chunk.0);
-                if !self.node(host).connected[peer as usize] {
+                if !self.node(host).believes[peer as usize] {
                     self.checks.note("push to a peer that isn't connected");
                 }
+                if !self.node(host).connected[peer as usize] {
+                    return;
+                }
+                self.count_upload(host, id.0, chunk.0);
                 let transfer = self.new_transfer(host, peer, id.0, chunk.0, Kind::Push, spread);
                 self.send(Message::Offer(transfer));
             }
@@ -225,11 +231,20 @@ impl World {
             return;
         }
         if !self.node(a).connected[b as usize] {
+            // a new line takes the place of one that died unnoticed
+            for (one, other, key) in [(a, b, key_b), (b, a, key_a)] {
+                if self.node(one).believes[other as usize] {
+                    self.node_mut(one).believes[other as usize] = false;
+                    self.feed(one, swarm::Event::Disconnected(key));
+                }
+            }
             self.node_mut(a).connected[b as usize] = true;
             self.node_mut(b).connected[a as usize] = true;
             self.node_mut(a).up_count += 1;
             self.node_mut(b).up_count += 1;
         }
+        self.node_mut(a).believes[b as usize] = true;
+        self.node_mut(b).believes[a as usize] = true;
         self.feed(a, swarm::Event::Connected(key_b));
         self.feed(b, swarm::Event::Connected(key_a));
     }
@@ -255,10 +270,18 @@ impl World {
                 self.drop_transfer(id);
             }
         }
+        let mut lost = Vec::new();
         self.questions.retain(|_, question| {
-            (question.asker, question.server) != (host, peer)
-                && (question.asker, question.server) != (peer, host)
+            let keep = (question.asker, question.server) != (host, peer)
+                && (question.asker, question.server) != (peer, host);
+            if !keep {
+                lost.push((question.asker, question.content, question.chunk));
+            }
+            keep
         });
+        for (asker, content, chunk) in lost {
+            self.settle_request(asker, content, chunk);
+        }
         for (one, other) in [(host, peer), (peer, host)] {
             let life = self.node(one).life;
             self.at(
@@ -275,6 +298,7 @@ impl World {
     pub(super) fn line_dead(&mut self, host: u32, peer: u32, life: u32) {
         let node = self.node(host);
         if node.alive && node.life == life && !node.connected[peer as usize] {
+            self.node_mut(host).believes[peer as usize] = false;
             let key = self.node(peer).key;
             self.feed(host, swarm::Event::Disconnected(key));
         }
@@ -339,6 +363,10 @@ impl World {
             self.end_transfer(id, Delivery::Unwanted, 0);
             return;
         }
+        if !self.node(to).alive || !self.node(to).connected[from as usize] {
+            self.drop_transfer(id);
+            return;
+        }
         let spread = self.transfers[id.at as usize].spread.take();
         let ticket = self.ticket();
         self.offer = Some((ticket, id));
@@ -361,6 +389,7 @@ impl World {
     pub(super) fn asked(&mut self, question: Question) {
         let server = question.server;
         if !self.node(server).connected[question.asker as usize] {
+            self.settle_request(question.asker, question.content, question.chunk);
             return;
         }
         if !self.node(server).staged {

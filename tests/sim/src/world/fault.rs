@@ -16,7 +16,6 @@ pub(super) enum Fault {
     Cut,
     Heal,
     CoordinatorGone,
-    CoordinatorBack,
     OriginRate(u64),
     OriginDown,
     OriginUp,
@@ -97,6 +96,7 @@ impl World {
                 self.fault(bound * 0.3, Fault::OriginRate(rate));
                 self.fault(bound * 0.5, Fault::OriginDown);
                 self.fault(bound * 0.5 + 20.0, Fault::OriginUp);
+                self.lost_s = bound * 0.1 * 0.75 + 20.0;
             }
             Scenario::Cut => {
                 let bound = self.bound_s();
@@ -109,6 +109,7 @@ impl World {
                     self.nodes[host].alive = false;
                     self.fault(bound / 2.0, Fault::Join(index(host)));
                 }
+                self.joined_s = bound / 2.0;
             }
             Scenario::Vanish => {
                 let bound = self.bound_s();
@@ -162,7 +163,6 @@ impl World {
             }
             Fault::Heal => self.cut = false,
             Fault::CoordinatorGone => self.close_office(),
-            Fault::CoordinatorBack => self.open_office(),
             Fault::OriginRate(rate) => {
                 let at = self.nodes.len();
                 self.uplinks[at].rate = rate.max(1);

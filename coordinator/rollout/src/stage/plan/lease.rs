@@ -202,6 +202,7 @@ impl Plan {
     /// Ends the lease of a content, whoever holds it.
     fn end(&mut self, digest: Digest) -> Option<Lease> {
         let lease = self.contents.get_mut(&digest)?.lease.take()?;
+        self.grant_wanted = true;
         self.leases = self.leases.saturating_sub(1);
         if let Some(host) = self.hosts.get_mut(&lease.host) {
             host.leases = host.leases.saturating_sub(1);
@@ -273,6 +274,7 @@ impl Plan {
             self.end(digest);
         }
         self.moved_at = self.now;
+        self.grant_wanted = true;
         let Some(content) = self.contents.get_mut(&digest) else {
             return;
         };
