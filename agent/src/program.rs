@@ -122,6 +122,15 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let session_endpoint = endpoint.clone();
     let session_stop = stop.clone();
     tasks.spawn(async move {
+        let mut hello_now = hello_now;
+        // the driver first says what this host holds and where its peers find it
+        if hello_now
+            .wait_for(|hello| !hello.version.is_empty())
+            .await
+            .is_err()
+        {
+            return Ok(());
+        }
         let say_hello = move || hello_now.borrow().clone();
         tokio::select! {
             () = session::keep(session_endpoint, settings, identity, say_hello, inbox) => {}

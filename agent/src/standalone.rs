@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use proto::{Digest, HostId, image::Layout};
+use proto::{HostId, image::Layout};
 use serde_json::json;
 use swarm::event::ContentId;
 use tokio::{
@@ -243,13 +243,4 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
             manifest.digest
         ))
     }
-}
-
-/// The manifest digest that a string names, where it is one.
-pub(crate) fn digest_of(image: &str) -> Option<Digest> {
-    image
-        .rsplit_once('@')
-        .map_or(image, |(_, digest)| digest)
-        .parse()
-        .ok()
 }

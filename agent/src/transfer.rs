@@ -134,7 +134,6 @@ pub(crate) struct Subject {
     /// Where its bytes are or shall be. The first is read; all are written.
     pub(crate) stages: Vec<Arc<Stage>>,
     pub(crate) cache: Arc<Cache>,
-    pub(crate) me: HostId,
 }
 
 /// How a chunk that should come ended.

@@ -199,7 +199,6 @@ impl Driver {
             chunk,
             stages: content.stages.clone(),
             cache: self.cache.clone(),
-            me: self.me.clone(),
         })
     }
 

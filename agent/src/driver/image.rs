@@ -31,6 +31,11 @@ pub(crate) struct Trouble {
     pub(crate) message: String,
 }
 
+/// Whole milliseconds, as a number that JSON logs keep one.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl From<&BeginError> for Trouble {
     fn from(error: &BeginError) -> Self {
         let reason = match error {
@@ -388,8 +393,8 @@ impl Driver {
             info!(
                 image = %digest,
                 references = ?image.references,
-                elapsed_ms = image.ordered.elapsed().as_millis(),
-                install_ms = installed_in.as_millis(),
+                elapsed_ms = millis(image.ordered.elapsed()),
+                install_ms = millis(installed_in),
                 origin_bytes = image.origin_bytes,
                 peer_bytes = image.peer_bytes,
                 local_bytes = image.local_bytes,

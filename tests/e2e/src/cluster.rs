@@ -29,7 +29,10 @@ pub struct Place {
 
 impl Default for Place {
     fn default() -> Self {
-        Self { ip: Ipv4Addr::LOCALHOST.into(), prefix: Vec::new() }
+        Self {
+            ip: Ipv4Addr::LOCALHOST.into(),
+            prefix: Vec::new(),
+        }
     }
 }
 
@@ -104,14 +107,19 @@ impl Cluster {
         write!(
             fleet,
             "[coordinator]\nlisten = '{udp}'\napi = '{api}'\nadmin = '{admin}'\nadvertise = '{udp}'\nstate_dir = '{}'\nopen = true\n\
-             {}\n[registries]\nplain_http = ['{}']\nallow_remote_plain_http = true\n",
+             {}\n[origin]\nplain_http = ['{}']\nplain_http_beyond_loopback = true\n",
             coordinator_dir.join("state").display(),
             options.coordinator_settings,
             options.registry,
         )?;
         std::fs::write(coordinator_dir.join("fleet.toml"), fleet)?;
-        let mut cluster =
-            Self { options, coordinator: None, api, pin: String::new(), agents: Vec::new() };
+        let mut cluster = Self {
+            options,
+            coordinator: None,
+            api,
+            pin: String::new(),
+            agents: Vec::new(),
+        };
         cluster.start_coordinator()?;
         cluster.pin = text(&cluster.coordinator_command(&["pin"])?)?;
         for (index, place) in cluster.options.hosts.clone().into_iter().enumerate() {
@@ -127,18 +135,30 @@ impl Cluster {
     pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
         let dir = self.options.dir.join("coordinator");
         let mut command = self.command(&self.options.coordinator, "coordinator");
-        command.args(["--config"]).arg(dir.join("fleet.toml")).args(["--log-format", "json", "run"]);
+        command
+            .args(["--config"])
+            .arg(dir.join("fleet.toml"))
+            .args(["--log-format", "json", "run"]);
         let mut child = log_to(command, &dir.join("log"))?;
         let until = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(status) = child.try_wait()? {
-                bail!("the coordinator ended at once ({status}): {}", tail(&dir.join("log")));
+                bail!(
+                    "the coordinator ended at once ({status}): {}",
+                    tail(&dir.join("log"))
+                );
             }
             // in another network namespace only its own log tells
-            if logged(&dir.join("log"), |line| line.contains("\"api\"") || line.contains("ready") || line.contains("starts")) {
+            if logged(&dir.join("log"), |line| {
+                line.contains("\"api\"") || line.contains("ready") || line.contains("starts")
+            }) {
                 break;
             }
-            ensure!(Instant::now() < until, "the coordinator isn't up after {START_TIMEOUT:?}: {}", tail(&dir.join("log")));
+            ensure!(
+                Instant::now() < until,
+                "the coordinator isn't up after {START_TIMEOUT:?}: {}",
+                tail(&dir.join("log"))
+            );
             pause();
         }
         self.coordinator = Some(child);
@@ -165,11 +185,30 @@ impl Cluster {
         enrol
             .arg("--config")
             .arg(dir.join("agent.toml"))
-            .args(["enroll", "--api", &format!("https://{}", self.api), "--ca-pin", &self.pin, "--token-file"])
+            .args([
+                "enroll",
+                "--api",
+                &format!("https://{}", self.api),
+                "--ca-pin",
+                &self.pin,
+                "--token-file",
+            ])
             .arg(dir.join("token"));
         let output = enrol.output()?;
-        ensure!(output.status.success(), "enrolling {host}: {}", String::from_utf8_lossy(&output.stderr));
-        self.agents.push(Agent { host, dir, place, listen, admin, child: None, peak_rss_bytes: 0 });
+        ensure!(
+            output.status.success(),
+            "enrolling {host}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        self.agents.push(Agent {
+            host,
+            dir,
+            place,
+            listen,
+            admin,
+            child: None,
+            peak_rss_bytes: 0,
+        });
         self.start_agent(index)
     }
 
@@ -207,7 +246,10 @@ impl Cluster {
     /// # Errors
     /// When it isn't running.
     pub fn kill_coordinator(&mut self) -> anyhow::Result<()> {
-        let mut child = self.coordinator.take().context("coordinator isn't running")?;
+        let mut child = self
+            .coordinator
+            .take()
+            .context("coordinator isn't running")?;
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -232,12 +274,16 @@ impl Cluster {
     /// # Errors
     /// When it can't be started.
     pub fn spawn_parbake(&self, arguments: &[&str], stdout: Stdio) -> anyhow::Result<Child> {
-        Ok(self.operator(arguments).stdin(Stdio::null()).stdout(stdout).spawn()?)
+        Ok(self
+            .operator(arguments)
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .spawn()?)
     }
 
     fn operator(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(&self.options.coordinator, "parbake");
-        let token = self.options.dir.join("coordinator/state/api-token");
+        let token = self.options.dir.join("coordinator/state/api.token");
         command
             .env("PARBAKE_API", format!("https://{}", self.api))
             .env("PARBAKE_CA_PIN", &self.pin)
@@ -249,14 +295,30 @@ impl Cluster {
     fn coordinator_command(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let dir = self.options.dir.join("coordinator");
         let mut command = self.command(&self.options.coordinator, "coordinator");
-        let output = command.arg("--config").arg(dir.join("fleet.toml")).args(arguments).output()?;
-        ensure!(output.status.success(), "coordinator {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command
+            .arg("--config")
+            .arg(dir.join("fleet.toml"))
+            .args(arguments)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "coordinator {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(output)
     }
 
     fn command(&self, place: &Place, program: &str) -> Command {
-        let mut words = place.prefix.iter().map(std::ffi::OsStr::new).chain([self.options.binary.as_os_str()]);
-        let mut command = Command::new(words.next().unwrap_or_else(|| self.options.binary.as_os_str()));
+        let mut words = place
+            .prefix
+            .iter()
+            .map(std::ffi::OsStr::new)
+            .chain([self.options.binary.as_os_str()]);
+        let mut command = Command::new(
+            words
+                .next()
+                .unwrap_or_else(|| self.options.binary.as_os_str()),
+        );
         command.args(words).arg(program).stdin(Stdio::null());
         command
     }
@@ -266,17 +328,27 @@ impl Cluster {
     /// # Errors
     /// When a host hasn't got it after `patience`; the error names it and ends with its last log lines.
     pub fn wait_present(&self, digest: &str, patience: Duration) -> anyhow::Result<Vec<Present>> {
+        self.wait(patience, |line| {
+            line["fields"]["image"].as_str() == Some(digest)
+        })
+    }
+
+    fn wait(
+        &self,
+        patience: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Vec<Present>> {
         let until = Instant::now() + patience;
         self.agents
             .iter()
             .map(|agent| {
                 loop {
-                    if let Some(present) = agent.present(digest) {
+                    if let Some(present) = agent.present(&wanted) {
                         return Ok(present);
                     }
                     ensure!(
-                        Instant::now() < until,
-                        "{} hasn't got {digest} after {patience:?}: {}",
+                        Instant::now() < until && !crate::demo::interrupted(),
+                        "{} hasn't got the image after {patience:?}: {}",
                         agent.host,
                         tail(&agent.dir.join("log"))
                     );
@@ -284,6 +356,75 @@ impl Cluster {
                 }
             })
             .collect()
+    }
+
+    /// Waits until every agent has a session with the coordinator.
+    ///
+    /// # Errors
+    /// When one has none after `patience`.
+    pub fn wait_sessions(&self, patience: Duration) -> anyhow::Result<()> {
+        let until = Instant::now() + patience;
+        for agent in &self.agents {
+            while !logged(&agent.dir.join("log"), |line| {
+                line.contains("session with the coordinator is up")
+            }) {
+                ensure!(
+                    Instant::now() < until && !crate::demo::interrupted(),
+                    "{} has no session after {patience:?}: {}",
+                    agent.host,
+                    tail(&agent.dir.join("log"))
+                );
+                pause();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until some image is present on every host under this reference.
+    ///
+    /// # Errors
+    /// As [`wait_present`](Self::wait_present).
+    pub fn wait_any_present(
+        &self,
+        reference: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Vec<Present>> {
+        self.wait(patience, |line| {
+            line["fields"]["references"]
+                .as_str()
+                .is_some_and(|references| references.contains(reference))
+        })
+    }
+
+    /// Hashes the installed image again by `parbake-agent verify`.
+    ///
+    /// # Errors
+    /// When the command can't be run.
+    pub fn verify(&self, agent: &Agent, reference: &str) -> anyhow::Result<bool> {
+        let mut command = self.command(&agent.place, "agent");
+        let output = command
+            .arg("--config")
+            .arg(agent.dir.join("agent.toml"))
+            .args(["verify", reference])
+            .output()?;
+        Ok(output.status.success())
+    }
+
+    /// Ends every process.
+    pub fn stop(&mut self) {
+        for agent in &mut self.agents {
+            agent.peak_rss_bytes = agent.peak_rss();
+        }
+        let children = self
+            .agents
+            .iter_mut()
+            .filter_map(|agent| agent.child.take())
+            .chain(self.coordinator.take());
+        for mut child in children {
+            // gone already, or ended here; either way nothing of ours is left
+            drop(child.kill());
+            drop(child.wait());
+        }
     }
 
     /// The largest peak memory of an agent so far.
@@ -295,12 +436,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let children = self.agents.iter_mut().filter_map(|agent| agent.child.take()).chain(self.coordinator.take());
-        for mut child in children {
-            // gone already, or ended here; either way nothing of ours is left
-            drop(child.kill());
-            drop(child.wait());
-        }
+        self.stop();
     }
 }
 
@@ -326,18 +462,21 @@ impl Agent {
     /// The log lines so far, as objects.
     #[must_use]
     pub fn log(&self) -> Vec<Value> {
-        let Ok(file) = std::fs::File::open(self.dir.join("log")) else { return Vec::new() };
+        let Ok(file) = std::fs::File::open(self.dir.join("log")) else {
+            return Vec::new();
+        };
         let lines = BufReader::new(file).lines().map_while(Result::ok);
-        lines.filter_map(|line| serde_json::from_str(&line).ok()).collect()
+        lines
+            .filter_map(|line| serde_json::from_str(&line).ok())
+            .collect()
     }
 
-    /// The last time that this image became present, if it did.
+    /// The last time that an image became present whose log line is `wanted`, if one did.
     #[must_use]
-    pub fn present(&self, digest: &str) -> Option<Present> {
+    pub fn present(&self, wanted: impl Fn(&Value) -> bool) -> Option<Present> {
         self.log().iter().rev().find_map(|line| {
             let fields = &line["fields"];
-            let named = fields["image"].as_str() == Some(digest);
-            if !named || fields["message"].as_str() != Some("image is present") {
+            if fields["message"].as_str() != Some("image is present") || !wanted(line) {
                 return None;
             }
             let at = time::OffsetDateTime::parse(
@@ -347,7 +486,11 @@ impl Agent {
             let bytes = |name: &str| fields[name].as_u64().unwrap_or(0);
             Some(Present {
                 at: at.ok()?.into(),
-                bytes: [bytes("origin_bytes"), bytes("peer_bytes"), bytes("local_bytes")],
+                bytes: [
+                    bytes("origin_bytes"),
+                    bytes("peer_bytes"),
+                    bytes("local_bytes"),
+                ],
                 install: Duration::from_millis(bytes("install_ms")),
             })
         })
@@ -366,7 +509,10 @@ impl Agent {
 }
 
 fn log_to(mut command: Command, path: &Path) -> anyhow::Result<Child> {
-    let log = std::fs::File::options().create(true).append(true).open(path)?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(path)?;
     let spawned = command.stdout(Stdio::null()).stderr(log).spawn();
     spawned.with_context(|| format!("starting {:?}", command.get_program()))
 }
@@ -401,7 +547,10 @@ fn free_udp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
 }
 
 /// Between two looks at a condition in another process's log.
-#[expect(clippy::disallowed_methods, reason = "a poll of a condition that another process sets")]
-fn pause() {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a poll of a condition that another process sets"
+)]
+pub(crate) fn pause() {
     std::thread::sleep(Duration::from_millis(20));
 }

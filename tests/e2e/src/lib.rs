@@ -3,6 +3,8 @@
 //!
 //! Everything here is on loopback, and gone when its handle is dropped.
 
+pub mod cluster;
+pub mod demo;
 pub mod docker_registry;
 pub mod image;
 pub mod registry;

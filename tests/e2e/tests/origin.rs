@@ -36,7 +36,9 @@ async fn world(auth: Auth) -> World {
 
 async fn world_with(options: Options) -> World {
     let registry = Registry::start(options).await.unwrap();
-    let blob: Bytes = (0..SIZE).map(|at| (at * 31 % 251).to_le_bytes()[0]).collect();
+    let blob: Bytes = (0..SIZE)
+        .map(|at| (at * 31 % 251).to_le_bytes()[0])
+        .collect();
     let digest = registry.put_blob(blob.clone()).unwrap();
     let manifest = registry.put_manifest(NAME, "1", MANIFEST_TYPE, "{\"a\": 1}".into());
     let repository = repository(&registry, registry.credentials());

@@ -39,6 +39,15 @@ pub struct Disk {
     words: Box<[[u8; WORD_BYTES]]>,
 }
 
+/// What a cell's bytes depend on, beside the disk.
+struct Place {
+    /// The cell; that of the source, where the layer is a copy.
+    cell: u64,
+    group: u64,
+    /// The release that it is from.
+    release: u64,
+}
+
 enum Kind {
     Zero,
     Compressible,
@@ -174,24 +183,41 @@ impl Disk {
         bytes
     }
 
+    /// Whether nothing would make the cell at this offset smaller.
+    pub(super) fn is_noise(&self, offset: u64) -> bool {
+        self.place(offset / CELL_BYTES)
+            .is_some_and(|place| matches!(self.kind(&place), Kind::Incompressible))
+    }
+
     /// Makes a whole cell.
     fn cell(&self, cell: u64, bytes: &mut [u8]) {
-        let cells = self.layer_bytes / CELL_BYTES;
-        let layer = in_memory(cell / cells);
-        if layer >= self.layers() {
+        let Some(place) = self.place(cell) else {
             bytes.fill(0);
             return;
-        }
-        let source = self.source(layer);
-        let cell = source as u64 * cells + cell % cells;
-        let group = (cell + GROUP_SHIFT) / GROUP_CELLS;
-        let release = self.release(source, group);
-        let mut random = Random::new(&[self.seed, release, cell]);
-        match self.kind(group, release) {
+        };
+        let mut random = Random::new(&[self.seed, place.release, place.cell]);
+        match self.kind(&place) {
             Kind::Zero => bytes.fill(0),
             Kind::Incompressible => random.fill(bytes),
             Kind::Compressible => self.write_text(&mut random, bytes),
         }
+    }
+
+    /// What a cell is made from; `None` behind the disk's end.
+    fn place(&self, cell: u64) -> Option<Place> {
+        let cells = self.layer_bytes / CELL_BYTES;
+        let layer = in_memory(cell / cells);
+        if layer >= self.layers() {
+            return None;
+        }
+        let source = self.source(layer);
+        let cell = source as u64 * cells + cell % cells;
+        let group = (cell + GROUP_SHIFT) / GROUP_CELLS;
+        Some(Place {
+            cell,
+            group,
+            release: self.release(source, group),
+        })
     }
 
     /// The last release that changed this group of a layer; 0 is the first one.
@@ -211,7 +237,8 @@ impl Disk {
             .map_or(0, |(release, _)| *release)
     }
 
-    fn kind(&self, group: u64, release: u64) -> Kind {
+    fn kind(&self, place: &Place) -> Kind {
+        let (group, release) = (place.group, place.release);
         // Multiples of the golden ratio: any run of groups has the shares that the whole disk has.
         let draw = (u128::from(self.seed.wrapping_add(group).wrapping_mul(GOLDEN)) * 100) >> 64;
         let zero = u128::from(self.mix.zero_percent);
@@ -230,7 +257,7 @@ impl Disk {
         }
     }
 
-    /// Words of the disk's vocabulary, with some noise between them: LZ4 leaves about half of it, and finds words in the
+    /// Words of the disk's vocabulary, with some noise between them: LZ4 leaves four ninths of it, and finds words in the
     /// blocks before.
     fn write_text(&self, random: &mut Random, bytes: &mut [u8]) {
         for piece in bytes.chunks_mut(WORD_BYTES + 8) {

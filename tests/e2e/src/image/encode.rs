@@ -29,15 +29,20 @@ impl Encoder {
         }
     }
 
-    /// The next block of at most [`BLOCK_BYTES`], encoded. All but the last have to be whole.
-    pub(super) fn block(&mut self, raw: &[u8]) -> &[u8] {
+    /// The next block of at most [`BLOCK_BYTES`], encoded. All but the last have to be whole. What is known to be `noise` is
+    /// stored without a try, which is what the try would end in.
+    pub(super) fn block(&mut self, raw: &[u8], noise: bool) -> &[u8] {
         // A third of a disk is zeros: their encoding is always the same.
         let zeros = raw.len() == BLOCK_BYTES && is_zero(raw) && self.history == raw;
         if zeros && !self.zero_after_zero.is_empty() {
             return &self.zero_after_zero;
         }
-        let encoded = compress_into_with_dict(raw, &mut self.out[HEADER_BYTES..], &self.history)
-            .unwrap_or(usize::MAX);
+        let encoded = if noise {
+            usize::MAX
+        } else {
+            compress_into_with_dict(raw, &mut self.out[HEADER_BYTES..], &self.history)
+                .unwrap_or(usize::MAX)
+        };
         let word = |size: usize| u32::try_from(size).unwrap_or(u32::MAX).to_le_bytes();
         let length = if encoded < raw.len().saturating_sub(WORTH) {
             self.out[..4].copy_from_slice(b"bv41");

@@ -1,0 +1,499 @@
+//! The demo: stages a generated image onto a fleet of processes, checks every disk, prints what it cost.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, ExitCode, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{self, Cluster, Place},
+    image::{GeneratedImage, ImageSpec},
+    registry::{self, Registry},
+};
+
+/// Stages an image onto a fleet of processes on this machine, and checks every byte.
+#[derive(Debug, Parser)]
+#[command(name = "demo", version, max_term_width = 100)]
+pub struct Cli {
+    /// Hosts, each an agent process with its own tart home.
+    #[arg(long, default_value_t = 8)]
+    hosts: usize,
+    /// Bytes of the raw disk, as in 2GiB or 512MiB.
+    #[arg(long, default_value = "2GiB", value_parser = bytes)]
+    size: u64,
+    /// Bytes of a raw layer.
+    #[arg(long, default_value = "256MiB", value_parser = bytes)]
+    layer_size: u64,
+    /// Noise only, which can't be compressed.
+    #[arg(long)]
+    incompressible: bool,
+    /// Stage this image of a real registry instead of a generated one.
+    #[arg(long)]
+    image: Option<String>,
+    /// Bytes per second that the registry sends, for all hosts together; 0 is no limit. 117 MB/s is a 1 Gbit/s link.
+    #[arg(long, default_value = "117000000", value_parser = bytes)]
+    origin_rate: u64,
+    /// Seed of the image.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Print one JSON object as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Keep the directory with every host's state.
+    #[arg(long)]
+    keep: bool,
+    /// Give up after so many seconds.
+    #[arg(long, default_value_t = 1800)]
+    timeout: u64,
+    /// Where to work [default: a fresh temporary directory].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Run in a lab of network namespaces that is up (`tests/lab/fanout` makes it): the prefix of their names.
+    #[arg(long, hide = true)]
+    lab: Option<String>,
+    /// Rate of every link of the lab in bytes per second.
+    #[arg(long, hide = true, default_value_t = 0)]
+    lab_rate: u64,
+}
+
+/// Serves a directory of blobs made by `demo`, for the lab.
+#[derive(Debug, Parser)]
+pub struct RegistryCli {
+    /// The directory.
+    dir: PathBuf,
+    /// Where to listen.
+    #[arg(long)]
+    listen: SocketAddr,
+}
+
+/// `64KiB`, `2GiB`, `512MB` or plain bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err(format!("{text}: use bytes, KiB, MiB, GiB, MB or GB")),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text} isn't a number of bytes"))?;
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("{text} is too large"))
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether Ctrl-C was pressed: every wait of the demo and the cluster ends with an error then.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Runs the demo.
+pub fn run(cli: Cli) -> ExitCode {
+    end(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Into::into)
+        .and_then(|runtime| {
+            let result = runtime.block_on(async move {
+                let work = tokio::task::spawn_blocking(move || demo(&cli));
+                tokio::pin!(work);
+                tokio::select! {
+                    result = &mut work => result?,
+                    _ = stop_signal() => {
+                        INTERRUPTED.store(true, Ordering::Relaxed);
+                        // the work notices, ends its processes and removes its directory
+                        work.await?
+                    }
+                }
+            });
+            result
+        }))
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the story goes to stderr")]
+fn end(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the story goes to stderr")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Where the image comes from.
+enum Source {
+    /// A registry in this process.
+    Own(Registry, Box<GeneratedImage>, String),
+    /// A registry process in the lab.
+    Lab(Child, PathBuf, Box<GeneratedImage>, String),
+    /// Somebody else's.
+    Foreign(String),
+}
+
+fn demo(cli: &Cli) -> anyhow::Result<bool> {
+    let temporary = cli
+        .dir
+        .is_none()
+        .then(|| tempfile::Builder::new().prefix("parbake-demo-").tempdir())
+        .transpose()?;
+    let dir = match (&cli.dir, &temporary) {
+        (Some(dir), _) => {
+            std::fs::create_dir_all(dir)?;
+            dir.canonicalize()?
+        }
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (None, None) => bail!("no directory"),
+    };
+    let result = stage(cli, &dir);
+    if let Some(temporary) = temporary {
+        if cli.keep {
+            say(&format!("kept: {}", temporary.keep().display()));
+        } else {
+            temporary.close()?;
+        }
+    }
+    result
+}
+
+fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
+    let source = source(cli, dir)?;
+    let (reference, registry) = match &source {
+        Source::Own(_, _, reference)
+        | Source::Lab(_, _, _, reference)
+        | Source::Foreign(reference) => (
+            reference.clone(),
+            reference.split('/').next().unwrap_or_default().to_owned(),
+        ),
+    };
+    say(&format!("starting a coordinator and {} agents", cli.hosts));
+    let place = |namespace: &str, ip: String| -> anyhow::Result<Place> {
+        match &cli.lab {
+            None => Ok(Place::default()),
+            Some(lab) => Ok(Place {
+                ip: ip.parse()?,
+                prefix: ["ip", "netns", "exec"]
+                    .map(str::to_owned)
+                    .into_iter()
+                    .chain([format!("{lab}{namespace}")])
+                    .collect(),
+            }),
+        }
+    };
+    let hosts =
+        (0..cli.hosts).map(|host| place(&format!("n{host}"), format!("10.77.1.{}", host + 1)));
+    let mut cluster = Cluster::start(cluster::Options {
+        binary: std::env::current_exe()?,
+        dir: dir.to_owned(),
+        hosts: hosts.collect::<Result<_, _>>()?,
+        coordinator: place("ctl", "10.77.200.1".into())?,
+        registry,
+        agent_settings: String::new(),
+        coordinator_settings: String::new(),
+        log: "info".into(),
+    })?;
+    cluster.wait_sessions(Duration::from_secs(30))?;
+    say(&format!("staging {reference}"));
+    let started = SystemTime::now();
+    let mut waiting = cluster.spawn_parbake(&["stage", &reference, "--wait"], Stdio::null())?;
+    let result = measure(cli, &source, &cluster, started, &reference);
+    drop(waiting.kill());
+    drop(waiting.wait());
+    let mut answer = result?;
+    answer["peak_rss_bytes"] = cluster.peak_rss_bytes().into();
+    cluster.stop();
+    if let Source::Lab(mut registry, ..) = source {
+        drop(registry.kill());
+        drop(registry.wait());
+    }
+    show(cli, &answer)?;
+    Ok(answer["all_verified"] == true)
+}
+
+fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
+    if let Some(image) = &cli.image {
+        return Ok(Source::Foreign(image.clone()));
+    }
+    let blobs = dir.join("registry");
+    std::fs::create_dir_all(&blobs)?;
+    let spec = if cli.incompressible {
+        ImageSpec::incompressible(cli.size, cli.layer_size, cli.seed)
+    } else {
+        let mut spec = ImageSpec::default();
+        (spec.disk_bytes, spec.layer_bytes, spec.seed) = (cli.size, cli.layer_size, cli.seed);
+        spec
+    };
+    say(&format!("making an image of {} MiB", cli.size >> 20));
+    let began = Instant::now();
+    let image = spec.generate(&blobs)?;
+    say(&format!(
+        "made {} MiB of blobs in {:.1} s",
+        image.blob_bytes() >> 20,
+        began.elapsed().as_secs_f64()
+    ));
+    let Some(lab) = &cli.lab else {
+        let runtime = tokio::runtime::Handle::current();
+        let options = registry::Options {
+            rate_bytes_per_s: (cli.origin_rate > 0).then_some(cli.origin_rate),
+            ..registry::Options::default()
+        };
+        let registry = runtime.block_on(Registry::start(options))?;
+        let reference = registry.hold("demo/macos", "latest", &image);
+        return Ok(Source::Own(registry, Box::new(image), reference));
+    };
+    std::fs::write(blobs.join("manifest.json"), &image.manifest)?;
+    let mut command = std::process::Command::new("ip");
+    command
+        .args(["netns", "exec", &format!("{lab}registry")])
+        .arg(std::env::current_exe()?);
+    let child = command
+        .arg("registry")
+        .arg(&blobs)
+        .args(["--listen", "10.77.0.1:5000"])
+        .stdin(Stdio::null())
+        .spawn()?;
+    Ok(Source::Lab(
+        child,
+        blobs.join("counters.json"),
+        Box::new(image),
+        "10.77.0.1:5000/demo/macos:latest".into(),
+    ))
+}
+
+/// Serves a directory of blobs until it is killed, and keeps `counters.json` in it current.
+pub fn registry(cli: RegistryCli) -> ExitCode {
+    end(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Into::into)
+        .and_then(|runtime| {
+            runtime.block_on(async move {
+                let registry = Registry::start(registry::Options {
+                    listen: cli.listen,
+                    ..registry::Options::default()
+                })
+                .await?;
+                let manifest = std::fs::read(cli.dir.join("manifest.json"))?;
+                registry.hold_directory("demo/macos", "latest", &cli.dir, manifest.into());
+                loop {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    let counters = json!({"bytes": registry.counters().bytes}).to_string();
+                    std::fs::write(cli.dir.join("counters.new"), counters)?;
+                    std::fs::rename(cli.dir.join("counters.new"), cli.dir.join("counters.json"))?;
+                }
+            })
+        }))
+}
+
+fn measure(
+    cli: &Cli,
+    source: &Source,
+    cluster: &Cluster,
+    started: SystemTime,
+    reference: &str,
+) -> anyhow::Result<Value> {
+    let patience = Duration::from_secs(cli.timeout);
+    let (present, image_bytes, origin) = match source {
+        Source::Own(registry, image, _) => {
+            let present = cluster.wait_present(&image.digest.to_string(), patience)?;
+            (present, image.blob_bytes(), registry.counters().bytes)
+        }
+        Source::Lab(_, counters, image, _) => {
+            let present = cluster.wait_present(&image.digest.to_string(), patience)?;
+            (present, image.blob_bytes(), last_count(counters)?)
+        }
+        Source::Foreign(_) => {
+            let present = cluster.wait_any_present(reference, patience)?;
+            let origin = present.iter().map(|present| present.bytes[0]).sum();
+            (present, 0, origin)
+        }
+    };
+    let elapsed: Vec<f64> = present
+        .iter()
+        .map(|present| {
+            present
+                .at
+                .duration_since(started)
+                .unwrap_or_default()
+                .as_secs_f64()
+        })
+        .collect();
+    let makespan = elapsed.iter().copied().fold(0.0, f64::max);
+    let first = elapsed.iter().copied().fold(f64::INFINITY, f64::min);
+    let install = present
+        .iter()
+        .map(|present| present.install)
+        .max()
+        .unwrap_or_default();
+    say(&format!(
+        "all {} hosts have it after {makespan:.1} s; comparing every disk with the source",
+        cli.hosts
+    ));
+    let mut verified = 0;
+    for agent in cluster.agents() {
+        if verify(source, cluster, agent, reference)? {
+            verified += 1;
+        }
+    }
+    // the registry's link, or every link of the lab, whichever is the narrower
+    let rate = if cli.lab_rate > 0 {
+        cli.lab_rate
+    } else {
+        cli.origin_rate
+    };
+    let bound = (rate > 0 && image_bytes > 0).then(|| image_bytes as f64 / rate as f64);
+    let total = |at: usize| present.iter().map(|present| present.bytes[at]).sum::<u64>();
+    Ok(json!({
+        "hosts": cli.hosts,
+        "all_verified": verified == cli.hosts,
+        "verified_hosts": verified,
+        "image_bytes": image_bytes,
+        "raw_bytes": if cli.image.is_none() { cli.size } else { 0 },
+        "makespan_s": round(makespan),
+        "bound_s": bound.map(round),
+        "makespan_over_bound": bound.map(|bound| round(makespan / bound)),
+        "last_over_first": round(makespan / first),
+        "origin_over_image": (image_bytes > 0).then(|| round4(origin as f64 / image_bytes as f64)),
+        "install_s": round(install.as_secs_f64()),
+        "bytes": {"origin": origin, "peers": total(1), "local": total(2)},
+    }))
+}
+
+fn last_count(counters: &Path) -> anyhow::Result<u64> {
+    // the registry writes it five times a second; two looks that agree are the end
+    let read = || -> anyhow::Result<u64> {
+        let value: Value = serde_json::from_slice(&std::fs::read(counters)?)?;
+        value["bytes"].as_u64().context("counters without bytes")
+    };
+    let mut before = read()?;
+    loop {
+        let until = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < until {
+            cluster::pause();
+        }
+        let now = read()?;
+        if now == before {
+            return Ok(now);
+        }
+        before = now;
+    }
+}
+
+fn verify(
+    source: &Source,
+    cluster: &Cluster,
+    agent: &cluster::Agent,
+    reference: &str,
+) -> anyhow::Result<bool> {
+    let image = match source {
+        Source::Own(_, image, _) | Source::Lab(_, _, image, _) => image,
+        Source::Foreign(_) => return cluster.verify(agent, reference),
+    };
+    let (name, tag) = reference
+        .rsplit_once(':')
+        .context("reference without a tag")?;
+    let (host, path) = name
+        .split_once('/')
+        .context("reference without a registry")?;
+    let tag = agent
+        .tart_home()
+        .join("cache/OCIs")
+        .join(host.replace(':', "%3A"))
+        .join(path)
+        .join(tag);
+    let difference = image
+        .compare(&tag.join("disk.img"))
+        .with_context(|| format!("disk of {}", agent.host))?;
+    let manifest = std::fs::read(tag.join("manifest.json"))?;
+    ensure!(
+        manifest == image.manifest,
+        "{}: manifest.json isn't the registry's",
+        agent.host
+    );
+    if let Some(offset) = difference {
+        say(&format!("{}: disk differs at byte {offset}", agent.host));
+    }
+    Ok(difference.is_none())
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn round4(value: f64) -> f64 {
+    (value * 10_000.0).round() / 10_000.0
+}
+
+#[expect(clippy::print_stdout, reason = "stdout is the answer")]
+fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
+    if cli.json {
+        println!("{answer}");
+    } else {
+        let number = |name: &str| answer[name].as_f64().unwrap_or(0.0);
+        let mib = |value: &Value| value.as_u64().unwrap_or(0) >> 20;
+        println!(
+            "hosts verified         {} of {}",
+            answer["verified_hosts"], answer["hosts"]
+        );
+        println!(
+            "time                   {:.1} s (last host / first host {:.2})",
+            number("makespan_s"),
+            number("last_over_first")
+        );
+        println!(
+            "makespan / lower bound {:.2} (the registry's link needs {:.1} s for one copy)",
+            number("makespan_over_bound"),
+            number("bound_s")
+        );
+        println!("origin / image         {:.4}", number("origin_over_image"));
+        println!(
+            "bytes                  origin {} MiB, peers {} MiB, local {} MiB",
+            mib(&answer["bytes"]["origin"]),
+            mib(&answer["bytes"]["peers"]),
+            mib(&answer["bytes"]["local"])
+        );
+        println!("last chunk → installed {:.2} s", number("install_s"));
+        println!(
+            "peak memory            {} MiB (largest agent)",
+            mib(&answer["peak_rss_bytes"])
+        );
+    }
+    std::io::stdout().flush()?;
+    Ok(())
+}
