@@ -227,7 +227,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     .await??;
     if let Some(prefix) = config.golden_prefix.clone() {
         Goldens::new(config, prefix, Metrics::new().0)
-            .make(image)
+            .make(image, manifest.digest)
             .await?;
     }
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -338,7 +338,7 @@ impl Driver {
             self.spawn(async move {
                 let mut result = Ok(());
                 for reference in references {
-                    result = result.and(goldens.make(&reference).await);
+                    result = result.and(goldens.make(&reference, digest).await);
                 }
                 Input::Golden {
                     image: digest,
@@ -510,27 +510,48 @@ impl Driver {
         let now = Instant::now();
         let found: BTreeMap<_, _> = presence
             .into_iter()
-            .map(|found| (found.digest, found.references))
+            .map(|found| (found.digest, found))
             .collect();
         let mut removed = Vec::new();
+        let mut superseded = Vec::new();
         for (digest, image) in &mut self.images {
             if image.state != StageState::Present {
                 continue;
             }
-            let references = found.get(digest);
-            let linked = references
-                .is_some_and(|linked| image.references.iter().all(|named| linked.contains(named)));
+            let found = found.get(digest);
+            // a tag that points to another image now isn't ours to take back
+            image
+                .references
+                .retain(|named| found.is_none_or(|found| !found.moved.contains(named)));
+            if image.references.is_empty() {
+                superseded.push(*digest);
+                continue;
+            }
+            let linked = found.is_some_and(|found| {
+                image
+                    .references
+                    .iter()
+                    .all(|named| found.references.contains(named))
+            });
             let golden = self.goldens.as_ref().is_none_or(|goldens| {
                 image
                     .references
                     .iter()
-                    .all(|reference| goldens.exists(reference))
+                    .all(|reference| goldens.exists(reference, *digest))
             });
             if linked && golden {
                 image.checked = Some(now);
             } else {
-                removed.push((*digest, references.is_some()));
+                removed.push((*digest, found.is_some()));
             }
+        }
+        for digest in superseded {
+            info!(image = %digest, "image is superseded: its last tag points to another one");
+            self.gone(
+                digest,
+                "superseded",
+                "its last tag points to another image".into(),
+            );
         }
         for (digest, disk) in removed {
             warn!(image = %digest, disk, "image, its tag or its golden was removed; presence is withdrawn");
@@ -539,19 +560,25 @@ impl Driver {
                 self.install(digest);
                 continue;
             }
-            if let Some(image) = self.images.get_mut(&digest) {
-                image.state = StageState::Gone;
-                image.trouble(
-                    "removed",
-                    "image was removed from tart's cache by tart or somebody else".into(),
-                );
-            }
-            self.withdraw(digest);
-            self.report(false);
+            self.gone(
+                digest,
+                "removed",
+                "image was removed from tart's cache by tart or somebody else".into(),
+            );
         }
         self.report_due = true;
         self.retry_failed();
         self.measure();
+    }
+
+    /// Withdraws presence.
+    fn gone(&mut self, digest: Digest, reason: &'static str, message: String) {
+        self.withdraw(digest);
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.state = StageState::Gone;
+            image.trouble(reason, message);
+        }
+        self.report(false);
     }
 
     pub(super) fn flush(&mut self) {

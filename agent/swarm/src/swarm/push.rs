@@ -15,8 +15,9 @@ const BUSY_WAIT_CHUNKS: u64 = 2;
 const BUSY_WAIT_MOST: Duration = Duration::from_secs(1);
 /// A chunk finds a spreader within so many tries, or is left to the pull swarm.
 const HANDOVER_TRIES: u8 = 8;
-/// Jobs looked into for a target that isn't busy.
-const JOBS_AHEAD: usize = 4;
+/// Jobs looked into for a target that isn't busy. More than are ever under way at one time: several may wait for the
+/// same dead host.
+const JOBS_AHEAD: usize = 16;
 /// Targets of one job looked at again in one go.
 const RETRIES_AHEAD: usize = 16;
 /// A blocked lease holder looks for a spreader again after this long at least.
@@ -795,6 +796,8 @@ impl Swarm {
         match peer.line {
             Line::Up if peer.uploads > 0 => Fitness::Later,
             Line::Up => Fitness::Ready,
+            // who was connected and went away is left to the pull swarm: it would hold up the others' chunks
+            Line::Dialling | Line::Down if peer.dial_failures > 0 => Fitness::Never,
             Line::Dialling => Fitness::Later,
             Line::Down => {
                 if self.dial(index) || self.may_come_up(index) {
