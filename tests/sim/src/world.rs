@@ -91,7 +91,8 @@ struct Node {
     grown_at: Nanos,
     finished_at: Option<Nanos>,
     reported: Option<(stage::event::Standing, u64)>,
-    requested: BTreeMap<(u32, u32), u32>,
+    /// Requests under way, and whom of.
+    requested: BTreeMap<(u32, u32), Vec<u32>>,
     headless_since: Option<Nanos>,
     down: Downlink,
 }

@@ -29,7 +29,7 @@ impl World {
                 }
                 // over a line that is dead and not known to be, it is lost
                 if self.node(host).connected[peer as usize] {
-                    self.check_request(host, id.0, chunk.0);
+                    self.check_request(host, peer, id.0, chunk.0);
                     self.send(Message::Ask(Question {
                         asker: host,
                         server: peer,
@@ -270,18 +270,12 @@ impl World {
                 self.drop_transfer(id);
             }
         }
-        let mut lost = Vec::new();
         self.questions.retain(|_, question| {
-            let keep = (question.asker, question.server) != (host, peer)
-                && (question.asker, question.server) != (peer, host);
-            if !keep {
-                lost.push((question.asker, question.content, question.chunk));
-            }
-            keep
+            (question.asker, question.server) != (host, peer)
+                && (question.asker, question.server) != (peer, host)
         });
-        for (asker, content, chunk) in lost {
-            self.settle_request(asker, content, chunk);
-        }
+        self.settle_requests_of(host, peer);
+        self.settle_requests_of(peer, host);
         for (one, other) in [(host, peer), (peer, host)] {
             let life = self.node(one).life;
             self.at(
@@ -389,7 +383,6 @@ impl World {
     pub(super) fn asked(&mut self, question: Question) {
         let server = question.server;
         if !self.node(server).connected[question.asker as usize] {
-            self.settle_request(question.asker, question.content, question.chunk);
             return;
         }
         if !self.node(server).staged {
@@ -408,7 +401,12 @@ impl World {
     }
 
     fn not_arrived(&mut self, question: &Question, failure: Failure) {
-        self.settle_request(question.asker, question.content, question.chunk);
+        self.settle_request(
+            question.asker,
+            question.server,
+            question.content,
+            question.chunk,
+        );
         let peer = self.node(question.server).key;
         self.tell(
             question.asker,
@@ -508,7 +506,7 @@ impl World {
         self.arrived += 1;
         if matches!(kind, Kind::Answer(_)) {
             self.pulled += 1;
-            self.settle_request(to, content, chunk);
+            self.settle_request(to, from, content, chunk);
         }
         let lie = if self.lies {
             self.lie(from, to, content, chunk)
@@ -591,12 +589,12 @@ impl World {
             node.uploads = node.uploads.saturating_sub(1);
         }
         if matches!(kind, Kind::Answer(_)) {
-            self.settle_request(to, content, chunk);
+            self.settle_request(to, from, content, chunk);
         }
     }
 
     fn cancel(&mut self, host: u32, peer: u32, content: u32, chunk: u32) {
-        self.settle_request(host, content, chunk);
+        self.settle_request(host, peer, content, chunk);
         let found = (0..self.transfers.len()).find(|at| {
             let transfer = &self.transfers[*at];
             transfer.live

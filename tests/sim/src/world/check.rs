@@ -60,13 +60,13 @@ impl World {
         }
     }
 
-    pub(super) fn check_request(&mut self, host: u32, content: u32, chunk: u32) {
+    pub(super) fn check_request(&mut self, host: u32, peer: u32, content: u32, chunk: u32) {
         let node = self.node_mut(host);
         let held = node.held[content as usize].contains(ChunkIndex(chunk));
         let missing = node.missing;
-        let times = node.requested.entry((content, chunk)).or_default();
-        *times += 1;
-        let twice = *times > 1 && missing > NEAR_THE_END;
+        let asked = node.requested.entry((content, chunk)).or_default();
+        asked.push(peer);
+        let twice = asked.len() > 1 && missing > NEAR_THE_END;
         if held {
             self.checks.note("requested a chunk that is held");
         }
@@ -76,14 +76,22 @@ impl World {
         }
     }
 
-    pub(super) fn settle_request(&mut self, host: u32, content: u32, chunk: u32) {
+    pub(super) fn settle_request(&mut self, host: u32, peer: u32, content: u32, chunk: u32) {
         let node = self.node_mut(host);
-        if let Some(times) = node.requested.get_mut(&(content, chunk)) {
-            *times -= 1;
-            if *times == 0 {
+        if let Some(asked) = node.requested.get_mut(&(content, chunk)) {
+            asked.retain(|other| *other != peer);
+            if asked.is_empty() {
                 node.requested.remove(&(content, chunk));
             }
         }
+    }
+
+    /// Nothing that was asked of this peer will come.
+    pub(super) fn settle_requests_of(&mut self, host: u32, peer: u32) {
+        self.node_mut(host).requested.retain(|_, asked| {
+            asked.retain(|other| *other != peer);
+            !asked.is_empty()
+        });
     }
 
     pub(super) fn count_upload(&mut self, host: u32, content: u32, chunk: u32) {
@@ -152,7 +160,7 @@ impl World {
         let moment = self.moment();
         for at in 0..count.min(SAMPLED) {
             let node = &self.nodes[(start + at) % count];
-            if !node.alive || !node.staged || node.missing == 0 {
+            if !node.alive || !node.staged || node.missing == 0 || !node.wanted {
                 continue;
             }
             let idle = self.now.saturating_sub(node.grown_at.max(self.ordered_at));
