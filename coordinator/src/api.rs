@@ -28,7 +28,7 @@ use crate::{
     authority::Authority,
     driver::{Ask, Input, StageError, View},
     enrolment::{Enrolment, MintError, RedeemError, unix},
-    fleet::Membership,
+    fleet::{Membership, Reread},
     metrics::{Metrics, RequestLabel},
     resolve::{Registries, ResolveError},
     secret::Secret,
@@ -40,6 +40,8 @@ use crate::{
 
 /// The largest request body: a selection of every host of the largest fleet.
 const MAX_BODY_BYTES: usize = 1 << 20;
+/// The largest enrolment: a token and a certificate request, from who isn't known yet.
+const MAX_ENROL_BYTES: usize = 32 << 10;
 /// A request is answered within this time; longer than a registry may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Followers of progress at one time.
@@ -57,7 +59,7 @@ pub(crate) struct Api {
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) membership: watch::Receiver<Arc<Membership>>,
-    pub(crate) reload: mpsc::Sender<()>,
+    pub(crate) reload: mpsc::Sender<Reread>,
     pub(crate) token: Secret,
     pub(crate) authority: Arc<Authority>,
     pub(crate) enrolment: Enrolment,
@@ -96,7 +98,10 @@ pub(crate) fn router(api: Api) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), authenticate));
     Router::new()
         .merge(operators)
-        .route("/v1/enrol", post(enrol))
+        .route(
+            "/v1/enrol",
+            post(enrol).layer(DefaultBodyLimit::max(MAX_ENROL_BYTES)),
+        )
         .route("/healthz", get(|| async { "ok\n" }))
         .fallback(|| async {
             Failure::new(
@@ -521,7 +526,7 @@ async fn readmit(State(api): State<Api>, Path(name): Path<String>) -> Answer<Res
 /// Has the records read again now, and waits until the driver has acted on it.
 async fn reread(api: &Api, host: &HostId, revoked: bool) {
     // Full: a look is due anyway.
-    _ = api.reload.try_send(());
+    _ = api.reload.try_send(Reread::Records);
     let mut view = api.view.clone();
     let seen =
         view.wait_for(|view| view.hosts.get(host).is_some_and(|host| host.revoked) == revoked);
@@ -591,7 +596,7 @@ async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
             Metrics::count(&api.metrics.certificates, "issued");
             info!(host = reply.host, "host enrolled");
             // So that an open fleet knows it at once.
-            _ = api.reload.try_send(());
+            _ = api.reload.try_send(Reread::Records);
             Ok(Json(reply).into_response())
         }
         Err(failure) => {

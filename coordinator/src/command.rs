@@ -105,8 +105,7 @@ fn serve(shared: Shared, options: Run) -> anyhow::Result<()> {
                 ended = running.as_mut() => return ended.map_err(Into::into),
                 _ = terminate.recv() => shutdown.cancel(),
                 _ = interrupt.recv() => shutdown.cancel(),
-                // Full: it is being read again anyway.
-                _ = hangup.recv() => { _ = reload.try_send(()); }
+                _ = hangup.recv() => reload.ask(),
             }
         }
     })

@@ -10,7 +10,10 @@ use std::{
 };
 
 use proto::HostId;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -60,6 +63,15 @@ impl Membership {
     }
 }
 
+/// What to look at again without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reread {
+    /// The fleet file too, changed or not: an operator asks (SIGHUP).
+    Everything,
+    /// The records: one of them was just written.
+    Records,
+}
+
 /// Follows the fleet file and the records until `shutdown`, and tells what changed. `reload` skips the wait.
 ///
 /// A fleet file that can't be used is reported and the one before stays in force. Unreadable records keep the last
@@ -69,7 +81,7 @@ pub(crate) async fn follow(
     shared: Option<(Shared, Run)>,
     enrolment: Enrolment,
     membership: watch::Sender<Arc<Membership>>,
-    mut reload: tokio::sync::mpsc::Receiver<()>,
+    mut reload: mpsc::Receiver<Reread>,
     shutdown: CancellationToken,
 ) {
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -80,7 +92,7 @@ pub(crate) async fn follow(
     loop {
         let asked = tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(()) = reload.recv() => true,
+            Some(reread) = reload.recv() => reread == Reread::Everything,
             _ = look.tick() => false,
         };
         let seen = current.file.as_deref().and_then(stamp);

@@ -27,7 +27,7 @@ use crate::{
     driver::{self, Driver},
     durable,
     enrolment::{Enrolment, RecordError},
-    fleet::{self, Membership},
+    fleet::{self, Membership, Reread},
     metrics::Metrics,
     random,
     resolve::{Registries, RegistriesError},
@@ -102,7 +102,7 @@ pub struct Coordinator {
     addresses: Addresses,
     authority: Arc<Authority>,
     token: Secret,
-    reload: mpsc::Sender<()>,
+    reload: mpsc::Sender<Reread>,
     shutdown: CancellationToken,
     tasks: JoinSet<&'static str>,
     ready: watch::Sender<bool>,
@@ -274,10 +274,10 @@ impl Coordinator {
         &self.token
     }
 
-    /// What asks for the fleet file to be read again.
+    /// What asks for the fleet file and the records to be read again.
     #[must_use]
-    pub fn reload(&self) -> mpsc::Sender<()> {
-        self.reload.clone()
+    pub fn reload(&self) -> Reload {
+        Reload(self.reload.clone())
     }
 
     /// Runs until the shutdown that it was started with, and then until every task has left.
@@ -302,6 +302,18 @@ impl Coordinator {
         }
         info!("coordinator has stopped");
         outcome
+    }
+}
+
+/// Asks a running coordinator to read its fleet file and records again.
+#[derive(Clone, Debug)]
+pub struct Reload(mpsc::Sender<Reread>);
+
+impl Reload {
+    /// Asks. The outcome stands in the log.
+    pub fn ask(&self) {
+        // Full: it is being read again anyway.
+        _ = self.0.try_send(Reread::Everything);
     }
 }
 

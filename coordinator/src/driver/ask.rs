@@ -87,7 +87,8 @@ impl Driver {
             );
         }
         self.supersede(now, &want);
-        info!(%image, references = ?want.references, hosts = selected.len(), "image is wanted");
+        let reference = want.references.first().map_or("", String::as_str);
+        info!(%image, reference, hosts = selected.len(), "image is wanted");
         self.enter(now, want);
         self.tell_wanted(now, image);
         Ok((image, short))

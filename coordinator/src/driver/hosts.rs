@@ -87,7 +87,7 @@ impl Driver {
         let zone = named
             .map(|entry| entry.zone.clone())
             .filter(|zone| !zone.is_empty())
-            .unwrap_or_else(|| progress::clean(&hello.zone));
+            .unwrap_or_else(|| zone(&hello.zone));
         if !self.know(now, &host, zone) {
             return;
         }
@@ -371,4 +371,10 @@ fn peer_address(remote: SocketAddr, hello: &message::Hello) -> Option<SocketAddr
     let usable =
         address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast();
     usable.then_some(address)
+}
+
+/// A zone as a host names its own, cut: every roster carries it.
+fn zone(text: &str) -> String {
+    const MAX_CHARS: usize = 63;
+    progress::clean(text).chars().take(MAX_CHARS).collect()
 }

@@ -24,6 +24,19 @@ pub(crate) enum Keep {
     Places(BTreeMap<HostId, Place>),
 }
 
+#[cfg(test)]
+impl Keep {
+    /// As if it had been written.
+    pub(crate) fn done(self) {
+        match self {
+            Self::Want(_, answer) => answer.give(Ok(())),
+            Self::Drop(_, answer) => answer.unwrap_or(Answer::none()).give(Ok(())),
+            Self::Bandwidth(_, answer) => answer.give(Ok(())),
+            Self::Places(_) => {}
+        }
+    }
+}
+
 /// An answer that waits for its write.
 #[derive(Debug)]
 pub(crate) struct Answer<T, E>(Option<(oneshot::Sender<Result<T, E>>, T)>);

@@ -173,7 +173,7 @@ impl Driver {
                 let took = now.since(wanted.changed_at);
                 wanted.staged = Some(took);
                 self.metrics.stage_seconds.observe(took.as_secs_f64());
-                info!(%image, hosts = shown.hosts_present, elapsed_ms = took.as_millis(), "image is staged everywhere");
+                info!(%image, hosts = shown.hosts_present, elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "image is staged everywhere");
                 Arc::make_mut(shown).staged_seconds = Some(took.as_secs_f64());
             }
         }

@@ -1,1 +1,341 @@
+//! The driver without sockets: inputs in, orders out.
 
+use proto::message::order::Kind;
+use tokio::sync::mpsc::Receiver;
+
+use super::*;
+use crate::{
+    config::Fleet,
+    view::{HostView, ImageState},
+    wants::tests::want,
+};
+
+struct World {
+    driver: Driver,
+    view: watch::Receiver<Arc<View>>,
+    keeper: Receiver<Keep>,
+    sessions: u64,
+}
+
+fn config(dir: &std::path::Path) -> Config {
+    let shared = crate::cli::Shared {
+        config: None,
+        state_dir: Some(dir.to_path_buf()),
+        log_format: crate::cli::LogFormat::Text,
+        log: String::new(),
+    };
+    let run = crate::cli::Run {
+        open: true,
+        ..crate::cli::Run::default()
+    };
+    Config::load(&shared, &run).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let (publish, view) = watch::channel(Arc::default());
+        let (keeper, kept) = mpsc::channel(KEEPER_QUEUE);
+        let membership = Membership {
+            fleet: Fleet {
+                open: true,
+                ..Fleet::default()
+            },
+            ..Membership::default()
+        };
+        let driver = Driver::new(Parts {
+            registries: Arc::new(Registries::new(config.origin.clone()).unwrap()),
+            config,
+            kept: Kept::default(),
+            membership: Arc::new(membership),
+            publish,
+            keeper,
+            metrics: Metrics::new().0,
+            seed: 1,
+        });
+        Self {
+            driver,
+            view,
+            keeper: kept,
+            sessions: 0,
+        }
+    }
+
+    fn hello() -> message::Hello {
+        message::Hello {
+            peer_port: 7471,
+            volume: Some(message::Volume {
+                total_bytes: 1 << 40,
+                free_bytes: 1 << 39,
+                floor_bytes: 0,
+                path: "/".into(),
+            }),
+            ..message::Hello::default()
+        }
+    }
+
+    fn open(&mut self, host: &str, hello: message::Hello) -> (u64, Receiver<Arc<message::Order>>) {
+        let (orders, queue) = mpsc::channel(ORDERS);
+        self.sessions += 1;
+        self.driver.apply(Input::Opened(Box::new(Opened {
+            host: host.parse().unwrap(),
+            session: self.sessions,
+            remote: "10.0.0.9:40000".parse().unwrap(),
+            hello,
+            orders,
+        })));
+        (self.sessions, queue)
+    }
+
+    fn report(&mut self, host: &str, session: u64, report: message::Report) {
+        self.driver.apply(Input::Reported {
+            host: host.parse().unwrap(),
+            session,
+            report: Box::new(report),
+        });
+    }
+
+    fn stage(&mut self, seed: &str) -> Result<StageReply, StageError> {
+        let (reply, mut answer) = oneshot::channel();
+        self.driver.apply(Input::Asked(Ask::Stage {
+            want: Box::new(want(seed, 1, 1 << 20)),
+            reply,
+        }));
+        // What the keeper would do once the file is written.
+        while let Ok(keep) = self.keeper.try_recv() {
+            keep.done();
+        }
+        answer.try_recv().unwrap()
+    }
+
+    /// Lets every pause pass and sends what was held back by it.
+    fn settle(&mut self) {
+        let later = Instant::now() - Duration::from_secs(10);
+        self.driver.started = self.driver.started.min(later);
+        self.driver.apply(Input::Tick);
+        self.driver.flush();
+        self.driver.started -= Duration::from_secs(5);
+        self.driver.apply(Input::Tick);
+        self.driver.flush();
+    }
+
+    fn host(&self, host: &str) -> Arc<HostView> {
+        self.view.borrow().hosts[&host.parse::<HostId>().unwrap()].clone()
+    }
+}
+
+fn taken<T>(
+    queue: &mut Receiver<Arc<message::Order>>,
+    pick: impl Fn(&Kind) -> Option<T>,
+) -> Vec<T> {
+    let mut found = Vec::new();
+    while let Ok(order) = queue.try_recv() {
+        found.extend(order.kind.as_ref().and_then(&pick));
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_session_that_was_replaced_says_goodbye_late_and_nothing_happens() {
+    let mut world = World::new();
+    let (first, mut old) = world.open("a", World::hello());
+    let (_second, _queue) = world.open("a", World::hello());
+    // Its queue has ended, which ends the old session's task.
+    while old.try_recv().is_ok() {}
+    assert!(old.is_closed());
+    world.driver.apply(Input::Closed {
+        host: "a".parse().unwrap(),
+        session: first,
+    });
+    world.settle();
+    assert!(world.host("a").connected);
+    world.report(
+        "a",
+        first,
+        message::Report {
+            volume: Some(message::Volume::default()),
+            ..message::Report::default()
+        },
+    );
+    world.settle();
+    assert_eq!(
+        world.host("a").volume.as_ref().unwrap().total_bytes,
+        1 << 40
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_takes_no_orders_is_given_up_and_the_others_go_on() {
+    let mut world = World::new();
+    let (_, stuck) = world.open("stuck", World::hello());
+    let (_, mut fine) = world.open("fine", World::hello());
+    for _ in 0..=ORDERS {
+        let (reply, _answer) = oneshot::channel();
+        let limits = BandwidthRequest::default();
+        world
+            .driver
+            .apply(Input::Asked(Ask::Bandwidth { limits, reply }));
+        while fine.try_recv().is_ok() {}
+        while world.keeper.try_recv().is_ok() {}
+    }
+    world.settle();
+    assert!(!world.host("stuck").connected && world.host("fine").connected);
+    assert_eq!(stuck.len(), ORDERS);
+}
+
+#[tokio::test]
+async fn every_host_gets_a_roster_of_all_with_addresses_that_can_be_used() {
+    let mut world = World::new();
+    let mut queues = Vec::new();
+    for (host, address, port) in [
+        ("plain", "", 7471),
+        ("advertised", "192.0.2.7:1234", 0),
+        ("nonsense", "example.com:1", 1),
+        ("nowhere", "0.0.0.0:1", 1),
+        ("no-port", "", 0),
+        ("large-port", "", 70_000),
+    ] {
+        let hello = message::Hello {
+            peer_port: port,
+            peer_address: address.into(),
+            zone: "z".repeat(1_000),
+            ..World::hello()
+        };
+        queues.push(world.open(host, hello).1);
+    }
+    world.settle();
+    for queue in &mut queues {
+        let rosters = taken(queue, |kind| match kind {
+            Kind::Roster(roster) => Some(roster.clone()),
+            _ => None,
+        });
+        let last = rosters.last().unwrap();
+        let mut entries: Vec<_> = last
+            .hosts
+            .iter()
+            .map(|entry| (entry.host.as_str(), entry.address.as_str()))
+            .collect();
+        entries.sort_unstable();
+        assert_eq!(
+            entries,
+            [("advertised", "192.0.2.7:1234"), ("plain", "10.0.0.9:7471")]
+        );
+        assert!(last.hosts.iter().all(|entry| entry.zone.len() <= 63));
+        assert!(
+            rosters
+                .windows(2)
+                .all(|pair| pair[0].epoch <= pair[1].epoch)
+        );
+    }
+}
+
+#[tokio::test]
+async fn hostile_reports_change_nothing() {
+    let mut world = World::new();
+    let (session, _queue) = world.open("a", World::hello());
+    world.stage("one").unwrap();
+    let many = (0u32..2_000).map(|n| message::ImageState {
+        manifest: Digest::of(&n.to_be_bytes()).as_bytes().to_vec(),
+        state: if n % 7 == 0 { 99 } else { 4 },
+        total_bytes: u64::MAX,
+        held_bytes: u64::MAX,
+        ..message::ImageState::default()
+    });
+    let lease = |content: &[u8], end| message::LeaseState {
+        content: content.to_vec(),
+        chunks: u32::MAX,
+        end,
+        ..message::LeaseState::default()
+    };
+    let blame = |host: &str, maker: &str| message::Blame {
+        host: host.into(),
+        maker: maker.into(),
+        kind: 1,
+        ..message::Blame::default()
+    };
+    world.report(
+        "a",
+        session,
+        message::Report {
+            images: many.chain([message::ImageState::default()]).collect(),
+            leases: vec![lease(&[1; 31], 0), lease(&[1; 32], 1), lease(&[2; 32], 99)],
+            blames: vec![
+                blame("a", "a"),
+                blame("../x", ""),
+                blame("unknown", "a"),
+                blame("", ""),
+            ],
+            ..message::Report::default()
+        },
+    );
+    world.settle();
+    let host = world.host("a");
+    assert!(host.images.len() <= MAX_IMAGES_PER_HOST + 1);
+    assert_eq!((host.blames, host.quarantined), (0, false));
+}
+
+#[tokio::test]
+async fn hosts_that_two_others_prove_to_lie_are_shunned_by_all() {
+    let mut world = World::new();
+    let (one, mut first) = world.open("one", World::hello());
+    let (two, _second) = world.open("two", World::hello());
+    let (_, _liar) = world.open("liar", World::hello());
+    for (host, session) in [("one", one), ("two", two)] {
+        assert!(
+            !world
+                .host_or_none("liar")
+                .is_some_and(|host| host.quarantined)
+        );
+        world.report(
+            host,
+            session,
+            message::Report {
+                blames: vec![message::Blame {
+                    host: "liar".into(),
+                    maker: "liar".into(),
+                    kind: message::BlameKind::Bytes.into(),
+                    ..message::Blame::default()
+                }],
+                ..message::Report::default()
+            },
+        );
+        world.settle();
+    }
+    assert!(world.host("liar").quarantined);
+    world.settle();
+    let shunned = taken(&mut first, |kind| match kind {
+        Kind::Limits(limits) => Some(limits.revoked_hosts.clone()),
+        _ => None,
+    });
+    assert_eq!(shunned.last().unwrap(), &["liar"]);
+}
+
+#[tokio::test]
+async fn no_more_images_are_wanted_than_hosts_can_be_told_of() {
+    let mut world = World::new();
+    assert!(matches!(world.stage("early"), Err(StageError::NoHosts)));
+    let (_, mut queue) = world.open("a", World::hello());
+    for seed in 0..MAX_WANTS {
+        assert_eq!(
+            world.stage(&format!("i{seed}")).unwrap().image.state,
+            ImageState::Staging
+        );
+        while queue.try_recv().is_ok() {}
+    }
+    assert!(matches!(
+        world.stage("one-more"),
+        Err(StageError::TooManyImages)
+    ));
+    assert!(world.stage("i0").is_ok());
+}
+
+impl World {
+    fn host_or_none(&self, host: &str) -> Option<Arc<HostView>> {
+        self.view
+            .borrow()
+            .hosts
+            .get(&host.parse::<HostId>().unwrap())
+            .cloned()
+    }
+}
