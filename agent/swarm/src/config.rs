@@ -87,7 +87,7 @@ impl Default for Config {
             waiting: 256,
             jobs: 1024,
             connections: 256,
-            dials: 8,
+            dials: 32,
             direct_targets: 200,
             fan_out: 8,
             candidates: 8,

@@ -1,5 +1,6 @@
 //! What is known of another host.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use proto::{HostKey, Moment};
@@ -18,6 +19,58 @@ impl PeerIndex {
     }
 }
 
+/// The peers by key. Keys are hashes, evenly spread, so that a key's place in the sorted list can be guessed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Keys(Vec<(HostKey, PeerIndex)>);
+
+impl Keys {
+    pub(crate) fn get(&self, key: HostKey) -> Option<PeerIndex> {
+        let count = u64::try_from(self.0.len()).ok()?;
+        let guess = usize::try_from((u128::from(key.0) * u128::from(count)) >> 64).ok()?;
+        let mut at = guess;
+        if self.0.get(at)?.0 < key {
+            // an uneven list costs a walk that is bounded by a search
+            for _ in 0..WALK {
+                at += 1;
+                match self.0.get(at) {
+                    Some((other, index)) if *other == key => return Some(*index),
+                    Some((other, _)) if *other < key => {}
+                    _ => return None,
+                }
+            }
+        } else {
+            for _ in 0..WALK {
+                match self.0.get(at) {
+                    Some((other, index)) if *other == key => return Some(*index),
+                    Some((other, _)) if *other > key && at > 0 => at -= 1,
+                    _ => return None,
+                }
+            }
+        }
+        let at = self.0.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        self.0.get(at).map(|(_, index)| *index)
+    }
+
+    pub(crate) fn insert(&mut self, key: HostKey, index: PeerIndex) {
+        match self.0.binary_search_by_key(&key, |(key, _)| *key) {
+            Ok(at) => self.0[at].1 = index,
+            Err(at) => self.0.insert(at, (key, index)),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: HostKey) -> Option<PeerIndex> {
+        let at = self.0.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        Some(self.0.remove(at).1)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (HostKey, PeerIndex)> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// Entries looked at around the guess before a search: four times what 4,000 evenly spread keys need.
+const WALK: usize = 128;
+
 /// Whether we can talk to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
@@ -35,6 +88,8 @@ pub(crate) struct Peer {
     pub(crate) neighbour: bool,
     pub(crate) line: Line,
     pub(crate) dial_not_before: Moment,
+    /// Until then we leave it to the peer to dial us, unless we need it.
+    pub(crate) head_start_until: Moment,
     pub(crate) dial_failures: u32,
     /// Bad chunks since the last quarantine.
     pub(crate) strikes: u32,
@@ -72,6 +127,7 @@ impl Peer {
             neighbour: false,
             line: Line::Down,
             dial_not_before: Moment::START,
+            head_start_until: Moment::START,
             dial_failures: 0,
             strikes: 0,
             silent: 0,
@@ -167,4 +223,27 @@ pub(crate) fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
         .checked_mul(1 << times.min(20))
         .unwrap_or(most)
         .min(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_key_is_found_however_the_keys_lie(keys in prop::collection::btree_set(prop_oneof![any::<u64>(), 0u64..500], 0..400), others in prop::collection::vec(0u64..600, 20)) {
+            let mut index = Keys::default();
+            for (at, key) in keys.iter().enumerate() {
+                index.insert(HostKey(*key), PeerIndex::new(at));
+            }
+            for (at, key) in keys.iter().enumerate() {
+                prop_assert_eq!(index.get(HostKey(*key)), Some(PeerIndex::new(at)));
+            }
+            for key in others {
+                prop_assert_eq!(index.get(HostKey(key)).is_some(), keys.contains(&key));
+            }
+        }
+    }
 }

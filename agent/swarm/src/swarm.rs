@@ -29,7 +29,7 @@ use crate::{
     bucket::Bucket,
     content::Content,
     event::{ContentId, Delivery, Failure, Spread, Ticket},
-    peer::{Peer, PeerIndex},
+    peer::{Keys, Peer, PeerIndex},
 };
 
 /// How often time-outs, announcements and retries are looked at. Well below every time that matters to them.
@@ -48,7 +48,8 @@ pub struct Swarm {
 
     peers: Vec<Peer>,
     free_peers: Vec<PeerIndex>,
-    by_key: BTreeMap<HostKey, PeerIndex>,
+    by_key: Keys,
+    quarantined: Vec<PeerIndex>,
     /// The roster by zone and key: the same order on every host.
     roster: Vec<PeerIndex>,
     up: Vec<PeerIndex>,
@@ -166,7 +167,8 @@ impl Swarm {
             actions: VecDeque::new(),
             peers: Vec::new(),
             free_peers: Vec::new(),
-            by_key: BTreeMap::new(),
+            by_key: Keys::default(),
+            quarantined: Vec::new(),
             roster: Vec::new(),
             up: Vec::new(),
             neighbours: Vec::new(),
@@ -577,7 +579,7 @@ impl Swarm {
     }
 
     fn find(&self, key: HostKey) -> Option<PeerIndex> {
-        self.by_key.get(&key).copied()
+        self.by_key.get(key)
     }
 
     fn find_request(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {

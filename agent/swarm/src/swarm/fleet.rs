@@ -23,9 +23,9 @@ impl Swarm {
         }
         let gone: Vec<HostKey> = self
             .by_key
-            .keys()
+            .iter()
+            .map(|(key, _)| key)
             .filter(|key| !wanted.contains_key(key))
-            .copied()
             .collect();
         for key in gone {
             self.forget_peer(key);
@@ -35,7 +35,7 @@ impl Swarm {
             let index = self.find(entry.key).unwrap_or_else(|| {
                 let mut peer = Peer::new(entry.key, self.config.assumed_rate_bytes_per_second);
                 if self.me > entry.key {
-                    peer.dial_not_before = self.now + DIAL_HEAD_START;
+                    peer.head_start_until = self.now + DIAL_HEAD_START;
                 }
                 let index = if let Some(index) = self.free_peers.pop() {
                     self.peers[index.at()] = peer;
@@ -54,7 +54,7 @@ impl Swarm {
             }
             peer.neighbour = entry.neighbour;
         }
-        self.roster = self.by_key.values().copied().collect();
+        self.roster = self.by_key.iter().map(|(_, index)| index).collect();
         self.roster.sort_by_key(|index| {
             let peer = &self.peers[index.at()];
             (peer.zone, peer.key)
@@ -72,7 +72,7 @@ impl Swarm {
     }
 
     fn forget_peer(&mut self, key: HostKey) {
-        let Some(index) = self.by_key.remove(&key) else {
+        let Some(index) = self.by_key.remove(key) else {
             return;
         };
         if self.peers[index.at()].line != Line::Down {
@@ -81,6 +81,7 @@ impl Swarm {
         self.drop_line(index, Line::Down);
         self.purge_pushes_to(index);
         self.choosers.retain(|(peer, _)| *peer != index);
+        self.quarantined.retain(|peer| *peer != index);
         for content in self.contents.values_mut() {
             content.set_unwanted_by(index, false);
         }
@@ -177,7 +178,9 @@ impl Swarm {
         }
         for at in 0..self.neighbours.len() {
             let index = self.neighbours[at];
-            self.dial(index);
+            if self.peers[index.at()].head_start_until <= self.now {
+                self.dial(index);
+            }
         }
         // a whole small fleet is kept connected, so that whoever is chosen to spread can be reached at once
         if self.roster.len() <= self.config.connections && !self.incomplete.is_empty() {
@@ -187,7 +190,9 @@ impl Swarm {
                     break;
                 }
                 let index = self.roster[(start + at) % self.roster.len()];
-                self.dial(index);
+                if self.peers[index.at()].head_start_until <= self.now {
+                    self.dial(index);
+                }
             }
         }
     }
@@ -282,6 +287,7 @@ impl Swarm {
         );
         peer.quarantined_until = Some(self.now + lasts);
         peer.quarantines = peer.quarantines.saturating_add(1);
+        self.quarantined.push(index);
         let key = peer.key;
         self.actions
             .push_back(Action::Report { peer: key, strikes });
@@ -291,15 +297,15 @@ impl Swarm {
     }
 
     pub(super) fn release_quarantined(&mut self) {
-        for at in 0..self.roster.len() {
-            let peer = &mut self.peers[self.roster[at].at()];
-            if peer
-                .quarantined_until
-                .is_some_and(|until| until <= self.now)
-            {
+        let (now, peers) = (self.now, &mut self.peers);
+        self.quarantined.retain(|index| {
+            let peer = &mut peers[index.at()];
+            let over = peer.quarantined_until.is_none_or(|until| until <= now);
+            if over {
                 peer.quarantined_until = None;
-                peer.dial_not_before = self.now;
+                peer.dial_not_before = now;
             }
-        }
+            !over
+        });
     }
 }

@@ -6,6 +6,8 @@ use super::*;
 const CHOSEN_LATELY: Duration = Duration::from_secs(10);
 /// All others now and then, for they may become lease holders: a hundred small messages a second in all.
 const LOAD_TO_EACH: Duration = Duration::from_millis(10);
+/// A quarter of that where chunks are spread in parts: whoever chooses among us does so often, and hears of us anyway.
+const LOAD_TO_EACH_IN_PARTS: Duration = Duration::from_millis(40);
 /// Choosers remembered at one time.
 const CHOOSERS: usize = 64;
 /// While pushes bring everything, announcements only serve healing, which waits for seconds anyway.
@@ -146,9 +148,14 @@ impl Swarm {
         }
         self.load_at = self.now + self.config.load_every;
         let all = self.load_to_all_at <= self.now || self.up.len() <= self.config.candidates;
+        let each = if self.roster.len() > self.config.direct_targets {
+            LOAD_TO_EACH_IN_PARTS
+        } else {
+            LOAD_TO_EACH
+        };
         if all {
             self.load_to_all_at =
-                self.now + LOAD_TO_EACH * u32::try_from(self.up.len()).unwrap_or(u32::MAX);
+                self.now + each * u32::try_from(self.up.len()).unwrap_or(u32::MAX);
             self.announced_backlog = self.backlog_bytes;
             self.announced_rate = self.rate;
         }

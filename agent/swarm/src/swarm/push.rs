@@ -46,6 +46,8 @@ pub(super) struct Job {
     id: ContentId,
     chunk: ChunkIndex,
     targets: Targets,
+    /// No target is ready before this moment.
+    quiet_until: Moment,
     /// Targets that weren't ready, how often they were tried, and not before when.
     retry: VecDeque<(PeerIndex, u8, Moment)>,
     in_flight: usize,
@@ -284,6 +286,7 @@ impl Swarm {
             id,
             chunk,
             targets,
+            quiet_until: Moment::START,
             retry: VecDeque::new(),
             in_flight: 0,
             left,
@@ -304,6 +307,11 @@ impl Swarm {
         while let Some((id, chunk)) = self.unassigned.front().copied() {
             if self.handovers.len() >= self.config.jobs {
                 return;
+            }
+            if !self.holds(id, chunk) {
+                self.unassigned.pop_front();
+                self.handed_on(id);
+                continue;
             }
             match self.choose_for_all(id, chunk) {
                 Choice::Me => {
@@ -425,7 +433,10 @@ impl Swarm {
         ours: bool,
         tries: u8,
     ) {
-        if tries >= HANDOVER_TRIES || self.handovers.len() >= self.config.jobs {
+        if tries >= HANDOVER_TRIES
+            || self.handovers.len() >= self.config.jobs
+            || !self.holds(id, chunk)
+        {
             if ours {
                 self.handed_on(id);
             }
@@ -441,34 +452,41 @@ impl Swarm {
             return;
         };
         let work_bytes = self.chunk_len(id, chunk) * part.len().saturating_sub(1) as u64;
+        // some that are connected; while those are few, some more are dialled for the next time
         let mut best: Option<(bool, u64, PeerIndex)> = None;
-        let mut seen_up = 0;
         let start = self.random(part.len().max(1));
-        for at in 0..part.len() {
-            let key = part[(start + at) % part.len()];
-            let Some(index) = self.find(key) else {
-                continue;
-            };
-            let unwanted = self
-                .contents
-                .get(&id)
-                .is_none_or(|content| content.is_unwanted_by(index));
-            if unwanted || self.peers[index.at()].is_quarantined() {
-                continue;
-            }
-            let up = self.peers[index.at()].is_up();
-            if !up {
-                // a few connections into each part, so that there is a choice next time
-                if seen_up >= self.config.candidates || !self.dial(index) {
+        for connected in [true, false] {
+            let mut seen = 0;
+            for at in 0..part.len() {
+                let enough = match connected {
+                    true => self.config.candidates,
+                    false => self.config.candidates / 2,
+                };
+                if seen >= enough {
+                    break;
+                }
+                let key = part[(start + at) % part.len()];
+                let Some(index) = self.find(key) else {
+                    continue;
+                };
+                let unwanted = self
+                    .contents
+                    .get(&id)
+                    .is_none_or(|content| content.is_unwanted_by(index));
+                let up = self.peers[index.at()].is_up();
+                if unwanted || up != connected || !(up || self.may_come_up(index)) {
                     continue;
                 }
+                if !up && self.up.len() < self.config.connections * 3 / 4 {
+                    self.dial(index);
+                }
+                seen += 1;
+                let score = self.peers[index.at()].outstanding_us(self.now, work_bytes);
+                if best.is_none_or(|(best_up, least, _)| (!up, score) < (!best_up, least)) {
+                    best = Some((up, score, index));
+                }
             }
-            seen_up += 1;
-            let score = self.peers[index.at()].outstanding_us(self.now, work_bytes);
-            if best.is_none_or(|(best_up, least, _)| (!up, score) < (!best_up, least)) {
-                best = Some((up, score, index));
-            }
-            if seen_up >= self.config.candidates {
+            if seen >= self.config.candidates / 2 {
                 break;
             }
         }
@@ -560,9 +578,8 @@ impl Swarm {
             .jobs
             .iter()
             .take(JOBS_AHEAD)
-            .flat_map(|job| job.retry.iter().take(RETRIES_AHEAD))
-            .map(|(_, _, not_before)| *not_before)
-            .filter(|not_before| *not_before > self.now)
+            .map(|job| job.quiet_until)
+            .filter(|quiet_until| *quiet_until > self.now)
             .min();
         if let Some(due) = due {
             let due = due.max(self.now + ASSIGN_LEAST);
@@ -611,7 +628,15 @@ impl Swarm {
     fn begin_handover(&mut self) -> bool {
         let mut at = 0;
         while at < self.handovers.len().min(self.config.uploads * 4) {
-            let peer = self.handovers[at].peer;
+            let Handover {
+                peer, id, chunk, ..
+            } = self.handovers[at];
+            if !self.holds(id, chunk) {
+                if let Some(handover) = self.handovers.remove(at) {
+                    self.rechoose(handover, HANDOVER_TRIES);
+                }
+                continue;
+            }
             let (up, uploads) = {
                 let peer = &self.peers[peer.at()];
                 (peer.is_up(), peer.uploads)
@@ -644,7 +669,7 @@ impl Swarm {
                 });
                 return true;
             }
-            if !up && self.peers[peer.at()].line == Line::Down && !self.dial(peer) {
+            if !up && !self.dial(peer) && !self.may_come_up(peer) {
                 if let Some(handover) = self.handovers.remove(at) {
                     self.rechoose(handover, 1);
                 }
@@ -685,6 +710,10 @@ impl Swarm {
     fn push_next(&mut self) -> bool {
         let mut at = 0;
         while at < self.jobs.len().min(JOBS_AHEAD) {
+            if self.jobs[at].quiet_until > self.now {
+                at += 1;
+                continue;
+            }
             if let Some((peer, tries)) = self.next_target(at) {
                 let job = &mut self.jobs[at];
                 job.in_flight += 1;
@@ -707,6 +736,10 @@ impl Swarm {
             if self.jobs[at].left == 0 {
                 self.remove_job(at);
             } else {
+                let job = &self.jobs[at];
+                let pause = micros(self.chunk_len(job.id, job.chunk), self.rate) / 4;
+                let pause = Duration::from_micros(pause).clamp(ASSIGN_LEAST, TICK);
+                self.jobs[at].quiet_until = self.now + pause;
                 at += 1;
             }
         }
@@ -784,7 +817,11 @@ impl Swarm {
     fn fitness(&mut self, at: usize, index: PeerIndex) -> Fitness {
         let (id, chunk) = (self.jobs[at].id, self.jobs[at].chunk);
         let peer = &self.peers[index.at()];
-        let Some(content) = self.contents.get(&id) else {
+        let Some(content) = self
+            .contents
+            .get(&id)
+            .filter(|content| content.held.contains(chunk))
+        else {
             return Fitness::Never;
         };
         if peer.is_quarantined()

@@ -1,1 +1,837 @@
+use std::{collections::BTreeSet, vec};
+
+use proptest::prelude::*;
+
 use super::*;
+use crate::{
+    Stall,
+    action::Declined,
+    event::{OriginEnd, Peer as Entry},
+};
+
+const ME: HostKey = HostKey(1_000);
+const CHUNK: u64 = proto::CHUNK_BYTES;
+
+fn key(peer: u64) -> HostKey {
+    HostKey(2_000 + peer)
+}
+
+fn roster(count: u64) -> Event {
+    Event::Roster(
+        (0..count)
+            .map(|peer| Entry {
+                key: key(peer),
+                zone: 0,
+                neighbour: true,
+            })
+            .collect(),
+    )
+}
+
+fn content(id: u32, chunks: u32, held: ChunkSet) -> Event {
+    Event::Content {
+        id: ContentId(id),
+        key: u64::from(id) * 77,
+        size: u64::from(chunks) * CHUNK,
+        held,
+        order: id,
+    }
+}
+
+fn at(millis: u64) -> Moment {
+    Moment(millis * 1_000)
+}
+
+/// A swarm among `peers` connected neighbours.
+fn among(peers: u64, config: Config) -> Swarm {
+    let mut swarm = Swarm::new(ME, config, 7);
+    swarm.handle(at(0), Event::Coordinator(true));
+    swarm.handle(at(0), roster(peers));
+    for peer in 0..peers {
+        swarm.handle(at(0), Event::Connected(key(peer)));
+    }
+    drain(&mut swarm);
+    swarm
+}
+
+fn drain(swarm: &mut Swarm) -> Vec<Action> {
+    core::iter::from_fn(|| swarm.poll()).collect()
+}
+
+fn feed(swarm: &mut Swarm, millis: u64, event: Event) -> Vec<Action> {
+    swarm.handle(at(millis), event);
+    drain(swarm)
+}
+
+fn set(chunks: u32, of: impl IntoIterator<Item = u32>) -> ChunkSet {
+    let mut set = ChunkSet::empty(chunks);
+    for chunk in of {
+        set.insert(ChunkIndex(chunk));
+    }
+    set
+}
+
+fn announced(peer: u64, id: u32, chunks: ChunkSet) -> Event {
+    Event::Announced {
+        peer: key(peer),
+        id: ContentId(id),
+        chunks,
+        reset: true,
+    }
+}
+
+fn offered(ticket: u64, peer: u64, chunk: u32, spread: Option<Spread>) -> Event {
+    Event::Offered {
+        ticket: Ticket(ticket),
+        peer: key(peer),
+        id: ContentId(0),
+        chunk: ChunkIndex(chunk),
+        spread,
+    }
+}
+
+fn arrived(peer: u64, chunk: u32) -> Event {
+    Event::Arrived {
+        peer: key(peer),
+        id: ContentId(0),
+        chunk: ChunkIndex(chunk),
+        wire_bytes: CHUNK,
+    }
+}
+
+fn sent(peer: HostKey, chunk: u32, delivery: Delivery) -> Event {
+    Event::Sent {
+        peer,
+        id: ContentId(0),
+        chunk: ChunkIndex(chunk),
+        ticket: None,
+        delivery,
+        wire_bytes: CHUNK,
+    }
+}
+
+fn requests(actions: &[Action]) -> Vec<(HostKey, u32)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Request { peer, chunk, .. } => Some((*peer, chunk.0)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn pushes(actions: &[Action]) -> Vec<(HostKey, u32, bool)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Push {
+                peer,
+                chunk,
+                spread,
+                ..
+            } => Some((*peer, chunk.0, spread.is_some())),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn nothing_is_fetched_without_a_lease() {
+    let mut swarm = among(3, Config::default());
+    let mut actions = feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for second in 1..60 {
+        actions.extend(feed(&mut swarm, second * 1_000, Event::Tick));
+    }
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::Fetch { .. }))
+    );
+    let status = swarm.status(at(60_000));
+    assert_eq!(
+        status.contents[0].stall.map(|(stall, _)| stall),
+        Some(Stall::AwaitingLease)
+    );
+}
+
+#[test]
+fn a_lease_is_fetched_window_by_window_while_chunks_are_handed_on() {
+    let config = Config {
+        lease_window: 4,
+        ..Config::default()
+    };
+    let mut swarm = among(3, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let actions = feed(&mut swarm, 1, Event::Leased(ContentId(0)));
+    assert!(actions.contains(&Action::Fetch {
+        id: ContentId(0),
+        until: ChunkIndex(4)
+    }));
+    let mut later = Vec::new();
+    for chunk in 0..4 {
+        later.extend(feed(
+            &mut swarm,
+            2,
+            Event::OriginChunk {
+                id: ContentId(0),
+                chunk: ChunkIndex(chunk),
+            },
+        ));
+    }
+    let handed = pushes(&later);
+    assert!(!handed.is_empty(), "{later:?}");
+    assert!(handed.iter().any(|(_, _, spread)| *spread));
+    assert!(
+        !later
+            .iter()
+            .any(|action| matches!(action, Action::Fetch { .. })),
+        "nothing more while four chunks wait"
+    );
+    assert!(swarm.status(at(2)).contents[0].paced);
+    let (peer, chunk, _) = handed[0];
+    let actions = feed(&mut swarm, 3, sent(peer, chunk, Delivery::Stored));
+    assert!(actions.contains(&Action::Fetch {
+        id: ContentId(0),
+        until: ChunkIndex(5)
+    }));
+}
+
+#[test]
+fn what_a_peer_holds_is_asked_of_it_and_not_of_the_registry() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(0, 0, set(64, 0..8)));
+    let mut actions = feed(&mut swarm, 1, Event::Leased(ContentId(0)));
+    actions.extend(feed(&mut swarm, 300, Event::Tick));
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::Fetch { .. }))
+    );
+    assert!(!requests(&actions).is_empty());
+}
+
+#[test]
+fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
+    let mut swarm = among(3, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for (peer, backlog_bytes) in [(0, 500 * CHUNK), (1, 0), (2, 500 * CHUNK)] {
+        feed(
+            &mut swarm,
+            0,
+            Event::Load {
+                peer: key(peer),
+                backlog_bytes,
+                upload_bytes_per_second: 117_000_000,
+            },
+        );
+    }
+    // our own uplink has as much to do
+    swarm.backlog_bytes = 500 * CHUNK;
+    feed(&mut swarm, 1, Event::Leased(ContentId(0)));
+    let actions = feed(
+        &mut swarm,
+        1,
+        Event::OriginChunk {
+            id: ContentId(0),
+            chunk: ChunkIndex(0),
+        },
+    );
+    assert_eq!(pushes(&actions), [(key(1), 0, true)]);
+}
+
+#[test]
+fn a_spreader_pushes_to_all_but_who_gave_it_the_chunk() {
+    let mut swarm = among(4, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let actions = feed(&mut swarm, 1, offered(1, 2, 5, Some(Spread::Everyone)));
+    assert_eq!(actions, [Action::Accept(Ticket(1))]);
+    let actions = feed(&mut swarm, 2, arrived(2, 5));
+    let to: BTreeSet<HostKey> = pushes(&actions).iter().map(|(peer, ..)| *peer).collect();
+    assert_eq!(to, BTreeSet::from([key(0), key(1), key(3)]));
+}
+
+#[test]
+fn a_spread_is_taken_over_with_a_chunk_that_is_held_already() {
+    let mut swarm = among(3, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, [5])));
+    let actions = feed(&mut swarm, 1, offered(1, 0, 5, Some(Spread::Everyone)));
+    assert!(actions.contains(&Action::Decline(Ticket(1), Declined::Already)));
+    assert_eq!(pushes(&actions).len(), 2);
+}
+
+#[test]
+fn a_receiver_takes_only_so_many_pushes() {
+    let mut swarm = among(10, Config::default());
+    let bound = u64::try_from(Config::default().incoming).unwrap();
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for ticket in 0..bound {
+        let chunk = u32::try_from(ticket).unwrap();
+        let actions = feed(&mut swarm, 1, offered(ticket, ticket, chunk, None));
+        assert_eq!(actions, [Action::Accept(Ticket(ticket))]);
+    }
+    let actions = feed(&mut swarm, 1, offered(99, 9, 60, None));
+    assert_eq!(actions, [Action::Decline(Ticket(99), Declined::Busy)]);
+}
+
+#[test]
+fn a_large_fleet_is_spread_to_by_parts() {
+    let config = Config {
+        direct_targets: 20,
+        fan_out: 4,
+        ..Config::default()
+    };
+    let mut swarm = among(40, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 1, offered(1, 0, 5, Some(Spread::Everyone)));
+    let actions = feed(&mut swarm, 2, arrived(0, 5));
+    let mut covered = BTreeSet::new();
+    for action in &actions {
+        if let Action::Push { peer, spread, .. } = action {
+            covered.insert(*peer);
+            let Some(Spread::To(part)) = spread else {
+                panic!("a part: {action:?}");
+            };
+            assert!(part.len() <= 20 && !part.contains(peer));
+            covered.extend(part.iter().copied());
+        }
+    }
+    assert_eq!(covered.len(), 39, "everybody but the sender and us");
+}
+
+#[test]
+fn a_chunk_that_no_push_brings_is_asked_for_after_the_grace() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let mut asked_at = None;
+    feed(&mut swarm, 100, announced(0, 0, set(64, [3])));
+    for step in 1..40 {
+        let millis = 100 + step * 250;
+        if !requests(&feed(&mut swarm, millis, Event::Tick)).is_empty() {
+            asked_at = Some(millis);
+            break;
+        }
+    }
+    let asked_at = asked_at.unwrap();
+    assert!((1_900..=5_000).contains(&asked_at), "{asked_at}");
+}
+
+#[test]
+fn the_rarest_chunk_is_asked_for_first() {
+    let config = Config {
+        requests: 1,
+        ..Config::default()
+    };
+    let mut swarm = among(3, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(0, 0, set(64, 0..10)));
+    feed(
+        &mut swarm,
+        0,
+        announced(1, 0, set(64, (0..10).filter(|chunk| *chunk != 7))),
+    );
+    let mut actions = Vec::new();
+    for step in 1..40 {
+        actions.extend(feed(&mut swarm, step * 250, Event::Tick));
+    }
+    assert_eq!(requests(&actions).first(), Some(&(key(0), 7)));
+}
+
+#[test]
+fn a_chunk_sent_less_often_is_served_first() {
+    let config = Config {
+        uploads: 1,
+        uploads_per_peer: 1,
+        ..Config::default()
+    };
+    let mut swarm = among(3, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let ask = |ticket: u64, peer: u64, chunk: u32| Event::Requested {
+        ticket: Ticket(ticket),
+        peer: key(peer),
+        id: ContentId(0),
+        chunk: ChunkIndex(chunk),
+    };
+    assert_eq!(
+        feed(&mut swarm, 1, ask(1, 0, 5)),
+        [Action::Serve(Ticket(1))]
+    );
+    assert_eq!(feed(&mut swarm, 2, ask(2, 1, 5)), []);
+    assert_eq!(feed(&mut swarm, 3, ask(3, 2, 6)), []);
+    let done = Event::Sent {
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(5),
+        ticket: Some(Ticket(1)),
+        delivery: Delivery::Stored,
+        wire_bytes: CHUNK,
+    };
+    assert_eq!(feed(&mut swarm, 4, done), [Action::Serve(Ticket(3))]);
+}
+
+#[test]
+fn blame_is_answered_by_quarantine_that_grows() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let first = Config::default().quarantine.as_millis() as u64;
+    let actions = feed(&mut swarm, 1, Event::Blamed(key(0)));
+    assert!(actions.contains(&Action::HangUp(key(0))));
+    assert!(
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::Report { .. }))
+    );
+    assert_eq!(swarm.status(at(1)).quarantined, [key(0)]);
+    let actions = feed(&mut swarm, 2, offered(1, 0, 5, None));
+    assert_eq!(actions, [Action::Decline(Ticket(1), Declined::Quarantined)]);
+    feed(&mut swarm, first + 300, Event::Tick);
+    assert!(swarm.status(at(first + 300)).quarantined.is_empty());
+    feed(&mut swarm, first + 400, Event::Blamed(key(0)));
+    feed(&mut swarm, 2 * first + 1_000, Event::Tick);
+    assert_eq!(swarm.status(at(2 * first + 1_000)).quarantined, [key(0)]);
+    feed(&mut swarm, 3 * first + 1_000, Event::Tick);
+    assert!(swarm.status(at(3 * first + 1_000)).quarantined.is_empty());
+}
+
+#[test]
+fn silence_isnt_held_against_a_peer_for_long() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for step in 0..50 {
+        let failed = Event::NotArrived {
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(1),
+            failure: Failure::Broken,
+        };
+        feed(&mut swarm, step, failed);
+    }
+    assert!(swarm.status(at(50)).quarantined.is_empty());
+}
+
+#[test]
+fn without_a_coordinator_one_host_of_all_takes_a_content() {
+    let peers = 6;
+    let mut takers = 0;
+    for me in 0..peers {
+        let mut swarm = Swarm::new(key(me), Config::default(), me);
+        let entries = (0..peers)
+            .filter(|peer| *peer != me)
+            .map(|peer| Entry {
+                key: key(peer),
+                zone: 0,
+                neighbour: true,
+            })
+            .collect();
+        swarm.handle(at(0), Event::Coordinator(true));
+        swarm.handle(at(0), Event::Roster(entries));
+        for peer in 0..peers {
+            swarm.handle(at(0), Event::Connected(key(peer)));
+        }
+        swarm.handle(at(0), content(0, 64, ChunkSet::empty(64)));
+        swarm.handle(at(1_000), Event::Coordinator(false));
+        drain(&mut swarm);
+        let mut actions = Vec::new();
+        for step in 4..80 {
+            let millis = step * 250;
+            let now = feed(&mut swarm, millis, Event::Tick);
+            if millis < 16_000 {
+                assert!(
+                    !now.iter()
+                        .any(|action| matches!(action, Action::Fetch { .. }))
+                );
+            }
+            actions.extend(now);
+        }
+        takers += u32::from(
+            actions
+                .iter()
+                .any(|action| matches!(action, Action::Fetch { .. })),
+        );
+        if swarm.status(at(20_000)).contents[0].leased {
+            let actions = feed(&mut swarm, 21_000, Event::Coordinator(true));
+            assert!(actions.contains(&Action::StopFetch(ContentId(0))));
+        }
+    }
+    assert_eq!(takers, 1);
+}
+
+#[test]
+fn an_upload_budget_is_kept() {
+    let mut swarm = among(4, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    feed(
+        &mut swarm,
+        0,
+        Event::Bandwidth {
+            upload_bytes_per_second: CHUNK,
+            download_bytes_per_second: 0,
+        },
+    );
+    let mut served = 0;
+    let mut open = Vec::new();
+    for step in 1..400u64 {
+        let ask = Event::Requested {
+            ticket: Ticket(step),
+            peer: key(step % 4),
+            id: ContentId(0),
+            chunk: ChunkIndex(u32::try_from(step % 64).unwrap()),
+        };
+        let mut actions = feed(&mut swarm, step * 50, ask);
+        for ticket in core::mem::take(&mut open) {
+            let (peer, chunk) = (key(ticket % 4), u32::try_from(ticket % 64).unwrap());
+            let done = Event::Sent {
+                peer,
+                id: ContentId(0),
+                chunk: ChunkIndex(chunk),
+                ticket: Some(Ticket(ticket)),
+                delivery: Delivery::Stored,
+                wire_bytes: CHUNK,
+            };
+            actions.extend(feed(&mut swarm, step * 50, done));
+        }
+        for action in actions {
+            if let Action::Serve(ticket) = action {
+                served += 1;
+                open.push(ticket.0);
+            }
+        }
+    }
+    assert!(
+        (18..=23).contains(&served),
+        "{served} in 20 s at one a second"
+    );
+}
+
+/// What the property below believes the shell knows.
+#[derive(Debug, Default)]
+struct Model {
+    known: BTreeSet<HostKey>,
+    up: BTreeSet<HostKey>,
+    held: BTreeMap<ContentId, ChunkSet>,
+    leased: BTreeSet<ContentId>,
+    coordinator_lost: Option<u64>,
+    asked: Vec<(HostKey, ContentId, ChunkIndex)>,
+    uploads: Vec<(HostKey, ContentId, ChunkIndex, Option<Ticket>)>,
+    questions: BTreeMap<Ticket, (HostKey, ContentId, ChunkIndex)>,
+}
+
+impl Model {
+    fn end_line(&mut self, peer: HostKey) {
+        self.up.remove(&peer);
+        self.asked.retain(|(other, ..)| *other != peer);
+        self.uploads.retain(|(other, ..)| *other != peer);
+    }
+
+    fn missing(&self) -> u32 {
+        self.held
+            .values()
+            .map(|set| set.chunks() - set.count())
+            .sum()
+    }
+}
+
+fn any_set() -> impl Strategy<Value = ChunkSet> {
+    prop_oneof![
+        prop::collection::vec(0u32..70, 0..20).prop_map(|chunks| set(70, chunks)),
+        Just(ChunkSet::full(70)),
+        Just(ChunkSet::empty(70)),
+        Just(ChunkSet::full(3)),
+    ]
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let peer = || (0u64..8).prop_map(key);
+    let id = || (0u32..4).prop_map(ContentId);
+    let chunk = || (0u32..72).prop_map(ChunkIndex);
+    let failure = prop_oneof![
+        Just(Failure::Bad),
+        Just(Failure::Busy),
+        Just(Failure::Missing),
+        Just(Failure::Refused),
+        Just(Failure::Broken),
+        Just(Failure::NotStored),
+        Just(Failure::Cancelled),
+    ];
+    let delivery = || {
+        prop_oneof![
+            4 => Just(Delivery::Stored),
+            1 => Just(Delivery::Already),
+            1 => Just(Delivery::Busy),
+            1 => Just(Delivery::Unwanted),
+            1 => Just(Delivery::Bad),
+            1 => Just(Delivery::Broken),
+        ]
+    };
+    let spread = prop_oneof![
+        Just(None),
+        Just(Some(Spread::Everyone)),
+        prop::collection::vec(0u64..10, 0..10)
+            .prop_map(|keys| Some(Spread::To(keys.into_iter().map(key).collect()))),
+    ];
+    prop_oneof![
+        1 => prop::collection::vec((0u64..7, 0u32..2, any::<bool>()), 0..7).prop_map(|entries| Event::Roster(
+            entries.into_iter().map(|(peer, zone, neighbour)| Entry { key: key(peer), zone, neighbour }).collect()
+        )),
+        1 => any::<bool>().prop_map(Event::Coordinator),
+        6 => peer().prop_map(Event::Connected),
+        2 => peer().prop_map(Event::Disconnected),
+        3 => (id(), any_set(), 0u32..5).prop_map(|(id, held, order)| Event::Content {
+            id, key: u64::from(id.0), size: 70 * CHUNK - 5, held, order
+        }),
+        1 => id().prop_map(Event::Dropped),
+        1 => (id(), chunk()).prop_map(|(id, chunk)| Event::ChunkLost { id, chunk }),
+        6 => (peer(), id(), any_set(), any::<bool>()).prop_map(|(peer, id, chunks, reset)| Event::Announced { peer, id, chunks, reset }),
+        2 => (peer(), any::<u64>(), any::<u64>()).prop_map(|(peer, backlog_bytes, upload_bytes_per_second)| Event::Load { peer, backlog_bytes, upload_bytes_per_second }),
+        3 => id().prop_map(Event::Leased),
+        1 => id().prop_map(Event::LeaseLost),
+        6 => (id(), chunk()).prop_map(|(id, chunk)| Event::OriginChunk { id, chunk }),
+        1 => (id(), prop_oneof![Just(OriginEnd::Done), Just(OriginEnd::Failed), Just(OriginEnd::Bad)]).prop_map(|(id, end)| Event::OriginEnded { id, end }),
+        6 => (any::<u64>(), peer(), id(), chunk(), spread).prop_map(|(ticket, peer, id, chunk, spread)| Event::Offered { ticket: Ticket(ticket), peer, id, chunk, spread }),
+        6 => (peer(), id(), chunk()).prop_map(|(peer, id, chunk)| Event::Arrived { peer, id, chunk, wire_bytes: CHUNK }),
+        4 => (peer(), id(), chunk(), failure).prop_map(|(peer, id, chunk, failure)| Event::NotArrived { peer, id, chunk, failure }),
+        6 => (0u64..1_000, peer(), id(), chunk()).prop_map(|(ticket, peer, id, chunk)| Event::Requested { ticket: Ticket(ticket), peer, id, chunk }),
+        1 => (0u64..1_000).prop_map(|ticket| Event::Withdrawn(Ticket(ticket))),
+        8 => (peer(), id(), chunk(), prop::option::of(0u64..1_000), delivery()).prop_map(|(peer, id, chunk, ticket, delivery)| Event::Sent {
+            peer, id, chunk, ticket: ticket.map(Ticket), delivery, wire_bytes: CHUNK
+        }),
+        1 => peer().prop_map(Event::Blamed),
+        1 => (prop_oneof![Just(0u64), Just(1), Just(10 * CHUNK), Just(u64::MAX)], prop_oneof![Just(0u64), Just(1), Just(10 * CHUNK), Just(u64::MAX)]).prop_map(|(up, down)| Event::Bandwidth { upload_bytes_per_second: up, download_bytes_per_second: down }),
+        1 => any::<bool>().prop_map(Event::StepBack),
+        8 => Just(Event::Tick),
+    ]
+}
+
+/// Checks one event's actions against what the shell knows. The shell ends what the swarm began when `prompt`.
+fn check(
+    swarm: &mut Swarm,
+    model: &mut Model,
+    now: u64,
+    event: Event,
+) -> Result<(), TestCaseError> {
+    let config = swarm.config.clone();
+    let mut offer = None;
+    match &event {
+        Event::Roster(entries) => {
+            model.known = entries.iter().map(|entry| entry.key).collect();
+            for peer in model.up.clone() {
+                if !model.known.contains(&peer) {
+                    model.end_line(peer);
+                }
+            }
+        }
+        Event::Coordinator(up) => {
+            if *up {
+                model.coordinator_lost = None;
+            } else {
+                model.coordinator_lost.get_or_insert(now);
+            }
+        }
+        Event::Connected(peer) => {
+            if model.known.contains(peer) {
+                model.up.insert(*peer);
+            }
+        }
+        Event::Disconnected(peer) => model.end_line(*peer),
+        Event::Content { id, held, .. } => {
+            model.held.entry(*id).or_insert_with(|| {
+                if held.chunks() == 70 {
+                    held.clone()
+                } else {
+                    ChunkSet::empty(70)
+                }
+            });
+        }
+        Event::Dropped(id) => {
+            model.held.remove(id);
+            model.leased.remove(id);
+            model.asked.retain(|(_, other, _)| other != id);
+        }
+        Event::ChunkLost { id, chunk } => {
+            if let Some(held) = model.held.get_mut(id) {
+                held.remove(*chunk);
+            }
+        }
+        Event::Leased(id) => {
+            model.leased.insert(*id);
+        }
+        Event::LeaseLost(id) => {
+            model.leased.remove(id);
+        }
+        Event::OriginEnded { id, .. } => {
+            model.leased.remove(id);
+        }
+        Event::OriginChunk { id, chunk } => {
+            if let Some(held) = model.held.get_mut(id) {
+                held.insert(*chunk);
+            }
+        }
+        Event::Arrived {
+            peer, id, chunk, ..
+        } => {
+            if let Some(held) = model.held.get_mut(id) {
+                held.insert(*chunk);
+            }
+            model.asked.retain(|other| *other != (*peer, *id, *chunk));
+        }
+        Event::NotArrived {
+            peer, id, chunk, ..
+        } => {
+            model.asked.retain(|other| *other != (*peer, *id, *chunk));
+        }
+        Event::Offered { ticket, .. } => offer = Some(*ticket),
+        Event::Requested {
+            ticket,
+            peer,
+            id,
+            chunk,
+        } => {
+            model.questions.insert(*ticket, (*peer, *id, *chunk));
+        }
+        Event::Sent {
+            peer,
+            id,
+            chunk,
+            ticket,
+            ..
+        } => {
+            let ended = model
+                .uploads
+                .iter()
+                .position(|other| *other == (*peer, *id, *chunk, *ticket));
+            if let Some(at) = ended {
+                model.uploads.remove(at);
+            }
+        }
+        _ => {}
+    }
+    swarm.handle(at(now), event);
+    while let Some(action) = swarm.poll() {
+        match action {
+            Action::Dial(peer) => prop_assert!(model.known.contains(&peer)),
+            Action::HangUp(peer) => model.end_line(peer),
+            Action::Request { peer, id, chunk } => {
+                prop_assert!(
+                    model.up.contains(&peer),
+                    "asked a peer that isn't connected"
+                );
+                prop_assert!(!model.held[&id].contains(chunk), "asked for what is held");
+                let twice = model
+                    .asked
+                    .iter()
+                    .any(|(_, other, of)| (*other, *of) == (id, chunk));
+                prop_assert!(!twice || model.missing() <= 8, "asked twice before the end");
+                model.asked.push((peer, id, chunk));
+                prop_assert!(model.asked.len() <= config.requests);
+            }
+            Action::Cancel { peer, id, chunk } => {
+                model.asked.retain(|other| *other != (peer, id, chunk));
+            }
+            Action::Push {
+                peer,
+                id,
+                chunk,
+                spread,
+            } => {
+                prop_assert!(
+                    model.up.contains(&peer),
+                    "pushed to a peer that isn't connected"
+                );
+                prop_assert!(model.held[&id].contains(chunk), "pushed what isn't held");
+                if let Some(Spread::To(part)) = spread {
+                    prop_assert!(!part.contains(&peer));
+                }
+                model.uploads.push((peer, id, chunk, None));
+            }
+            Action::Serve(ticket) => {
+                let (peer, id, chunk) = model.questions[&ticket];
+                prop_assert!(
+                    model.up.contains(&peer),
+                    "served a peer that isn't connected"
+                );
+                prop_assert!(model.held[&id].contains(chunk), "served what isn't held");
+                model.uploads.push((peer, id, chunk, Some(ticket)));
+            }
+            Action::Accept(ticket) | Action::Decline(ticket, _) => {
+                prop_assert_eq!(offer.take(), Some(ticket), "an offer is answered once");
+            }
+            Action::Refuse(..) | Action::ReleaseLease(_) | Action::Report { .. } => {}
+            Action::Announce {
+                peer, id, chunks, ..
+            } => {
+                prop_assert!(model.up.contains(&peer));
+                let mut more = chunks;
+                more.subtract(&model.held[&id]);
+                prop_assert!(more.is_empty(), "announced what isn't held");
+            }
+            Action::AnnounceLoad { peer, .. } => prop_assert!(model.up.contains(&peer)),
+            Action::Fetch { id, .. } => {
+                let headless = model
+                    .coordinator_lost
+                    .is_some_and(|since| now - since >= 15_000)
+                    || model.coordinator_lost.is_none();
+                prop_assert!(
+                    model.leased.contains(&id) || headless,
+                    "fetched without a lease"
+                );
+            }
+            Action::StopFetch(id) => {
+                model.leased.remove(&id);
+            }
+        }
+        prop_assert!(
+            model.uploads.len() <= config.uploads,
+            "more uploads than the bound"
+        );
+    }
+    prop_assert_eq!(offer, None, "an offer is answered at once");
+    prop_assert!(swarm.incoming.len() <= config.incoming);
+    prop_assert!(swarm.waiting.len() <= config.waiting);
+    prop_assert!(swarm.jobs.len() <= config.jobs);
+    prop_assert!(swarm.unassigned.len() <= 2 * config.jobs);
+    prop_assert!(swarm.handovers.len() <= config.jobs + config.fan_out);
+    prop_assert!(swarm.slots.len() <= 64);
+    prop_assert!(
+        swarm.next_timeout().is_none_or(|due| due > at(now)),
+        "a timer that is never in the past"
+    );
+    for content in swarm.status(at(now)).contents {
+        prop_assert_eq!(content.held, model.held[&content.id].count());
+        prop_assert!(
+            content.held == content.chunks
+                || content.stall.is_some()
+                || now < 10_000 + swarm.contents[&content.id].grown_at.0 / 1_000
+        );
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_event_is_legal_in_any_state(seed in any::<u64>(), peers in 0u64..8, events in prop::collection::vec((any_event(), 0u64..3_000), 1..300)) {
+        let mut swarm = Swarm::new(ME, Config { direct_targets: 3, fan_out: 2, uploads: 3, ..Config::default() }, seed);
+        let mut model = Model::default();
+        let mut now = 0;
+        let mut begin = vec![roster(peers), Event::Coordinator(true)];
+        begin.extend((0..3).map(|id| content(id, 70, ChunkSet::empty(70))));
+        // the last chunk is shorter, as in the events
+        for event in begin.drain(..) {
+            let event = match event {
+                Event::Content { id, key, held, order, .. } => Event::Content { id, key, size: 70 * CHUNK - 5, held, order },
+                other => other,
+            };
+            check(&mut swarm, &mut model, now, event)?;
+        }
+        for (event, wait) in events {
+            now += wait;
+            check(&mut swarm, &mut model, now, event)?;
+        }
+        // whatever happened, an hour later nothing is stuck in a state without a reason
+        for _ in 0..50 {
+            now += 60_000;
+            check(&mut swarm, &mut model, now, Event::Tick)?;
+        }
+    }
+}
