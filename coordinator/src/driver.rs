@@ -59,6 +59,9 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(20);
 const ROSTER_PAUSE_MOST_MICROS: u64 = 2_000_000;
 /// Where hosts are is kept this long after it changed, at most.
 const ROSTER_KEEP: Duration = Duration::from_secs(1);
+/// The first pause before an image that a host lost is staged there again; four times as long after each loss.
+const RESTAGE_PAUSE: Duration = Duration::from_secs(1);
+const RESTAGE_PAUSE_MOST: Duration = Duration::from_mins(10);
 /// A pull token is renewed when less than this remains of it.
 const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 /// After a failed attempt at a pull token, the next one waits.
@@ -226,6 +229,15 @@ struct Wanted {
     token_due: Option<Moment>,
     changed_at: Moment,
     staged: Option<Duration>,
+    /// Hosts that lost it, and when they are ordered to stage it again.
+    restage: BTreeMap<HostId, Restage>,
+}
+
+/// A host that lost an image.
+#[derive(Debug, Default)]
+struct Restage {
+    due: Option<Moment>,
+    tries: u32,
 }
 
 /// State and its ways out.
@@ -348,6 +360,11 @@ impl Driver {
     /// When something is due, if nothing happens before.
     fn due(&self) -> Moment {
         let tokens = self.wants.values().filter_map(|wanted| wanted.token_due);
+        let restage = self
+            .wants
+            .values()
+            .flat_map(|wanted| wanted.restage.values());
+        let restage = restage.filter_map(|restage| restage.due);
         [
             self.plan.next_timeout(),
             self.roster_due,
@@ -362,6 +379,7 @@ impl Driver {
         .into_iter()
         .flatten()
         .chain(tokens)
+        .chain(restage)
         .min()
         .unwrap_or(self.publish_due)
     }

@@ -1,6 +1,9 @@
 //! What operators ask: stage, cancel, limit, and what staging would move.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proto::{Digest, HostId, Moment};
 use rollout::stage::{Event, event as word};
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::{
     progress::Progress,
-    view::{ShortOfRoom, StageReply},
+    view::{HostState, ShortOfRoom, StageReply},
     wants::Want,
 };
 
@@ -91,7 +94,27 @@ impl Driver {
         info!(%image, reference, hosts = selected.len(), "image is wanted");
         self.enter(now, want);
         self.tell_wanted(now, image);
+        self.urge(&image);
         Ok((image, short))
+    }
+
+    /// An operator asks again: hosts that failed or lost the image try at once, and their pauses start anew.
+    fn urge(&mut self, image: &Digest) {
+        let Some(wanted) = self.wants.get_mut(image) else {
+            return;
+        };
+        wanted.restage.clear();
+        for host in wanted.ordered.clone() {
+            let held = self
+                .hosts
+                .get(&host)
+                .and_then(|known| known.images.get(image));
+            if held.is_some_and(|progress| {
+                matches!(progress.state, HostState::Failed | HostState::Gone)
+            }) {
+                self.order_stage(&host, *image);
+            }
+        }
     }
 
     /// The hosts that a selection means now.
@@ -132,7 +155,7 @@ impl Driver {
                 continue;
             };
             let progress = known.images.get(&image);
-            if progress.is_some_and(|progress| progress.state == crate::view::HostState::Present) {
+            if progress.is_some_and(|progress| progress.state == HostState::Present) {
                 continue;
             }
             let held = progress.map_or(0, Progress::held_bytes);
@@ -204,6 +227,7 @@ impl Driver {
                         token_due,
                         changed_at: now,
                         staged: None,
+                        restage: BTreeMap::new(),
                     },
                 );
             }

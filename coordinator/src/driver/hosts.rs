@@ -79,6 +79,11 @@ impl Driver {
             hello,
             orders,
         } = opened;
+        if hello.peer_port == 0 && hello.peer_address.is_empty() {
+            // Its agent said hello before it knew its own state. Without a queue the session ends, and it comes again.
+            debug!(%host, "hello says nothing; the session isn't taken");
+            return;
+        }
         // The membership may have changed between the handshake and now. Without a queue the session ends.
         if !self.membership.admits(&host) {
             return;
@@ -229,6 +234,9 @@ impl Driver {
             crate::view::HostState::Waiting => return,
         };
         let held_bytes = progress.held_bytes();
+        if standing == word::Standing::Gone {
+            self.restage_later(now, host, image);
+        }
         self.plan.handle(
             now,
             Event::Reported {

@@ -7,13 +7,13 @@ use rollout::stage::{Action, Event};
 use tracing::{debug, error, warn};
 
 use super::{
-    Driver, Input, Keep, PUBLISH_EVERY, ROSTER_PAUSE, ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN,
-    TOKEN_RETRY,
+    Driver, Input, Keep, PUBLISH_EVERY, RESTAGE_PAUSE, RESTAGE_PAUSE_MOST, ROSTER_PAUSE,
+    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RETRY,
 };
 use crate::{
     metrics::Metrics,
     resolve::{Granted, PullToken},
-    view::BandwidthRequest,
+    view::{BandwidthRequest, HostState},
     wants::Want,
 };
 
@@ -117,6 +117,7 @@ impl Driver {
                 places.filter_map(|(host, known)| Some((host.clone(), known.place.clone()?)));
             self.keep(Keep::Places(places.collect()));
         }
+        self.restage(now);
         self.ask_for_tokens(now);
         if self.publish_due <= now {
             self.publish_due = now + PUBLISH_EVERY;
@@ -174,6 +175,49 @@ impl Driver {
         let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
         for host in hosts {
             self.order_shared(&host, &order);
+        }
+    }
+
+    /// A host lost an image that is still wanted there: it is ordered again after a pause that grows, because whoever
+    /// removed it may do so again and again.
+    pub(super) fn restage_later(&mut self, now: Moment, host: &HostId, image: Digest) {
+        let Some(wanted) = self.wants.get_mut(&image) else {
+            return;
+        };
+        let selected = wanted.want.hosts.as_ref();
+        if selected.is_some_and(|hosts| !hosts.contains(host)) {
+            return;
+        }
+        let restage = wanted.restage.entry(host.clone()).or_default();
+        if restage.due.is_some() {
+            return;
+        }
+        let pause = RESTAGE_PAUSE
+            .saturating_mul(4u32.saturating_pow(restage.tries))
+            .min(RESTAGE_PAUSE_MOST);
+        restage.tries = restage.tries.saturating_add(1);
+        restage.due = Some(now + pause);
+        warn!(%host, %image, pause_s = pause.as_secs(), "wanted image is gone from a host; it is staged again");
+    }
+
+    fn restage(&mut self, now: Moment) {
+        let mut due = Vec::new();
+        for (image, wanted) in &mut self.wants {
+            for (host, restage) in &mut wanted.restage {
+                if restage.due.is_some_and(|due| due <= now) {
+                    restage.due = None;
+                    due.push((host.clone(), *image));
+                }
+            }
+        }
+        for (host, image) in due {
+            let held = self
+                .hosts
+                .get(&host)
+                .and_then(|known| known.images.get(&image));
+            if held.is_some_and(|progress| progress.state == HostState::Gone) {
+                self.order_stage(&host, image);
+            }
         }
     }
 
@@ -235,7 +279,7 @@ impl Driver {
                 .hosts
                 .get(&host)
                 .and_then(|known| known.images.get(&image));
-            if held.is_none_or(|progress| progress.state != crate::view::HostState::Present) {
+            if held.is_none_or(|progress| progress.state != HostState::Present) {
                 self.order_stage(&host, image);
             }
         }

@@ -193,7 +193,6 @@ async fn every_host_gets_a_roster_of_all_with_addresses_that_can_be_used() {
         ("advertised", "192.0.2.7:1234", 0),
         ("nonsense", "example.com:1", 1),
         ("nowhere", "0.0.0.0:1", 1),
-        ("no-port", "", 0),
         ("large-port", "", 70_000),
     ] {
         let hello = message::Hello {
@@ -228,6 +227,65 @@ async fn every_host_gets_a_roster_of_all_with_addresses_that_can_be_used() {
                 .all(|pair| pair[0].epoch <= pair[1].epoch)
         );
     }
+}
+
+#[tokio::test]
+async fn a_hello_that_says_nothing_isnt_taken() {
+    let mut world = World::new();
+    let (_, mut queue) = world.open("early", message::Hello::default());
+    assert!(queue.try_recv().is_err() && queue.is_closed());
+    world.settle();
+    assert!(world.host_or_none("early").is_none());
+}
+
+#[tokio::test]
+async fn an_image_that_a_host_lost_is_staged_there_again_with_growing_pauses() {
+    let mut world = World::new();
+    let (session, mut queue) = world.open("a", World::hello());
+    let image = want("one", 1, 1 << 20).digest();
+    world.stage("one").unwrap();
+    let orders = |queue: &mut Receiver<Arc<message::Order>>| {
+        taken(queue, |kind| matches!(kind, Kind::Stage(_)).then_some(())).len()
+    };
+    assert_eq!(orders(&mut queue), 1);
+    let report = |world: &mut World, state: message::StageState| {
+        let state = message::ImageState {
+            manifest: image.as_bytes().to_vec(),
+            state: state.into(),
+            ..message::ImageState::default()
+        };
+        world.report(
+            "a",
+            session,
+            message::Report {
+                images: vec![state],
+                ..message::Report::default()
+            },
+        );
+    };
+    let mut again = Vec::new();
+    for _ in 0..6 {
+        report(&mut world, message::StageState::Present);
+        report(&mut world, message::StageState::Gone);
+        let mut waited = 0;
+        while orders(&mut queue) == 0 {
+            assert!(
+                waited <= RESTAGE_PAUSE_MOST.as_secs(),
+                "never ordered again"
+            );
+            world.driver.started -= RESTAGE_PAUSE;
+            world.driver.apply(Input::Tick);
+            world.driver.flush();
+            waited += RESTAGE_PAUSE.as_secs();
+        }
+        again.push(waited);
+    }
+    assert_eq!(again, [1, 4, 16, 64, 256, 600]);
+    // An operator who asks doesn't wait.
+    report(&mut world, message::StageState::Present);
+    report(&mut world, message::StageState::Gone);
+    world.stage("one").unwrap();
+    assert!(orders(&mut queue) > 0);
 }
 
 #[tokio::test]
