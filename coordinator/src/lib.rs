@@ -1,7 +1,7 @@
 //! The coordinator: the program that decides, for a whole fleet, which hosts stage which images.
 //!
-//! [`program`] starts it. [`driver`] owns the plan (`rollout::stage`) and the fleet's state; [`session`] carries its
-//! orders to hosts and their reports to it; [`api`] answers operators; [`authority`] and [`enrolment`] say who may take
+//! [`program`] starts it. `driver` owns the plan (`rollout::stage`) and the fleet's state; `session` carries its
+//! orders to hosts and their reports to it; `api` answers operators; [`authority`] and [`enrolment`] say who may take
 //! part. [`operator`] is the other end: the `parbake` command line.
 //!
 //! What it deliberately doesn't do: touch the bytes of an image, trust one host about another without proof, or decide

@@ -140,7 +140,7 @@ impl Coordinator {
             identity.key,
             vec![authority.certificate().clone()],
         )?;
-        let endpoint = Endpoint::bind(config.listen, credentials, &Settings::default())?;
+        let endpoint = Endpoint::bind(config.listen, credentials, &link_settings())?;
         let api_listener = listen(config.api, "API").await?;
         let admin_listener = listen(config.admin, "health and metrics").await?;
         let local = |address, purpose, found: io::Result<std::net::SocketAddr>| {
@@ -379,6 +379,23 @@ async fn listen(
             purpose,
             error,
         })
+}
+
+/// Connections that carry messages and no chunks, from every host of the fleet.
+fn link_settings() -> Settings {
+    Settings {
+        // Hosts notice a coordinator that was killed this long after the first packet that it didn't acknowledge, and
+        // have told it everything half a second later: under 5 s in all. The shorter of both ends' times counts. A
+        // session that is lost for nothing, on a starved machine, costs a few messages.
+        idle_timeout: Duration::from_secs(3),
+        keep_alive: Duration::from_millis(750),
+        // The largest message from a host has 256 KiB, the largest to one 4 MiB; there may be thousands of hosts.
+        stream_window: 1 << 20,
+        connection_window: 2 << 20,
+        send_window: 4 << 20,
+        max_streams: 16,
+        ..Settings::default()
+    }
 }
 
 /// A task that says which one it was when it ends.
