@@ -24,7 +24,8 @@ pub struct Config {
     pub waiting: usize,
     /// Chunks that wait to be passed on; more are left to the pull swarm. 1,024 chunks are 9 s of a 1 Gbit/s uplink.
     pub jobs: usize,
-    /// Connections that this host opens by itself. 256 hold a whole small fleet, or a group of a large one.
+    /// Connections that this host keeps. 512 hold a whole small fleet; of a large one the hosts of the same part, some in
+    /// each other part, and those whom others chose likewise.
     pub connections: usize,
     /// Dials at one time.
     pub dials: usize,
@@ -86,7 +87,7 @@ impl Default for Config {
             requests_per_peer: 4,
             waiting: 256,
             jobs: 1024,
-            connections: 256,
+            connections: 512,
             dials: 32,
             direct_targets: 200,
             fan_out: 8,

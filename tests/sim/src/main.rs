@@ -71,6 +71,9 @@ struct Cli {
     /// Parts that targets are split into beyond that.
     #[arg(long, env = "SIM_FAN_OUT")]
     fan_out: Option<usize>,
+    /// Connections that a host opens by itself.
+    #[arg(long, env = "SIM_CONNECTIONS")]
+    connections: Option<usize>,
     /// Hosts looked at when a spreader is chosen.
     #[arg(long, env = "SIM_CANDIDATES")]
     candidates: Option<usize>,
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
     swarm.lease_window = cli.lease_window.unwrap_or(swarm.lease_window);
     swarm.direct_targets = cli.direct_targets.unwrap_or(swarm.direct_targets);
     swarm.fan_out = cli.fan_out.unwrap_or(swarm.fan_out);
+    swarm.connections = cli.connections.unwrap_or(swarm.connections);
     swarm.candidates = cli.candidates.unwrap_or(swarm.candidates);
     eprintln!("seed {}", cli.seed);
     let outcome = sim::run(&setup);

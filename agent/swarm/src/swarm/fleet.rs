@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     event::Peer as Entry,
-    peer::{Line, doubled},
+    peer::{Line, doubled, micros},
 };
 
 /// Peers whose announcements are kept at one time: neighbours, and some to spare.
@@ -65,10 +65,20 @@ impl Swarm {
             .copied()
             .filter(|index| self.peers[index.at()].neighbour)
             .collect();
+        self.grace = self
+            .grace
+            .max(self.spread_time() * 3)
+            .min(self.config.grace_most);
         for index in new_neighbours {
             self.introduce(index);
         }
         self.tick_at = self.now;
+    }
+
+    /// How long one host takes to spread one chunk.
+    pub(super) fn spread_time(&self) -> Duration {
+        let targets = self.roster.len().min(self.config.direct_targets) as u64;
+        Duration::from_micros(micros(targets * proto::CHUNK_BYTES, self.rate))
     }
 
     fn forget_peer(&mut self, key: HostKey) {

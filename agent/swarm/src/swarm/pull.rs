@@ -245,7 +245,8 @@ impl Swarm {
         if self.late_pushes.saturating_mul(LATE_ONE_IN) > self.pushes {
             self.grace = (self.grace * 3 / 2).min(self.config.grace_most);
         } else if self.pushes > 0 && self.late_pushes == 0 {
-            self.grace = (self.grace * 15 / 16).max(self.config.grace_least);
+            let least = self.spread_time().max(self.config.grace_least);
+            self.grace = (self.grace * 15 / 16).max(least.min(self.config.grace_most));
         }
         self.pushes = 0;
         self.late_pushes = 0;

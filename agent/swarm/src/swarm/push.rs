@@ -13,7 +13,7 @@ const BUSY_TRIES: u8 = 24;
 const BUSY_WAIT_CHUNKS: u64 = 2;
 /// And at most.
 const BUSY_WAIT_MOST: Duration = Duration::from_secs(1);
-/// A chunk finds a spreader within so many tries, or is left to the pull swarm.
+/// A part finds a spreader within so many tries, or is spread to by ourselves.
 const HANDOVER_TRIES: u8 = 8;
 /// Jobs looked into for a target that isn't busy. More than are ever under way at one time: several may wait for the
 /// same dead host.
@@ -157,7 +157,9 @@ impl Swarm {
         } else {
             self.config.incoming
         };
-        if self.incoming.len() >= bound.max(1) || !self.down_bucket.allows(now) {
+        // a chunk that others wait for finds room sooner than one that is for us alone
+        let bound = bound.max(1) << u32::from(spread.is_some());
+        if self.incoming.len() >= bound || !self.down_bucket.allows(now) {
             return Err(Declined::Busy);
         }
         let expected = if self.push_us == 0 {
@@ -433,13 +435,17 @@ impl Swarm {
         ours: bool,
         tries: u8,
     ) {
-        if tries >= HANDOVER_TRIES
-            || self.handovers.len() >= self.config.jobs
-            || !self.holds(id, chunk)
-        {
+        if !self.holds(id, chunk) {
             if ours {
                 self.handed_on(id);
             }
+            return;
+        }
+        if tries >= HANDOVER_TRIES || self.handovers.len() >= self.config.jobs {
+            // nobody takes the part over: we spread it there ourselves
+            let list = self.shuffled(part.as_deref().unwrap_or_default(), None);
+            let left = list.len();
+            self.add_job(id, chunk, Targets::List(list), left, ours);
             return;
         }
         let Some(part) = part else {
@@ -685,12 +691,6 @@ impl Swarm {
         self.settle_handover(&handover);
         self.peers[handover.peer.at()].unassign(handover.work_bytes);
         let tries = handover.tries.saturating_add(more_tries);
-        if handover.part.is_none() && tries >= HANDOVER_TRIES {
-            if handover.ours {
-                self.handed_on(handover.id);
-            }
-            return;
-        }
         self.hand_over(
             handover.id,
             handover.chunk,
