@@ -39,11 +39,11 @@ impl Keep {
 
 /// An answer that waits for its write.
 #[derive(Debug)]
-pub(crate) struct Answer<T, E>(Option<(oneshot::Sender<Result<T, E>>, T)>);
+pub(crate) struct Answer<T, E>(Option<Box<(oneshot::Sender<Result<T, E>>, T)>>);
 
 impl<T, E: From<StateError>> Answer<T, E> {
-    pub(crate) const fn new(to: oneshot::Sender<Result<T, E>>, value: T) -> Self {
-        Self(Some((to, value)))
+    pub(crate) fn new(to: oneshot::Sender<Result<T, E>>, value: T) -> Self {
+        Self(Some(Box::new((to, value))))
     }
 
     pub(crate) const fn none() -> Self {
@@ -54,7 +54,8 @@ impl<T, E: From<StateError>> Answer<T, E> {
         if let Err(error) = &written {
             error!(%error, "state can't be written; a restart will forget the last change");
         }
-        if let Some((to, value)) = self.0 {
+        if let Some(waiting) = self.0 {
+            let (to, value) = *waiting;
             // Whoever asked may have gone.
             drop(to.send(written.map(|()| value).map_err(E::from)));
         }
