@@ -39,7 +39,10 @@ impl Keep {
 
 /// An answer that waits for its write.
 #[derive(Debug)]
-pub(crate) struct Answer<T, E>(Option<Box<(oneshot::Sender<Result<T, E>>, T)>>);
+pub(crate) struct Answer<T, E>(Option<Box<Waiting<T, E>>>);
+
+/// Whom to tell, and what, once it is written.
+type Waiting<T, E> = (oneshot::Sender<Result<T, E>>, T);
 
 impl<T, E: From<StateError>> Answer<T, E> {
     pub(crate) fn new(to: oneshot::Sender<Result<T, E>>, value: T) -> Self {
