@@ -1,13 +1,13 @@
 //! The agent's metrics. Labels come from closed sets; `docs/METRICS.md` describes each, and a test compares the two.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
 /// Where bytes of an image came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum From {
     /// The registry (as compressed there).
     Origin,
@@ -15,6 +15,17 @@ pub enum From {
     Peers,
     /// This host's own disk (raw).
     Local,
+}
+
+impl EncodeLabelValue for From {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Origin => "origin",
+            Self::Peers => "peers",
+            Self::Local => "local",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
 }
 
 /// Where received bytes came from.

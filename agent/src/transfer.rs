@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(pack(vec![0; 1 << 20]), (Encoding::Zero, Bytes::new()));
         assert_eq!(pack(vec![7; 1 << 20]).0, Encoding::Zstd);
         let noise: Vec<u8> = (0u32..4096)
-            .flat_map(|at| proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
+            .flat_map(|at| Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
             .collect();
         assert_eq!(pack(noise.clone()), (Encoding::Raw, noise.into()));
     }

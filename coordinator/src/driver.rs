@@ -240,6 +240,9 @@ struct Restage {
     tries: u32,
 }
 
+/// Bad contents whose story is kept; more are only counted.
+const MAX_BAD_CONTENTS: usize = 256;
+
 /// State and its ways out.
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -251,6 +254,8 @@ pub(crate) struct Driver {
     keys: BTreeMap<HostKey, HostId>,
     wants: BTreeMap<Digest, Wanted>,
     bandwidth: Option<BandwidthRequest>,
+    /// Contents that a holder found bad, and what it said.
+    bad_contents: BTreeMap<Digest, String>,
     quarantined: BTreeSet<HostId>,
     /// Counts rosters; later ones are larger over restarts too.
     epoch: u64,
@@ -291,6 +296,7 @@ impl Driver {
             config: parts.config,
             membership: Arc::default(),
             hosts: BTreeMap::new(),
+            bad_contents: BTreeMap::new(),
             keys: BTreeMap::new(),
             wants: BTreeMap::new(),
             bandwidth: parts.kept.bandwidth,

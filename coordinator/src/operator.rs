@@ -38,7 +38,7 @@ pub struct Cli {
 /// How to reach the coordinator.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Connection {
-    /// The coordinator's API, as in https://parbake.example.com:7470.
+    /// The coordinator's API, as in `https://parbake.example.com:7470`.
     #[arg(long, env = "PARBAKE_API", global = true)]
     pub api: Option<String>,
     /// File with the API's token (`api.token` of the coordinator's state directory).
@@ -335,8 +335,8 @@ fn settled(image: &ImageView, hosts: Option<&[String]>) -> Option<Ended> {
         return ended(
             Outcome::No,
             format!(
-                "{}: the registry's bytes don't match the manifest; push the image anew, and stage it again\n",
-                image.digest
+                "{}: the registry's bytes don't match the manifest; push the image anew, and stage it again\n{}\n",
+                image.digest, image.message
             ),
         );
     }
@@ -426,6 +426,7 @@ mod tests {
             references: Vec::new(),
             state: ImageState::Staging,
             reason: None,
+            message: String::new(),
             raw_bytes: 10,
             registry_bytes: 5,
             contents: 1,

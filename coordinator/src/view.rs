@@ -64,6 +64,9 @@ pub struct ImageView {
     pub state: ImageState,
     /// Why it isn't everywhere, a name of a closed set.
     pub reason: Option<String>,
+    /// The same in a holder's words, naming layer and cause, where it was told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
     /// Bytes that a host with nothing has to receive.
     pub raw_bytes: u64,
     /// Bytes that leave the registry when each blob is fetched once.

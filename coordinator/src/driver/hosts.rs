@@ -6,7 +6,10 @@ use proto::{Digest, HostId, Moment, message};
 use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
-use super::{Driver, Host, MAX_IMAGES_PER_HOST, Opened, ROSTER_KEEP, Session, orders::bandwidth};
+use super::{
+    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, Opened, ROSTER_KEEP, Session,
+    orders::bandwidth,
+};
 use crate::{
     config::MAX_HOSTS,
     fleet::Membership,
@@ -313,6 +316,9 @@ impl Driver {
             word::LeaseEnd::OriginFailed | word::LeaseEnd::ContentBad
         ) {
             warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
+            if end == word::LeaseEnd::ContentBad && self.bad_contents.len() < MAX_BAD_CONTENTS {
+                self.bad_contents.insert(content, message);
+            }
         } else {
             debug!(%host, %content, reason = outcome, "lease ended");
         }

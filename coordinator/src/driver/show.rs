@@ -102,6 +102,12 @@ impl Driver {
                 .reason
                 .filter(|_| state != ImageState::Present)
                 .map(|reason| reason.as_str().to_owned()),
+            message: match image.reason {
+                Some(ImageReason::ContentBad(content)) => {
+                    self.bad_contents.get(&content).cloned().unwrap_or_default()
+                }
+                _ => String::new(),
+            },
             raw_bytes: layout.content_bytes(),
             registry_bytes: layout.blob_bytes(),
             contents: image.contents as u64,

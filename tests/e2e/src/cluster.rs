@@ -546,6 +546,18 @@ fn free_udp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
     }
 }
 
+/// Waits until a condition that other processes bring about holds; whether it did within `patience`.
+pub fn wait_until(patience: Duration, holds: impl Fn() -> bool) -> bool {
+    let until = Instant::now() + patience;
+    while !holds() {
+        if Instant::now() > until {
+            return false;
+        }
+        pause();
+    }
+    true
+}
+
 /// Between two looks at a condition in another process's log.
 #[expect(
     clippy::disallowed_methods,

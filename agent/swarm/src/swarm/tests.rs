@@ -373,7 +373,7 @@ fn a_chunk_sent_less_often_is_served_first() {
 fn blame_is_answered_by_quarantine_that_grows() {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
-    let first = Config::default().quarantine.as_millis() as u64;
+    let first = u64::try_from(Config::default().quarantine.as_millis()).unwrap();
     let actions = feed(&mut swarm, 1, Event::Blamed(key(0)));
     assert!(actions.contains(&Action::HangUp(key(0))));
     assert!(
@@ -627,10 +627,8 @@ fn check(
                 model.coordinator_lost.get_or_insert(now);
             }
         }
-        Event::Connected(peer) => {
-            if model.known.contains(peer) {
-                model.up.insert(*peer);
-            }
+        Event::Connected(peer) if model.known.contains(peer) => {
+            model.up.insert(*peer);
         }
         Event::Disconnected(peer) => model.end_line(*peer),
         Event::Content { id, held, .. } => {

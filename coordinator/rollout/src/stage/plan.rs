@@ -522,7 +522,7 @@ impl Plan {
         }
         match standing {
             Standing::Present | Standing::Installing => {
-                if !before.is_some_and(|(before, _)| before == standing) {
+                if before.is_none_or(|(before, _)| before != standing) {
                     for content in &image.contents {
                         if let Some(content) = self.contents.get_mut(content) {
                             content.done_on(&id);

@@ -1,0 +1,491 @@
+//! The real programs on loopback: a coordinator and agents as processes stage an image from a registry that misbehaves, and
+//! are killed at bad moments. Every host's disk is compared with the source, bit by bit.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, and say whether they ran"
+)]
+
+use std::{
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use e2e::{
+    cluster::{Cluster, Options, Place, wait_until},
+    docker_registry::{self, DockerRegistry},
+    image::{Flaw, GeneratedImage, ImageSpec},
+    registry::{self, Fault, Misbehaviour, Registry, Target},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Longer than any of these takes on a busy machine; a wait ends as soon as its condition holds.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn spec(disk_mib: u64, layer_mib: u64) -> ImageSpec {
+    let mut spec = ImageSpec::default();
+    (spec.disk_bytes, spec.layer_bytes, spec.nvram_bytes) = (disk_mib << 20, layer_mib << 20, 1 << 20);
+    (spec.repeated_layers, spec.layers_without_digest) = (0, 0);
+    spec
+}
+
+/// Body bytes of blobs that left the registry.
+fn served(registry: &Registry) -> u64 {
+    registry
+        .counters()
+        .blobs
+        .values()
+        .map(|blob| blob.bytes)
+        .sum()
+}
+
+fn cluster(dir: &TempDir, hosts: usize, registry: String) -> Cluster {
+    cluster_with(dir, hosts, registry, "", "")
+}
+
+fn cluster_with(
+    dir: &TempDir,
+    hosts: usize,
+    registry: String,
+    agent: &str,
+    coordinator: &str,
+) -> Cluster {
+    let cluster = Cluster::start(Options {
+        binary: PathBuf::from(env!("CARGO_BIN_EXE_demo")),
+        dir: dir.path().to_owned(),
+        hosts: vec![Place::default(); hosts],
+        coordinator: Place::default(),
+        registry,
+        agent_settings: agent.into(),
+        coordinator_settings: coordinator.into(),
+        log: "info".into(),
+    });
+    let cluster = cluster.unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    cluster
+}
+
+/// A registry in this process that holds a generated image.
+fn registry(
+    runtime: &Runtime,
+    dir: &TempDir,
+    spec: &ImageSpec,
+    rate_bytes_per_s: Option<u64>,
+) -> (Registry, GeneratedImage, String) {
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let image = spec.generate(&blobs).unwrap();
+    let options = registry::Options {
+        rate_bytes_per_s,
+        ..registry::Options::default()
+    };
+    let registry = runtime.block_on(Registry::start(options)).unwrap();
+    let reference = registry.hold("fleet/macos", "1", &image);
+    (registry, image, reference)
+}
+
+fn disk(cluster: &Cluster, host: usize, reference: &str) -> PathBuf {
+    let (name, tag) = reference.rsplit_once(':').unwrap();
+    let (registry, path) = name.split_once('/').unwrap();
+    let cache = cluster.agents()[host]
+        .tart_home()
+        .join("cache/OCIs")
+        .join(registry.replace(':', "%3A"));
+    cache.join(path).join(tag).join("disk.img")
+}
+
+fn assert_everywhere(cluster: &Cluster, image: &GeneratedImage, reference: &str) {
+    for host in 0..cluster.agents().len() {
+        let disk = disk(cluster, host, reference);
+        assert_eq!(image.compare(&disk).unwrap(), None, "{}", disk.display());
+        assert_eq!(
+            std::fs::read(disk.with_file_name("manifest.json")).unwrap(),
+            image.manifest
+        );
+        assert_eq!(
+            std::fs::read(disk.with_file_name("nvram.bin")).unwrap(),
+            image.nvram
+        );
+    }
+}
+
+fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|error| {
+        panic!(
+            "{error}: stdout {text}, stderr {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+#[test]
+fn one_copy_leaves_the_registry_and_every_host_has_every_bit() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let mut spec = spec(48, 8);
+    (spec.repeated_layers, spec.layers_without_digest) = (1, 1);
+    let (registry, image, reference) = registry(&runtime, &dir, &spec, None);
+    let cluster = cluster(&dir, 4, registry.addr().to_string());
+    let staged = cluster
+        .parbake(&["stage", &reference, "--wait", "--json"])
+        .unwrap();
+    assert!(
+        staged.status.success(),
+        "{}",
+        String::from_utf8_lossy(&staged.stderr)
+    );
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+    let sent = served(&registry);
+    assert!(
+        sent * 100 <= image.blob_bytes() * 102,
+        "{sent} of {}",
+        image.blob_bytes()
+    );
+
+    // what is there is there at once, also under another name of the same digest
+    let before = Instant::now();
+    assert!(
+        cluster
+            .parbake(&["stage", &reference, "--wait"])
+            .unwrap()
+            .status
+            .success()
+    );
+    assert!(
+        before.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        before.elapsed()
+    );
+    let second = registry.hold("fleet/macos", "2", &image);
+    assert!(
+        cluster
+            .parbake(&["stage", &second, "--wait"])
+            .unwrap()
+            .status
+            .success()
+    );
+    assert_everywhere(&cluster, &image, &second);
+    assert_eq!(served(&registry), sent);
+    for arguments in [
+        &["status", "--json"][..],
+        &["hosts", "--json"],
+        &["why", "mac-001", "--json"],
+        &["plan", &reference, "--json"],
+    ] {
+        let output = cluster.parbake(arguments).unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        json(&output);
+    }
+    for agent in cluster.agents() {
+        assert!(cluster.verify(agent, &reference).unwrap());
+    }
+}
+
+#[test]
+fn killed_agents_and_coordinator_resume() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, reference) = registry(&runtime, &dir, &spec(64, 8), Some(6 << 20));
+    let mut cluster = cluster(&dir, 4, registry.addr().to_string());
+    assert!(
+        cluster
+            .parbake(&["stage", &reference])
+            .unwrap()
+            .status
+            .success()
+    );
+    let quarter = image.blob_bytes() / 4;
+    let sent = |at_least: u64| {
+        let reached = wait_until(PATIENCE, || served(&registry) >= at_least);
+        assert!(reached, "registry sent {} of {at_least}", served(&registry));
+    };
+    sent(quarter);
+    cluster.kill_agent(1).unwrap();
+    cluster.kill_agent(2).unwrap();
+    cluster.start_agent(1).unwrap();
+    sent(2 * quarter);
+    cluster.kill_coordinator().unwrap();
+    cluster.start_agent(2).unwrap();
+    cluster.kill_agent(0).unwrap();
+    cluster.start_coordinator().unwrap();
+    cluster.start_agent(0).unwrap();
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+    // a lease holder that was killed repeats at most what wasn't journaled, and re-enters a layer at a chunk's start
+    let again = served(&registry);
+    println!("registry sent {again} bytes of {}", image.blob_bytes());
+    assert!(
+        again * 100 <= image.blob_bytes() * 160,
+        "{again} of {}",
+        image.blob_bytes()
+    );
+}
+
+#[test]
+fn a_registry_with_bad_days_is_waited_for() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (mut registry, image, reference) = registry(&runtime, &dir, &spec(32, 8), Some(8 << 20));
+    let cluster = cluster(&dir, 2, registry.addr().to_string());
+    let status = |status: u16| Misbehaviour::Status {
+        status,
+        retry_after: Some("1".into()),
+    };
+    registry.script(Fault::times(Target::Blobs, status(429), 3));
+    registry.script(Fault::times(
+        Target::Blobs,
+        Misbehaviour::CloseAfter(100_000),
+        2,
+    ));
+    registry.script(Fault::times(Target::Blobs, status(503), 1));
+    assert!(
+        cluster
+            .parbake(&["stage", &reference])
+            .unwrap()
+            .status
+            .success()
+    );
+    assert!(wait_until(PATIENCE, || served(&registry) >= image.blob_bytes() / 3));
+    runtime.block_on(async {
+        registry.go_down().await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        registry.come_back().await;
+    });
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+}
+
+#[test]
+fn a_bad_layer_is_named_and_nothing_is_installed() {
+    for flaw in [
+        Flaw::Corrupt(1),
+        Flaw::Truncated(1),
+        Flaw::Mislabelled(1),
+        Flaw::Bomb(1, 4),
+    ] {
+        let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+        let (registry, image, reference) =
+            registry(&runtime, &dir, &spec(24, 8).flawed(flaw), None);
+        let cluster = cluster(&dir, 2, registry.addr().to_string());
+        let staged = cluster
+            .parbake(&["stage", &reference, "--wait", "--json"])
+            .unwrap();
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&staged.stdout),
+            String::from_utf8_lossy(&staged.stderr)
+        );
+        assert_eq!(staged.status.code(), Some(1), "{flaw:?}: {said}");
+        let layer = image.layout().unwrap().layers()[1];
+        let named = said.contains(&layer.blob.digest.to_string())
+            || said.contains(&layer.raw.unwrap().to_string());
+        assert!(named, "{flaw:?}: {said}");
+        for host in 0..2 {
+            assert!(!disk(&cluster, host, &reference).exists(), "{flaw:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_staged_is_refused_before_anything_moves() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, _, reference) = registry(
+        &runtime,
+        &dir,
+        &spec(16, 8).flawed(Flaw::UnknownType(1)),
+        None,
+    );
+    let cluster = cluster(&dir, 1, registry.addr().to_string());
+    let missing = format!("{}/fleet/macos:nothing", registry.addr());
+    let hostile = format!("{}/fleet/../../macos:1", registry.addr());
+    for (image, word) in [
+        (&reference, "asif"),
+        (&missing, "nothing"),
+        (&hostile, "reference"),
+    ] {
+        let output = cluster.parbake(&["stage", image, "--wait"]).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{image}: {said}");
+        assert!(said.contains(word), "{image}: {said}");
+    }
+    assert_eq!(registry.counters().blob_requests, 0);
+}
+
+#[test]
+fn one_tart_home_takes_one_agent_and_a_host_stages_alone() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, reference) = registry(&runtime, &dir, &spec(24, 8), None);
+    let mut cluster = cluster(&dir, 1, registry.addr().to_string());
+    let settings = cluster.agents()[0].dir.join("agent.toml");
+    let agent = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_demo"));
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(&settings)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let refused = agent(&["stage", &reference]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        said.contains(".parbake") && said.contains("process"),
+        "{said}"
+    );
+    cluster.kill_agent(0).unwrap();
+    let staged = agent(&["stage", &reference, "--json"]);
+    assert!(
+        staged.status.success(),
+        "{}",
+        String::from_utf8_lossy(&staged.stderr)
+    );
+    assert_eq!(json(&staged)["present"], true);
+    assert_everywhere(&cluster, &image, &reference);
+    assert!(agent(&["verify", &reference]).status.success());
+    // one flipped bit on disk is found, and its layer named
+    let disk = disk(&cluster, 0, &reference);
+    let mut bytes = std::fs::read(&disk).unwrap();
+    bytes[9 << 20] ^= 1;
+    std::fs::write(&disk, bytes).unwrap();
+    let verified = agent(&["verify", &reference, "--json"]);
+    assert_eq!(verified.status.code(), Some(1));
+    assert!(
+        json(&verified)["message"]
+            .as_str()
+            .unwrap()
+            .contains("layer"),
+        "{}",
+        json(&verified)
+    );
+}
+
+#[test]
+fn removed_images_lose_their_presence() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, reference) = registry(&runtime, &dir, &spec(16, 8), None);
+    let cluster = cluster(&dir, 1, registry.addr().to_string());
+    assert!(
+        cluster
+            .parbake(&["stage", &reference, "--wait"])
+            .unwrap()
+            .status
+            .success()
+    );
+    let first = cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    std::fs::remove_dir_all(cluster.agents()[0].tart_home().join("cache/OCIs")).unwrap();
+    // the agent notices within its five seconds and says so; the image is still wanted, so it comes back
+    let withdrawn = |line: &Value| {
+        line["fields"]["message"]
+            .as_str()
+            .is_some_and(|said| said.contains("presence is withdrawn"))
+    };
+    assert!(wait_until(PATIENCE, || cluster.agents()[0]
+        .log()
+        .iter()
+        .any(withdrawn)));
+    let digest = image.digest.to_string();
+    let again = || {
+        let present =
+            cluster.agents()[0].present(|line| line["fields"]["image"].as_str() == Some(&digest));
+        present.is_some_and(|present| present.at != first[0].at)
+    };
+    assert!(wait_until(PATIENCE, again), "the image didn't come back");
+    assert_everywhere(&cluster, &image, &reference);
+}
+
+/// The same against Debian's docker-registry, where `PARBAKE_DOCKER_REGISTRY` names it.
+fn docker(auth: docker_registry::Auth) {
+    let Some(binary) = DockerRegistry::binary() else {
+        println!(
+            "not run: {} names no docker-registry",
+            docker_registry::BINARY
+        );
+        return;
+    };
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let registry = runtime
+        .block_on(DockerRegistry::start(&binary, auth))
+        .unwrap();
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let image = spec(48, 8).generate(&blobs).unwrap();
+    let reference = registry.reference("fleet/macos", "1");
+    let repository = registry
+        .client()
+        .repository(&reference, registry.credentials())
+        .unwrap();
+    runtime.block_on(image.push(&repository)).unwrap();
+    let host = registry.addr().to_string();
+    let (mut agent, mut coordinator) = (String::new(), String::new());
+    if let origin::Credentials::Basic { user, password } = registry.credentials() {
+        let secret = dir.path().join("password");
+        std::fs::write(&secret, password.expose()).unwrap();
+        let table = |user_key: &str, table: &str| {
+            format!(
+                "\n[{table}.credentials.'{host}']\n{user_key} = '{user}'\npassword_file = '{}'\n",
+                secret.display()
+            )
+        };
+        agent = table("username", "origin");
+        coordinator = table("username", "origin");
+    }
+    let cluster = cluster_with(&dir, 3, host, &agent, &coordinator);
+    let staged = cluster
+        .parbake(&["stage", &reference.whole(), "--wait"])
+        .unwrap();
+    assert!(
+        staged.status.success(),
+        "{}",
+        String::from_utf8_lossy(&staged.stderr)
+    );
+    let present = cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    let origin: u64 = present.iter().map(|present| present.bytes[0]).sum();
+    assert!(
+        origin * 100 <= image.blob_bytes() * 102,
+        "{origin} of {}",
+        image.blob_bytes()
+    );
+    assert_everywhere(&cluster, &image, &reference.whole());
+    println!(
+        "run against {}: {origin} bytes of {}",
+        binary.display(),
+        image.blob_bytes()
+    );
+}
+
+#[test]
+fn docker_registry_anonymous() {
+    docker(docker_registry::Auth::Anonymous);
+}
+
+#[test]
+fn docker_registry_with_htpasswd() {
+    docker(docker_registry::Auth::Htpasswd);
+}
