@@ -56,6 +56,18 @@ impl Plan {
                 left -= 1;
             }
         }
+        // hosts that joined while there were few near ones have more far ones than they should: one gives way
+        for other in &among {
+            if left == 0 {
+                return;
+            }
+            if let Some(third) = self.spare_far(id, other) {
+                self.unlink(other, &third);
+                if self.link(id, other) {
+                    left -= 1;
+                }
+            }
+        }
         for other in &among {
             if left < 2 {
                 return;
@@ -86,6 +98,35 @@ impl Plan {
                 left -= 2;
             }
         }
+    }
+
+    /// A far neighbour of `other` that it can do without, for `id`, which is near.
+    fn spare_far(&self, id: &HostId, other: &HostId) -> Option<HostId> {
+        let host = self.hosts.get(other)?;
+        if host.neighbours.contains(id) || self.hosts.get(id)?.zone != host.zone {
+            return None;
+        }
+        let far = |of: &Host| {
+            of.neighbours
+                .iter()
+                .filter(|third| {
+                    self.hosts
+                        .get(*third)
+                        .is_some_and(|third| third.zone != of.zone)
+                })
+                .count()
+        };
+        if far(host) <= self.config.far_neighbours {
+            return None;
+        }
+        host.neighbours
+            .iter()
+            .find(|third| {
+                self.hosts.get(*third).is_some_and(|third| {
+                    third.zone != host.zone && far(third) > self.config.far_neighbours
+                })
+            })
+            .cloned()
     }
 
     /// Takes a host out; its neighbours are paired among each other where that is possible.

@@ -1,1 +1,585 @@
+use std::{format, vec};
+
+use proptest::prelude::*;
+
 use super::*;
+use crate::stage::{
+    event::LeaseEnd,
+    status::{HostReason, ImageReason},
+};
+
+fn host(at: usize) -> HostId {
+    format!("host-{at}").parse().unwrap()
+}
+
+fn digest(at: usize) -> Digest {
+    Digest::of(format!("content {at}").as_bytes())
+}
+
+fn image(at: usize) -> Digest {
+    Digest::of(format!("image {at}").as_bytes())
+}
+
+fn at(millis: u64) -> Moment {
+    Moment(millis * 1_000)
+}
+
+fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selection) -> Event {
+    Event::Wanted {
+        image: image(number),
+        references: vec![format!("registry.example/image:{number}")],
+        contents: contents
+            .into_iter()
+            .map(|content| Content {
+                digest: digest(content),
+                chunks: 100,
+                origin_bytes: 1_000,
+            })
+            .collect(),
+        hosts,
+    }
+}
+
+fn feed(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
+    plan.handle(at(millis), event);
+    core::iter::from_fn(|| plan.poll()).collect()
+}
+
+/// A plan with this many connected hosts.
+fn fleet(count: usize) -> Plan {
+    let mut plan = Plan::new(Config::default(), 3);
+    for number in 0..count {
+        feed(
+            &mut plan,
+            0,
+            Event::HostKnown {
+                host: host(number),
+                zone: format!("zone-{}", number % 2),
+            },
+        );
+        feed(&mut plan, 0, Event::HostConnected(host(number)));
+    }
+    feed(&mut plan, 1_000, Event::Tick);
+    plan
+}
+
+fn grants(actions: &[Action]) -> Vec<(HostId, Digest)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Grant { host, content, .. } => Some((host.clone(), *content)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn ended(host: &HostId, content: Digest, end: LeaseEnd) -> Event {
+    Event::LeaseEnded {
+        host: host.clone(),
+        content,
+        end,
+    }
+}
+
+fn report(number: usize, of: usize, standing: Standing, held_bytes: u64) -> Event {
+    Event::Reported {
+        host: host(number),
+        image: image(of),
+        standing,
+        held_bytes,
+    }
+}
+
+#[test]
+fn so_many_contents_are_leased_in_order_to_different_hosts() {
+    let mut plan = fleet(10);
+    let first = grants(&feed(&mut plan, 2_000, wanted(0, 0..8, Selection::All)));
+    assert_eq!(
+        first
+            .iter()
+            .map(|(_, content)| *content)
+            .collect::<Vec<_>>(),
+        (0..4).map(digest).collect::<Vec<_>>()
+    );
+    let holders: BTreeSet<&HostId> = first.iter().map(|(host, _)| host).collect();
+    assert_eq!(holders.len(), 4);
+    let (holder, content) = first[1].clone();
+    let next = grants(&feed(
+        &mut plan,
+        3_000,
+        ended(&holder, content, LeaseEnd::Done),
+    ));
+    assert_eq!(next.len(), 1);
+    assert_eq!(next[0].1, digest(4));
+}
+
+#[test]
+fn a_content_of_two_images_is_leased_once() {
+    let mut plan = fleet(4);
+    let mut all = grants(&feed(&mut plan, 2_000, wanted(0, [0, 1], Selection::All)));
+    all.extend(grants(&feed(
+        &mut plan,
+        2_000,
+        wanted(1, [1, 2], Selection::All),
+    )));
+    let contents: Vec<Digest> = all.iter().map(|(_, content)| *content).collect();
+    assert_eq!(contents, [digest(0), digest(1), digest(2)]);
+}
+
+#[test]
+fn a_lease_without_progress_passes_to_another_host() {
+    let mut plan = fleet(5);
+    let first = grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)));
+    let (holder, content) = first[0].clone();
+    let progress = |chunks, paced| Event::LeaseProgress {
+        host: holder.clone(),
+        content,
+        chunks,
+        paced,
+    };
+    feed(&mut plan, 8_000, progress(5, false));
+    assert_eq!(feed(&mut plan, 17_900, Event::Tick), []);
+    let actions = feed(&mut plan, 18_500, Event::Tick);
+    assert!(actions.contains(&Action::Revoke {
+        host: holder.clone(),
+        content
+    }));
+    let next = grants(&actions);
+    assert_eq!(next.len(), 1);
+    assert_ne!(next[0].0, holder);
+}
+
+#[test]
+fn pacing_keeps_a_lease_but_not_for_ever() {
+    let mut plan = fleet(5);
+    let (holder, content) =
+        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+    let mut lost_at = None;
+    for second in 3..120 {
+        let paced = Event::LeaseProgress {
+            host: holder.clone(),
+            content,
+            chunks: 0,
+            paced: true,
+        };
+        if !grants(&feed(&mut plan, second * 1_000, paced)).is_empty() {
+            lost_at = Some(second);
+            break;
+        }
+    }
+    let lost_at = lost_at.unwrap();
+    assert!((60..=75).contains(&lost_at), "{lost_at}");
+}
+
+#[test]
+fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
+    let mut plan = fleet(6);
+    let mut open = grants(&feed(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+    assert_eq!(open.len(), 4);
+    let mut now = 2_000;
+    let mut gaps = Vec::new();
+    for _ in 0..6 {
+        let failed_at = now;
+        for (holder, content) in core::mem::take(&mut open) {
+            open.extend(grants(&feed(
+                &mut plan,
+                now,
+                ended(&holder, content, LeaseEnd::OriginFailed),
+            )));
+        }
+        while open.is_empty() {
+            now += 100;
+            assert!(now < failed_at + 120_000);
+            open.extend(grants(&feed(&mut plan, now, Event::Tick)));
+        }
+        gaps.push(now - failed_at);
+    }
+    assert!(gaps.last() > Some(&8_000), "{gaps:?}");
+    assert_eq!(open.len(), 1, "one tries first");
+    let (holder, content) = open[0].clone();
+    let progress = Event::LeaseProgress {
+        host: holder,
+        content,
+        chunks: 3,
+        paced: false,
+    };
+    feed(&mut plan, now + 10, progress);
+    assert_eq!(
+        grants(&feed(&mut plan, now + 600, Event::Tick)).len(),
+        3,
+        "it is back: all streams again"
+    );
+}
+
+#[test]
+fn two_witnesses_of_bad_content_fail_the_image_by_name() {
+    let mut plan = fleet(6);
+    let (holder, content) =
+        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+    let next = grants(&feed(
+        &mut plan,
+        3_000,
+        ended(&holder, content, LeaseEnd::ContentBad),
+    ));
+    assert_eq!(next.len(), 1);
+    assert_eq!(
+        plan.status(at(3_000)).images[0].reason,
+        Some(ImageReason::Moving)
+    );
+    let actions = feed(
+        &mut plan,
+        4_000,
+        ended(&next[0].0, content, LeaseEnd::ContentBad),
+    );
+    assert_eq!(grants(&actions), []);
+    let cancelled = actions
+        .iter()
+        .filter(|action| matches!(action, Action::Cancel { .. }))
+        .count();
+    assert_eq!(cancelled, 6);
+    let status = plan.status(at(4_000));
+    assert_eq!(
+        status.images[0].reason,
+        Some(ImageReason::ContentBad(content))
+    );
+    assert_eq!(
+        status.images[0].hosts[0].reason,
+        Some(HostReason::ImageFailed)
+    );
+    // wanted again, it gets another chance
+    assert_eq!(
+        grants(&feed(&mut plan, 5_000, wanted(0, [0], Selection::All))).len(),
+        1
+    );
+}
+
+#[test]
+fn what_one_host_took_with_it_is_leased_again() {
+    let mut plan = fleet(3);
+    let (holder, content) =
+        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+    assert_eq!(
+        grants(&feed(
+            &mut plan,
+            3_000,
+            ended(&holder, content, LeaseEnd::Done)
+        )),
+        []
+    );
+    assert_eq!(
+        grants(&feed(&mut plan, 5_000, Event::Tick)),
+        [],
+        "it is complete somewhere"
+    );
+    let again = grants(&feed(
+        &mut plan,
+        6_000,
+        Event::HostForgotten(holder.clone()),
+    ));
+    assert_eq!(again.len(), 1);
+    assert_ne!(again[0].0, holder);
+}
+
+#[test]
+fn a_host_that_is_away_is_waited_for() {
+    let mut plan = fleet(3);
+    let (holder, content) =
+        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+    feed(&mut plan, 3_000, ended(&holder, content, LeaseEnd::Done));
+    feed(&mut plan, 4_000, Event::HostDisconnected(holder));
+    assert_eq!(grants(&feed(&mut plan, 18_900, Event::Tick)), []);
+    assert_eq!(grants(&feed(&mut plan, 19_500, Event::Tick)).len(), 1);
+}
+
+#[test]
+fn hosts_that_join_or_are_selected_later_are_told_to_stage() {
+    let mut plan = fleet(2);
+    feed(&mut plan, 2_000, wanted(0, [0], Selection::All));
+    feed(
+        &mut plan,
+        2_500,
+        Event::HostKnown {
+            host: host(7),
+            zone: String::new(),
+        },
+    );
+    let actions = feed(&mut plan, 3_000, Event::HostConnected(host(7)));
+    assert!(
+        matches!(actions[0], Action::SendRoster { .. }),
+        "the roster comes first"
+    );
+    assert!(actions.contains(&Action::Stage {
+        host: host(7),
+        image: image(0)
+    }));
+    let actions = feed(
+        &mut plan,
+        4_000,
+        wanted(0, [0], Selection::Hosts(vec![host(1)])),
+    );
+    assert!(actions.contains(&Action::Cancel {
+        host: host(7),
+        image: image(0)
+    }));
+    let actions = feed(
+        &mut plan,
+        5_000,
+        wanted(0, [0], Selection::Hosts(vec![host(1), host(0)])),
+    );
+    assert!(actions.contains(&Action::Stage {
+        host: host(0),
+        image: image(0)
+    }));
+    assert!(!actions.contains(&Action::Stage {
+        host: host(1),
+        image: image(0)
+    }));
+}
+
+#[test]
+fn two_accusers_are_needed_to_shun_a_host() {
+    let mut plan = fleet(5);
+    let blame = |by: usize, sender: usize, maker: usize| Event::Blamed {
+        by: host(by),
+        host: host(sender),
+        maker: host(maker),
+    };
+    assert_eq!(feed(&mut plan, 2_000, blame(0, 4, 4)), []);
+    assert_eq!(
+        feed(&mut plan, 2_100, blame(0, 4, 4)),
+        [],
+        "the same accuser counts once"
+    );
+    let actions = feed(&mut plan, 2_200, blame(1, 4, 4));
+    assert!(actions.contains(&Action::Quarantine(host(4))));
+    feed(&mut plan, 3_000, Event::Tick);
+    assert_eq!(plan.status(at(3_000)).quarantined, [host(4)]);
+}
+
+#[test]
+fn who_passes_a_lie_on_has_time_to_accuse_its_maker() {
+    let blame = |by: usize, sender: usize, maker: usize| Event::Blamed {
+        by: host(by),
+        host: host(sender),
+        maker: host(maker),
+    };
+    // the honest passer accuses the maker
+    let mut plan = fleet(6);
+    for by in [0, 1, 2] {
+        feed(&mut plan, 2_000, blame(by, 3, 4));
+    }
+    feed(&mut plan, 3_000, blame(3, 4, 4));
+    feed(&mut plan, 200_000, Event::Tick);
+    assert_eq!(plan.status(at(200_000)).quarantined, []);
+    // the liar names an innocent maker, and says nothing
+    let mut plan = fleet(6);
+    for by in [0, 1, 2] {
+        feed(&mut plan, 2_000, blame(by, 3, 4));
+    }
+    feed(&mut plan, 200_000, Event::Tick);
+    assert_eq!(plan.status(at(200_000)).quarantined, [host(3)]);
+}
+
+#[test]
+fn a_coordinator_that_was_restarted_takes_running_leases_over() {
+    let mut plan = fleet(5);
+    feed(&mut plan, 2_000, report(2, 0, Standing::Staging, 500));
+    let mut seen = grants(&feed(&mut plan, 2_000, wanted(0, 0..3, Selection::All)));
+    seen.extend(grants(&feed(
+        &mut plan,
+        2_100,
+        report(2, 0, Standing::Staging, 500),
+    )));
+    let mut plan = Plan::new(Config::default(), 3);
+    for number in 0..5 {
+        feed(
+            &mut plan,
+            0,
+            Event::HostKnown {
+                host: host(number),
+                zone: String::new(),
+            },
+        );
+    }
+    feed(&mut plan, 0, wanted(0, 0..3, Selection::All));
+    let first = feed(&mut plan, 0, Event::HostConnected(host(2)));
+    let open = grants(&first).len();
+    feed(&mut plan, 10, report(2, 0, Standing::Staging, 500));
+    feed(
+        &mut plan,
+        20,
+        Event::LeaseProgress {
+            host: host(2),
+            content: digest(2),
+            chunks: 40,
+            paced: false,
+        },
+    );
+    let leases = plan.status(at(20)).leases;
+    assert!(
+        leases
+            .iter()
+            .any(|lease| lease.content == digest(2) && lease.host == host(2)),
+        "{open} {leases:?}"
+    );
+}
+
+#[test]
+fn neighbours_are_mutual_bounded_and_stable() {
+    let mut plan = Plan::new(Config::default(), 3);
+    for number in 0..300 {
+        feed(
+            &mut plan,
+            0,
+            Event::HostKnown {
+                host: host(number),
+                zone: format!("zone-{}", number % 3),
+            },
+        );
+    }
+    let graph = |plan: &Plan| -> BTreeMap<HostId, BTreeSet<HostId>> {
+        plan.hosts
+            .iter()
+            .map(|(id, host)| (id.clone(), host.neighbours.clone()))
+            .collect()
+    };
+    let before = graph(&plan);
+    for (id, neighbours) in &before {
+        assert!(
+            (20..=24).contains(&neighbours.len()),
+            "{id}: {}",
+            neighbours.len()
+        );
+        assert!(!neighbours.contains(id));
+        assert!(neighbours.iter().all(|other| before[other].contains(id)));
+        let zone = |id: &HostId| plan.hosts[id].zone.clone();
+        let far = neighbours
+            .iter()
+            .filter(|other| zone(other) != zone(id))
+            .count();
+        assert!(far >= 1, "{id} has far neighbours");
+        assert!(far <= 12, "{id} has mostly near neighbours: {far}");
+    }
+    feed(
+        &mut plan,
+        10,
+        Event::HostKnown {
+            host: host(300),
+            zone: "zone-0".into(),
+        },
+    );
+    let after = graph(&plan);
+    let moved: usize = before
+        .iter()
+        .map(|(id, neighbours)| after[id].symmetric_difference(neighbours).count())
+        .sum();
+    assert!(moved <= 3 * 24, "one join moves few edges: {moved}");
+    feed(&mut plan, 20, Event::HostForgotten(host(17)));
+    for (id, neighbours) in graph(&plan) {
+        assert!(
+            (19..=24).contains(&neighbours.len()),
+            "{id}: {}",
+            neighbours.len()
+        );
+    }
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let any_host = || (0usize..6).prop_map(host);
+    let any_content = || (0usize..7).prop_map(digest);
+    let any_image = || (0usize..3).prop_map(image);
+    let standing = prop_oneof![
+        Just(Standing::Queued),
+        Just(Standing::Staging),
+        Just(Standing::Installing),
+        Just(Standing::Present),
+        Just(Standing::Failed),
+        Just(Standing::Gone),
+    ];
+    let selection = prop_oneof![
+        Just(Selection::All),
+        prop::collection::vec(0usize..8, 0..5)
+            .prop_map(|hosts| Selection::Hosts(hosts.into_iter().map(host).collect())),
+    ];
+    let end = prop_oneof![
+        3 => Just(LeaseEnd::Done),
+        1 => Just(LeaseEnd::OriginFailed),
+        1 => Just(LeaseEnd::ContentBad),
+        1 => Just(LeaseEnd::Released),
+    ];
+    prop_oneof![
+        3 => (any_host(), 0u32..3).prop_map(|(host, zone)| Event::HostKnown { host, zone: format!("{zone}") }),
+        1 => any_host().prop_map(Event::HostForgotten),
+        4 => any_host().prop_map(Event::HostConnected),
+        2 => any_host().prop_map(Event::HostDisconnected),
+        2 => (0usize..3, 0usize..6, selection).prop_map(|(number, from, hosts)| wanted(number, from..from + 3, hosts)),
+        1 => any_image().prop_map(Event::Cancelled),
+        5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
+        4 => (any_host(), any_content(), any::<u32>(), any::<bool>()).prop_map(|(host, content, chunks, paced)| Event::LeaseProgress { host, content, chunks, paced }),
+        4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
+        2 => (any_host(), any_host(), any_host()).prop_map(|(by, host, maker)| Event::Blamed { by, host, maker }),
+        3 => Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_event_is_legal_in_any_state(seed in any::<u64>(), events in prop::collection::vec((any_event(), 0u64..4_000), 1..200)) {
+        let mut plan = Plan::new(Config { origin_streams: 2, ..Config::default() }, seed);
+        let mut now = 0;
+        let mut leases: BTreeMap<Digest, HostId> = BTreeMap::new();
+        for (event, wait) in events {
+            now += wait;
+            if let Event::LeaseEnded { host, content, .. } = &event
+                && leases.get(content) == Some(host)
+            {
+                leases.remove(content);
+            }
+            if let Event::HostForgotten(host) = &event {
+                leases.retain(|_, holder| holder != host);
+            }
+            for action in feed(&mut plan, now, event) {
+                match action {
+                    Action::Grant { host, content, .. } => {
+                        prop_assert!(plan.hosts[&host].connected, "granted to a host that isn't connected");
+                        prop_assert!(plan.hosts[&host].quarantined_until.is_none(), "granted to a shunned host");
+                        prop_assert!(leases.insert(content, host).is_none(), "leased twice");
+                    }
+                    Action::Revoke { host, content } => {
+                        if leases.get(&content) == Some(&host) {
+                            leases.remove(&content);
+                        }
+                    }
+                    Action::SendRoster { host, neighbours } => {
+                        prop_assert!(neighbours.len() <= 24);
+                        prop_assert!(!neighbours.contains(&host));
+                    }
+                    Action::Stage { .. } | Action::Cancel { .. } | Action::Quarantine(_) => {}
+                }
+            }
+            let status = plan.status(at(now));
+            prop_assert!(status.leases.len() <= 2, "more leases than streams");
+            for lease in &status.leases {
+                // leases that were taken over from before a restart aren't granted
+                if let Some(holder) = leases.get(&lease.content) {
+                    prop_assert_eq!(holder, &lease.host);
+                }
+            }
+            for image in status.images {
+                let lacking = image.hosts.iter().any(|host| host.reason.is_some());
+                prop_assert_eq!(lacking || image.hosts.is_empty() || matches!(image.reason, Some(ImageReason::ContentBad(_))), image.reason.is_some());
+                for host in image.hosts {
+                    prop_assert_eq!(host.reason.is_none(), host.standing == Some(Standing::Present));
+                }
+            }
+            prop_assert!(plan.next_timeout().is_none_or(|due| due > at(now)));
+            for (id, host) in &plan.hosts {
+                for other in &host.neighbours {
+                    prop_assert!(plan.hosts[other].neighbours.contains(id), "neighbours are mutual");
+                }
+            }
+        }
+    }
+}
