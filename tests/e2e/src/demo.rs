@@ -111,7 +111,7 @@ pub fn run(cli: Cli) -> ExitCode {
         .build()
         .map_err(Into::into)
         .and_then(|runtime| {
-            let result = runtime.block_on(async move {
+            runtime.block_on(async move {
                 let work = tokio::task::spawn_blocking(move || demo(&cli));
                 tokio::pin!(work);
                 tokio::select! {
@@ -122,8 +122,7 @@ pub fn run(cli: Cli) -> ExitCode {
                         work.await?
                     }
                 }
-            });
-            result
+            })
         }))
 }
 

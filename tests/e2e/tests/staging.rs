@@ -35,7 +35,8 @@ fn runtime() -> Runtime {
 
 fn spec(disk_mib: u64, layer_mib: u64) -> ImageSpec {
     let mut spec = ImageSpec::default();
-    (spec.disk_bytes, spec.layer_bytes, spec.nvram_bytes) = (disk_mib << 20, layer_mib << 20, 1 << 20);
+    (spec.disk_bytes, spec.layer_bytes, spec.nvram_bytes) =
+        (disk_mib << 20, layer_mib << 20, 1 << 20);
     (spec.repeated_layers, spec.layers_without_digest) = (0, 0);
     spec
 }

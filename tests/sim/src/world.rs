@@ -393,7 +393,7 @@ impl World {
             }
             Message::Offer(id) => self.offered(id),
             Message::Ask(question) => self.asked(question),
-            Message::ToPlan { term, event } => self.to_plan(term, event),
+            Message::ToPlan { term, event } => self.tell_plan(term, event),
         }
     }
 

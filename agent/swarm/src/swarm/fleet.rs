@@ -142,7 +142,8 @@ impl Swarm {
         self.drop_line(index, Line::Down);
         let failures = self.peers[index.at()].dial_failures;
         let wait = doubled(self.config.redial, failures, self.config.redial_most);
-        let jitter = mix(self.rng.next_u64(), 0) % (u64::try_from(wait.as_micros() / 4).unwrap_or(u64::MAX - 1) + 1);
+        let jitter = mix(self.rng.next_u64(), 0)
+            % (u64::try_from(wait.as_micros() / 4).unwrap_or(u64::MAX - 1) + 1);
         let peer = &mut self.peers[index.at()];
         peer.dial_failures = failures.saturating_add(1);
         peer.dial_not_before = self.now + wait + Duration::from_micros(jitter);

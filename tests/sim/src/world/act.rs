@@ -499,7 +499,7 @@ impl World {
         if kind == Kind::Origin {
             self.drop_transfer(id);
             self.origin_bytes += bytes;
-            self.from_origin(to, content, chunk);
+            self.take_from_origin(to, content, chunk);
             return;
         }
         self.peer_bytes += bytes;
@@ -706,7 +706,7 @@ impl World {
         }
     }
 
-    fn from_origin(&mut self, host: u32, content: u32, chunk: u32) {
+    fn take_from_origin(&mut self, host: u32, content: u32, chunk: u32) {
         if !self.node(host).alive {
             return;
         }

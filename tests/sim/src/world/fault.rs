@@ -246,7 +246,7 @@ impl World {
             }
         }
         let id = self.node(host).id.clone();
-        self.to_office(stage::Event::HostDisconnected(id));
+        self.tell_office(stage::Event::HostDisconnected(id));
     }
 
     fn come_back(&mut self, host: u32) {

@@ -89,7 +89,7 @@ impl World {
         self.node_mut(host).reported = None;
         self.tell(host, swarm::Event::Coordinator(true));
         let id = self.node(host).id.clone();
-        self.to_office(stage::Event::HostConnected(id));
+        self.tell_office(stage::Event::HostConnected(id));
         // what it holds and fetches is known before anything is asked of it
         if self.office.ordered {
             self.report_standing(host);
@@ -123,7 +123,7 @@ impl World {
         });
     }
 
-    pub(super) fn to_office(&mut self, event: stage::Event) {
+    pub(super) fn tell_office(&mut self, event: stage::Event) {
         let term = self.office.term;
         self.send(Message::ToPlan { term, event });
     }
@@ -131,7 +131,7 @@ impl World {
     pub(super) fn tell_plan_from(&mut self, host: u32, event: impl FnOnce(&Self) -> stage::Event) {
         if self.node(host).session {
             let event = event(self);
-            self.to_office(event);
+            self.tell_office(event);
         }
     }
 
@@ -143,7 +143,7 @@ impl World {
         });
     }
 
-    pub(super) fn to_plan(&mut self, term: u32, event: stage::Event) {
+    pub(super) fn tell_plan(&mut self, term: u32, event: stage::Event) {
         if term == self.office.term {
             if let stage::Event::LeaseEnded { host, content, .. } = &event
                 && self.office.leases.get(content) == Some(host)
@@ -288,7 +288,7 @@ impl World {
                 chunks,
                 paced,
             };
-            self.to_office(event);
+            self.tell_office(event);
         }
     }
 
@@ -307,7 +307,7 @@ impl World {
         let id = node.id.clone();
         self.node_mut(host).reported = Some((standing, held));
         let image = self.image;
-        self.to_office(stage::Event::Reported {
+        self.tell_office(stage::Event::Reported {
             host: id,
             image,
             standing,
