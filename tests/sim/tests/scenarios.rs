@@ -1,0 +1,152 @@
+//! Every scenario, small and with a fixed seed: promises hold at each step, every wanted host completes after the faults
+//! have healed, and the cost stays near the bound.
+
+use sim::{Outcome, Scenario, Setup, run};
+
+/// Bytes per second of a 100 Mbit/s link: the lab's.
+const LAB_RATE: u64 = 12_500_000;
+
+fn small(scenario: Scenario, hosts: usize, seed: u64) -> Outcome {
+    let mut setup = Setup::new(scenario, hosts, 1 << 30, seed);
+    setup.content_bytes = 128 << 20;
+    setup.pieces = 2;
+    let outcome = run(&setup);
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    outcome
+}
+
+fn lab(contents: u64) -> Outcome {
+    let image = 512 << 20;
+    let mut setup = Setup::new(Scenario::Fanout, 8, image, 1);
+    setup.content_bytes = image / contents;
+    setup.origin_rate = LAB_RATE;
+    setup.up_rate = LAB_RATE;
+    setup.down_rate = LAB_RATE;
+    let outcome = run(&setup);
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    outcome
+}
+
+#[test]
+fn the_labs_eight_hosts_end_near_the_bound() {
+    for contents in [1, 8] {
+        let outcome = lab(contents);
+        assert!(
+            outcome.makespan_over_bound() <= 1.08,
+            "{}",
+            outcome.to_text()
+        );
+        assert!(outcome.last_over_first() <= 1.05, "{}", outcome.to_text());
+        assert!(outcome.origin_over_image() <= 1.0, "{}", outcome.to_text());
+    }
+}
+
+#[test]
+fn fifty_hosts_end_near_the_bound() {
+    let setup = Setup::new(Scenario::Fanout, 50, 4_000_000_000, 1);
+    let outcome = run(&setup);
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    assert!(
+        outcome.makespan_over_bound() <= 1.06,
+        "{}",
+        outcome.to_text()
+    );
+    assert!(outcome.last_over_first() <= 1.03, "{}", outcome.to_text());
+    assert!(outcome.origin_over_image() <= 1.0, "{}", outcome.to_text());
+}
+
+#[test]
+fn a_fleet_beyond_direct_reach_is_served_by_parts() {
+    let mut setup = Setup::new(Scenario::Fanout, 60, 1 << 30, 2);
+    setup.content_bytes = 128 << 20;
+    setup.swarm.direct_targets = 20;
+    setup.pieces = 1;
+    let outcome = run(&setup);
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    assert!(outcome.origin_over_image() <= 1.0, "{}", outcome.to_text());
+}
+
+#[test]
+fn one_host_alone_takes_everything_from_the_registry() {
+    let outcome = small(Scenario::Fanout, 1, 1);
+    assert!(
+        outcome.makespan_over_bound() <= 1.01,
+        "{}",
+        outcome.to_text()
+    );
+    assert_eq!(outcome.peer_bytes, 0);
+}
+
+#[test]
+fn crashes_slow_hosts_and_a_liar_are_coped_with() {
+    let outcome = small(Scenario::Faults, 20, 3);
+    assert!(outcome.origin_over_image() <= 1.02, "{}", outcome.to_text());
+}
+
+#[test]
+fn liars_install_nothing_on_honest_hosts() {
+    let outcome = small(Scenario::Liars, 20, 4);
+    assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());
+}
+
+#[test]
+fn without_a_coordinator_the_fleet_goes_on() {
+    let outcome = small(Scenario::Headless, 20, 5);
+    assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());
+}
+
+#[test]
+fn after_a_restart_of_everything_the_fleet_resumes() {
+    let outcome = small(Scenario::Restart, 20, 6);
+    assert!(outcome.local_bytes > 0);
+    assert!(outcome.origin_over_image() <= 1.2, "{}", outcome.to_text());
+}
+
+#[test]
+fn slow_hosts_hold_up_only_themselves() {
+    let outcome = small(Scenario::Slow, 20, 7);
+    assert!(
+        outcome.makespan_over_bound() <= 1.15,
+        "{}",
+        outcome.to_text()
+    );
+}
+
+#[test]
+fn a_registry_that_goes_away_is_waited_for() {
+    let outcome = small(Scenario::Throttle, 20, 8);
+    assert!(outcome.origin_over_image() <= 1.02, "{}", outcome.to_text());
+}
+
+#[test]
+fn a_cut_heals() {
+    small(Scenario::Cut, 20, 9);
+}
+
+#[test]
+fn who_comes_late_catches_up_without_the_registry() {
+    let outcome = small(Scenario::Late, 20, 10);
+    assert!(outcome.origin_over_image() <= 1.0, "{}", outcome.to_text());
+}
+
+#[test]
+fn lease_holders_that_leave_for_ever_are_succeeded() {
+    let outcome = small(Scenario::Vanish, 20, 11);
+    assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    let run = || small(Scenario::Faults, 12, 12);
+    assert_eq!(run().to_json(), run().to_json());
+}
+
+#[test]
+fn coarser_chunks_tell_the_same_story() {
+    let mut setup = Setup::new(Scenario::Fanout, 8, 1 << 30, 1);
+    setup.content_bytes = 128 << 20;
+    let fine = run(&setup).makespan_over_bound();
+    setup.chunk_bytes = 4 << 20;
+    let coarse = run(&setup).makespan_over_bound();
+    assert!((0.9..1.3).contains(&(coarse / fine)), "{fine} {coarse}");
+}
