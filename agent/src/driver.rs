@@ -147,6 +147,8 @@ pub(crate) enum Input {
     },
     /// What is on disk.
     Presence(Vec<Presence>),
+    /// A few chunks were read again; these don't fit their links any more.
+    Scrubbed { id: ContentId, bad: Vec<ChunkIndex> },
     /// The journals were flushed.
     Flushed(Result<(), String>),
     /// A small job of no consequence ended.
@@ -217,6 +219,9 @@ pub(crate) struct Driver {
     last_flush: Instant,
     checking: bool,
     last_check: Instant,
+    scrubbing: bool,
+    /// Where the scrub goes on.
+    scrub_at: (ContentId, ChunkIndex),
     jobs: JoinSet<Input>,
     peer_inbox: mpsc::Sender<(HostKey, Brought)>,
     fetch_inbox: mpsc::Sender<Input>,
@@ -270,6 +275,8 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         last_flush: now,
         checking: false,
         last_check: now,
+        scrubbing: false,
+        scrub_at: (ContentId(0), ChunkIndex(0)),
         jobs: JoinSet::new(),
         peer_inbox,
         fetch_inbox,
@@ -407,6 +414,7 @@ impl Driver {
             Input::Installed { image, result } => self.installed(image, result),
             Input::Golden { image, result } => self.golden_made(image, result),
             Input::Presence(presence) => self.presence_checked(presence),
+            Input::Scrubbed { id, bad } => self.scrubbed(id, bad),
             Input::Flushed(result) => {
                 self.flushing = false;
                 if let Err(error) = result {
@@ -511,7 +519,7 @@ impl Driver {
                     self.blame(
                         host.clone(),
                         host,
-                        ContentId(0),
+                        None,
                         ChunkIndex(0),
                         proto::message::BlameKind::Silence,
                     );
@@ -714,7 +722,7 @@ impl Driver {
             self.blame(
                 host.clone(),
                 host,
-                ContentId(0),
+                None,
                 ChunkIndex(0),
                 proto::message::BlameKind::Protocol,
             );

@@ -295,6 +295,15 @@ impl Driver {
         }
     }
 
+    /// A content of this image turned out not to be what was verified: no presence until it is again.
+    pub(super) fn content_opened(&mut self, digest: Digest, content: Digest) {
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.open.insert(content);
+            image.state = StageState::Staging;
+            self.report(false);
+        }
+    }
+
     fn install_if_whole(&mut self, digest: Digest) {
         if let Some(image) = self.images.get(&digest)
             && image.open.is_empty()
@@ -569,6 +578,13 @@ impl Driver {
         self.report_due = true;
         self.retry_failed();
         self.measure();
+        let staging = self
+            .images
+            .values()
+            .any(|image| image.state == StageState::Staging);
+        if !staging && !self.scrubbing {
+            self.scrub();
+        }
     }
 
     /// Withdraws presence.

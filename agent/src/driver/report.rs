@@ -237,7 +237,7 @@ impl Driver {
         &mut self,
         host: HostId,
         maker: HostId,
-        id: ContentId,
+        id: Option<ContentId>,
         chunk: ChunkIndex,
         kind: BlameKind,
     ) {
@@ -246,7 +246,7 @@ impl Driver {
         }
         let content = self
             .contents
-            .find(id)
+            .find_some(id)
             .map(|content| content.digest.as_bytes().to_vec())
             .unwrap_or_default();
         self.blames.push(Blame {

@@ -629,9 +629,7 @@ impl Stage {
         };
         {
             let mut state = hold(&content.state);
-            state.ledger.forget(chunk);
-            state.zero.remove(chunk);
-            state.drops += 1;
+            state.drop_chunk(chunk);
             hold(&self.pending).records.push(Record::Dropped {
                 content: content.spec.digest,
                 chunk,

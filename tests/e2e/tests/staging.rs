@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    os::unix::fs::FileExt as _,
     path::PathBuf,
     process::{Output, Stdio},
     time::{Duration, Instant},
@@ -417,6 +418,34 @@ fn removed_images_lose_their_presence() {
     };
     assert!(wait_until(PATIENCE, again), "the image didn't come back");
     assert_everywhere(&cluster, &image, &reference);
+}
+
+#[test]
+fn a_bit_that_rots_on_disk_is_found_and_mended_by_a_peer() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, reference) = registry(&runtime, &dir, &spec(8, 8), None);
+    let cluster = cluster(&dir, 2, registry.addr().to_string());
+    let staged = cluster.parbake(&["stage", &reference, "--wait"]).unwrap();
+    assert!(staged.status.success());
+    let sent = served(&registry);
+    let disk = disk(&cluster, 0, &reference);
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&disk)
+        .unwrap();
+    let (mut byte, at) = ([0], (5 << 20) + 77);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+    assert!(
+        wait_until(PATIENCE, || image.compare(&disk).unwrap().is_none()),
+        "not mended"
+    );
+    assert_eq!(
+        served(&registry),
+        sent,
+        "the registry was asked for what a peer has"
+    );
 }
 
 /// The same against Debian's docker-registry, where `PARBAKE_DOCKER_REGISTRY` names it.
