@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +22,8 @@ use swarm::{
     event::{Delivery, Failure, Spread},
 };
 
+use tokio::time::timeout;
+
 use crate::store::{HeldChunk, Stage, WriteError};
 
 /// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
@@ -28,6 +31,10 @@ const ZSTD_LEVEL: i32 = 1;
 
 /// A packed chunk is used when it saves at least a sixteenth; below that the receiver's time is worth more.
 const WORTH_PACKING: usize = 16;
+
+/// An upload that takes longer is given up: a receiver that takes a byte a second must not hold a place for ever. A MiB in
+/// this time is 140 kbit/s, far below what a fleet's links share out to one chunk.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after it came.
 const CACHE_BYTES: usize = 32 << 20;
@@ -208,6 +215,12 @@ pub(crate) async fn accept_push(
     receiver: Receiver,
     subject: Subject,
 ) -> Receipt {
+    let accepted = PushReply {
+        outcome: PushOutcome::Accepted.into(),
+    };
+    if sender.send(&accepted).await.is_err() {
+        return Receipt::failed(Failure::Broken);
+    }
     let receipt = take(peer, &header, receiver, subject).await;
     let outcome = match receipt.result {
         Ok(()) => PushOutcome::Stored,
@@ -263,7 +276,19 @@ pub(crate) async fn refuse(mut sender: Sender, why: Declined) {
 }
 
 /// Answers a request with the chunk, and waits until the peer has it.
-pub(crate) async fn serve(mut sender: Sender, subject: Subject) -> Shipment {
+pub(crate) async fn serve(sender: Sender, subject: Subject) -> Shipment {
+    in_time(answer(sender, subject)).await
+}
+
+async fn in_time(upload: impl Future<Output = Shipment>) -> Shipment {
+    let late = Shipment {
+        delivery: Delivery::Broken,
+        wire_bytes: 0,
+    };
+    timeout(UPLOAD_TIMEOUT, upload).await.unwrap_or(late)
+}
+
+async fn answer(mut sender: Sender, subject: Subject) -> Shipment {
     let failed = |wire_bytes| Shipment {
         delivery: Delivery::Broken,
         wire_bytes,
@@ -299,6 +324,10 @@ pub(crate) async fn push(
     subject: Subject,
     spread: Option<Spread>,
 ) -> Shipment {
+    in_time(offer(connection, subject, spread)).await
+}
+
+async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>) -> Shipment {
     let failed = |wire_bytes| Shipment {
         delivery: Delivery::Broken,
         wire_bytes,
@@ -326,20 +355,25 @@ pub(crate) async fn push(
         }),
     };
     let wire_bytes = packed.bytes.len() as u64;
-    let sent = async {
-        sender
-            .send(&PeerOpen {
-                kind: Some(peer_open::Kind::Push(push)),
-            })
-            .await?;
-        sender.write(packed.bytes).await?;
-        sender.finish()
+    let offer = PeerOpen {
+        kind: Some(peer_open::Kind::Push(push)),
     };
-    // a receiver that declines stops the bytes, and its reply says why: so a failed send isn't the end yet
-    drop(sent.await);
-    let outcome = match receiver.receive::<PushReply>().await {
-        Ok(Some(reply)) => PushOutcome::try_from(reply.outcome).unwrap_or(PushOutcome::Unspecified),
-        Ok(None) | Err(_) => return failed(wire_bytes),
+    if sender.send(&offer).await.is_err() {
+        return failed(0);
+    }
+    // the bytes wait for the receiver's word: sent at once, a push that is declined fills the line for nothing
+    let mut outcome = reply(&mut receiver).await;
+    if outcome == Some(PushOutcome::Accepted) {
+        let sent = async {
+            sender.write(packed.bytes).await?;
+            sender.finish()
+        };
+        // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
+        drop(sent.await);
+        outcome = reply(&mut receiver).await;
+    }
+    let Some(outcome) = outcome else {
+        return failed(wire_bytes);
     };
     match outcome {
         PushOutcome::Stored => Shipment {
@@ -362,8 +396,15 @@ pub(crate) async fn push(
             delivery: Delivery::Bad,
             wire_bytes,
         },
-        PushOutcome::Failed | PushOutcome::Unspecified => failed(wire_bytes),
+        PushOutcome::Failed | PushOutcome::Unspecified | PushOutcome::Accepted => {
+            failed(wire_bytes)
+        }
     }
+}
+
+async fn reply(receiver: &mut Receiver) -> Option<PushOutcome> {
+    let reply = receiver.receive::<PushReply>().await.ok()??;
+    PushOutcome::try_from(reply.outcome).ok()
 }
 
 fn header(packed: &Packed) -> ChunkHeader {

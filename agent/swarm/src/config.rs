@@ -16,6 +16,9 @@ pub struct Config {
     /// spread evenly over its downlinks (simulator, 50 hosts × 8 GB, 6 uploads, with 6 · 8 · 12 · 24: 1.02 · 1.04 · 1.07
     /// · 1.08).
     pub incoming: usize,
+    /// A push that was declined as busy is tried again after so many times that our uplink needs for a chunk; after every
+    /// fourth time in a row, after as many again.
+    pub busy_wait_chunks: u64,
     /// Requests in flight on this host, over all contents and peers.
     pub requests: usize,
     /// Requests in flight to one peer, at most; at least two are allowed to each (VERIFIED).
@@ -83,6 +86,7 @@ impl Default for Config {
             uploads: 6,
             uploads_per_peer: 2,
             incoming: 6,
+            busy_wait_chunks: 2,
             requests: 16,
             requests_per_peer: 4,
             waiting: 256,

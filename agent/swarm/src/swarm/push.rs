@@ -9,8 +9,6 @@ use crate::{
 
 /// A push that a receiver declined as busy is tried again so often, then left to the pull swarm.
 const BUSY_TRIES: u8 = 24;
-/// How long until then, in times that our uplink needs for a chunk: about when one of the receiver's other pushes ends.
-const BUSY_WAIT_CHUNKS: u64 = 2;
 /// And at most.
 const BUSY_WAIT_MOST: Duration = Duration::from_secs(1);
 /// A part finds a spreader within so many tries, or is spread to by ourselves.
@@ -910,7 +908,7 @@ impl Swarm {
                     self.handed_on(upload.id);
                 }
                 if delivery == Delivery::Busy && tries < BUSY_TRIES {
-                    let chunks = BUSY_WAIT_CHUNKS * (u64::from(tries) / 4 + 1);
+                    let chunks = self.config.busy_wait_chunks * (u64::from(tries) / 4 + 1);
                     let wait = micros(self.chunk_len(upload.id, upload.chunk), self.rate);
                     let wait =
                         Duration::from_micros(wait.saturating_mul(chunks)).min(BUSY_WAIT_MOST);
