@@ -56,6 +56,9 @@ struct Cli {
     /// Pushes received at one time per host.
     #[arg(long, env = "SIM_INCOMING")]
     incoming: Option<usize>,
+    /// Chunk times until a busy receiver is tried again.
+    #[arg(long, env = "SIM_BUSY_WAIT_CHUNKS")]
+    busy_wait_chunks: Option<u64>,
     /// Spreads that may lie at a spreader, percent.
     #[arg(long, env = "SIM_SPREAD_BACKLOG_PERCENT")]
     spread_backlog_percent: Option<u64>,
@@ -127,6 +130,7 @@ fn main() -> ExitCode {
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads.unwrap_or(swarm.uploads);
     swarm.incoming = cli.incoming.unwrap_or(swarm.incoming);
+    swarm.busy_wait_chunks = cli.busy_wait_chunks.unwrap_or(swarm.busy_wait_chunks);
     swarm.spread_backlog_percent = cli
         .spread_backlog_percent
         .unwrap_or(swarm.spread_backlog_percent);

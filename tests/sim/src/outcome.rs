@@ -31,6 +31,8 @@ pub struct Outcome {
     pub pulled_chunks: u64,
     /// Chunks that arrived.
     pub arrived_chunks: u64,
+    /// Pushes that were declined, as busy or for another reason.
+    pub declined_pushes: u64,
     /// Hosts that ended complete.
     pub complete: usize,
     /// Broken promises: kind and how often.
@@ -91,6 +93,7 @@ impl Outcome {
                 "local": self.local_bytes,
             },
             "pulled_over_arrived": round(ratio(self.pulled_chunks, self.arrived_chunks)),
+            "declined_over_arrived": round(ratio(self.declined_pushes, self.arrived_chunks)),
             "violations": self.violations.iter().map(|(kind, times)| json!({ "kind": kind, "times": times })).collect::<Vec<_>>(),
             "stalls_s": self.stalls.iter().map(|(reason, longest)| (reason.clone(), json!(round(*longest)))).collect::<serde_json::Map<_, _>>(),
             "utilisation": {
@@ -134,6 +137,10 @@ impl Outcome {
         line(
             "pulled / arrived",
             format!("{:.4}", ratio(self.pulled_chunks, self.arrived_chunks)),
+        );
+        line(
+            "declined / arrived",
+            format!("{:.4}", ratio(self.declined_pushes, self.arrived_chunks)),
         );
         line(
             "use of lines",

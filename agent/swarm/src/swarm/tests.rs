@@ -783,7 +783,7 @@ fn check(
         );
     }
     prop_assert_eq!(offer, None, "an offer is answered at once");
-    prop_assert!(swarm.incoming.len() <= config.incoming);
+    prop_assert!(swarm.incoming.len() <= 2 * config.incoming);
     prop_assert!(swarm.waiting.len() <= config.waiting);
     prop_assert!(swarm.jobs.len() <= config.jobs);
     prop_assert!(swarm.unassigned.len() <= 2 * config.jobs);

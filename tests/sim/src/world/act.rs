@@ -78,6 +78,7 @@ impl World {
                         Declined::Unwanted => Delivery::Unwanted,
                         Declined::Missing | Declined::Quarantined => Delivery::Broken,
                     };
+                    self.declined += 1;
                     self.end_transfer(transfer, delivery, 0);
                 }
                 _ => self.checks.note("declined an offer that isn't open"),
