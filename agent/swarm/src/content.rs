@@ -208,6 +208,11 @@ impl Content {
         }
     }
 
+    /// Who didn't want it may have changed its mind.
+    pub(crate) fn forget_unwanted(&mut self) {
+        self.unwanted.clear();
+    }
+
     pub(crate) fn unwanted_count(&self) -> usize {
         self.unwanted
             .iter()

@@ -87,6 +87,7 @@ pub(crate) struct Peer {
     pub(crate) known: bool,
     pub(crate) neighbour: bool,
     pub(crate) line: Line,
+    pub(crate) up_since: Moment,
     pub(crate) dial_not_before: Moment,
     /// Until then we leave it to the peer to dial us, unless we need it.
     pub(crate) head_start_until: Moment,
@@ -126,6 +127,7 @@ impl Peer {
             known: true,
             neighbour: false,
             line: Line::Down,
+            up_since: Moment::START,
             dial_not_before: Moment::START,
             head_start_until: Moment::START,
             dial_failures: 0,

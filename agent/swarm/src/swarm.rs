@@ -36,6 +36,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// The same when nothing is wanted and nobody waits.
 const IDLE_TICK: Duration = Duration::from_secs(2);
+/// Whoever didn't want a content is offered it again after this long: orders to stage reach hosts at different times.
+const UNWANTED_FOR: Duration = Duration::from_mins(1);
 
 /// One host's part of the swarm.
 #[derive(Debug)]
@@ -104,6 +106,7 @@ pub struct Swarm {
     announce_at: Option<Moment>,
     load_at: Moment,
     load_to_all_at: Moment,
+    forget_unwanted_at: Moment,
     /// Who handed us chunks to spread, and when last.
     choosers: Vec<(PeerIndex, Moment)>,
     announced_backlog: u64,
@@ -209,6 +212,7 @@ impl Swarm {
             announce_at: None,
             load_at: Moment::START,
             load_to_all_at: Moment::START,
+            forget_unwanted_at: Moment::START,
             choosers: Vec::new(),
             announced_backlog: 0,
             announced_rate: 0,
@@ -359,6 +363,12 @@ impl Swarm {
         self.turn_grace();
         self.watch_coordinator();
         self.announce();
+        if self.forget_unwanted_at <= self.now {
+            self.forget_unwanted_at = self.now + UNWANTED_FOR;
+            for content in self.contents.values_mut() {
+                content.forget_unwanted();
+            }
+        }
         self.pull_wanted = true;
         self.assign_wanted = true;
         self.order_wanted = true;

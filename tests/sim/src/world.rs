@@ -145,6 +145,7 @@ enum Due {
     LineDead { host: u32, peer: u32, life: u32 },
     Report { host: u32, life: u32 },
     OriginGaveUp { host: u32, life: u32, content: u32 },
+    Stage { host: u32, life: u32 },
     PlanTimer,
     Sample,
     Fault(usize),
@@ -422,6 +423,11 @@ impl World {
                 life,
                 content,
             } => self.origin_gave_up(host, life, content),
+            Due::Stage { host, life } => {
+                if self.node(host).alive && self.node(host).life == life {
+                    self.stage(host);
+                }
+            }
             Due::PlanTimer => self.plan_timer(),
             Due::Sample => self.sample(),
             Due::Fault(usize::MAX) => self.order(),
@@ -503,6 +509,9 @@ impl World {
                 order: index(at),
             };
             self.feed(host, event);
+        }
+        if self.node(host).session {
+            self.report_standing(host);
         }
     }
 

@@ -120,6 +120,7 @@ impl Swarm {
             self.dials -= 1;
         }
         peer.line = Line::Up;
+        peer.up_since = self.now;
         peer.dial_failures = 0;
         peer.silent = 0;
         self.up.push(index);

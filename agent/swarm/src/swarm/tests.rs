@@ -317,6 +317,25 @@ fn a_chunk_that_no_push_brings_is_asked_for_after_the_grace() {
 }
 
 #[test]
+fn whoever_learns_of_a_content_late_is_told_again() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
+    let told = Action::Announce {
+        peer: key(1),
+        id: ContentId(0),
+        chunks: set(64, 0..9),
+        reset: false,
+    };
+    let actions = feed(&mut swarm, 60_000, announced(1, 0, ChunkSet::empty(64)));
+    assert!(actions.contains(&told), "{actions:?}");
+    // both ends of a new connection speak anyway
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
+    let actions = feed(&mut swarm, 100, announced(1, 0, ChunkSet::empty(64)));
+    assert!(!actions.contains(&told));
+}
+
+#[test]
 fn the_rarest_chunk_is_asked_for_first() {
     let config = Config {
         requests: 1,

@@ -29,6 +29,8 @@ pub struct Config {
     pub quarantine: Duration,
     /// A host without a session for this long isn't expected to bring back what only it holds.
     pub absent_after: Duration,
+    /// Hosts that are told to stage say so within this time; after it those that don't are leased to as well.
+    pub reports_within: Duration,
     /// A plan that starts among hosts which hold parts of an image lets them all connect for this long before it grants.
     pub settle: Duration,
 }
@@ -48,6 +50,7 @@ impl Default for Config {
             passers_accuse_within: Duration::from_mins(2),
             quarantine: Duration::from_hours(1),
             absent_after: Duration::from_secs(15),
+            reports_within: Duration::from_secs(5),
             settle: Duration::from_secs(3),
         }
     }

@@ -78,6 +78,7 @@ struct Image {
     contents: Vec<Digest>,
     selection: Selection,
     standings: BTreeMap<HostId, (Standing, u64)>,
+    wanted_at: Moment,
     bad: Option<Digest>,
 }
 
@@ -455,6 +456,7 @@ impl Plan {
                 contents: list,
                 selection,
                 standings: BTreeMap::new(),
+                wanted_at: self.now,
                 bad: None,
             });
             true
@@ -520,6 +522,7 @@ impl Plan {
         if before != Some((standing, held_bytes)) {
             self.moved_at = self.now;
         }
+        self.grant_wanted |= before.is_none_or(|(before, _)| before != standing);
         match standing {
             Standing::Present | Standing::Installing => {
                 if before.is_none_or(|(before, _)| before != standing) {

@@ -6,6 +6,9 @@ use stage::{
     event::{Content, LeaseEnd, Selection, Standing},
 };
 
+/// An order to stage is carried out within this time: the agent has to read the manifest and reserve room.
+const STAGGER: Nanos = 200_000_000;
+
 #[derive(Debug)]
 pub(super) struct Office {
     config: stage::Config,
@@ -215,7 +218,10 @@ impl World {
             stage::Action::Stage { host, .. } => {
                 let host = self.by_id[&host];
                 if self.node(host).alive && self.node(host).session {
-                    self.stage(host);
+                    // orders reach hosts at different times
+                    let after = self.random(usize::try_from(STAGGER).unwrap_or(1)) as u64;
+                    let life = self.node(host).life;
+                    self.at(self.now + after, Due::Stage { host, life });
                 }
             }
             stage::Action::Cancel { .. } => self.checks.note("an image was cancelled"),

@@ -109,6 +109,12 @@ impl Plan {
                     seen.remove(digest);
                     continue;
                 };
+                // a second lease for one host waits while hosts that could take it are about to say that they stage
+                let more = self.hosts.get(&host).map_or(0, |host| host.leases)
+                    + given.get(&host).copied().unwrap_or(0);
+                if more > 0 && self.awaits_reports(image) {
+                    break;
+                }
                 *given.entry(host.clone()).or_default() += 1;
                 grants.push((host, *digest, image.digest));
             }
@@ -123,23 +129,47 @@ impl Plan {
         }
     }
 
-    /// Hosts that may fetch for this image: connected, trusted, selected, and without it.
+    /// Whether connected hosts were told to stage a moment ago and haven't said that they do.
+    fn awaits_reports(&self, image: &Image) -> bool {
+        let silent = |id: &HostId| {
+            !image.standings.contains_key(id)
+                && self
+                    .hosts
+                    .get(id)
+                    .is_some_and(|host| host.connected && host.quarantined_until.is_none())
+        };
+        self.now.since(image.wanted_at) < self.config.reports_within
+            && match &image.selection {
+                Selection::All => self.hosts.keys().any(silent),
+                Selection::Hosts(hosts) => hosts.iter().any(silent),
+            }
+    }
+
+    /// Hosts that may fetch for this image: connected, trusted, selected, and staging it. Where none says so for a while,
+    /// those that haven't said anything or wait for room are asked too.
     fn candidates<'a>(&'a self, image: &'a Image) -> Vec<&'a HostId> {
-        let fit = |id: &&'a HostId| {
+        let patient = self.now.since(image.wanted_at) < self.config.reports_within;
+        let fit = |id: &&'a HostId, staging: bool| {
             self.hosts
                 .get(*id)
                 .is_some_and(|host| host.connected && host.quarantined_until.is_none())
-                && !matches!(
-                    image.standings.get(*id),
-                    Some((
-                        Standing::Present | Standing::Installing | Standing::Failed,
-                        _
-                    ))
-                )
+                && match image.standings.get(*id) {
+                    Some((Standing::Staging, _)) => true,
+                    None | Some((Standing::Queued | Standing::Gone, _)) => !staging,
+                    Some((Standing::Present | Standing::Installing | Standing::Failed, _)) => false,
+                }
         };
-        match &image.selection {
-            Selection::All => self.hosts.keys().filter(fit).collect(),
-            Selection::Hosts(hosts) => hosts.iter().filter(fit).collect(),
+        let all = |staging: bool| -> Vec<&'a HostId> {
+            match &image.selection {
+                Selection::All => self.hosts.keys().filter(|id| fit(id, staging)).collect(),
+                Selection::Hosts(hosts) => hosts.iter().filter(|id| fit(id, staging)).collect(),
+            }
+        };
+        let staging = all(true);
+        if staging.is_empty() && !patient {
+            all(false)
+        } else {
+            staging
         }
     }
 
@@ -279,9 +309,15 @@ impl Plan {
             return;
         };
         match end {
-            // who gives a lease back holds the content; where it doesn't, the audit finds that out
             LeaseEnd::Done | LeaseEnd::Released => {
-                content.done.insert(id.clone());
+                // who stages and gives a lease back holds the content; where it doesn't, the audit finds that out
+                let staging = self.images.iter().any(|image| {
+                    image.contents.contains(&digest)
+                        && matches!(image.standings.get(id), Some((Standing::Staging, _)))
+                });
+                if end == LeaseEnd::Done || staging {
+                    content.done.insert(id.clone());
+                }
                 if end == LeaseEnd::Released {
                     content.tried.insert(id.clone());
                 } else {

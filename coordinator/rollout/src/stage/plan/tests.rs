@@ -63,6 +63,47 @@ fn fleet(count: usize) -> Plan {
     plan
 }
 
+/// Feeds an order; then every connected host says that it stages.
+fn want(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
+    let Event::Wanted { image, .. } = &event else {
+        panic!("an order");
+    };
+    let image = *image;
+    let mut actions = feed(plan, millis, event);
+    for number in 0..10 {
+        let event = Event::Reported {
+            host: host(number),
+            image,
+            standing: Standing::Staging,
+            held_bytes: 0,
+        };
+        actions.extend(feed(plan, millis, event));
+    }
+    actions
+}
+
+#[test]
+fn hosts_that_stage_are_leased_to_before_others() {
+    let mut plan = fleet(3);
+    assert_eq!(
+        grants(&feed(&mut plan, 2_000, wanted(0, [0, 1], Selection::All))),
+        []
+    );
+    let first = grants(&feed(&mut plan, 2_100, report(1, 0, Standing::Staging, 0)));
+    assert_eq!(
+        first,
+        [(host(1), digest(0))],
+        "the second waits for another host"
+    );
+    let second = grants(&feed(&mut plan, 2_200, report(0, 0, Standing::Staging, 0)));
+    assert_eq!(second, [(host(0), digest(1))]);
+    // nobody says anything for long: anybody
+    let mut plan = fleet(3);
+    feed(&mut plan, 2_000, wanted(0, [0, 1], Selection::All));
+    assert_eq!(grants(&feed(&mut plan, 6_900, Event::Tick)), []);
+    assert_eq!(grants(&feed(&mut plan, 7_500, Event::Tick)).len(), 2);
+}
+
 fn grants(actions: &[Action]) -> Vec<(HostId, Digest)> {
     actions
         .iter()
@@ -93,7 +134,7 @@ fn report(number: usize, of: usize, standing: Standing, held_bytes: u64) -> Even
 #[test]
 fn so_many_contents_are_leased_in_order_to_different_hosts() {
     let mut plan = fleet(10);
-    let first = grants(&feed(&mut plan, 2_000, wanted(0, 0..8, Selection::All)));
+    let first = grants(&want(&mut plan, 2_000, wanted(0, 0..8, Selection::All)));
     assert_eq!(
         first
             .iter()
@@ -116,8 +157,8 @@ fn so_many_contents_are_leased_in_order_to_different_hosts() {
 #[test]
 fn a_content_of_two_images_is_leased_once() {
     let mut plan = fleet(4);
-    let mut all = grants(&feed(&mut plan, 2_000, wanted(0, [0, 1], Selection::All)));
-    all.extend(grants(&feed(
+    let mut all = grants(&want(&mut plan, 2_000, wanted(0, [0, 1], Selection::All)));
+    all.extend(grants(&want(
         &mut plan,
         2_000,
         wanted(1, [1, 2], Selection::All),
@@ -129,7 +170,7 @@ fn a_content_of_two_images_is_leased_once() {
 #[test]
 fn a_lease_without_progress_passes_to_another_host() {
     let mut plan = fleet(5);
-    let first = grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)));
+    let first = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)));
     let (holder, content) = first[0].clone();
     let progress = |chunks, paced| Event::LeaseProgress {
         host: holder.clone(),
@@ -153,7 +194,7 @@ fn a_lease_without_progress_passes_to_another_host() {
 fn pacing_keeps_a_lease_but_not_for_ever() {
     let mut plan = fleet(5);
     let (holder, content) =
-        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+        grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
     let mut lost_at = None;
     for second in 3..120 {
         let paced = Event::LeaseProgress {
@@ -174,7 +215,7 @@ fn pacing_keeps_a_lease_but_not_for_ever() {
 #[test]
 fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
     let mut plan = fleet(6);
-    let mut open = grants(&feed(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+    let mut open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
     assert_eq!(open.len(), 4);
     let mut now = 2_000;
     let mut gaps = Vec::new();
@@ -215,7 +256,7 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
 fn two_witnesses_of_bad_content_fail_the_image_by_name() {
     let mut plan = fleet(6);
     let (holder, content) =
-        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+        grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
     let next = grants(&feed(
         &mut plan,
         3_000,
@@ -248,7 +289,7 @@ fn two_witnesses_of_bad_content_fail_the_image_by_name() {
     );
     // wanted again, it gets another chance
     assert_eq!(
-        grants(&feed(&mut plan, 5_000, wanted(0, [0], Selection::All))).len(),
+        grants(&want(&mut plan, 5_000, wanted(0, [0], Selection::All))).len(),
         1
     );
 }
@@ -257,7 +298,7 @@ fn two_witnesses_of_bad_content_fail_the_image_by_name() {
 fn what_one_host_took_with_it_is_leased_again() {
     let mut plan = fleet(3);
     let (holder, content) =
-        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+        grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
     assert_eq!(
         grants(&feed(
             &mut plan,
@@ -284,7 +325,7 @@ fn what_one_host_took_with_it_is_leased_again() {
 fn a_host_that_is_away_is_waited_for() {
     let mut plan = fleet(3);
     let (holder, content) =
-        grants(&feed(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+        grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
     feed(&mut plan, 3_000, ended(&holder, content, LeaseEnd::Done));
     feed(&mut plan, 4_000, Event::HostDisconnected(holder));
     assert_eq!(grants(&feed(&mut plan, 18_900, Event::Tick)), []);
@@ -294,7 +335,7 @@ fn a_host_that_is_away_is_waited_for() {
 #[test]
 fn hosts_that_join_or_are_selected_later_are_told_to_stage() {
     let mut plan = fleet(2);
-    feed(&mut plan, 2_000, wanted(0, [0], Selection::All));
+    want(&mut plan, 2_000, wanted(0, [0], Selection::All));
     feed(
         &mut plan,
         2_500,
@@ -312,7 +353,7 @@ fn hosts_that_join_or_are_selected_later_are_told_to_stage() {
         host: host(7),
         image: image(0)
     }));
-    let actions = feed(
+    let actions = want(
         &mut plan,
         4_000,
         wanted(0, [0], Selection::Hosts(vec![host(1)])),
@@ -321,7 +362,7 @@ fn hosts_that_join_or_are_selected_later_are_told_to_stage() {
         host: host(7),
         image: image(0)
     }));
-    let actions = feed(
+    let actions = want(
         &mut plan,
         5_000,
         wanted(0, [0], Selection::Hosts(vec![host(1), host(0)])),
@@ -384,7 +425,7 @@ fn who_passes_a_lie_on_has_time_to_accuse_its_maker() {
 fn a_coordinator_that_was_restarted_takes_running_leases_over() {
     let mut plan = fleet(5);
     feed(&mut plan, 2_000, report(2, 0, Standing::Staging, 500));
-    let mut seen = grants(&feed(&mut plan, 2_000, wanted(0, 0..3, Selection::All)));
+    let mut seen = grants(&want(&mut plan, 2_000, wanted(0, 0..3, Selection::All)));
     seen.extend(grants(&feed(
         &mut plan,
         2_100,
@@ -401,7 +442,7 @@ fn a_coordinator_that_was_restarted_takes_running_leases_over() {
             },
         );
     }
-    feed(&mut plan, 0, wanted(0, 0..3, Selection::All));
+    want(&mut plan, 0, wanted(0, 0..3, Selection::All));
     let first = feed(&mut plan, 0, Event::HostConnected(host(2)));
     let open = grants(&first).len();
     feed(&mut plan, 10, report(2, 0, Standing::Staging, 500));
