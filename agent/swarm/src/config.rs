@@ -83,7 +83,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            uploads: 12,
+            uploads: 6,
             uploads_per_peer: 2,
             incoming: 7,
             busy_wait_chunks: 6,

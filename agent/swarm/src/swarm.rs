@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// The same when nothing is wanted and nobody waits.
 const IDLE_TICK: Duration = Duration::from_secs(2);
 /// Whoever didn't want a content is offered it again after this long: orders to stage reach hosts at different times.
-const UNWANTED_FOR: Duration = Duration::from_mins(1);
+const UNWANTED_FOR: Duration = Duration::from_secs(5);
 
 /// One host's part of the swarm.
 #[derive(Debug)]

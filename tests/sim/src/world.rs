@@ -482,14 +482,18 @@ impl World {
         node.swarm = Swarm::new(node.key, config, seed);
         node.timer_at = u64::MAX;
         node.grown_at = now;
+        let resumes = core::mem::take(&mut node.staged);
         node.believes.fill(false);
         node.roster.fill(false);
-        node.staged = false;
         node.session = false;
         node.reported = None;
         let life = node.life;
         let jitter = self.random(usize::try_from(REPORT_EVERY).unwrap_or(1)) as u64;
         self.at(self.now + jitter, Due::Report { host, life });
+        // what it was staging lies in its journal: it goes on without an order
+        if resumes {
+            self.stage(host);
+        }
         self.open_session(host);
     }
 

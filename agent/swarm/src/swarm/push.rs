@@ -150,10 +150,11 @@ impl Swarm {
                 }
             }
         }
+        // fewer places than uploads would have the fleet's pushes wait for each other
         let bound = if self.step_back {
             self.config.incoming / 4
         } else {
-            self.config.incoming
+            self.config.incoming.max(self.config.uploads + 1)
         };
         // a chunk that others wait for finds room sooner than one that is for us alone
         let bound = bound.max(1) << u32::from(spread.is_some());

@@ -94,7 +94,7 @@ impl World {
         let id = self.node(host).id.clone();
         self.tell_office(stage::Event::HostConnected(id));
         // what it holds and fetches is known before anything is asked of it
-        if self.office.ordered {
+        if self.node(host).staged {
             self.report_standing(host);
         }
     }
