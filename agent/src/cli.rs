@@ -94,7 +94,7 @@ pub struct Run {
 /// Options of `enroll`.
 #[derive(Args, Debug)]
 pub struct Enroll {
-    /// The coordinator's API, as in https://parbake.example.com:7470.
+    /// The coordinator's API, as in `https://parbake.example.com:7470`.
     #[arg(long, env = "PARBAKE_API")]
     pub api: String,
     /// File that holds the token from `parbake-coordinator token`, or `-` for stdin.
