@@ -94,6 +94,37 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// An image that was ordered just now.
+    fn new(
+        layout: Arc<Layout>,
+        manifest: Arc<[u8]>,
+        references: Vec<String>,
+        access: Access,
+    ) -> Self {
+        Self {
+            digest: *layout.digest(),
+            layout,
+            manifest,
+            references,
+            access,
+            state: StageState::Queued,
+            stage: None,
+            open: BTreeSet::new(),
+            held_bytes: 0,
+            origin_bytes: 0,
+            peer_bytes: 0,
+            local_bytes: 0,
+            upload_bytes: 0,
+            trouble: None,
+            ordered: Instant::now(),
+            whole: None,
+            checked: None,
+            golden: false,
+            retry_at: None,
+            retry_pause: RETRY.0,
+        }
+    }
+
     /// The reference under which the image was ordered first.
     pub(super) fn reference(&self) -> &str {
         self.references.first().map_or("", String::as_str)
@@ -118,28 +149,12 @@ impl Driver {
         for recovered in self.store.recovered() {
             let digest = *recovered.layout.digest();
             info!(image = %digest, references = ?recovered.references, present = recovered.present, "found an image of this host");
-            let image = Image {
-                digest,
-                layout: recovered.layout.into(),
-                manifest: recovered.manifest.into(),
-                references: recovered.references,
-                access: Access::default(),
-                state: StageState::Queued,
-                stage: None,
-                open: BTreeSet::new(),
-                held_bytes: 0,
-                origin_bytes: 0,
-                peer_bytes: 0,
-                local_bytes: 0,
-                upload_bytes: 0,
-                trouble: None,
-                ordered: Instant::now(),
-                whole: None,
-                checked: None,
-                golden: false,
-                retry_at: None,
-                retry_pause: RETRY.0,
-            };
+            let image = Image::new(
+                recovered.layout.into(),
+                recovered.manifest.into(),
+                recovered.references,
+                Access::default(),
+            );
             self.images.insert(digest, image);
             if recovered.present {
                 self.begun(digest, Ok((recovered.stage, 0)));
@@ -190,28 +205,7 @@ impl Driver {
             }
         };
         info!(image = %digest, references = ?order.references, bytes = layout.content_bytes(), "staging");
-        let image = Image {
-            digest,
-            layout,
-            manifest: order.manifest.into(),
-            references: order.references,
-            access,
-            state: StageState::Queued,
-            stage: None,
-            open: BTreeSet::new(),
-            held_bytes: 0,
-            origin_bytes: 0,
-            peer_bytes: 0,
-            local_bytes: 0,
-            upload_bytes: 0,
-            trouble: None,
-            ordered: Instant::now(),
-            whole: None,
-            checked: None,
-            golden: false,
-            retry_at: None,
-            retry_pause: RETRY.0,
-        };
+        let image = Image::new(layout, order.manifest.into(), order.references, access);
         self.images.insert(digest, image);
         self.begin(digest);
     }
