@@ -40,6 +40,9 @@ pub(crate) struct Content {
     pub(crate) unannounced: ChunkSet,
     /// What peers announced, by slot.
     pub(crate) have: Vec<Option<ChunkSet>>,
+    /// How many of them are there, and how many are full.
+    heard: usize,
+    full: usize,
     /// Announced since the last turn of the grace; before it; and before that, so that they are asked for.
     fresh: ChunkSet,
     old: ChunkSet,
@@ -80,6 +83,8 @@ impl Content {
             pending: ChunkSet::empty(chunks),
             unannounced: ChunkSet::empty(chunks),
             have: Vec::new(),
+            heard: 0,
+            full: 0,
             fresh: ChunkSet::empty(chunks),
             old: ChunkSet::empty(chunks),
             due: ChunkSet::empty(chunks),
@@ -110,10 +115,13 @@ impl Content {
             self.have.resize(slot + 1, None);
         }
         let entry = &mut self.have[slot];
+        self.heard += usize::from(entry.is_none());
+        self.full -= usize::from(entry.as_ref().is_some_and(ChunkSet::is_full));
         match entry {
             Some(set) if !reset => set.union_with(chunks),
             _ => *entry = Some(chunks.clone()),
         }
+        self.full += usize::from(entry.as_ref().is_some_and(ChunkSet::is_full));
         self.news_at = now;
         if !self.held.is_full() && !chunks.is_empty() {
             self.fresh.union_with(chunks);
@@ -122,9 +130,24 @@ impl Content {
     }
 
     pub(crate) fn forget_slot(&mut self, slot: usize) {
-        if let Some(entry) = self.have.get_mut(slot) {
-            *entry = None;
+        if let Some(entry) = self.have.get_mut(slot).and_then(Option::take) {
+            self.heard -= 1;
+            self.full -= usize::from(entry.is_full());
         }
+    }
+
+    /// The peer at `slot` doesn't have the chunk that it announced.
+    pub(crate) fn lose(&mut self, slot: usize, chunk: ChunkIndex) {
+        if let Some(Some(set)) = self.have.get_mut(slot) {
+            self.full -= usize::from(set.is_full());
+            set.remove(chunk);
+            self.full += usize::from(set.is_full());
+        }
+    }
+
+    /// Whether any peer announced anything of it.
+    pub(crate) const fn is_heard_of(&self) -> bool {
+        self.heard > 0
     }
 
     pub(crate) fn peer_has(&self, slot: Option<usize>, chunk: ChunkIndex) -> bool {
@@ -142,8 +165,8 @@ impl Content {
             .count()
     }
 
-    pub(crate) fn is_complete_elsewhere(&self) -> bool {
-        self.have.iter().flatten().any(ChunkSet::is_full)
+    pub(crate) const fn is_complete_elsewhere(&self) -> bool {
+        self.full > 0
     }
 
     /// A turn of the grace: what was announced before the last turn is due.

@@ -565,14 +565,10 @@ impl Swarm {
                 self.peers[peer.at()].not_asked_before = self.now + TICK;
             }
             Failure::Missing => {
-                let slot = self.peers[peer.at()].slot;
-                if let Some(set) = slot.and_then(|slot| {
-                    self.contents
-                        .get_mut(&id)
-                        .and_then(|content| content.have.get_mut(slot))
-                }) && let Some(set) = set
+                if let Some(slot) = self.peers[peer.at()].slot
+                    && let Some(content) = self.contents.get_mut(&id)
                 {
-                    set.remove(chunk);
+                    content.lose(slot, chunk);
                 }
             }
             Failure::Refused => {

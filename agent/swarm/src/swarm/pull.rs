@@ -71,7 +71,7 @@ impl Swarm {
             let Some(content) = self.contents.get(id) else {
                 continue;
             };
-            if content.have.iter().flatten().next().is_none() {
+            if !content.is_heard_of() {
                 continue;
             }
             // look at more than are taken, so that rarity has a say
