@@ -1,12 +1,15 @@
-//! Which hosts stage what and when, who may fetch from the registry, who are neighbours: every decision of the
-//! coordinator, without I/O.
+//! Which hosts stage what and when, who may fetch from the registry, who are neighbours, and which Pods may drain: every
+//! decision of the coordinator, without I/O.
 //!
-//! The shell (the coordinator's driver, or the simulator) feeds [`stage::Event`]s and carries out [`stage::Action`]s.
-//! Any event is legal in any state; time and the seed are arguments.
+//! [`stage`] plans what moves, [`presence`] remembers what is where, [`gate`] lets Pods drain. The shell (the
+//! coordinator's drivers, or the simulator) feeds events and carries out actions. Any event is legal in any state; time
+//! and the seed are arguments.
 #![no_std]
 
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod gate;
+pub mod presence;
 pub mod stage;

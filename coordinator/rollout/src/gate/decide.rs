@@ -1,0 +1,752 @@
+//! The gate's state, and every decision on it.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proto::{HostId, Moment};
+
+use super::{
+    Action, Admission, Config, Event, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod,
+    PodId, PodStatus, Pool, PoolId, PoolStatus, Reason, Verdict, Withdrawal,
+};
+use crate::presence::{Held, Presence};
+
+/// Ages and slots are looked at this often while a pool rolls.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The most Pods of a pool that may be in flight: `percent` of `replicas` rounded down, but never less than one.
+#[must_use]
+pub const fn cap(percent: i32, replicas: i32) -> u32 {
+    if percent <= 0 || replicas <= 0 {
+        return 1;
+    }
+    let share = percent.unsigned_abs() as u64 * replicas.unsigned_abs() as u64 / 100;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "bounded by u32::MAX in the same expression"
+    )]
+    let share = if share > u32::MAX as u64 {
+        u32::MAX
+    } else {
+        share as u32
+    };
+    if share == 0 { 1 } else { share }
+}
+
+/// Decides which Pods may drain.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    config: Config,
+    now: Moment,
+    /// Since when everything is known.
+    synced: Option<Moment>,
+    presence: Presence,
+    nodes: BTreeMap<HostId, Node>,
+    pools: BTreeMap<PoolId, PoolState>,
+    pods: BTreeMap<PodId, Pod>,
+    slots: BTreeMap<PodId, Slot>,
+    /// Writes that were asked for and not answered.
+    writes: BTreeSet<PodId>,
+    refusals: BTreeMap<PodId, Refusals>,
+    told: BTreeMap<PodId, &'static str>,
+    dirty: BTreeSet<PoolId>,
+    actions: VecDeque<Action>,
+    tick_at: Moment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    ready: bool,
+    schedulable: bool,
+}
+
+#[derive(Clone, Debug)]
+struct PoolState {
+    pool: Pool,
+    /// When what it shall run changed.
+    changed_at: Moment,
+    pods: BTreeSet<PodId>,
+}
+
+/// Room under the cap that is taken without a Pod that shows it.
+#[derive(Clone, Debug)]
+struct Slot {
+    pool: PoolId,
+    until: Moment,
+    /// The Pod left; the slot is kept for its successor.
+    departed: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Refusals {
+    count: u32,
+    retry_at: Moment,
+}
+
+impl Pod {
+    /// Whether it lives: nobody deletes it and it hasn't ended.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.deleting && self.phase != Phase::Ended
+    }
+
+    fn is_stale(&self, pool: &Pool) -> bool {
+        self.image != pool.image
+    }
+
+    fn is_warm(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
+        self.phase == Phase::Running
+            && match self.heartbeat {
+                Heartbeat::Absent => true,
+                Heartbeat::Polling(at) => now.since(at) < heartbeat_max_age,
+                Heartbeat::Other => false,
+            }
+    }
+}
+
+impl Gate {
+    /// A gate that knows nothing, and is shut.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            now: Moment::START,
+            synced: None,
+            presence: Presence::default(),
+            nodes: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            writes: BTreeSet::new(),
+            refusals: BTreeMap::new(),
+            told: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            actions: VecDeque::new(),
+            tick_at: Moment::START,
+        }
+    }
+
+    /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
+    /// moment seen counts.
+    pub fn handle(&mut self, now: Moment, event: Event) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Synced(true) => {
+                if self.synced.is_none() {
+                    self.synced = Some(self.now);
+                    self.all_dirty();
+                }
+            }
+            Event::Synced(false) => self.synced = None,
+            Event::Pool(id, pool) => self.set_pool(id, pool),
+            Event::PoolGone(id) => self.drop_pool(&id),
+            Event::Pod(id, pod) => self.set_pod(id, pod),
+            Event::PodGone(id) => self.drop_pod(&id),
+            Event::Node {
+                host,
+                ready,
+                schedulable,
+            } => {
+                self.nodes.insert(host, Node { ready, schedulable });
+                self.all_dirty();
+            }
+            Event::NodeGone(host) => {
+                self.nodes.remove(&host);
+                self.presence.forget(&host);
+                self.all_dirty();
+            }
+            Event::Holds(host, holdings) => {
+                self.presence.report(self.now, host, holdings);
+                self.all_dirty();
+            }
+            Event::Seen(host) => {
+                let age = self.presence.seen(self.now, &host);
+                if age.is_some_and(|age| age > self.config.presence_max_age) {
+                    self.all_dirty();
+                }
+            }
+            Event::Written(pod, outcome) => self.written(&pod, outcome),
+            Event::Tick => {}
+        }
+        if self.tick_at <= self.now {
+            self.tick_at = self.now + TICK;
+            let now = self.now;
+            self.slots.retain(|_, slot| slot.until > now);
+            // what was refused long ago starts from the shortest wait again
+            let forget_after = self.config.retry_most;
+            self.refusals
+                .retain(|_, refusals| refusals.retry_at + forget_after > now);
+            self.all_dirty();
+        }
+        for id in core::mem::take(&mut self.dirty) {
+            self.act(&id);
+        }
+    }
+
+    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Moment> {
+        let waits = !self.slots.is_empty()
+            || !self.refusals.is_empty()
+            || self.pods.values().any(|pod| {
+                pod.is_alive()
+                    && self
+                        .pools
+                        .get(&pod.pool)
+                        .is_some_and(|state| pod.labelled || pod.is_stale(&state.pool))
+            });
+        waits.then_some(self.tick_at)
+    }
+
+    /// Whether this Pod may drain now; if so, its place in the budget is taken until the label shows, or for
+    /// [`Config::slot`].
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn admit(&mut self, now: Moment, pod: &PodId) -> Result<Admission, Reason> {
+        self.now = self.now.max(now);
+        let admission = self.check(pod, None)?;
+        self.take_slot(pod);
+        Ok(admission)
+    }
+
+    /// What [`admit`](Self::admit) would answer at the moment that was handled last, taking nothing.
+    #[must_use]
+    pub fn explain(&self, pod: &PodId) -> Verdict {
+        match self.check(pod, None) {
+            Ok(admission) => Verdict::Open(admission),
+            Err(reason) => Verdict::Held(reason),
+        }
+    }
+
+    /// Where a pool stands.
+    #[must_use]
+    pub fn status(&self, id: &PoolId) -> Option<PoolStatus> {
+        let state = self.pools.get(id)?;
+        let pool = &state.pool;
+        let (letter, reserved) = self.used(id);
+        let mut status = PoolStatus {
+            alive: 0,
+            stale: 0,
+            labelled: 0,
+            in_flight: letter,
+            reserved,
+            cap: cap(pool.percent, pool.replicas),
+            hosts_usable: 0,
+            hosts_ready: 0,
+            oldest_pending_unix_s: None,
+            pods: Vec::new(),
+        };
+        (status.hosts_ready, status.hosts_usable) = self.ready_hosts(pool);
+        let rolling = self.is_rolling(state);
+        for (id, pod) in self.oldest_first(state) {
+            if !pod.is_alive() {
+                continue;
+            }
+            let stale = pod.is_stale(pool);
+            status.alive += 1;
+            status.stale += u32::from(stale);
+            status.labelled += u32::from(pod.labelled);
+            if pod.phase == Phase::Pending && status.oldest_pending_unix_s.is_none() {
+                status.oldest_pending_unix_s = Some(pod.created_unix_s);
+            }
+            let verdict = match self.check(id, Some(letter + reserved)) {
+                Ok(admission) => Verdict::Open(admission),
+                Err(reason) => Verdict::Held(reason),
+            };
+            status.pods.push(PodStatus {
+                pod: id.clone(),
+                host: match &pod.place {
+                    Place::On(host) => Some(host.clone()),
+                    Place::Unscheduled | Place::Elsewhere => None,
+                },
+                stale,
+                in_flight: self.is_in_flight(pod, pool, rolling),
+                verdict,
+            });
+        }
+        Some(status)
+    }
+
+    /// What is known of a pool's image on a host.
+    #[must_use]
+    pub fn held(&self, pool: &PoolId, host: &HostId) -> Option<Held> {
+        let pool = &self.pools.get(pool)?.pool;
+        let digest = pool.digest.as_ref()?;
+        Some(self.presence.of(
+            self.now,
+            host,
+            &pool.image,
+            digest,
+            self.config.presence_max_age,
+        ))
+    }
+
+    // ---- what is known ------------------------------------------------------------------------------------------
+
+    fn all_dirty(&mut self) {
+        self.dirty.extend(self.pools.keys().cloned());
+    }
+
+    fn set_pool(&mut self, id: PoolId, pool: Pool) {
+        let now = self.now;
+        self.dirty.insert(id.clone());
+        if let Some(state) = self.pools.get_mut(&id) {
+            if (&state.pool.image, &state.pool.digest) != (&pool.image, &pool.digest) {
+                state.changed_at = now;
+            }
+            state.pool = pool;
+            return;
+        }
+        // its Pods may have been told before it
+        let pods = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.pool == id)
+            .map(|(pod, _)| pod.clone())
+            .collect();
+        self.pools.insert(
+            id,
+            PoolState {
+                pool,
+                changed_at: now,
+                pods,
+            },
+        );
+    }
+
+    fn drop_pool(&mut self, id: &PoolId) {
+        if let Some(state) = self.pools.remove(id) {
+            for pod in &state.pods {
+                self.told.remove(pod);
+                self.refusals.remove(pod);
+            }
+        }
+        self.slots.retain(|_, slot| slot.pool != *id);
+    }
+
+    fn set_pod(&mut self, id: PodId, pod: Pod) {
+        if self
+            .pods
+            .get(&id)
+            .is_some_and(|before| before.pool != pod.pool)
+        {
+            self.drop_pod(&id);
+        }
+        let counted = self.counts(&id);
+        let known = self.pods.contains_key(&id);
+        let alive = pod.is_alive();
+        let pool = pod.pool.clone();
+        if let Some(state) = self.pools.get_mut(&pool) {
+            state.pods.insert(id.clone());
+        }
+        self.pods.insert(id.clone(), pod);
+        if alive && !known {
+            self.successor_came(&pool);
+        }
+        if !alive && counted {
+            self.depart(id, pool.clone());
+        }
+        self.dirty.insert(pool);
+    }
+
+    fn drop_pod(&mut self, id: &PodId) {
+        let counted = self.counts(id);
+        let Some(pod) = self.pods.remove(id) else {
+            return;
+        };
+        if let Some(state) = self.pools.get_mut(&pod.pool) {
+            state.pods.remove(id);
+        }
+        self.told.remove(id);
+        self.refusals.remove(id);
+        if counted {
+            self.depart(id.clone(), pod.pool.clone());
+        }
+        self.dirty.insert(pod.pool);
+    }
+
+    /// A Pod that took room under the cap left: its successor will take it, but isn't there yet.
+    fn depart(&mut self, id: PodId, pool: PoolId) {
+        let until = self.now + self.config.replacement;
+        self.slots.insert(
+            id,
+            Slot {
+                pool,
+                until,
+                departed: true,
+            },
+        );
+    }
+
+    fn successor_came(&mut self, pool: &PoolId) {
+        let oldest = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.departed && slot.pool == *pool)
+            .min_by_key(|(id, slot)| (slot.until, (*id).clone()))
+            .map(|(id, _)| id.clone());
+        if let Some(oldest) = oldest {
+            self.slots.remove(&oldest);
+        }
+    }
+
+    fn written(&mut self, id: &PodId, outcome: Outcome) {
+        self.writes.remove(id);
+        let slot = self.slots.get_mut(id).filter(|slot| !slot.departed);
+        match outcome {
+            Outcome::Done => {
+                self.refusals.remove(id);
+                if let Some(slot) = slot {
+                    slot.until = self.now + self.config.slot;
+                }
+            }
+            Outcome::Refused | Outcome::Unknown => {
+                if let Some(slot) = slot {
+                    if outcome == Outcome::Refused {
+                        self.slots.remove(id);
+                    } else {
+                        // it may have been done: what is seen until then says so
+                        slot.until = self.now + self.config.slot;
+                    }
+                }
+                if self.pods.contains_key(id) {
+                    let refusals = self.refusals.entry(id.clone()).or_insert(Refusals {
+                        count: 0,
+                        retry_at: self.now,
+                    });
+                    let wait = self.config.retry * (1 << refusals.count.min(16));
+                    refusals.count += 1;
+                    refusals.retry_at = self.now + wait.min(self.config.retry_most);
+                }
+            }
+        }
+        if let Some(pod) = self.pods.get(id) {
+            self.dirty.insert(pod.pool.clone());
+        }
+    }
+
+    // ---- the budget ---------------------------------------------------------------------------------------------
+
+    fn members<'a>(&'a self, state: &'a PoolState) -> impl Iterator<Item = (&'a PodId, &'a Pod)> {
+        state
+            .pods
+            .iter()
+            .filter_map(|id| Some((id, self.pods.get(id)?)))
+    }
+
+    fn oldest_first<'a>(&'a self, state: &'a PoolState) -> Vec<(&'a PodId, &'a Pod)> {
+        let mut pods: Vec<_> = self.members(state).collect();
+        pods.sort_by(|(_, a), (_, b)| {
+            (a.created_unix_s, &a.name).cmp(&(b.created_unix_s, &b.name))
+        });
+        pods
+    }
+
+    fn is_rolling(&self, state: &PoolState) -> bool {
+        self.members(state)
+            .any(|(_, pod)| pod.is_alive() && pod.is_stale(&state.pool))
+    }
+
+    /// In flight as the runners' own controller counts: stale and labelled, or, while the pool rolls, current and idle
+    /// but not warm.
+    fn is_in_flight(&self, pod: &Pod, pool: &Pool, rolling: bool) -> bool {
+        pod.is_alive()
+            && if pod.is_stale(pool) {
+                pod.labelled
+            } else {
+                rolling && !pod.busy && !pod.is_warm(self.now, self.config.heartbeat_max_age)
+            }
+    }
+
+    /// Whether this Pod takes room under its pool's cap, by what it is or by a slot.
+    fn counts(&self, id: &PodId) -> bool {
+        let Some(pod) = self.pods.get(id) else {
+            return false;
+        };
+        let Some(state) = self.pools.get(&pod.pool) else {
+            return false;
+        };
+        self.slots.get(id).is_some_and(|slot| !slot.departed)
+            || self.is_in_flight(pod, &state.pool, self.is_rolling(state))
+    }
+
+    /// Pods in flight to the letter, and slots taken beyond them.
+    fn used(&self, id: &PoolId) -> (u32, u32) {
+        let Some(state) = self.pools.get(id) else {
+            return (0, 0);
+        };
+        let rolling = self.is_rolling(state);
+        let flying = |pod: &Pod| self.is_in_flight(pod, &state.pool, rolling);
+        let letter = self.members(state).filter(|(_, pod)| flying(pod)).count();
+        let (mut admitted, mut departed) = (0, 0);
+        for (pod, slot) in &self.slots {
+            if slot.pool != *id || slot.until <= self.now {
+                continue;
+            }
+            if slot.departed {
+                departed += 1;
+            } else if !self.pods.get(pod).is_some_and(flying) {
+                admitted += 1;
+            }
+        }
+        // no more successors are to come than the pool lacks Pods
+        let alive = self
+            .members(state)
+            .filter(|(_, pod)| pod.is_alive())
+            .count();
+        let lacking = usize::try_from(state.pool.replicas)
+            .unwrap_or(0)
+            .saturating_sub(alive);
+        let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+        (count(letter), count(admitted + departed.min(lacking)))
+    }
+
+    fn take_slot(&mut self, id: &PodId) {
+        if let Some(pod) = self.pods.get(id) {
+            self.slots.insert(
+                id.clone(),
+                Slot {
+                    pool: pod.pool.clone(),
+                    until: self.now + self.config.slot,
+                    departed: false,
+                },
+            );
+        }
+    }
+
+    // ---- the rule -----------------------------------------------------------------------------------------------
+
+    /// The one rule. `used` is what is in flight and reserved in the Pod's pool, where the caller knows it.
+    fn check(&self, id: &PodId, used: Option<u32>) -> Result<Admission, Reason> {
+        let pod = self.pods.get(id).ok_or(Reason::NotGated)?;
+        let state = self.pools.get(&pod.pool).ok_or(Reason::NotGated)?;
+        let pool = &state.pool;
+        if pool.mode == Mode::Off {
+            return Err(Reason::NotGated);
+        }
+        if self.synced.is_none() {
+            return Err(Reason::NotSynced);
+        }
+        if !pod.is_alive() {
+            return Err(Reason::NotAlive);
+        }
+        if !pod.is_stale(pool) {
+            return Err(Reason::Current);
+        }
+        if pod.busy {
+            return Err(Reason::Busy);
+        }
+        if pod.labelled {
+            return Err(Reason::AlreadyLabelled);
+        }
+        let has_slot = self
+            .slots
+            .get(id)
+            .is_some_and(|slot| !slot.departed && slot.until > self.now);
+        // who asks again for a Pod that was admitted lost the answer, or the race for the write
+        if self.writes.contains(id) || (has_slot && pool.mode == Mode::Own) {
+            return Err(Reason::Admitted);
+        }
+        let admission = match (pod.phase, pool.mode) {
+            (Phase::Running, _) => Admission::Label,
+            (Phase::Pending, Mode::Own) => Admission::Reap,
+            _ => return Err(Reason::NotRunning),
+        };
+        if pool.paused {
+            return Err(Reason::Paused);
+        }
+        if let Some(refusals) = self.refusals.get(id)
+            && refusals.retry_at > self.now
+        {
+            return Err(Reason::RetryWaits);
+        }
+        self.image_is_there(pod, pool)?;
+        let used = used.unwrap_or_else(|| {
+            let (letter, reserved) = self.used(&pod.pool);
+            letter + reserved
+        });
+        let cap = cap(pool.percent, pool.replicas);
+        let in_flight = used - u32::from(has_slot).min(used);
+        if in_flight >= cap {
+            return Err(Reason::CapReached { in_flight, cap });
+        }
+        Ok(admission)
+    }
+
+    fn proceeds(&self, pool: &Pool) -> bool {
+        pool.on_deadline == OnDeadline::Proceed && pool.deadline.is_some_and(|at| at <= self.now)
+    }
+
+    fn image_is_there(&self, pod: &Pod, pool: &Pool) -> Result<(), Reason> {
+        let proceeds = self.proceeds(pool);
+        match &pod.place {
+            Place::On(host) => {
+                let node = self.nodes.get(host).ok_or(Reason::NodeUnknown)?;
+                if !node.ready {
+                    return Err(Reason::NodeNotReady);
+                }
+                if !node.schedulable {
+                    return Err(Reason::NodeCordoned);
+                }
+                if proceeds {
+                    return Ok(());
+                }
+                match self.held_on(pool, host).ok_or(Reason::ImageUnresolved)? {
+                    Held::Fresh => Ok(()),
+                    Held::Old(age) => Err(Reason::PresenceOld(age)),
+                    Held::Missing => Err(Reason::ImageMissing),
+                    Held::Unheard => Err(Reason::HostUnheard),
+                }
+            }
+            Place::Unscheduled if pod.phase == Phase::Pending => {
+                if proceeds {
+                    return Ok(());
+                }
+                if pool.digest.is_none() {
+                    return Err(Reason::ImageUnresolved);
+                }
+                let (have, usable) = self.ready_hosts(pool);
+                let share = u64::from(usable) * u64::from(self.config.enough_percent.min(100));
+                let need = u32::try_from(share.div_ceil(100)).unwrap_or(usable).max(1);
+                if have < need {
+                    return Err(Reason::TooFewHosts { have, need });
+                }
+                Ok(())
+            }
+            Place::Unscheduled | Place::Elsewhere => Err(Reason::NodeUnknown),
+        }
+    }
+
+    fn held_on(&self, pool: &Pool, host: &HostId) -> Option<Held> {
+        let digest = pool.digest.as_ref()?;
+        let max_age = self.config.presence_max_age;
+        Some(
+            self.presence
+                .of(self.now, host, &pool.image, digest, max_age),
+        )
+    }
+
+    /// Hosts of the pool that are Ready and take Pods: how many hold its image, and how many there are.
+    fn ready_hosts(&self, pool: &Pool) -> (u32, u32) {
+        let mut counts = (0, 0);
+        for host in &pool.hosts {
+            let usable = self
+                .nodes
+                .get(host)
+                .is_some_and(|node| node.ready && node.schedulable);
+            if usable {
+                counts.1 += 1;
+                counts.0 += u32::from(self.held_on(pool, host) == Some(Held::Fresh));
+            }
+        }
+        counts
+    }
+
+    /// Why this labelled Pod of an owned pool must lose its label.
+    fn withdrawal(&self, pod: &Pod, state: &PoolState) -> Option<Withdrawal> {
+        let pool = &state.pool;
+        if !pod.is_stale(pool) {
+            return Some(Withdrawal::Current);
+        }
+        if self.proceeds(pool) {
+            return None;
+        }
+        // what isn't known yet isn't lost: a coordinator that just started, or an image that just changed
+        let since = self.synced?.max(state.changed_at);
+        let waited = self.now.since(since) > self.config.presence_max_age;
+        let lost = match &pod.place {
+            Place::On(host) => match self.held_on(pool, host) {
+                Some(Held::Fresh) => false,
+                Some(Held::Missing | Held::Old(_)) => true,
+                Some(Held::Unheard) | None => waited,
+            },
+            Place::Unscheduled | Place::Elsewhere => waited,
+        };
+        lost.then_some(Withdrawal::PresenceLost)
+    }
+
+    // ---- the owner's work ---------------------------------------------------------------------------------------
+
+    fn act(&mut self, id: &PoolId) {
+        if self.synced.is_none() {
+            return;
+        }
+        let Some(state) = self.pools.get(id) else {
+            return;
+        };
+        let mode = state.pool.mode;
+        if mode == Mode::Off {
+            return;
+        }
+        let mut actions = Vec::new();
+        if mode == Mode::Own {
+            for (pod, facts) in self.members(state) {
+                if facts.labelled
+                    && facts.is_alive()
+                    && !facts.busy
+                    && !self.writes.contains(pod)
+                    && !self.retry_waits(pod)
+                    && let Some(why) = self.withdrawal(facts, state)
+                {
+                    actions.push(Action::Unlabel(pod.clone(), why));
+                }
+            }
+        }
+        // Pending first: they serve nobody
+        let mut order: Vec<(bool, PodId)> = self
+            .oldest_first(state)
+            .into_iter()
+            .filter(|(_, pod)| pod.is_stale(&state.pool))
+            .map(|(id, pod)| (pod.phase != Phase::Pending, id.clone()))
+            .collect();
+        order.sort_by_key(|(later, _)| *later);
+        for action in actions {
+            if let Action::Unlabel(pod, _) = &action {
+                self.writes.insert(pod.clone());
+            }
+            self.actions.push_back(action);
+        }
+        let (letter, reserved) = self.used(id);
+        let mut used = letter + reserved;
+        for (_, pod) in order {
+            match self.check(&pod, Some(used)) {
+                Ok(admission) if mode == Mode::Own => {
+                    self.take_slot(&pod);
+                    used += 1;
+                    self.writes.insert(pod.clone());
+                    self.told.remove(&pod);
+                    self.actions.push_back(match admission {
+                        Admission::Label => Action::Label(pod),
+                        Admission::Reap => Action::Reap(pod),
+                    });
+                }
+                Ok(_)
+                | Err(
+                    Reason::Admitted | Reason::AlreadyLabelled | Reason::Busy | Reason::NotAlive,
+                ) => {
+                    self.told.remove(&pod);
+                }
+                Err(reason) => {
+                    if self.told.insert(pod.clone(), reason.as_str()) != Some(reason.as_str()) {
+                        self.actions.push_back(Action::Held(pod, reason));
+                    }
+                }
+            }
+        }
+    }
+
+    fn retry_waits(&self, id: &PodId) -> bool {
+        self.refusals
+            .get(id)
+            .is_some_and(|refusals| refusals.retry_at > self.now)
+    }
+}

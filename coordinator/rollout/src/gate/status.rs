@@ -1,0 +1,187 @@
+//! What the gate says, and why.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use proto::HostId;
+
+use super::PodId;
+
+/// Why a Pod may not drain. A closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Not everything that the cluster holds is known yet, or any more.
+    NotSynced,
+    /// It belongs to no pool that is gated.
+    NotGated,
+    /// It ended, or is being deleted.
+    NotAlive,
+    /// It runs the pool's image already.
+    Current,
+    /// It works for somebody.
+    Busy,
+    /// It carries the label already.
+    AlreadyLabelled,
+    /// It is neither Pending nor Running, or Pending in a pool that another controller owns.
+    NotRunning,
+    /// An operator paused the roll.
+    Paused,
+    /// The pool's image isn't resolved to a digest.
+    ImageUnresolved,
+    /// Its node isn't known as a host of the fleet.
+    NodeUnknown,
+    /// Its node isn't Ready.
+    NodeNotReady,
+    /// Its node is cordoned: its successor couldn't return there.
+    NodeCordoned,
+    /// Its node doesn't hold the image.
+    ImageMissing,
+    /// Its node held the image when it last spoke, so long ago.
+    PresenceOld(Duration),
+    /// Its node's agent hasn't spoken since this coordinator started.
+    HostUnheard,
+    /// It has no node, and too few hosts hold the image.
+    TooFewHosts {
+        /// Hosts that hold it.
+        have: u32,
+        /// Hosts that have to.
+        need: u32,
+    },
+    /// As many Pods are in flight as may be.
+    CapReached {
+        /// Pods in flight, and slots taken for others.
+        in_flight: u32,
+        /// The cap.
+        cap: u32,
+    },
+    /// A write on it was refused; the next try waits.
+    RetryWaits,
+    /// It was admitted a moment ago.
+    Admitted,
+}
+
+impl Reason {
+    /// All names, for metrics.
+    pub const NAMES: [&'static str; 19] = [
+        "not_synced",
+        "not_gated",
+        "not_alive",
+        "current",
+        "busy",
+        "already_labelled",
+        "not_running",
+        "paused",
+        "image_unresolved",
+        "node_unknown",
+        "node_not_ready",
+        "node_cordoned",
+        "image_missing",
+        "presence_old",
+        "host_unheard",
+        "too_few_hosts",
+        "cap_reached",
+        "retry_waits",
+        "admitted",
+    ];
+
+    /// Its name, for metrics and machines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSynced => "not_synced",
+            Self::NotGated => "not_gated",
+            Self::NotAlive => "not_alive",
+            Self::Current => "current",
+            Self::Busy => "busy",
+            Self::AlreadyLabelled => "already_labelled",
+            Self::NotRunning => "not_running",
+            Self::Paused => "paused",
+            Self::ImageUnresolved => "image_unresolved",
+            Self::NodeUnknown => "node_unknown",
+            Self::NodeNotReady => "node_not_ready",
+            Self::NodeCordoned => "node_cordoned",
+            Self::ImageMissing => "image_missing",
+            Self::PresenceOld(_) => "presence_old",
+            Self::HostUnheard => "host_unheard",
+            Self::TooFewHosts { .. } => "too_few_hosts",
+            Self::CapReached { .. } => "cap_reached",
+            Self::RetryWaits => "retry_waits",
+            Self::Admitted => "admitted",
+        }
+    }
+
+    /// Whether the Pod only waits for its turn: nothing is amiss.
+    #[must_use]
+    pub const fn is_turn(self) -> bool {
+        matches!(
+            self,
+            Self::CapReached { .. } | Self::Admitted | Self::RetryWaits
+        )
+    }
+}
+
+/// What a Pod may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Admission {
+    /// It may get the drain label.
+    Label,
+    /// It is Pending, and may be deleted.
+    Reap,
+}
+
+/// The gate's answer about a Pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// It may.
+    Open(Admission),
+    /// It may not.
+    Held(Reason),
+}
+
+/// A Pod as the gate sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodStatus {
+    /// The Pod.
+    pub pod: PodId,
+    /// Where it runs, if that is a host.
+    pub host: Option<HostId>,
+    /// Whether it runs another image than its pool's.
+    pub stale: bool,
+    /// Whether it counts as in flight.
+    pub in_flight: bool,
+    /// What the gate would answer now.
+    pub verdict: Verdict,
+}
+
+/// A pool as the gate sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Pods that are alive.
+    pub alive: u32,
+    /// Of these: those that run another image.
+    pub stale: u32,
+    /// Of these: those that carry the label.
+    pub labelled: u32,
+    /// Pods in flight, as the runners' own controller counts them.
+    pub in_flight: u32,
+    /// Slots taken beyond these: admissions that don't show yet, and Pods whose successor isn't there yet.
+    pub reserved: u32,
+    /// The most that may be in flight.
+    pub cap: u32,
+    /// Hosts of the pool that are Ready and take Pods.
+    pub hosts_usable: u32,
+    /// Of these: those that hold its image now.
+    pub hosts_ready: u32,
+    /// When the oldest Pod that is alive and Pending was made, in Unix seconds.
+    pub oldest_pending_unix_s: Option<i64>,
+    /// Its Pods, oldest first.
+    pub pods: Vec<PodStatus>,
+}
+
+impl PoolStatus {
+    /// Whether Pods are left that run another image.
+    #[must_use]
+    pub const fn is_rolling(&self) -> bool {
+        self.stale > 0
+    }
+}

@@ -1,0 +1,752 @@
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::ToString as _,
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proptest::prelude::*;
+use proto::{Digest, HostId, Moment};
+
+use super::*;
+use crate::presence::Holdings;
+
+const OLD: &str = "registry.test/runner:1";
+const NEW: &str = "registry.test/runner:2";
+
+fn second(at: u64) -> Moment {
+    Moment::START + Duration::from_secs(1_000 + at)
+}
+
+fn host(at: usize) -> HostId {
+    format!("mini-{at}").parse().unwrap()
+}
+
+fn digest(image: &str) -> Digest {
+    Digest::of(image.as_bytes())
+}
+
+fn pool_id() -> PoolId {
+    PoolId("ns/pool".into())
+}
+
+fn id(at: usize) -> PodId {
+    PodId(format!("uid-{at}"))
+}
+
+fn pool(replicas: i32, percent: i32) -> Pool {
+    Pool {
+        image: NEW.into(),
+        digest: Some(digest(NEW)),
+        mode: Mode::Own,
+        percent,
+        replicas,
+        hosts: (0..usize::try_from(replicas).unwrap()).map(host).collect(),
+        paused: false,
+        deadline: None,
+        on_deadline: OnDeadline::Hold,
+    }
+}
+
+fn pod(at: usize) -> Pod {
+    Pod {
+        pool: pool_id(),
+        name: PodName {
+            namespace: "ns".into(),
+            name: format!("pod-{at}"),
+        },
+        image: OLD.into(),
+        place: Place::On(host(at)),
+        phase: Phase::Running,
+        deleting: false,
+        labelled: false,
+        busy: false,
+        heartbeat: Heartbeat::Absent,
+        created_unix_s: 100 + i64::try_from(at).unwrap(),
+    }
+}
+
+fn holds(image: &str) -> Holdings {
+    [(digest(image), BTreeSet::from([image.to_string()]))].into()
+}
+
+fn actions(gate: &mut Gate) -> Vec<Action> {
+    core::iter::from_fn(|| gate.poll()).collect()
+}
+
+fn writes(gate: &mut Gate) -> Vec<Action> {
+    let mut actions = actions(gate);
+    actions.retain(|action| !matches!(action, Action::Held(..)));
+    actions
+}
+
+/// A pool of `many` hosts with a stale Pod each, where every host holds the new image; synced at second 0.
+fn fleet(many: usize, percent: i32) -> Gate {
+    let mut gate = Gate::new(Config::default());
+    let replicas = i32::try_from(many).unwrap();
+    gate.handle(second(0), Event::Pool(pool_id(), pool(replicas, percent)));
+    for at in 0..many {
+        gate.handle(
+            second(0),
+            Event::Node {
+                host: host(at),
+                ready: true,
+                schedulable: true,
+            },
+        );
+        gate.handle(second(0), Event::Holds(host(at), holds(NEW)));
+        gate.handle(second(0), Event::Pod(id(at), pod(at)));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    gate
+}
+
+fn label(gate: &mut Gate, at: u64, which: usize) {
+    let labelled = Pod {
+        labelled: true,
+        ..pod(which)
+    };
+    gate.handle(second(at), Event::Pod(id(which), labelled));
+    gate.handle(second(at), Event::Written(id(which), Outcome::Done));
+}
+
+#[test]
+fn the_cap_is_a_share_of_the_replicas_and_at_least_one() {
+    for (replicas, percent, expected) in [
+        (9, 5, 1),
+        (40, 5, 2),
+        (100, 5, 5),
+        (40, 10, 4),
+        (0, 5, 1),
+        (-3, 5, 1),
+        (40, 0, 1),
+        (40, -1, 1),
+        (i32::MAX, 100, i32::MAX.unsigned_abs()),
+        (i32::MAX, i32::MAX, u32::MAX),
+    ] {
+        assert_eq!(cap(percent, replicas), expected, "{replicas}@{percent}");
+    }
+}
+
+#[test]
+fn nothing_is_admitted_before_everything_is_known() {
+    let mut gate = fleet(3, 100);
+    assert_eq!(writes(&mut gate).len(), 3);
+    let mut gate = fleet(3, 5);
+    actions(&mut gate);
+    gate.handle(second(1), Event::Synced(false));
+    gate.handle(second(1), Event::PodGone(id(0)));
+    assert_eq!(writes(&mut gate), []);
+    assert_eq!(gate.explain(&id(1)), Verdict::Held(Reason::NotSynced));
+}
+
+#[test]
+fn pods_drain_oldest_first_and_never_more_than_the_cap() {
+    let mut gate = fleet(40, 5);
+    assert_eq!(
+        writes(&mut gate),
+        [Action::Label(id(0)), Action::Label(id(1))]
+    );
+    let cap_reached = Reason::CapReached {
+        in_flight: 2,
+        cap: 2,
+    };
+    assert_eq!(gate.explain(&id(2)), Verdict::Held(cap_reached));
+    label(&mut gate, 1, 0);
+    label(&mut gate, 1, 1);
+    assert_eq!(writes(&mut gate), []);
+    // one drains and leaves: its successor isn't there yet, so its place isn't free
+    gate.handle(second(10), Event::PodGone(id(0)));
+    assert_eq!(writes(&mut gate), []);
+    // the successor starts: in flight until it is warm
+    let mut successor = Pod {
+        image: NEW.into(),
+        phase: Phase::Pending,
+        ..pod(50)
+    };
+    gate.handle(second(20), Event::Pod(id(50), successor.clone()));
+    assert_eq!(writes(&mut gate), []);
+    successor.phase = Phase::Running;
+    successor.heartbeat = Heartbeat::Other;
+    gate.handle(second(21), Event::Pod(id(50), successor.clone()));
+    assert_eq!(writes(&mut gate), []);
+    successor.heartbeat = Heartbeat::Polling(second(22));
+    gate.handle(second(22), Event::Pod(id(50), successor));
+    assert_eq!(writes(&mut gate), [Action::Label(id(2))]);
+}
+
+#[test]
+fn a_place_whose_successor_never_comes_is_free_after_a_while() {
+    let mut gate = fleet(9, 5);
+    label(&mut gate, 0, 0);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    gate.handle(second(1), Event::PodGone(id(0)));
+    for at in 1..9 {
+        gate.handle(second(55), Event::Holds(host(at), holds(NEW)));
+    }
+    gate.handle(second(60), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(62), Event::Tick);
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+}
+
+#[test]
+fn a_successor_that_came_first_leaves_no_place_taken() {
+    let mut gate = fleet(9, 5);
+    label(&mut gate, 0, 0);
+    actions(&mut gate);
+    let warm = Pod {
+        image: NEW.into(),
+        ..pod(50)
+    };
+    gate.handle(second(1), Event::Pod(id(50), warm));
+    gate.handle(second(2), Event::PodGone(id(0)));
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+}
+
+#[test]
+fn pending_pods_are_reaped_first_under_the_same_budget() {
+    let mut gate = Gate::new(Config::default());
+    gate.handle(second(0), Event::Pool(pool_id(), pool(40, 5)));
+    for at in 0..4 {
+        let phase = if at > 1 {
+            Phase::Pending
+        } else {
+            Phase::Running
+        };
+        gate.handle(
+            second(0),
+            Event::Node {
+                host: host(at),
+                ready: true,
+                schedulable: true,
+            },
+        );
+        gate.handle(second(0), Event::Holds(host(at), holds(NEW)));
+        gate.handle(second(0), Event::Pod(id(at), Pod { phase, ..pod(at) }));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(
+        writes(&mut gate),
+        [Action::Reap(id(2)), Action::Reap(id(3))]
+    );
+    for at in 2..4 {
+        gate.handle(second(1), Event::PodGone(id(at)));
+        gate.handle(second(1), Event::Written(id(at), Outcome::Done));
+    }
+    assert_eq!(writes(&mut gate), []);
+}
+
+#[test]
+fn a_pending_pod_without_a_node_waits_for_half_of_the_usable_hosts() {
+    let mut gate = Gate::new(Config::default());
+    gate.handle(second(0), Event::Pool(pool_id(), pool(5, 100)));
+    let waiting = Pod {
+        phase: Phase::Pending,
+        place: Place::Unscheduled,
+        ..pod(0)
+    };
+    gate.handle(second(0), Event::Pod(id(0), waiting));
+    for at in 0..5 {
+        gate.handle(
+            second(0),
+            Event::Node {
+                host: host(at),
+                ready: at != 4,
+                schedulable: true,
+            },
+        );
+    }
+    gate.handle(second(0), Event::Synced(true));
+    let few = |have| Verdict::Held(Reason::TooFewHosts { have, need: 2 });
+    assert_eq!(gate.explain(&id(0)), few(0));
+    gate.handle(second(0), Event::Holds(host(4), holds(NEW)));
+    gate.handle(second(0), Event::Holds(host(0), holds(NEW)));
+    assert_eq!(gate.explain(&id(0)), few(1));
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(0), Event::Holds(host(1), holds(NEW)));
+    assert_eq!(writes(&mut gate), [Action::Reap(id(0))]);
+}
+
+#[test]
+fn what_keeps_a_pod_is_named() {
+    let case = |pool: Pool, pod: Pod, ready: bool, schedulable: bool, image: Option<&str>| {
+        let mut gate = Gate::new(Config::default());
+        gate.handle(second(0), Event::Pool(pool_id(), pool));
+        gate.handle(second(0), Event::Pod(id(0), pod));
+        gate.handle(
+            second(0),
+            Event::Node {
+                host: host(0),
+                ready,
+                schedulable,
+            },
+        );
+        if let Some(image) = image {
+            gate.handle(second(0), Event::Holds(host(0), holds(image)));
+        }
+        gate.handle(second(0), Event::Synced(true));
+        match gate.status(&pool_id()).unwrap().pods.first() {
+            // it was admitted by itself
+            Some(status) => match status.verdict {
+                Verdict::Held(reason) => reason,
+                Verdict::Open(_) => unreachable!(),
+            },
+            None => Reason::NotAlive,
+        }
+    };
+    let fine = || pool(9, 5);
+    assert_eq!(
+        case(fine(), pod(0), true, true, Some(NEW)),
+        Reason::Admitted
+    );
+    assert_eq!(
+        case(fine(), pod(0), false, true, Some(NEW)),
+        Reason::NodeNotReady
+    );
+    assert_eq!(
+        case(fine(), pod(0), true, false, Some(NEW)),
+        Reason::NodeCordoned
+    );
+    assert_eq!(
+        case(fine(), pod(0), true, true, Some(OLD)),
+        Reason::ImageMissing
+    );
+    assert_eq!(case(fine(), pod(0), true, true, None), Reason::HostUnheard);
+    assert_eq!(case(fine(), pod(1), true, true, None), Reason::NodeUnknown);
+    let elsewhere = Pod {
+        place: Place::Elsewhere,
+        ..pod(0)
+    };
+    assert_eq!(
+        case(fine(), elsewhere, true, true, Some(NEW)),
+        Reason::NodeUnknown
+    );
+    let busy = Pod {
+        busy: true,
+        ..pod(0)
+    };
+    assert_eq!(case(fine(), busy, true, true, Some(NEW)), Reason::Busy);
+    let current = Pod {
+        image: NEW.into(),
+        ..pod(0)
+    };
+    assert_eq!(
+        case(fine(), current, true, true, Some(NEW)),
+        Reason::Current
+    );
+    let unknown = Pod {
+        phase: Phase::Unknown,
+        ..pod(0)
+    };
+    assert_eq!(
+        case(fine(), unknown, true, true, Some(NEW)),
+        Reason::NotRunning
+    );
+    let ended = Pod {
+        phase: Phase::Ended,
+        ..pod(0)
+    };
+    assert_eq!(case(fine(), ended, true, true, Some(NEW)), Reason::NotAlive);
+    let paused = Pool {
+        paused: true,
+        ..fine()
+    };
+    assert_eq!(case(paused, pod(0), true, true, Some(NEW)), Reason::Paused);
+    let unresolved = Pool {
+        digest: None,
+        ..fine()
+    };
+    assert_eq!(
+        case(unresolved, pod(0), true, true, Some(NEW)),
+        Reason::ImageUnresolved
+    );
+    let off = Pool {
+        mode: Mode::Off,
+        ..fine()
+    };
+    assert_eq!(case(off, pod(0), true, true, Some(NEW)), Reason::NotGated);
+    let guard = || Pool {
+        mode: Mode::Guard,
+        ..fine()
+    };
+    let pending = Pod {
+        phase: Phase::Pending,
+        ..pod(0)
+    };
+    assert_eq!(
+        case(guard(), pending, true, true, Some(NEW)),
+        Reason::NotRunning
+    );
+    let names: BTreeSet<_> = Reason::NAMES.into();
+    assert_eq!(names.len(), Reason::NAMES.len());
+}
+
+#[test]
+fn presence_counts_for_thirty_seconds_and_lost_presence_takes_the_label_back() {
+    let mut gate = fleet(9, 5);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 0, 0);
+    gate.handle(second(30), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(31), Event::Tick);
+    let lost = Withdrawal::PresenceLost;
+    assert_eq!(writes(&mut gate), [Action::Unlabel(id(0), lost)]);
+    assert_eq!(
+        gate.explain(&id(1)),
+        Verdict::Held(Reason::PresenceOld(Duration::from_secs(31)))
+    );
+    gate.handle(second(31), Event::Pod(id(0), pod(0)));
+    gate.handle(second(31), Event::Written(id(0), Outcome::Done));
+    gate.handle(second(32), Event::Holds(host(3), holds(NEW)));
+    assert_eq!(writes(&mut gate), [Action::Label(id(3))]);
+    label(&mut gate, 33, 3);
+    gate.handle(second(34), Event::Holds(host(3), holds(OLD)));
+    assert_eq!(writes(&mut gate), [Action::Unlabel(id(3), lost)]);
+}
+
+#[test]
+fn labels_are_left_alone_until_hosts_had_time_to_speak() {
+    let mut gate = Gate::new(Config::default());
+    gate.handle(second(0), Event::Pool(pool_id(), pool(9, 5)));
+    let labelled = Pod {
+        labelled: true,
+        ..pod(0)
+    };
+    gate.handle(second(0), Event::Pod(id(0), labelled));
+    gate.handle(second(0), Event::Synced(true));
+    gate.handle(second(30), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(31), Event::Tick);
+    assert_eq!(
+        writes(&mut gate),
+        [Action::Unlabel(id(0), Withdrawal::PresenceLost)]
+    );
+}
+
+#[test]
+fn a_roll_back_takes_labels_off_current_pods_and_busy_ones_are_left_alone() {
+    let mut gate = fleet(9, 40);
+    assert_eq!(writes(&mut gate).len(), 3);
+    for at in 0..3 {
+        label(&mut gate, 0, at);
+    }
+    let busy = Pod {
+        labelled: true,
+        busy: true,
+        ..pod(1)
+    };
+    gate.handle(second(1), Event::Pod(id(1), busy));
+    let back = Pool {
+        image: OLD.into(),
+        digest: Some(digest(OLD)),
+        ..pool(9, 40)
+    };
+    gate.handle(second(1), Event::Pool(pool_id(), back));
+    assert_eq!(
+        writes(&mut gate),
+        [
+            Action::Unlabel(id(0), Withdrawal::Current),
+            Action::Unlabel(id(2), Withdrawal::Current)
+        ]
+    );
+}
+
+#[test]
+fn refused_writes_cost_no_budget_and_unknown_ones_do() {
+    let mut gate = fleet(9, 5);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    gate.handle(second(1), Event::Written(id(0), Outcome::Refused));
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+    gate.handle(second(1), Event::Written(id(1), Outcome::Unknown));
+    gate.handle(second(20), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+    // the oldest again: its wait is over
+    for at in 0..9 {
+        gate.handle(second(31), Event::Seen(host(at)));
+    }
+    gate.handle(second(32), Event::Tick);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+}
+
+#[test]
+fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
+    let mut gate = Gate::new(Config::default());
+    let guard = Pool {
+        mode: Mode::Guard,
+        ..pool(9, 5)
+    };
+    gate.handle(second(0), Event::Pool(pool_id(), guard));
+    for at in 0..2 {
+        gate.handle(
+            second(0),
+            Event::Node {
+                host: host(at),
+                ready: true,
+                schedulable: true,
+            },
+        );
+        gate.handle(second(0), Event::Holds(host(at), holds(NEW)));
+        gate.handle(second(0), Event::Pod(id(at), pod(at)));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    assert_eq!(writes(&mut gate), []);
+    assert_eq!(gate.explain(&id(1)), Verdict::Open(Admission::Label));
+    assert_eq!(gate.admit(second(0), &id(0)), Ok(Admission::Label));
+    let reached = Reason::CapReached {
+        in_flight: 1,
+        cap: 1,
+    };
+    assert_eq!(gate.admit(second(0), &id(1)), Err(reached));
+    assert_eq!(gate.explain(&id(1)), Verdict::Held(reached));
+    // who lost the answer may ask again; a label that never came frees the place
+    assert_eq!(gate.admit(second(1), &id(0)), Ok(Admission::Label));
+    gate.handle(second(20), Event::Seen(host(1)));
+    assert_eq!(gate.admit(second(30), &id(1)), Err(reached));
+    assert_eq!(gate.admit(second(31), &id(1)), Ok(Admission::Label));
+    // and labels that another put are never taken back
+    let labelled = Pod {
+        labelled: true,
+        ..pod(0)
+    };
+    gate.handle(second(32), Event::Pod(id(0), labelled));
+    gate.handle(second(33), Event::Holds(host(0), holds(OLD)));
+    gate.handle(second(99), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+}
+
+#[test]
+fn a_deadline_may_proceed_without_the_image_but_not_without_the_cap() {
+    let mut gate = Gate::new(Config::default());
+    let late = Pool {
+        deadline: Some(second(10)),
+        on_deadline: OnDeadline::Proceed,
+        ..pool(9, 5)
+    };
+    gate.handle(second(0), Event::Pool(pool_id(), late));
+    for at in 0..2 {
+        gate.handle(
+            second(0),
+            Event::Node {
+                host: host(at),
+                ready: true,
+                schedulable: true,
+            },
+        );
+        gate.handle(second(0), Event::Pod(id(at), pod(at)));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    gate.handle(second(9), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(10), Event::Tick);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 11, 0);
+    gate.handle(second(90), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+}
+
+#[test]
+fn a_reason_is_told_once_until_it_changes() {
+    let mut gate = fleet(2, 5);
+    let missing = Reason::ImageMissing;
+    actions(&mut gate);
+    gate.handle(second(1), Event::Holds(host(1), holds(OLD)));
+    assert_eq!(actions(&mut gate), [Action::Held(id(1), missing)]);
+    gate.handle(second(2), Event::Tick);
+    gate.handle(second(3), Event::Holds(host(1), holds(OLD)));
+    assert_eq!(actions(&mut gate), []);
+}
+
+// ---- properties -------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Step {
+    Wait(u64),
+    Pod(usize, u8, bool, bool, u8),
+    Gone(usize),
+    Hold(usize, bool),
+    Seen(usize),
+    Node(usize, bool, bool),
+    NodeGone(usize),
+    Pool(i32, i32, bool, bool),
+    Written(usize, u8),
+    Synced(bool),
+}
+
+const PODS: usize = 6;
+const HOSTS: usize = 4;
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0u64..40).prop_map(Step::Wait),
+        (0..PODS, 0u8..8, any::<bool>(), any::<bool>(), 0u8..4)
+            .prop_map(|(a, b, c, d, e)| Step::Pod(a, b, c, d, e)),
+        (0..PODS).prop_map(Step::Gone),
+        (0..HOSTS, any::<bool>()).prop_map(|(a, b)| Step::Hold(a, b)),
+        (0..HOSTS).prop_map(Step::Seen),
+        (0..HOSTS, any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Step::Node(a, b, c)),
+        (0..HOSTS).prop_map(Step::NodeGone),
+        (0i32..80, 0i32..120, any::<bool>(), any::<bool>())
+            .prop_map(|(a, b, c, d)| Step::Pool(a, b, c, d)),
+        (0..PODS, 0u8..3).prop_map(|(a, b)| Step::Written(a, b)),
+        any::<bool>().prop_map(Step::Synced),
+    ]
+}
+
+fn event(step: &Step, now: Moment) -> Event {
+    match *step {
+        Step::Wait(_) => Event::Tick,
+        Step::Pod(at, state, labelled, busy, place) => Event::Pod(
+            id(at),
+            Pod {
+                image: if state & 1 == 0 { OLD } else { NEW }.into(),
+                phase: [Phase::Running, Phase::Running, Phase::Pending, Phase::Ended]
+                    [usize::from(state >> 1)],
+                labelled,
+                busy,
+                place: match place {
+                    0 => Place::Unscheduled,
+                    1 => Place::Elsewhere,
+                    _ => Place::On(host(at % HOSTS)),
+                },
+                heartbeat: if place == 3 {
+                    Heartbeat::Polling(now)
+                } else {
+                    Heartbeat::Absent
+                },
+                ..pod(at)
+            },
+        ),
+        Step::Gone(at) => Event::PodGone(id(at)),
+        Step::Hold(at, new) => Event::Holds(host(at), holds(if new { NEW } else { OLD })),
+        Step::Seen(at) => Event::Seen(host(at)),
+        Step::Node(at, ready, schedulable) => Event::Node {
+            host: host(at),
+            ready,
+            schedulable,
+        },
+        Step::NodeGone(at) => Event::NodeGone(host(at)),
+        Step::Pool(replicas, percent, new, own) => {
+            let image = if new { NEW } else { OLD };
+            Event::Pool(
+                pool_id(),
+                Pool {
+                    image: image.into(),
+                    digest: Some(digest(image)),
+                    mode: if own { Mode::Own } else { Mode::Guard },
+                    hosts: (0..HOSTS).map(host).collect(),
+                    ..pool(replicas, percent)
+                },
+            )
+        }
+        Step::Written(at, outcome) => Event::Written(
+            id(at),
+            [Outcome::Done, Outcome::Refused, Outcome::Unknown][usize::from(outcome)],
+        ),
+        Step::Synced(synced) => Event::Synced(synced),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_happens_admissions_keep_the_rules(steps in prop::collection::vec(step(), 1..80)) {
+        let mut gate = Gate::new(Config::default());
+        let mut now = second(0);
+        // what was told, kept apart from the gate's own books
+        let mut pods: BTreeMap<PodId, Pod> = BTreeMap::new();
+        let mut held: BTreeMap<HostId, (Moment, Holdings)> = BTreeMap::new();
+        let mut nodes: BTreeMap<HostId, bool> = BTreeMap::new();
+        let mut rule: Option<Pool> = None;
+        let mut synced = false;
+        for step in &steps {
+            if let Step::Wait(seconds) = step {
+                now += Duration::from_secs(*seconds);
+            }
+            let event = event(step, now);
+            match &event {
+                Event::Pod(id, pod) => { pods.insert(id.clone(), pod.clone()); }
+                Event::PodGone(id) => { pods.remove(id); }
+                Event::Holds(host, holdings) => { held.insert(host.clone(), (now, holdings.clone())); }
+                Event::Seen(host) => if let Some(word) = held.get_mut(host) { word.0 = now; },
+                Event::Node { host, ready, schedulable } => { nodes.insert(host.clone(), *ready && *schedulable); }
+                Event::NodeGone(host) => { nodes.remove(host); held.remove(host); }
+                Event::Pool(_, pool) => rule = Some(pool.clone()),
+                Event::Synced(is) => synced = *is,
+                _ => {}
+            }
+            gate.handle(now, event);
+            let mut admitted = false;
+            for action in actions(&mut gate) {
+                prop_assert!(synced);
+                let rule = rule.as_ref().unwrap();
+                let fresh = |pod: &Pod| match &pod.place {
+                    Place::On(host) => held.get(host).is_some_and(|(at, holdings)| {
+                        now.since(*at) <= Duration::from_secs(30)
+                            && holdings.get(&digest(&rule.image)).is_some_and(|names| names.contains(&rule.image))
+                    }),
+                    _ => false,
+                };
+                match action {
+                    Action::Label(id) => {
+                        admitted = true;
+                        let pod = &pods[&id];
+                        prop_assert_eq!(rule.mode, Mode::Own);
+                        prop_assert!(pod.is_alive() && !pod.busy && !pod.labelled && pod.image != rule.image);
+                        prop_assert_eq!(pod.phase, Phase::Running);
+                        prop_assert!(fresh(pod));
+                        let Place::On(host) = &pod.place else { unreachable!() };
+                        prop_assert_eq!(nodes.get(host), Some(&true));
+                    }
+                    Action::Reap(id) => {
+                        admitted = true;
+                        let pod = &pods[&id];
+                        prop_assert_eq!(rule.mode, Mode::Own);
+                        prop_assert!(pod.is_alive() && !pod.busy && pod.image != rule.image);
+                        prop_assert_eq!(pod.phase, Phase::Pending);
+                    }
+                    Action::Unlabel(id, why) => {
+                        let pod = &pods[&id];
+                        prop_assert_eq!(rule.mode, Mode::Own);
+                        prop_assert!(pod.labelled && !pod.busy && pod.is_alive());
+                        prop_assert_eq!(why == Withdrawal::Current, pod.image == rule.image);
+                        prop_assert!(why == Withdrawal::Current || !fresh(pod));
+                    }
+                    Action::Held(id, _) => prop_assert!(pods.contains_key(&id)),
+                }
+            }
+            if let Some(status) = gate.status(&pool_id()) {
+                if admitted {
+                    prop_assert!(status.in_flight + status.reserved <= status.cap);
+                }
+                // to the letter, by another hand
+                let rule = rule.as_ref().unwrap();
+                let alive: Vec<&Pod> = pods.values().filter(|pod| pod.is_alive()).collect();
+                let stale = alive.iter().filter(|pod| pod.image != rule.image).count();
+                let labelled = alive.iter().filter(|pod| pod.image != rule.image && pod.labelled).count();
+                let cold = alive.iter().filter(|pod| {
+                    pod.image == rule.image && !pod.busy && !(pod.phase == Phase::Running && match pod.heartbeat {
+                        Heartbeat::Polling(at) => now.since(at) < Duration::from_secs(300),
+                        _ => true,
+                    })
+                }).count();
+                let letter = labelled + if stale > 0 { cold } else { 0 };
+                prop_assert_eq!(status.in_flight as usize, letter);
+                prop_assert_eq!(status.stale as usize, stale);
+                // progress: who waits has a reason, and it isn't that it could go
+                for pod in &status.pods {
+                    if rule.mode == Mode::Own {
+                        prop_assert!(!matches!(pod.verdict, Verdict::Open(_)));
+                    }
+                }
+            }
+            for at in 0..PODS {
+                let explained = gate.explain(&id(at));
+                let admitted = gate.clone().admit(now, &id(at));
+                prop_assert_eq!(explained, admitted.map_or_else(Verdict::Held, Verdict::Open));
+            }
+        }
+    }
+}
