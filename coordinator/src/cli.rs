@@ -85,6 +85,8 @@ pub enum Command {
     Pin,
     /// Print the certificate of the fleet's authority (PEM).
     Ca,
+    /// Print the definition of the custom resource `ImagePrePull` (YAML), for `kubectl apply -f -`.
+    Crd,
 }
 
 /// Options of `run`.

@@ -69,6 +69,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Pin => say(&format!("{}\n", authority(&shared)?.pin().hex())),
         Command::Ca => say(authority(&shared)?.pem()),
+        Command::Crd => {
+            say(&crate::cluster::crd::yaml().context("writing the definition as YAML")?)
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod admin;
 mod api;
 pub mod authority;
 pub mod cli;
+pub mod cluster;
 pub mod command;
 pub mod config;
 mod driver;
