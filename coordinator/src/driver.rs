@@ -31,14 +31,17 @@ use crate::{
 };
 
 mod ask;
+mod claims;
 mod hosts;
 mod keeper;
 mod orders;
+mod presence;
 mod show;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use keeper::{Keep, QUEUE as KEEPER_QUEUE, keep};
+pub(crate) use presence::PresenceView;
 pub(crate) use show::View;
 
 /// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.
@@ -123,6 +126,8 @@ pub(crate) enum Ask {
         limits: BandwidthRequest,
         reply: oneshot::Sender<Result<(), crate::wants::StateError>>,
     },
+    /// The cluster wants exactly these, whatever it wanted before. What operators want stays.
+    Place(Vec<Want>),
     /// What staging this would move.
     Preview {
         want: Box<Want>,
@@ -197,6 +202,7 @@ struct Host {
     blames: u64,
     neighbours: Vec<HostId>,
     lost_at: Option<Moment>,
+    word: presence::Word,
 }
 
 impl Host {
@@ -214,6 +220,7 @@ impl Host {
             blames: 0,
             neighbours: Vec::new(),
             lost_at: None,
+            word: presence::Word::default(),
         }
     }
 }
@@ -222,6 +229,8 @@ impl Host {
 #[derive(Debug)]
 struct Wanted {
     want: Want,
+    asked: Option<claims::Claim>,
+    cluster: Option<claims::Claim>,
     order: Option<Arc<message::Order>>,
     ordered: BTreeSet<HostId>,
     token: Option<(PullToken, Moment)>,
@@ -266,6 +275,10 @@ pub(crate) struct Driver {
     publish: watch::Sender<Arc<View>>,
     dirty: bool,
     publish_due: Moment,
+    presence: watch::Sender<Arc<PresenceView>>,
+    presence_changed: bool,
+    presence_heard: bool,
+    presence_due: Moment,
     keeper: mpsc::Sender<Keep>,
     registries: Arc<Registries>,
     metrics: Metrics,
@@ -279,6 +292,7 @@ pub(crate) struct Parts {
     pub(crate) kept: Kept,
     pub(crate) membership: Arc<Membership>,
     pub(crate) publish: watch::Sender<Arc<View>>,
+    pub(crate) presence: watch::Sender<Arc<PresenceView>>,
     pub(crate) keeper: mpsc::Sender<Keep>,
     pub(crate) registries: Arc<Registries>,
     pub(crate) metrics: Metrics,
@@ -308,6 +322,10 @@ impl Driver {
             publish: parts.publish,
             dirty: true,
             publish_due: Moment::START,
+            presence: parts.presence,
+            presence_changed: true,
+            presence_heard: false,
+            presence_due: Moment::START,
             keeper: parts.keeper,
             registries: parts.registries,
             metrics: parts.metrics,
@@ -407,6 +425,7 @@ impl Driver {
             Input::Tick => self.plan.handle(now, Event::Tick),
         }
         self.act(now);
+        self.show_presence(now);
     }
 }
 

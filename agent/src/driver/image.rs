@@ -89,6 +89,8 @@ pub(super) struct Image {
     whole: Option<Instant>,
     pub(super) checked: Option<Instant>,
     pub(super) golden: bool,
+    /// References whose tag, and golden where one is made, were there at the last look.
+    pub(super) ready: Vec<String>,
     retry_at: Option<Instant>,
     retry_pause: Duration,
 }
@@ -120,6 +122,7 @@ impl Image {
             whole: None,
             checked: None,
             golden: false,
+            ready: Vec::new(),
             retry_at: None,
             retry_pause: RETRY.0,
         }
@@ -544,7 +547,9 @@ impl Driver {
             });
             if linked && golden {
                 image.checked = Some(now);
+                image.ready.clone_from(&image.references);
             } else {
+                image.ready.clear();
                 removed.push((*digest, found.is_some()));
             }
         }

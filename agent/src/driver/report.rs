@@ -175,6 +175,10 @@ impl Driver {
                     u64::try_from(checked.elapsed().as_millis()).unwrap_or(u64::MAX)
                 }),
                 golden: image.golden,
+                ready_references: match image.state {
+                    StageState::Present => image.ready.clone(),
+                    _ => Vec::new(),
+                },
             }
         });
         declined.chain(images).collect()

@@ -38,18 +38,18 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// The host says what it holds: all of it.
-    pub fn report(&mut self, now: Moment, host: HostId, holdings: Holdings) {
+    /// The host says what it holds, all of it, as it looked `at` that moment.
+    pub fn report(&mut self, at: Moment, host: HostId, holdings: Holdings) {
         let host = self.hosts.entry(host).or_default();
-        host.seen_at = Some(now);
+        host.seen_at = Some(at);
         host.holdings = holdings;
     }
 
-    /// The host was heard of, and nothing changed there. Returns how old its word had become, where it had one.
-    pub fn seen(&mut self, now: Moment, host: &HostId) -> Option<Duration> {
+    /// The host looked again `at` that moment, and nothing changed. Returns how old its word had become, where it had one.
+    pub fn seen(&mut self, at: Moment, host: &HostId) -> Option<Duration> {
         let host = self.hosts.get_mut(host)?;
-        let before = host.seen_at.replace(now)?;
-        Some(now.since(before))
+        let before = host.seen_at.replace(at)?;
+        Some(at.since(before))
     }
 
     /// The host isn't part of the fleet any more.

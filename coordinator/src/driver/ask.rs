@@ -10,7 +10,8 @@ use rollout::stage::{Event, event as word};
 use tracing::{error, info, warn};
 
 use super::{
-    Ask, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, keeper, orders::bandwidth,
+    Ask, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, claims::Claim, keeper,
+    orders::bandwidth,
 };
 use crate::{
     progress::Progress,
@@ -35,13 +36,19 @@ impl Driver {
                             short_of_room,
                         },
                     );
-                    let want = self.wants[&image].want.clone();
-                    self.keep(Keep::Want(Box::new(want), reply));
+                    if let Some(want) = self.wants.get(&image).and_then(Wanted::asked_want) {
+                        self.keep(Keep::Want(Box::new(want), reply));
+                    }
                 }
                 Err(error) => drop(reply.send(Err(error))),
             },
             Ask::Cancel { image, reply } => {
-                let wanted = self.cancel(now, image);
+                let wanted = self.wants.get(&image);
+                let wanted = wanted.is_some_and(|wanted| wanted.asked.is_some());
+                if wanted {
+                    self.release(now, image, |wanted| wanted.asked = None);
+                    self.act(now);
+                }
                 self.show(now);
                 self.keep(Keep::Drop(image, Some(keeper::Answer::new(reply, wanted))));
             }
@@ -58,6 +65,11 @@ impl Driver {
                     "bandwidth limits changed"
                 );
                 self.keep(Keep::Bandwidth(limits, keeper::Answer::new(reply, ())));
+            }
+            Ask::Place(wants) => {
+                self.place(now, wants);
+                self.act(now);
+                self.show(now);
             }
             Ask::Preview { want, reply } => drop(reply.send(self.preview(&want))),
         }
@@ -196,17 +208,28 @@ impl Driver {
             let Some(wanted) = self.wants.get_mut(&other) else {
                 continue;
             };
-            for reference in &want.references {
-                wanted.want.references.remove(reference);
+            for claim in [&mut wanted.asked, &mut wanted.cluster] {
+                if let Some(claim) = claim {
+                    claim
+                        .references
+                        .retain(|reference| !want.references.contains(reference));
+                }
+                if claim
+                    .as_ref()
+                    .is_some_and(|claim| claim.references.is_empty())
+                {
+                    *claim = None;
+                }
             }
             wanted.order = None;
-            if wanted.want.references.is_empty() {
+            if !wanted.refresh() {
                 info!(image = %other, by = %image, "image is superseded: its last tag moved");
                 self.cancel(now, other);
                 self.keep(Keep::Drop(other, None));
             } else {
-                let want = Box::new(wanted.want.clone());
-                self.keep(Keep::Want(want, keeper::Answer::none()));
+                if let Some(want) = wanted.asked_want() {
+                    self.keep(Keep::Want(Box::new(want), keeper::Answer::none()));
+                }
                 self.tell_wanted(now, other);
             }
         }
@@ -214,36 +237,44 @@ impl Driver {
 
     pub(super) fn enter(&mut self, now: Moment, want: Want) {
         let image = want.digest();
-        let token_due = self.registries.hands_down(&want).then_some(now);
+        let claim = Claim::of(&want);
         match self.wants.get_mut(&image) {
             None => {
-                self.wants.insert(
-                    image,
-                    Wanted {
-                        want,
-                        order: None,
-                        ordered: BTreeSet::new(),
-                        token: None,
-                        token_due,
-                        changed_at: now,
-                        staged: None,
-                        restage: BTreeMap::new(),
-                    },
-                );
+                let wanted = self.wanted(now, want, Some(claim), None);
+                self.wants.insert(image, wanted);
             }
             Some(wanted) => {
-                wanted.want.references.extend(want.references);
-                wanted.want.hosts = match (wanted.want.hosts.take(), want.hosts) {
-                    (Some(mut before), Some(more)) => {
-                        before.extend(more);
-                        Some(before)
-                    }
-                    _ => None,
-                };
+                wanted.asked = Some(match wanted.asked.take() {
+                    Some(before) => before.join(claim),
+                    None => claim,
+                });
+                wanted.refresh();
                 wanted.order = None;
                 wanted.changed_at = now;
                 wanted.staged = None;
             }
+        }
+    }
+
+    pub(super) fn wanted(
+        &self,
+        now: Moment,
+        want: Want,
+        asked: Option<Claim>,
+        cluster: Option<Claim>,
+    ) -> Wanted {
+        let token_due = self.registries.hands_down(&want).then_some(now);
+        Wanted {
+            want,
+            asked,
+            cluster,
+            order: None,
+            ordered: BTreeSet::new(),
+            token: None,
+            token_due,
+            changed_at: now,
+            staged: None,
+            restage: BTreeMap::new(),
         }
     }
 

@@ -67,6 +67,7 @@ impl Driver {
     pub(super) fn leave(&mut self, now: Moment, host: &HostId) {
         info!(%host, "host left the fleet");
         self.hosts.remove(host);
+        self.presence_changed = true;
         self.keys.remove(&host.key());
         for wanted in self.wants.values_mut() {
             wanted.ordered.remove(host);
@@ -134,6 +135,8 @@ impl Driver {
         for image in &hello.images {
             self.image(now, &host, image);
         }
+        self.presence_anew(&host);
+        self.presence_heard(now, &host, &hello.images, true);
         if let Some(limits) = self.bandwidth {
             self.order(&host, bandwidth(limits));
         }
@@ -192,6 +195,7 @@ impl Driver {
         for image in &report.images {
             self.image(now, host, image);
         }
+        self.presence_heard(now, host, &report.images, report.full);
         if report.full {
             self.forget_unreported(now, host, report);
         }

@@ -45,6 +45,7 @@ impl World {
             ..Membership::default()
         };
         let driver = Driver::new(Parts {
+            presence: watch::channel(Arc::default()).0,
             registries: Arc::new(Registries::new(config.origin.clone()).unwrap()),
             config,
             kept: Kept::default(),

@@ -158,12 +158,12 @@ impl Gate {
                 self.presence.forget(&host);
                 self.all_dirty();
             }
-            Event::Holds(host, holdings) => {
-                self.presence.report(self.now, host, holdings);
+            Event::Holds(host, holdings, age) => {
+                self.presence.report(self.now - age, host, holdings);
                 self.all_dirty();
             }
-            Event::Seen(host) => {
-                let age = self.presence.seen(self.now, &host);
+            Event::Seen(host, age) => {
+                let age = self.presence.seen(self.now - age, &host);
                 if age.is_some_and(|age| age > self.config.presence_max_age) {
                     self.all_dirty();
                 }

@@ -1,6 +1,7 @@
 //! What the gate is told.
 
 use alloc::{collections::BTreeSet, string::String};
+use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
 
@@ -162,10 +163,10 @@ pub enum Event {
     },
     /// There is no such node any more.
     NodeGone(HostId),
-    /// A host says what it holds: all of it.
-    Holds(HostId, Holdings),
-    /// A host was heard of, and nothing changed there.
-    Seen(HostId),
+    /// A host says what it holds, all of it; it looked so long ago.
+    Holds(HostId, Holdings, Duration),
+    /// A host looked again so long ago, and nothing changed there.
+    Seen(HostId, Duration),
     /// A write ended.
     Written(PodId, Outcome),
     /// Time passed; only `now` matters.

@@ -95,7 +95,10 @@ fn fleet(many: usize, percent: i32) -> Gate {
                 schedulable: true,
             },
         );
-        gate.handle(second(0), Event::Holds(host(at), holds(NEW)));
+        gate.handle(
+            second(0),
+            Event::Holds(host(at), holds(NEW), Duration::ZERO),
+        );
         gate.handle(second(0), Event::Pod(id(at), pod(at)));
     }
     gate.handle(second(0), Event::Synced(true));
@@ -183,7 +186,10 @@ fn a_place_whose_successor_never_comes_is_free_after_a_while() {
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
     gate.handle(second(1), Event::PodGone(id(0)));
     for at in 1..9 {
-        gate.handle(second(55), Event::Holds(host(at), holds(NEW)));
+        gate.handle(
+            second(55),
+            Event::Holds(host(at), holds(NEW), Duration::ZERO),
+        );
     }
     gate.handle(second(60), Event::Tick);
     assert_eq!(writes(&mut gate), []);
@@ -223,7 +229,10 @@ fn pending_pods_are_reaped_first_under_the_same_budget() {
                 schedulable: true,
             },
         );
-        gate.handle(second(0), Event::Holds(host(at), holds(NEW)));
+        gate.handle(
+            second(0),
+            Event::Holds(host(at), holds(NEW), Duration::ZERO),
+        );
         gate.handle(second(0), Event::Pod(id(at), Pod { phase, ..pod(at) }));
     }
     gate.handle(second(0), Event::Synced(true));
@@ -261,11 +270,11 @@ fn a_pending_pod_without_a_node_waits_for_half_of_the_usable_hosts() {
     gate.handle(second(0), Event::Synced(true));
     let few = |have| Verdict::Held(Reason::TooFewHosts { have, need: 2 });
     assert_eq!(gate.explain(&id(0)), few(0));
-    gate.handle(second(0), Event::Holds(host(4), holds(NEW)));
-    gate.handle(second(0), Event::Holds(host(0), holds(NEW)));
+    gate.handle(second(0), Event::Holds(host(4), holds(NEW), Duration::ZERO));
+    gate.handle(second(0), Event::Holds(host(0), holds(NEW), Duration::ZERO));
     assert_eq!(gate.explain(&id(0)), few(1));
     assert_eq!(writes(&mut gate), []);
-    gate.handle(second(0), Event::Holds(host(1), holds(NEW)));
+    gate.handle(second(0), Event::Holds(host(1), holds(NEW), Duration::ZERO));
     assert_eq!(writes(&mut gate), [Action::Reap(id(0))]);
 }
 
@@ -284,7 +293,10 @@ fn what_keeps_a_pod_is_named() {
             },
         );
         if let Some(image) = image {
-            gate.handle(second(0), Event::Holds(host(0), holds(image)));
+            gate.handle(
+                second(0),
+                Event::Holds(host(0), holds(image), Duration::ZERO),
+            );
         }
         gate.handle(second(0), Event::Synced(true));
         match gate.status(&pool_id()).unwrap().pods.first() {
@@ -399,10 +411,16 @@ fn presence_counts_for_thirty_seconds_and_lost_presence_takes_the_label_back() {
     );
     gate.handle(second(31), Event::Pod(id(0), pod(0)));
     gate.handle(second(31), Event::Written(id(0), Outcome::Done));
-    gate.handle(second(32), Event::Holds(host(3), holds(NEW)));
+    gate.handle(
+        second(32),
+        Event::Holds(host(3), holds(NEW), Duration::ZERO),
+    );
     assert_eq!(writes(&mut gate), [Action::Label(id(3))]);
     label(&mut gate, 33, 3);
-    gate.handle(second(34), Event::Holds(host(3), holds(OLD)));
+    gate.handle(
+        second(34),
+        Event::Holds(host(3), holds(OLD), Duration::ZERO),
+    );
     assert_eq!(writes(&mut gate), [Action::Unlabel(id(3), lost)]);
 }
 
@@ -464,7 +482,7 @@ fn refused_writes_cost_no_budget_and_unknown_ones_do() {
     assert_eq!(writes(&mut gate), []);
     // the oldest again: its wait is over
     for at in 0..9 {
-        gate.handle(second(31), Event::Seen(host(at)));
+        gate.handle(second(31), Event::Seen(host(at), Duration::ZERO));
     }
     gate.handle(second(32), Event::Tick);
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
@@ -487,7 +505,10 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
                 schedulable: true,
             },
         );
-        gate.handle(second(0), Event::Holds(host(at), holds(NEW)));
+        gate.handle(
+            second(0),
+            Event::Holds(host(at), holds(NEW), Duration::ZERO),
+        );
         gate.handle(second(0), Event::Pod(id(at), pod(at)));
     }
     gate.handle(second(0), Event::Synced(true));
@@ -502,7 +523,7 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
     assert_eq!(gate.explain(&id(1)), Verdict::Held(reached));
     // who lost the answer may ask again; a label that never came frees the place
     assert_eq!(gate.admit(second(1), &id(0)), Ok(Admission::Label));
-    gate.handle(second(20), Event::Seen(host(1)));
+    gate.handle(second(20), Event::Seen(host(1), Duration::ZERO));
     assert_eq!(gate.admit(second(30), &id(1)), Err(reached));
     assert_eq!(gate.admit(second(31), &id(1)), Ok(Admission::Label));
     // and labels that another put are never taken back
@@ -511,7 +532,10 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
         ..pod(0)
     };
     gate.handle(second(32), Event::Pod(id(0), labelled));
-    gate.handle(second(33), Event::Holds(host(0), holds(OLD)));
+    gate.handle(
+        second(33),
+        Event::Holds(host(0), holds(OLD), Duration::ZERO),
+    );
     gate.handle(second(99), Event::Tick);
     assert_eq!(writes(&mut gate), []);
 }
@@ -551,10 +575,10 @@ fn a_reason_is_told_once_until_it_changes() {
     let mut gate = fleet(2, 5);
     let missing = Reason::ImageMissing;
     actions(&mut gate);
-    gate.handle(second(1), Event::Holds(host(1), holds(OLD)));
+    gate.handle(second(1), Event::Holds(host(1), holds(OLD), Duration::ZERO));
     assert_eq!(actions(&mut gate), [Action::Held(id(1), missing)]);
     gate.handle(second(2), Event::Tick);
-    gate.handle(second(3), Event::Holds(host(1), holds(OLD)));
+    gate.handle(second(3), Event::Holds(host(1), holds(OLD), Duration::ZERO));
     assert_eq!(actions(&mut gate), []);
 }
 
@@ -619,8 +643,10 @@ fn event(step: &Step, now: Moment) -> Event {
             },
         ),
         Step::Gone(at) => Event::PodGone(id(at)),
-        Step::Hold(at, new) => Event::Holds(host(at), holds(if new { NEW } else { OLD })),
-        Step::Seen(at) => Event::Seen(host(at)),
+        Step::Hold(at, new) => {
+            Event::Holds(host(at), holds(if new { NEW } else { OLD }), Duration::ZERO)
+        }
+        Step::Seen(at) => Event::Seen(host(at), Duration::ZERO),
         Step::Node(at, ready, schedulable) => Event::Node {
             host: host(at),
             ready,
@@ -669,8 +695,8 @@ proptest! {
             match &event {
                 Event::Pod(id, pod) => { pods.insert(id.clone(), pod.clone()); }
                 Event::PodGone(id) => { pods.remove(id); }
-                Event::Holds(host, holdings) => { held.insert(host.clone(), (now, holdings.clone())); }
-                Event::Seen(host) => if let Some(word) = held.get_mut(host) { word.0 = now; },
+                Event::Holds(host, holdings, _) => { held.insert(host.clone(), (now, holdings.clone())); }
+                Event::Seen(host, _) => if let Some(word) = held.get_mut(host) { word.0 = now; },
                 Event::Node { host, ready, schedulable } => { nodes.insert(host.clone(), *ready && *schedulable); }
                 Event::NodeGone(host) => { nodes.remove(host); held.remove(host); }
                 Event::Pool(_, pool) => rule = Some(pool.clone()),
