@@ -167,6 +167,7 @@ impl Coordinator {
         let (metrics, registry) = Metrics::new();
         let (inbox, inputs) = mpsc::channel(driver::INBOX);
         let (publish, view) = watch::channel(Arc::default());
+        let (presence, _presence_seen) = watch::channel(Arc::default());
         let (members, membership_seen) = watch::channel(membership.clone());
         let (reload, reloads) = mpsc::channel(1);
         let (keeper, kept_queue) = mpsc::channel(driver::KEEPER_QUEUE);
@@ -178,6 +179,7 @@ impl Coordinator {
             kept,
             membership,
             publish,
+            presence,
             keeper,
             registries: registries.clone(),
             metrics: metrics.clone(),
