@@ -37,6 +37,9 @@ pub struct Shared {
     /// What to log, as in `info` or `agent=debug,warn`.
     #[arg(long, env = "PARBAKE_LOG", default_value = "info", global = true)]
     pub log: String,
+    /// Log to this file instead of stderr. It may be rotated at any time: the next line goes to a new one.
+    #[arg(long, env = "PARBAKE_LOG_FILE", global = true)]
+    pub log_file: Option<PathBuf>,
 }
 
 /// Form of log lines.
@@ -78,6 +81,48 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make this host's launchd run the agent, now and at every boot. Enrol it afterwards.
+    Install(Install),
+    /// Stop the agent and remove it from launchd. Settings, keys, logs and images stay.
+    Uninstall(Uninstall),
+}
+
+/// Options of `install`.
+#[derive(Args, Debug)]
+pub struct Install {
+    /// The user that runs tart.
+    #[arg(long, env = "PARBAKE_AGENT_USER")]
+    pub user: String,
+    /// Group of the log files.
+    #[arg(long, env = "PARBAKE_AGENT_GROUP", default_value = "staff")]
+    pub group: String,
+    /// The user's home [default: /Users/USER].
+    #[arg(long, env = "PARBAKE_AGENT_HOME")]
+    pub home: Option<PathBuf>,
+    /// The program that launchd shall start [default: this one].
+    #[arg(long, env = "PARBAKE_AGENT_BINARY")]
+    pub binary: Option<PathBuf>,
+    /// tart's program, for the first settings.
+    #[arg(
+        long,
+        env = "PARBAKE_TART_BINARY",
+        default_value = "/usr/local/bin/tart"
+    )]
+    pub tart_binary: PathBuf,
+    /// Print the files with their paths, and touch nothing.
+    #[arg(long, conflicts_with = "root")]
+    pub print: bool,
+    /// Write the files below this directory, and don't call launchd: for packages.
+    #[arg(long, env = "PARBAKE_INSTALL_ROOT")]
+    pub root: Option<PathBuf>,
+}
+
+/// Options of `uninstall`.
+#[derive(Args, Debug)]
+pub struct Uninstall {
+    /// Remove the files below this directory, and don't call launchd.
+    #[arg(long, env = "PARBAKE_INSTALL_ROOT")]
+    pub root: Option<PathBuf>,
 }
 
 /// Options of `run`.

@@ -12,6 +12,8 @@ mod enrol;
 mod fetch;
 mod golden;
 mod identity;
+mod install;
+mod log_file;
 pub mod metrics;
 mod peer;
 pub mod platform;

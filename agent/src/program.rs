@@ -1,6 +1,6 @@
 //! The commands of `parbake-agent`: wires the parts together and turns ends into exit codes.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use link::{Endpoint, Settings};
@@ -12,17 +12,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::{
     admin::{self, Snapshot},
-    cli::{Cli, Command, LogFormat, Run},
+    cli::{Cli, Command, LogFormat, Run, Shared},
     config::Config,
     driver::{self, Parts},
     enrol::{self, COORDINATOR},
     fetch::Origin,
     golden::Goldens,
     identity::Identity,
+    install,
+    log_file::LogFile,
     metrics::Metrics,
     session, standalone,
     store::Store,
@@ -34,7 +36,11 @@ const ERROR: u8 = 2;
 
 /// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
-    start_logging(cli.shared.log_format, &cli.shared.log);
+    if let Err(error) = start_logging(&cli.shared) {
+        start_logging_to(cli.shared.log_format, &cli.shared.log, std::io::stderr);
+        error!(error = format!("{error:#}"), "parbake-agent ends");
+        return ExitCode::from(ERROR);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // verification, packing and disk: bounded so that a burst of chunks doesn't become a burst of threads
@@ -53,11 +59,29 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn start_logging(format: LogFormat, filter: &str) {
+fn start_logging(shared: &Shared) -> anyhow::Result<()> {
+    let (format, filter) = (shared.log_format, &shared.log);
+    match &shared.log_file {
+        None => start_logging_to(format, filter, std::io::stderr),
+        Some(path) => {
+            let file = LogFile::open(path)
+                .with_context(|| format!("opening log file {} (--log-file)", path.display()))?;
+            start_logging_to(format, filter, file);
+        }
+    }
+    Ok(())
+}
+
+fn start_logging_to<W>(format: LogFormat, filter: &str, writer: W)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        // colours are for terminals
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(writer);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -71,6 +95,12 @@ async fn command(cli: Cli) -> anyhow::Result<bool> {
     } else {
         &no_flags
     };
+    // these come before there are settings
+    match &cli.command {
+        Command::Install(options) => return install::install(options, &cli.shared).await,
+        Command::Uninstall(options) => return install::uninstall(options).await,
+        _ => {}
+    }
     let config = Config::load(&cli.shared, run)?;
     match &cli.command {
         Command::Run(_) => agent(config).await.map(|()| true),
@@ -80,6 +110,7 @@ async fn command(cli: Cli) -> anyhow::Result<bool> {
         Command::Status { json } => standalone::status(&config, *json).await,
         Command::Verify { image, json } => standalone::verify(&config, image, *json).await,
         Command::Stage { image, json } => standalone::stage(&config, image, *json).await,
+        Command::Install(_) | Command::Uninstall(_) => Ok(true),
     }
 }
 

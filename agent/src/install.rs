@@ -1,0 +1,549 @@
+//! `parbake-agent install` and `uninstall`: the `LaunchDaemon`, the rotation of its log, its directories and first settings.
+//!
+//! What is written is decided by [`Layout`], without touching anything; `--print` shows it, `--root` writes it below a
+//! directory for packages and tests, and a plain `install` writes it and has launchd load it. Templates are in
+//! `deploy/launchd`. Enrolment is not done here, and `uninstall` leaves settings, keys, logs and tart's home alone.
+
+use std::{
+    borrow::Cow,
+    ffi::OsStr,
+    fs::{DirBuilder, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
+    path::{Component, Path, PathBuf},
+    process::{Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use tracing::{info, warn};
+
+use crate::cli::{Install, Shared, Uninstall};
+
+/// The job's name in launchd.
+const LABEL: &str = "dev.parbake.agent";
+const PLIST: &str = "/Library/LaunchDaemons/dev.parbake.agent.plist";
+const NEWSYSLOG: &str = "/etc/newsyslog.d/parbake-agent.conf";
+const CONFIG: &str = "/etc/parbake/agent.toml";
+const LOG_DIR: &str = "/var/log/parbake-agent";
+
+const PLIST_TEMPLATE: &str = include_str!("../../deploy/launchd/dev.parbake.agent.plist");
+const NEWSYSLOG_TEMPLATE: &str = include_str!("../../deploy/launchd/newsyslog.conf");
+const CONFIG_TEMPLATE: &str = include_str!("../../deploy/launchd/agent.toml");
+
+/// Directory services may be slow; launchd may wait for a job that ends (`ExitTimeOut` in the plist is 20 s).
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(40);
+/// `bootout` may return before the job is gone, and `bootstrap` of a job that is still there fails.
+const GONE_TIMEOUT: Duration = Duration::from_secs(30);
+const GONE_POLL: Duration = Duration::from_millis(200);
+
+/// Installs, or shows what would be installed.
+pub(crate) async fn install(options: &Install, shared: &Shared) -> anyhow::Result<bool> {
+    let layout = Layout::new(options, shared)?;
+    if options.print {
+        io::stdout()
+            .write_all(layout.text().as_bytes())
+            .context("writing to stdout")?;
+        return Ok(true);
+    }
+    if let Some(root) = &options.root {
+        layout.write(root, None)?;
+        for entry in layout.entries.iter().filter(|entry| entry.users) {
+            info!(path = %entry.path.display(), user = options.user, "has to belong to this user on the target");
+        }
+        return Ok(true);
+    }
+    root_on_macos("install")?;
+    let account = Account::of(&options.user).await?;
+    check_binary(&layout.binary)?;
+    check_tart_home(&layout.tart_home, &account, Path::new("/Volumes"))?;
+    let changed = layout.write(Path::new("/"), Some(&account))?;
+    Launchd::new("/bin/launchctl")
+        .load(Path::new(PLIST), changed)
+        .await?;
+    info!(
+        plist = PLIST,
+        config = CONFIG,
+        log = LOG_DIR,
+        changed,
+        "installed"
+    );
+    Ok(true)
+}
+
+/// Stops the job and removes what makes it one.
+pub(crate) async fn uninstall(options: &Uninstall) -> anyhow::Result<bool> {
+    if options.root.is_none() {
+        root_on_macos("uninstall")?;
+        Launchd::new("/bin/launchctl").unload().await?;
+    }
+    let root = options.root.as_deref().unwrap_or(Path::new("/"));
+    for path in [PLIST, NEWSYSLOG] {
+        let path = below(root, Path::new(path));
+        match std::fs::remove_file(&path) {
+            Ok(()) => info!(path = %path.display(), "removed"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+        }
+    }
+    info!(
+        config = CONFIG,
+        log = LOG_DIR,
+        "settings, keys, logs and images stay"
+    );
+    Ok(true)
+}
+
+fn root_on_macos(command: &str) -> anyhow::Result<()> {
+    ensure!(
+        cfg!(target_vendor = "apple"),
+        "launchd is macOS's: `parbake-agent {command}` works here with --root DIR{} only",
+        if command == "install" {
+            " or --print"
+        } else {
+            ""
+        }
+    );
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "`parbake-agent {command}` writes to /Library and /etc: run it with sudo"
+    );
+    Ok(())
+}
+
+/// Everything that is written, in order.
+#[derive(Debug)]
+struct Layout {
+    binary: PathBuf,
+    tart_home: PathBuf,
+    entries: Vec<Entry>,
+}
+
+/// A directory or a file.
+#[derive(Debug)]
+struct Entry {
+    path: PathBuf,
+    mode: u32,
+    /// Belongs to the user that runs tart, not to root.
+    users: bool,
+    /// None: a directory.
+    content: Option<String>,
+    /// Left alone where it exists.
+    keep: bool,
+}
+
+impl Layout {
+    fn new(options: &Install, shared: &Shared) -> anyhow::Result<Self> {
+        if let Some(config) = &shared.config {
+            ensure!(
+                config == Path::new(CONFIG),
+                "--config: the installed agent reads {CONFIG}; put the settings there first, and they are kept"
+            );
+        }
+        let user = account_name("--user", &options.user)?;
+        let group = account_name("--group", &options.group)?;
+        let home = match &options.home {
+            Some(home) => home.clone(),
+            None => Path::new("/Users").join(user),
+        };
+        plain("--home", &home)?;
+        let tart_home = shared.tart_home.clone().unwrap_or(home.join(".tart"));
+        let binary = match &options.binary {
+            Some(binary) => binary.clone(),
+            None => std::env::current_exe().context("finding this program; --binary names it")?,
+        };
+        let state_dir = shared.state_dir.as_deref();
+        let state_dir = state_dir.unwrap_or(Path::new("/var/lib/parbake-agent"));
+        let value = |name: &str| -> Option<anyhow::Result<&str>> {
+            Some(match name {
+                "BINARY" => plain("--binary", &binary),
+                "CONFIG" => Ok(CONFIG),
+                "LOG_DIR" => Ok(LOG_DIR),
+                "USER" => Ok(user),
+                "GROUP" => Ok(group),
+                "HOME" => plain("--home", &home),
+                "STATE_DIR" => plain("--state-dir", state_dir),
+                "TART_HOME" => plain("--tart-home", &tart_home),
+                "TART_BINARY" => plain("--tart-binary", &options.tart_binary),
+                _ => return None,
+            })
+        };
+        let directory = |path: &Path, mode, users| Entry {
+            path: path.into(),
+            mode,
+            users,
+            content: None,
+            keep: false,
+        };
+        let file = |path: &str, mode, keep, content| Entry {
+            path: path.into(),
+            mode,
+            users: false,
+            content: Some(content),
+            keep,
+        };
+        let config = fill(CONFIG_TEMPLATE, &value, toml_string)?;
+        let newsyslog = fill(NEWSYSLOG_TEMPLATE, &value, Cow::Borrowed)?;
+        let plist = fill(PLIST_TEMPLATE, &value, xml_text)?;
+        Ok(Self {
+            entries: vec![
+                directory(Path::new("/etc/parbake"), 0o755, false),
+                directory(state_dir, 0o700, true),
+                // the user's: launchd opens these files as the user, and the agent makes a new one after a rotation
+                directory(Path::new(LOG_DIR), 0o750, true),
+                file(CONFIG, 0o644, true, config),
+                file(NEWSYSLOG, 0o644, false, newsyslog),
+                // last: a crash before leaves nothing that launchd would start at the next boot
+                file(PLIST, 0o644, false, plist),
+            ],
+            binary,
+            tart_home,
+        })
+    }
+
+    /// Every file with its path, as `--print` shows it.
+    fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for entry in &self.entries {
+            let owner = if entry.users { "user" } else { "root" };
+            let path = entry.path.display();
+            let (mode, content) = (entry.mode, entry.content.as_deref().unwrap_or_default());
+            let slash = if entry.content.is_none() { "/" } else { "" };
+            writeln!(text, "==> {path}{slash} ({mode:o}, {owner})\n{content}")
+                .expect("a String takes every text");
+        }
+        text
+    }
+
+    /// Brings the files below `root` into this shape. True when one of them changed.
+    fn write(&self, root: &Path, account: Option<&Account>) -> anyhow::Result<bool> {
+        let mut changed = false;
+        for entry in &self.entries {
+            let path = below(root, &entry.path);
+            let wrote = match &entry.content {
+                None => make_directory(&path, entry.mode),
+                Some(content) => write_file(&path, content, entry.mode, entry.keep),
+            };
+            let wrote = wrote.with_context(|| format!("writing {}", path.display()))?;
+            if let (true, Some(account)) = (entry.users, account) {
+                std::os::unix::fs::lchown(&path, Some(account.uid), Some(account.gid))
+                    .with_context(|| format!("giving {} to its user", path.display()))?;
+            }
+            changed |= wrote && entry.content.is_some();
+        }
+        Ok(changed)
+    }
+}
+
+/// `path` as it lies below `root`.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+fn make_directory(path: &Path, mode: u32) -> io::Result<bool> {
+    if path.is_dir() {
+        // also one that was there: a state directory that others may read would show the host's key
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        return Ok(false);
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    DirBuilder::new().mode(mode).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(true)
+}
+
+/// Beside, synced, renamed: a crash leaves the old file or the new one, and launchd never reads half of it.
+fn write_file(path: &Path, content: &str, mode: u32, keep: bool) -> io::Result<bool> {
+    match std::fs::read(path) {
+        Ok(_) if keep => return Ok(false),
+        Ok(old) if old == content.as_bytes() => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+            return Ok(false);
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory)?;
+    // no suffix that launchd or newsyslog would take for one of theirs
+    let name = path.file_name().unwrap_or(OsStr::new("file"));
+    let beside = directory.join(format!(".{}.new", name.to_string_lossy()));
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&beside)?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.write_all(content.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    std::fs::File::open(directory)?.sync_all()?;
+    Ok(true)
+}
+
+/// Replaces every `@NAME@` in one pass, so that a value which looks like a name stays what it is.
+fn fill<'a>(
+    template: &str,
+    value: &impl Fn(&str) -> Option<anyhow::Result<&'a str>>,
+    escape: impl Fn(&'a str) -> Cow<'a, str>,
+) -> anyhow::Result<String> {
+    let mut filled = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('@') {
+        filled.push_str(before);
+        match after
+            .split_once('@')
+            .and_then(|(name, rest)| Some((value(name)?, rest)))
+        {
+            Some((value, after)) => {
+                filled.push_str(&escape(value?));
+                rest = after;
+            }
+            None => {
+                filled.push('@');
+                rest = after;
+            }
+        }
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+/// Text between XML tags. `>` and quotes would do unescaped there; escaped, the text may go anywhere.
+fn xml_text(text: &str) -> Cow<'_, str> {
+    if !text.contains(['&', '<', '>', '"', '\'']) {
+        return text.into();
+    }
+    text.chars()
+        .map(|c| match c {
+            '&' => "&amp;".into(),
+            '<' => "&lt;".into(),
+            '>' => "&gt;".into(),
+            '"' => "&quot;".into(),
+            '\'' => "&apos;".into(),
+            c => Cow::Owned(c.to_string()),
+        })
+        .collect::<String>()
+        .into()
+}
+
+fn toml_string(text: &str) -> Cow<'_, str> {
+    toml::Value::String(text.to_owned()).to_string().into()
+}
+
+/// A path that a plist and a settings file can hold: absolute, without `..`, UTF-8, no control characters (XML has no way to
+/// write them).
+fn plain<'a>(option: &str, path: &'a Path) -> anyhow::Result<&'a str> {
+    let shown = path.display();
+    let text = path
+        .to_str()
+        .with_context(|| format!("{option}: {shown} isn't UTF-8"))?;
+    ensure!(
+        path.is_absolute() && !path.components().any(|part| part == Component::ParentDir),
+        "{option}: {shown} isn't an absolute path without `..`"
+    );
+    // U+FFFE and U+FFFF are the other characters that XML 1.0 leaves out
+    ensure!(
+        !text
+            .chars()
+            .any(|c| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}')),
+        "{option}: {shown:?} has control characters"
+    );
+    Ok(text)
+}
+
+/// An account's name that a line of newsyslog.conf can hold.
+fn account_name<'a>(option: &str, name: &'a str) -> anyhow::Result<&'a str> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    ensure!(
+        !name.is_empty() && !name.starts_with('-') && name.bytes().all(fits),
+        "{option}: `{name}` isn't the name of an account"
+    );
+    Ok(name)
+}
+
+/// The user that runs tart.
+#[derive(Debug)]
+struct Account {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    async fn of(name: &str) -> anyhow::Result<Self> {
+        let number = async |flag: &str| -> anyhow::Result<u32> {
+            let output = run(Path::new("/usr/bin/id"), &[flag, name]).await?;
+            ensure!(
+                output.status.success(),
+                "there is no user `{name}` on this host: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            let text = String::from_utf8_lossy(&output.stdout);
+            text.trim()
+                .parse()
+                .with_context(|| format!("`id {flag} {name}` printed `{}`", text.trim()))
+        };
+        let (uid, gid) = (number("-u").await?, number("-g").await?);
+        ensure!(
+            uid != 0,
+            "--user root: tart and its VMs don't run as root; name the user that runs tart"
+        );
+        Ok(Self {
+            name: name.to_owned(),
+            uid,
+            gid,
+        })
+    }
+}
+
+fn check_binary(binary: &Path) -> anyhow::Result<()> {
+    let shown = binary.display();
+    let found = std::fs::metadata(binary)
+        .with_context(|| format!("looking at the agent's program {shown} (--binary)"))?;
+    ensure!(
+        found.is_file() && found.mode() & 0o001 != 0,
+        "--binary: {shown} isn't a program that every user may run"
+    );
+    ensure!(
+        found.mode() & 0o002 == 0,
+        "--binary: every user may overwrite {shown}, which starts at boot: chmod o-w it"
+    );
+    Ok(())
+}
+
+/// Looks whether tart's home is the one that the user's tart has, on a volume that is there.
+fn check_tart_home(home: &Path, account: &Account, volumes: &Path) -> anyhow::Result<()> {
+    let shown = home.display();
+    if let Ok(inside) = home.strip_prefix(volumes)
+        && let Some(volume) = inside.components().next()
+    {
+        let volume = volumes.join(volume);
+        // an unmounted volume's path may exist as a directory on the system disk, and images would fill that
+        let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev());
+        let mounted = device(&volume)
+            .with_context(|| format!("--tart-home: volume {} isn't there", volume.display()))?;
+        ensure!(
+            mounted != device(volumes).context("looking at the volumes")?,
+            "--tart-home: {} is a directory, no mounted volume",
+            volume.display()
+        );
+    }
+    let found = match std::fs::metadata(home) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+            "--tart-home: {shown} doesn't exist; run `tart list` once as {}, or name another",
+            account.name
+        ),
+        Err(error) => return Err(error).with_context(|| format!("looking at {shown}")),
+    };
+    ensure!(found.is_dir(), "--tart-home: {shown} isn't a directory");
+    ensure!(
+        found.uid() == account.uid,
+        "--tart-home: {shown} belongs to user {}, not to {}",
+        found.uid(),
+        account.name
+    );
+    Ok(())
+}
+
+/// launchd, as far as this job goes.
+struct Launchd {
+    launchctl: PathBuf,
+}
+
+impl Launchd {
+    fn new(launchctl: impl Into<PathBuf>) -> Self {
+        Self {
+            launchctl: launchctl.into(),
+        }
+    }
+
+    /// Has launchd run the job as the plist says. A job that runs from an unchanged plist is left alone.
+    async fn load(&self, plist: &Path, changed: bool) -> anyhow::Result<()> {
+        if self.loaded().await? {
+            if !changed {
+                return Ok(());
+            }
+            self.unload().await?;
+        }
+        // one that somebody disabled before can't be bootstrapped
+        self.must(&["enable", &target()]).await?;
+        let plist = plist.to_string_lossy();
+        self.must(&["bootstrap", "system", &plist]).await
+    }
+
+    async fn unload(&self) -> anyhow::Result<()> {
+        if !self.loaded().await? {
+            return Ok(());
+        }
+        // its status says little: `operation in progress` is one of the failures. What counts is that the job goes.
+        let output = self.ask(&["bootout", &target()]).await?;
+        let since = Instant::now();
+        while self.loaded().await? {
+            ensure!(
+                since.elapsed() < GONE_TIMEOUT,
+                "launchd still has {LABEL} after {} s: {}",
+                GONE_TIMEOUT.as_secs(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            tokio::time::sleep(GONE_POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn loaded(&self) -> anyhow::Result<bool> {
+        Ok(self.ask(&["print", &target()]).await?.status.success())
+    }
+
+    async fn must(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = self.ask(arguments).await?;
+        ensure!(
+            output.status.success(),
+            "`launchctl {}` failed ({}): {}; `log show --last 5m --predicate 'process == \"launchd\"'` may say more",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+
+    async fn ask(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        run(&self.launchctl, arguments).await
+    }
+}
+
+fn target() -> String {
+    format!("system/{LABEL}")
+}
+
+async fn run(program: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
+    let shown = format!("{} {}", program.display(), arguments.join(" "));
+    let output = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(COMMAND_TIMEOUT, output).await {
+        Ok(output) => output.with_context(|| format!("running `{shown}`")),
+        Err(_) => {
+            warn!(command = shown, "ended: no answer");
+            bail!("`{shown}` didn't answer in {} s", COMMAND_TIMEOUT.as_secs())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
