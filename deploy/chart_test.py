@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import pathlib
+import plistlib
 import re
 import subprocess
 import sys
@@ -301,8 +302,12 @@ def test_secrets_and_leases_are_bound_to_their_names():
                 if {"secrets", "leases"} & set(rule["resources"]):
                     assert rule["verbs"] == ["create"] or rule.get("resourceNames"), rule
     own = rights(render({}), NAMESPACE)
-    assert ("", "secrets", "update", "parbake-state") in own
-    assert ("coordination.k8s.io", "leases", "update", "parbake-coordinator") in own
+    assert {(r, v, n) for _, r, v, n in own if n} == {
+        ("leases", "get", "parbake-coordinator"),
+        ("leases", "update", "parbake-coordinator"),
+        ("secrets", "get", "parbake-state"),
+        ("secrets", "update", "parbake-state"),
+    }
     assert {(g, r, v) for g, r, v, n in own if n is None} == {
         ("coordination.k8s.io", "leases", "create"),
         ("", "secrets", "create"),
@@ -517,6 +522,25 @@ def test_what_the_roles_would_not_allow_is_refused():
         short = copy.deepcopy(POOL)
         del short[key]
         refused({"pools": [short], "gate": {"modes": ["own"]}}, "needs replicas and podSelector")
+
+
+def test_the_launchd_templates_are_whole():
+    text = (DEPLOY / "launchd" / "dev.parbake.agent.plist").read_text()
+    plist = plistlib.loads(text.encode())
+    assert plist["Label"] == "dev.parbake.agent" and plist["UserName"] == "@USER@"
+    assert plist["ProgramArguments"][:2] == ["@BINARY@", "run"]
+    assert plist["EnvironmentVariables"]["HOME"] == "@HOME@" and plist["EnvironmentVariables"]["TART_HOME"] == "@TART_HOME@"
+    assert plist["RunAtLoad"] is True and plist["KeepAlive"] is True and plist["LowPriorityIO"] is True
+    assert plist["ThrottleInterval"] == 10 and plist["Nice"] > 0
+    for limits in ("SoftResourceLimits", "HardResourceLimits"):
+        assert plist[limits]["NumberOfFiles"] >= 4096
+    rotated = {line.split()[0] for line in (DEPLOY / "launchd" / "newsyslog.conf").read_text().splitlines() if line.startswith("@")}
+    log_file = plist["ProgramArguments"][plist["ProgramArguments"].index("--log-file") + 1]
+    assert rotated == {log_file, plist["StandardErrorPath"], plist["StandardOutPath"]}
+    source = (DEPLOY.parent / "agent" / "src" / "install.rs").read_text()
+    for template in (DEPLOY / "launchd").iterdir():
+        for name in re.findall(r"@([A-Z_]+)@", template.read_text()):
+            assert f'"{name}" =>' in source, f"{template.name}: nothing fills in @{name}@"
 
 
 def documented():
