@@ -757,7 +757,79 @@ def test_a_real_api_server_takes_every_object():
         print(f"  {mode}: {shown} objects taken")
 
 
+def can(verb, what, *flags, namespace=None, name=""):
+    """Whether the API server lets the release's ServiceAccount do this."""
+    account = f"system:serviceaccount:{NAMESPACE}:parbake"
+    where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
+    resource = f"{what}/{name}" if name else what
+    run = kubectl("auth", "can-i", verb, resource, *where, *flags, "--as", account)
+    assert run.stdout.strip() in ("yes", "no"), run.stdout + run.stderr
+    return run.stdout.strip() == "yes"
+
+
+def test_a_release_lives_on_a_real_api_server():
+    if not os.environ["SERVER"]:
+        return
+    base = {"image": {"repository": "registry.example.com/parbake"}}
+    at = ["--kubeconfig", os.environ["SERVER"], "--namespace", NAMESPACE]
+    found = helm("list", "--short", *at)
+    assert found.returncode == 0 and not found.stdout.strip(), f"there is a release already: {found.stdout}{found.stderr}"
+    try:
+        # with pools at once: the CRD comes before them
+        run = helm("install", "parbake", str(CHART), *at, values=merged(base, {"gate": {"modes": ["own"]}, "pools": [POOL]}))
+        assert run.returncode == 0, run.stderr
+        assert kubectl("get", "ipp", "runners", "--namespace", "ci").returncode == 0
+        assert can("patch", "pods", namespace="ci") and can("delete", "serviceaccounts", namespace="ci")
+        assert can("patch", "imageprepulls.parbake.dev", "--subresource=status", namespace="ci")
+        assert can("update", "secrets", namespace=NAMESPACE, name="parbake-state")
+        for verb, what, namespace, name in [
+            ("get", "secrets", "ci", ""),
+            ("get", "secrets", NAMESPACE, "other"),
+            ("list", "secrets", NAMESPACE, ""),
+            ("delete", "secrets", NAMESPACE, "parbake-state"),
+            ("create", "pods", "ci", ""),
+            ("delete", "nodes", None, ""),
+            ("patch", "runnerpools.tuist.dev", "ci", ""),
+            ("update", "validatingwebhookconfigurations", None, ""),
+        ]:
+            assert not can(verb, what, namespace=namespace, name=name), f"{verb} {what}/{name} in {namespace}"
+
+        # guard instead of own: the rights on Pods go, and the webhook comes
+        guard = merged(base, {"gate": {"modes": ["guard"]}, "pools": [{**POOL, "mode": "Guard"}]})
+        run = helm("upgrade", "parbake", str(CHART), *at, values=guard)
+        assert run.returncode == 0, run.stderr
+        assert can("watch", "pods", namespace="ci")
+        assert not can("patch", "pods", namespace="ci") and not can("delete", "serviceaccounts", namespace="ci")
+        hook = f"parbake.{NAMESPACE}.parbake.dev"
+        assert can("patch", "validatingwebhookconfigurations", name=hook)
+
+        # what the coordinator writes there survives an upgrade that changes the rest
+        # a real certificate, since the server looks: its own authority's
+        cluster = json.loads(kubectl("config", "view", "--raw", "--flatten", "-o", "json").stdout)["clusters"][0]["cluster"]
+        bundle = cluster["certificate-authority-data"]
+        patch = json.dumps([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}])
+        run = kubectl("patch", "validatingwebhookconfiguration", hook, "--type=json", "--patch", patch)
+        assert run.returncode == 0, run.stderr
+        run = helm("upgrade", "parbake", str(CHART), *at, values=merged(guard, {"webhook": {"timeoutSeconds": 3}}))
+        assert run.returncode == 0, run.stderr
+        kept = json.loads(kubectl("get", "validatingwebhookconfiguration", hook, "-o", "json").stdout)["webhooks"][0]
+        assert kept["timeoutSeconds"] == 3 and kept["clientConfig"]["caBundle"] == bundle
+        pool = json.loads(kubectl("get", "ipp", "runners", "--namespace", "ci", "-o", "json").stdout)
+        assert pool["spec"]["gate"]["mode"] == "Guard" and pool["spec"]["gate"]["maxConcurrentPercent"] == 5
+    finally:
+        run = helm("uninstall", "parbake", *at)
+    assert run.returncode == 0, run.stderr
+    assert kubectl("get", "crd", "imageprepulls.parbake.dev").returncode == 0, "the CRD, and the pools of others, stay"
+
+
 def main():
+    if sys.argv[1:2] == ["--render"]:
+        # for suites that need the roles as they are shipped
+        namespace, mode = sys.argv[2:4]
+        run = helm("template", "parbake", str(CHART), "--namespace", namespace, values=merged({"image": {"repository": "none"}}, MODES[mode]))
+        sys.stdout.write(run.stdout)
+        sys.stderr.write(run.stderr)
+        return run.returncode
     tests = [(name, test) for name, test in globals().items() if name.startswith("test_")]
     wanted = sys.argv[1:]
     failed = 0
