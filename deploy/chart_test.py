@@ -641,6 +641,18 @@ def test_prometheus_understands_every_alert():
     assert f"{len(alerts())} rules found" in run.stdout, run.stdout
 
 
+def test_prometheus_understands_every_panel():
+    if not os.environ["PROMTOOL"]:
+        return
+    dashboard = json.loads((CHART / "dashboards" / "parbake.json").read_text())
+    expressions = [t["expr"].replace("$__rate_interval", "5m") for p in dashboard["panels"] for t in p.get("targets", [])]
+    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    path = WORK / "panels.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    run = promtool("check", "rules", str(path))
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def series(name, values, pod="parbake-1", namespace=NAMESPACE, **labels):
     labels = {"job": "parbake-metrics", "instance": f"{pod}:7473", "pod": pod, "namespace": namespace, **labels}
     inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
@@ -710,6 +722,7 @@ def test_alerts_fire_when_they_should_and_not_before():
     fires("ParbakeHostSilent", "10m", leader + [series("parbake_coordinator_hosts", "1x200", state="disconnected")], "1 hosts")
     fires("ParbakeVerifyFailures", "20m", leader + [series("parbake_coordinator_blames_total", "3x200", kind="bytes")])
     fires("ParbakeVerifyFailures", "20m", leader + [series("parbake_coordinator_blames_total", "0x10 3x200", kind="bytes")], 'kind="bytes"')
+    fires("ParbakeVerifyFailures", "12m", leader + [series("parbake_coordinator_blames_total", "_x10 1x200", kind="link")], 'kind="link"')
     fires("ParbakeVerifyFailures", "20m", leader + [series("parbake_coordinator_blames_total", "0x10 3x200", kind="silence")])
     fires("ParbakeHostQuarantined", "5m", leader + [series("parbake_coordinator_hosts", "1x200", state="quarantined")], "quarantined")
     fires("ParbakeStageFailed", "20m", leader + [series("parbake_coordinator_placements", "1x200", state="failed")], "1 hosts")
