@@ -99,7 +99,7 @@ MODES = {
     "namespaced": {"gate": {"modes": ["own"]}, "watchNamespaces": ["ci", "tuist-runners"]},
     "namespaced guard": {"gate": {"modes": ["guard"]}, "watchNamespaces": ["ci"]},
     "everything": EVERYTHING,
-    "one, open to nodes": {"replicas": 1, "service": {"type": "NodePort", "nodePort": 30470}, "podDisruptionBudget": {"enabled": False}},
+    "one, open to nodes": {"replicas": 1, "fleet": {"advertise": "node.example.com:30470"}, "service": {"type": "NodePort", "nodePort": 30470}, "podDisruptionBudget": {"enabled": False}},
 }
 
 
@@ -541,6 +541,13 @@ def test_the_launchd_templates_are_whole():
     for template in (DEPLOY / "launchd").iterdir():
         for name in re.findall(r"@([A-Z_]+)@", template.read_text()):
             assert f'"{name}" =>' in source, f"{template.name}: nothing fills in @{name}@"
+
+
+def test_hosts_are_never_sent_to_a_port_where_nobody_listens():
+    for service in ({"type": "NodePort"}, {"port": 443}, {"type": "LoadBalancer", "split": True}):
+        refused({"service": service}, "fleet.advertise is needed")
+        render({"service": service, "fleet": {"advertise": "parbake.example.com:30470"}})
+    render({"service": {"type": "LoadBalancer"}})
 
 
 def documented():

@@ -62,6 +62,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (ne .Values.gate.default "none") (not (has .Values.gate.default .Values.gate.modes)) -}}
 {{- fail (printf "gate.default is %s, but gate.modes doesn't have it: the coordinator would lack the rights" .Values.gate.default) -}}
 {{- end -}}
+{{- $elsewhere := or (ne (int .Values.service.port) 7470) (eq .Values.service.type "NodePort") .Values.service.split -}}
+{{- if and $elsewhere (not .Values.fleet.advertise) -}}
+{{- fail "fleet.advertise is needed: with this service, QUIC isn't at port 7470 of the address where hosts enrol" -}}
+{{- end -}}
 {{- range .Values.pools -}}
 {{- $mode := default "None" .mode -}}
 {{- if ne $mode "None" -}}
