@@ -1,0 +1,755 @@
+//! The one task that owns the gate and what is known of the cluster.
+//!
+//! `run` selects an [`Input`]; `apply` changes state without waiting, feeds the gate and turns what it wants into jobs
+//! of one set. Every job asks whether this coordinator still leads before it writes. What the objects say is derived
+//! anew from the [`Index`] whenever it changes; nothing here remembers what the cluster can say again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use kube::Client;
+use proto::{HostId, Moment};
+use rollout::gate::{self, Gate};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    crd::GateMode,
+    index::{Change, Index, Kind, ObjectKey, PodFacts, Rule, Scope, Unreadable},
+    metrics::Metrics,
+    watch::{Seen, follow},
+    write::{self, PodWrite, PodWritten, Target, WriteError},
+};
+use crate::{
+    driver::{self, PresenceView, View},
+    resolve::Registries,
+};
+
+mod ask;
+mod labels;
+mod notes;
+mod show;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use ask::{Admission, Question};
+
+/// Inputs that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
+pub(crate) const INBOX: usize = 1_024;
+/// Writes under way at one time: gentle to an API server that others need too.
+const WRITERS: usize = 16;
+/// A watch that sees nothing for this long makes what is known too old to act on.
+const BLIND: Duration = Duration::from_secs(30);
+/// Labels, statuses and gauges are brought up to date this often.
+const TICK: Duration = Duration::from_secs(1);
+/// The gate's clock starts this far from zero, so that times before this program's start can be told.
+const BEFORE: Duration = Duration::from_hours(24);
+/// Objects that can't be read are named once each, up to so many.
+const MAX_COMPLAINTS: usize = 1_000;
+
+/// Whether this coordinator may write now: it leads, and its lease can't have been taken.
+pub(crate) type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What was meant: the settings of the Kubernetes side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Namespaces to watch; none: all.
+    pub(crate) namespaces: Vec<String>,
+    /// The gate of a RunnerPool that says nothing.
+    pub(crate) default_gate: GateMode,
+    /// Who writes Events: this Pod's name.
+    pub(crate) instance: String,
+}
+
+/// What the keeper is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) client: Client,
+    pub(crate) may_write: MayWrite,
+    pub(crate) driver: mpsc::Sender<driver::Input>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) presence: watch::Receiver<Arc<PresenceView>>,
+    pub(crate) registries: Arc<Registries>,
+    pub(crate) metrics: Metrics,
+}
+
+/// What the keeper is told.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A watch sees something.
+    Seen(Scope, Seen),
+    /// Hosts hold something else, or looked again.
+    Presence(Arc<PresenceView>),
+    /// Staging went on.
+    View(Arc<View>),
+    /// A write on a Pod ended.
+    PodWritten {
+        id: gate::PodId,
+        key: ObjectKey,
+        write: PodWrite,
+        why: Option<gate::Withdrawal>,
+        written: PodWritten,
+    },
+    /// A reference was resolved, or wasn't.
+    Resolved(Box<stage::Resolved>),
+    /// A Node's labels were written.
+    NodeWritten {
+        name: String,
+        result: Result<Option<k8s_openapi::api::core::v1::Node>, WriteError>,
+    },
+    /// A status was written.
+    StatusWritten {
+        key: ObjectKey,
+        result: Result<(), WriteError>,
+    },
+    /// An ImagePrePull was made, changed or deleted.
+    PrePullWritten {
+        key: ObjectKey,
+        result: Result<(), WriteError>,
+    },
+    /// An Event was written, or not: it isn't tried again.
+    Noted,
+    /// Somebody asks.
+    Asked(Question),
+    /// Time passed.
+    Tick,
+}
+
+/// Two clocks that started together.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    fn now(self) -> Moment {
+        Moment::START + BEFORE + self.started.elapsed()
+    }
+
+    fn instant(self, moment: Moment) -> Instant {
+        let since = moment.since(Moment::START + BEFORE);
+        self.started + since
+    }
+
+    /// A time of the wall clock, by its distance from now: a jump of that clock moves only what is read after it.
+    fn moment(self, time: SystemTime) -> Moment {
+        let now = self.now();
+        match SystemTime::now().duration_since(time) {
+            Ok(age) => now - age,
+            Err(ahead) => now + ahead.duration(),
+        }
+    }
+}
+
+/// How one watch fares.
+#[derive(Debug, Default)]
+struct Watch {
+    listed: bool,
+    blind_since: Option<Instant>,
+    absent: bool,
+}
+
+/// State and its ways out.
+pub(crate) struct Keeper {
+    config: Config,
+    client: Client,
+    may_write: MayWrite,
+    driver: mpsc::Sender<driver::Input>,
+    registries: Arc<Registries>,
+    metrics: Metrics,
+    clock: Clock,
+    gate: Gate,
+    index: Index,
+    watches: BTreeMap<Scope, Watch>,
+    synced: bool,
+    rules: BTreeMap<gate::PoolId, Rule>,
+    /// Rules in the order in which they have a say.
+    order: Vec<Rule>,
+    /// Pools and Pods as the gate was told.
+    pods_told: BTreeMap<ObjectKey, gate::PodId>,
+    pod_keys: BTreeMap<gate::PodId, ObjectKey>,
+    rules_due: bool,
+    view: Arc<View>,
+    presence: Arc<PresenceView>,
+    stages: BTreeMap<ObjectKey, stage::Stage>,
+    placed: Vec<stage::Placed>,
+    owned_due: bool,
+    prepull_writes: BTreeSet<ObjectKey>,
+    status_writes: BTreeSet<ObjectKey>,
+    node_writes: BTreeSet<String>,
+    notes: notes::Notes,
+    /// Pods seen Pending, whose start is to be timed.
+    starting: BTreeSet<String>,
+    complaints: BTreeSet<String>,
+    writers: Arc<Semaphore>,
+    jobs: JoinSet<Input>,
+    due: Instant,
+}
+
+impl Keeper {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let notes = notes::Notes::new(parts.client.clone(), &parts.config.instance);
+        let watches = scopes(&parts.config)
+            .into_iter()
+            .map(|scope| (scope, Watch::default()))
+            .collect();
+        Self {
+            config: parts.config,
+            client: parts.client,
+            may_write: parts.may_write,
+            driver: parts.driver,
+            registries: parts.registries,
+            metrics: parts.metrics,
+            clock: Clock {
+                started: Instant::now(),
+            },
+            gate: Gate::new(gate::Config::default()),
+            index: Index::default(),
+            watches,
+            synced: false,
+            rules: BTreeMap::new(),
+            order: Vec::new(),
+            pods_told: BTreeMap::new(),
+            pod_keys: BTreeMap::new(),
+            rules_due: false,
+            view: Arc::default(),
+            presence: Arc::default(),
+            stages: BTreeMap::new(),
+            placed: Vec::new(),
+            owned_due: false,
+            prepull_writes: BTreeSet::new(),
+            status_writes: BTreeSet::new(),
+            node_writes: BTreeSet::new(),
+            notes,
+            starting: BTreeSet::new(),
+            complaints: BTreeSet::new(),
+            writers: Arc::new(Semaphore::new(WRITERS)),
+            jobs: JoinSet::new(),
+            due: Instant::now(),
+        }
+    }
+
+    /// Runs until `shutdown`, and until writes that were begun have ended.
+    pub(crate) async fn run(
+        mut self,
+        mut questions: mpsc::Receiver<Question>,
+        mut view: watch::Receiver<Arc<View>>,
+        mut presence: watch::Receiver<Arc<PresenceView>>,
+        shutdown: CancellationToken,
+    ) {
+        let (seen, mut sights) = mpsc::channel(INBOX);
+        let mut watches = JoinSet::new();
+        for scope in self.watches.keys() {
+            let (client, scope) = (self.client.clone(), scope.clone());
+            watches.spawn(follow(client, scope, seen.clone(), shutdown.clone()));
+        }
+        drop(seen);
+        self.apply(Input::View(view.borrow_and_update().clone()));
+        self.apply(Input::Presence(presence.borrow_and_update().clone()));
+        loop {
+            let due = self.next();
+            let input = tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some((scope, sight)) = sights.recv() => Input::Seen(scope, sight),
+                Some(question) = questions.recv() => Input::Asked(question),
+                Ok(()) = presence.changed() => Input::Presence(presence.borrow_and_update().clone()),
+                Ok(()) = view.changed() => Input::View(view.borrow_and_update().clone()),
+                Some(job) = self.jobs.join_next() => job.unwrap_or_else(|error| {
+                    error!(%error, "a job of the keeper was cut short");
+                    Input::Tick
+                }),
+                Some(ended) = watches.join_next() => {
+                    if !shutdown.is_cancelled() {
+                        error!(?ended, "a watch ended unasked; this is a defect");
+                        return;
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep_until(due.into()) => Input::Tick,
+            };
+            self.apply(input);
+        }
+        // what was begun ends by its own time-outs
+        while self.jobs.join_next().await.is_some() {}
+        while watches.join_next().await.is_some() {}
+    }
+
+    /// When something is due, if nothing happens before.
+    fn next(&self) -> Instant {
+        let gate = self
+            .gate
+            .next_timeout()
+            .map(|moment| self.clock.instant(moment));
+        gate.map_or(self.due, |gate| gate.min(self.due))
+    }
+
+    /// Changes state by one input, and starts what follows from it.
+    fn apply(&mut self, input: Input) {
+        let now = self.clock.now();
+        match input {
+            Input::Seen(scope, seen) => self.seen(&scope, seen),
+            Input::Presence(presence) => self.take_presence(now, presence),
+            Input::View(view) => {
+                self.view = view;
+                self.stage_due();
+            }
+            Input::PodWritten {
+                id,
+                key,
+                write,
+                why,
+                written,
+            } => self.pod_written(now, &id, &key, &write, why, written),
+            Input::Resolved(resolved) => self.resolved(*resolved),
+            Input::NodeWritten { name, result } => self.node_written(&name, result),
+            Input::StatusWritten { key, result } => self.status_written(&key, result),
+            Input::PrePullWritten { key, result } => self.prepull_written(&key, result),
+            Input::Noted => self.noted(),
+            Input::Asked(question) => self.answer(now, question),
+            Input::Tick => self.gate.handle(now, gate::Event::Tick),
+        }
+        if std::mem::take(&mut self.rules_due) {
+            self.tell_pools(now);
+        }
+        self.sync(now);
+        self.act();
+        if self.due <= Instant::now() {
+            self.due = Instant::now() + TICK;
+            self.keep_up();
+        }
+    }
+
+    /// What is brought up to date every second.
+    fn keep_up(&mut self) {
+        self.follow_pools();
+        self.stage();
+        if self.synced {
+            self.label_nodes();
+        }
+        self.write_statuses();
+        self.measure();
+    }
+
+    // ---- watching -----------------------------------------------------------------------------------------------
+
+    fn seen(&mut self, scope: &Scope, seen: Seen) {
+        let Some(watch) = self.watches.get_mut(scope) else {
+            return;
+        };
+        if !matches!(seen, Seen::Blind { .. }) && watch.blind_since.take().is_some() {
+            watch.absent = false;
+            info!(kind = scope.kind.as_str(), "watch sees again");
+        }
+        let changes = match seen {
+            Seen::Listing => {
+                self.index.begin(scope.clone());
+                Vec::new()
+            }
+            Seen::Applied(object) => match self.index.apply(scope, &object) {
+                Ok(change) => change.into_iter().collect(),
+                Err(unreadable) => {
+                    let changes = self.changed_by(&unreadable);
+                    self.complain(&unreadable);
+                    changes
+                }
+            },
+            Seen::Gone(object) => {
+                let key = ObjectKey::new(
+                    object.metadata.namespace.as_deref().unwrap_or_default(),
+                    object.metadata.name.as_deref().unwrap_or_default(),
+                );
+                let uid = object.metadata.uid.as_deref();
+                self.index
+                    .remove(scope.kind, &key, uid)
+                    .into_iter()
+                    .collect()
+            }
+            Seen::Listed => {
+                watch.listed = true;
+                self.index.finish(scope)
+            }
+            Seen::Blind { error, absent } => {
+                if absent && scope.kind == Kind::RunnerPools {
+                    // a cluster without runner pools: nothing to follow, and nothing wrong
+                    watch.absent = true;
+                    watch.listed = true;
+                    watch.blind_since = None;
+                    self.index.begin(scope.clone());
+                    self.index.finish(scope)
+                } else {
+                    if watch.blind_since.is_none() {
+                        watch.blind_since = Some(Instant::now());
+                        warn!(
+                            kind = scope.kind.as_str(),
+                            error, "watch sees nothing; it is tried again"
+                        );
+                    }
+                    Vec::new()
+                }
+            }
+        };
+        for change in changes {
+            self.take(change);
+        }
+    }
+
+    /// What an object that can't be read any more changes: it says nothing now.
+    fn changed_by(&self, unreadable: &Unreadable) -> Vec<Change> {
+        match unreadable.kind {
+            Kind::PrePulls => vec![Change::PrePull(unreadable.key.clone())],
+            Kind::RunnerPools => vec![Change::RunnerPool(unreadable.key.clone())],
+            Kind::Pods | Kind::Nodes => Vec::new(),
+        }
+    }
+
+    fn complain(&mut self, unreadable: &Unreadable) {
+        let text = unreadable.to_string();
+        if self.complaints.len() < MAX_COMPLAINTS && self.complaints.insert(text.clone()) {
+            warn!(
+                object = text,
+                "object can't be read; it is passed over until it changes"
+            );
+        }
+    }
+
+    fn take(&mut self, change: Change) {
+        let now = self.clock.now();
+        match change {
+            Change::Pod(key) => self.tell_pod(now, &key),
+            Change::Node(name) => {
+                if let Ok(host) = name.parse::<HostId>() {
+                    let event = match self.index.nodes.get(&name) {
+                        Some(node) => gate::Event::Node {
+                            host,
+                            ready: node.ready,
+                            schedulable: node.schedulable,
+                        },
+                        None => gate::Event::NodeGone(host),
+                    };
+                    self.gate.handle(now, event);
+                }
+                self.rules_due = true;
+            }
+            Change::PrePull(_) => {
+                self.rules_due = true;
+                self.stage_due();
+            }
+            Change::RunnerPool(_) => {
+                self.rules_due = true;
+                self.owned_due = true;
+                self.stage_due();
+            }
+        }
+    }
+
+    fn tell_pod(&mut self, now: Moment, key: &ObjectKey) {
+        let clock = self.clock;
+        let told = self
+            .index
+            .gate_pod(key, &self.order, |time| clock.moment(time));
+        let before = self.pods_told.get(key).cloned();
+        let id = told.as_ref().map(|(id, _)| id.clone());
+        if let Some(before) = before.filter(|before| Some(before) != id.as_ref()) {
+            self.pods_told.remove(key);
+            self.pod_keys.remove(&before);
+            self.starting.remove(&before.0);
+            self.gate.handle(now, gate::Event::PodGone(before));
+        }
+        if let Some((id, pod)) = told {
+            self.time_start(&id, &pod);
+            self.pods_told.insert(key.clone(), id.clone());
+            self.pod_keys.insert(id.clone(), key.clone());
+            self.gate.handle(now, gate::Event::Pod(id, pod));
+        }
+    }
+
+    /// Observes how long a Pod took from its creation to running, once and only when it got there.
+    fn time_start(&mut self, id: &gate::PodId, pod: &gate::Pod) {
+        match pod.phase {
+            gate::Phase::Pending => {
+                self.starting.insert(id.0.clone());
+            }
+            gate::Phase::Running if self.starting.remove(&id.0) => {
+                let key = ObjectKey::new(&pod.name.namespace, &pod.name.name);
+                let created = self.index.pods.get(&key).and_then(|facts| facts.created);
+                let took = created.and_then(|at| SystemTime::now().duration_since(at).ok());
+                let gate::Place::On(host) = &pod.place else {
+                    return;
+                };
+                let staged =
+                    self.gate.held(&pod.pool, host) == Some(rollout::presence::Held::Fresh);
+                if let Some(took) = took {
+                    self.metrics.provisioned(staged, took);
+                }
+            }
+            gate::Phase::Ended | gate::Phase::Unknown => {
+                self.starting.remove(&id.0);
+            }
+            gate::Phase::Running => {}
+        }
+    }
+
+    fn tell_pools(&mut self, now: Moment) {
+        let order = self.index.rules();
+        let same = order.len() == self.order.len()
+            && order
+                .iter()
+                .zip(&self.order)
+                .all(|(a, b)| a.selects_like(b));
+        self.order = order;
+        let mut gone = std::mem::take(&mut self.rules);
+        for rule in &self.order {
+            let Some(facts) = self.index.prepulls.get(&rule.key) else {
+                continue;
+            };
+            let hosts = self
+                .index
+                .selected(&facts.spec)
+                .into_iter()
+                .filter_map(|(name, _)| name.parse().ok())
+                .collect();
+            let mut pool = rule.pool(facts, hosts);
+            pool.digest = self.digest_of(&rule.key, &rule.image);
+            pool.deadline = self
+                .deadline_of(&rule.key, facts)
+                .map(|at| self.clock.moment(at));
+            let id = rule.key.pool();
+            gone.remove(&id);
+            self.rules.insert(id.clone(), rule.clone());
+            self.gate.handle(now, gate::Event::Pool(id, pool));
+        }
+        for (id, rule) in gone {
+            self.metrics.forget_pool(&rule.key);
+            self.gate.handle(now, gate::Event::PoolGone(id));
+        }
+        if !same {
+            let keys: Vec<ObjectKey> = self.index.pods.keys().cloned().collect();
+            for key in keys {
+                self.tell_pod(now, &key);
+            }
+        }
+    }
+
+    fn take_presence(&mut self, now: Moment, presence: Arc<PresenceView>) {
+        let before = std::mem::replace(&mut self.presence, presence.clone());
+        for (host, word) in presence.iter() {
+            let known = before.get(host);
+            if known == Some(word) {
+                continue;
+            }
+            let age = word.checked_at.elapsed();
+            let same = known.is_some_and(|known| known.holdings == word.holdings);
+            let event = if same {
+                gate::Event::Seen(host.clone(), age)
+            } else {
+                gate::Event::Holds(host.clone(), (*word.holdings).clone(), age)
+            };
+            self.gate.handle(now, event);
+            if !same {
+                self.due = Instant::now();
+            }
+        }
+    }
+
+    /// Whether everything is known, and no watch has been blind for too long.
+    fn sync(&mut self, now: Moment) {
+        let synced = self.watches.values().all(|watch| {
+            watch.listed
+                && watch
+                    .blind_since
+                    .is_none_or(|since| since.elapsed() < BLIND)
+        });
+        if synced != self.synced {
+            self.synced = synced;
+            if synced {
+                info!(
+                    pods = self.index.pods.len(),
+                    nodes = self.index.nodes.len(),
+                    prepulls = self.index.prepulls.len(),
+                    pools = self.index.runner_pools.len(),
+                    "the cluster is known"
+                );
+            } else {
+                error!("the cluster can't be watched; the gate is shut until it can");
+            }
+            self.metrics.synced.set(i64::from(synced));
+            self.gate.handle(now, gate::Event::Synced(synced));
+        }
+    }
+
+    // ---- acting -------------------------------------------------------------------------------------------------
+
+    /// Carries out what the gate wants.
+    fn act(&mut self) {
+        while let Some(action) = self.gate.poll() {
+            match action {
+                gate::Action::Label(id) => self.write_pod(id, None),
+                gate::Action::Unlabel(id, why) => self.write_pod(id, Some(why)),
+                gate::Action::Reap(id) => self.write_pod(id, None),
+                gate::Action::Held(id, reason) => self.held(&id, reason),
+            }
+        }
+    }
+
+    fn held(&mut self, id: &gate::PodId, reason: gate::Reason) {
+        let Some(key) = self.pod_keys.get(id).cloned() else {
+            return;
+        };
+        let Some(rule) = self.rule_of(&key) else {
+            return;
+        };
+        self.metrics.denied(&rule, reason);
+        debug!(pod = %key, pool = %rule, reason = reason.as_str(), "Pod is held");
+        if !reason.is_turn() {
+            self.note_held(&key, reason);
+        }
+    }
+
+    /// The ImagePrePull that gates a Pod.
+    fn rule_of(&self, key: &ObjectKey) -> Option<ObjectKey> {
+        let pod = self.index.pods.get(key)?;
+        let rule = self.order.iter().find(|rule| rule.selects(key, pod))?;
+        Some(rule.key.clone())
+    }
+
+    fn write_pod(&mut self, id: gate::PodId, why: Option<gate::Withdrawal>) {
+        let facts = self
+            .pod_keys
+            .get(&id)
+            .and_then(|key| Some((key.clone(), self.index.pods.get(key)?)));
+        let refused = |error: &str, key: ObjectKey, write| Input::PodWritten {
+            id: id.clone(),
+            key,
+            write,
+            why,
+            written: PodWritten::refused(error),
+        };
+        let Some((key, facts)) = facts else {
+            let key = ObjectKey::new("", "");
+            let input = refused("the Pod is gone", key, PodWrite::Reap);
+            self.jobs.spawn(async move { input });
+            return;
+        };
+        let write = self.write_for(&key, facts, why);
+        let target = Target {
+            key: key.clone(),
+            uid: facts.uid.clone(),
+            resource_version: facts.resource_version.clone(),
+            owner: facts.owner.clone(),
+        };
+        if !(self.may_write)() {
+            let input = refused("this coordinator doesn't lead any more", key, write);
+            self.jobs.spawn(async move { input });
+            return;
+        }
+        let (client, writers, may_write) = (
+            self.client.clone(),
+            self.writers.clone(),
+            self.may_write.clone(),
+        );
+        self.jobs.spawn(async move {
+            let _permit = writers.acquire().await;
+            let written = if may_write() {
+                write::pod(client, target, write.clone()).await
+            } else {
+                PodWritten::refused("this coordinator doesn't lead any more")
+            };
+            Input::PodWritten {
+                id,
+                key,
+                write,
+                why,
+                written,
+            }
+        });
+    }
+
+    fn write_for(
+        &self,
+        key: &ObjectKey,
+        facts: &PodFacts,
+        why: Option<gate::Withdrawal>,
+    ) -> PodWrite {
+        let rule = self.order.iter().find(|rule| rule.selects(key, facts));
+        let label = rule.map_or_else(
+            || super::crd::DRAIN_LABEL.to_owned(),
+            |rule| rule.drain_label.clone(),
+        );
+        if why.is_some() {
+            PodWrite::Unlabel(label)
+        } else if facts.phase == gate::Phase::Pending {
+            PodWrite::Reap
+        } else {
+            PodWrite::Label(label)
+        }
+    }
+
+    fn pod_written(
+        &mut self,
+        now: Moment,
+        id: &gate::PodId,
+        key: &ObjectKey,
+        write: &PodWrite,
+        why: Option<gate::Withdrawal>,
+        written: PodWritten,
+    ) {
+        // what the answer shows is told first: the gate goes by it from here on
+        let change = match written.pod {
+            Some(pod) => self.index.apply_pod(&pod),
+            None if written.gone => self.index.remove(Kind::Pods, key, Some(&id.0)),
+            None => None,
+        };
+        if let Some(change) = change {
+            self.take(change);
+        }
+        self.metrics.wrote(write, written.outcome);
+        match (written.outcome, &written.error) {
+            (gate::Outcome::Done, _) => self.note_written(key, write, why),
+            (outcome, Some(error)) => {
+                warn!(pod = %key, ?write, ?outcome, error, "write on a Pod didn't go through; it is decided anew");
+            }
+            _ => {}
+        }
+        self.gate
+            .handle(now, gate::Event::Written(id.clone(), written.outcome));
+    }
+
+    /// Runs a write when there is room for it, unless this coordinator doesn't lead then.
+    fn spawn_write<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = T> + Send + 'static,
+        done: impl FnOnce(Option<T>) -> Input + Send + 'static,
+    ) {
+        let (writers, may_write) = (self.writers.clone(), self.may_write.clone());
+        self.jobs.spawn(async move {
+            let _permit = writers.acquire().await;
+            done(if may_write() { Some(work.await) } else { None })
+        });
+    }
+}
+
+fn scopes(config: &Config) -> Vec<Scope> {
+    let mut scopes = Vec::new();
+    for kind in Kind::ALL {
+        if config.namespaces.is_empty() || kind == Kind::Nodes {
+            scopes.push(Scope {
+                kind,
+                namespace: None,
+            });
+            continue;
+        }
+        scopes.extend(config.namespaces.iter().map(|namespace| Scope {
+            kind,
+            namespace: Some(namespace.clone()),
+        }));
+    }
+    scopes
+}

@@ -1,0 +1,180 @@
+//! What the keeper is asked: by the API server before a label is written, by runners, and by operators.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use proto::Moment;
+use rollout::gate;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tracing::info;
+
+use super::{Input, Keeper};
+use crate::{
+    cluster::{
+        crd::GateMode,
+        index::{ObjectKey, is_labelled},
+        keeper::show::reason_text,
+        write::{self, Own},
+    },
+    view::{PodView, PoolView},
+};
+
+/// What is asked.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// May this Pod be changed to carry these labels?
+    Admit {
+        /// As it is.
+        pod: Box<Pod>,
+        /// As it shall be.
+        wanted: Box<Pod>,
+        /// Nothing will be written, whatever the answer.
+        dry_run: bool,
+        reply: oneshot::Sender<Admission>,
+    },
+    /// Shall this Pod leave? `None`: there is no such Pod.
+    Drain {
+        key: ObjectKey,
+        reply: oneshot::Sender<Option<bool>>,
+    },
+    /// Where do all pools stand?
+    Pools(oneshot::Sender<Vec<PoolView>>),
+    /// Why is this Pod held, or what may it do?
+    Pod {
+        key: ObjectKey,
+        reply: oneshot::Sender<Option<PodView>>,
+    },
+    /// Hold this ImagePrePull, or let it go on.
+    Pause {
+        key: ObjectKey,
+        paused: bool,
+        reply: oneshot::Sender<Result<bool, String>>,
+    },
+}
+
+/// The answer to a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It may be written.
+    Allowed,
+    /// It may not, and why.
+    Refused(String),
+}
+
+impl Keeper {
+    pub(super) fn answer(&mut self, now: Moment, question: Question) {
+        // whoever asked may have gone: there is nobody to tell
+        match question {
+            Question::Admit {
+                pod,
+                wanted,
+                dry_run,
+                reply,
+            } => drop(reply.send(self.admit(now, &pod, &wanted, dry_run))),
+            Question::Drain { key, reply } => drop(reply.send(self.drain(&key))),
+            Question::Pools(reply) => drop(reply.send(self.pool_views())),
+            Question::Pod { key, reply } => drop(reply.send(self.pod_view(&key))),
+            Question::Pause { key, paused, reply } => self.pause(key, paused, reply),
+        }
+    }
+
+    fn admit(&mut self, now: Moment, pod: &Pod, wanted: &Pod, dry_run: bool) -> Admission {
+        let key = ObjectKey::new(
+            pod.metadata.namespace.as_deref().unwrap_or_default(),
+            pod.metadata.name.as_deref().unwrap_or_default(),
+        );
+        let empty = BTreeMap::new();
+        let before = pod.metadata.labels.as_ref().unwrap_or(&empty);
+        let after = wanted.metadata.labels.as_ref().unwrap_or(&empty);
+        let newly = |label: &str| is_labelled(after, label) && !is_labelled(before, label);
+        if !after.keys().any(|label| newly(label)) {
+            return Admission::Allowed;
+        }
+        if !self.synced {
+            // which Pods are gated, and by which label, isn't known
+            return Admission::Refused(reason_text(gate::Reason::NotSynced, None));
+        }
+        // who asks isn't authenticated: what the Pod is like is taken from the watch, and the question only says which
+        let uid = pod.metadata.uid.as_deref();
+        let Some(facts) = self.index.pods.get(&key) else {
+            let behind = reason_text(gate::Reason::NotSynced, None);
+            // it may be one of ours that the watch hasn't shown yet
+            let guarded = self.order.iter().any(|rule| {
+                rule.key.namespace == key.namespace
+                    && rule.mode == GateMode::Guard
+                    && newly(&rule.drain_label)
+            });
+            return match guarded {
+                true => Admission::Refused(behind),
+                false => Admission::Allowed,
+            };
+        };
+        let Some(rule) = self.order.iter().find(|rule| rule.selects(&key, facts)) else {
+            return Admission::Allowed;
+        };
+        if uid != Some(facts.uid.as_str()) {
+            return Admission::Refused(reason_text(gate::Reason::NotSynced, None));
+        }
+        if !newly(&rule.drain_label) || rule.mode != GateMode::Guard {
+            return Admission::Allowed;
+        }
+        let (pool, node) = (rule.key.clone(), facts.node.clone());
+        let id = gate::PodId(facts.uid.clone());
+        let verdict = if dry_run {
+            match self.gate.explain(&id) {
+                gate::Verdict::Open(_) => Ok(()),
+                gate::Verdict::Held(reason) => Err(reason),
+            }
+        } else {
+            self.gate.admit(now, &id).map(drop)
+        };
+        match verdict {
+            Ok(()) => {
+                info!(pod = %key, %pool, dry_run, "label is admitted");
+                Admission::Allowed
+            }
+            Err(reason) => {
+                self.metrics.denied(&pool, reason);
+                if !reason.is_turn() {
+                    self.note_held(&key, reason);
+                }
+                info!(pod = %key, %pool, dry_run, reason = reason.as_str(), "label is refused");
+                Admission::Refused(reason_text(reason, node.as_deref()))
+            }
+        }
+    }
+
+    fn drain(&self, key: &ObjectKey) -> Option<bool> {
+        let facts = self.index.pods.get(key)?;
+        // not one of ours: it stays
+        let Some(rule) = self.order.iter().find(|rule| rule.selects(key, facts)) else {
+            return Some(false);
+        };
+        Some(facts.image != rule.image && is_labelled(&facts.labels, &rule.drain_label))
+    }
+
+    fn pause(
+        &mut self,
+        key: ObjectKey,
+        paused: bool,
+        reply: oneshot::Sender<Result<bool, String>>,
+    ) {
+        let Some(facts) = self.index.prepulls.get(&key) else {
+            drop(reply.send(Ok(false)));
+            return;
+        };
+        let patch = json!({ "metadata": { "uid": facts.uid }, "spec": { "paused": paused } });
+        info!(prepull = %key, paused, "operator changes a roll");
+        let work = write::prepull(self.client.clone(), key, Own::Change(patch));
+        self.spawn_write(work, move |result| {
+            let answer = match result {
+                Some(Ok(())) => Ok(true),
+                Some(Err(error)) => Err(error.to_string()),
+                None => Err("this coordinator doesn't lead any more; ask again".to_owned()),
+            };
+            drop(reply.send(answer));
+            Input::Tick
+        });
+    }
+}

@@ -1,0 +1,149 @@
+//! What the keeper shows: pools and Pods with the gate's own reasons, and gauges.
+
+use std::time::{Duration, SystemTime};
+
+use rollout::gate::{self, Reason, Verdict};
+
+use super::Keeper;
+use crate::{
+    cluster::{crd::GateMode, index::ObjectKey},
+    view::{PodView, PoolView},
+};
+
+/// A reason for people: what keeps the Pod, and what would change it.
+pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> String {
+    let node = node.unwrap_or("its node");
+    match reason {
+        Reason::NotSynced => {
+            "the coordinator doesn't know the whole cluster (yet); it tries again by itself".into()
+        }
+        Reason::NotGated => "no ImagePrePull gates it".into(),
+        Reason::NotAlive => "it has ended, or is being deleted".into(),
+        Reason::Current => "it runs the pool's image already".into(),
+        Reason::Busy => "it works for somebody; busy Pods are never touched".into(),
+        Reason::AlreadyLabelled => "it may drain: it carries the label".into(),
+        Reason::NotRunning => "it isn't Running, and its pool isn't the coordinator's own".into(),
+        Reason::Paused => "the roll is paused; `parbake resume` lets it go on".into(),
+        Reason::ImageUnresolved => {
+            "the pool's image isn't resolved; see the ImagePrePull's Resolved condition".into()
+        }
+        Reason::NodeUnknown => format!("{node} isn't known as a Node of the cluster"),
+        Reason::NodeNotReady => format!("{node} isn't Ready"),
+        Reason::NodeCordoned => {
+            format!("{node} is cordoned: the Pod's successor couldn't return there")
+        }
+        Reason::ImageMissing => {
+            format!("{node} doesn't hold the pool's image yet; see `parbake why {node}`")
+        }
+        Reason::PresenceOld(age) => format!(
+            "the agent on {node} has been silent for {} s; is it running?",
+            age.as_secs()
+        ),
+        Reason::HostUnheard => format!(
+            "the agent on {node} hasn't spoken since the coordinator started; is it running and enrolled?"
+        ),
+        Reason::TooFewHosts { have, need } => format!(
+            "it has no node, and {have} hosts hold the image; {need} have to before it is replaced"
+        ),
+        Reason::CapReached { in_flight, cap } => {
+            format!("{in_flight} Pods are in flight, and the cap is {cap}")
+        }
+        Reason::RetryWaits => "a write on it was refused; the next try waits a moment".into(),
+        Reason::Admitted => "it was admitted a moment ago; the label is being written".into(),
+    }
+}
+
+impl Keeper {
+    pub(super) fn pool_views(&self) -> Vec<PoolView> {
+        self.order
+            .iter()
+            .filter_map(|rule| {
+                let facts = self.index.prepulls.get(&rule.key)?;
+                let status = self.gate.status(&rule.key.pool())?;
+                Some(PoolView {
+                    namespace: rule.key.namespace.clone(),
+                    name: rule.key.name.clone(),
+                    mode: match rule.mode {
+                        GateMode::Own => "own",
+                        GateMode::Guard => "guard",
+                        GateMode::None => "none",
+                    }
+                    .to_owned(),
+                    image: rule.image.clone(),
+                    digest: self
+                        .digest_of(&rule.key, &rule.image)
+                        .map(|digest| digest.to_string()),
+                    paused: facts.spec.paused,
+                    alive: status.alive,
+                    stale: status.stale,
+                    labelled: status.labelled,
+                    in_flight: status.in_flight,
+                    reserved: status.reserved,
+                    cap: status.cap,
+                    hosts_usable: status.hosts_usable,
+                    hosts_ready: status.hosts_ready,
+                    pods: status
+                        .pods
+                        .iter()
+                        .filter_map(|pod| self.pod_shown(pod))
+                        .collect(),
+                })
+            })
+            .collect()
+    }
+
+    pub(super) fn pod_view(&self, key: &ObjectKey) -> Option<PodView> {
+        let facts = self.index.pods.get(key)?;
+        let id = gate::PodId(facts.uid.clone());
+        let found = self
+            .rule_of(key)
+            .and_then(|rule| self.gate.status(&rule.pool()))
+            .and_then(|status| status.pods.into_iter().find(|pod| pod.pod == id));
+        match found {
+            Some(pod) => self.pod_shown(&pod),
+            // not gated, or not alive
+            None => Some(self.view_of(key, false, false, self.gate.explain(&id))),
+        }
+    }
+
+    fn pod_shown(&self, pod: &gate::PodStatus) -> Option<PodView> {
+        let key = self.pod_keys.get(&pod.pod)?;
+        Some(self.view_of(key, pod.stale, pod.in_flight, pod.verdict))
+    }
+
+    fn view_of(&self, key: &ObjectKey, stale: bool, in_flight: bool, verdict: Verdict) -> PodView {
+        let facts = self.index.pods.get(key);
+        let node = facts.and_then(|facts| facts.node.clone());
+        let (reason, message) = match verdict {
+            Verdict::Open(_) => ("open", "it may drain".to_owned()),
+            Verdict::Held(reason) => (reason.as_str(), reason_text(reason, node.as_deref())),
+        };
+        PodView {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            pool: self.rule_of(key).map(|rule| rule.to_string()),
+            image: facts.map(|facts| facts.image.clone()).unwrap_or_default(),
+            node,
+            stale,
+            in_flight,
+            reason: reason.to_owned(),
+            message,
+        }
+    }
+
+    /// Sets the gauges.
+    pub(super) fn measure(&self) {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs();
+        for rule in &self.order {
+            if let Some(status) = self.gate.status(&rule.key.pool()) {
+                let oldest = status.oldest_pending_unix_s.map_or(0, |created| {
+                    now.saturating_sub(u64::try_from(created).unwrap_or(0))
+                });
+                self.metrics.pool(&rule.key, &status, oldest);
+            }
+        }
+    }
+}

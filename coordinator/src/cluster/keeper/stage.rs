@@ -1,0 +1,927 @@
+//! ImagePrePulls: what each wants staged, how far that is, and the ones that RunnerPools own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant, SystemTime},
+};
+
+use k8s_openapi::{
+    api::core::v1::Secret as KubeSecret,
+    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, OwnerReference, Time},
+    jiff::Timestamp,
+};
+use kube::{Api, api::ObjectMeta};
+use proto::{Digest, HostId};
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::{Input, Keeper};
+use crate::{
+    cluster::{
+        crd::{
+            ByteCounts, CompletionPolicy, FailingHost, Gate, GateMode, ImagePrePull,
+            ImagePrePullSpec, ImagePrePullStatus, MAX_FAILING, ObjectName, OnDeadline,
+        },
+        index::{NodeFacts, ObjectKey, PrePullFacts, RunnerPoolFacts},
+        write::{self, Own, WriteError},
+    },
+    driver::{self, Ask},
+    resolve::{Registries, ResolveError},
+    view::{HostState, ImageView},
+    wants::Want,
+};
+
+/// The first wait after a reference couldn't be resolved; doubles.
+const RETRY: Duration = Duration::from_secs(5);
+/// The longest wait.
+const RETRY_MOST: Duration = Duration::from_mins(5);
+/// Where only bytes and the prediction changed, a status is written this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// A status that couldn't be written is tried again after this.
+const STATUS_RETRY: Duration = Duration::from_secs(2);
+/// How old a host's word may be to count as staged: as the gate has it.
+const PRESENCE_MAX_AGE: Duration = Duration::from_secs(30);
+
+/// What an ImagePrePull wants, as far as it is known.
+#[derive(Debug)]
+pub(in crate::cluster) struct Stage {
+    image: String,
+    state: State,
+    started_at: SystemTime,
+    staged_at: Option<SystemTime>,
+    written_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    /// What was told about it in Events: state names.
+    pub(super) told: Option<&'static str>,
+}
+
+#[derive(Debug)]
+enum State {
+    Asking {
+        tries: u32,
+    },
+    Known(Box<Want>),
+    Failed {
+        reason: &'static str,
+        message: String,
+        tries: u32,
+        retry_at: Instant,
+    },
+}
+
+/// A reference was resolved, or wasn't.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    key: ObjectKey,
+    image: String,
+    result: Result<Want, Unresolved>,
+}
+
+#[derive(Debug)]
+struct Unresolved {
+    reason: &'static str,
+    message: String,
+}
+
+/// What the driver was told to stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    digest: Digest,
+    references: BTreeSet<String>,
+    hosts: BTreeSet<HostId>,
+}
+
+impl Keeper {
+    pub(super) fn stage_due(&mut self) {
+        self.due = Instant::now();
+    }
+
+    /// The digest that this ImagePrePull's image was resolved to, if it is this image.
+    pub(super) fn digest_of(&self, key: &ObjectKey, image: &str) -> Option<Digest> {
+        let stage = self.stages.get(key)?;
+        match &stage.state {
+            State::Known(want) if stage.image == image => Some(want.digest()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn deadline_of(&self, key: &ObjectKey, facts: &PrePullFacts) -> Option<SystemTime> {
+        let stage = self.stages.get(key)?;
+        stage.started_at.checked_add(facts.spec.deadline?.0)
+    }
+
+    /// Brings what is resolved, and what the driver stages, up to what the objects say.
+    pub(super) fn stage(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let gone: Vec<ObjectKey> = self
+            .stages
+            .keys()
+            .filter(|key| !self.index.prepulls.contains_key(*key))
+            .cloned()
+            .collect();
+        for key in gone {
+            self.stages.remove(&key);
+            self.metrics.forget_prepull(&key);
+        }
+        let mut ask = Vec::new();
+        for (key, facts) in &self.index.prepulls {
+            let fresh = self
+                .stages
+                .get(key)
+                .is_none_or(|stage| stage.image != facts.spec.image);
+            if fresh {
+                // a coordinator that was restarted goes on with what was resolved before
+                let same = facts.status.observed_generation == Some(facts.generation)
+                    && !self.stages.contains_key(key);
+                let status = same.then_some(&facts.status);
+                let time = |time: Option<&Time>| time.map(|time| SystemTime::from(time.0));
+                self.stages.insert(
+                    key.clone(),
+                    Stage {
+                        image: facts.spec.image.clone(),
+                        state: State::Asking { tries: 0 },
+                        started_at: status
+                            .and_then(|status| time(status.started_at.as_ref()))
+                            .unwrap_or_else(SystemTime::now),
+                        staged_at: status.and_then(|status| time(status.staged_at.as_ref())),
+                        written_at: None,
+                        retry_at: None,
+                        told: None,
+                    },
+                );
+                let digest = status.and_then(|status| status.digest.clone());
+                ask.push((key.clone(), facts.clone(), digest));
+            } else if let Some(stage) = self.stages.get_mut(key)
+                && let State::Failed {
+                    tries, retry_at, ..
+                } = stage.state
+                && retry_at <= Instant::now()
+            {
+                stage.state = State::Asking { tries };
+                ask.push((key.clone(), facts.clone(), None));
+            }
+        }
+        for (key, facts, digest) in ask {
+            self.resolve(key, &facts, digest);
+        }
+        self.place();
+    }
+
+    fn resolve(&mut self, key: ObjectKey, facts: &PrePullFacts, digest: Option<String>) {
+        let (client, registries) = (self.client.clone(), self.registries.clone());
+        let image = facts.spec.image.clone();
+        let secret = facts.spec.pull_secret_ref.clone();
+        let reference = digest.map_or_else(|| image.clone(), |digest| by_digest(&image, &digest));
+        self.jobs.spawn(async move {
+            if let Some(secret) = secret
+                && let Err(message) = learn(client, &key, &secret.name, &registries).await
+            {
+                let result = Err(Unresolved {
+                    reason: "PullSecret",
+                    message,
+                });
+                return Input::Resolved(Box::new(Resolved { key, image, result }));
+            }
+            let result = registries
+                .resolve(&reference, Some(BTreeSet::new()))
+                .await
+                .map(|want| Want {
+                    references: [image.clone()].into(),
+                    ..want
+                })
+                .map_err(|error| Unresolved {
+                    reason: unresolved(&error),
+                    message: error.to_string(),
+                });
+            Input::Resolved(Box::new(Resolved { key, image, result }))
+        });
+    }
+
+    pub(super) fn resolved(&mut self, resolved: Resolved) {
+        let Resolved { key, image, result } = resolved;
+        let Some(stage) = self
+            .stages
+            .get_mut(&key)
+            .filter(|stage| stage.image == image)
+        else {
+            return;
+        };
+        let tries = match stage.state {
+            State::Asking { tries } | State::Failed { tries, .. } => tries,
+            State::Known(_) => 0,
+        };
+        match result {
+            Ok(want) => {
+                info!(prepull = %key, image, digest = %want.digest(), "image is resolved");
+                stage.state = State::Known(Box::new(want));
+            }
+            Err(Unresolved { reason, message }) => {
+                warn!(prepull = %key, image, reason, error = message, "image can't be resolved; it is tried again");
+                let wait = (RETRY * (1 << tries.min(10))).min(RETRY_MOST);
+                stage.state = State::Failed {
+                    reason,
+                    message,
+                    tries: tries + 1,
+                    retry_at: Instant::now() + wait,
+                };
+            }
+        }
+        self.rules_due = true;
+        self.stage_due();
+    }
+
+    /// Tells the driver what the cluster wants, where that changed.
+    fn place(&mut self) {
+        let mut wants: BTreeMap<Digest, Want> = BTreeMap::new();
+        for (key, facts) in &self.index.prepulls {
+            let Some(Stage {
+                state: State::Known(want),
+                ..
+            }) = self.stages.get(key)
+            else {
+                continue;
+            };
+            if facts.spec.paused || facts.deleting {
+                continue;
+            }
+            let done = facts.is_done();
+            let digest = want.digest();
+            let hosts: BTreeSet<HostId> = self
+                .index
+                .selected(&facts.spec)
+                .into_iter()
+                .filter_map(|(name, _)| name.parse().ok())
+                .filter(|host| self.view.hosts.get(host).is_some_and(|host| !host.revoked))
+                .filter(|host| !done || self.holds(host, &digest, &facts.spec.image))
+                .collect();
+            match wants.get_mut(&digest) {
+                None => {
+                    let want = Want {
+                        hosts: Some(hosts),
+                        ..(**want).clone()
+                    };
+                    wants.insert(digest, want);
+                }
+                Some(known) => {
+                    known.references.insert(facts.spec.image.clone());
+                    known.hosts.get_or_insert_default().extend(hosts);
+                }
+            }
+        }
+        let placed: Vec<Placed> = wants
+            .values()
+            .map(|want| Placed {
+                digest: want.digest(),
+                references: want.references.clone(),
+                hosts: want.hosts.clone().unwrap_or_default(),
+            })
+            .collect();
+        if placed == self.placed {
+            return;
+        }
+        let ask = driver::Input::Asked(Ask::Place(wants.into_values().collect()));
+        // full: told at the next look
+        if self.driver.try_send(ask).is_ok() {
+            self.placed = placed;
+        }
+    }
+
+    /// Whether a host holds this image under this name, by a fresh word.
+    fn holds(&self, host: &HostId, digest: &Digest, image: &str) -> bool {
+        self.presence.get(host).is_some_and(|word| {
+            word.checked_at.elapsed() <= PRESENCE_MAX_AGE
+                && word
+                    .holdings
+                    .get(digest)
+                    .is_some_and(|references| references.contains(image))
+        })
+    }
+
+    // ---- status -------------------------------------------------------------------------------------------------
+
+    /// Writes the statuses that changed, and tells metrics and Events.
+    pub(super) fn write_statuses(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let keys: Vec<ObjectKey> = self.index.prepulls.keys().cloned().collect();
+        for key in keys {
+            let Some((status, state)) = self.status_of(&key) else {
+                continue;
+            };
+            self.metrics.prepull(&key, &status.hosts);
+            self.note_stage(&key, &status, state);
+            let Some(facts) = self.index.prepulls.get(&key).cloned() else {
+                continue;
+            };
+            if self.ended(&key, &facts, &status) {
+                continue;
+            }
+            let due = self.stages.get(&key).is_none_or(|stage| {
+                stage.retry_at.is_none_or(|at| at <= Instant::now())
+                    && (stage
+                        .written_at
+                        .is_none_or(|at| at.elapsed() >= PROGRESS_EVERY)
+                        || masked(&status) != masked(&facts.status))
+            });
+            if status == facts.status || !due || self.status_writes.contains(&key) {
+                continue;
+            }
+            let value = patch_of(&status);
+            self.status_writes.insert(key.clone());
+            if let Some(stage) = self.stages.get_mut(&key) {
+                stage.written_at = Some(Instant::now());
+            }
+            let work = write::status(self.client.clone(), key.clone(), facts.uid.clone(), value);
+            self.spawn_write(work, move |result| Input::StatusWritten {
+                key,
+                result: result.unwrap_or(Ok(())),
+            });
+        }
+    }
+
+    pub(super) fn status_written(&mut self, key: &ObjectKey, result: Result<(), WriteError>) {
+        self.status_writes.remove(key);
+        if let Err(error) = result {
+            if error.code() != Some(404) {
+                warn!(prepull = %key, %error, "status couldn't be written; it is tried again");
+            }
+            if let Some(stage) = self.stages.get_mut(key) {
+                stage.retry_at = Some(Instant::now() + STATUS_RETRY);
+            }
+        } else if let Some(stage) = self.stages.get_mut(key) {
+            stage.retry_at = None;
+        }
+    }
+
+    /// Deletes an ImagePrePull whose time after staging is over, unless its Pods still roll.
+    fn ended(
+        &mut self,
+        key: &ObjectKey,
+        facts: &PrePullFacts,
+        status: &ImagePrePullStatus,
+    ) -> bool {
+        let Some(ttl) = facts.spec.ttl_after_staged else {
+            return false;
+        };
+        let over = status
+            .staged_at
+            .as_ref()
+            .and_then(|at| SystemTime::from(at.0).checked_add(ttl.0))
+            .is_some_and(|end| end <= SystemTime::now());
+        let rolling = self
+            .gate
+            .status(&key.pool())
+            .is_some_and(|pool| pool.is_rolling());
+        if !over || rolling || facts.deleting || facts.owner.is_some() {
+            return false;
+        }
+        if self.prepull_writes.contains(key) {
+            return true;
+        }
+        info!(prepull = %key, "everything was staged long enough ago; the ImagePrePull is deleted, as it asks");
+        let uid = facts.uid.clone();
+        self.write_prepull(key.clone(), Own::Delete(uid));
+        true
+    }
+
+    /// Where an ImagePrePull stands, and that in one word.
+    fn status_of(&mut self, key: &ObjectKey) -> Option<(ImagePrePullStatus, &'static str)> {
+        let facts = self.index.prepulls.get(key)?;
+        let stage = self.stages.get(key)?;
+        let before = &facts.status;
+        let mut status = ImagePrePullStatus {
+            observed_generation: Some(facts.generation),
+            started_at: time(stage.started_at),
+            staged_at: stage.staged_at.and_then(time),
+            ..ImagePrePullStatus::default()
+        };
+        let mut conditions = Conditions {
+            before: &before.conditions,
+            generation: facts.generation,
+            now: Timestamp::now(),
+            list: Vec::new(),
+        };
+        let selected = self.index.selected(&facts.spec);
+        let usable: Vec<&String> = selected
+            .iter()
+            .filter(|(name, node)| self.is_usable(name, node))
+            .map(|(name, _)| *name)
+            .collect();
+        status.hosts.selected = count(selected.len());
+        status.hosts.excluded = count(selected.len() - usable.len());
+        let mut staged_now = false;
+        let mut state = "resolving";
+        let mut troubles: Vec<(&'static str, String)> = Vec::new();
+        match &stage.state {
+            State::Asking { .. } => {
+                conditions.add("Resolved", None, "Asking", "the registry is asked".into());
+                conditions.add("Staged", Some(false), "Resolving", String::new());
+            }
+            State::Failed {
+                reason, message, ..
+            } => {
+                conditions.add("Resolved", Some(false), reason, message.clone());
+                conditions.add("Staged", Some(false), "Unresolved", String::new());
+                troubles.push((reason, message.clone()));
+                state = "unresolved";
+            }
+            State::Known(want) => {
+                let digest = want.digest();
+                status.digest = Some(digest.to_string());
+                status.size_bytes = i64::try_from(want.layout.blob_bytes()).ok();
+                status.disk_bytes = i64::try_from(want.layout.disk_bytes()).ok();
+                let image = self.view.images.get(&digest);
+                self.count_hosts(
+                    &mut status,
+                    &usable,
+                    image.map(AsRef::as_ref),
+                    &digest,
+                    &facts.spec,
+                );
+                if before.digest == status.digest {
+                    status.bytes = larger(status.bytes, before.bytes);
+                }
+                conditions.add("Resolved", Some(true), "Resolved", digest.to_string());
+                let everywhere = !usable.is_empty() && status.hosts.staged == count(usable.len());
+                staged_now = everywhere;
+                let text = format!(
+                    "{} of {} hosts hold it; {} are excluded",
+                    status.hosts.staged,
+                    usable.len(),
+                    status.hosts.excluded
+                );
+                let once = facts.spec.completion_policy == CompletionPolicy::Once
+                    && stage.staged_at.is_some();
+                let (is_staged, reason) = match () {
+                    () if everywhere => (true, "AllHosts"),
+                    () if once => (true, "Once"),
+                    () if facts.spec.paused => (false, "Paused"),
+                    () if usable.is_empty() => (false, "NoHosts"),
+                    () if status.hosts.failed > 0
+                        && status.hosts.staging == 0
+                        && status.hosts.staged + status.hosts.failed == count(usable.len()) =>
+                    {
+                        (false, "HostsFailed")
+                    }
+                    () => (false, "Staging"),
+                };
+                state = match reason {
+                    "AllHosts" | "Once" => "staged",
+                    "HostsFailed" => "failed",
+                    "Staging" => "staging",
+                    _ => "waiting",
+                };
+                conditions.add("Staged", Some(is_staged), reason, text);
+                if status.hosts.failed > 0 {
+                    let hosts: Vec<&str> = status
+                        .failing
+                        .iter()
+                        .map(|host| host.host.as_str())
+                        .collect();
+                    troubles.push(("HostsFailed", hosts.join(", ")));
+                }
+                let late = self
+                    .deadline_of(key, facts)
+                    .is_some_and(|at| at <= SystemTime::now());
+                if late && !is_staged {
+                    let what = match facts.spec.on_deadline {
+                        OnDeadline::Hold => "the gate stays shut where the image isn't",
+                        OnDeadline::Proceed => "Pods may drain where the image isn't",
+                    };
+                    troubles.push(("DeadlinePassed", what.into()));
+                }
+            }
+        }
+        let pool = self.gate.status(&key.pool());
+        match &pool {
+            None => conditions.add("Rolling", Some(false), "NotGated", String::new()),
+            Some(pool) => {
+                let text = format!(
+                    "{} stale, {} in flight, cap {}",
+                    pool.stale, pool.in_flight, pool.cap
+                );
+                let reason = if !pool.is_rolling() {
+                    "Done"
+                } else if facts.spec.paused {
+                    "Paused"
+                } else if pool.in_flight + pool.reserved >= pool.cap {
+                    "AtCap"
+                } else {
+                    "Held"
+                };
+                conditions.add("Rolling", Some(pool.is_rolling()), reason, text);
+            }
+        }
+        if self.is_overlapped(key) {
+            troubles.push((
+                "OverlappingGate",
+                "an older ImagePrePull gates its Pods".into(),
+            ));
+        }
+        match troubles.first() {
+            None => conditions.add("Degraded", Some(false), "AsExpected", String::new()),
+            Some((reason, message)) => {
+                conditions.add("Degraded", Some(true), reason, message.clone());
+            }
+        }
+        status.conditions = conditions.list;
+        if staged_now
+            && let Some(stage) = self.stages.get_mut(key)
+            && stage.staged_at.is_none()
+        {
+            stage.staged_at = Some(SystemTime::now());
+            status.staged_at = stage.staged_at.and_then(time);
+        }
+        Some((status, state))
+    }
+
+    /// Whether a Node counts: Ready, open to Pods, and with an agent that enrolled.
+    fn is_usable(&self, name: &str, node: &NodeFacts) -> bool {
+        node.ready
+            && node.schedulable
+            && name
+                .parse::<HostId>()
+                .ok()
+                .and_then(|host| self.view.hosts.get(&host))
+                .is_some_and(|host| !host.revoked)
+    }
+
+    fn count_hosts(
+        &self,
+        status: &mut ImagePrePullStatus,
+        usable: &[&String],
+        image: Option<&ImageView>,
+        digest: &Digest,
+        spec: &ImagePrePullSpec,
+    ) {
+        let progress: BTreeMap<&str, _> = image
+            .iter()
+            .flat_map(|image| &image.hosts)
+            .map(|host| (host.host.as_str(), host))
+            .collect();
+        let add = |sum: &mut i64, value: u64| {
+            *sum = sum.saturating_add(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        for name in usable {
+            let held = name
+                .parse::<HostId>()
+                .is_ok_and(|host| self.holds(&host, digest, &spec.image));
+            let host = progress.get(name.as_str());
+            if let Some(host) = host {
+                add(&mut status.bytes.origin, host.bytes.origin);
+                add(&mut status.bytes.peers, host.bytes.peers);
+                add(&mut status.bytes.local, host.bytes.local);
+            }
+            if held {
+                status.hosts.staged += 1;
+                continue;
+            }
+            let Some(host) = host else { continue };
+            match host.state {
+                HostState::Failed => {
+                    status.hosts.failed += 1;
+                    if status.failing.len() < MAX_FAILING {
+                        status.failing.push(FailingHost {
+                            host: host.host.clone(),
+                            reason: host.reason.clone().unwrap_or_default(),
+                            message: host.message.clone(),
+                        });
+                    }
+                }
+                // present by the driver's book, not yet by name or golden
+                HostState::Queued
+                | HostState::Staging
+                | HostState::Installing
+                | HostState::Present => {
+                    status.hosts.staging += 1;
+                    let eta = host
+                        .eta_seconds
+                        .map(|eta| i64::try_from(eta).unwrap_or(i64::MAX));
+                    status.eta_seconds = status.eta_seconds.max(eta);
+                }
+                HostState::Waiting | HostState::Gone => {}
+            }
+        }
+    }
+
+    fn is_overlapped(&self, key: &ObjectKey) -> bool {
+        let Some(rule) = self.rules.get(&key.pool()) else {
+            return false;
+        };
+        self.index.pods.iter().any(|(pod, facts)| {
+            rule.selects(pod, facts) && self.rule_of(pod).is_some_and(|first| first != *key)
+        })
+    }
+
+    // ---- RunnerPools --------------------------------------------------------------------------------------------
+
+    /// Makes, follows and takes back the ImagePrePulls that RunnerPools own.
+    pub(super) fn follow_pools(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let mut writes = Vec::new();
+        for (key, pool) in &self.index.runner_pools {
+            let mode = pool.mode.unwrap_or(self.config.default_gate);
+            if mode == GateMode::None || pool.spec.os != "darwin" || pool.spec.image.is_empty() {
+                continue;
+            }
+            match self.index.prepulls.get(key) {
+                None => writes.push((key.clone(), Own::Create(Box::new(owned(key, pool, mode))))),
+                Some(facts)
+                    if facts
+                        .owner
+                        .as_ref()
+                        .is_some_and(|(_, uid)| *uid == pool.uid) =>
+                {
+                    if let Some(patch) = follow(facts, pool, mode) {
+                        writes.push((key.clone(), Own::Change(patch)));
+                    }
+                }
+                Some(_) => {
+                    let text =
+                        format!("imageprepulls {key} isn't owned by the RunnerPool of its name");
+                    if self.complaints.len() < super::MAX_COMPLAINTS
+                        && self.complaints.insert(text.clone())
+                    {
+                        warn!(
+                            object = text,
+                            "RunnerPool isn't followed; delete or rename the ImagePrePull"
+                        );
+                    }
+                }
+            }
+        }
+        let absent = self.watches.values().any(|watch| watch.absent);
+        for (key, facts) in &self.index.prepulls {
+            let Some((name, uid)) = &facts.owner else {
+                continue;
+            };
+            let pool = self
+                .index
+                .runner_pools
+                .get(&ObjectKey::new(&key.namespace, name));
+            let wanted = pool.is_some_and(|pool| {
+                pool.uid == *uid
+                    && pool.spec.os == "darwin"
+                    && pool.mode.unwrap_or(self.config.default_gate) != GateMode::None
+            });
+            if !wanted && !absent && !facts.deleting {
+                writes.push((key.clone(), Own::Delete(facts.uid.clone())));
+            }
+        }
+        for (key, own) in writes {
+            self.write_prepull(key, own);
+        }
+    }
+
+    fn write_prepull(&mut self, key: ObjectKey, own: Own) {
+        if !self.prepull_writes.insert(key.clone()) {
+            return;
+        }
+        let work = write::prepull(self.client.clone(), key.clone(), own);
+        self.spawn_write(work, move |result| Input::PrePullWritten {
+            key,
+            result: result.unwrap_or(Ok(())),
+        });
+    }
+
+    pub(super) fn prepull_written(&mut self, key: &ObjectKey, result: Result<(), WriteError>) {
+        self.prepull_writes.remove(key);
+        if let Err(error) = result {
+            warn!(prepull = %key, %error, "ImagePrePull couldn't be written; it is tried again");
+        }
+    }
+}
+
+/// The status's conditions, with the time of the last change of each.
+struct Conditions<'a> {
+    before: &'a [Condition],
+    generation: i64,
+    now: Timestamp,
+    list: Vec<Condition>,
+}
+
+impl Conditions<'_> {
+    fn add(&mut self, type_: &str, status: Option<bool>, reason: &str, message: String) {
+        let status = match status {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        };
+        let since = self
+            .before
+            .iter()
+            .find(|before| before.type_ == type_ && before.status == status)
+            .map_or(self.now, |before| before.last_transition_time.0);
+        self.list.push(Condition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: reason.into(),
+            message,
+            observed_generation: Some(self.generation),
+            last_transition_time: Time(seconds(since)),
+        });
+    }
+}
+
+/// Kubernetes writes times with whole seconds: with more, what was written would never equal what is read.
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+fn time(time: SystemTime) -> Option<Time> {
+    Timestamp::try_from(time).ok().map(seconds).map(Time)
+}
+
+fn count(many: usize) -> i32 {
+    i32::try_from(many).unwrap_or(i32::MAX)
+}
+
+fn larger(a: ByteCounts, b: ByteCounts) -> ByteCounts {
+    ByteCounts {
+        origin: a.origin.max(b.origin),
+        peers: a.peers.max(b.peers),
+        local: a.local.max(b.local),
+    }
+}
+
+/// A status without what changes all the time.
+fn masked(status: &ImagePrePullStatus) -> ImagePrePullStatus {
+    let mut status = ImagePrePullStatus {
+        bytes: ByteCounts::default(),
+        eta_seconds: None,
+        ..status.clone()
+    };
+    for condition in &mut status.conditions {
+        condition.message.clear();
+    }
+    status
+}
+
+/// A merge patch that leaves nothing of the status before.
+fn patch_of(status: &ImagePrePullStatus) -> Value {
+    let mut value = serde_json::to_value(status).unwrap_or_default();
+    if let Value::Object(fields) = &mut value {
+        for field in [
+            "digest",
+            "sizeBytes",
+            "diskBytes",
+            "etaSeconds",
+            "failing",
+            "startedAt",
+            "stagedAt",
+        ] {
+            fields.entry(field).or_insert(Value::Null);
+        }
+    }
+    value
+}
+
+/// `image` by this digest instead of its tag.
+fn by_digest(image: &str, digest: &str) -> String {
+    let name = image.split('@').next().unwrap_or(image);
+    let tag = name
+        .rfind(':')
+        .filter(|colon| name.rfind('/').is_none_or(|slash| slash < *colon));
+    format!("{}@{digest}", &name[..tag.unwrap_or(name.len())])
+}
+
+const fn unresolved(error: &ResolveError) -> &'static str {
+    match error {
+        ResolveError::Reference { .. } => "InvalidReference",
+        ResolveError::NotFound { .. } => "NotFound",
+        ResolveError::Image { .. } => "UnsupportedImage",
+        ResolveError::Password { .. } => "Credentials",
+        ResolveError::Registry { .. } => "RegistryFailed",
+        ResolveError::Timeout { .. } => "RegistryTimeout",
+    }
+}
+
+/// Reads a pull Secret and lets the registry client know what it holds.
+async fn learn(
+    client: kube::Client,
+    key: &ObjectKey,
+    name: &str,
+    registries: &Registries,
+) -> Result<(), String> {
+    let api: Api<KubeSecret> = Api::namespaced(client, &key.namespace);
+    let secret = api
+        .get(name)
+        .await
+        .map_err(|error| format!("Secret {}/{name} can't be read: {error}", key.namespace))?;
+    let data = secret.data.unwrap_or_default();
+    let config = data
+        .get(".dockerconfigjson")
+        .ok_or_else(|| format!("Secret {}/{name} has no .dockerconfigjson", key.namespace))?;
+    registries
+        .learn(&config.0)
+        .map_err(|error| format!("Secret {}/{name}: {error}", key.namespace))
+}
+
+/// The Nodes of a RunnerPool: what its Pods' nodeSelector says.
+fn nodes_of(pool: &RunnerPoolFacts) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some(
+            [
+                ("kubernetes.io/os", "darwin"),
+                ("tuist.dev/fleet", pool.spec.fleet_selector.as_str()),
+                ("tuist.dev/runtime", "tart"),
+            ]
+            .into_iter()
+            .map(|(label, value)| (label.to_owned(), value.to_owned()))
+            .collect(),
+        ),
+        match_expressions: None,
+    }
+}
+
+/// The schema takes 1 to 100; a pool that says something else means the nearest.
+fn percent(pool: &RunnerPoolFacts) -> i32 {
+    pool.spec.rollout.max_concurrent_percent.clamp(1, 100)
+}
+
+fn owned(key: &ObjectKey, pool: &RunnerPoolFacts, mode: GateMode) -> ImagePrePull {
+    let spec = ImagePrePullSpec {
+        image: pool.spec.image.clone(),
+        node_selector: nodes_of(pool),
+        origin_streams: None,
+        bandwidth: None,
+        pull_secret_ref: None,
+        paused: false,
+        deadline: None,
+        on_deadline: OnDeadline::Hold,
+        ttl_after_staged: None,
+        completion_policy: CompletionPolicy::Always,
+        gate: Some(Gate {
+            mode,
+            max_concurrent_percent: percent(pool),
+            pool_ref: Some(ObjectName {
+                name: key.name.clone(),
+            }),
+            ..Gate::default()
+        }),
+    };
+    ImagePrePull {
+        metadata: ObjectMeta {
+            name: Some(key.name.clone()),
+            namespace: Some(key.namespace.clone()),
+            owner_references: Some(vec![OwnerReference {
+                api_version: "tuist.dev/v1alpha1".into(),
+                kind: "RunnerPool".into(),
+                name: key.name.clone(),
+                uid: pool.uid.clone(),
+                controller: Some(true),
+                block_owner_deletion: None,
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: None,
+    }
+}
+
+/// What has to change for an owned ImagePrePull to follow its pool. Other fields are the operator's.
+fn follow(facts: &PrePullFacts, pool: &RunnerPoolFacts, mode: GateMode) -> Option<Value> {
+    let nodes = nodes_of(pool);
+    let gate = facts.spec.gate.as_ref();
+    let same = facts.spec.image == pool.spec.image
+        && facts.spec.node_selector == nodes
+        && gate
+            .is_some_and(|gate| gate.mode == mode && gate.max_concurrent_percent == percent(pool));
+    (!same).then(|| {
+        // a merge patch leaves what it doesn't name
+        let mut labels: BTreeMap<&str, Option<&str>> = BTreeMap::new();
+        let present = facts.spec.node_selector.match_labels.iter().flatten();
+        labels.extend(present.map(|(label, _)| (label.as_str(), None)));
+        let wanted = nodes.match_labels.iter().flatten();
+        labels.extend(wanted.map(|(label, value)| (label.as_str(), Some(value.as_str()))));
+        json!({
+            "spec": {
+                "image": pool.spec.image,
+                "nodeSelector": { "matchLabels": labels, "matchExpressions": null },
+                "gate": { "mode": mode, "maxConcurrentPercent": percent(pool) },
+            },
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::by_digest;
+
+    #[test]
+    fn a_digest_takes_the_place_of_the_tag() {
+        for (image, expected) in [
+            ("r.test/a/b:1", "r.test/a/b@sha256:00"),
+            ("r.test:5000/a/b", "r.test:5000/a/b@sha256:00"),
+            ("r.test:5000/a/b:x", "r.test:5000/a/b@sha256:00"),
+            ("r.test/a@sha256:11", "r.test/a@sha256:00"),
+        ] {
+            assert_eq!(by_digest(image, "sha256:00"), expected);
+        }
+    }
+}

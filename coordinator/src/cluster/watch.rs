@@ -1,0 +1,92 @@
+//! Watches: each follows one kind of object and tells the keeper what it sees. An error is told once and retried with
+//! growing pauses; after it everything is listed anew, so that nothing that was missed stays missed.
+
+use futures_util::StreamExt as _;
+use kube::{
+    Api, Client,
+    core::{ApiResource, DynamicObject},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    crd::{ImagePrePull, RunnerPool},
+    index::{Kind, Scope},
+};
+
+/// What a watch sees.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// A list of everything begins.
+    Listing,
+    /// An object is as shown.
+    Applied(Box<DynamicObject>),
+    /// An object is gone.
+    Gone(Box<DynamicObject>),
+    /// The list is whole.
+    Listed,
+    /// Nothing is seen for now. `absent` when the cluster has no such kind.
+    Blind { error: String, absent: bool },
+}
+
+/// Follows one kind until `shutdown`, or until nobody listens.
+pub(crate) async fn follow(
+    client: Client,
+    scope: Scope,
+    seen: mpsc::Sender<(Scope, Seen)>,
+    shutdown: CancellationToken,
+) {
+    let resource = resource(scope.kind);
+    let api: Api<DynamicObject> = match &scope.namespace {
+        Some(namespace) if scope.kind != Kind::Nodes => {
+            Api::namespaced_with(client, namespace, &resource)
+        }
+        _ => Api::all_with(client, &resource),
+    };
+    let events = watcher(api, watcher::Config::default()).default_backoff();
+    let mut events = std::pin::pin!(events);
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.next() => event,
+        };
+        let told = match event {
+            None => return,
+            Some(Ok(watcher::Event::Init)) => Seen::Listing,
+            Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
+                Seen::Applied(Box::new(object))
+            }
+            Some(Ok(watcher::Event::Delete(object))) => Seen::Gone(Box::new(object)),
+            Some(Ok(watcher::Event::InitDone)) => Seen::Listed,
+            Some(Err(error)) => Seen::Blind {
+                absent: is_absent(&error),
+                error: error.to_string(),
+            },
+        };
+        if seen.send((scope.clone(), told)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    match kind {
+        Kind::Pods => ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&()),
+        Kind::Nodes => ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&()),
+        Kind::PrePulls => ApiResource::erase::<ImagePrePull>(&()),
+        Kind::RunnerPools => ApiResource::erase::<RunnerPool>(&()),
+    }
+}
+
+/// Whether the API server doesn't know the kind: its definition isn't installed, or isn't any more.
+fn is_absent(error: &watcher::Error) -> bool {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status,
+        _ => return false,
+    };
+    status.code == 404
+}

@@ -1,0 +1,265 @@
+//! Writes to the cluster. Each says exactly what it changes, and only on the object that was decided about: uid and, for
+//! Pods, resource version go along as preconditions, so a decision that was overtaken is refused, not carried out.
+//!
+//! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`].
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use rollout::gate::Outcome;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::{crd::ImagePrePull, index::ObjectKey};
+
+/// An API server answers a write within this time; well under the gate's slot.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a write changes on a Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PodWrite {
+    /// Puts this label on.
+    Label(String),
+    /// Takes it off.
+    Unlabel(String),
+    /// Deletes the Pod, and its ServiceAccount where that has the same owner.
+    Reap,
+}
+
+/// The Pod that was decided about, as it was then.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) key: ObjectKey,
+    pub(crate) uid: String,
+    pub(crate) resource_version: String,
+    pub(crate) owner: Option<String>,
+}
+
+/// How a write on a Pod ended, and what the Pod looks like now, where that was answered.
+#[derive(Debug)]
+pub(crate) struct PodWritten {
+    pub(crate) outcome: Outcome,
+    pub(crate) pod: Option<Box<Pod>>,
+    /// The Pod is gone: deleted, or another of its name is there.
+    pub(crate) gone: bool,
+    pub(crate) error: Option<String>,
+}
+
+impl PodWritten {
+    /// It wasn't tried.
+    pub(crate) fn refused(error: &str) -> Self {
+        Self {
+            outcome: Outcome::Refused,
+            pod: None,
+            gone: false,
+            error: Some(error.to_owned()),
+        }
+    }
+}
+
+/// Carries out a write on a Pod.
+pub(crate) async fn pod(client: Client, target: Target, write: PodWrite) -> PodWritten {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &target.key.namespace);
+    let result = match &write {
+        PodWrite::Label(label) => patch_label(&api, &target, label, Some("true")).await,
+        PodWrite::Unlabel(label) => patch_label(&api, &target, label, None).await,
+        PodWrite::Reap => reap(&api, &target).await,
+    };
+    match result {
+        Ok(pod) => {
+            if write == PodWrite::Reap {
+                reap_account(client, &target).await;
+            }
+            PodWritten {
+                outcome: Outcome::Done,
+                gone: pod.is_none(),
+                pod,
+                error: None,
+            }
+        }
+        Err(error) => PodWritten {
+            outcome: outcome(&error),
+            pod: None,
+            gone: false,
+            error: Some(error.to_string()),
+        },
+    }
+}
+
+/// Why a write has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    /// The API server answered with an error, or couldn't be asked.
+    #[error("{0}")]
+    Kube(#[from] kube::Error),
+    /// It didn't answer in time.
+    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    Timeout,
+}
+
+impl WriteError {
+    /// The HTTP status of the answer, where there was one.
+    pub(crate) fn code(&self) -> Option<u16> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        }
+    }
+}
+
+async fn answered<T>(
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, WriteError> {
+    timeout(TIMEOUT, request)
+        .await
+        .map_err(|_| WriteError::Timeout)?
+        .map_err(WriteError::Kube)
+}
+
+/// A 4xx changed nothing. A 5xx, a broken connection or silence may have.
+fn outcome(error: &WriteError) -> Outcome {
+    match error.code() {
+        Some(400..=499) => Outcome::Refused,
+        _ => Outcome::Unknown,
+    }
+}
+
+async fn patch_label(
+    api: &Api<Pod>,
+    target: &Target,
+    label: &str,
+    value: Option<&str>,
+) -> Result<Option<Box<Pod>>, WriteError> {
+    let patch = json!({
+        "metadata": {
+            "uid": target.uid,
+            "resourceVersion": target.resource_version,
+            "labels": { label: value },
+        },
+    });
+    let params = PatchParams::default();
+    answered(api.patch(&target.key.name, &params, &Patch::Merge(&patch)))
+        .await
+        .map(|pod| Some(Box::new(pod)))
+}
+
+async fn reap(api: &Api<Pod>, target: &Target) -> Result<Option<Box<Pod>>, WriteError> {
+    let params = DeleteParams::default().preconditions(Preconditions {
+        uid: Some(target.uid.clone()),
+        resource_version: Some(target.resource_version.clone()),
+    });
+    match answered(api.delete(&target.key.name, &params)).await {
+        Ok(answer) => Ok(answer.left().map(Box::new)),
+        // what was to be deleted is gone
+        Err(error) if error.code() == Some(404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Each runner has a ServiceAccount of its own name. One that somebody else owns, or nobody, is left alone.
+async fn reap_account(client: Client, target: &Target) {
+    let Some(owner) = &target.owner else {
+        return;
+    };
+    let api: Api<ServiceAccount> = Api::namespaced(client, &target.key.namespace);
+    let account = match answered(api.get_opt(&target.key.name)).await {
+        Ok(Some(account)) => account,
+        Ok(None) => return,
+        Err(error) => {
+            warn!(pod = %target.key, %error, "the Pod's ServiceAccount can't be read; it is left behind");
+            return;
+        }
+    };
+    let owned = account
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|reference| reference.uid == *owner);
+    if !owned {
+        return;
+    }
+    let params = DeleteParams::default().preconditions(Preconditions {
+        uid: account.metadata.uid.clone(),
+        resource_version: account.metadata.resource_version.clone(),
+    });
+    match answered(api.delete(&target.key.name, &params)).await {
+        Ok(_) => debug!(pod = %target.key, "the Pod's ServiceAccount is deleted"),
+        Err(error) if error.code() == Some(404) => {}
+        Err(error) => {
+            warn!(pod = %target.key, %error, "the Pod's ServiceAccount can't be deleted; it is left behind");
+        }
+    }
+}
+
+/// Sets and removes Node labels: `None` removes.
+pub(crate) async fn node_labels(
+    client: Client,
+    name: String,
+    uid: String,
+    labels: Vec<(String, Option<&'static str>)>,
+) -> Result<Node, WriteError> {
+    let labels: serde_json::Map<String, Value> = labels
+        .into_iter()
+        .map(|(label, value)| (label, value.into()))
+        .collect();
+    let patch = json!({ "metadata": { "uid": uid, "labels": labels } });
+    let api: Api<Node> = Api::all(client);
+    answered(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await
+}
+
+/// Replaces what the status of an ImagePrePull says.
+pub(crate) async fn status(
+    client: Client,
+    key: ObjectKey,
+    uid: String,
+    status: Value,
+) -> Result<(), WriteError> {
+    let patch = json!({ "metadata": { "uid": uid }, "status": status });
+    let api: Api<ImagePrePull> = Api::namespaced(client, &key.namespace);
+    answered(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .await
+        .map(drop)
+}
+
+/// What a RunnerPool's own ImagePrePull shall be.
+#[derive(Clone, Debug)]
+pub(crate) enum Own {
+    /// It is made.
+    Create(Box<ImagePrePull>),
+    /// These fields of its spec are changed.
+    Change(Value),
+    /// It is deleted, if it is this one.
+    Delete(String),
+}
+
+/// Makes, changes or deletes an ImagePrePull.
+pub(crate) async fn prepull(client: Client, key: ObjectKey, own: Own) -> Result<(), WriteError> {
+    let api: Api<ImagePrePull> = Api::namespaced(client, &key.namespace);
+    match own {
+        Own::Create(prepull) => answered(api.create(&PostParams::default(), &prepull))
+            .await
+            .map(drop),
+        Own::Change(patch) => {
+            answered(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
+                .await
+                .map(drop)
+        }
+        Own::Delete(uid) => {
+            let params = DeleteParams::default().preconditions(Preconditions {
+                uid: Some(uid),
+                resource_version: None,
+            });
+            match answered(api.delete(&key.name, &params)).await {
+                Ok(_) => Ok(()),
+                Err(error) if error.code() == Some(404) => Ok(()),
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
