@@ -9,12 +9,19 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::cli::{Run, Shared};
+use crate::{
+    cli::{Run, Shared},
+    mirror,
+};
 
 /// UDP port for peers, where none is set. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
 pub const PEER_PORT: u16 = 7471;
 /// TCP port for health, metrics and status, where none is set.
 pub const ADMIN_PORT: u16 = 7472;
+/// TCP port for the registry mirror, where none is set.
+pub const MIRROR_PORT: u16 = 7474;
+/// Bytes of the mirror's blob cache, where none are set: two compressed images of a common size.
+const MIRROR_CACHE_BYTES: u64 = 64 << 30;
 
 /// The agent's settings.
 #[derive(Clone, Debug)]
@@ -43,6 +50,8 @@ pub struct Config {
     pub download_bytes_per_second: u64,
     /// How to reach registries.
     pub origin: OriginConfig,
+    /// The registry mirror.
+    pub mirror: mirror::Settings,
 }
 
 /// How to reach registries.
@@ -93,6 +102,17 @@ pub enum ConfigError {
     /// The floor has to leave room for something.
     #[error("floor_percent is {0}; it has to be from 0 to 90")]
     Floor(u8),
+    /// Who connects from elsewhere has to be told from others, and can't be over plain HTTP.
+    #[error(
+        "mirror.listen {0} is beyond loopback: set mirror.tls_certificate, mirror.tls_key and mirror.token_file"
+    )]
+    OpenMirror(SocketAddr),
+    /// A certificate without a key, or the other way round.
+    #[error("mirror.tls_certificate and mirror.tls_key go together")]
+    HalfTls,
+    /// The mirror's upstream isn't a host.
+    #[error("mirror upstream {0:?} isn't a registry's host or host:port")]
+    Upstream(String),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,6 +130,26 @@ struct File {
     upload_bytes_per_second: u64,
     download_bytes_per_second: u64,
     origin: OriginFile,
+    mirror: MirrorFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MirrorFile {
+    enabled: Option<bool>,
+    listen: Option<SocketAddr>,
+    directory: Option<PathBuf>,
+    cache_bytes: Option<u64>,
+    upstream: Option<String>,
+    upstreams: Vec<String>,
+    lend_credentials: bool,
+    on_trouble: mirror::OnTrouble,
+    stall_seconds: Option<u64>,
+    break_after_seconds: Option<u64>,
+    grace_seconds: Option<u64>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -138,12 +178,15 @@ impl Config {
         if floor_percent > 90 {
             return Err(ConfigError::Floor(floor_percent));
         }
+        let state_dir = shared
+            .state_dir
+            .clone()
+            .or(file.state_dir)
+            .unwrap_or_else(|| "/var/lib/parbake-agent".into());
+        let mirror = mirror_settings(file.mirror, &state_dir, &file.origin.plain_http)?;
         Ok(Self {
-            state_dir: shared
-                .state_dir
-                .clone()
-                .or(file.state_dir)
-                .unwrap_or_else(|| "/var/lib/parbake-agent".into()),
+            state_dir,
+            mirror,
             tart_home: shared
                 .tart_home
                 .clone()
@@ -177,6 +220,49 @@ impl Config {
             },
         })
     }
+}
+
+fn mirror_settings(
+    file: MirrorFile,
+    state_dir: &Path,
+    plain_http: &[String],
+) -> Result<mirror::Settings, ConfigError> {
+    let registry = |text: String| mirror::registry(&text).ok_or(ConfigError::Upstream(text));
+    let seconds = |set: Option<u64>, default: u64| {
+        Duration::from_secs(set.unwrap_or(default).clamp(1, 3_600))
+    };
+    let listen = file
+        .listen
+        .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, MIRROR_PORT).into());
+    let enabled = file.enabled.unwrap_or(true);
+    let tls = match (file.tls_certificate, file.tls_key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(ConfigError::HalfTls),
+    };
+    if enabled && !listen.ip().is_loopback() && (tls.is_none() || file.token_file.is_none()) {
+        return Err(ConfigError::OpenMirror(listen));
+    }
+    Ok(mirror::Settings {
+        listen: enabled.then_some(listen),
+        required: file.listen.is_some(),
+        directory: file.directory.unwrap_or_else(|| state_dir.join("mirror")),
+        cache_bytes: file.cache_bytes.unwrap_or(MIRROR_CACHE_BYTES),
+        upstream: file.upstream.map(registry).transpose()?,
+        upstreams: file
+            .upstreams
+            .into_iter()
+            .map(registry)
+            .collect::<Result<_, _>>()?,
+        lend_credentials: file.lend_credentials,
+        on_trouble: file.on_trouble,
+        stall: seconds(file.stall_seconds, 10),
+        break_after: seconds(file.break_after_seconds, 45),
+        grace: seconds(file.grace_seconds, 15),
+        tls,
+        token_file: file.token_file,
+        plain_http: plain_http.iter().cloned().collect(),
+    })
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -216,6 +302,32 @@ mod tests {
         assert_eq!(config.tart_home, Path::new("/a"));
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.floor_percent, 90);
+    }
+
+    #[test]
+    fn the_mirror_stays_on_loopback_unless_it_can_tell_who_comes() {
+        let file = |mirror: &str| format!("tart_home = '/a'\n[mirror]\n{mirror}");
+        let default = load("tart_home = '/a'", &["run"]).unwrap().mirror;
+        assert_eq!(default.listen, Some("127.0.0.1:7474".parse().unwrap()));
+        assert!(!default.required && !default.lend_credentials);
+        let off = load(&file("enabled = false\nlisten = '0.0.0.0:1'"), &["run"]).unwrap();
+        assert_eq!(off.mirror.listen, None);
+        let set = load(&file("listen = '[::1]:0'\nupstream = 'ghcr.io'"), &["run"]).unwrap();
+        assert!(set.mirror.required);
+        let open = "listen = '0.0.0.0:1'\ntls_certificate = '/c'\ntls_key = '/k'\n";
+        assert!(matches!(
+            load(&file(open), &["run"]),
+            Err(ConfigError::OpenMirror(_))
+        ));
+        assert!(load(&file(&format!("{open}token_file = '/t'")), &["run"]).is_ok());
+        assert!(matches!(
+            load(&file("tls_key = '/k'"), &["run"]),
+            Err(ConfigError::HalfTls)
+        ));
+        assert!(matches!(
+            load(&file("upstreams = ['https://ghcr.io']"), &["run"]),
+            Err(ConfigError::Upstream(_))
+        ));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod contents;
 mod image;
 mod members;
+mod mirror;
 mod orders;
 mod report;
 
@@ -34,12 +35,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(crate) use self::report::state_name;
-use self::{contents::Contents, image::Image, members::Members};
+use self::{contents::Contents, image::Image, members::Members, mirror::Mirrored};
 use crate::{
     admin::Snapshot,
     config::Config,
     fetch::{self, FetchEnd},
     metrics::Metrics,
+    mirror::{Ears, Wish, blob::Blob},
     peer::{self, Brought},
     session::Heard,
     store::{Presence, Stage, Store},
@@ -71,6 +73,8 @@ pub(crate) struct Parts {
     pub(crate) origin: fetch::Origin,
     pub(crate) tart: Option<Arc<crate::golden::Goldens>>,
     pub(crate) metrics: Metrics,
+    /// The mirror's wishes and cache, where there is one.
+    pub(crate) mirror: Option<Ears>,
     pub(crate) coordinator: HostId,
     /// Messages of the coordinator's session.
     pub(crate) heard: mpsc::Receiver<Heard>,
@@ -151,6 +155,17 @@ pub(crate) enum Input {
     Scrubbed { id: ContentId, bad: Vec<ChunkIndex> },
     /// The journals were flushed.
     Flushed(Result<(), String>),
+    /// A client of the mirror wants a blob.
+    Wished(Wish),
+    /// Whole blobs of the mirror that peers may ask for.
+    Seeds(Vec<Arc<Blob>>),
+    /// Copying a blob from an image ended.
+    Copied(Digest),
+    /// Some of the mirror's cache was read again.
+    BlobsScrubbed {
+        next: (Option<Digest>, u32),
+        bad: Option<Digest>,
+    },
     /// A small job of no consequence ended.
     Nothing,
     /// Time passed.
@@ -200,6 +215,7 @@ pub(crate) struct Driver {
     members: Members,
     contents: Contents,
     images: BTreeMap<Digest, Image>,
+    mirror: Mirrored,
     waiting: BTreeMap<Ticket, Waiting>,
     next_ticket: u64,
     transfers: BTreeMap<(HostKey, ContentId, ChunkIndex), CancellationToken>,
@@ -232,6 +248,8 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let (peer_inbox, mut brought) = mpsc::channel(QUEUE);
     let (fetch_inbox, mut fetched) = mpsc::channel(QUEUE);
     let (mut heard, stop) = (parts.heard, parts.stop);
+    let mirror = Mirrored::new(parts.mirror.as_ref());
+    let mut wishes = parts.mirror.map(|ears| ears.wishes);
     let now = Instant::now();
     let swarm_config = swarm::Config::default();
     let seed = u64::from_be_bytes(
@@ -259,6 +277,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         members: Members::default(),
         contents: Contents::default(),
         images: BTreeMap::new(),
+        mirror,
         waiting: BTreeMap::new(),
         next_ticket: 0,
         transfers: BTreeMap::new(),
@@ -297,6 +316,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
                 Err(error) => anyhow::bail!("a job of the agent died: {error}"),
             },
             Some(input) = fetched.recv() => input,
+            Some(wish) = next_wish(&mut wishes) => Input::Wished(wish),
             Some((peer, brought)) = brought.recv() => Input::Brought { peer, brought },
             incoming = endpoint.accept(), if accepting.len() < 64 => match incoming {
                 Some(incoming) => {
@@ -320,6 +340,14 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     driver.stop().await
 }
 
+/// The mirror's next wish; never, without a mirror.
+async fn next_wish(wishes: &mut Option<mpsc::Receiver<Wish>>) -> Option<Wish> {
+    match wishes {
+        Some(wishes) => wishes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Driver {
     fn now(&self) -> Moment {
         Moment(u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
@@ -336,6 +364,9 @@ impl Driver {
         }
         if self.contents.is_dirty() && !self.flushing {
             wake = wake.min(self.last_flush + FLUSH_EVERY);
+        }
+        if let Some(look) = self.mirror.next_look() {
+            wake = wake.min(look);
         }
         swarm.map_or(wake, |at| wake.min(at))
     }
@@ -354,6 +385,9 @@ impl Driver {
         let now = Instant::now();
         if self.contents.is_dirty() && !self.flushing && now >= self.last_flush + FLUSH_EVERY {
             self.flush();
+        }
+        if self.mirror.next_look().is_some_and(|look| now >= look) {
+            self.look_at_wants();
         }
         if !self.checking && now >= self.last_check + PRESENCE_EVERY {
             self.check_presence();
@@ -421,6 +455,10 @@ impl Driver {
                     self.storage_failed(&error);
                 }
             }
+            Input::Wished(wish) => self.wish(wish),
+            Input::Seeds(seeds) => self.seeds(seeds),
+            Input::Copied(digest) => self.copied(&digest),
+            Input::BlobsScrubbed { next, bad } => self.blobs_scrubbed(next, bad),
             Input::Nothing => {}
             Input::Tick => self.tell(Event::Tick),
         }
@@ -434,6 +472,7 @@ impl Driver {
         self.tell(event);
         self.tell(Event::Coordinator(false));
         self.recover();
+        self.recover_blobs();
         self.check_presence();
         self.report(true);
     }
@@ -446,8 +485,12 @@ impl Driver {
             fetch.abort.abort();
         }
         self.jobs.abort_all();
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.flush()).await??;
+        let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
+        tokio::task::spawn_blocking(move || {
+            store.flush()?;
+            blobs.map_or(Ok(()), |blobs| blobs.flush())
+        })
+        .await??;
         Ok(())
     }
 

@@ -5,12 +5,13 @@
 //! starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
+use base64::Engine as _;
 use bytes::Bytes;
 use origin::{
     Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
@@ -31,7 +32,8 @@ use crate::{
     apple_lz4::{self, Position, WINDOW_BYTES},
     config::OriginConfig,
     driver::Input,
-    store::{Stage, WriteError},
+    shelf::Shelf,
+    store::WriteError,
     transfer::{self, Cache, Packed},
 };
 
@@ -49,14 +51,18 @@ const REPOSITORIES: usize = 64;
 pub(crate) struct Origin {
     config: Arc<OriginConfig>,
     settings: origin::Config,
-    /// By reference, with the access that it was made for: handles share connections and tokens. Held for map operations.
-    repositories: Arc<Mutex<BTreeMap<String, (Access, Repository)>>>,
+    /// By reference and access, oldest first: handles share connections and tokens. Held for look-ups.
+    repositories: Arc<Mutex<Vec<(String, Access, Repository)>>>,
 }
 
-/// What the coordinator said about reaching an image's registry.
+/// What is known about reaching a registry: from the coordinator with the order, or from a client of the mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
     authorization: Option<origin::Secret>,
+    /// A mirror's client gave user and password.
+    basic: Option<(String, origin::Secret)>,
+    /// This host's own credentials aren't to be used.
+    not_ours: bool,
     plain_http: bool,
 }
 
@@ -67,6 +73,32 @@ impl Access {
             authorization: authorization
                 .map(|token| origin::Secret::new(token.authorization.clone())),
             plain_http,
+            ..Self::default()
+        }
+    }
+
+    /// What a mirror's client may see: by its own `Authorization`, and without one as anybody, or with this host's own
+    /// credentials where `lend`.
+    pub(crate) fn of_client(authorization: Option<&origin::Secret>, lend: bool) -> Self {
+        let Some(header) = authorization else {
+            return Self {
+                not_ours: !lend,
+                ..Self::default()
+            };
+        };
+        // user and password can be changed into tokens where the registry wants those
+        let basic = header.expose().split_once(' ').and_then(|(scheme, text)| {
+            let text = scheme.eq_ignore_ascii_case("basic").then_some(text)?;
+            let pair = base64::engine::general_purpose::STANDARD.decode(text.trim());
+            let pair = String::from_utf8(pair.ok()?).ok()?;
+            let (user, password) = pair.split_once(':')?;
+            Some((user.to_owned(), origin::Secret::new(password.to_owned())))
+        });
+        Self {
+            authorization: basic.is_none().then(|| header.clone()),
+            basic,
+            not_ours: true,
+            plain_http: false,
         }
     }
 }
@@ -100,9 +132,10 @@ impl Origin {
             .repositories
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some((for_access, repository)) = kept.get(reference)
-            && for_access == access
-        {
+        let same = |(other, for_access, _): &&(String, Access, Repository)| {
+            other == reference && for_access == access
+        };
+        if let Some((_, _, repository)) = kept.iter().find(same) {
             return Ok(repository.clone());
         }
         let parsed: Reference = reference
@@ -117,12 +150,14 @@ impl Origin {
             plain_http: PlainHttp::Hosts(plain),
             ..self.settings.clone()
         })?;
-        let credentials = match (
-            &access.authorization,
-            self.config.credentials.get(&registry),
-        ) {
-            (Some(header), _) => Credentials::Header(header.clone()),
-            (None, Some(own)) => {
+        let own = self.config.credentials.get(&registry);
+        let credentials = match (&access.authorization, &access.basic, own) {
+            (Some(header), _, _) => Credentials::Header(header.clone()),
+            (None, Some((user, password)), _) => Credentials::Basic {
+                user: user.clone(),
+                password: password.clone(),
+            },
+            (None, None, Some(own)) if !access.not_ours => {
                 let password = std::fs::read_to_string(&own.password_file).with_context(|| {
                     format!(
                         "reading the password of {registry} from {}",
@@ -134,13 +169,13 @@ impl Origin {
                     password: origin::Secret::new(password.trim_end().to_owned()),
                 }
             }
-            (None, None) => Credentials::Anonymous,
+            (None, None, _) => Credentials::Anonymous,
         };
         let repository = client.repository(&parsed, credentials)?;
         if kept.len() >= REPOSITORIES {
-            kept.clear();
+            kept.remove(0);
         }
-        kept.insert(reference.to_owned(), (access.clone(), repository.clone()));
+        kept.push((reference.to_owned(), access.clone(), repository.clone()));
         Ok(repository)
     }
 }
@@ -152,7 +187,7 @@ pub(crate) struct Job {
     pub(crate) content: Digest,
     pub(crate) geometry: Geometry,
     pub(crate) kind: ContentKind,
-    pub(crate) stages: Vec<Arc<Stage>>,
+    pub(crate) shelves: Vec<Shelf>,
     pub(crate) reference: String,
     pub(crate) access: Access,
     pub(crate) me: HostId,
@@ -262,9 +297,9 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
 impl Job {
     fn first_missing(&self) -> u32 {
         let chunks = self.geometry.chunks();
-        self.stages
+        self.shelves
             .first()
-            .and_then(|stage| stage.held(self.content).first_missing())
+            .and_then(|shelf| shelf.held(self.content).first_missing())
             .map_or(chunks, |chunk| chunk.0)
     }
 
@@ -378,14 +413,14 @@ fn beginning(job: &Job) -> Start {
 /// Starts with the last chunk that is held in an unbroken run from the beginning, if its link says where it lies in the
 /// blob; blobs start at the first missing chunk.
 async fn resume(job: &Job) -> Start {
-    let Some(stage) = job.stages.first().cloned() else {
+    let Some(shelf) = job.shelves.first().cloned() else {
         return beginning(job);
     };
     let (content, kind, geometry) = (job.content, job.kind, job.geometry);
     let missing = job.first_missing();
     let found = tokio::task::spawn_blocking(move || {
         let last = missing.checked_sub(1)?;
-        let (link, _) = stage.link(content, ChunkIndex(last))?;
+        let (link, _) = shelf.link(content, ChunkIndex(last))?;
         if kind == ContentKind::Blob {
             let blob_offset = geometry.offset(ChunkIndex(missing));
             return Some(Start {
@@ -401,7 +436,7 @@ async fn resume(job: &Job) -> Start {
             skip_bytes,
         } = link.resume?;
         let skip = skip_bytes as usize;
-        let before = stage
+        let before = shelf
             .read(content, ChunkIndex(last.checked_sub(1)?))
             .ok()??
             .bytes;
@@ -516,13 +551,13 @@ impl Assembly {
         });
         self.marks.drain(..at.saturating_sub(1));
         let (geometry, content, state) = (job.geometry, job.content, self.state);
-        let (stages, me, cache) = (job.stages.clone(), job.me.clone(), job.cache.clone());
+        let (shelves, me, cache) = (job.shelves.clone(), job.me.clone(), job.cache.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let link = Link {
                 resume,
                 ..Link::forge(geometry, chunk, state, &bytes)
             };
-            store(&stages, &me, content, chunk, &bytes, link).map(|conflict| {
+            store(&shelves, &me, content, chunk, &bytes, link).map(|conflict| {
                 let (encoding, packed) = transfer::pack(bytes);
                 cache.keep(
                     content,
@@ -570,7 +605,7 @@ impl Assembly {
 
 /// Stores a chunk that we made a link for; whether it takes the place of another one.
 fn store(
-    stages: &[Arc<Stage>],
+    shelves: &[Shelf],
     me: &HostId,
     content: Digest,
     chunk: ChunkIndex,
@@ -582,17 +617,17 @@ fn store(
         maker: me.key(),
     };
     let mut conflict = false;
-    for stage in stages {
-        if let Some((held, _)) = stage.link(content, chunk) {
+    for shelf in shelves {
+        if let Some((held, _)) = shelf.link(content, chunk) {
             if held.before == link.before && held.after == link.after {
                 continue;
             }
             conflict = true;
-            stage
+            shelf
                 .forget_chunk(content, chunk)
                 .map_err(|error| Broke::Disk(error.to_string()))?;
         }
-        match stage.write(content, chunk, bytes, link, source, me) {
+        match shelf.write(content, chunk, bytes, link, source, me) {
             Ok(_) => {}
             Err(WriteError::Rejected(error)) => return Err(Broke::False(error.to_string())),
             Err(error) => return Err(Broke::Disk(error.to_string())),

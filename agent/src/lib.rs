@@ -1,7 +1,8 @@
 //! The parbake agent: puts images into a Mac's tart cache before they are needed, and shares their chunks with the fleet.
 //!
 //! [`program`] wires the parts together. `driver` owns all state; `transfer` and `fetch` move bytes; [`store`] is the disk,
-//! [`tart`] what tart makes of it, [`platform`] what differs between macOS and Linux.
+//! [`tart`] what tart makes of it, [`mirror`] a registry for this host's own clients, [`platform`] what differs between macOS
+//! and Linux.
 
 pub mod admin;
 pub mod apple_lz4;
@@ -15,10 +16,12 @@ mod identity;
 mod install;
 mod log_file;
 pub mod metrics;
+pub mod mirror;
 mod peer;
 pub mod platform;
 pub mod program;
 mod session;
+mod shelf;
 mod standalone;
 pub mod store;
 pub mod tart;

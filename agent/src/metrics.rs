@@ -72,6 +72,41 @@ pub struct PartLabel {
     pub part: &'static str,
 }
 
+/// A request to the mirror and its result.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MirrorLabel {
+    /// `base`, `manifest`, `blob`, `tags` or `other`.
+    pub what: &'static str,
+    /// `ok`, `partial`, `redirected`, `denied`, `not_found`, `refused` or `broken`.
+    pub result: &'static str,
+}
+
+/// Where the mirror's bytes were when they left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MirrorSource {
+    /// In a blob that was whole.
+    Cache,
+    /// In a blob that was arriving.
+    Arriving,
+}
+
+impl EncodeLabelValue for MirrorSource {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Cache => "cache",
+            Self::Arriving => "arriving",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
+/// Where the mirror's bytes were when they left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MirrorSourceLabel {
+    /// The source.
+    pub source: MirrorSource,
+}
+
 /// Every metric of the agent. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -97,7 +132,22 @@ pub struct Metrics {
     pub peers: Family<StateLabel, Gauge>,
     /// Images, by state.
     pub images: Family<StateLabel, Gauge>,
+    /// Requests to the mirror.
+    pub mirror_requests: Family<MirrorLabel, Counter>,
+    /// Bytes of blobs that the mirror sent.
+    pub mirror_sent_bytes: Family<MirrorSourceLabel, Counter>,
+    /// From a request for a blob to its first byte.
+    pub mirror_first_byte_seconds: Histogram,
+    /// Times in which a client waited for bytes amid a blob.
+    pub mirror_stall_seconds: Histogram,
+    /// Requests for blobs, by whether they were here.
+    pub mirror_blobs: Family<OutcomeLabel, Counter>,
+    /// Bytes that blobs take in the mirror's cache.
+    pub mirror_cache_bytes: Gauge,
 }
+
+/// Loopback answers in milliseconds; a client breaks off after a minute.
+const MIRROR_BUCKETS: [f64; 10] = [0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0];
 
 fn stage_buckets() -> Histogram {
     Histogram::new([
@@ -121,6 +171,12 @@ impl Metrics {
             volume_bytes: Family::default(),
             peers: Family::default(),
             images: Family::default(),
+            mirror_requests: Family::default(),
+            mirror_sent_bytes: Family::default(),
+            mirror_first_byte_seconds: Histogram::new(MIRROR_BUCKETS),
+            mirror_stall_seconds: Histogram::new(MIRROR_BUCKETS),
+            mirror_blobs: Family::default(),
+            mirror_cache_bytes: Gauge::default(),
         };
         let mut registry = Registry::with_prefix("parbake_agent");
         registry.register_with_unit(
@@ -179,7 +235,50 @@ impl Metrics {
             metrics.peers.clone(),
         );
         registry.register("images", "Images, by state", metrics.images.clone());
+        registry.register(
+            "mirror_requests",
+            "Requests to the mirror, by what they ask for and their result",
+            metrics.mirror_requests.clone(),
+        );
+        registry.register_with_unit(
+            "mirror_sent",
+            "Bytes of blobs that the mirror sent, by whether the blob was whole in the cache or arriving",
+            Unit::Bytes,
+            metrics.mirror_sent_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "mirror_first_byte",
+            "From a request for a blob to its first byte",
+            Unit::Seconds,
+            metrics.mirror_first_byte_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "mirror_stall",
+            "Times in which a client waited amid a blob",
+            Unit::Seconds,
+            metrics.mirror_stall_seconds.clone(),
+        );
+        registry.register(
+            "mirror_blobs",
+            "Requests for blobs, by whether they were here",
+            metrics.mirror_blobs.clone(),
+        );
+        registry.register_with_unit(
+            "mirror_cache",
+            "Bytes that blobs take in the mirror's cache",
+            Unit::Bytes,
+            metrics.mirror_cache_bytes.clone(),
+        );
         (metrics, registry)
+    }
+}
+
+impl Metrics {
+    /// Counts a request for a blob that was here, or wasn't.
+    pub(crate) fn count_mirror_hit(&self, hit: bool) {
+        let outcome = if hit { "hit" } else { "miss" };
+        let label = OutcomeLabel { outcome };
+        self.mirror_blobs.get_or_create(&label).inc();
     }
 }
 
@@ -232,6 +331,16 @@ mod tests {
             .images
             .get_or_create(&StateLabel { state: "present" })
             .set(1);
+        let request = MirrorLabel {
+            what: "blob",
+            result: "ok",
+        };
+        metrics.mirror_requests.get_or_create(&request).inc();
+        let source = MirrorSourceLabel {
+            source: MirrorSource::Cache,
+        };
+        metrics.mirror_sent_bytes.get_or_create(&source).inc();
+        metrics.count_mirror_hit(true);
         let encoded = encode(&registry).unwrap();
         let kinds: std::collections::BTreeMap<_, _> = encoded
             .lines()

@@ -26,6 +26,7 @@ use crate::{
     install,
     log_file::LogFile,
     metrics::Metrics,
+    mirror::{self, Mirror},
     session, standalone,
     store::Store,
 };
@@ -130,6 +131,16 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         .golden_prefix
         .clone()
         .map(|prefix| Arc::new(Goldens::new(&config, prefix, metrics.clone())));
+    let origin = Origin::new(&config.origin)?;
+    let (mirror, ears) = mirror::open(
+        config.mirror.clone(),
+        &me,
+        config.floor_percent,
+        origin.clone(),
+        metrics.clone(),
+    )
+    .await?
+    .unzip();
     let stop = CancellationToken::new();
     let (hello, hello_now) = watch::channel(Hello::default());
     let (snapshot, snapshot_now) = watch::channel(Arc::new(Snapshot::default()));
@@ -144,12 +155,16 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         host = %me,
         listen = %endpoint.local_addr().map_or(config.listen, |address| address),
         admin = %config.admin,
+        mirror = mirror.as_ref().and_then(Mirror::address).map(tracing::field::display),
         tart_home = %config.tart_home.display(),
         coordinator = settings.address,
         "parbake-agent {} starts", env!("CARGO_PKG_VERSION")
     );
     let mut tasks = JoinSet::new();
     tasks.spawn(admin::serve(listener, registry, snapshot_now, stop.clone()));
+    if let Some(mirror) = mirror {
+        tasks.spawn(mirror.serve(stop.clone()));
+    }
     let session_endpoint = endpoint.clone();
     let session_stop = stop.clone();
     tasks.spawn(async move {
@@ -170,13 +185,14 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         anyhow::Ok(())
     });
     let parts = Parts {
-        origin: Origin::new(&config.origin)?,
+        origin,
         config,
         me,
         endpoint,
         store,
         tart: goldens,
         metrics,
+        mirror: ears,
         coordinator,
         heard,
         hello,

@@ -28,6 +28,7 @@ use crate::{
     golden::Goldens,
     metrics::Metrics,
     program,
+    shelf::Shelf,
     store::VerifyError,
     transfer::Cache,
 };
@@ -182,7 +183,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
                 content: spec.digest,
                 geometry: spec.geometry,
                 kind: spec.kind,
-                stages: vec![stage.clone()],
+                shelves: vec![Shelf::Stage(stage.clone())],
                 reference: image.to_owned(),
                 access: access.clone(),
                 me: me.clone(),

@@ -34,7 +34,7 @@
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so a rest is no stage any more.
 
 mod install;
-mod journal;
+pub(crate) mod journal;
 mod stage;
 mod status;
 mod verify;

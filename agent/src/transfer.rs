@@ -24,7 +24,10 @@ use swarm::{
 
 use tokio::time::timeout;
 
-use crate::store::{HeldChunk, Stage, WriteError};
+use crate::{
+    shelf::Shelf,
+    store::{HeldChunk, WriteError},
+};
 
 /// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
 const ZSTD_LEVEL: i32 = 1;
@@ -139,7 +142,7 @@ pub(crate) struct Subject {
     pub(crate) geometry: Geometry,
     pub(crate) chunk: ChunkIndex,
     /// Where its bytes are or shall be. The first is read; all are written.
-    pub(crate) stages: Vec<Arc<Stage>>,
+    pub(crate) shelves: Vec<Shelf>,
     pub(crate) cache: Arc<Cache>,
 }
 
@@ -421,10 +424,10 @@ async fn load(subject: Subject) -> Option<Packed> {
         return Some(packed);
     }
     let loaded = tokio::task::spawn_blocking(move || {
-        let stage = subject.stages.first()?;
+        let shelf = subject.shelves.first()?;
         let HeldChunk {
             bytes, link, maker, ..
-        } = stage.read(subject.content, subject.chunk).ok()??;
+        } = shelf.read(subject.content, subject.chunk).ok()??;
         let (encoding, bytes) = pack(bytes);
         let packed = Packed {
             link,
@@ -505,8 +508,8 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         sender: peer,
         maker: packed.maker.key(),
     };
-    for stage in &subject.stages {
-        match stage.write(
+    for shelf in &subject.shelves {
+        match shelf.write(
             subject.content,
             subject.chunk,
             &bytes,

@@ -13,6 +13,8 @@ use super::{Driver, Fetch, Input, report::Lease};
 use crate::{
     fetch::{self, FetchEnd},
     metrics::{From, SourceLabel},
+    mirror::blob::Blob,
+    shelf::Shelf,
     store::Stage,
     transfer::{Receipt, Subject},
 };
@@ -30,7 +32,7 @@ pub(super) struct Content {
     /// The images that it is part of.
     pub(super) images: Vec<Digest>,
     /// Where its bytes are or shall be.
-    pub(super) stages: Vec<Arc<Stage>>,
+    pub(super) shelves: Vec<Shelf>,
     /// Chunks that are held here, as the swarm knows them.
     pub(super) held: ChunkSet,
     /// Whether its chain runs from the initial state to the digest.
@@ -63,11 +65,11 @@ impl Contents {
         self.contents.get(&id?)
     }
 
-    /// The first verified content from this one on, and around.
+    /// The first verified content of an image from this one on, and around.
     fn closed_from(&self, id: ContentId) -> Option<&Content> {
         let mut around = self.contents.range(id..).chain(self.contents.range(..id));
         around
-            .find(|(_, content)| content.closed)
+            .find(|(_, content)| content.closed && !content.images.is_empty())
             .map(|(_, content)| content)
     }
 
@@ -127,7 +129,7 @@ impl Contents {
         {
             if !content.images.contains(&image) {
                 content.images.push(image);
-                content.stages.push(stage.clone());
+                content.shelves.push(Shelf::Stage(stage.clone()));
             }
             return (id, false);
         }
@@ -140,7 +142,7 @@ impl Contents {
             geometry: spec.geometry,
             kind: spec.kind,
             images: vec![image],
-            stages: vec![stage.clone()],
+            shelves: vec![Shelf::Stage(stage.clone())],
             held,
             closed,
             walking: false,
@@ -149,13 +151,48 @@ impl Contents {
         (id, true)
     }
 
+    /// Adds a blob of the mirror, which is no part of an image here.
+    pub(super) fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
+        let digest = blob.digest();
+        if let Some(id) = self.ids.get(&digest) {
+            return *id;
+        }
+        let id = ContentId(self.next);
+        self.next += 1;
+        self.ids.insert(digest, id);
+        let content = Content {
+            id,
+            digest,
+            geometry: blob.geometry(),
+            kind: ContentKind::Blob,
+            images: Vec::new(),
+            held: blob.held(),
+            closed: blob.is_whole(),
+            shelves: vec![Shelf::Blob(blob.clone())],
+            walking: false,
+        };
+        self.contents.insert(id, content);
+        id
+    }
+
+    /// Removes a content that no image has.
+    pub(super) fn remove_blob(&mut self, digest: &Digest) -> Option<ContentId> {
+        let id = *self.ids.get(digest)?;
+        if !self.contents.get(&id)?.images.is_empty() {
+            return None;
+        }
+        self.ids.remove(digest);
+        self.contents.remove(&id);
+        Some(id)
+    }
+
     /// Takes an image away from its contents; those that no other image has are removed and returned.
     pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<ContentId> {
         let mut gone = Vec::new();
         for content in self.contents.values_mut() {
             if let Some(at) = content.images.iter().position(|other| other == image) {
                 content.images.remove(at);
-                content.stages.remove(at);
+                content.shelves.remove(at);
                 if content.images.is_empty() {
                     gone.push(content.id);
                 }
@@ -212,7 +249,7 @@ impl Driver {
             content: content.digest,
             geometry: content.geometry,
             chunk,
-            stages: content.stages.clone(),
+            shelves: content.shelves.clone(),
             cache: self.cache.clone(),
         })
     }
@@ -297,16 +334,16 @@ impl Driver {
             return;
         }
         content.walking = true;
-        let (digest, stages) = (content.digest, content.stages.clone());
+        let (digest, shelves) = (content.digest, content.shelves.clone());
         self.spawn_blocking(move || {
             let mut walked = Walked {
                 closed: true,
                 verdicts: Vec::new(),
             };
-            for stage in stages {
+            for shelf in shelves {
                 // a journal that can't be written shows at the next flush
-                let verdicts = stage.walk(digest).unwrap_or_default();
-                walked.closed &= stage.is_closed(digest);
+                let verdicts = shelf.walk(digest).unwrap_or_default();
+                walked.closed &= shelf.is_closed(digest);
                 for verdict in verdicts {
                     if !walked.verdicts.contains(&verdict) {
                         walked.verdicts.push(verdict);
@@ -376,13 +413,13 @@ impl Driver {
         };
         self.scrub_at = next;
         self.scrubbing = true;
-        let (digest, stages) = (content.digest, content.stages.clone());
+        let (digest, shelves) = (content.digest, content.shelves.clone());
         self.spawn_blocking(move || {
             let bad = |chunk: &ChunkIndex| {
                 // what can't be read shows by other means: the volume is failing
-                stages
+                shelves
                     .iter()
-                    .any(|stage| matches!(stage.scrub(digest, *chunk), Ok(false)))
+                    .any(|shelf| matches!(shelf.scrub(digest, *chunk), Ok(false)))
             };
             Input::Scrubbed {
                 id,
@@ -422,10 +459,12 @@ impl Driver {
         let Some(content) = self.contents.find(id) else {
             return;
         };
-        let Some(image) = content
+        let image = content
             .images
             .iter()
             .find_map(|image| self.images.get(image))
+            .map(|image| (image.reference().to_owned(), image.access.clone()));
+        let Some((reference, access)) = image.or_else(|| self.mirror.access(&content.digest))
         else {
             return;
         };
@@ -435,15 +474,15 @@ impl Driver {
             content: content.digest,
             geometry: content.geometry,
             kind: content.kind,
-            stages: content.stages.clone(),
-            reference: image.reference().to_owned(),
-            access: image.access.clone(),
+            shelves: content.shelves.clone(),
+            reference: reference.clone(),
+            access,
             me: self.me.clone(),
             cache: self.cache.clone(),
             until: receiver,
             inbox: self.fetch_inbox.clone(),
         };
-        info!(content = %content.digest, image = image.reference(), "fetching from the registry");
+        info!(content = %content.digest, image = reference, "fetching from the registry");
         let origin = self.origin.clone();
         let abort = self.spawn(async move { fetch::run(origin, job).await });
         self.fetches.insert(
@@ -522,7 +561,9 @@ impl Driver {
             }
         }
         self.tell(Event::OriginEnded { id, end: swarm_end });
-        self.end_lease(id, lease_end, message.unwrap_or_default());
+        let message = message.unwrap_or_default();
+        self.end_lease(id, lease_end, message.clone());
+        self.mirror_fetch_ended(id, swarm_end, &message);
     }
 
     /// The coordinator leased us a content.

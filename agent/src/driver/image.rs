@@ -256,6 +256,7 @@ impl Driver {
         let contents = image.layout.contents();
         let mut known = Vec::new();
         for (order, spec) in (0u32..).zip(&contents) {
+            self.yield_to_image(&spec.digest);
             let held = stage.held(spec.digest);
             let closed = stage.is_closed(spec.digest);
             if let Some(image) = self.images.get_mut(&digest) {
@@ -285,6 +286,7 @@ impl Driver {
 
     /// A content of this image is verified.
     pub(super) fn content_closed(&mut self, digest: Digest, content: Digest) {
+        self.copy_from_image(&content);
         if let Some(image) = self.images.get_mut(&digest)
             && image.open.remove(&content)
         {
@@ -434,6 +436,7 @@ impl Driver {
             .filter(|image| image.state == StageState::Staging && !image.open.is_empty())
             .map(|image| image.digest)
             .collect();
+        self.mirror_storage_failed(message);
         for digest in staging {
             self.withdraw(digest);
             self.failed(
@@ -577,6 +580,7 @@ impl Driver {
         self.report_due = true;
         self.retry_failed();
         self.measure();
+        self.keep_cache();
         let staging = self
             .images
             .values()
@@ -600,9 +604,10 @@ impl Driver {
         self.flushing = true;
         self.last_flush = Instant::now();
         self.contents.set_dirty(false);
-        let store = self.store.clone();
+        let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
         self.spawn_blocking(move || {
-            Input::Flushed(store.flush().map_err(|error| error.to_string()))
+            let blobs = blobs.map_or(Ok(()), |blobs| blobs.flush());
+            Input::Flushed(store.flush().and(blobs).map_err(|error| error.to_string()))
         });
     }
 }

@@ -97,6 +97,7 @@ impl Driver {
             leases,
             blames: std::mem::take(&mut self.blames),
             load: None,
+            mirror: self.mirror.wants(full),
         };
         let Some(session) = &self.session else {
             self.keep_unsent(report);
@@ -114,6 +115,9 @@ impl Driver {
 
     /// What must not be lost with a report that couldn't be sent: ends of leases and accusations.
     fn keep_unsent(&mut self, report: Report) {
+        if report.mirror.is_some() {
+            self.mirror.unsent();
+        }
         self.blames = report.blames;
         self.ended_leases = report
             .leases

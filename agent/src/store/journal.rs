@@ -43,7 +43,7 @@ type Check = [u8; 16];
 
 /// What happened to an image, as the journal keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Record {
+pub(crate) enum Record {
     /// A chunk is on disk and its bytes fit the link. Tag 3.
     Held {
         content: Digest,
@@ -62,7 +62,7 @@ pub(super) enum Record {
 
 /// An open journal, positioned after its last good batch.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     file: File,
     end: u64,
     check: Check,
@@ -72,7 +72,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Starts an empty journal. Its directory entry isn't synced: a journal that a crash loses was empty.
-    pub(super) fn create(path: &Path, image: &Digest) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path, image: &Digest) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -93,7 +93,7 @@ impl Journal {
 
     /// Opens a journal, cuts off what isn't whole, and tells what it says. `None` when it isn't this image's journal at
     /// all, or is missing.
-    pub(super) fn open(path: &Path, image: &Digest) -> io::Result<Option<(Self, Vec<Record>)>> {
+    pub(crate) fn open(path: &Path, image: &Digest) -> io::Result<Option<(Self, Vec<Record>)>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -128,7 +128,7 @@ impl Journal {
     /// Appends these records and syncs. The data that they speak of have been synced before.
     ///
     /// After an error nothing was appended: what reached the file stands past the end and is overwritten next time.
-    pub(super) fn append(&mut self, records: &[Record]) -> io::Result<()> {
+    pub(crate) fn append(&mut self, records: &[Record]) -> io::Result<()> {
         let (mut end, mut check) = (self.end, self.check);
         let (mut contents, mut hosts) = (self.contents.clone(), self.hosts.clone());
         let mut records = records.iter().peekable();

@@ -5,7 +5,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RANGE},
+    header::{
+        ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LINK, RANGE, WWW_AUTHENTICATE,
+    },
 };
 use oci_spec::distribution::Reference;
 use proto::Digest;
@@ -185,6 +187,19 @@ impl Repository {
     /// # Errors
     /// See [`OriginError`].
     pub async fn manifest(&self, version: &Version) -> Result<Manifest, OriginError> {
+        self.manifest_as(version, None).await
+    }
+
+    /// As [`manifest`](Self::manifest), in one of these types: an `Accept` header's text. `None`: the types of images and
+    /// indexes that are known here.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn manifest_as(
+        &self,
+        version: &Version,
+        accept: Option<&HeaderValue>,
+    ) -> Result<Manifest, OriginError> {
         let what = self.what_manifest(version);
         let answer = self
             .ask(
@@ -192,7 +207,7 @@ impl Repository {
                 Access::Pull,
                 Method::GET,
                 &format!("manifests/{version}"),
-                &manifest_headers(),
+                &manifest_headers(accept),
             )
             .await?;
         let host = authority(&answer.from);
@@ -246,7 +261,7 @@ impl Repository {
                 Access::Pull,
                 Method::HEAD,
                 &format!("manifests/{version}"),
-                &manifest_headers(),
+                &manifest_headers(None),
             )
             .await;
         let found = match answer {
@@ -317,6 +332,66 @@ impl Repository {
             }),
             Err(error) => Err(error),
         }
+    }
+
+    /// The size of a blob, as the registry says. Also tells that these credentials may read it.
+    ///
+    /// # Errors
+    /// See [`OriginError`]; malformed where the registry names no size.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<u64, OriginError> {
+        let what = self.what_blob(digest);
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let path = format!("blobs/{digest}");
+        let answer = self
+            .ask(&what, Access::Pull, Method::HEAD, &path, &headers)
+            .await?;
+        let length = answer.response.headers().get(CONTENT_LENGTH);
+        length
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .ok_or_else(|| OriginError::Malformed {
+                what,
+                host: authority(&answer.from),
+                cause: "it names no size".to_owned(),
+            })
+    }
+
+    /// The list of tags as the registry gives it, and its `Link` to more, if any. `query` is `n=…&last=…` or empty.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn tags(&self, query: &str) -> Result<(Bytes, Option<HeaderValue>), OriginError> {
+        let what = format!("tags of {}", self.0.name);
+        let joint = if query.is_empty() { "" } else { "?" };
+        let path = format!("tags/list{joint}{query}");
+        let answer = self
+            .ask(&what, Access::Pull, Method::GET, &path, &HeaderMap::new())
+            .await?;
+        let host = authority(&answer.from);
+        let (parts, body) = answer.response.into_parts();
+        let bytes = self
+            .0
+            .client
+            .whole(&what, &host, body, MAX_MANIFEST_BYTES)
+            .await?;
+        Ok((bytes, parts.headers.get(LINK).cloned()))
+    }
+
+    /// What the registry demands of somebody without credentials who reads this path of the repository (`blobs/…`,
+    /// `manifests/…`): the text of its `WWW-Authenticate`. `None` when it demands nothing.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn challenge(&self, path: &str) -> Result<Option<HeaderValue>, OriginError> {
+        let what = format!("access to {}", self.0.name);
+        let uri = self.uri(&what, path)?;
+        let client = &self.0.client;
+        let answer = client
+            .follow(&what, Method::HEAD, &uri, &manifest_headers(None), None)
+            .await?;
+        let asked = answer.response.status() == StatusCode::UNAUTHORIZED;
+        let header = answer.response.headers().get(WWW_AUTHENTICATE);
+        Ok(header.filter(|_| asked).cloned())
     }
 
     /// A header to hand to somebody who shall ask the registry for this repository on their own, with the shortest life
@@ -420,9 +495,9 @@ impl Repository {
     }
 }
 
-fn manifest_headers() -> HeaderMap {
+fn manifest_headers(accept: Option<&HeaderValue>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(ACCEPT, MANIFEST_TYPES);
+    headers.insert(ACCEPT, accept.cloned().unwrap_or(MANIFEST_TYPES));
     headers
 }
 

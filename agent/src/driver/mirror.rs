@@ -1,0 +1,521 @@
+//! The mirror's blobs as contents of the swarm: what clients of this host want, what the coordinator is told of it, and
+//! when this host goes to the registry by itself.
+//!
+//! A blob that a client wants is reported to the coordinator, which leases it to one of the hosts that want it; the others
+//! get its chunks from peers. Where nothing comes for a while (no coordinator, nobody leased, a dead peer), this host
+//! fetches it without a lease: a client waits here, and gives up after a minute.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use proto::{
+    ChunkIndex, Digest,
+    message::{LeaseEnd, MirrorWant, MirrorWants, StageState},
+};
+use swarm::{
+    Event,
+    event::{ContentId, OriginEnd},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{Driver, Input};
+use crate::{
+    fetch::Access,
+    mirror::{
+        Ears, Wish,
+        blob::{Blob, Trouble},
+        blobs::Blobs,
+    },
+    shelf::Shelf,
+    store::Stage,
+};
+
+/// Blobs that clients want at one time; wishes beyond are turned away. 256 connections can't want more.
+const MAX_WANTS: usize = 256;
+/// Wants that the coordinator is told of; those beyond are fetched without a lease when nothing comes of them.
+const MAX_REPORTED: usize = 64;
+/// Whole blobs that are served to peers, those used last.
+const MAX_SEEDS: usize = 512;
+/// Without a coordinator nobody else is leased anything, so there is less to wait for.
+const ALONE: Duration = Duration::from_millis(500);
+/// How often wants are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Chunks that are read again at a time, every 5 s, as of images.
+const SCRUB_CHUNKS: u32 = 8;
+
+/// The mirror, as the driver has it. Without a mirror all of it stays empty.
+#[derive(Debug, Default)]
+pub(super) struct Mirrored {
+    blobs: Option<Arc<Blobs>>,
+    stall: Duration,
+    grace: Duration,
+    wants: BTreeMap<Digest, Wanted>,
+    /// Whole blobs that peers may ask for, oldest first.
+    seeds: VecDeque<Digest>,
+    /// The wants that the coordinator should know changed since the last report.
+    changed: bool,
+    last_look: Option<Instant>,
+    scrub_at: (Option<Digest>, u32),
+}
+
+/// A blob that clients want.
+#[derive(Debug)]
+struct Wanted {
+    blob: Arc<Blob>,
+    reference: String,
+    access: Access,
+    /// News of the blob that were seen, and when they came.
+    revision: u64,
+    progress_at: Instant,
+    /// We go to the registry without a lease, since.
+    own: Option<Instant>,
+    /// It is a content of an image here: copied from its stage once that is verified.
+    follows: bool,
+    copying: bool,
+}
+
+impl Mirrored {
+    pub(super) fn new(ears: Option<&Ears>) -> Self {
+        ears.map_or_else(Self::default, |ears| Self {
+            blobs: Some(ears.blobs.clone()),
+            stall: ears.stall,
+            grace: ears.grace,
+            ..Self::default()
+        })
+    }
+
+    /// How to fetch a blob that a client wants.
+    pub(super) fn access(&self, digest: &Digest) -> Option<(String, Access)> {
+        let wanted = self.wants.get(digest)?;
+        Some((wanted.reference.clone(), wanted.access.clone()))
+    }
+
+    /// When wants are looked at next.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        let last = self.last_look?;
+        (!self.wants.is_empty()).then_some(last + LOOK)
+    }
+
+    /// What the coordinator is told: all that is wanted, where it changed or `full`.
+    pub(super) fn wants(&mut self, full: bool) -> Option<MirrorWants> {
+        if !std::mem::take(&mut self.changed) && !full {
+            return None;
+        }
+        self.blobs.as_ref()?;
+        let shared = self.wants.values().filter(|wanted| !wanted.follows);
+        Some(MirrorWants {
+            wants: shared
+                .take(MAX_REPORTED)
+                .map(|wanted| MirrorWant {
+                    content: wanted.blob.digest().as_bytes().to_vec(),
+                    size: wanted.blob.size(),
+                })
+                .collect(),
+        })
+    }
+
+    /// A report that carried the wants couldn't be sent.
+    pub(super) const fn unsent(&mut self) {
+        self.changed = true;
+    }
+
+    pub(super) fn blobs(&self) -> Option<&Arc<Blobs>> {
+        self.blobs.as_ref()
+    }
+}
+
+impl Driver {
+    /// Whole blobs of before are served to peers again.
+    pub(super) fn recover_blobs(&mut self) {
+        let Some(blobs) = self.mirror.blobs.clone() else {
+            return;
+        };
+        self.spawn_blocking(move || {
+            let whole = blobs.whole().into_iter().take(MAX_SEEDS);
+            // the oldest first, so that it is the first to go
+            let mut seeds: Vec<_> = whole.filter(|blob| blob.load_links()).collect();
+            seeds.reverse();
+            Input::Seeds(seeds)
+        });
+    }
+
+    pub(super) fn seeds(&mut self, seeds: Vec<Arc<Blob>>) {
+        for blob in seeds {
+            if self.contents.by_digest(&blob.digest()).is_none() {
+                let id = self.contents.add_blob(&blob);
+                self.introduce(id, u32::MAX);
+                self.seed(blob.digest());
+            }
+        }
+    }
+
+    /// A whole blob is kept in the swarm for peers; the oldest goes where there are too many.
+    fn seed(&mut self, digest: Digest) {
+        if !self.mirror.seeds.contains(&digest) {
+            self.mirror.seeds.push_back(digest);
+        }
+        while self.mirror.seeds.len() > MAX_SEEDS {
+            if let Some(oldest) = self.mirror.seeds.pop_front() {
+                self.drop_content(&oldest);
+            }
+        }
+    }
+
+    /// A client wants a blob that isn't here.
+    pub(super) fn wish(&mut self, wish: Wish) {
+        let digest = wish.blob.digest();
+        if wish.blob.is_whole() {
+            return;
+        }
+        let now = Instant::now();
+        let refused = matches!(wish.blob.trouble(), Some(Trouble::Refused(_)));
+        wish.blob.set_trouble(None);
+        if let Some(wanted) = self.mirror.wants.get_mut(&digest) {
+            wanted.reference = wish.reference;
+            wanted.access = wish.access;
+            // the upstream refused the credentials of before, and has just accepted these
+            if refused {
+                self.fetch_alone(&digest);
+            }
+            return;
+        }
+        if self.mirror.wants.len() >= MAX_WANTS {
+            wish.blob
+                .set_trouble(Some(Trouble::Stalled("too many blobs are wanted".into())));
+            return;
+        }
+        wish.blob.set_wanted(true);
+        let follows = self
+            .contents
+            .by_digest(&digest)
+            .is_some_and(|content| !content.images.is_empty());
+        let wanted = Wanted {
+            blob: wish.blob.clone(),
+            reference: wish.reference,
+            access: wish.access,
+            revision: 0,
+            progress_at: now,
+            own: None,
+            follows,
+            copying: false,
+        };
+        self.mirror.wants.insert(digest, wanted);
+        self.mirror.last_look.get_or_insert(now);
+        if follows {
+            self.copy_from_image(&digest);
+        } else {
+            info!(content = %digest, bytes = wish.blob.size(), "a client of the mirror wants a blob");
+            let id = self.contents.add_blob(&wish.blob);
+            self.introduce(id, 0);
+            self.walk_if_whole(id);
+            self.mirror.changed = true;
+            self.report(false);
+        }
+        if refused {
+            self.fetch_alone(&digest);
+        }
+    }
+
+    /// Looks at what is wanted: done, abandoned, or stuck.
+    pub(super) fn look_at_wants(&mut self) {
+        let now = Instant::now();
+        self.mirror.last_look = Some(now);
+        let patience = if self.session.is_some() {
+            self.mirror.stall
+        } else {
+            ALONE
+        };
+        let mut done = Vec::new();
+        let mut abandoned = Vec::new();
+        let mut stuck = Vec::new();
+        for (digest, wanted) in &mut self.mirror.wants {
+            let (revision, trouble) = wanted.blob.progress();
+            if revision != wanted.revision {
+                wanted.revision = revision;
+                wanted.progress_at = now;
+            }
+            let (readers, last) = wanted.blob.readers();
+            if wanted.blob.is_whole() {
+                done.push(*digest);
+            } else if wanted.blob.is_gone() || readers == 0 && last.elapsed() > self.mirror.grace {
+                abandoned.push(*digest);
+            } else if wanted.progress_at.elapsed() > patience
+                && wanted
+                    .own
+                    .is_none_or(|since| since.elapsed() > self.mirror.stall)
+                && !matches!(trouble, Some(Trouble::Refused(_) | Trouble::Bad(_)))
+            {
+                stuck.push(*digest);
+            }
+        }
+        for digest in done {
+            let follows = self.mirror.wants.get(&digest).is_some_and(|w| w.follows);
+            self.stop_wanting(&digest);
+            if !follows {
+                self.seed(digest);
+            }
+        }
+        for digest in abandoned {
+            debug!(content = %digest, "nobody reads a blob any more; its fetch ends");
+            self.stop_wanting(&digest);
+            self.drop_content(&digest);
+        }
+        for digest in stuck {
+            self.fetch_alone(&digest);
+        }
+    }
+
+    fn stop_wanting(&mut self, digest: &Digest) {
+        if let Some(wanted) = self.mirror.wants.remove(digest) {
+            wanted.blob.set_wanted(false);
+            self.mirror.changed = true;
+            self.report_due = true;
+        }
+    }
+
+    /// Takes a blob out of the swarm, unless it is an image's content too.
+    fn drop_content(&mut self, digest: &Digest) {
+        let Some(id) = self.contents.by_digest(digest).map(|content| content.id) else {
+            return;
+        };
+        if self
+            .contents
+            .find(id)
+            .is_none_or(|content| !content.images.is_empty())
+        {
+            return;
+        }
+        self.end_lease(id, LeaseEnd::Released, String::new());
+        if let Some(fetch) = self.fetches.remove(&id) {
+            fetch.abort.abort();
+        }
+        self.contents.remove_blob(digest);
+        self.tell(Event::Dropped(id));
+    }
+
+    /// Goes to the registry without a lease.
+    fn fetch_alone(&mut self, digest: &Digest) {
+        let Some(wanted) = self.mirror.wants.get_mut(digest) else {
+            return;
+        };
+        wanted.own = Some(Instant::now());
+        wanted.progress_at = Instant::now();
+        let Some(id) = self.contents.by_digest(digest).map(|content| content.id) else {
+            return;
+        };
+        if !self.leases.contains_key(&id) {
+            info!(content = %digest, "nothing comes of a blob that a client wants; fetching it without a lease");
+        }
+        // not a lease of the coordinator's, so nothing is reported of it
+        self.tell(Event::Leased(id));
+    }
+
+    /// Fetching a blob that clients want ended.
+    pub(super) fn mirror_fetch_ended(&mut self, id: ContentId, end: OriginEnd, message: &str) {
+        let Some(digest) = self.contents.find(id).map(|content| content.digest) else {
+            return;
+        };
+        let Some(wanted) = self.mirror.wants.get_mut(&digest) else {
+            return;
+        };
+        match end {
+            OriginEnd::Done => {}
+            OriginEnd::Failed => {
+                wanted.own = None;
+                wanted
+                    .blob
+                    .set_trouble(Some(Trouble::Refused(message.into())));
+            }
+            OriginEnd::Bad => {
+                let blob = wanted.blob.clone();
+                // what is held ends in no digest: nothing of it is kept, and nobody may go on from it
+                self.stop_wanting(&digest);
+                self.drop_content(&digest);
+                let message = message.to_owned();
+                self.spawn_blocking(move || {
+                    if let Err(error) = blob.forget_all() {
+                        warn!(content = %blob.digest(), %error, "dropping false bytes isn't journaled");
+                    }
+                    blob.set_trouble(Some(Trouble::Bad(message)));
+                    Input::Nothing
+                });
+            }
+        }
+    }
+
+    /// The volume failed while blobs arrived.
+    pub(super) fn mirror_storage_failed(&mut self, message: &str) {
+        let wants: Vec<_> = self.mirror.wants.keys().copied().collect();
+        for digest in wants {
+            if let Some(wanted) = self.mirror.wants.get(&digest)
+                && !wanted.follows
+            {
+                wanted.blob.set_trouble(Some(Trouble::Disk(message.into())));
+                self.stop_wanting(&digest);
+                self.drop_content(&digest);
+            }
+        }
+    }
+
+    // ---- blobs that are contents of images too --------------------------------------------------------------------
+
+    /// An image that is staged here has this content: the mirror's copy leaves the swarm, and follows the image's.
+    pub(super) fn yield_to_image(&mut self, digest: &Digest) {
+        let ours = self
+            .contents
+            .by_digest(digest)
+            .is_some_and(|content| content.images.is_empty());
+        if !ours {
+            return;
+        }
+        self.drop_content(digest);
+        self.mirror.seeds.retain(|seed| seed != digest);
+        if let Some(wanted) = self.mirror.wants.get_mut(digest) {
+            wanted.follows = true;
+            self.mirror.changed = true;
+        }
+    }
+
+    /// Copies a blob from a stage, where it is verified there.
+    pub(super) fn copy_from_image(&mut self, digest: &Digest) {
+        let Some(content) = self.contents.by_digest(digest) else {
+            return;
+        };
+        let stage = content.shelves.iter().find_map(|shelf| match shelf {
+            Shelf::Stage(stage) if stage.is_closed(*digest) => Some(stage.clone()),
+            _ => None,
+        });
+        let (Some(stage), Some(wanted)) = (stage, self.mirror.wants.get_mut(digest)) else {
+            return;
+        };
+        if wanted.copying {
+            return;
+        }
+        wanted.copying = true;
+        let (blob, digest) = (wanted.blob.clone(), *digest);
+        self.spawn_blocking(move || {
+            if let Err(error) = copy(&stage, &blob) {
+                warn!(content = %digest, error, "copying a blob from an image failed");
+                blob.set_trouble(Some(Trouble::Disk(error)));
+            }
+            Input::Copied(digest)
+        });
+    }
+
+    pub(super) fn copied(&mut self, digest: &Digest) {
+        if let Some(wanted) = self.mirror.wants.get_mut(digest) {
+            wanted.copying = false;
+        }
+    }
+
+    // ---- the cache ------------------------------------------------------------------------------------------------
+
+    /// Every few seconds: pins, gauges, and a look at what lies there.
+    pub(super) fn keep_cache(&mut self) {
+        let Some(blobs) = self.mirror.blobs.clone() else {
+            return;
+        };
+        let pinned: BTreeSet<Digest> = self
+            .images
+            .values()
+            .filter(|image| {
+                matches!(
+                    image.state,
+                    StageState::Queued | StageState::Staging | StageState::Installing
+                )
+            })
+            .flat_map(|image| {
+                let layers = image.layout.layers().iter().map(|layer| layer.blob.digest);
+                let small = [image.layout.config().digest, image.layout.nvram().digest];
+                layers.chain(small).collect::<Vec<_>>()
+            })
+            .collect();
+        blobs.pin(pinned);
+        // evicted blobs aren't served any more
+        let gone: Vec<_> = self
+            .mirror
+            .seeds
+            .iter()
+            .filter(|seed| blobs.find(seed).is_none())
+            .copied()
+            .collect();
+        for digest in gone {
+            self.mirror.seeds.retain(|seed| *seed != digest);
+            self.drop_content(&digest);
+        }
+        let (bytes, _) = blobs.tidy();
+        self.metrics
+            .mirror_cache_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let (at, chunk) = self.mirror.scrub_at;
+        self.spawn_blocking(move || scrub(&blobs, at, chunk));
+    }
+
+    pub(super) fn blobs_scrubbed(&mut self, next: (Option<Digest>, u32), bad: Option<Digest>) {
+        self.mirror.scrub_at = next;
+        let Some(digest) = bad else { return };
+        error!(content = %digest, "a blob of the mirror changed on disk since it was verified; dropping it");
+        self.mirror.seeds.retain(|seed| *seed != digest);
+        self.stop_wanting(&digest);
+        self.drop_content(&digest);
+    }
+}
+
+/// Copies what a stage holds of a blob, chunk by chunk, each against its link.
+fn copy(stage: &Stage, blob: &Blob) -> Result<(), String> {
+    let digest = blob.digest();
+    for chunk in (0..blob.geometry().chunks()).map(ChunkIndex) {
+        let held = stage
+            .read(digest, chunk)
+            .map_err(|error| error.to_string())?
+            .ok_or("the image is gone")?;
+        if !held.link.holds(blob.geometry(), chunk, &held.bytes) {
+            return Err("a chunk changed on disk".into());
+        }
+        blob.write(chunk, &held.bytes, held.link, held.source, &held.maker)
+            .map_err(|error| error.to_string())?;
+    }
+    blob.walk().map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// Reads a few chunks again: where to go on, and the blob that isn't what it was.
+fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
+    let current = at.filter(|_| chunk > 0).and_then(|at| blobs.find(&at));
+    let (blob, first) = match current {
+        Some(blob) => (blob, chunk),
+        None => match blobs.next_whole(at) {
+            Some(blob) => (blob, 0),
+            None => {
+                return Input::BlobsScrubbed {
+                    next: (None, 0),
+                    bad: None,
+                };
+            }
+        },
+    };
+    let digest = blob.digest();
+    let end = first
+        .saturating_add(SCRUB_CHUNKS)
+        .min(blob.geometry().chunks());
+    let good = blob.load_links()
+        && (first..end)
+            .map(ChunkIndex)
+            // what can't be read shows by other means: the volume is failing
+            .all(|chunk| !matches!(blob.scrub(chunk), Ok(false)));
+    if !good && let Err(error) = blobs.discard(&digest) {
+        warn!(content = %digest, %error, "dropping a rotten blob failed");
+    }
+    let next = if good && end < blob.geometry().chunks() {
+        (Some(digest), end)
+    } else {
+        (Some(digest), 0)
+    };
+    Input::BlobsScrubbed {
+        next,
+        bad: (!good).then_some(digest),
+    }
+}

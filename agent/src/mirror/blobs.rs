@@ -1,0 +1,337 @@
+//! The mirror's blob cache: every blob of this host, within a budget of bytes.
+//!
+//! ```text
+//! DIRECTORY/                       locked by the one agent that works here
+//!   whole/<hex> <hex>.links        verified from the first byte to the digest; the place says so
+//!   arriving/<hex> <hex>.links     under way; the journal says which chunks are there
+//! ```
+//!
+//! A start lists `whole/` and believes it: files come there by a rename after data and journal are synced, and the scrub
+//! reads them again in time. What a crash leaves in `arriving/` goes on when it is asked for, and goes first when room is
+//! needed. The least recently used blobs go when the budget is reached; never one that is read, wanted or pinned.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use proto::{Digest, Geometry, HostId};
+use tracing::{info, warn};
+
+use super::blob::{Blob, Paths, Reading, Taints};
+use crate::platform::{self, DirectoryLock, LockError, Space};
+
+const WHOLE: &str = "whole";
+const ARRIVING: &str = "arriving";
+
+/// Every blob of this host.
+#[derive(Debug)]
+pub(crate) struct Blobs {
+    root: PathBuf,
+    me: HostId,
+    budget_bytes: u64,
+    floor_percent: u8,
+    space: fn(&Path) -> io::Result<Space>,
+    _lock: DirectoryLock,
+    /// Changed by connections and the driver's jobs; held for look-ups, and while a blob's files are made or removed.
+    inner: Mutex<Inner>,
+    taints: Arc<Taints>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    blobs: BTreeMap<Digest, Arc<Blob>>,
+    /// Bytes that they take at most.
+    bytes: u64,
+    pinned: BTreeSet<Digest>,
+}
+
+/// How the cache is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes that blobs may take.
+    pub(crate) budget_bytes: u64,
+    /// Share of the volume that stays free, in percent.
+    pub(crate) floor_percent: u8,
+    /// Where the volume's room is read; tests make it up.
+    pub(crate) space: fn(&Path) -> io::Result<Space>,
+}
+
+/// Why a blob can't be kept here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BeginError {
+    /// The budget, or the volume, has no room even after everything that may go went.
+    #[error(
+        "the blob cache has no room for {need_bytes} bytes (budget {budget_bytes}, free on its volume {free_bytes})"
+    )]
+    NoRoom {
+        need_bytes: u64,
+        budget_bytes: u64,
+        free_bytes: u64,
+    },
+    /// No blob is so large.
+    #[error("blob of {0} bytes is too large")]
+    TooLarge(u64),
+    /// Another size is known of the same digest, so one of the two is wrong.
+    #[error("blob has {held} bytes, not {asked}")]
+    Size { held: u64, asked: u64 },
+    /// The volume failed.
+    #[error("blob cache: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why the cache isn't open.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// Another agent works here.
+    #[error("another agent uses the blob cache {0}")]
+    InUse(PathBuf),
+    /// The directory can't be made, read or locked.
+    #[error("blob cache {path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+}
+
+impl Blobs {
+    /// Opens the cache, and takes it for this process. Blocks for a look at each file, not at their bytes.
+    pub(crate) fn open(root: &Path, me: &HostId, limits: Limits) -> Result<Self, OpenError> {
+        let at = |error: io::Error| OpenError::Io {
+            path: root.into(),
+            error,
+        };
+        for directory in [WHOLE, ARRIVING] {
+            fs::create_dir_all(root.join(directory)).map_err(at)?;
+        }
+        let lock = match platform::lock_directory(root, Duration::ZERO) {
+            Ok(lock) => lock,
+            Err(LockError::Busy { .. }) => return Err(OpenError::InUse(root.into())),
+            Err(LockError::Io { error, .. }) => return Err(at(error)),
+        };
+        let this = Self {
+            root: root.into(),
+            me: me.clone(),
+            budget_bytes: limits.budget_bytes,
+            floor_percent: limits.floor_percent,
+            space: limits.space,
+            _lock: lock,
+            inner: Mutex::default(),
+            taints: Arc::default(),
+        };
+        this.load().map_err(at)?;
+        Ok(this)
+    }
+
+    fn load(&self) -> io::Result<()> {
+        let mut inner = self.hold();
+        let now = (Instant::now(), SystemTime::now());
+        for (directory, whole) in [(WHOLE, true), (ARRIVING, false)] {
+            for entry in fs::read_dir(self.root.join(directory))? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let name = name.to_str().unwrap_or_default();
+                if let Some(of) = name.strip_suffix(".links") {
+                    // links without their blob: a crash came between two removals or renames
+                    let blob = entry.path().with_file_name(of);
+                    if !blob.exists() {
+                        fs::remove_file(entry.path())?;
+                    }
+                    continue;
+                }
+                let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else {
+                    continue;
+                };
+                let found = entry.metadata()?;
+                let Ok(geometry) = Geometry::new(found.len()) else {
+                    continue;
+                };
+                let (paths, taints) = (self.paths(&digest), self.taints.clone());
+                let blob = if whole {
+                    Blob::resting(digest, geometry, &self.me, paths, taints)
+                } else {
+                    match Blob::begin(digest, geometry, &self.me, paths, taints) {
+                        Ok(blob) => blob,
+                        Err(error) => {
+                            warn!(content = %digest, %error, "a blob that was arriving can't be read; dropping it");
+                            drop(fs::remove_file(entry.path()));
+                            continue;
+                        }
+                    }
+                };
+                // the time of the last use isn't kept; that of arrival is near enough after a restart
+                let age = found
+                    .modified()
+                    .ok()
+                    .and_then(|at| now.1.duration_since(at).ok())
+                    .unwrap_or_default();
+                if let Some(used) = now.0.checked_sub(age)
+                    && let Ok(mut held) = blob.used.lock()
+                {
+                    *held = used;
+                }
+                inner.bytes += found.len();
+                inner.blobs.insert(digest, Arc::new(blob));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn find(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        self.hold().blobs.get(digest).cloned()
+    }
+
+    /// Whether a client that holds a part of this blob may go on from there.
+    pub(crate) fn may_resume(&self, digest: &Digest) -> bool {
+        !self.taints.covers(digest)
+    }
+
+    /// Begins to read the blob, made where it isn't here. Others go, where it needs their room. Blocks.
+    pub(crate) fn begin(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
+        let geometry = Geometry::new(size).map_err(|_| BeginError::TooLarge(size))?;
+        let mut inner = self.hold();
+        if let Some(blob) = inner.blobs.get(&digest) {
+            if blob.size() == size {
+                return Ok(blob.read_on());
+            }
+            if blob.is_whole() || !blob.is_idle() {
+                return Err(BeginError::Size {
+                    held: blob.size(),
+                    asked: size,
+                });
+            }
+            // somebody named another size before, and nobody reads that any more
+            self.drop_blob(&mut inner, &digest)?;
+        }
+        self.make_room(&mut inner, size)?;
+        let (paths, taints) = (self.paths(&digest), self.taints.clone());
+        let blob = Arc::new(Blob::begin(digest, geometry, &self.me, paths, taints)?);
+        if geometry.is_empty() {
+            // nothing arrives, so nothing would close its chain
+            blob.walk()?;
+        }
+        inner.bytes += size;
+        let reading = blob.read_on();
+        inner.blobs.insert(digest, blob);
+        Ok(reading)
+    }
+
+    /// Lets blobs go until `need` more bytes fit.
+    fn make_room(&self, inner: &mut Inner, need: u64) -> Result<(), BeginError> {
+        loop {
+            let space = (self.space)(&self.root)?;
+            let floor = space.total_bytes / 100 * u64::from(self.floor_percent.min(100));
+            let fits = inner.bytes.saturating_add(need) <= self.budget_bytes;
+            if fits && space.free_bytes >= need.saturating_add(floor) {
+                return Ok(());
+            }
+            let Some(oldest) = self.next_to_go(inner) else {
+                return Err(BeginError::NoRoom {
+                    need_bytes: need,
+                    budget_bytes: self.budget_bytes,
+                    free_bytes: space.free_bytes,
+                });
+            };
+            info!(content = %oldest, "a blob leaves the cache to make room");
+            self.drop_blob(inner, &oldest)?;
+        }
+    }
+
+    /// The least recently used blob that nobody reads or fetches.
+    fn next_to_go(&self, inner: &Inner) -> Option<Digest> {
+        inner
+            .blobs
+            .values()
+            .filter(|blob| blob.is_idle() && !inner.pinned.contains(&blob.digest()))
+            .min_by_key(|blob| blob.readers().1)
+            .map(|blob| blob.digest())
+    }
+
+    fn drop_blob(&self, inner: &mut Inner, digest: &Digest) -> io::Result<()> {
+        if let Some(blob) = inner.blobs.get(digest) {
+            blob.remove()?;
+            inner.bytes = inner.bytes.saturating_sub(blob.size());
+            inner.blobs.remove(digest);
+        }
+        Ok(())
+    }
+
+    /// Drops a blob that isn't what it should be, whoever reads it. Blocks.
+    pub(crate) fn discard(&self, digest: &Digest) -> io::Result<()> {
+        let mut inner = self.hold();
+        if let Some(blob) = inner.blobs.get(digest) {
+            blob.condemn();
+        }
+        self.drop_blob(&mut inner, digest)
+    }
+
+    /// These stay although nobody reads them: blobs of images that are being staged.
+    pub(crate) fn pin(&self, pinned: BTreeSet<Digest>) {
+        self.hold().pinned = pinned;
+    }
+
+    /// The whole blobs, those used last first.
+    pub(crate) fn whole(&self) -> Vec<Arc<Blob>> {
+        let mut whole: Vec<_> = self
+            .hold()
+            .blobs
+            .values()
+            .filter(|blob| blob.is_whole())
+            .cloned()
+            .collect();
+        whole.sort_by_key(|blob| std::cmp::Reverse(blob.readers().1));
+        whole
+    }
+
+    /// The whole blob after this one, and around: the scrub's order.
+    pub(crate) fn next_whole(&self, after: Option<Digest>) -> Option<Arc<Blob>> {
+        let inner = self.hold();
+        let whole = |blob: &&Arc<Blob>| blob.is_whole();
+        let later = inner
+            .blobs
+            .iter()
+            .filter(|(digest, _)| after.is_none_or(|after| **digest > after))
+            .map(|(_, blob)| blob);
+        later.chain(inner.blobs.values()).find(whole).cloned()
+    }
+
+    /// Closes files that nobody reads, and says how many bytes the cache takes, and in how many blobs.
+    pub(crate) fn tidy(&self) -> (u64, usize) {
+        let inner = self.hold();
+        for blob in inner.blobs.values() {
+            blob.rest();
+        }
+        (inner.bytes, inner.blobs.len())
+    }
+
+    /// Flushes every blob that is arriving. Blocks.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        let arriving: Vec<_> = self
+            .hold()
+            .blobs
+            .values()
+            .filter(|blob| !blob.is_whole())
+            .cloned()
+            .collect();
+        let mut result = Ok(());
+        for blob in arriving {
+            result = blob.flush().and(result);
+        }
+        result
+    }
+
+    fn paths(&self, digest: &Digest) -> Paths {
+        let name = digest.hex().to_string();
+        Paths {
+            arriving: self.root.join(ARRIVING).join(&name),
+            resting: self.root.join(WHOLE).join(&name),
+        }
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

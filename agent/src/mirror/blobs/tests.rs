@@ -1,0 +1,343 @@
+use proto::{ChunkIndex, Link, Source, State};
+
+use super::*;
+use crate::mirror::blob::Trouble;
+
+fn me() -> HostId {
+    "mac-1".parse().unwrap()
+}
+
+fn peer() -> HostId {
+    "mac-2".parse().unwrap()
+}
+
+fn roomy(_: &Path) -> io::Result<Space> {
+    Ok(Space {
+        total_bytes: 1 << 40,
+        free_bytes: 1 << 39,
+    })
+}
+
+fn full(_: &Path) -> io::Result<Space> {
+    Ok(Space {
+        total_bytes: 1 << 40,
+        free_bytes: 1 << 20,
+    })
+}
+
+fn open(root: &Path, budget_bytes: u64) -> Blobs {
+    let limits = Limits {
+        budget_bytes,
+        floor_percent: 10,
+        space: roomy,
+    };
+    Blobs::open(root, &me(), limits).unwrap()
+}
+
+fn bytes(seed: u8, size: usize) -> Vec<u8> {
+    (0..size)
+        .map(|at| (at / 997) as u8 ^ (at as u8).wrapping_mul(31) ^ seed)
+        .collect()
+}
+
+fn chunks(content: &[u8]) -> Vec<(ChunkIndex, &[u8], Link)> {
+    let geometry = Geometry::new(content.len() as u64).unwrap();
+    let mut state = State::INITIAL;
+    (0u32..)
+        .zip(content.chunks(1 << 20))
+        .map(|(at, bytes)| {
+            let link = Link::forge(geometry, ChunkIndex(at), state, bytes);
+            state = link.after;
+            (ChunkIndex(at), bytes, link)
+        })
+        .collect()
+}
+
+fn source(sender: &HostId) -> Source {
+    Source {
+        sender: sender.key(),
+        maker: sender.key(),
+    }
+}
+
+fn fill(blob: &Blob, content: &[u8], sender: &HostId) {
+    for (chunk, bytes, link) in chunks(content) {
+        blob.write(chunk, bytes, link, source(sender), sender)
+            .unwrap();
+    }
+    blob.walk().unwrap();
+}
+
+fn kept(blobs: &Blobs, content: &[u8]) -> Digest {
+    let digest = Digest::of(content);
+    let reading = blobs.begin(digest, content.len() as u64).unwrap();
+    fill(&reading.blob, content, &me());
+    assert!(reading.blob.is_whole());
+    digest
+}
+
+#[test]
+fn our_own_bytes_leave_before_the_end_and_the_last_chunk_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let content = bytes(1, 5 << 19);
+    let reading = blobs
+        .begin(Digest::of(&content), content.len() as u64)
+        .unwrap();
+    let blob = &reading.blob;
+    let all = chunks(&content);
+    assert_eq!(blob.ready(0), 0);
+    let write = |at: usize| {
+        let (chunk, bytes, link) = all[at];
+        blob.write(chunk, bytes, link, source(&me()), &me())
+            .unwrap();
+    };
+    write(1);
+    assert_eq!(blob.ready(0), 0);
+    write(0);
+    assert_eq!(blob.ready(0), 2 << 20);
+    assert_eq!(blob.ready(3), 2 << 20);
+    assert_eq!(blob.ready(2 << 20), 2 << 20);
+    write(2);
+    // it is here, but its chain isn't closed yet
+    assert_eq!(blob.ready(0), 2 << 20);
+    blob.walk().unwrap();
+    assert_eq!(blob.ready(0), content.len() as u64);
+    let file = blob.file().unwrap();
+    assert_eq!(blob.give(&file, 0, content.len()).unwrap(), Some(content));
+}
+
+#[test]
+fn what_peers_sent_leaves_when_the_chain_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let content = bytes(2, 3 << 20);
+    let reading = blobs
+        .begin(Digest::of(&content), content.len() as u64)
+        .unwrap();
+    let all = chunks(&content);
+    for (at, sender) in [(0, me()), (1, peer()), (2, me())] {
+        let (chunk, bytes, link) = all[at];
+        reading
+            .blob
+            .write(chunk, bytes, link, source(&sender), &sender)
+            .unwrap();
+        assert_eq!(reading.blob.ready(0), 1 << 20);
+    }
+    let file = reading.blob.file().unwrap();
+    assert_eq!(reading.blob.give(&file, 0, (1 << 20) + 1).unwrap(), None);
+    reading.blob.walk().unwrap();
+    assert_eq!(reading.blob.ready(0), 3 << 20);
+}
+
+#[test]
+fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let content = bytes(3, 3 << 20);
+    let digest = Digest::of(&content);
+    let mut wrong = content.clone();
+    wrong[5] ^= 1;
+    let reading = blobs.begin(digest, content.len() as u64).unwrap();
+    let (chunk, first, link) = chunks(&wrong)[0];
+    reading
+        .blob
+        .write(chunk, first, link, source(&me()), &me())
+        .unwrap();
+    // nobody had any of it: nothing to warn of
+    reading.blob.forget_chunk(chunk).unwrap();
+    assert!(!reading.is_misled() && blobs.may_resume(&digest));
+
+    reading
+        .blob
+        .write(chunk, first, link, source(&me()), &me())
+        .unwrap();
+    let file = reading.blob.file().unwrap();
+    assert!(reading.blob.give(&file, 0, 9).unwrap().is_some());
+    reading.blob.forget_chunk(chunk).unwrap();
+    assert!(reading.is_misled() && !blobs.may_resume(&digest));
+    assert_eq!(reading.blob.give(&file, 0, 9).unwrap(), None);
+    // who begins now gets true bytes, and may end with them
+    let fresh = reading.blob.read_on();
+    fill(&fresh.blob, &content, &me());
+    assert!(!fresh.is_misled() && fresh.blob.is_whole());
+    assert!(!blobs.may_resume(&digest));
+}
+
+#[test]
+fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (done, half) = (bytes(4, 5 << 19), bytes(5, 4 << 20));
+    let (whole, open_digest) = (Digest::of(&done), Digest::of(&half));
+    {
+        let blobs = open(dir.path(), 1 << 30);
+        kept(&blobs, &done);
+        let reading = blobs.begin(open_digest, half.len() as u64).unwrap();
+        for (chunk, bytes, link) in &chunks(&half)[..2] {
+            reading
+                .blob
+                .write(*chunk, bytes, *link, source(&me()), &me())
+                .unwrap();
+        }
+        blobs.flush().unwrap();
+        // this one is in no journal
+        let (chunk, bytes, link) = chunks(&half)[2];
+        reading
+            .blob
+            .write(chunk, bytes, link, source(&me()), &me())
+            .unwrap();
+    }
+    let blobs = open(dir.path(), 1 << 30);
+    let found = blobs.find(&whole).unwrap();
+    assert!(found.is_whole() && found.load_links());
+    assert_eq!(found.ready(0), done.len() as u64);
+    let held = found.read(ChunkIndex(1)).unwrap().unwrap();
+    assert!(
+        held.link
+            .holds(found.geometry(), ChunkIndex(1), &held.bytes)
+    );
+
+    let reading = blobs.begin(open_digest, half.len() as u64).unwrap();
+    assert_eq!(reading.blob.held().count(), 2);
+    assert_eq!(reading.blob.ready(0), 2 << 20);
+    // clients of the process before may hold any of it
+    reading.blob.forget_chunk(ChunkIndex(1)).unwrap();
+    assert!(!blobs.may_resume(&open_digest));
+    fill(&reading.blob, &half, &me());
+    assert!(reading.blob.is_whole());
+}
+
+#[test]
+fn a_torn_journal_costs_chunks_and_lost_links_cost_the_peers_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (done, half) = (bytes(6, 1 << 20), bytes(7, 2 << 20));
+    {
+        let blobs = open(dir.path(), 1 << 30);
+        kept(&blobs, &done);
+        let reading = blobs.begin(Digest::of(&half), half.len() as u64).unwrap();
+        let (chunk, bytes, link) = chunks(&half)[0];
+        reading
+            .blob
+            .write(chunk, bytes, link, source(&me()), &me())
+            .unwrap();
+        blobs.flush().unwrap();
+    }
+    let name = |digest: Digest| format!("{}.links", digest.hex());
+    let journal = dir.path().join(ARRIVING).join(name(Digest::of(&half)));
+    let length = fs::metadata(&journal).unwrap().len();
+    fs::File::options()
+        .write(true)
+        .open(&journal)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
+    fs::remove_file(dir.path().join(WHOLE).join(name(Digest::of(&done)))).unwrap();
+    fs::write(dir.path().join(WHOLE).join(name(Digest::of(b"stray"))), b"").unwrap();
+
+    let blobs = open(dir.path(), 1 << 30);
+    let found = blobs.find(&Digest::of(&done)).unwrap();
+    assert!(found.is_whole() && !found.load_links());
+    let half = blobs.find(&Digest::of(&half)).unwrap();
+    assert!(half.held().is_empty());
+    assert!(
+        !dir.path()
+            .join(WHOLE)
+            .join(name(Digest::of(b"stray")))
+            .exists()
+    );
+}
+
+#[test]
+fn the_least_used_blob_goes_and_never_one_that_is_read_or_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 4 << 20);
+    let contents: Vec<_> = (10..15).map(|seed| bytes(seed, 1 << 20)).collect();
+    let digests: Vec<_> = contents[..4]
+        .iter()
+        .map(|content| kept(&blobs, content))
+        .collect();
+    // at the budget to the byte
+    assert_eq!(blobs.tidy(), (4 << 20, 4));
+    blobs.pin([digests[0]].into());
+    let reader = blobs.find(&digests[1]).unwrap().read_on();
+    kept(&blobs, &contents[4]);
+    let here = |digest| blobs.find(digest).is_some();
+    assert!(here(&digests[0]) && here(&digests[1]) && !here(&digests[2]) && here(&digests[3]));
+    assert!(
+        !dir.path()
+            .join(WHOLE)
+            .join(digests[2].hex().to_string())
+            .exists()
+    );
+    let needs = blobs
+        .begin(Digest::of(b"large"), (2 << 20) + 1)
+        .unwrap_err();
+    assert!(matches!(needs, BeginError::NoRoom { .. }), "{needs}");
+    drop(reader);
+    assert!(blobs.begin(Digest::of(b"large"), 3 << 20).is_ok());
+}
+
+#[test]
+fn a_full_volume_is_said_and_nothing_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        budget_bytes: 1 << 40,
+        floor_percent: 10,
+        space: full,
+    };
+    let blobs = Blobs::open(dir.path(), &me(), limits).unwrap();
+    assert!(matches!(
+        blobs.begin(Digest::of(b"x"), 1),
+        Err(BeginError::NoRoom { .. })
+    ));
+    assert_eq!(blobs.tidy(), (0, 0));
+}
+
+#[test]
+fn what_rotted_is_found_and_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let content = bytes(20, 5 << 19);
+    let digest = kept(&blobs, &content);
+    let blob = blobs.find(&digest).unwrap();
+    assert!(blob.scrub(ChunkIndex(1)).unwrap());
+    let path = dir.path().join(WHOLE).join(digest.hex().to_string());
+    let mut rotten = content.clone();
+    rotten[(1 << 20) + 7] ^= 1;
+    fs::write(&path, &rotten).unwrap();
+    assert!(blob.scrub(ChunkIndex(0)).unwrap());
+    assert!(!blob.scrub(ChunkIndex(1)).unwrap());
+    let reading = blob.read_on();
+    blobs.discard(&digest).unwrap();
+    assert!(reading.is_misled() && blobs.find(&digest).is_none() && !path.exists());
+    assert!(matches!(blob.trouble(), Some(Trouble::Stalled(_))));
+}
+
+#[test]
+fn an_empty_blob_is_whole_at_once_and_another_size_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let empty = blobs.begin(Digest::of(b""), 0).unwrap();
+    assert!(empty.blob.is_whole());
+    let digest = kept(&blobs, &bytes(21, 100));
+    let other = blobs.begin(digest, 101).unwrap_err();
+    assert!(matches!(
+        other,
+        BeginError::Size {
+            held: 100,
+            asked: 101
+        }
+    ));
+    assert!(matches!(
+        Blobs::open(
+            dir.path(),
+            &me(),
+            Limits {
+                budget_bytes: 1,
+                floor_percent: 0,
+                space: roomy
+            }
+        ),
+        Err(OpenError::InUse(_))
+    ));
+}

@@ -1,0 +1,383 @@
+//! What a request's path and query ask for, and of which registry.
+//!
+//! `/v2/<name>/…?ns=<registry>` is containerd's form, `/v2/<registry>/<name>/…` everybody else's. A registry's port is
+//! written `host:port`, or `host_port` where a client's references can't hold a colon there. Everything that leaves here
+//! was checked against the distribution specification's grammar: nothing else reaches an upstream, a path or a log.
+
+use std::str::FromStr as _;
+
+use origin::{Tag, Version};
+use proto::Digest;
+
+/// The longest name of a repository (distribution specification).
+const MAX_NAME: usize = 255;
+/// The longest host with its port.
+const MAX_HOST: usize = 255 + 6;
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Whether this is a registry: `/v2/`.
+    Base,
+    /// A manifest.
+    Manifest(Repository, Version),
+    /// A blob.
+    Blob(Repository, Digest),
+    /// The list of tags, with `n` and `last` as given.
+    Tags(Repository, String),
+}
+
+/// A repository of an upstream registry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Repository {
+    /// `host` or `host:port`.
+    pub(crate) registry: String,
+    pub(crate) name: String,
+    /// Whether it was named by `ns=`: the client is containerd, which falls back by itself.
+    pub(crate) by_namespace: bool,
+}
+
+impl Repository {
+    /// `registry/name`.
+    pub(crate) fn reference(&self) -> String {
+        format!("{}/{}", self.registry, self.name)
+    }
+}
+
+/// Why a path is nothing that can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Not a path of the API, or one that isn't served here.
+    NoRoute,
+    /// The repository's name is none.
+    Name,
+    /// No registry is named, and none is configured.
+    NoRegistry,
+    /// The tag or digest of a manifest is none.
+    Version,
+    /// The digest of a blob is none that is known here (SHA-256).
+    Digest,
+}
+
+/// Reads a path and its query. `default` is the registry of names that name none.
+pub(crate) fn parse(
+    path: &str,
+    query: Option<&str>,
+    default: Option<&str>,
+) -> Result<Asked, Refused> {
+    let rest = path.strip_prefix("/v2").ok_or(Refused::NoRoute)?;
+    if rest.is_empty() || rest == "/" {
+        return Ok(Asked::Base);
+    }
+    let rest = decode(rest.strip_prefix('/').ok_or(Refused::NoRoute)?).ok_or(Refused::Name)?;
+    let (rest, last) = rest.rsplit_once('/').ok_or(Refused::NoRoute)?;
+    let (name, kind) = rest.rsplit_once('/').ok_or(Refused::NoRoute)?;
+    match kind {
+        "manifests" => {
+            let version = if last.contains(':') {
+                Version::Digest(Digest::from_str(last).map_err(|_| Refused::Version)?)
+            } else {
+                Version::Tag(Tag::from_str(last).map_err(|_| Refused::Version)?)
+            };
+            Ok(Asked::Manifest(repository(name, query, default)?, version))
+        }
+        "blobs" => {
+            let digest = Digest::from_str(last).map_err(|_| Refused::Digest)?;
+            Ok(Asked::Blob(repository(name, query, default)?, digest))
+        }
+        "tags" if last == "list" => Ok(Asked::Tags(
+            repository(name, query, default)?,
+            page(query.unwrap_or_default()),
+        )),
+        _ => Err(Refused::NoRoute),
+    }
+}
+
+fn repository(
+    name: &str,
+    query: Option<&str>,
+    default: Option<&str>,
+) -> Result<Repository, Refused> {
+    let made = |registry: String, name: &str, by_namespace| {
+        if name.len() > MAX_NAME || !name.split('/').all(is_component) {
+            return Err(Refused::Name);
+        }
+        Ok(Repository {
+            registry,
+            name: name.to_owned(),
+            by_namespace,
+        })
+    };
+    if let Some(namespace) = value(query.unwrap_or_default(), "ns") {
+        let registry = registry(&decode(namespace).ok_or(Refused::Name)?).ok_or(Refused::Name)?;
+        return made(registry, name, true);
+    }
+    if let Some((first, rest)) = name.split_once('/')
+        && let Some(registry) = registry(first)
+        && is_registry(&registry)
+    {
+        return made(registry, rest, false);
+    }
+    let default = default.ok_or(Refused::NoRegistry)?;
+    made(default.to_owned(), name, false)
+}
+
+/// Whether the first part of a path is a registry's host rather than a part of a name (the rule of docker references).
+fn is_registry(host: &str) -> bool {
+    host.contains(['.', ':']) || host == "localhost"
+}
+
+/// A host with or without port, with `_` before the port read as `:`.
+pub(crate) fn registry(text: &str) -> Option<String> {
+    let (host, port) = match text.rsplit_once([':', '_']) {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() > MAX_HOST || !host.split('.').all(label) {
+        return None;
+    }
+    let host = host.to_ascii_lowercase();
+    match port {
+        None => Some(host),
+        Some(port) => {
+            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+            let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
+            Some(format!("{host}:{port}"))
+        }
+    }
+}
+
+/// A component of a name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
+fn is_component(text: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let ends = bytes.first().copied().is_some_and(word) && bytes.last().copied().is_some_and(word);
+    let between = text
+        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        .filter(|part| !part.is_empty())
+        .all(|part| matches!(part, "." | "_" | "__") || part.bytes().all(|byte| byte == b'-'));
+    ends && between
+}
+
+/// `n` and `last` of a query, as they may be passed on.
+fn page(query: &str) -> String {
+    let mut page = Vec::new();
+    if let Some(n) = value(query, "n").and_then(|n| n.parse::<u32>().ok()) {
+        page.push(format!("n={n}"));
+    }
+    if let Some(last) = value(query, "last")
+        && let Some(last) = decode(last)
+        && last.parse::<Tag>().is_ok()
+    {
+        page.push(format!("last={last}"));
+    }
+    page.join("&")
+}
+
+fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
+}
+
+/// Undoes percent-encoding; `None` where it isn't UTF-8 or breaks off.
+fn decode(text: &str) -> Option<String> {
+    if !text.contains('%') {
+        return Some(text.to_owned());
+    }
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let (high, low) = (digit(bytes.next()?)?, digit(bytes.next()?)?);
+        decoded.push(u8::try_from(high * 16 + low).ok()?);
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn repository(registry: &str, name: &str, by_namespace: bool) -> Repository {
+        Repository {
+            registry: registry.into(),
+            name: name.into(),
+            by_namespace,
+        }
+    }
+
+    #[test]
+    fn both_forms_name_registry_and_repository() {
+        let tag = |text: &str| Version::Tag(text.parse().unwrap());
+        let cases = [
+            (
+                "/v2/ghcr.io/org/image/manifests/1.2",
+                None,
+                "ghcr.io",
+                "org/image",
+                false,
+            ),
+            (
+                "/v2/org/image/manifests/1.2",
+                Some("ns=ghcr.io"),
+                "ghcr.io",
+                "org/image",
+                true,
+            ),
+            (
+                "/v2/localhost/image/manifests/1.2",
+                None,
+                "localhost",
+                "image",
+                false,
+            ),
+            (
+                "/v2/127.0.0.1:5000/a/b/c/manifests/1.2",
+                None,
+                "127.0.0.1:5000",
+                "a/b/c",
+                false,
+            ),
+            (
+                "/v2/127.0.0.1_5000/a/manifests/1.2",
+                None,
+                "127.0.0.1:5000",
+                "a",
+                false,
+            ),
+            (
+                "/v2/127.0.0.1%3A5000/a/manifests/1.2",
+                None,
+                "127.0.0.1:5000",
+                "a",
+                false,
+            ),
+            (
+                "/v2/a/manifests/1.2",
+                Some("x=y&ns=127.0.0.1%3A5000"),
+                "127.0.0.1:5000",
+                "a",
+                true,
+            ),
+            (
+                "/v2/manifests/blobs/manifests/1.2",
+                Some("ns=GHCR.io"),
+                "ghcr.io",
+                "manifests/blobs",
+                true,
+            ),
+            (
+                "/v2/org/image/manifests/1.2",
+                None,
+                "default.example",
+                "org/image",
+                false,
+            ),
+        ];
+        for (path, query, registry, name, by_namespace) in cases {
+            assert_eq!(
+                parse(path, query, Some("default.example")),
+                Ok(Asked::Manifest(
+                    repository(registry, name, by_namespace),
+                    tag("1.2")
+                )),
+                "{path} {query:?}"
+            );
+        }
+        let digest = Digest::of(b"");
+        assert_eq!(
+            parse(&format!("/v2/ghcr.io/a/blobs/{digest}"), None, None),
+            Ok(Asked::Blob(repository("ghcr.io", "a", false), digest))
+        );
+        assert_eq!(
+            parse("/v2/ghcr.io/a/tags/list", Some("n=5&last=x&evil=1"), None),
+            Ok(Asked::Tags(
+                repository("ghcr.io", "a", false),
+                "n=5&last=x".into()
+            ))
+        );
+        for base in ["/v2", "/v2/"] {
+            assert_eq!(parse(base, None, None), Ok(Asked::Base));
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_refused() {
+        let digest = Digest::of(b"");
+        let cases = [
+            ("/".to_owned(), Refused::NoRoute),
+            ("/v1/x".into(), Refused::NoRoute),
+            ("/v2x".into(), Refused::NoRoute),
+            ("/v2/ghcr.io/a/referrers/x".into(), Refused::NoRoute),
+            ("/v2/_catalog".into(), Refused::NoRoute),
+            ("/v2/ghcr.io/A/manifests/1".into(), Refused::Name),
+            ("/v2/ghcr.io/../manifests/1".into(), Refused::Name),
+            ("/v2/ghcr.io/a%2F..%2Fb/manifests/1".into(), Refused::Name),
+            ("/v2/ghcr.io/a//b/manifests/1".into(), Refused::Name),
+            ("/v2/ghcr.io/a%zz/manifests/1".into(), Refused::Name),
+            (
+                format!("/v2/ghcr.io/{}/manifests/1", "a".repeat(256)),
+                Refused::Name,
+            ),
+            ("/v2/image/manifests/1".into(), Refused::NoRegistry),
+            ("/v2/ghcr.io/a/manifests/-x".into(), Refused::Version),
+            ("/v2/ghcr.io/a/manifests/sha512:00".into(), Refused::Version),
+            ("/v2/ghcr.io/a/blobs/latest".into(), Refused::Digest),
+            (format!("/v2/ghcr.io/a/blobs/{digest}0"), Refused::Digest),
+        ];
+        for (path, refused) in cases {
+            assert_eq!(parse(&path, None, None), Err(refused), "{path}");
+        }
+        for bad in [
+            "ns=",
+            "ns=-x",
+            "ns=a..b",
+            "ns=a:0",
+            "ns=a:65536",
+            "ns=a:+1",
+            "ns=u@h",
+            "ns=h%2Fx",
+            "ns=%",
+        ] {
+            let asked = parse("/v2/a/manifests/1", Some(bad), Some("d.example"));
+            assert_eq!(asked, Err(Refused::Name), "{bad}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is asked, what goes upstream can't leave its place in the URL.
+        #[test]
+        fn any_path_is_refused_or_harmless(path in "(/v2/)?([a-zA-Z0-9._%:/-]{0,40}|.{0,30})(/manifests/|/blobs/|/tags/list)?.{0,20}", query in prop::option::of("(ns=)?.{0,30}")) {
+            if let Ok(asked) = parse(&path, query.as_deref(), Some("d.example")) {
+                let at = match &asked {
+                    Asked::Base => return Ok(()),
+                    Asked::Manifest(at, _) | Asked::Blob(at, _) | Asked::Tags(at, _) => at,
+                };
+                prop_assert!(at.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-/".contains(&byte)));
+                prop_assert!(!at.name.contains("..") && !at.name.contains("//") && !at.name.is_empty());
+                prop_assert!(at.registry.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:".contains(&byte)));
+                let whole = format!("http://{}/v2/{}/x", at.registry, at.name);
+                let uri: hyper::Uri = whole.parse().unwrap();
+                prop_assert_eq!(uri.authority().unwrap().as_str(), at.registry.as_str());
+            }
+        }
+    }
+}

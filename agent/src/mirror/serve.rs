@@ -1,0 +1,807 @@
+//! Answers requests: who may have what, where it comes from, and what a client is told when it can't be had.
+//!
+//! tart gives up a pull at the first 5xx, and tries again when a connection breaks; containerd goes on to the registry
+//! itself at the first 404. So there is no 5xx here: before the headers a client waits, is redirected or gets a 404 (as
+//! configured), after them its connection is broken.
+
+use std::{
+    convert::Infallible,
+    fs::File,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header::{
+        ACCEPT, ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+        ETAG, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, WWW_AUTHENTICATE,
+    },
+};
+use origin::{Backoff, OriginError, Secret, Version};
+use proto::Digest;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{
+    OnTrouble, Settings,
+    blob::{Reading, Trouble},
+    blobs::{BeginError, Blobs},
+    range::{self, Wanted},
+    request::{self, Asked, Refused, Repository},
+    upstream::{Client, Upstreams, is_away},
+};
+use crate::{
+    fetch::Access,
+    metrics::{Metrics, MirrorLabel, MirrorSource, MirrorSourceLabel},
+};
+
+/// Bytes of a blob that are read and handed on at a time. Larger ones gain nothing (`benches/mirror`), and 64 clients
+/// hold two each.
+const PIECE: usize = 256 << 10;
+
+const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
+const API_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// The body of an answer.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A client wants a blob that isn't here: for the driver.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    pub(crate) blob: Arc<super::blob::Blob>,
+    /// The repository that has it.
+    pub(crate) reference: String,
+    /// What the upstream accepted of the client.
+    pub(crate) access: Access,
+}
+
+/// The connection is to be broken without an answer: the client tries again.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer that the client could recover from")]
+pub(super) struct Broken;
+
+/// Answers requests. Shared by all connections.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) settings: Settings,
+    pub(super) upstreams: Upstreams,
+    pub(super) blobs: Arc<Blobs>,
+    pub(super) wishes: mpsc::Sender<Wish>,
+    pub(super) metrics: Metrics,
+    /// What a client has to know where more than this host may connect.
+    pub(super) token: Option<Secret>,
+}
+
+/// When something last left on a connection: what its watch looks at.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    born: Instant,
+    /// Milliseconds from `born` to the last sign of life.
+    at: AtomicU64,
+}
+
+impl Pulse {
+    pub(super) fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            at: AtomicU64::new(0),
+        }
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.at.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn silence(&self) -> Duration {
+        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(at)
+    }
+}
+
+/// An answer's code in the distribution specification's error form.
+struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Response<Body> {
+    fn from(refusal: Refusal) -> Self {
+        let body =
+            serde_json::json!({"errors": [{"code": refusal.code, "message": refusal.message}]});
+        let mut response = Self::new(whole(body.to_string().into()));
+        *response.status_mut() = refusal.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+impl Service {
+    /// Answers a request, and counts how.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        pulse: Arc<Pulse>,
+    ) -> Result<Response<Body>, Broken> {
+        pulse.beat();
+        let began = Instant::now();
+        let head = request.method() == Method::HEAD;
+        let asked = request::parse(
+            request.uri().path(),
+            request.uri().query(),
+            self.settings.upstream.as_deref(),
+        );
+        let what = match &asked {
+            Ok(Asked::Base) => "base",
+            Ok(Asked::Manifest(..)) => "manifest",
+            Ok(Asked::Blob(..)) => "blob",
+            Ok(Asked::Tags(..)) => "tags",
+            Err(_) => "other",
+        };
+        let answered = self.route(&request, asked, began, &pulse).await;
+        pulse.beat();
+        let result = match &answered {
+            Err(Broken) => "broken",
+            Ok(response) => match response.status().as_u16() {
+                200 => "ok",
+                206 => "partial",
+                307 => "redirected",
+                401 | 403 => "denied",
+                404 => "not_found",
+                _ => "refused",
+            },
+        };
+        self.metrics
+            .mirror_requests
+            .get_or_create(&MirrorLabel { what, result })
+            .inc();
+        let mut response = answered?;
+        response
+            .headers_mut()
+            .insert(API_HEADER, HeaderValue::from_static("registry/2.0"));
+        if head {
+            // the length stays that of what GET would give
+            if !response.headers().contains_key(CONTENT_LENGTH)
+                && let Some(length) = hyper::body::Body::size_hint(response.body()).exact()
+            {
+                response.headers_mut().insert(CONTENT_LENGTH, length.into());
+            }
+            *response.body_mut() = whole(Bytes::new());
+        }
+        Ok(response)
+    }
+
+    async fn route(
+        &self,
+        request: &Request<Incoming>,
+        asked: Result<Asked, Refused>,
+        began: Instant,
+        pulse: &Arc<Pulse>,
+    ) -> Result<Response<Body>, Broken> {
+        let headers = request.headers();
+        let authorization = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .filter(|text| !text.is_empty())
+            .map(Secret::from);
+        let client = match &self.token {
+            // here the header is for the mirror, so upstream the client is nobody
+            Some(token) => {
+                if !authorization
+                    .as_ref()
+                    .is_some_and(|header| carries(header.expose(), token.expose()))
+                {
+                    return Ok(self.unauthorised(
+                        "the mirror wants its token, as a password or a bearer token",
+                        Some(HeaderValue::from_static("Basic realm=\"parbake mirror\"")),
+                    ));
+                }
+                Client::new(None, self.settings.lend_credentials)
+            }
+            None => Client::new(authorization.as_ref(), self.settings.lend_credentials),
+        };
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let refusal = Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "UNSUPPORTED",
+                "the mirror is read-only: push to the registry itself",
+            );
+            let mut response = Response::from(refusal);
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Ok(response);
+        }
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(refused) => return Ok(refusal_of(refused).into()),
+        };
+        if let Asked::Manifest(repository, _)
+        | Asked::Blob(repository, _)
+        | Asked::Tags(repository, _) = &asked
+            && !self.settings.serves(&repository.registry)
+        {
+            let message = format!(
+                "registry {} isn't among the mirror's upstreams",
+                repository.registry
+            );
+            return Ok(Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message).into());
+        }
+        match asked {
+            Asked::Base => self.base(authorization.is_some()).await,
+            Asked::Manifest(repository, version) => {
+                self.manifest(&repository, &version, headers, &client).await
+            }
+            Asked::Tags(repository, query) => self.tags(&repository, &query, &client).await,
+            Asked::Blob(repository, digest) => {
+                let head = request.method() == Method::HEAD;
+                self.blob(&repository, digest, headers, &client, head, began, pulse)
+                    .await
+            }
+        }
+    }
+
+    /// `/v2/` names no upstream. Where there is a default one, its demand is passed on: some clients (skopeo, podman)
+    /// learn only here how to authenticate.
+    async fn base(&self, authorised: bool) -> Result<Response<Body>, Broken> {
+        if let (Some(registry), false, None) = (&self.settings.upstream, authorised, &self.token)
+            && !self.settings.lend_credentials
+        {
+            let any = Repository {
+                registry: registry.clone(),
+                name: "any".into(),
+                by_namespace: false,
+            };
+            if let Some(challenge) = self.upstreams.challenge(&any, "tags/list").await
+                // a token for anybody is fetched here, without the client
+                && challenge.as_bytes().to_ascii_lowercase().starts_with(b"basic")
+            {
+                return Ok(self.unauthorised("the upstream wants credentials", Some(challenge)));
+            }
+        }
+        let mut response = Response::new(whole(Bytes::from_static(b"{}")));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+
+    fn unauthorised(&self, message: &str, challenge: Option<HeaderValue>) -> Response<Body> {
+        let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
+        let mut response = Response::from(refusal);
+        if let Some(challenge) = challenge {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        version: &Version,
+        headers: &HeaderMap,
+        client: &Client,
+    ) -> Result<Response<Body>, Broken> {
+        // several fields are one list
+        let accept: Vec<_> = headers
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let accept = HeaderValue::from_str(&accept.join(", ")).ok();
+        let accept = accept.filter(|accept| !accept.is_empty());
+        let path = format!("manifests/{version}");
+        let ask = || {
+            self.upstreams
+                .manifest(repository, version, accept.as_ref(), client)
+        };
+        let manifest = match self.persist(repository, &path, ask).await? {
+            Ok(manifest) => manifest,
+            Err(response) => return Ok(response),
+        };
+        let media_type = if manifest.media_type.is_empty() {
+            "application/octet-stream"
+        } else {
+            &manifest.media_type
+        };
+        let mut response = Response::new(whole(manifest.bytes.clone()));
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::from_str(media_type) {
+            headers.insert(CONTENT_TYPE, value);
+        }
+        name(headers, &manifest.digest);
+        Ok(response)
+    }
+
+    async fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        client: &Client,
+    ) -> Result<Response<Body>, Broken> {
+        let ask = || self.upstreams.tags(repository, query, client);
+        let (bytes, link) = match self.persist(repository, "tags/list", ask).await? {
+            Ok(tags) => tags,
+            Err(response) => return Ok(response),
+        };
+        let mut response = Response::new(whole(bytes));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // the upstream's own path; ours has the registry before the name, or in the query
+        if let Some(link) = link.and_then(|link| relocated(&link, repository)) {
+            headers.insert(LINK, link);
+        }
+        Ok(response)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a request's own parts")]
+    async fn blob(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        headers: &HeaderMap,
+        client: &Client,
+        head: bool,
+        began: Instant,
+        pulse: &Arc<Pulse>,
+    ) -> Result<Response<Body>, Broken> {
+        let path = format!("blobs/{digest}");
+        let ask = || self.upstreams.blob(repository, &digest, client);
+        let size = match self.persist(repository, &path, ask).await? {
+            Ok(size) => size,
+            Err(response) => return Ok(response),
+        };
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let tag = format!("\"{digest}\"");
+        let range = text(RANGE).filter(|_| text(IF_RANGE).is_none_or(|wanted| wanted == tag));
+        let (start, end, status) = match range::parse(range, size) {
+            Wanted::Whole => (0, size, StatusCode::OK),
+            Wanted::Part(start, end) => (start, end, StatusCode::PARTIAL_CONTENT),
+            Wanted::Nothing => return Ok(unsatisfiable(size, "the blob ends before that range")),
+        };
+        if start > 0 && !self.blobs.may_resume(&digest) {
+            // a client that appended to what it has would end with a blob that is wrong and complete
+            return Ok(unsatisfiable(
+                size,
+                "earlier bytes of this blob turned out false: fetch it from its first byte",
+            ));
+        }
+        let mut response = Response::new(whole(Bytes::new()));
+        *response.status_mut() = status;
+        let out = response.headers_mut();
+        out.insert(CONTENT_LENGTH, (end - start).into());
+        out.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        out.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        name(out, &digest);
+        if status == StatusCode::PARTIAL_CONTENT
+            && let Ok(value) = HeaderValue::from_str(&format!("bytes {start}-{}/{size}", end - 1))
+        {
+            out.insert(CONTENT_RANGE, value);
+        }
+        if head {
+            return Ok(response);
+        }
+        let blobs = self.blobs.clone();
+        let begun = tokio::task::spawn_blocking(move || {
+            let reading = blobs.begin(digest, size)?;
+            let file = reading.blob.file()?;
+            Ok::<_, BeginError>((reading, file))
+        });
+        let (mut reading, file) = match begun.await.map_err(|_| Broken)? {
+            Ok(begun) => begun,
+            Err(error) => {
+                warn!(content = %digest, error = %error, "a blob can't be kept here; sending its client to the registry");
+                return Ok(self.redirect(repository, &path));
+            }
+        };
+        let hit = reading.blob.is_whole();
+        self.metrics.count_mirror_hit(hit);
+        if !hit {
+            self.wish(repository, client, &reading).await?;
+            if let Some(response) = self
+                .first(repository, &path, &mut reading, start, end)
+                .await?
+            {
+                return Ok(response);
+            }
+        }
+        self.metrics
+            .mirror_first_byte_seconds
+            .observe(began.elapsed().as_secs_f64());
+        let stream = Stream {
+            reading,
+            file,
+            at: start,
+            end,
+            patience: self.settings.break_after,
+            metrics: self.metrics.clone(),
+            pulse: pulse.clone(),
+        };
+        *response.body_mut() = stream.body();
+        Ok(response)
+    }
+
+    /// Tells the driver what is wanted, and with whose credentials.
+    async fn wish(
+        &self,
+        repository: &Repository,
+        client: &Client,
+        reading: &Reading,
+    ) -> Result<(), Broken> {
+        let wish = Wish {
+            blob: reading.blob.clone(),
+            reference: repository.reference(),
+            access: client.access.clone(),
+        };
+        // the driver is gone only when the program ends
+        self.wishes.send(wish).await.map_err(|_| Broken)
+    }
+
+    /// Waits for the first byte of a part. An answer instead, where there is none and the client is better off elsewhere.
+    async fn first(
+        &self,
+        repository: &Repository,
+        path: &str,
+        reading: &mut Reading,
+        start: u64,
+        end: u64,
+    ) -> Result<Option<Response<Body>>, Broken> {
+        let until = Instant::now() + self.patience(repository);
+        loop {
+            let trouble = reading.news.borrow_and_update().trouble.clone();
+            if reading.is_misled() || start == end || reading.blob.ready(start) > start {
+                return Ok(None);
+            }
+            match trouble {
+                Some(Trouble::Refused(message) | Trouble::Bad(message)) => {
+                    let refusal = Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", message);
+                    return Ok(Some(refusal.into()));
+                }
+                Some(trouble @ (Trouble::Disk(_) | Trouble::Stalled(_))) => {
+                    debug!(error = trouble.message(), "nothing comes of a blob");
+                    return self.trouble(repository, path).map(Some);
+                }
+                None => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return self.trouble(repository, path).map(Some);
+            }
+            // either way it is looked at again
+            drop(timeout(left, reading.news.changed()).await);
+        }
+    }
+
+    /// Asks an upstream until it answers, as long as the client may be let wait. What it refuses is an answer too.
+    async fn persist<T, F>(
+        &self,
+        repository: &Repository,
+        path: &str,
+        ask: impl Fn() -> F,
+    ) -> Result<Result<T, Response<Body>>, Broken>
+    where
+        F: Future<Output = Result<T, OriginError>>,
+    {
+        let until = Instant::now() + self.patience(repository);
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5), 1);
+        loop {
+            let error = match ask().await {
+                Ok(found) => return Ok(Ok(found)),
+                Err(error) => error,
+            };
+            if !is_away(&error) {
+                return Ok(Err(self.refused(repository, path, &error).await));
+            }
+            let wait = backoff.delay(error.retry_after());
+            if Instant::now() + wait >= until {
+                debug!(error = %error, "the upstream is away");
+                return self.trouble(repository, path).map(Err);
+            }
+            sleep(wait).await;
+        }
+    }
+
+    /// What the upstream refused, in our words.
+    async fn refused(
+        &self,
+        repository: &Repository,
+        path: &str,
+        error: &OriginError,
+    ) -> Response<Body> {
+        let unknown = if path.starts_with("blobs/") {
+            "BLOB_UNKNOWN"
+        } else if path.starts_with("manifests/") {
+            "MANIFEST_UNKNOWN"
+        } else {
+            "NAME_UNKNOWN"
+        };
+        match error {
+            OriginError::Unauthorised { .. } => {
+                let challenge = if self.token.is_some() {
+                    // our own token was right; which credentials are missing is the agent's matter
+                    None
+                } else {
+                    self.upstreams.challenge(repository, path).await
+                };
+                if challenge.is_none() {
+                    let message = error.to_string();
+                    return Refusal::new(StatusCode::FORBIDDEN, "DENIED", message).into();
+                }
+                self.unauthorised(&error.to_string(), challenge)
+            }
+            OriginError::Forbidden { .. } => {
+                Refusal::new(StatusCode::FORBIDDEN, "DENIED", error.to_string()).into()
+            }
+            _ => {
+                if !matches!(error, OriginError::NotFound { .. }) {
+                    warn!(repository = repository.reference(), error = %error, "the upstream's answer can't be used");
+                }
+                Refusal::new(StatusCode::NOT_FOUND, unknown, error.to_string()).into()
+            }
+        }
+    }
+
+    fn way_out(&self, repository: &Repository) -> OnTrouble {
+        match self.settings.on_trouble {
+            OnTrouble::Auto if repository.by_namespace => OnTrouble::NotFound,
+            OnTrouble::Auto => OnTrouble::Wait,
+            set => set,
+        }
+    }
+
+    /// How long a client waits before its headers.
+    fn patience(&self, repository: &Repository) -> Duration {
+        match self.way_out(repository) {
+            OnTrouble::Wait | OnTrouble::Auto => self.settings.break_after,
+            OnTrouble::Redirect | OnTrouble::NotFound => self.settings.stall,
+        }
+    }
+
+    /// What a client gets in place of something that can't be had now.
+    fn trouble(&self, repository: &Repository, path: &str) -> Result<Response<Body>, Broken> {
+        match self.way_out(repository) {
+            OnTrouble::Wait | OnTrouble::Auto => Err(Broken),
+            OnTrouble::Redirect => Ok(self.redirect(repository, path)),
+            OnTrouble::NotFound => Ok(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "UNAVAILABLE",
+                "the mirror can't get it now: ask the registry itself",
+            )
+            .into()),
+        }
+    }
+
+    fn redirect(&self, repository: &Repository, path: &str) -> Response<Body> {
+        let plain = self.settings.plain_http.contains(&repository.registry);
+        let scheme = if plain { "http" } else { "https" };
+        let location = format!(
+            "{scheme}://{}/v2/{}/{path}",
+            repository.registry, repository.name
+        );
+        let mut response = Response::new(whole(Bytes::new()));
+        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+        if let Ok(location) = HeaderValue::from_str(&location) {
+            response.headers_mut().insert(LOCATION, location);
+        }
+        response
+    }
+}
+
+/// A blob, or a part of it, on its way to a client.
+struct Stream {
+    reading: Reading,
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+    patience: Duration,
+    metrics: Metrics,
+    pulse: Arc<Pulse>,
+}
+
+impl Stream {
+    fn body(self) -> Body {
+        // a piece is read while the one before is being sent
+        let pieces = stream::unfold(Some(self), |state| async {
+            let mut this = state?;
+            match this.piece().await {
+                Ok(None) => None,
+                Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some(this))),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        StreamBody::new(Pin::from(
+            Box::new(pieces) as Box<dyn futures_util::Stream<Item = _> + Send>
+        ))
+        .boxed_unsync()
+    }
+
+    /// The next piece; an error breaks the connection.
+    async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.pulse.beat();
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let arriving = !self.reading.blob.is_whole();
+        loop {
+            let length = self.wait().await?;
+            let (blob, file, at) = (self.reading.blob.clone(), self.file.clone(), self.at);
+            let read = tokio::task::spawn_blocking(move || blob.give(&file, at, length));
+            let Some(bytes) = read.await.map_err(io::Error::other)?? else {
+                continue;
+            };
+            if self.reading.is_misled() {
+                return Err(io::Error::other("bytes that left turned out false"));
+            }
+            self.at += length as u64;
+            let source = if arriving {
+                MirrorSource::Arriving
+            } else {
+                MirrorSource::Cache
+            };
+            self.metrics
+                .mirror_sent_bytes
+                .get_or_create(&MirrorSourceLabel { source })
+                .inc_by(length as u64);
+            self.pulse.beat();
+            return Ok(Some(bytes.into()));
+        }
+    }
+
+    /// Waits until something may leave; how many bytes.
+    async fn wait(&mut self) -> io::Result<usize> {
+        let mut stalled: Option<Instant> = None;
+        loop {
+            let trouble = self.reading.news.borrow_and_update().trouble.clone();
+            if self.reading.is_misled() {
+                return Err(io::Error::other("bytes that left turned out false"));
+            }
+            let ready = self.reading.blob.ready(self.at).min(self.end);
+            if ready > self.at {
+                if let Some(since) = stalled {
+                    let stall = since.elapsed();
+                    self.metrics
+                        .mirror_stall_seconds
+                        .observe(stall.as_secs_f64());
+                }
+                let length = usize::try_from(ready - self.at).unwrap_or(PIECE);
+                return Ok(length.min(PIECE));
+            }
+            if let Some(trouble) = trouble {
+                return Err(io::Error::other(trouble.message().to_owned()));
+            }
+            let since = *stalled.get_or_insert_with(Instant::now);
+            // shorter than a client's own patience, so that it comes again while it still tries
+            let left = self.patience.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                self.metrics
+                    .mirror_stall_seconds
+                    .observe(since.elapsed().as_secs_f64());
+                return Err(io::Error::other("nothing came for too long"));
+            }
+            drop(timeout(left, self.reading.news.changed()).await);
+        }
+    }
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes)
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
+}
+
+fn name(headers: &mut HeaderMap, digest: &Digest) {
+    let text = digest.to_string();
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        headers.insert(DIGEST_HEADER, value);
+    }
+    if let Ok(value) = HeaderValue::from_str(&format!("\"{text}\"")) {
+        headers.insert(ETAG, value);
+    }
+}
+
+fn unsatisfiable(size: u64, message: &str) -> Response<Body> {
+    let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message);
+    let mut response = Response::from(refusal);
+    if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
+        response.headers_mut().insert(CONTENT_RANGE, value);
+    }
+    response
+}
+
+fn refusal_of(refused: Refused) -> Refusal {
+    let (status, code, message) = match refused {
+        Refused::NoRoute => (
+            StatusCode::NOT_FOUND,
+            "UNSUPPORTED",
+            "the mirror serves manifests, blobs and lists of tags",
+        ),
+        Refused::Name => (
+            StatusCode::BAD_REQUEST,
+            "NAME_INVALID",
+            "the repository's name or registry isn't one",
+        ),
+        Refused::NoRegistry => (
+            StatusCode::NOT_FOUND,
+            "NAME_UNKNOWN",
+            "the path names no registry: write /v2/<registry>/<name>/…, add ?ns=<registry>, or set mirror.upstream",
+        ),
+        Refused::Version => (
+            StatusCode::BAD_REQUEST,
+            "TAG_INVALID",
+            "the tag or digest isn't one",
+        ),
+        Refused::Digest => (
+            StatusCode::BAD_REQUEST,
+            "DIGEST_INVALID",
+            "the digest isn't a SHA-256",
+        ),
+    };
+    Refusal::new(status, code, message)
+}
+
+/// Whether a header carries the mirror's token, as a bearer token or a password.
+fn carries(header: &str, token: &str) -> bool {
+    use base64::Engine as _;
+    let Some((scheme, text)) = header.split_once(' ') else {
+        return false;
+    };
+    let text = text.trim();
+    // of equal length hashes, so that the time taken tells nothing of the token
+    let same = |given: &str| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes());
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return same(text);
+    }
+    let decoded = base64::engine::general_purpose::STANDARD.decode(text);
+    scheme.eq_ignore_ascii_case("basic")
+        && decoded
+            .ok()
+            .and_then(|pair| String::from_utf8(pair).ok())
+            .and_then(|pair| pair.split_once(':').map(|(_, password)| same(password)))
+            .unwrap_or(false)
+}
+
+/// A `Link` to the next page of tags, on our path.
+fn relocated(link: &HeaderValue, repository: &Repository) -> Option<HeaderValue> {
+    let text = link.to_str().ok()?;
+    let query = text.split_once('?')?.1.split_once('>')?.0;
+    let (path, namespace) = if repository.by_namespace {
+        (
+            repository.name.clone(),
+            format!("&ns={}", repository.registry),
+        )
+    } else {
+        (repository.reference(), String::new())
+    };
+    HeaderValue::from_str(&format!(
+        "</v2/{path}/tags/list?{query}{namespace}>; rel=\"next\""
+    ))
+    .ok()
+}

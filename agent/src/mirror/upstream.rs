@@ -1,0 +1,349 @@
+//! What upstream registries say, and to whom: manifests, sizes of blobs, and whose credentials they accepted.
+//!
+//! Nothing is given from this host to a client unless the upstream accepted that client's own credentials for the
+//! repository within the last minute, and named the blob as part of the repository: in a manifest that it gave, or by
+//! answering for it. While the upstream can't be reached, what it accepted within the last hour counts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+use origin::{Manifest, OriginError, Secret, Version};
+use proto::Digest;
+
+use super::request::Repository;
+use crate::fetch::{Access, Origin};
+
+/// How long an accepted request speaks for others of the same client to the same repository.
+const VERDICT: Duration = Duration::from_secs(60);
+/// The same while the upstream can't be reached.
+const VERDICT_STALE: Duration = Duration::from_hours(1);
+/// Verdicts, members and sizes that are kept; beyond, they are forgotten and the upstream is asked again.
+const MAX_FACTS: usize = 1 << 16;
+/// Bytes of manifests that are kept in memory.
+const MAX_MANIFEST_BYTES: usize = 32 << 20;
+
+/// Who asks: a client's credentials, by which its verdicts are found.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) access: Access,
+    /// A hash: the credentials themselves aren't kept in maps.
+    key: [u8; 32],
+}
+
+impl Client {
+    pub(crate) fn new(authorization: Option<&Secret>, lend: bool) -> Self {
+        let text = authorization.map_or("", |header| header.expose());
+        Self {
+            access: Access::of_client(authorization, lend),
+            key: *blake3::hash(text.as_bytes()).as_bytes(),
+        }
+    }
+}
+
+/// What upstreams said.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    origin: Origin,
+    /// Written by connections; held for look-ups.
+    facts: Mutex<Facts>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    verdicts: BTreeMap<(String, [u8; 32]), Instant>,
+    members: BTreeSet<(String, Digest)>,
+    sizes: BTreeMap<Digest, u64>,
+    tags: BTreeMap<(String, String), Digest>,
+    manifests: BTreeMap<Digest, Manifest>,
+    manifest_bytes: usize,
+}
+
+/// Whether the upstream couldn't be reached or is in trouble, as opposed to having said no.
+pub(crate) const fn is_away(error: &OriginError) -> bool {
+    error.is_retryable() || matches!(error, OriginError::Tls { .. } | OriginError::Status { .. })
+}
+
+impl Upstreams {
+    pub(crate) fn new(origin: Origin) -> Self {
+        Self {
+            origin,
+            facts: Mutex::default(),
+        }
+    }
+
+    /// A handle, and its cost when it can't be made: settings are wrong.
+    fn handle(
+        &self,
+        repository: &Repository,
+        client: &Client,
+    ) -> Result<origin::Repository, OriginError> {
+        let reference = repository.reference();
+        let made = self.origin.repository(&reference, &client.access);
+        made.map_err(|error| OriginError::Reference {
+            what: reference,
+            cause: format!("{error:#}"),
+        })
+    }
+
+    /// A manifest, as this client may see it.
+    pub(crate) async fn manifest(
+        &self,
+        repository: &Repository,
+        version: &Version,
+        accept: Option<&HeaderValue>,
+        client: &Client,
+    ) -> Result<Manifest, OriginError> {
+        let reference = repository.reference();
+        let handle = self.handle(repository, client)?;
+        let digest = match version {
+            Version::Digest(digest) => {
+                let known = self.facts().may_read(&reference, client, digest, VERDICT);
+                if known && let Some(manifest) = self.kept(digest, accept) {
+                    return Ok(manifest);
+                }
+                Some(*digest)
+            }
+            Version::Tag(tag) => {
+                let key = (reference.clone(), tag.to_string());
+                let before = self.facts().tags.get(&key).copied();
+                // an image that was asked for before has most likely not moved: its digest is a smaller question
+                if let Some(before) = before
+                    && let Some(manifest) = self.kept(&before, accept)
+                {
+                    match handle.resolve(version).await {
+                        Ok(now) if now == before => {
+                            self.facts().accept(&reference, client);
+                            return Ok(manifest);
+                        }
+                        Err(error) if !is_away(&error) => return Err(error),
+                        _ => {}
+                    }
+                }
+                before
+            }
+        };
+        let accept = accept.filter(|accept| !accepts_all(accept));
+        let error = match handle.manifest_as(version, accept).await {
+            Ok(manifest) => {
+                self.learn(&reference, version, client, &manifest);
+                return Ok(manifest);
+            }
+            Err(error) => error,
+        };
+        if is_away(&error)
+            && let Some(digest) = digest
+            && self
+                .facts()
+                .may_read(&reference, client, &digest, VERDICT_STALE)
+            && let Some(manifest) = self.kept(&digest, accept)
+        {
+            return Ok(manifest);
+        }
+        Err(error)
+    }
+
+    /// The size of a blob that this client may see. Asks the upstream only where that isn't known.
+    pub(crate) async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        client: &Client,
+    ) -> Result<u64, OriginError> {
+        let reference = repository.reference();
+        let known = |life| {
+            let facts = self.facts();
+            facts
+                .may_read(&reference, client, digest, life)
+                .then(|| facts.sizes.get(digest).copied())
+                .flatten()
+        };
+        if let Some(size) = known(VERDICT) {
+            return Ok(size);
+        }
+        let handle = self.handle(repository, client)?;
+        match handle.blob_size(digest).await {
+            Ok(size) => {
+                let mut facts = self.facts();
+                facts.accept(&reference, client);
+                facts.belongs(&reference, *digest, Some(size));
+                Ok(size)
+            }
+            Err(error) if is_away(&error) => known(VERDICT_STALE).ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The list of tags, and its `Link`, as the upstream gives them.
+    pub(crate) async fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        client: &Client,
+    ) -> Result<(Bytes, Option<HeaderValue>), OriginError> {
+        let handle = self.handle(repository, client)?;
+        handle.tags(query).await
+    }
+
+    /// What the upstream demands of somebody without credentials who reads `path`.
+    pub(crate) async fn challenge(
+        &self,
+        repository: &Repository,
+        path: &str,
+    ) -> Option<HeaderValue> {
+        let nobody = Client::new(None, false);
+        let handle = self.handle(repository, &nobody).ok()?;
+        handle.challenge(path).await.ok()?
+    }
+
+    fn kept(&self, digest: &Digest, accept: Option<&HeaderValue>) -> Option<Manifest> {
+        let facts = self.facts();
+        let manifest = facts.manifests.get(digest)?;
+        accept
+            .is_none_or(|accept| accepts_all(accept) || names(accept, &manifest.media_type))
+            .then(|| manifest.clone())
+    }
+
+    fn learn(&self, reference: &str, version: &Version, client: &Client, manifest: &Manifest) {
+        let parts = parts(&manifest.bytes);
+        let mut facts = self.facts();
+        facts.accept(reference, client);
+        facts.belongs(reference, manifest.digest, None);
+        for (digest, size) in parts {
+            facts.belongs(reference, digest, Some(size));
+        }
+        if let Version::Tag(tag) = version {
+            if facts.tags.len() >= MAX_FACTS {
+                facts.tags.clear();
+            }
+            let key = (reference.to_owned(), tag.to_string());
+            facts.tags.insert(key, manifest.digest);
+        }
+        if facts.manifest_bytes + manifest.bytes.len() > MAX_MANIFEST_BYTES {
+            facts.manifests.clear();
+            facts.manifest_bytes = 0;
+        }
+        if facts
+            .manifests
+            .insert(manifest.digest, manifest.clone())
+            .is_none()
+        {
+            facts.manifest_bytes += manifest.bytes.len();
+        }
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Facts {
+    fn accept(&mut self, reference: &str, client: &Client) {
+        if self.verdicts.len() >= MAX_FACTS {
+            self.verdicts.clear();
+        }
+        self.verdicts
+            .insert((reference.to_owned(), client.key), Instant::now());
+    }
+
+    fn belongs(&mut self, reference: &str, digest: Digest, size: Option<u64>) {
+        if self.members.len() >= MAX_FACTS {
+            self.members.clear();
+        }
+        self.members.insert((reference.to_owned(), digest));
+        if let Some(size) = size {
+            if self.sizes.len() >= MAX_FACTS {
+                self.sizes.clear();
+            }
+            self.sizes.insert(digest, size);
+        }
+    }
+
+    fn may_read(&self, reference: &str, client: &Client, digest: &Digest, life: Duration) -> bool {
+        self.verdicts
+            .get(&(reference.to_owned(), client.key))
+            .is_some_and(|accepted| accepted.elapsed() < life)
+            && self.members.contains(&(reference.to_owned(), *digest))
+    }
+}
+
+/// The blobs and manifests that a manifest or an index names, with their sizes. Nothing where it isn't one.
+fn parts(manifest: &[u8]) -> Vec<(Digest, u64)> {
+    let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(manifest) else {
+        return Vec::new();
+    };
+    let one = |part: &serde_json::Value| {
+        let digest = part.get("digest")?.as_str()?.parse().ok()?;
+        Some((digest, part.get("size")?.as_u64()?))
+    };
+    let list = |name: &str| manifest.get(name).and_then(|list| list.as_array());
+    let lists = ["layers", "manifests", "blobs"];
+    manifest
+        .get("config")
+        .into_iter()
+        .chain(lists.into_iter().filter_map(list).flatten())
+        .filter_map(one)
+        .collect()
+}
+
+fn accepts_all(accept: &HeaderValue) -> bool {
+    names(accept, "*/*")
+}
+
+/// Whether an `Accept` names a type.
+fn names(accept: &HeaderValue, media_type: &str) -> bool {
+    accept.to_str().is_ok_and(|text| {
+        text.split(',')
+            .map(|part| part.split(';').next().unwrap_or_default().trim())
+            .any(|part| part.eq_ignore_ascii_case(media_type))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_manifests_and_indexes_are_found() {
+        let (one, other) = (Digest::of(b"1"), Digest::of(b"2"));
+        let manifest = serde_json::json!({"config": {"digest": one.to_string(), "size": 1}, "layers": [{"digest": other.to_string(), "size": 2}, {"digest": "x"}]});
+        assert_eq!(
+            parts(manifest.to_string().as_bytes()),
+            [(one, 1), (other, 2)]
+        );
+        let index = serde_json::json!({"manifests": [{"digest": one.to_string(), "size": 7}]});
+        assert_eq!(parts(index.to_string().as_bytes()), [(one, 7)]);
+        for nothing in ["", "[]", "{\"layers\": 5}", "{\"config\": []}"] {
+            assert_eq!(parts(nothing.as_bytes()), []);
+        }
+    }
+
+    #[test]
+    fn a_verdict_is_for_one_client_one_repository_and_its_members() {
+        let client = Client::new(Some(&"Bearer a".into()), false);
+        let other = Client::new(Some(&"Bearer b".into()), false);
+        let nobody = Client::new(None, false);
+        let digest = Digest::of(b"blob");
+        let mut facts = Facts::default();
+        facts.accept("r/a", &client);
+        facts.belongs("r/a", digest, Some(4));
+        assert!(facts.may_read("r/a", &client, &digest, VERDICT));
+        assert!(!facts.may_read("r/a", &other, &digest, VERDICT));
+        assert!(!facts.may_read("r/a", &nobody, &digest, VERDICT));
+        assert!(!facts.may_read("r/b", &client, &digest, VERDICT));
+        assert!(!facts.may_read("r/a", &client, &Digest::of(b"other"), VERDICT));
+        assert!(!facts.may_read("r/a", &client, &digest, Duration::ZERO));
+    }
+
+    #[test]
+    fn accepted_types_are_read_as_lists() {
+        let accept = HeaderValue::from_static("application/a; q=0.5, Application/B");
+        assert!(names(&accept, "application/b") && names(&accept, "application/a"));
+        assert!(!names(&accept, "application/c") && !accepts_all(&accept));
+        assert!(accepts_all(&HeaderValue::from_static("application/a, */*")));
+    }
+}
