@@ -34,6 +34,7 @@ mod ask;
 mod claims;
 mod hosts;
 mod keeper;
+mod mirror;
 mod orders;
 mod presence;
 mod show;
@@ -263,6 +264,8 @@ pub(crate) struct Driver {
     keys: BTreeMap<HostKey, HostId>,
     wants: BTreeMap<Digest, Wanted>,
     bandwidth: Option<BandwidthRequest>,
+    /// Blobs that clients of mirrors wait for.
+    mirror: mirror::Mirrored,
     /// Contents that a holder found bad, and what it said.
     bad_contents: BTreeMap<Digest, String>,
     quarantined: BTreeSet<HostId>,
@@ -314,6 +317,7 @@ impl Driver {
             keys: BTreeMap::new(),
             wants: BTreeMap::new(),
             bandwidth: parts.kept.bandwidth,
+            mirror: mirror::Mirrored::default(),
             quarantined: BTreeSet::new(),
             epoch: u64::try_from(since_1970.as_millis()).unwrap_or(0),
             rosters: BTreeSet::new(),
@@ -422,7 +426,10 @@ impl Driver {
             Input::Closed { host, session } => self.close(now, &host, session),
             Input::Asked(ask) => self.answer(now, ask),
             Input::Token { image, granted } => self.take_token(now, image, granted),
-            Input::Tick => self.plan.handle(now, Event::Tick),
+            Input::Tick => {
+                self.tidy_mirror(now);
+                self.plan.handle(now, Event::Tick);
+            }
         }
         self.act(now);
         self.show_presence(now);

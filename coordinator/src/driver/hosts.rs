@@ -66,6 +66,7 @@ impl Driver {
     /// The host isn't part of the fleet any more: its session ends with its queue.
     pub(super) fn leave(&mut self, now: Moment, host: &HostId) {
         info!(%host, "host left the fleet");
+        self.mirror_left(now, host);
         self.hosts.remove(host);
         self.presence_changed = true;
         self.keys.remove(&host.key());
@@ -165,6 +166,7 @@ impl Driver {
         }
         let lasted = held.map_or(Duration::ZERO, |held| now.since(held.since));
         info!(%host, lasted_s = lasted.as_secs(), "host is disconnected");
+        self.mirror_left(now, host);
         self.plan.handle(now, Event::HostDisconnected(host.clone()));
     }
 
@@ -198,6 +200,9 @@ impl Driver {
         self.presence_heard(now, host, &report.images, report.full);
         if report.full {
             self.forget_unreported(now, host, report);
+        }
+        if let Some(wants) = &report.mirror {
+            self.mirror_wants(now, host, wants);
         }
         for lease in &report.leases {
             self.lease(now, host, lease);

@@ -44,7 +44,9 @@ impl Driver {
         self.note_staged(now, &mut view);
         let mut by_host: BTreeMap<&HostId, Vec<(Digest, &rollout::stage::status::HostStatus)>> =
             BTreeMap::new();
-        for image in &status.images {
+        // what clients of mirrors wait for isn't an image
+        let images = status.images.iter();
+        for image in images.filter(|image| self.wants.contains_key(&image.image)) {
             for host in &image.hosts {
                 by_host
                     .entry(&host.host)
