@@ -292,7 +292,6 @@ pub struct FailingHost {
     /// One word.
     pub reason: String,
     /// What it said.
-    #[serde(default)]
     pub message: String,
 }
 
@@ -464,9 +463,9 @@ pub fn definition() -> CustomResourceDefinition {
         if let Some(gate) = at(root, &["spec", "gate"]) {
             // Defaults are filled in before this is checked, so a gate without a mode counts as `None`.
             gate.any_of = rules(json!([
-                { "properties": { "mode": { "enum": ["None"] } } },
                 { "required": ["poolRef"] },
                 { "required": ["podSelector", "replicas"] },
+                { "properties": { "mode": { "enum": ["None"] } } },
             ]));
             if let Some(selector) = at(gate, &["podSelector"]) {
                 selects_something(selector);

@@ -521,7 +521,7 @@ fn logged(path: &Path, wanted: impl Fn(&str) -> bool) -> bool {
     std::fs::read_to_string(path).is_ok_and(|log| log.lines().any(wanted))
 }
 
-fn tail(path: &Path) -> String {
+pub(crate) fn tail(path: &Path) -> String {
     let log = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<_> = log.lines().rev().take(15).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
@@ -531,7 +531,7 @@ fn text(output: &Output) -> anyhow::Result<String> {
     Ok(std::str::from_utf8(&output.stdout)?.trim().to_owned())
 }
 
-fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
     match TcpListener::bind((ip, 0)) {
         Ok(listener) => Ok(listener.local_addr()?),
         // an address of another namespace: all its ports are free

@@ -3,6 +3,7 @@
 //!
 //! Everything here is on loopback, and gone when its handle is dropped.
 
+pub mod api_server;
 pub mod cluster;
 pub mod demo;
 pub mod docker_registry;
