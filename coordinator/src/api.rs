@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     authority::Authority,
+    cluster::state::Saver,
     driver::{Ask, Input, StageError, View},
     enrolment::{Enrolment, MintError, RedeemError, unix},
     fleet::{Membership, Reread},
@@ -63,6 +64,8 @@ pub(crate) struct Api {
     pub(crate) token: Secret,
     pub(crate) authority: Arc<Authority>,
     pub(crate) enrolment: Enrolment,
+    /// What is told waits for it, where records change.
+    pub(crate) saver: Saver,
     pub(crate) registries: Arc<Registries>,
     pub(crate) metrics: Metrics,
     pub(crate) certificate_lifetime: Duration,
@@ -195,7 +198,7 @@ async fn authenticate(State(api): State<Api>, request: Request, next: Next) -> R
     next.run(request).await
 }
 
-fn bearer(headers: &HeaderMap) -> Option<Secret> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<Secret> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme
@@ -503,6 +506,7 @@ async fn revoke(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -
     let (enrolment, id) = (api.enrolment.clone(), host.clone());
     let revoked = blocking(move || enrolment.revoke(&id, &request.reason, SystemTime::now()));
     revoked.await?.map_err(Failure::internal)?;
+    saved(&api).await?;
     warn!(%host, "host is revoked");
     reread(&api, &host, true).await;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -518,6 +522,7 @@ async fn readmit(State(api): State<Api>, Path(name): Path<String>) -> Answer<Res
             format!("host {host} isn't revoked"),
         ));
     }
+    saved(&api).await?;
     warn!(%host, "host is readmitted");
     reread(&api, &host, false).await;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -570,6 +575,7 @@ async fn token(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         };
         Failure::new(status, error)
     })?;
+    saved(&api).await?;
     Metrics::count(&api.metrics.tokens, "made");
     info!(%host, lifetime_s = lifetime.as_secs(), "enrolment token made");
     let reply = TokenReply {
@@ -590,7 +596,12 @@ async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
     let csr = certificate_request(&request.csr)?;
     let token = Secret::from_text(&request.token);
     let work = api.clone();
-    match blocking(move || enrol_now(&work, &token, &csr)).await? {
+    let answer = match blocking(move || enrol_now(&work, &token, &csr)).await? {
+        // Until the token is used up where the next leader looks, the certificate stays here.
+        Ok(reply) => saved(&api).await.map(|()| reply),
+        Err(failure) => Err(failure),
+    };
+    match answer {
         Ok(reply) => {
             Metrics::count(&api.metrics.tokens, "used");
             Metrics::count(&api.metrics.certificates, "issued");
@@ -605,6 +616,12 @@ async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
             Err(failure)
         }
     }
+}
+
+/// Waits until changed records are kept where the next leader finds them.
+async fn saved(api: &Api) -> Answer<()> {
+    let saved = api.saver.saved().await;
+    saved.map_err(|error| Failure::new(StatusCode::SERVICE_UNAVAILABLE, error))
 }
 
 /// Signs first and uses the token up then: a bad request doesn't cost it. The certificate leaves only afterwards.

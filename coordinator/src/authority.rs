@@ -217,11 +217,27 @@ impl Authority {
     /// # Errors
     /// When making the key or signing fails.
     pub fn issue_own(&self, lifetime: Duration) -> Result<Identity, IssueError> {
+        self.issue_own_for(&[], lifetime)
+    }
+
+    /// A fresh key and certificate for the coordinator itself, good for these DNS names too: what the API shows to
+    /// clients that reach it by the name of a Service. Hosts are shown one without them.
+    ///
+    /// # Errors
+    /// When making the key or signing fails, also for what isn't a DNS name.
+    pub fn issue_own_for(
+        &self,
+        names: &[String],
+        lifetime: Duration,
+    ) -> Result<Identity, IssueError> {
         let sign = |error: rcgen::Error| IssueError::Sign(error.to_string());
         let key = KeyPair::generate().map_err(sign)?;
-        let leaf = leaf(COORDINATOR, lifetime)
-            .and_then(|params| params.signed_by(&key, &self.issuer))
-            .map_err(sign)?;
+        let mut params = leaf(COORDINATOR, lifetime).map_err(sign)?;
+        for name in names {
+            let name = name.as_str().try_into().map_err(sign)?;
+            params.subject_alt_names.push(rcgen::SanType::DnsName(name));
+        }
+        let leaf = params.signed_by(&key, &self.issuer).map_err(sign)?;
         Ok(Identity {
             chain: vec![leaf.der().clone(), self.certificate.clone()],
             key: PrivatePkcs8KeyDer::from(key.serialize_der()),
@@ -440,5 +456,14 @@ pub(crate) mod tests {
         let own = authority.issue_own(HOUR).unwrap();
         let good = names(&authority, &own.chain, &[COORDINATOR, "mini-1"]);
         assert_eq!(good, BTreeSet::from([COORDINATOR.to_owned()]));
+        let own = authority
+            .issue_own_for(&["parbake.n.svc".into()], HOUR)
+            .unwrap();
+        let good = names(
+            &authority,
+            &own.chain,
+            &[COORDINATOR, "parbake.n.svc", "n.svc"],
+        );
+        assert_eq!(good.len(), 2);
     }
 }

@@ -107,4 +107,65 @@ pub struct Run {
     /// Let any enrolled host join, also one that the fleet file doesn't name.
     #[arg(long, env = "PARBAKE_OPEN")]
     pub open: bool,
+    /// What a cluster needs.
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+}
+
+/// Options of `run` in a cluster.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct ClusterOptions {
+    /// Watch a cluster. How to reach it is found the usual way: KUBECONFIG, ~/.kube/config, or the service account.
+    /// Several replicas elect a leader. Any enrolled host joins, unless the fleet file has `open = false`.
+    #[arg(long, env = "PARBAKE_KUBERNETES")]
+    pub kubernetes: bool,
+    /// Namespace of the Lease, the Secret and the own Pod [default: the service account's, else `default`].
+    #[arg(long, env = "PARBAKE_NAMESPACE", requires = "kubernetes")]
+    pub namespace: Option<String>,
+    /// Own Pod, which is also what the Lease calls its holder [default: host name and process id].
+    #[arg(long, env = "PARBAKE_POD_NAME", requires = "kubernetes")]
+    pub pod_name: Option<String>,
+    /// Seconds until another replica takes over from one that is silent: 3 to 120 [default: 15].
+    #[arg(long, env = "PARBAKE_LEASE_SECONDS", requires = "kubernetes")]
+    pub lease_seconds: Option<u64>,
+    /// Namespaces to watch, separated by commas [default: all].
+    #[arg(
+        long,
+        env = "PARBAKE_WATCH_NAMESPACES",
+        value_delimiter = ',',
+        requires = "kubernetes"
+    )]
+    pub watch_namespaces: Vec<String>,
+    /// How RunnerPools without the annotation `parbake.dev/gate` are gated [default: none].
+    #[arg(
+        long,
+        env = "PARBAKE_DEFAULT_GATE",
+        value_enum,
+        requires = "kubernetes"
+    )]
+    pub default_gate: Option<DefaultGate>,
+    /// DNS names for the API's certificate, separated by commas, such as `parbake.tuist-runners.svc`.
+    #[arg(
+        long,
+        env = "PARBAKE_SERVICE_NAMES",
+        value_delimiter = ',',
+        requires = "kubernetes"
+    )]
+    pub service_names: Vec<String>,
+    /// ValidatingWebhookConfiguration whose caBundle is kept current [default: none].
+    #[arg(long, env = "PARBAKE_WEBHOOK", requires = "kubernetes")]
+    pub webhook: Option<String>,
+}
+
+/// How a `RunnerPool` is gated that doesn't say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DefaultGate {
+    /// The coordinator labels its Pods.
+    Own,
+    /// Its own controller does, and a webhook guards that.
+    Guard,
+    /// Not at all.
+    #[default]
+    None,
 }

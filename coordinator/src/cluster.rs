@@ -4,3 +4,6 @@
 //! plan): these modules carry facts in and decisions out.
 
 pub mod crd;
+pub mod lease;
+pub mod program;
+pub mod state;

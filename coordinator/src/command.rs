@@ -99,6 +99,20 @@ fn serve(shared: Shared, options: Run) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup()).context("handling SIGHUP")?;
         let mut terminate = signal(SignalKind::terminate()).context("handling SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("handling SIGINT")?;
+        if let Some(cluster) = config.cluster.clone() {
+            let source = (shared, options);
+            let run = crate::cluster::program::run(config, cluster, source, shutdown.clone());
+            let mut run = std::pin::pin!(run);
+            loop {
+                tokio::select! {
+                    ended = run.as_mut() => return ended.map_err(Into::into),
+                    _ = terminate.recv() => shutdown.cancel(),
+                    _ = interrupt.recv() => shutdown.cancel(),
+                    // The fleet file is watched anyway; without this the signal would end the process.
+                    _ = hangup.recv() => {}
+                }
+            }
+        }
         let running =
             crate::Coordinator::start(config, Some((shared, options)), shutdown.clone()).await?;
         let reload = running.reload();

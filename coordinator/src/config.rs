@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     authority::COORDINATOR,
-    cli::{Run, Shared},
+    cli::{ClusterOptions, DefaultGate, Run, Shared},
 };
 
 /// Port of QUIC (UDP) and of the API (TCP), where none is set.
@@ -49,6 +49,27 @@ pub struct Config {
     pub rates: Rates,
     /// Who belongs to the fleet.
     pub fleet: Fleet,
+    /// The cluster that it works in, if any.
+    pub cluster: Option<Cluster>,
+}
+
+/// The part in a cluster. How to reach its API server is found when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Namespace of the Lease, the Secret and the own Pod; the service account's without it.
+    pub namespace: Option<String>,
+    /// Own Pod, and what the Lease calls its holder.
+    pub pod_name: String,
+    /// How long the Lease lasts without a renewal.
+    pub lease: Duration,
+    /// Namespaces to watch. Empty: all.
+    pub watch_namespaces: BTreeSet<String>,
+    /// How pools are gated that don't say.
+    pub default_gate: DefaultGate,
+    /// DNS names for the API's certificate.
+    pub service_names: Vec<String>,
+    /// The `ValidatingWebhookConfiguration` whose caBundle is kept current.
+    pub webhook: Option<String>,
 }
 
 /// How to reach registries.
@@ -174,7 +195,7 @@ struct CoordinatorFile {
     api: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     advertise: Option<String>,
-    open: bool,
+    open: Option<bool>,
     origin_streams: Option<u64>,
     lease_timeout_seconds: Option<u64>,
     certificate_lifetime_seconds: Option<u64>,
@@ -316,9 +337,83 @@ impl Config {
             plan,
             origin: origin(file.origin, &value)?,
             rates: rates(&file.rates, &value)?,
-            fleet: fleet(run.open || given.open, file.hosts, &value)?,
+            fleet: fleet(
+                run.open || given.open.unwrap_or(run.cluster.kubernetes),
+                file.hosts,
+                &value,
+            )?,
+            cluster: cluster(&run.cluster, &seconds)?,
         })
     }
+}
+
+/// Settings of the cluster come from flags and environment alone: the chart sets them, no fleet file is needed there.
+fn cluster(
+    options: &ClusterOptions,
+    seconds: &impl Fn(&str, Option<u64>, u64, u64, u64) -> Result<Duration, ConfigError>,
+) -> Result<Option<Cluster>, ConfigError> {
+    if !options.kubernetes {
+        return Ok(None);
+    }
+    let name = |flag: &str, name: &String| {
+        if is_dns_name(name) {
+            return Ok(name.clone());
+        }
+        Err(ConfigError::Value {
+            file: "command line".into(),
+            key: flag.into(),
+            problem: format!("`{name}` isn't a DNS name"),
+        })
+    };
+    let optional = |flag: &str, given: &Option<String>| {
+        given.as_ref().map(|given| name(flag, given)).transpose()
+    };
+    let given = |names: &[String]| -> Vec<String> {
+        let names = names.iter().map(|name| name.trim().to_owned());
+        names.filter(|name| !name.is_empty()).collect()
+    };
+    let service_names = given(&options.service_names);
+    for service in &service_names {
+        name("--service-names", service)?;
+        if service == COORDINATOR {
+            // Redundant, and nothing else may pass for it.
+            name("--service-names", &String::new())?;
+        }
+    }
+    let watched = given(&options.watch_namespaces);
+    let watched = watched
+        .iter()
+        .map(|watched| name("--watch-namespaces", watched));
+    Ok(Some(Cluster {
+        namespace: optional("--namespace", &options.namespace)?,
+        pod_name: match optional("--pod-name", &options.pod_name)? {
+            Some(pod) => pod,
+            None => identity(),
+        },
+        lease: seconds("--lease-seconds", options.lease_seconds, 15, 3, 120)?,
+        watch_namespaces: watched.collect::<Result<_, _>>()?,
+        default_gate: options.default_gate.unwrap_or_default(),
+        service_names,
+        webhook: optional("--webhook", &options.webhook)?,
+    }))
+}
+
+/// Host name and process id: two replicas never share it, and neither do two lives of one outside of a Pod.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.unwrap_or_else(|_| "coordinator".into());
+    format!("{}-{}", host.trim(), std::process::id())
+}
+
+fn is_dns_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 fn origin(
@@ -485,6 +580,47 @@ mod tests {
         assert_eq!(config.certificate_lifetime, Duration::from_mins(1));
         assert!(config.fleet.admits(&"mini-1".parse().unwrap()));
         assert!(!config.fleet.admits(&"mini-2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_cluster_needs_one_flag_and_opens_the_fleet_unless_the_file_says_otherwise() {
+        let shared = Shared {
+            config: None,
+            state_dir: None,
+            log_format: LogFormat::Text,
+            log: String::new(),
+        };
+        let load = |text: &str, change: &dyn Fn(&mut ClusterOptions)| {
+            let mut run = Run::default();
+            run.cluster.kubernetes = true;
+            change(&mut run.cluster);
+            Config::parse(text, &shared, &run)
+        };
+        let config = load("", &|_| {}).unwrap();
+        assert!(config.fleet.open);
+        let cluster = config.cluster.unwrap();
+        assert_eq!(cluster.lease, Duration::from_secs(15));
+        assert!(cluster.watch_namespaces.is_empty() && !cluster.pod_name.is_empty());
+        assert!(
+            !load("[coordinator]\nopen = false", &|_| {})
+                .unwrap()
+                .fleet
+                .open
+        );
+        for seconds in [3, 120] {
+            assert!(load("", &|options| options.lease_seconds = Some(seconds)).is_ok());
+        }
+        let bad: [&dyn Fn(&mut ClusterOptions); 6] = [
+            &|options| options.lease_seconds = Some(2),
+            &|options| options.lease_seconds = Some(121),
+            &|options| options.namespace = Some("A".into()),
+            &|options| options.service_names = vec!["a..b".into()],
+            &|options| options.service_names = vec![COORDINATOR.into()],
+            &|options| options.webhook = Some("a_b".into()),
+        ];
+        for change in bad {
+            assert!(load("", change).is_err());
+        }
     }
 
     #[test]

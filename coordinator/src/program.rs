@@ -3,11 +3,13 @@
 use std::{
     fs::File,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use axum::Router;
 use link::{Credentials, Endpoint, Settings};
 use tokio::{
     net::TcpListener,
@@ -23,6 +25,7 @@ use crate::{
     api::{self, Api},
     authority::{Authority, IssueError, OpenAuthorityError},
     cli::{Run, Shared},
+    cluster::state::Saver,
     config::Config,
     driver::{self, Driver},
     durable,
@@ -82,7 +85,7 @@ pub enum RunError {
     #[error("listening on TCP {address} ({purpose}): {error}")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// What for.
         purpose: &'static str,
         /// The cause.
@@ -94,6 +97,106 @@ pub enum RunError {
     /// A part of the program ended by itself: a defect.
     #[error("{0} ended unasked; this is a defect: please report it with the log")]
     Ended(&'static str),
+}
+
+/// What a coordinator serves from, whether it leads or not: state, TLS, the API's port, health and metrics.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) metrics: Metrics,
+    /// Whether `/readyz` says so.
+    pub(crate) ready: watch::Sender<bool>,
+    /// What the API's port answers now.
+    pub(crate) routes: watch::Sender<Router>,
+    pub(crate) token: Secret,
+    api: SocketAddr,
+    admin: SocketAddr,
+    tasks: JoinSet<&'static str>,
+    lock: File,
+}
+
+impl Base {
+    /// Opens state and TCP sockets, and serves `routes` over TLS until `shutdown`.
+    pub(crate) async fn open(
+        config: &Config,
+        lock: File,
+        routes: Router,
+        shutdown: CancellationToken,
+    ) -> Result<Self, RunError> {
+        let dir = config.state_dir.clone();
+        let authority = Arc::new(Authority::open(&dir.join("authority"))?);
+        let token = api_token(&dir)?;
+        let names = config.cluster.as_ref();
+        let names = names.map_or_else(Vec::new, |cluster| cluster.service_names.clone());
+        let identity = authority.issue_own_for(&names, config.certificate_lifetime)?;
+        let certificate = Arc::new(Certificate::new(&identity)?);
+        let tls = serve::tls(certificate.clone())?;
+        let api_listener = listen(config.api, "API").await?;
+        let admin_listener = listen(config.admin, "health and metrics").await?;
+        let api = local(config.api, "API", api_listener.local_addr())?;
+        let admin = local(
+            config.admin,
+            "health and metrics",
+            admin_listener.local_addr(),
+        )?;
+        let (metrics, registry) = Metrics::new();
+        let (ready, ready_seen) = watch::channel(false);
+        let (routes, routes_seen) = watch::channel(routes);
+
+        let mut tasks = JoinSet::new();
+        let shown = Shown {
+            authority: authority.clone(),
+            names,
+            lifetime: config.certificate_lifetime,
+            certificate,
+        };
+        let lifetime = config.certificate_lifetime;
+        let renewal = renew(lifetime, "API", move || shown.renew(), shutdown.clone());
+        tasks.spawn(part("renewal of the API's certificate", renewal));
+        let router = serve::latest(routes_seen);
+        let serving = serve::serve(api_listener, Some(tls), router, shutdown.clone());
+        tasks.spawn(part("API", serving));
+        let router = admin::router(Admin {
+            registry: Arc::new(registry),
+            ready: ready_seen,
+        });
+        let serving = serve::serve(admin_listener, None, router, shutdown);
+        tasks.spawn(part("admin", serving));
+        Ok(Self {
+            authority,
+            metrics,
+            ready,
+            routes,
+            token,
+            api,
+            admin,
+            tasks,
+            lock,
+        })
+    }
+
+    /// The next part that ended. It wasn't asked to unless the shutdown was.
+    pub(crate) async fn ended(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(Ok(part)) => part,
+            _ => "a part of the coordinator",
+        }
+    }
+}
+
+/// What a coordinator in a cluster hands to those who write there.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    /// The driver's inbox.
+    pub(crate) inbox: mpsc::Sender<driver::Input>,
+    /// What the driver publishes.
+    pub(crate) view: watch::Receiver<Arc<driver::View>>,
+    /// What hosts hold.
+    pub(crate) presence: watch::Receiver<Arc<driver::PresenceView>>,
+    /// The registries, as the driver reaches them.
+    pub(crate) registries: Arc<Registries>,
+    /// The program's metrics.
+    pub(crate) metrics: Metrics,
 }
 
 /// A coordinator that listens.
@@ -120,58 +223,72 @@ impl Coordinator {
         source: Option<(Shared, Run)>,
         shutdown: CancellationToken,
     ) -> Result<Self, RunError> {
+        let lock = lock(&config.state_dir)?;
+        let base = Base::open(&config, lock, Router::new(), shutdown.clone()).await?;
+        let (this, _doors) = Self::start_on(
+            base,
+            config,
+            source,
+            Saver::default(),
+            Router::new(),
+            shutdown,
+        )
+        .await?;
+        Ok(this)
+    }
+
+    /// Starts what a leader does, on what serves already; `more` is answered beside the API's own routes.
+    pub(crate) async fn start_on(
+        base: Base,
+        config: Config,
+        source: Option<(Shared, Run)>,
+        saver: Saver,
+        more: Router,
+        shutdown: CancellationToken,
+    ) -> Result<(Self, Doors), RunError> {
+        let Base {
+            authority,
+            metrics,
+            ready,
+            routes,
+            token,
+            api: api_address,
+            admin: admin_address,
+            mut tasks,
+            lock,
+        } = base;
         let dir = config.state_dir.clone();
-        let lock = lock(&dir)?;
-        let authority = Arc::new(Authority::open(&dir.join("authority"))?);
         let enrolment = Enrolment::open(&dir)?;
         enrolment.sweep(std::time::SystemTime::now())?;
         let files = Files::open(&dir)?;
         let kept = files.load()?;
-        let token = api_token(&dir)?;
         let registries = Arc::new(Registries::new(config.origin.clone())?);
         registries.remember(&kept.wants);
         let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
 
         let identity = authority.issue_own(config.certificate_lifetime)?;
-        let certificate = Arc::new(Certificate::new(&identity)?);
-        let tls = serve::tls(certificate.clone())?;
         let credentials = Credentials::new(
             identity.chain,
             identity.key,
             vec![authority.certificate().clone()],
         )?;
         let endpoint = Endpoint::bind(config.listen, credentials, &link_settings())?;
-        let api_listener = listen(config.api, "API").await?;
-        let admin_listener = listen(config.admin, "health and metrics").await?;
-        let local = |address, purpose, found: io::Result<std::net::SocketAddr>| {
-            found.map_err(|error| RunError::Listen {
-                address,
-                purpose,
-                error,
-            })
-        };
         let addresses = Addresses {
             quic: local(config.listen, "hosts", endpoint.local_addr())?,
-            api: local(config.api, "API", api_listener.local_addr())?,
-            admin: local(
-                config.admin,
-                "health and metrics",
-                admin_listener.local_addr(),
-            )?,
+            api: api_address,
+            admin: admin_address,
         };
         let path = dir.join("addresses.json");
         let mut text = serde_json::to_vec(&addresses).unwrap_or_default();
         text.push(b'\n');
         durable::write(&path, &text, durable::PUBLIC).map_err(state(&path))?;
 
-        let (metrics, registry) = Metrics::new();
         let (inbox, inputs) = mpsc::channel(driver::INBOX);
         let (publish, view) = watch::channel(Arc::default());
-        let (presence, _presence_seen) = watch::channel(Arc::default());
+        let (presence, presence_seen) = watch::channel(Arc::default());
         let (members, membership_seen) = watch::channel(membership.clone());
         let (reload, reloads) = mpsc::channel(1);
         let (keeper, kept_queue) = mpsc::channel(driver::KEEPER_QUEUE);
-        let (ready, ready_seen) = watch::channel(false);
         let mut seed = [0; 8];
         random::fill(&mut seed);
         let driver = Driver::new(driver::Parts {
@@ -185,6 +302,13 @@ impl Coordinator {
             metrics: metrics.clone(),
             seed: u64::from_be_bytes(seed),
         });
+        let doors = Doors {
+            inbox: inbox.clone(),
+            view: view.clone(),
+            presence: presence_seen,
+            registries: registries.clone(),
+            metrics: metrics.clone(),
+        };
         let (followers, enrolments) = Api::semaphores();
         let api = Api {
             inbox: inbox.clone(),
@@ -194,6 +318,7 @@ impl Coordinator {
             token: token.clone(),
             authority: authority.clone(),
             enrolment: enrolment.clone(),
+            saver,
             registries,
             metrics: metrics.clone(),
             certificate_lifetime: config.certificate_lifetime,
@@ -212,31 +337,24 @@ impl Coordinator {
             inbox,
             metrics,
         );
-        let admin = admin::router(Admin {
-            registry: Arc::new(registry),
-            ready: ready_seen,
-        });
 
-        let mut tasks = JoinSet::new();
         tasks.spawn(part("keeper", driver::keep(files, kept_queue)));
         let stop = shutdown.clone();
         tasks.spawn(part("driver", driver.run(inputs, membership_seen, stop)));
         let own = Own {
             authority: authority.clone(),
             lifetime: config.certificate_lifetime,
-            certificate,
             endpoint: endpoint.clone(),
         };
-        tasks.spawn(part("renewal", renew_own(own, shutdown.clone())));
+        let lifetime = config.certificate_lifetime;
+        let renewal = renew(lifetime, "link", move || own.renew(), shutdown.clone());
+        tasks.spawn(part("renewal", renewal));
         let stop = shutdown.clone();
         tasks.spawn(part("sessions", session::accept(endpoint, sessions, stop)));
-        let api = serve::serve(api_listener, Some(tls), api::router(api), shutdown.clone());
-        tasks.spawn(part("API", api));
-        let admin = serve::serve(admin_listener, None, admin, shutdown.clone());
-        tasks.spawn(part("admin", admin));
         let stop = shutdown.clone();
         let follow = fleet::follow(config, source, enrolment, members, reloads, stop);
         tasks.spawn(part("fleet", follow));
+        drop(routes.send_replace(api::router(api).merge(more)));
         ready.send_replace(true);
         info!(
             quic = %addresses.quic,
@@ -246,7 +364,7 @@ impl Coordinator {
             state_dir = %dir.display(),
             "coordinator serves"
         );
-        Ok(Self {
+        let this = Self {
             addresses,
             authority,
             token,
@@ -255,7 +373,8 @@ impl Coordinator {
             tasks,
             ready,
             _lock: lock,
-        })
+        };
+        Ok((this, doors))
     }
 
     /// Where it listens, with the ports that were chosen.
@@ -339,8 +458,20 @@ fn state(path: &Path) -> impl FnOnce(io::Error) -> RunError {
     move |error| RunError::State { path, error }
 }
 
+fn local(
+    address: SocketAddr,
+    purpose: &'static str,
+    found: io::Result<SocketAddr>,
+) -> Result<SocketAddr, RunError> {
+    found.map_err(|error| RunError::Listen {
+        address,
+        purpose,
+        error,
+    })
+}
+
 /// The lock that keeps a second coordinator off this state, for as long as it is held.
-fn lock(dir: &Path) -> Result<File, RunError> {
+pub(crate) fn lock(dir: &Path) -> Result<File, RunError> {
     durable::make_dir(dir).map_err(state(dir))?;
     let path = dir.join("lock");
     let file = File::create(&path).map_err(state(&path))?;
@@ -352,7 +483,7 @@ fn lock(dir: &Path) -> Result<File, RunError> {
 }
 
 /// The API's token: made at the first start, readable by the coordinator's user alone.
-fn api_token(dir: &Path) -> Result<Secret, RunError> {
+pub(crate) fn api_token(dir: &Path) -> Result<Secret, RunError> {
     let path = dir.join("api.token");
     match std::fs::read_to_string(&path) {
         Ok(text) if text.trim().len() >= 32 => Ok(Secret::from_text(&text)),
@@ -370,10 +501,7 @@ fn api_token(dir: &Path) -> Result<Secret, RunError> {
     }
 }
 
-async fn listen(
-    address: std::net::SocketAddr,
-    purpose: &'static str,
-) -> Result<TcpListener, RunError> {
+async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, RunError> {
     TcpListener::bind(address)
         .await
         .map_err(|error| RunError::Listen {
@@ -406,43 +534,61 @@ async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static st
     name
 }
 
-/// The coordinator's own certificate, and where it is used.
+/// The certificate that the API shows.
+struct Shown {
+    authority: Arc<Authority>,
+    names: Vec<String>,
+    lifetime: Duration,
+    certificate: Arc<Certificate>,
+}
+
+impl Shown {
+    fn renew(&self) -> anyhow::Result<()> {
+        let identity = self.authority.issue_own_for(&self.names, self.lifetime)?;
+        Ok(self.certificate.replace(&identity)?)
+    }
+}
+
+/// The certificate that hosts see.
 struct Own {
     authority: Arc<Authority>,
     lifetime: Duration,
-    certificate: Arc<Certificate>,
     endpoint: Endpoint,
 }
 
-/// Keeps the coordinator's own certificate fresh: renewed after two thirds of its life, as hosts do it.
-async fn renew_own(own: Own, shutdown: CancellationToken) {
-    let due = own.lifetime / 3 * 2;
+impl Own {
+    fn renew(&self) -> anyhow::Result<()> {
+        let identity = self.authority.issue_own(self.lifetime)?;
+        let roots = vec![self.authority.certificate().clone()];
+        let credentials = Credentials::new(identity.chain, identity.key, roots)?;
+        Ok(self.endpoint.renew(credentials)?)
+    }
+}
+
+/// Keeps one of the coordinator's own certificates fresh: renewed after two thirds of its life, as hosts do it.
+async fn renew(
+    lifetime: Duration,
+    place: &'static str,
+    issue: impl Fn() -> anyhow::Result<()>,
+    shutdown: CancellationToken,
+) {
+    let due = lifetime / 3 * 2;
     let mut pause = due;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = sleep(pause) => {}
         }
-        pause = match own.renew() {
+        pause = match issue() {
             Ok(()) => {
-                info!("own certificate renewed");
+                info!(place, "own certificate renewed");
                 due
             }
             Err(error) => {
-                error!(%error, "own certificate can't be renewed; trying again");
-                RENEW_RETRY.min(own.lifetime / 10)
+                error!(%error, place, "own certificate can't be renewed; trying again");
+                RENEW_RETRY.min(lifetime / 10)
             }
         };
-    }
-}
-
-impl Own {
-    fn renew(&self) -> anyhow::Result<()> {
-        let identity = self.authority.issue_own(self.lifetime)?;
-        self.certificate.replace(&identity)?;
-        let roots = vec![self.authority.certificate().clone()];
-        let credentials = Credentials::new(identity.chain, identity.key, roots)?;
-        Ok(self.endpoint.renew(credentials)?)
     }
 }
 

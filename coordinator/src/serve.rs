@@ -1,13 +1,14 @@
 //! HTTP/1.1 servers for a router: over TLS with the fleet's own certificate, or plain on loopback.
 
 use std::{
+    convert::Infallible,
     fmt,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{Router, extract::Request, response::Response};
+use hyper::{server::conn::http1, service::Service as _};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -20,7 +21,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -87,6 +88,19 @@ pub(crate) fn tls(certificate: Arc<Certificate>) -> Result<TlsAcceptor, rustls::
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config).into())
+}
+
+/// Routes each request as the latest router says: what is served changes with who leads, the port doesn't.
+pub(crate) fn latest(routes: watch::Receiver<Router>) -> Router {
+    Router::new().fallback(move |request: Request| {
+        // No guard lives across the await: writers must not wait for a slow request.
+        let current = routes.borrow().clone();
+        async move {
+            let response: Result<Response, Infallible> =
+                TowerToHyperService::new(current).call(request).await;
+            response.unwrap_or_else(|never| match never {})
+        }
+    })
 }
 
 /// Serves until `shutdown`, and then lets requests finish for a moment.

@@ -169,6 +169,16 @@ pub enum GateMode {
     None,
 }
 
+impl From<crate::cli::DefaultGate> for GateMode {
+    fn from(gate: crate::cli::DefaultGate) -> Self {
+        match gate {
+            crate::cli::DefaultGate::Own => Self::Own,
+            crate::cli::DefaultGate::Guard => Self::Guard,
+            crate::cli::DefaultGate::None => Self::None,
+        }
+    }
+}
+
 /// How a roll is gated.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,0 +1,535 @@
+//! A coordinator in a cluster: one of several replicas, of which one leads.
+//!
+//! Every replica shares the state of [`state`], serves health, and answers on the API's port; who doesn't lead answers
+//! 503 there with the leader's name. The leader is a [`Coordinator`] as everywhere else, and the [`keeper`](super)
+//! beside it. A replica leads at most once: when it loses the lease, its writers find their term over, everything stops,
+//! and the process ends with an error for Kubernetes to start it anew. That way nothing of one term is left in the next.
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    extract::DefaultBodyLimit,
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use http::StatusCode;
+use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingWebhookConfiguration,
+    coordination::v1::Lease,
+    core::v1::{Pod, Secret},
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    crd::DRAIN_LABEL,
+    lease::{self, Leadership, LostError, Term},
+    state::{self, Mirror, Saver, SharedStateError},
+};
+use crate::{
+    authority::Authority,
+    cli::{Run, Shared},
+    config::{Cluster, Config},
+    program::{self, Base, Coordinator, Doors, RunError},
+    view::Problem,
+};
+
+/// The label of the Pod that leads: what the Services for hosts and for the API select.
+const ROLE_LABEL: &str = "parbake.dev/role";
+/// A request about a label or a webhook is given up after this long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The wait after one that failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the leader looks whether labels and the webhook's caBundle are as they have to be: somebody else may have
+/// changed them.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The largest admission review that is read: two Pods of the largest size that etcd keeps.
+const MAX_REVIEW_BYTES: usize = 4 << 20;
+
+/// Why a coordinator in a cluster doesn't run, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No API server is known. Set KUBECONFIG, or run with a service account.
+    #[error("finding the cluster: {0}")]
+    Find(#[from] Box<kube::config::InferConfigError>),
+    /// The client can't be made.
+    #[error("setting up the cluster's client: {0}")]
+    Client(#[from] kube::Error),
+    /// The shared state can't be had.
+    #[error(transparent)]
+    State(#[from] SharedStateError),
+    /// The coordinator doesn't run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The lease was lost. Another replica leads; this one has to be started anew.
+    #[error(transparent)]
+    Lost(#[from] LostError),
+}
+
+/// How to reach the cluster.
+#[derive(Clone)]
+pub(crate) struct Access {
+    pub(crate) client: Client,
+    /// Namespace of the Lease, the Secret and the own Pod.
+    pub(crate) namespace: String,
+}
+
+impl Access {
+    /// Finds the cluster by KUBECONFIG, the user's kubeconfig or the service account.
+    async fn find(settings: &Cluster) -> Result<Self, ClusterError> {
+        // kube takes the process's provider. There is one; naming it keeps it so when another dependency brings a
+        // second. Fails when it was named before, which is as good.
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let config = kube::Config::infer().await.map_err(Box::new)?;
+        let namespace = settings.namespace.clone();
+        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        info!(server = %config.cluster_url, namespace, "cluster found");
+        Ok(Self {
+            client: Client::try_from(config)?,
+            namespace,
+        })
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+/// Runs one replica until `shutdown`.
+///
+/// # Errors
+/// When it can't start, a part of it ended unasked, or it lost the lease.
+pub async fn run(
+    config: Config,
+    settings: Cluster,
+    source: (Shared, Run),
+    shutdown: CancellationToken,
+) -> Result<(), ClusterError> {
+    let lock = program::lock(&config.state_dir)?;
+    let access = Access::find(&settings).await?;
+    let secrets: Api<Secret> = Api::namespaced(access.client.clone(), &access.namespace);
+    let mirror = Mirror::open(secrets, config.state_dir.clone()).await?;
+    let (leadership, led) = watch::channel(Leadership::Following(None));
+    // The replica's own parts end after the leader's: nobody writes when the lease is given back.
+    let stop = CancellationToken::new();
+    let routes = following(led.clone());
+    let mut base = Base::open(&config, lock, routes, stop.clone()).await?;
+    base.ready.send_replace(true);
+
+    let release = CancellationToken::new();
+    let mut election = JoinSet::new();
+    let leases: Api<Lease> = Api::namespaced(access.client.clone(), &access.namespace);
+    let candidate = lease::Settings {
+        identity: settings.pod_name.clone(),
+        duration: settings.lease,
+    };
+    election.spawn(lease::hold(leases, candidate, leadership, release.clone()));
+    let mut beside = JoinSet::new();
+    let label = label(
+        access.clone(),
+        settings.pod_name.clone(),
+        led.clone(),
+        stop.clone(),
+    );
+    beside.spawn(label);
+
+    let mut waiting = led.clone();
+    let term = tokio::select! {
+        () = shutdown.cancelled() => None,
+        ended = election.join_next() => return Err(lost(ended)),
+        part = base.ended() => return Err(RunError::Ended(part).into()),
+        term = leads(&mut waiting) => Some(term),
+    };
+    let outcome = match term {
+        None => Ok(()),
+        Some(term) => {
+            let leading = Leading {
+                access,
+                settings,
+                mirror,
+                term,
+                stop: stop.clone(),
+            };
+            let work = lead(leading, base, config, source, shutdown);
+            tokio::select! {
+                ended = election.join_next() => Err(lost(ended)),
+                done = work => done,
+            }
+        }
+    };
+    stop.cancel();
+    while beside.join_next().await.is_some() {}
+    release.cancel();
+    while election.join_next().await.is_some() {}
+    outcome
+}
+
+/// The term, as soon as this process leads.
+async fn leads(led: &mut watch::Receiver<Leadership>) -> Term {
+    let found = led
+        .wait_for(|leadership| matches!(leadership, Leadership::Leading(_)))
+        .await;
+    match found.as_deref() {
+        Ok(Leadership::Leading(term)) => term.clone(),
+        // The election has ended, which its own end tells.
+        _ => std::future::pending().await,
+    }
+}
+
+fn lost(ended: Option<Result<Result<(), LostError>, tokio::task::JoinError>>) -> ClusterError {
+    match ended {
+        Some(Ok(Err(lost))) => {
+            error!(error = %lost, "this coordinator stops; it is to be started again");
+            lost.into()
+        }
+        _ => RunError::Ended("election").into(),
+    }
+}
+
+/// What a leader starts with.
+struct Leading {
+    access: Access,
+    settings: Cluster,
+    mirror: Mirror,
+    term: Term,
+    /// Ends everything, the API's port too.
+    stop: CancellationToken,
+}
+
+/// Leads until `shutdown`. Returns when nothing writes any more; dropped, it stops at once.
+async fn lead(
+    leading: Leading,
+    base: Base,
+    config: Config,
+    source: (Shared, Run),
+    shutdown: CancellationToken,
+) -> Result<(), ClusterError> {
+    let Leading {
+        access,
+        settings,
+        mut mirror,
+        term,
+        stop,
+    } = leading;
+    let pin = base.authority.pin();
+    mirror.claim(&term).await?;
+    let dir = config.state_dir.join("authority");
+    let authority = tokio::task::spawn_blocking(move || Authority::open(&dir)).await;
+    let authority = match authority {
+        Ok(opened) => opened.map_err(RunError::from)?,
+        Err(_) => return Err(RunError::Ended("opening the authority").into()),
+    };
+    if authority.pin() != pin {
+        // The port shows a certificate of the one before. A new start reads both together.
+        let problem = "its authority was replaced while this coordinator ran";
+        return Err(SharedStateError::Damaged(problem.into()).into());
+    }
+    let mut tasks = JoinSet::new();
+    let (saver, asks) = Saver::new();
+    // The last to stop: what the API still does is kept.
+    let keep = state::keep(mirror, term.clone(), asks, stop.clone());
+    tasks.spawn(async move {
+        keep.await;
+        "shared state"
+    });
+    let more = Router::new();
+    let begun =
+        Coordinator::start_on(base, config, Some(source), saver, more, stop.clone()).await?;
+    let (coordinator, doors) = begun;
+    if let Some(name) = settings.webhook.clone() {
+        let pem = authority.pem().to_owned();
+        let current = bundle(access.client.clone(), name, pem, term.clone(), stop.clone());
+        tasks.spawn(async move {
+            current.await;
+            "webhook's caBundle"
+        });
+    }
+    tasks.spawn(attend(access, settings, doors, term, stop.clone()));
+
+    let mut coordinator = std::pin::pin!(coordinator.wait());
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => {
+            stop.cancel();
+            coordinator.as_mut().await.map_err(Into::into)
+        }
+        ended = coordinator.as_mut() => ended.map_err(Into::into),
+        Some(ended) = tasks.join_next() => {
+            stop.cancel();
+            drop(coordinator.as_mut().await);
+            let part = ended.unwrap_or("a part of the leader");
+            Err(RunError::Ended(part).into())
+        }
+    };
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    outcome
+}
+
+/// Watches the cluster and writes to it while this process leads.
+///
+/// The one place where the keeper is started. It gets the client, the driver's inbox and what it publishes, the term to
+/// look at before each write, and the token that ends it.
+async fn attend(
+    _access: Access,
+    _settings: Cluster,
+    _doors: Doors,
+    _term: Term,
+    stop: CancellationToken,
+) -> &'static str {
+    stop.cancelled().await;
+    "keeper"
+}
+
+// ---- who doesn't lead --------------------------------------------------------------------------------------------------
+
+/// What a replica answers that doesn't lead.
+fn following(led: watch::Receiver<Leadership>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/v1/webhook/pods",
+            post(|Json(review): Json<Value>| async move { Json(decline(&review)) })
+                .layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES)),
+        )
+        .fallback(move || {
+            let leader = match &*led.borrow() {
+                Leadership::Following(leader) => leader.clone(),
+                Leadership::Leading(_) => None,
+            };
+            async move { elsewhere(leader) }
+        })
+}
+
+fn elsewhere(leader: Option<String>) -> Response {
+    let error = leader.map_or_else(
+        || "no coordinator leads yet; ask again in a moment".to_owned(),
+        |leader| format!("this coordinator doesn't lead; {leader} does: ask again in a moment"),
+    );
+    (StatusCode::SERVICE_UNAVAILABLE, Json(Problem { error })).into_response()
+}
+
+/// The answer to an admission review of who can't judge it: a label that lets a Pod drain is refused, for the other
+/// controller to try again, and everything else passes.
+fn decline(review: &Value) -> Value {
+    let request = &review["request"];
+    let label = |object: &str| {
+        let labels = &request[object]["metadata"]["labels"];
+        labels[DRAIN_LABEL] == "true"
+    };
+    let adds = request["operation"] == "UPDATE" && label("object") && !label("oldObject");
+    let mut response = json!({ "uid": request["uid"], "allowed": !adds });
+    if adds {
+        response["status"] = json!({ "code": 403, "message": "parbake: not the leader" });
+    }
+    json!({
+        "apiVersion": review["apiVersion"],
+        "kind": "AdmissionReview",
+        "response": response,
+    })
+}
+
+// ---- the leader's marks ------------------------------------------------------------------------------------------------
+
+/// Keeps the leader's label on the own Pod while it leads, and off it while it doesn't.
+async fn label(
+    access: Access,
+    pod: String,
+    mut led: watch::Receiver<Leadership>,
+    stop: CancellationToken,
+) {
+    let mut failing = false;
+    loop {
+        let term = match &*led.borrow_and_update() {
+            Leadership::Leading(term) => Some(term.clone()),
+            Leadership::Following(_) => None,
+        };
+        let stopping = stop.is_cancelled();
+        let leads = term.is_some_and(|term| term.holds()) && !stopping;
+        let marked = timeout(REQUEST_TIMEOUT, mark(&access, &pod, leads)).await;
+        let pause = match marked {
+            Ok(Ok(())) => {
+                failing = false;
+                LOOK_EVERY
+            }
+            failed => {
+                if !std::mem::replace(&mut failing, true) {
+                    let error = match failed {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => "no answer in time".into(),
+                    };
+                    warn!(
+                        pod,
+                        error, "leader's label can't be put or taken off; trying again"
+                    );
+                }
+                RETRY
+            }
+        };
+        if stopping {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Ok(()) = led.changed() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// Puts the label on one Pod and takes it off all others, or takes it off this one.
+async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
+    let pods = access.pods();
+    let marked = pods
+        .list_metadata(&ListParams::default().labels(&format!("{ROLE_LABEL}=leader")))
+        .await?;
+    let marked = marked.items.into_iter().filter_map(|pod| pod.metadata.name);
+    let (own, others): (Vec<_>, Vec<_>) = marked.partition(|name| name == pod);
+    let set = |value: Value| {
+        let labels = json!({ "metadata": { "labels": { ROLE_LABEL: value } } });
+        Patch::Merge(labels)
+    };
+    // A Pod that isn't there has no label to lose; outside of a Pod there is none to put it on.
+    let absent =
+        |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
+    if leads {
+        // First the old one's: a Service with two leaders would send hosts to the wrong one.
+        for other in others {
+            match pods
+                .patch_metadata(&other, &PatchParams::default(), &set(Value::Null))
+                .await
+            {
+                Err(error) if !absent(&error) => return Err(error),
+                _ => info!(pod = other, "leader's label taken off"),
+            }
+        }
+    }
+    if leads != own.is_empty() {
+        return Ok(());
+    }
+    let value = if leads { json!("leader") } else { Value::Null };
+    match pods
+        .patch_metadata(pod, &PatchParams::default(), &set(value))
+        .await
+    {
+        Err(error) if absent(&error) => {
+            debug!(pod, "own Pod isn't known to the cluster; it gets no label");
+            Ok(())
+        }
+        done => done.map(drop),
+    }
+}
+
+/// Keeps the caBundle of a webhook configuration current.
+async fn bundle(client: Client, name: String, pem: String, term: Term, stop: CancellationToken) {
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
+    let mut failing = false;
+    loop {
+        let pause = match timeout(REQUEST_TIMEOUT, set_bundle(&api, &name, &pem, &term)).await {
+            Ok(Ok(())) => {
+                failing = false;
+                LOOK_EVERY
+            }
+            failed => {
+                if !std::mem::replace(&mut failing, true) {
+                    let error = match failed {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => "no answer in time".into(),
+                    };
+                    warn!(
+                        webhook = name,
+                        error, "webhook's caBundle can't be kept; trying again"
+                    );
+                }
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+async fn set_bundle(
+    api: &Api<ValidatingWebhookConfiguration>,
+    name: &str,
+    pem: &str,
+    term: &Term,
+) -> kube::Result<()> {
+    let found = api.get(name).await?;
+    let webhooks = found.webhooks.unwrap_or_default();
+    let stale: Vec<_> = webhooks
+        .iter()
+        .filter(|webhook| {
+            let held = webhook.client_config.ca_bundle.as_ref();
+            held.is_none_or(|held| held.0 != pem.as_bytes())
+        })
+        .map(|webhook| {
+            let bundle = k8s_openapi::ByteString(pem.as_bytes().to_vec());
+            json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } })
+        })
+        .collect();
+    if stale.is_empty() || !term.holds() {
+        return Ok(());
+    }
+    // Webhooks are merged by name: nothing else of them is touched.
+    let patch = Patch::Strategic(json!({ "webhooks": stale }));
+    api.patch(name, &PatchParams::default(), &patch).await?;
+    info!(
+        webhook = name,
+        "webhook's caBundle is the fleet's authority"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn review(operation: &str, before: Value, after: Value) -> Value {
+        json!({
+            "apiVersion": "admission.k8s.io/v1",
+            "kind": "AdmissionReview",
+            "request": {
+                "uid": "u",
+                "operation": operation,
+                "oldObject": { "metadata": { "labels": before } },
+                "object": { "metadata": { "labels": after } },
+            },
+        })
+    }
+
+    #[test]
+    fn who_does_not_lead_refuses_a_new_drain_label_and_nothing_else() {
+        let drain = json!({ DRAIN_LABEL: "true" });
+        let other = json!({ "a": "b" });
+        for (review, allowed) in [
+            (review("UPDATE", other.clone(), drain.clone()), false),
+            (review("UPDATE", Value::Null, drain.clone()), false),
+            (
+                review("UPDATE", json!({ DRAIN_LABEL: "false" }), drain.clone()),
+                false,
+            ),
+            (review("UPDATE", drain.clone(), drain.clone()), true),
+            (review("UPDATE", drain.clone(), other.clone()), true),
+            (review("UPDATE", other.clone(), json!({ "c": "d" })), true),
+            (review("DELETE", drain.clone(), Value::Null), true),
+            (json!({}), true),
+        ] {
+            let answer = decline(&review);
+            assert_eq!(answer["response"]["allowed"], allowed, "{review}");
+            assert_eq!(answer["response"]["uid"], review["request"]["uid"]);
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! The facts of the state directory in a Secret, so that whoever leads next has them: the authority's key and
+//! certificate, the API's token, and the enrolment records.
+//!
+//! The programs that use these facts keep using files. [`Mirror::open`] writes the Secret's into this replica's
+//! directory, or makes the Secret from what is there; the leader writes changes back. What a host or an operator is told
+//! waits for that ([`Saver::saved`]): a token is used up in the Secret before its certificate leaves.
+//!
+//! Two leaders can't both write: each puts the number of its term into the Secret before it serves, by a write that
+//! goes by the version it read. A write of an earlier leader that is still under way then fails, and on reading again it
+//! finds a greater number than its own.
+//!
+//! Data of the Secret: `ca.key`, `ca.pem` and `api.token` as the files are; `tokens.json`, `enrolled.json` and
+//! `revoked.json`, each an object from file name to file. Records aren't keys of their own: a host's name may be longer
+//! than a key. Wants aren't part of it: in a cluster they are objects.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use k8s_openapi::{ByteString, api::core::v1};
+use kube::{
+    Api,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::lease::Term;
+use crate::{
+    authority::{Authority, OpenAuthorityError},
+    durable,
+    enrolment::{Enrolment, RecordError},
+};
+
+/// The Secret's name.
+pub const NAME: &str = "parbake-state";
+/// The annotation with the number of the term that wrote it last.
+const TERM: &str = "parbake.dev/term";
+/// What Kubernetes lets a Secret hold, less what its keys and our annotation take.
+const MAX_BYTES: usize = (1 << 20) - 1_024;
+/// A request about the Secret is given up after this long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the leader looks whether the command line changed a file.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Tries of one save against writers that aren't coordinators.
+const TRIES: usize = 5;
+/// Savers that wait at one time: the enrolments that the API takes at one time, and as many operators.
+const ASKS: usize = 64;
+
+/// Files that are facts by themselves: key in the Secret, path, permission bits.
+const SINGLE: [(&str, &str, u32); 3] = [
+    ("ca.key", "authority/ca.key", durable::SECRET),
+    ("ca.pem", "authority/ca.pem", durable::PUBLIC),
+    ("api.token", "api.token", durable::SECRET),
+];
+/// Directories of records: key in the Secret, path.
+const RECORDS: [(&str, &str); 3] = [
+    ("tokens.json", "tokens"),
+    ("enrolled.json", "enrolled"),
+    ("revoked.json", "revoked"),
+];
+
+/// Why shared state can't be had or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SharedStateError {
+    /// A file or directory can't be read or written.
+    #[error("state file {path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The authority can't be made.
+    #[error(transparent)]
+    Authority(#[from] OpenAuthorityError),
+    /// The records can't be opened.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The API server refuses. Look at the coordinator's role.
+    #[error("secret {NAME}: {0}")]
+    Cluster(#[from] kube::Error),
+    /// It doesn't answer.
+    #[error("secret {NAME}: API server gives no answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+    /// What the Secret holds isn't ours. Restore it, or delete it to start a new fleet.
+    #[error("secret {NAME}: {0}; restore it from a backup, or delete it and enrol every host anew")]
+    Damaged(String),
+    /// More than a Secret can hold.
+    #[error(
+        "state has {bytes} bytes and a Secret holds {MAX_BYTES}; wait until enrolment tokens expire, or remove records \
+         of hosts that are gone"
+    )]
+    TooLarge {
+        /// The size.
+        bytes: usize,
+    },
+    /// A later leader has written it.
+    #[error("secret {NAME} belongs to a later leader")]
+    Superseded,
+}
+
+/// The facts of a state directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Facts(BTreeMap<String, Vec<u8>>);
+
+impl Facts {
+    /// Reads a directory. Blocks.
+    fn read(dir: &Path) -> Result<Self, SharedStateError> {
+        let mut facts = BTreeMap::new();
+        for (key, path, _) in SINGLE {
+            let path = dir.join(path);
+            facts.insert(key.to_owned(), std::fs::read(&path).map_err(at(&path))?);
+        }
+        for (key, path) in RECORDS {
+            let path = dir.join(path);
+            let mut records = BTreeMap::new();
+            for name in durable::names(&path).map_err(at(&path))? {
+                let file = path.join(&name);
+                match std::fs::read_to_string(&file) {
+                    Ok(text) => _ = records.insert(name, text),
+                    // used or removed since it was listed
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(at(&file)(error)),
+                }
+            }
+            let text = serde_json::to_vec(&records).map_err(|error| at(&path)(error.into()))?;
+            facts.insert(key.to_owned(), text);
+        }
+        Ok(Self(facts))
+    }
+
+    /// Makes a directory hold these facts and no others. Blocks.
+    ///
+    /// A crash in between leaves a mixture, which the next start puts right before anything uses it.
+    fn write(&self, dir: &Path) -> Result<(), SharedStateError> {
+        for (key, path, mode) in SINGLE {
+            let path = dir.join(path);
+            if let (Some(parent), Some(bytes)) = (path.parent(), self.0.get(key)) {
+                durable::make_dir(parent).map_err(at(parent))?;
+                replace(&path, bytes, mode)?;
+            }
+        }
+        for (key, path) in RECORDS {
+            let path = dir.join(path);
+            durable::make_dir(&path).map_err(at(&path))?;
+            let records = self.records(key)?;
+            for name in durable::names(&path).map_err(at(&path))? {
+                if !records.contains_key(&name) {
+                    let file = path.join(&name);
+                    durable::remove(&file).map_err(at(&file))?;
+                }
+            }
+            for (name, text) in records {
+                replace(&path.join(name), text.as_bytes(), durable::SECRET)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The records under a key. Whatever the Secret holds, no name leads out of the directory.
+    fn records(&self, key: &str) -> Result<BTreeMap<String, String>, SharedStateError> {
+        let Some(text) = self.0.get(key) else {
+            return Ok(BTreeMap::new());
+        };
+        let records: BTreeMap<String, String> = serde_json::from_slice(text)
+            .map_err(|error| SharedStateError::Damaged(format!("{key}: {error}")))?;
+        let plain = |name: &String| {
+            !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+        };
+        match records.keys().find(|name| !plain(name)) {
+            Some(name) => Err(SharedStateError::Damaged(format!("{key}: name {name:?}"))),
+            None => Ok(records),
+        }
+    }
+
+    fn from_secret(secret: &v1::Secret) -> Result<Self, SharedStateError> {
+        let data = secret.data.clone().unwrap_or_default();
+        let facts = Self(
+            data.into_iter()
+                .map(|(key, value)| (key, value.0))
+                .collect(),
+        );
+        if let Some((key, ..)) = SINGLE.iter().find(|(key, ..)| !facts.0.contains_key(*key)) {
+            return Err(SharedStateError::Damaged(format!("{key} is missing")));
+        }
+        for (key, _) in RECORDS {
+            facts.records(key)?;
+        }
+        Ok(facts)
+    }
+
+    fn to_secret(&self, version: Option<String>, term: Option<u32>) -> v1::Secret {
+        let data = self.0.iter();
+        v1::Secret {
+            metadata: ObjectMeta {
+                name: Some(NAME.into()),
+                resource_version: version,
+                annotations: term.map(|term| [(TERM.to_owned(), term.to_string())].into()),
+                labels: Some([("app.kubernetes.io/name".into(), "parbake".into())].into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(
+                data.map(|(key, value)| (key.clone(), ByteString(value.clone())))
+                    .collect(),
+            ),
+            ..v1::Secret::default()
+        }
+    }
+
+    fn fits(&self) -> Result<(), SharedStateError> {
+        let bytes = self.0.values().map(Vec::len).sum();
+        if bytes > MAX_BYTES {
+            return Err(SharedStateError::TooLarge { bytes });
+        }
+        Ok(())
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> SharedStateError {
+    let path = path.to_path_buf();
+    move |error| SharedStateError::File { path, error }
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SharedStateError> {
+    if std::fs::read(path).is_ok_and(|held| held == bytes) {
+        return Ok(());
+    }
+    durable::write(path, bytes, mode).map_err(at(path))
+}
+
+/// The Secret beside a state directory.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    api: Api<v1::Secret>,
+    dir: PathBuf,
+    /// What the Secret holds, its version, and the term in it.
+    stored: Facts,
+    version: Option<String>,
+    term: u32,
+}
+
+impl Mirror {
+    /// Makes the directory hold what the Secret holds; makes the Secret from the directory when there is none.
+    pub(crate) async fn open(api: Api<v1::Secret>, dir: PathBuf) -> Result<Self, SharedStateError> {
+        let mut this = Self {
+            api,
+            dir,
+            stored: Facts::default(),
+            version: None,
+            term: 0,
+        };
+        if !this.refresh().await? {
+            let dir = this.dir.clone();
+            let made = blocking(move || {
+                drop(Authority::open(&dir.join("authority"))?);
+                drop(Enrolment::open(&dir)?);
+                crate::program::api_token(&dir)
+                    .map_err(|error| at(&dir)(io::Error::other(error.to_string())))?;
+                Facts::read(&dir)
+            })
+            .await?;
+            made.fits()?;
+            let secret = made.to_secret(None, None);
+            match bounded(this.api.create(&PostParams::default(), &secret)).await {
+                Ok(secret) => {
+                    info!(
+                        secret = NAME,
+                        "shared state made from this replica's directory"
+                    );
+                    this.stored = made;
+                    this.version = secret.metadata.resource_version;
+                }
+                // Another replica was faster: its authority is the fleet's.
+                Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {
+                    if !this.refresh().await? {
+                        return Err(SharedStateError::Damaged("it comes and goes".into()));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(this)
+    }
+
+    /// Reads the Secret and makes the directory hold that. Whether there is a Secret.
+    pub(crate) async fn refresh(&mut self) -> Result<bool, SharedStateError> {
+        let Some(facts) = self.read().await? else {
+            return Ok(false);
+        };
+        let (dir, written) = (self.dir.clone(), facts.clone());
+        blocking(move || written.write(&dir)).await?;
+        self.stored = facts;
+        Ok(true)
+    }
+
+    /// Reads the Secret, its version and its term.
+    async fn read(&mut self) -> Result<Option<Facts>, SharedStateError> {
+        let Some(secret) = bounded(self.api.get_opt(NAME)).await? else {
+            return Ok(None);
+        };
+        let annotations = secret.metadata.annotations.as_ref();
+        self.term = annotations
+            .and_then(|all| all.get(TERM)?.parse().ok())
+            .unwrap_or_default();
+        self.version.clone_from(&secret.metadata.resource_version);
+        Facts::from_secret(&secret).map(Some)
+    }
+
+    /// Makes the Secret ours for this term, with all that earlier leaders wrote, also in the directory.
+    pub(crate) async fn claim(&mut self, term: &Term) -> Result<(), SharedStateError> {
+        for _ in 0..TRIES {
+            if !self.refresh().await? {
+                return Err(SharedStateError::Damaged("it was deleted".into()));
+            }
+            if self.term > term.number() || !term.holds() {
+                return Err(SharedStateError::Superseded);
+            }
+            let facts = self.stored.clone();
+            match self.put(facts, term).await {
+                Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {}
+                done => return done,
+            }
+        }
+        Err(SharedStateError::Timeout)
+    }
+
+    /// Writes the directory's facts into the Secret, if they differ from what it holds.
+    pub(crate) async fn save(&mut self, term: &Term) -> Result<(), SharedStateError> {
+        let dir = self.dir.clone();
+        let facts = blocking(move || Facts::read(&dir)).await?;
+        if facts == self.stored {
+            return Ok(());
+        }
+        facts.fits()?;
+        for _ in 0..TRIES {
+            if !term.holds() {
+                return Err(SharedStateError::Superseded);
+            }
+            match self.put(facts.clone(), term).await {
+                // Something that isn't a leader wrote it, or an earlier write of ours got through unheard; or it is gone.
+                Err(SharedStateError::Cluster(kube::Error::Api(status)))
+                    if [404, 409].contains(&status.code) =>
+                {
+                    if self.read().await?.is_none() {
+                        return Err(SharedStateError::Damaged("it was deleted".into()));
+                    }
+                    if self.term > term.number() {
+                        return Err(SharedStateError::Superseded);
+                    }
+                }
+                done => return done,
+            }
+        }
+        Err(SharedStateError::Timeout)
+    }
+
+    async fn put(&mut self, facts: Facts, term: &Term) -> Result<(), SharedStateError> {
+        let secret = facts.to_secret(self.version.clone(), Some(term.number()));
+        let written = bounded(self.api.replace(NAME, &PostParams::default(), &secret)).await?;
+        self.version = written.metadata.resource_version;
+        self.term = term.number();
+        self.stored = facts;
+        Ok(())
+    }
+}
+
+async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, SharedStateError> {
+    match timeout(REQUEST_TIMEOUT, request).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(_) => Err(SharedStateError::Timeout),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SharedStateError> + Send + 'static,
+) -> Result<T, SharedStateError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(at(Path::new("state"))(io::Error::other(error.to_string()))),
+    }
+}
+
+/// One who waits until the Secret has what the files hold now.
+type Ask = oneshot::Sender<Result<(), String>>;
+
+/// Waits until changed records are where they survive this process: with one coordinator, they are in its files already.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Saver(Option<mpsc::Sender<Ask>>);
+
+impl Saver {
+    /// A saver and what [`keep`] takes its asks from.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Ask>) {
+        let (asks, queue) = mpsc::channel(ASKS);
+        (Self(Some(asks)), queue)
+    }
+
+    /// Returns when the records as they are now are kept.
+    ///
+    /// # Errors
+    /// When they can't be kept; the text says why. They are tried again, and may be kept later.
+    pub(crate) async fn saved(&self) -> Result<(), String> {
+        let Some(asks) = &self.0 else {
+            return Ok(());
+        };
+        let (reply, answer) = oneshot::channel();
+        let stopping = || "coordinator is stopping; ask again in a moment".to_owned();
+        asks.send(reply).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+}
+
+/// Keeps the Secret current while this process leads: when asked, and when the command line changed a file.
+///
+/// Returns the mirror after `shutdown`, or when a later leader has taken over.
+pub(crate) async fn keep(
+    mut mirror: Mirror,
+    term: Term,
+    mut asks: mpsc::Receiver<Ask>,
+    shutdown: CancellationToken,
+) {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        let mut waiting = Vec::new();
+        let stopping = tokio::select! {
+            () = shutdown.cancelled() => true,
+            Some(ask) = asks.recv() => {
+                waiting.push(ask);
+                false
+            }
+            _ = look.tick() => false,
+        };
+        // Whoever asked before the files are read is served by this one write.
+        while let Ok(ask) = asks.try_recv() {
+            waiting.push(ask);
+        }
+        let saved = mirror.save(&term).await;
+        match &saved {
+            Ok(()) => {
+                if std::mem::take(&mut failing) {
+                    info!(secret = NAME, "shared state is kept again");
+                }
+            }
+            Err(SharedStateError::Superseded) => {
+                warn!(secret = NAME, "shared state belongs to a later leader");
+            }
+            Err(problem @ (SharedStateError::Timeout | SharedStateError::Cluster(_)))
+                if !failing =>
+            {
+                failing = true;
+                warn!(secret = NAME, error = %problem, "shared state can't be kept; trying again");
+            }
+            Err(problem) if !failing => {
+                failing = true;
+                error!(secret = NAME, error = %problem, "shared state can't be kept");
+            }
+            Err(_) => {}
+        }
+        for ask in waiting {
+            let told = saved.as_ref().map(|()| ()).map_err(ToString::to_string);
+            // Who asked may have left.
+            _ = ask.send(told);
+        }
+        if stopping || matches!(saved, Err(SharedStateError::Superseded)) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn fresh() -> (tempfile::TempDir, Enrolment, Facts) {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Authority::open(&dir.path().join("authority")).unwrap());
+        crate::program::api_token(dir.path()).unwrap();
+        let enrolment = Enrolment::open(dir.path()).unwrap();
+        let facts = Facts::read(dir.path()).unwrap();
+        (dir, enrolment, facts)
+    }
+
+    #[test]
+    fn facts_pass_through_a_secret_into_another_directory_unchanged() {
+        let (one, enrolment, _) = fresh();
+        let (host, now) = ("a".repeat(63).parse().unwrap(), SystemTime::now());
+        let token = enrolment.mint(&host, Duration::from_mins(1), now).unwrap();
+        enrolment
+            .revoke(&"mini-2".parse().unwrap(), "stolen", now)
+            .unwrap();
+        let facts = Facts::read(one.path()).unwrap();
+        let secret = facts.to_secret(None, Some(3));
+        let (two, other, _) = fresh();
+        let gone = other.mint(&host, Duration::from_mins(1), now).unwrap();
+        Facts::from_secret(&secret)
+            .unwrap()
+            .write(two.path())
+            .unwrap();
+        assert_eq!(Facts::read(two.path()).unwrap(), facts);
+        // what was there before is gone, the other's token works, and the authority is the same
+        assert!(other.peek(&gone, now).is_err());
+        assert_eq!(other.redeem(&token, now).unwrap(), host);
+        assert!(other.is_revoked(&"mini-2".parse().unwrap()).unwrap());
+        let pin = |dir: &Path| Authority::open(&dir.join("authority")).unwrap().pin();
+        assert_eq!(pin(one.path()), pin(two.path()));
+    }
+
+    #[test]
+    fn a_secret_that_leads_out_of_the_directory_or_lacks_the_key_is_refused() {
+        let (_dir, _, facts) = fresh();
+        for name in ["../x", "/x", ".x", "", "a\0"] {
+            let mut hostile = facts.clone();
+            let records = BTreeMap::from([(name, "{}")]);
+            let text = serde_json::to_vec(&records).unwrap();
+            hostile.0.insert("enrolled.json".into(), text);
+            let read = Facts::from_secret(&hostile.to_secret(None, None));
+            assert!(
+                matches!(read, Err(SharedStateError::Damaged(_))),
+                "{name:?}"
+            );
+        }
+        let mut lacking = facts;
+        lacking.0.remove("ca.key");
+        let read = Facts::from_secret(&lacking.to_secret(None, None));
+        assert!(matches!(read, Err(SharedStateError::Damaged(_))));
+    }
+
+    #[test]
+    fn more_than_a_secret_holds_is_refused_with_the_figures() {
+        let (_dir, _, mut facts) = fresh();
+        assert!(facts.fits().is_ok());
+        let rest: usize = facts.0.values().map(Vec::len).sum();
+        facts.0.insert("x".into(), vec![0; MAX_BYTES - rest]);
+        assert!(facts.fits().is_ok());
+        facts.0.insert("y".into(), vec![0]);
+        let error = facts.fits().unwrap_err().to_string();
+        assert!(error.contains("1047553"), "{error}");
+    }
+}
