@@ -4,6 +4,12 @@
 //! plan): these modules carry facts in and decisions out.
 
 pub mod crd;
+mod index;
+mod keeper;
 pub mod lease;
+pub(crate) mod metrics;
 pub mod program;
 pub mod state;
+mod watch;
+mod web;
+mod write;

@@ -75,12 +75,16 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<RequestLabel, Counter>,
     /// Sessions that ended, by outcome.
     pub(crate) session_ends: Family<OutcomeLabel, Counter>,
+    /// The Kubernetes side's.
+    pub(crate) cluster: crate::cluster::metrics::Metrics,
 }
 
 impl Metrics {
     /// All metrics, registered.
     pub(crate) fn new() -> (Self, Registry) {
+        let mut registry = Registry::default();
         let this = Self {
+            cluster: crate::cluster::metrics::Metrics::new(&mut registry),
             hosts: Family::default(),
             images: Family::default(),
             placements: Family::default(),
@@ -96,8 +100,7 @@ impl Metrics {
             requests: Family::default(),
             session_ends: Family::default(),
         };
-        let mut registry = Registry::with_prefix("parbake_coordinator");
-        let r = &mut registry;
+        let r = registry.sub_registry_with_prefix("parbake_coordinator");
         r.register("hosts", "Hosts of the fleet by state", this.hosts.clone());
         r.register("images", "Wanted images by state", this.images.clone());
         r.register(

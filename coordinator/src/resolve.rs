@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use origin::{
     Access, Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Reference, Repository,
@@ -69,6 +70,8 @@ pub(crate) struct Registries {
     client: Client,
     /// Read and written for a moment, never across an await.
     manifests: Mutex<BTreeMap<Digest, (Bytes, String)>>,
+    /// Users and passwords of pull Secrets, by registry. For a moment too.
+    learned: Mutex<BTreeMap<String, (String, String)>>,
 }
 
 impl std::fmt::Debug for Registries {
@@ -128,6 +131,33 @@ pub(crate) enum ResolveError {
     },
 }
 
+/// Why a pull Secret can't be used. It says nothing of what the Secret holds.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LearnError {
+    /// It isn't the JSON that docker writes.
+    #[error(
+        "its .dockerconfigjson can't be read; make it with `kubectl create secret docker-registry`"
+    )]
+    Json,
+    /// An entry has neither `auth` nor user and password.
+    #[error("its entry for {0} holds no user and password")]
+    Auth(String),
+}
+
+/// What docker writes of registries' credentials.
+#[derive(serde::Deserialize)]
+struct DockerConfig {
+    #[serde(default)]
+    auths: BTreeMap<String, DockerAuth>,
+}
+
+#[derive(serde::Deserialize)]
+struct DockerAuth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+}
+
 /// Why the registry client can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistriesError {
@@ -150,7 +180,43 @@ impl Registries {
             client: Client::new(settings)?,
             config,
             manifests: Mutex::default(),
+            learned: Mutex::default(),
         })
+    }
+
+    /// Remembers the credentials of a pull Secret (`.dockerconfigjson`). The last word for a registry counts.
+    pub(crate) fn learn(&self, dockerconfig: &[u8]) -> Result<(), LearnError> {
+        let config: DockerConfig =
+            serde_json::from_slice(dockerconfig).map_err(|_| LearnError::Json)?;
+        let mut found = BTreeMap::new();
+        for (registry, auth) in config.auths {
+            let registry = registry
+                .trim_start_matches("https://")
+                .trim_end_matches('/')
+                .to_owned();
+            let pair = match (auth.auth, auth.username, auth.password) {
+                (_, Some(user), Some(password)) => Some((user, password)),
+                (Some(auth), _, _) => STANDARD
+                    .decode(auth)
+                    .ok()
+                    .and_then(|bytes| String::from_utf8(bytes).ok())
+                    .and_then(|text| {
+                        let (user, password) = text.split_once(':')?;
+                        Some((user.to_owned(), password.to_owned()))
+                    }),
+                _ => None,
+            };
+            let pair = pair.ok_or_else(|| LearnError::Auth(registry.clone()))?;
+            found.insert(registry, pair);
+        }
+        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        learned.extend(found);
+        Ok(())
+    }
+
+    fn learned(&self, registry: &str) -> Option<(String, String)> {
+        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        learned.get(registry).cloned()
     }
 
     /// Remembers the manifests of images that are wanted already.
@@ -206,8 +272,10 @@ impl Registries {
     pub(crate) fn hands_down(&self, want: &Want) -> bool {
         self.config.hand_down_tokens
             && want.references.iter().any(|reference| {
-                parse(reference)
-                    .is_ok_and(|parsed| self.config.credentials.contains_key(parsed.registry()))
+                parse(reference).is_ok_and(|parsed| {
+                    self.config.credentials.contains_key(parsed.registry())
+                        || self.learned(parsed.registry()).is_some()
+                })
             })
     }
 
@@ -245,9 +313,16 @@ impl Registries {
 
     fn repository(&self, reference: &str, parsed: &Reference) -> Result<Repository, ResolveError> {
         let registry = parsed.registry();
-        let credentials = match self.config.credentials.get(registry) {
-            None => Credentials::Anonymous,
-            Some(found) => {
+        let credentials = match (
+            self.learned(registry),
+            self.config.credentials.get(registry),
+        ) {
+            (Some((user, password)), _) => Credentials::Basic {
+                user,
+                password: Secret::new(password),
+            },
+            (None, None) => Credentials::Anonymous,
+            (None, Some(found)) => {
                 // Read at each use: an operator replaces the file, and no restart is needed. A few bytes.
                 let password = std::fs::read_to_string(&found.password_file);
                 let password = password.map_err(|error| ResolveError::Password {
@@ -361,6 +436,27 @@ fn parse(reference: &str) -> Result<Reference, ResolveError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pull_secrets_are_learned_and_bad_ones_named_without_their_content() {
+        let registries = Registries::new(Origin::default()).unwrap();
+        let auth = STANDARD.encode("user:pass:word");
+        let config = format!(
+            r#"{{"auths":{{"https://r.test/":{{"auth":"{auth}"}},"s.test":{{"username":"u","password":"p"}}}}}}"#
+        );
+        registries.learn(config.as_bytes()).unwrap();
+        assert_eq!(
+            registries.learned("r.test"),
+            Some(("user".into(), "pass:word".into()))
+        );
+        assert_eq!(registries.learned("s.test"), Some(("u".into(), "p".into())));
+        assert!(registries.learn(b"{").is_err());
+        let error = registries.learn(br#"{"auths":{"t.test":{"auth":"c2VjcmV0"}}}"#);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "its entry for t.test holds no user and password"
+        );
+    }
 
     #[test]
     fn references_need_a_registry_and_have_no_hostile_parts() {

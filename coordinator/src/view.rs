@@ -256,6 +256,64 @@ pub struct ShortOfRoom {
     pub floor_bytes: u64,
 }
 
+/// A pool whose roll is gated, as `GET /v1/pools` lists them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its namespace.
+    pub namespace: String,
+    /// The ImagePrePull that gates it.
+    pub name: String,
+    /// Who labels: `own` or `guard`.
+    pub mode: String,
+    /// What its Pods shall run.
+    pub image: String,
+    /// What that was resolved to.
+    pub digest: Option<String>,
+    /// Whether an operator holds it.
+    pub paused: bool,
+    /// Pods alive.
+    pub alive: u32,
+    /// Of these: those that run another image.
+    pub stale: u32,
+    /// Of these: those that may drain.
+    pub labelled: u32,
+    /// Pods in flight.
+    pub in_flight: u32,
+    /// Places taken beyond these, for admissions that don't show yet and successors that aren't there yet.
+    pub reserved: u32,
+    /// The most that may be in flight.
+    pub cap: u32,
+    /// Hosts that are Ready and take Pods.
+    pub hosts_usable: u32,
+    /// Of these: those that hold the image.
+    pub hosts_ready: u32,
+    /// Its Pods, oldest first.
+    pub pods: Vec<PodView>,
+}
+
+/// A Pod, and what the gate says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodView {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The ImagePrePull that gates it, `namespace/name`.
+    pub pool: Option<String>,
+    /// What it runs.
+    pub image: String,
+    /// Where.
+    pub node: Option<String>,
+    /// Whether that isn't what its pool shall run.
+    pub stale: bool,
+    /// Whether it counts as in flight.
+    pub in_flight: bool,
+    /// `open`, or why it is held: a name of a closed set.
+    pub reason: String,
+    /// The same for people.
+    pub message: String,
+}
+
 /// `POST /v1/plan`: what staging an image would move.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanReply {

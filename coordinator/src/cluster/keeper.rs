@@ -42,8 +42,10 @@ mod tests;
 
 pub(crate) use ask::{Admission, Question};
 
-/// Inputs that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
-pub(crate) const INBOX: usize = 1_024;
+/// Questions that wait for the keeper: a fleet's runners that poll together.
+pub(crate) const QUESTIONS: usize = 1_024;
+/// Sights that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
+const INBOX: usize = 1_024;
 /// Writes under way at one time: gentle to an API server that others need too.
 const WRITERS: usize = 16;
 /// A watch that sees nothing for this long makes what is known too old to act on.
@@ -75,8 +77,6 @@ pub(crate) struct Parts {
     pub(crate) client: Client,
     pub(crate) may_write: MayWrite,
     pub(crate) driver: mpsc::Sender<driver::Input>,
-    pub(crate) view: watch::Receiver<Arc<View>>,
-    pub(crate) presence: watch::Receiver<Arc<PresenceView>>,
     pub(crate) registries: Arc<Registries>,
     pub(crate) metrics: Metrics,
 }

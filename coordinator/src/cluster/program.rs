@@ -5,7 +5,7 @@
 //! beside it. A replica leads at most once: when it loses the lease, its writers find their term over, everything stops,
 //! and the process ends with an error for Kubernetes to start it anew. That way nothing of one term is left in the next.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -25,7 +25,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -34,8 +34,10 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     crd::DRAIN_LABEL,
+    keeper::{self, Keeper, Question},
     lease::{self, Leadership, LostError, Term},
     state::{self, Mirror, Saver, SharedStateError},
+    web::{self, Web},
 };
 use crate::{
     authority::Authority,
@@ -243,7 +245,9 @@ async fn lead(
         keep.await;
         "shared state"
     });
-    let more = Router::new();
+    let (questions, asked) = mpsc::channel(keeper::QUESTIONS);
+    let web = Web::new(access.client.clone(), questions, base.token.clone());
+    let more = web::router(web);
     let begun =
         Coordinator::start_on(base, config, Some(source), saver, more, stop.clone()).await?;
     let (coordinator, doors) = begun;
@@ -255,7 +259,7 @@ async fn lead(
             "webhook's caBundle"
         });
     }
-    tasks.spawn(attend(access, settings, doors, term, stop.clone()));
+    tasks.spawn(attend(access, settings, doors, asked, term, stop.clone()));
 
     let mut coordinator = std::pin::pin!(coordinator.wait());
     let outcome = tokio::select! {
@@ -277,17 +281,37 @@ async fn lead(
 }
 
 /// Watches the cluster and writes to it while this process leads.
-///
-/// The one place where the keeper is started. It gets the client, the driver's inbox and what it publishes, the term to
-/// look at before each write, and the token that ends it.
 async fn attend(
-    _access: Access,
-    _settings: Cluster,
-    _doors: Doors,
-    _term: Term,
+    access: Access,
+    settings: Cluster,
+    doors: Doors,
+    asked: mpsc::Receiver<Question>,
+    term: Term,
     stop: CancellationToken,
 ) -> &'static str {
-    stop.cancelled().await;
+    let Doors {
+        inbox,
+        view,
+        presence,
+        registries,
+        metrics,
+    } = doors;
+    let leader = metrics.cluster.leader.clone();
+    leader.set(1);
+    let keeper = Keeper::new(keeper::Parts {
+        config: keeper::Config {
+            namespaces: settings.watch_namespaces.into_iter().collect(),
+            default_gate: settings.default_gate.into(),
+            instance: settings.pod_name,
+        },
+        client: access.client,
+        may_write: Arc::new(move || term.holds()),
+        driver: inbox,
+        registries,
+        metrics: metrics.cluster,
+    });
+    keeper.run(asked, view, presence, stop).await;
+    leader.set(0);
     "keeper"
 }
 

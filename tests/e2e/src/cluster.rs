@@ -55,6 +55,10 @@ pub struct Options {
     pub coordinator_settings: String,
     /// Log filter of the agents.
     pub log: String,
+    /// The cluster that the coordinator watches, where it does.
+    pub kubeconfig: Option<PathBuf>,
+    /// Further arguments of the coordinator's `run`.
+    pub run_arguments: Vec<String>,
 }
 
 /// A coordinator and its agents.
@@ -138,7 +142,12 @@ impl Cluster {
         command
             .args(["--config"])
             .arg(dir.join("fleet.toml"))
-            .args(["--log-format", "json", "run"]);
+            .args(["--log-format", "json", "run"])
+            .args(&self.options.run_arguments);
+        if let Some(kubeconfig) = &self.options.kubeconfig {
+            command.env("KUBECONFIG", kubeconfig).arg("--kubernetes");
+        }
+        let before = logged_lines(&dir.join("log"), "coordinator serves");
         let mut child = log_to(command, &dir.join("log"))?;
         let until = Instant::now() + START_TIMEOUT;
         loop {
@@ -149,9 +158,7 @@ impl Cluster {
                 );
             }
             // in another network namespace only its own log tells
-            if logged(&dir.join("log"), |line| {
-                line.contains("\"api\"") || line.contains("ready") || line.contains("starts")
-            }) {
+            if logged_lines(&dir.join("log"), "coordinator serves") > before {
                 break;
             }
             ensure!(
@@ -171,8 +178,14 @@ impl Cluster {
         std::fs::create_dir_all(dir.join("tart"))?;
         let listen = free_udp(place.ip)?;
         let admin = free_tcp(Ipv4Addr::LOCALHOST.into())?;
+        // one machine has one default port, and every host its mirror
+        let mirror = if self.options.agent_settings.contains("[mirror]") {
+            ""
+        } else {
+            "[mirror]\nlisten = '127.0.0.1:0'"
+        };
         let settings = format!(
-            "state_dir = '{}'\ntart_home = '{}'\nlisten = '{listen}'\nadmin = '{admin}'\nfloor_percent = 0\n{}\n[origin]\nplain_http = ['{}']\n",
+            "state_dir = '{}'\ntart_home = '{}'\nlisten = '{listen}'\nadmin = '{admin}'\nfloor_percent = 0\n{}\n{mirror}\n[origin]\nplain_http = ['{}']\n",
             dir.join("state").display(),
             dir.join("tart").display(),
             self.options.agent_settings,
@@ -253,6 +266,22 @@ impl Cluster {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// The coordinator's own log, one JSON object a line.
+    #[must_use]
+    pub fn coordinator_log(&self) -> Vec<Value> {
+        let path = self.options.dir.join("coordinator/log");
+        let log = std::fs::read_to_string(path).unwrap_or_default();
+        log.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Where the coordinator's API listens.
+    #[must_use]
+    pub const fn api(&self) -> SocketAddr {
+        self.api
     }
 
     /// The agents.
@@ -453,6 +482,15 @@ impl Agent {
         self.admin
     }
 
+    /// The address of its mirror since its last start, once it listens.
+    #[must_use]
+    pub fn mirror(&self) -> Option<SocketAddr> {
+        self.log().iter().rev().find_map(|line| {
+            let address = line["fields"]["mirror"].as_str()?;
+            address.parse().ok()
+        })
+    }
+
     /// Its tart home.
     #[must_use]
     pub fn tart_home(&self) -> PathBuf {
@@ -519,6 +557,12 @@ fn log_to(mut command: Command, path: &Path) -> anyhow::Result<Child> {
 
 fn logged(path: &Path, wanted: impl Fn(&str) -> bool) -> bool {
     std::fs::read_to_string(path).is_ok_and(|log| log.lines().any(wanted))
+}
+
+fn logged_lines(path: &Path, wanted: &str) -> usize {
+    std::fs::read_to_string(path).map_or(0, |log| {
+        log.lines().filter(|line| line.contains(wanted)).count()
+    })
 }
 
 pub(crate) fn tail(path: &Path) -> String {

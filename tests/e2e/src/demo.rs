@@ -225,6 +225,8 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
         registry,
         agent_settings: String::new(),
         coordinator_settings: String::new(),
+        kubeconfig: None,
+        run_arguments: Vec::new(),
         log: "info".into(),
     })?;
     cluster.wait_sessions(Duration::from_secs(30))?;

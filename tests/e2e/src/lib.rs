@@ -9,3 +9,4 @@ pub mod demo;
 pub mod docker_registry;
 pub mod image;
 pub mod registry;
+pub mod runners;

@@ -71,6 +71,8 @@ fn cluster_with(
         registry,
         agent_settings: agent.into(),
         coordinator_settings: coordinator.into(),
+        kubeconfig: None,
+        run_arguments: Vec::new(),
         log: "info".into(),
     });
     let cluster = cluster.unwrap();

@@ -717,6 +717,11 @@ impl Conditions<'_> {
             .iter()
             .find(|before| before.type_ == type_ && before.status == status)
             .map_or(self.now, |before| before.last_transition_time.0);
+        // an empty message is left out when it is written, and refused for that
+        let message = match message.is_empty() {
+            true => reason.to_owned(),
+            false => message,
+        };
         self.list.push(Condition {
             type_: type_.into(),
             status: status.into(),

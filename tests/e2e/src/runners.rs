@@ -1,0 +1,564 @@
+//! What runs beside parbake in a cluster of Mac runners, played against a real API server: the pools' controller that
+//! replaces Pods, the kubelet that starts and ends them, the dispatcher that sends idle stale Pods home — and a checker
+//! that sees every Pod event as the API server orders them.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use coordinator::cluster::crd;
+use futures_util::StreamExt as _;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node, Pod, ServiceAccount},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::watcher,
+};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// The namespace of pools and their Pods.
+pub const NAMESPACE: &str = "tuist-runners";
+/// The label that lets a Pod drain.
+pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
+const POOL_LABEL: &str = "tuist.dev/runner-pool";
+const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
+const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
+/// The API server serves a new definition after a moment.
+const ESTABLISHED: Duration = Duration::from_secs(30);
+/// How often controller, kubelet and dispatcher look.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A VM's start, shortened.
+const BOOT: Duration = Duration::from_millis(300);
+
+/// The kind of the pools.
+#[must_use]
+pub fn pools(client: &Client) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("tuist.dev", "v1alpha1", "RunnerPool");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "runnerpools");
+    Api::namespaced_with(client.clone(), NAMESPACE, &resource)
+}
+
+/// Our own kind.
+#[must_use]
+pub fn prepulls(client: &Client) -> Api<crd::ImagePrePull> {
+    Api::namespaced(client.clone(), NAMESPACE)
+}
+
+/// The Pods.
+#[must_use]
+pub fn pods(client: &Client) -> Api<Pod> {
+    Api::namespaced(client.clone(), NAMESPACE)
+}
+
+/// Installs both kinds and the namespace, and waits until they are served.
+///
+/// # Errors
+/// When the API server refuses them.
+pub async fn install(client: &Client) -> anyhow::Result<()> {
+    install_prepulls(client).await?;
+    install_pools(client).await
+}
+
+/// Installs our own kind and the namespace.
+///
+/// # Errors
+/// When the API server refuses them.
+pub async fn install_prepulls(client: &Client) -> anyhow::Result<()> {
+    let namespace: Namespace =
+        serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?;
+    Api::all(client.clone())
+        .create(&PostParams::default(), &namespace)
+        .await
+        .context("making the namespace")?;
+    define(client, &crd::definition()).await?;
+    until_served(|| async { prepulls(client).list(&ListParams::default()).await.is_ok() }).await
+}
+
+/// Installs the pools' kind.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn install_pools(client: &Client) -> anyhow::Result<()> {
+    let definition = json!({
+        "metadata": { "name": "runnerpools.tuist.dev" },
+        "spec": {
+            "group": "tuist.dev",
+            "scope": "Namespaced",
+            "names": { "kind": "RunnerPool", "plural": "runnerpools", "singular": "runnerpool" },
+            "versions": [{
+                "name": "v1alpha1",
+                "served": true,
+                "storage": true,
+                "subresources": { "status": {} },
+                "schema": { "openAPIV3Schema": {
+                    "type": "object",
+                    "properties": { "spec": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+                } },
+            }],
+        },
+    });
+    define(client, &serde_json::from_value(definition)?).await?;
+    until_served(|| async { pools(client).list(&ListParams::default()).await.is_ok() }).await
+}
+
+async fn define(client: &Client, definition: &CustomResourceDefinition) -> anyhow::Result<()> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    definitions
+        .create(&PostParams::default(), definition)
+        .await
+        .context("defining a kind")?;
+    Ok(())
+}
+
+async fn until_served<F: Future<Output = bool>>(served: impl Fn() -> F) -> anyhow::Result<()> {
+    let until = Instant::now() + ESTABLISHED;
+    while !served().await {
+        anyhow::ensure!(Instant::now() < until, "a definition isn't served");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+/// Makes a Mac's Node, Ready.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn add_node(client: &Client, name: &str, fleet: &str) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = serde_json::from_value(json!({
+        "metadata": { "name": name, "labels": {
+            "kubernetes.io/os": "darwin",
+            "tuist.dev/runtime": "tart",
+            "tuist.dev/fleet": fleet,
+        } },
+    }))?;
+    nodes.create(&PostParams::default(), &node).await?;
+    set_ready(client, name, true).await
+}
+
+/// Says whether a Node is Ready, as its kubelet does.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn set_ready(client: &Client, name: &str, ready: bool) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let status = if ready { "True" } else { "False" };
+    let patch = json!({ "status": { "conditions": [{ "type": "Ready", "status": status }] } });
+    nodes
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await?;
+    Ok(())
+}
+
+/// Makes a pool.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn add_pool(client: &Client, name: &str, gate: &str, spec: Value) -> anyhow::Result<()> {
+    let pool: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "tuist.dev/v1alpha1",
+        "kind": "RunnerPool",
+        "metadata": { "name": name, "annotations": { "parbake.dev/gate": gate } },
+        "spec": spec,
+    }))?;
+    pools(client).create(&PostParams::default(), &pool).await?;
+    Ok(())
+}
+
+/// Changes a pool's spec.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn change_pool(client: &Client, name: &str, spec: Value) -> anyhow::Result<()> {
+    let patch = json!({ "spec": spec });
+    pools(client)
+        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await?;
+    Ok(())
+}
+
+/// A pool as its controller reads it.
+#[derive(Clone, Debug)]
+struct PoolFacts {
+    name: String,
+    uid: String,
+    image: String,
+    replicas: usize,
+}
+
+/// Controller, kubelet and dispatcher in one: they look at the same Pods. Hosts take one Pod each.
+pub struct Runners {
+    client: Client,
+    nodes: Vec<String>,
+    made: usize,
+    seen: BTreeMap<String, Instant>,
+    /// Whether the other controller labels stale Pods by itself, all of them at once.
+    pub greedy: bool,
+    /// Labels that were refused to it.
+    pub refused: Vec<String>,
+}
+
+impl Runners {
+    /// Those of these Nodes.
+    #[must_use]
+    pub fn new(client: Client, nodes: Vec<String>) -> Self {
+        Self {
+            client,
+            nodes,
+            made: 0,
+            seen: BTreeMap::new(),
+            greedy: false,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Plays until `stop`. What the API server refuses for now (it restarts, somebody was faster) is done at the next look.
+    pub async fn play(mut self, stop: CancellationToken) -> Self {
+        while !stop.is_cancelled() {
+            _ = self.look().await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+        self
+    }
+
+    /// Looks until `holds`, at most for `patience`.
+    ///
+    /// # Errors
+    /// When it doesn't hold by then.
+    pub async fn until(
+        &mut self,
+        patience: Duration,
+        mut holds: impl FnMut(&[Pod]) -> bool,
+    ) -> anyhow::Result<()> {
+        let end = Instant::now() + patience;
+        loop {
+            if let Ok(pods) = self.look().await
+                && holds(&pods)
+            {
+                return Ok(());
+            }
+            anyhow::ensure!(Instant::now() < end, "it doesn't hold after {patience:?}");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// One look: what each of the three does about what it sees.
+    async fn look(&mut self) -> anyhow::Result<Vec<Pod>> {
+        let list = pools(&self.client).list(&ListParams::default()).await?;
+        let pools: Vec<PoolFacts> = list.items.iter().filter_map(facts).collect();
+        let api = pods(&self.client);
+        let all = api.list(&ListParams::default()).await?.items;
+        let grace = DeleteParams::default().grace_period(0);
+        for pod in &all {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            let ended = matches!(phase(pod), "Succeeded" | "Failed");
+            if pod.metadata.deletion_timestamp.is_some() || ended {
+                api.delete(&name, &grace).await?;
+                if ended {
+                    _ = self
+                        .accounts()
+                        .delete(&name, &DeleteParams::default())
+                        .await;
+                }
+                continue;
+            }
+            let pool = pools
+                .iter()
+                .find(|pool_| label(pod, POOL_LABEL) == Some(&pool_.name));
+            let since = *self.seen.entry(name.clone()).or_insert_with(Instant::now);
+            let placed = pod
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.node_name.is_some());
+            if phase(pod) == "Pending" && placed && since.elapsed() >= BOOT {
+                self.start(&name).await?;
+            }
+            let stale = pool.is_some_and(|pool| image(pod) != pool.image);
+            if phase(pod) == "Running" && stale {
+                if label(pod, DRAIN_LABEL) == Some("true") {
+                    // its poll gets 410, and it exits
+                    let patch = json!({ "status": { "phase": "Succeeded" } });
+                    let params = PatchParams::default();
+                    api.patch_status(&name, &params, &Patch::Merge(&patch))
+                        .await?;
+                } else if self.greedy {
+                    let patch = json!({ "metadata": { "labels": { DRAIN_LABEL: "true" } } });
+                    let params = PatchParams::default();
+                    if let Err(kube::Error::Api(status)) =
+                        api.patch(&name, &params, &Patch::Merge(&patch)).await
+                    {
+                        self.refused.push(status.message.clone());
+                    }
+                }
+            }
+        }
+        for pool in &pools {
+            let alive = |pod: &&Pod| {
+                label(pod, POOL_LABEL) == Some(&pool.name)
+                    && pod.metadata.deletion_timestamp.is_none()
+                    && !matches!(phase(pod), "Succeeded" | "Failed")
+            };
+            for _ in all.iter().filter(alive).count()..pool.replicas {
+                self.make(pool, &all).await?;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn make(&mut self, pool: &PoolFacts, all: &[Pod]) -> anyhow::Result<()> {
+        self.made += 1;
+        let name = format!("{}-{}", pool.name, self.made);
+        let owner = json!([{
+            "apiVersion": "tuist.dev/v1alpha1",
+            "kind": "RunnerPool",
+            "name": pool.name,
+            "uid": pool.uid,
+        }]);
+        let taken = |node: &&String| {
+            all.iter().any(|pod| {
+                pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(node)
+                    && !matches!(phase(pod), "Succeeded" | "Failed")
+            })
+        };
+        let node = self.nodes.iter().find(|node| !taken(node)).cloned();
+        let node = node.or_else(|| self.nodes.get(self.made % self.nodes.len()).cloned());
+        let account = serde_json::from_value(json!({
+            "metadata": { "name": name, "ownerReferences": owner },
+        }))?;
+        self.accounts()
+            .create(&PostParams::default(), &account)
+            .await?;
+        let pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": name,
+                "labels": { POOL_LABEL: pool.name, "tuist.dev/runner": "true" },
+                "ownerReferences": owner,
+            },
+            "spec": {
+                "serviceAccountName": name,
+                "nodeName": node,
+                "containers": [{ "name": "runner", "image": pool.image }],
+            },
+        }))?;
+        pods(&self.client)
+            .create(&PostParams::default(), &pod)
+            .await?;
+        Ok(())
+    }
+
+    async fn start(&self, name: &str) -> anyhow::Result<()> {
+        let params = PatchParams::default();
+        let beat = json!({ "metadata": { "annotations": {
+            HEARTBEAT_STATE: "polling",
+            HEARTBEAT_AT: Timestamp::now().to_string(),
+        } } });
+        let api = pods(&self.client);
+        api.patch(name, &params, &Patch::Merge(&beat)).await?;
+        let running = json!({ "status": { "phase": "Running" } });
+        api.patch_status(name, &params, &Patch::Merge(&running))
+            .await?;
+        Ok(())
+    }
+
+    fn accounts(&self) -> Api<ServiceAccount> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+}
+
+fn facts(pool: &DynamicObject) -> Option<PoolFacts> {
+    let spec = &pool.data["spec"];
+    Some(PoolFacts {
+        name: pool.metadata.name.clone()?,
+        uid: pool.metadata.uid.clone()?,
+        image: spec["image"].as_str()?.to_owned(),
+        replicas: usize::try_from(spec["replicas"].as_u64()?).ok()?,
+    })
+}
+
+/// A Pod's phase.
+#[must_use]
+pub fn phase(pod: &Pod) -> &str {
+    pod.status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or("Pending")
+}
+
+/// What a Pod runs.
+#[must_use]
+pub fn image(pod: &Pod) -> &str {
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.containers.first()?.image.as_deref())
+        .unwrap_or_default()
+}
+
+/// A label of a Pod.
+#[must_use]
+pub fn label<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    pod.metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// What the checker knows of a pool, told before the pool is changed.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// What its Pods shall run.
+    pub image: String,
+    /// The most that may be in flight.
+    pub cap: usize,
+    /// What has to be on a Node's disk before a Pod there may drain: a path below its tart home.
+    pub disk: PathBuf,
+}
+
+/// What the checker saw.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// What must not happen.
+    pub violations: Vec<String>,
+    /// Pods that got the label, with when.
+    pub labelled: Vec<(String, Instant)>,
+    /// Pods that lost it again.
+    pub withdrawn: Vec<String>,
+    /// The most Pods in flight at one time.
+    pub most_in_flight: usize,
+    /// Pod events.
+    pub events: usize,
+}
+
+/// Sees every Pod event in the order of the API server, and checks each against the rule of its pool.
+#[derive(Clone, Debug)]
+pub struct Checker {
+    /// By pool.
+    pub rules: Arc<Mutex<BTreeMap<String, Rule>>>,
+    /// What was found so far.
+    pub findings: Arc<Mutex<Findings>>,
+    /// Tart homes, by Node.
+    homes: Arc<BTreeMap<String, PathBuf>>,
+}
+
+impl Checker {
+    /// One that looks into these tart homes.
+    #[must_use]
+    pub fn new(homes: BTreeMap<String, PathBuf>) -> Self {
+        Self {
+            rules: Arc::default(),
+            findings: Arc::default(),
+            homes: Arc::new(homes),
+        }
+    }
+
+    /// The rule of a pool from now on.
+    pub fn rule(&self, pool: &str, rule: Rule) {
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        rules.insert(pool.to_owned(), rule);
+    }
+
+    /// What was found so far.
+    #[must_use]
+    pub fn found(&self) -> Findings {
+        self.findings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Watches until `stop`.
+    pub async fn watch(self, client: Client, stop: CancellationToken) {
+        let events = watcher(pods(&client), watcher::Config::default());
+        let mut events = std::pin::pin!(events);
+        let mut known: BTreeMap<String, Pod> = BTreeMap::new();
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                None => return,
+                Some(Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod))) => {
+                    self.check(&known, &pod);
+                    known.insert(pod.metadata.name.clone().unwrap_or_default(), pod);
+                }
+                Some(Ok(watcher::Event::Delete(pod))) => {
+                    known.remove(&pod.metadata.name.clone().unwrap_or_default());
+                }
+                // an API server that restarts
+                Some(Err(_)) => tokio::time::sleep(LOOK_EVERY).await,
+                Some(Ok(_)) => {}
+            }
+        }
+    }
+
+    fn check(&self, known: &BTreeMap<String, Pod>, pod: &Pod) {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.events += 1;
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let Some((pool, rule)) = label(pod, POOL_LABEL).and_then(|pool| rules.get_key_value(pool))
+        else {
+            return;
+        };
+        let before = known.get(&name);
+        let same = before.is_some_and(|before| before.metadata.uid == pod.metadata.uid);
+        let had = before
+            .filter(|_| same)
+            .is_some_and(|before| label(before, DRAIN_LABEL) == Some("true"));
+        let has = label(pod, DRAIN_LABEL) == Some("true");
+        if had && !has {
+            findings.withdrawn.push(name.clone());
+        }
+        let mut now: BTreeMap<&String, &Pod> = known.iter().collect();
+        now.insert(&name, pod);
+        let alive: Vec<&&Pod> = now
+            .values()
+            .filter(|pod| {
+                label(pod, POOL_LABEL) == Some(pool)
+                    && pod.metadata.deletion_timestamp.is_none()
+                    && !matches!(phase(pod), "Succeeded" | "Failed")
+            })
+            .collect();
+        let stale = alive.iter().filter(|pod| image(pod) != rule.image).count();
+        let labelled = alive
+            .iter()
+            .filter(|pod| image(pod) != rule.image && label(pod, DRAIN_LABEL) == Some("true"))
+            .count();
+        let cold = alive
+            .iter()
+            .filter(|pod| image(pod) == rule.image && phase(pod) != "Running")
+            .count();
+        let in_flight = labelled + if stale > 0 { cold } else { 0 };
+        findings.most_in_flight = findings.most_in_flight.max(in_flight);
+        if has && !had && image(pod) != rule.image {
+            findings.labelled.push((name.clone(), Instant::now()));
+            if in_flight > rule.cap {
+                findings.violations.push(format!(
+                    "{name} was labelled with {in_flight} in flight, cap {}",
+                    rule.cap
+                ));
+            }
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+            let disk = node
+                .as_ref()
+                .and_then(|node| self.homes.get(node))
+                .map(|home| home.join(&rule.disk));
+            if !disk.is_some_and(|disk| disk.exists()) {
+                findings.violations.push(format!(
+                    "{name} was labelled on {node:?}, which doesn't hold {}",
+                    rule.disk.display()
+                ));
+            }
+        }
+    }
+}
