@@ -47,7 +47,7 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the coordinator in the foreground until SIGTERM or SIGINT; SIGHUP reads the fleet file again.
-    Run(Run),
+    Run(Box<Run>),
     /// Read the fleet file and say what is wrong with it.
     Check,
     /// Make a single-use enrolment token for a host, and print it. Works beside the running coordinator.

@@ -38,7 +38,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let shared = cli.shared;
     log(&shared)?;
     match cli.command {
-        Command::Run(options) => serve(shared, options),
+        Command::Run(options) => serve(shared, *options),
         Command::Check => {
             let config = Config::load(&shared, &Run::default())?;
             let hosts = config.fleet.hosts.len();

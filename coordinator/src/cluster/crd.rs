@@ -53,31 +53,13 @@ const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
     status = "ImagePrePullStatus",
     derive = "PartialEq",
     doc = "Stages a tart VM image on the hosts that a selector names, and gates the roll to it.",
-    printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
-    printcolumn(name = "Staged", type_ = "integer", json_path = ".status.hosts.staged"),
-    printcolumn(
-        name = "Selected",
-        type_ = "integer",
-        json_path = ".status.hosts.selected"
-    ),
-    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.hosts.failed"),
-    printcolumn(
-        name = "Gate",
-        type_ = "string",
-        json_path = ".spec.gate.mode",
-        priority = "1"
-    ),
-    printcolumn(
-        name = "Digest",
-        type_ = "string",
-        json_path = ".status.digest",
-        priority = "1"
-    ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
+    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
+    printcolumn = r#"{"name":"Staged","type":"integer","jsonPath":".status.hosts.staged"}"#,
+    printcolumn = r#"{"name":"Selected","type":"integer","jsonPath":".status.hosts.selected"}"#,
+    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.hosts.failed"}"#,
+    printcolumn = r#"{"name":"Gate","type":"string","jsonPath":".spec.gate.mode","priority":1}"#,
+    printcolumn = r#"{"name":"Digest","type":"string","jsonPath":".status.digest","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImagePrePullSpec {
@@ -400,7 +382,7 @@ impl FromStr for Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.bytes_per_second;
-        match SUFFIXES.iter().find(|(_, factor)| bytes % factor == 0) {
+        match SUFFIXES.iter().find(|(_, factor)| bytes.is_multiple_of(*factor)) {
             Some((suffix, factor)) if bytes > 0 => write!(f, "{}{suffix}", bytes / factor),
             _ => write!(f, "{bytes}"),
         }

@@ -466,7 +466,7 @@ pub(crate) async fn keep(
             Err(_) => {}
         }
         for ask in waiting {
-            let told = saved.as_ref().map(|()| ()).map_err(ToString::to_string);
+            let told = saved.as_ref().copied().map_err(ToString::to_string);
             // Who asked may have left.
             _ = ask.send(told);
         }

@@ -1,5 +1,7 @@
 //! The definition of `ImagePrePull` in a real API server: taken, pruning, refusing what can't work.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::time::{Duration, Instant};
 
 use coordinator::cluster::crd::{self, ImagePrePull};

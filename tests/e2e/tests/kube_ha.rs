@@ -1,6 +1,8 @@
 //! Two coordinators as processes against a real API server: one leads, and the other takes over from one that is killed
 //! or paused, with the same authority, tokens and hosts.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
