@@ -382,7 +382,10 @@ impl FromStr for Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.bytes_per_second;
-        match SUFFIXES.iter().find(|(_, factor)| bytes.is_multiple_of(*factor)) {
+        match SUFFIXES
+            .iter()
+            .find(|(_, factor)| bytes.is_multiple_of(*factor))
+        {
             Some((suffix, factor)) if bytes > 0 => write!(f, "{}{suffix}", bytes / factor),
             _ => write!(f, "{bytes}"),
         }
