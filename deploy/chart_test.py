@@ -24,17 +24,7 @@ WORK = pathlib.Path(os.environ["WORK"])
 NAMESPACE = "parbake-system"
 
 # Metrics that alerts or panels use and docs/METRICS.md doesn't describe yet. A name that gets described has to leave this list.
-UNDOCUMENTED = {
-    "parbake_coordinator_leader",
-    "parbake_coordinator_wanted_bytes",
-    "parbake_pod_provision_delay_seconds",
-    "parbake_pool_gate_denials_total",
-    "parbake_pool_oldest_pending_pod_age_seconds",
-    "parbake_pool_roll_concurrency_cap",
-    "parbake_pool_rolling_pods",
-    "parbake_pool_stale_pods",
-    "parbake_prepull_hosts",
-}
+UNDOCUMENTED: set[str] = set()
 
 POOL = {
     "name": "runners",

@@ -63,6 +63,8 @@ pub(crate) struct Metrics {
     pub(crate) lease_ends: Family<OutcomeLabel, Counter>,
     /// Bytes that hosts reported, by source. Falls only when the coordinator restarts or an image is cancelled.
     pub(crate) bytes: Family<SourceLabel, Gauge<u64, AtomicU64>>,
+    /// Bytes that leave the registry when each blob of the wanted images is fetched once.
+    pub(crate) wanted_bytes: Gauge<u64, AtomicU64>,
     /// From request to presence on every selected host.
     pub(crate) stage_seconds: Histogram,
     /// Blames by kind.
@@ -92,6 +94,7 @@ impl Metrics {
             granted: Counter::default(),
             lease_ends: Family::default(),
             bytes: Family::default(),
+            wanted_bytes: Gauge::default(),
             // 1 s to 2.3 h: an image that is there already, and a 60 GB one on a slow line.
             stage_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             blames: Family::default(),
@@ -124,6 +127,12 @@ impl Metrics {
             "Bytes that hosts report to have received for the wanted images, by source",
             Unit::Bytes,
             this.bytes.clone(),
+        );
+        r.register_with_unit(
+            "wanted",
+            "Bytes of the wanted images in the registry, each blob once",
+            Unit::Bytes,
+            this.wanted_bytes.clone(),
         );
         r.register_with_unit(
             "stage",
@@ -260,6 +269,7 @@ mod tests {
             result: "ok",
         };
         metrics.requests.get_or_create(&request).inc();
+        metrics.cluster.touch();
         let text = encode(&registry);
         let names: std::collections::BTreeSet<&str> = text
             .lines()
@@ -270,7 +280,11 @@ mod tests {
         let docs = std::fs::read_to_string(docs).unwrap();
         let described: std::collections::BTreeSet<&str> = docs
             .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-            .filter(|word| word.starts_with("parbake_coordinator_"))
+            .filter(|word| {
+                ["coordinator", "pool", "prepull", "pod"]
+                    .iter()
+                    .any(|room| word.starts_with(&format!("parbake_{room}_")))
+            })
             .map(|word| word.strip_suffix("_total").unwrap_or(word))
             .collect();
         assert_eq!(names, described);

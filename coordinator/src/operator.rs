@@ -16,6 +16,7 @@ use crate::view::{
 
 mod bars;
 pub(crate) mod client;
+mod roll;
 mod text;
 
 use client::{Client, Target};
@@ -75,7 +76,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show the images that are wanted, and where they stand.
+    /// Show the images that are wanted and where they stand, and the pools whose roll is gated.
     Status {
         /// Only this image, by reference or digest. Exit status 1 when it isn't everywhere.
         image: Option<String>,
@@ -89,10 +90,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say what keeps a host from having what it shall have. Exit status 1 when something does.
+    /// Say what keeps a host from having what it shall have, or a Pod from draining. Exit status 1 when something does.
     Why {
-        /// The host.
-        host: String,
+        /// The host (Node), or the Pod as `namespace/name`; a Pod's name alone does when it is gated and no host has it.
+        #[arg(value_name = "HOST|POD")]
+        name: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -107,6 +109,30 @@ pub enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Show how far the roll of each pool is, or of one. Exit status 1 while Pods are left that run another image.
+    Roll {
+        /// The pool: the name of its ImagePrePull, with `namespace/` where names repeat.
+        pool: Option<String>,
+        /// Wait until it is over.
+        #[arg(long, requires = "pool")]
+        wait: bool,
+        /// Seconds to wait at most [default: no limit].
+        #[arg(long, requires = "wait")]
+        timeout: Option<u64>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hold a pool's staging and roll. Pods that may drain already keep their label.
+    Pause {
+        /// The pool, as in `roll`.
+        pool: String,
+    },
+    /// Let a pool's staging and roll go on.
+    Resume {
+        /// The pool, as in `roll`.
+        pool: String,
     },
     /// Stop staging an image. What is present stays.
     Cancel {
@@ -173,16 +199,15 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
             print(json, &hosts, || text::hosts(&hosts))?;
             Ok(Outcome::Yes)
         }
-        Command::Why { host, json } => {
-            let path = format!("/v1/hosts/{}", client::segment(&host));
-            let host: HostView = client.read(Method::GET, &path, None::<&()>).await?;
-            print(json, &host, || text::why(&host))?;
-            Ok(if host.why.is_empty() {
-                Outcome::Yes
-            } else {
-                Outcome::No
-            })
-        }
+        Command::Why { name, json } => roll::why(&client, &name, json).await,
+        Command::Roll {
+            pool,
+            wait,
+            timeout,
+            json,
+        } => roll::show(&client, pool.as_deref(), wait, timeout, json).await,
+        Command::Pause { pool } => roll::pause(&client, &pool, true).await,
+        Command::Resume { pool } => roll::pause(&client, &pool, false).await,
         Command::Plan { image, hosts, json } => {
             let request = StageRequest {
                 reference: image,
@@ -384,12 +409,18 @@ async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Res
         None => {
             let images: Vec<ImageView> =
                 client.read(Method::GET, "/v1/images", None::<&()>).await?;
+            let pools = match json {
+                true => Vec::new(),
+                // a coordinator without a cluster has none
+                false => client.find("/v1/pools").await?.unwrap_or_default(),
+            };
             print(json, &images, || {
-                if images.is_empty() {
-                    "no image is wanted\n".to_owned()
-                } else {
-                    images.iter().map(text::image).collect()
-                }
+                let images: String = match images.is_empty() {
+                    true => "no image is wanted\n".to_owned(),
+                    false => images.iter().map(text::image).collect(),
+                };
+                let pools: String = pools.iter().map(text::pool).collect();
+                images + &pools
             })?;
             Ok(Outcome::Yes)
         }

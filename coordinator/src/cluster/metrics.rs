@@ -215,6 +215,18 @@ impl Metrics {
         }
     }
 
+    /// Makes a series of every family, so that a test sees them all.
+    #[cfg(test)]
+    pub(crate) fn touch(&self) {
+        let key = ObjectKey::new("namespace", "pool");
+        for family in [&self.rolling, &self.stale, &self.cap, &self.oldest_pending] {
+            drop(family.get_or_create(&pool_label(&key)));
+        }
+        self.denied(&key, Reason::Paused);
+        self.prepull(&key, &HostCounts::default());
+        self.wrote(&PodWrite::Reap, Outcome::Done);
+    }
+
     pub(crate) fn provisioned(&self, staged: bool, took: Duration) {
         let staged = if staged { "true" } else { "false" };
         self.provision

@@ -290,6 +290,8 @@ impl Driver {
         }
         let leases = i64::try_from(status.leases.len()).unwrap_or(i64::MAX);
         self.metrics.leases.set(leases);
+        let wanted = view.images.values().map(|image| image.registry_bytes).sum();
+        self.metrics.wanted_bytes.set(wanted);
         let bytes = view.images.values().map(|image| image.bytes());
         let bytes = bytes.fold(SourceBytes::default(), |sum, bytes| SourceBytes {
             origin: sum.origin.saturating_add(bytes.origin),

@@ -182,6 +182,17 @@ impl Client {
         })
     }
 
+    /// What stands at this path, if anything does.
+    pub(crate) async fn find<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Option<T>> {
+        match self.read(Method::GET, path, None::<&()>).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) => match error.downcast_ref::<Refusal>() {
+                Some(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Calls, and returns the whole answer.
     pub(crate) async fn call(
         &self,
@@ -289,11 +300,20 @@ impl Client {
     }
 }
 
+/// The coordinator answered, but not with what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    text: String,
+}
+
 fn refusal(status: StatusCode, body: &[u8]) -> anyhow::Error {
-    match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => anyhow!("{}", problem.error),
-        Err(_) => anyhow!("the coordinator answers {status}"),
-    }
+    let text = match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => problem.error,
+        Err(_) => format!("the coordinator answers {status}"),
+    };
+    Refusal { status, text }.into()
 }
 
 /// An answer of lines of JSON.

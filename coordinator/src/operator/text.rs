@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::view::{
-    HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, ShortOfRoom,
+    HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView, PoolView,
+    ShortOfRoom,
 };
 
 /// Bytes with a unit of thousands, as disks and networks are sold.
@@ -200,6 +201,60 @@ pub(super) fn why(host: &HostView) -> String {
         _ = writeln!(text, "{}: {reason}", host.host);
     }
     text
+}
+
+/// A pool's roll, in one line.
+pub(super) fn pool(pool: &PoolView) -> String {
+    let mut text = format!(
+        "{}/{} (gate: {})\n  {}\n  ",
+        pool.namespace, pool.name, pool.mode, pool.image
+    );
+    if pool.stale == 0 {
+        _ = write!(text, "rolled: {} Pods", pool.alive);
+    } else {
+        _ = write!(
+            text,
+            "rolling: {} of {} Pods run another image, {} in flight, cap {}",
+            pool.stale, pool.alive, pool.in_flight, pool.cap
+        );
+    }
+    _ = write!(
+        text,
+        "; {} of {} hosts hold it",
+        pool.hosts_ready, pool.hosts_usable
+    );
+    if pool.paused {
+        text.push_str("; paused");
+    }
+    if pool.digest.is_none() {
+        text.push_str("; the image isn't resolved");
+    }
+    text.push('\n');
+    text
+}
+
+/// A pool with its Pods.
+pub(super) fn roll(pool_: &PoolView) -> String {
+    let mut text = pool(pool_);
+    for pod in pool_.pods.iter().filter(|pod| pod.stale || pod.in_flight) {
+        let node = pod.node.as_deref().unwrap_or("no node");
+        let flight = if pod.in_flight { "in flight; " } else { "" };
+        _ = writeln!(
+            text,
+            "  {:<32} {node:<16} {flight}{}",
+            pod.name, pod.message
+        );
+    }
+    text
+}
+
+/// Why a Pod may drain, or may not.
+pub(super) fn pod(pod: &PodView) -> String {
+    let pool = pod.pool.as_deref().unwrap_or("no pool");
+    format!(
+        "{}/{} ({pool}): {} [{}]\n",
+        pod.namespace, pod.name, pod.message, pod.reason
+    )
 }
 
 /// What an image would move.
