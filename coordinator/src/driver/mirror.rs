@@ -28,6 +28,15 @@ const LINGER: Duration = Duration::from_mins(1);
 pub(super) struct Mirrored {
     blobs: BTreeMap<Digest, Blob>,
     hosts: BTreeMap<HostId, BTreeSet<Digest>>,
+    /// What the plan calls the blobs.
+    names: BTreeSet<Digest>,
+}
+
+impl Mirrored {
+    /// Whether the plan means a blob by this image: hosts know nothing of it.
+    pub(super) fn is_blob(&self, image: &Digest) -> bool {
+        self.names.contains(image)
+    }
 }
 
 #[derive(Debug)]
@@ -140,6 +149,7 @@ impl Driver {
             .collect();
         for digest in &over {
             self.mirror.blobs.remove(digest);
+            self.mirror.names.remove(&name(digest));
             self.plan.handle(now, Event::Cancelled(name(digest)));
         }
         !over.is_empty()
@@ -149,6 +159,7 @@ impl Driver {
         let Some(blob) = self.mirror.blobs.get(&digest) else {
             return;
         };
+        self.mirror.names.insert(name(&digest));
         self.plan.handle(
             now,
             Event::Wanted {
@@ -164,3 +175,6 @@ impl Driver {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,8 @@ impl Driver {
                         self.roster_due.get_or_insert(now + pause);
                     }
                 }
+                Action::Cancel { image, .. } | Action::Stage { image, .. }
+                    if self.mirror.is_blob(&image) => {}
                 Action::Stage { host, image } => self.order_stage(&host, image),
                 Action::Cancel { host, image } => {
                     let order = message::CancelOrder {

@@ -10,8 +10,8 @@ use crate::{
     wants::tests::want,
 };
 
-struct World {
-    driver: Driver,
+pub(super) struct World {
+    pub(super) driver: Driver,
     view: watch::Receiver<Arc<View>>,
     keeper: Receiver<Keep>,
     sessions: u64,
@@ -32,7 +32,7 @@ fn config(dir: &std::path::Path) -> Config {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
         let (publish, view) = watch::channel(Arc::default());
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    fn hello() -> message::Hello {
+    pub(super) fn hello() -> message::Hello {
         message::Hello {
             peer_port: 7471,
             volume: Some(message::Volume {
@@ -76,7 +76,11 @@ impl World {
         }
     }
 
-    fn open(&mut self, host: &str, hello: message::Hello) -> (u64, Receiver<Arc<message::Order>>) {
+    pub(super) fn open(
+        &mut self,
+        host: &str,
+        hello: message::Hello,
+    ) -> (u64, Receiver<Arc<message::Order>>) {
         let (orders, queue) = mpsc::channel(ORDERS);
         self.sessions += 1;
         self.driver.apply(Input::Opened(Box::new(Opened {
@@ -89,7 +93,7 @@ impl World {
         (self.sessions, queue)
     }
 
-    fn report(&mut self, host: &str, session: u64, report: message::Report) {
+    pub(super) fn report(&mut self, host: &str, session: u64, report: message::Report) {
         self.driver.apply(Input::Reported {
             host: host.parse().unwrap(),
             session,
@@ -97,7 +101,7 @@ impl World {
         });
     }
 
-    fn stage(&mut self, seed: &str) -> Result<StageReply, StageError> {
+    pub(super) fn stage(&mut self, seed: &str) -> Result<StageReply, StageError> {
         let (reply, mut answer) = oneshot::channel();
         self.driver.apply(Input::Asked(Ask::Stage {
             want: Box::new(want(seed, 1, 1 << 20)),
@@ -111,7 +115,7 @@ impl World {
     }
 
     /// Lets every pause pass and sends what was held back by it.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let later = Instant::now() - Duration::from_secs(10);
         self.driver.started = self.driver.started.min(later);
         self.driver.apply(Input::Tick);
@@ -126,7 +130,7 @@ impl World {
     }
 }
 
-fn taken<T>(
+pub(super) fn taken<T>(
     queue: &mut Receiver<Arc<message::Order>>,
     pick: impl Fn(&Kind) -> Option<T>,
 ) -> Vec<T> {

@@ -1,0 +1,131 @@
+use proto::message::{LeaseEnd, LeaseState, MirrorWant, Report, order::Kind};
+
+use super::{
+    super::tests::{World, taken},
+    *,
+};
+
+fn wants(blobs: &[(Digest, u64)]) -> Report {
+    let wants = blobs.iter().map(|(digest, size)| MirrorWant {
+        content: digest.as_bytes().to_vec(),
+        size: *size,
+    });
+    Report {
+        mirror: Some(MirrorWants {
+            wants: wants.collect(),
+        }),
+        ..Report::default()
+    }
+}
+
+fn leased(kind: &Kind) -> Option<Digest> {
+    match kind {
+        Kind::Lease(grant) => Digest::try_from(grant.content.as_slice()).ok(),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_blob_is_leased_to_one_of_those_that_ask_and_not_again_to_one_that_asks_late() {
+    let mut world = World::new();
+    let blob = Digest::of(b"blob");
+    let (a, mut to_a) = world.open("a", World::hello());
+    let (b, mut to_b) = world.open("b", World::hello());
+    let (_c, mut to_c) = world.open("c", World::hello());
+    world.report("a", a, wants(&[(blob, 3 << 20)]));
+    world.report("b", b, wants(&[(blob, 3 << 20)]));
+    assert_eq!(taken(&mut to_a, leased), [blob]);
+    assert_eq!(taken(&mut to_b, leased), []);
+    let done = LeaseState {
+        content: blob.as_bytes().to_vec(),
+        chunks: 3,
+        end: LeaseEnd::Done.into(),
+        ..LeaseState::default()
+    };
+    let report = Report {
+        leases: vec![done],
+        ..wants(&[])
+    };
+    world.report("a", a, report);
+    world.report("b", b, wants(&[]));
+    // nobody asks now, but who has it isn't forgotten yet
+    world.report("b", b, wants(&[(blob, 3 << 20)]));
+    world.settle();
+    for queue in [&mut to_a, &mut to_b, &mut to_c] {
+        assert_eq!(taken(queue, leased), []);
+    }
+}
+
+#[tokio::test]
+async fn a_holder_that_goes_away_takes_its_want_along_and_another_is_leased() {
+    let mut world = World::new();
+    let blob = Digest::of(b"blob");
+    let (a, mut to_a) = world.open("a", World::hello());
+    let (b, mut to_b) = world.open("b", World::hello());
+    world.report("a", a, wants(&[(blob, 1)]));
+    assert_eq!(taken(&mut to_a, leased), [blob]);
+    world.report("b", b, wants(&[(blob, 1)]));
+    world.driver.apply(super::super::Input::Closed {
+        host: "a".parse().unwrap(),
+        session: a,
+    });
+    world.settle();
+    world.settle();
+    assert_eq!(taken(&mut to_b, leased), [blob]);
+}
+
+#[tokio::test]
+async fn what_a_host_may_ask_for_is_bounded_and_nonsense_is_passed_over() {
+    let mut world = World::new();
+    let many: Vec<_> = (0..=MAX_PER_HOST)
+        .map(|at| (Digest::of(&at.to_le_bytes()), 1))
+        .collect();
+    let (a, _to_a) = world.open("a", World::hello());
+    world.report("a", a, wants(&many));
+    assert_eq!(world.driver.mirror.blobs.len(), MAX_PER_HOST);
+    let nonsense = MirrorWant {
+        content: vec![1; 31],
+        size: 1,
+    };
+    let huge = MirrorWant {
+        content: vec![1; 32],
+        size: u64::MAX,
+    };
+    let report = Report {
+        mirror: Some(MirrorWants {
+            wants: vec![nonsense, huge],
+        }),
+        ..Report::default()
+    };
+    world.report("a", a, report);
+    assert!(world.driver.mirror.hosts.is_empty());
+    assert!(world.driver.forget_lingering(Moment(u64::MAX), LINGER));
+    assert!(world.driver.mirror.blobs.is_empty());
+    // others may fill the fleet's bound; those that linger make room
+    for host in 0..=MAX_BLOBS / MAX_PER_HOST {
+        let name = format!("host-{host}");
+        let (session, _queue) = world.open(&name, World::hello());
+        let theirs: Vec<_> = (0..MAX_PER_HOST)
+            .map(|at| (Digest::of(format!("{host} {at}").as_bytes()), 1))
+            .collect();
+        world.report(&name, session, wants(&theirs));
+        assert!(world.driver.mirror.blobs.len() <= MAX_BLOBS);
+    }
+    assert_eq!(world.driver.mirror.blobs.len(), MAX_BLOBS);
+}
+
+#[tokio::test]
+async fn a_blob_never_passes_for_an_image() {
+    let mut world = World::new();
+    let (a, mut to_a) = world.open("a", World::hello());
+    let image: Digest = world.stage("one").unwrap().image.digest.parse().unwrap();
+    let staged = |kind: &Kind| match kind {
+        Kind::Stage(order) => Some(order.manifest_digest.clone()),
+        Kind::Cancel(order) => Some(order.manifest_digest.clone()),
+        _ => None,
+    };
+    assert_eq!(taken(&mut to_a, staged), [image.as_bytes().to_vec()]);
+    world.report("a", a, wants(&[(image, 5)]));
+    world.report("a", a, wants(&[]));
+    assert_eq!(taken(&mut to_a, staged), Vec::<Vec<u8>>::new());
+}
