@@ -19,7 +19,7 @@ use swarm::{
     Event,
     event::{ContentId, OriginEnd},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{Driver, Input};
 use crate::{
@@ -259,7 +259,7 @@ impl Driver {
             }
         }
         for digest in abandoned {
-            debug!(content = %digest, "nobody reads a blob any more; its fetch ends");
+            info!(content = %digest, "nobody reads a blob any more; its fetch ends");
             self.stop_wanting(&digest);
             self.drop_content(&digest);
         }

@@ -581,7 +581,6 @@ impl Blob {
             });
         }
         self.mislead(ChunkIndex(0));
-        self.given.store(0, Ordering::Release);
         self.flush()
     }
 
@@ -593,9 +592,11 @@ impl Blob {
         Ok(held.link.holds(self.geometry, chunk, &held.bytes))
     }
 
-    /// Bytes that may have left from this chunk on are false.
+    /// Bytes that may have left from this chunk on are false. Whoever got them is ended by the epoch; those who begin now
+    /// have nothing from here on.
     fn mislead(&self, chunk: ChunkIndex) {
-        if self.geometry.offset(chunk) < self.given.load(Ordering::Acquire) {
+        let offset = self.geometry.offset(chunk);
+        if offset < self.given.fetch_min(offset, Ordering::AcqRel) {
             self.taints.add(self.digest);
             self.news.send_modify(|news| news.epoch += 1);
         }
