@@ -10,3 +10,4 @@ pub mod docker_registry;
 pub mod image;
 pub mod registry;
 pub mod runners;
+pub mod tart_client;

@@ -1,0 +1,253 @@
+//! skopeo copies through a mirror, with Debian's docker-registry behind it, where `PARBAKE_SKOPEO` and
+//! `PARBAKE_DOCKER_REGISTRY` name the programs: what arrives is what a direct copy gives.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, and say whether they ran"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use e2e::{
+    cluster::{Cluster, Options, Place, wait_until},
+    docker_registry::{Auth, BINARY, DockerRegistry},
+};
+use origin::Repository;
+use proto::Digest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SKOPEO: &str = "PARBAKE_SKOPEO";
+const PATIENCE: Duration = Duration::from_secs(60);
+const NAME: &str = "library/tool";
+
+/// Pushes an image for one platform; its descriptor in an index.
+async fn push(repository: &Repository, architecture: &str, tag: &str) -> Value {
+    let config = json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
+    let config = Bytes::from(config.to_string());
+    let seed = Digest::of(architecture.as_bytes());
+    let layer = seed.as_bytes().repeat(100_000);
+    let mut parts = Vec::new();
+    for (kind, bytes) in [
+        ("application/vnd.oci.image.config.v1+json", config),
+        ("application/vnd.oci.image.layer.v1.tar", layer.into()),
+    ] {
+        let digest = Digest::of(&bytes);
+        let whole = bytes.clone();
+        let once = futures_util::stream::once(async move { Ok(whole) });
+        repository
+            .push_blob(&digest, bytes.len() as u64, once)
+            .await
+            .unwrap();
+        parts.push(json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()}));
+    }
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": kind, "config": parts[0], "layers": [parts[1]]});
+    let manifest = Bytes::from(manifest.to_string());
+    let digest = Digest::of(&manifest);
+    let size = manifest.len();
+    let version = origin::Version::Tag(tag.parse().unwrap());
+    repository
+        .push_manifest(&version, kind, manifest)
+        .await
+        .unwrap();
+    json!({"mediaType": kind, "digest": digest.to_string(), "size": size, "platform": {"architecture": architecture, "os": "linux"}})
+}
+
+fn skopeo(skopeo: &Path, arguments: &[&str]) {
+    let output = Command::new(skopeo)
+        .args(["--insecure-policy", "copy", "--src-tls-verify=false"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Every file below a directory, by its path.
+fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(directory).unwrap().to_owned();
+                found.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn mirror(dir: &TempDir, registry: &DockerRegistry, settings: &str) -> (Cluster, String) {
+    let cluster = Cluster::start(Options {
+        binary: PathBuf::from(env!("CARGO_BIN_EXE_demo")),
+        dir: dir.path().to_owned(),
+        hosts: vec![Place::default()],
+        coordinator: Place::default(),
+        registry: registry.addr().to_string(),
+        agent_settings: format!("[mirror]\nlisten = '127.0.0.1:0'\n{settings}"),
+        coordinator_settings: String::new(),
+        log: "info".into(),
+        kubeconfig: None,
+        run_arguments: Vec::new(),
+    })
+    .unwrap();
+    let agent = &cluster.agents()[0];
+    assert!(wait_until(PATIENCE, || agent.mirror().is_some()));
+    let address = agent.mirror().unwrap().to_string();
+    (cluster, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_skopeo_copies_through_a_mirror_is_what_it_copies_directly() {
+    let program = std::env::var_os(SKOPEO).filter(|path| !path.is_empty());
+    let (Some(program), Some(binary)) = (program.map(PathBuf::from), DockerRegistry::binary())
+    else {
+        println!("not run: {SKOPEO} or {BINARY} names no program");
+        return;
+    };
+    for auth in [Auth::Anonymous, Auth::Htpasswd] {
+        let registry = DockerRegistry::start(&binary, auth).await.unwrap();
+        println!("run against {} with {auth:?}", program.display());
+        let reference = registry.reference(NAME, "one");
+        let repository = registry
+            .client()
+            .repository(&reference, registry.credentials())
+            .unwrap();
+        let platforms = [
+            push(&repository, "amd64", "one").await,
+            push(&repository, "arm64", "other").await,
+        ];
+        let kind = "application/vnd.oci.image.index.v1+json";
+        let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": platforms});
+        let version = origin::Version::Tag("index".parse().unwrap());
+        repository
+            .push_manifest(&version, kind, index.to_string().into())
+            .await
+            .unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        // skopeo learns from /v2/ alone that credentials are wanted, so the mirror has to know of whom it speaks there
+        let (_cluster, address) = mirror(
+            &dir,
+            &registry,
+            &format!("upstream = '{}'\n", registry.addr()),
+        );
+        let account = registry
+            .account()
+            .map(|(user, password)| format!("{user}:{password}"));
+        let credentials = |arguments: &mut Vec<String>| {
+            if let Some(account) = &account {
+                arguments.extend(["--src-creds".to_owned(), account.clone()]);
+            }
+        };
+        let named = registry.addr().to_string().replace(':', "_");
+        for (tag, all) in [("one", false), ("other", false), ("index", true)] {
+            for form in ["oci", "dir"] {
+                let mut copies = Vec::new();
+                for (from, source) in [
+                    ("direct", format!("{}/{NAME}:{tag}", registry.addr())),
+                    ("default", format!("{address}/{NAME}:{tag}")),
+                    ("named", format!("{address}/{named}/{NAME}:{tag}")),
+                ] {
+                    let to = dir.path().join(format!("{form}-{tag}-{from}"));
+                    let mut arguments = vec![
+                        format!("docker://{source}"),
+                        format!("{form}:{}", to.display()),
+                    ];
+                    if form == "oci" {
+                        arguments[1].push_str(":x");
+                    }
+                    if all {
+                        arguments.insert(0, "--all".into());
+                    }
+                    credentials(&mut arguments);
+                    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+                    skopeo(&program, &arguments);
+                    copies.push(files(&to));
+                }
+                assert!(!copies[0].is_empty());
+                assert!(
+                    copies[0] == copies[1] && copies[0] == copies[2],
+                    "{form} {tag}"
+                );
+            }
+        }
+        if auth == Auth::Htpasswd {
+            let to = dir.path().join("nobody");
+            let output = Command::new(&program)
+                .args([
+                    "--insecure-policy",
+                    "copy",
+                    "--src-tls-verify=false",
+                    "--src-no-creds",
+                ])
+                .args([
+                    format!("docker://{address}/{NAME}:one"),
+                    format!("dir:{}", to.display()),
+                ])
+                .output()
+                .unwrap();
+            assert!(
+                !output.status.success(),
+                "a private image was served to nobody"
+            );
+        }
+    }
+}
+
+/// This host's own credentials stand in for a client that has none, where that is configured.
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_without_credentials_is_lent_the_hosts() {
+    let program = std::env::var_os(SKOPEO).filter(|path| !path.is_empty());
+    let (Some(program), Some(binary)) = (program.map(PathBuf::from), DockerRegistry::binary())
+    else {
+        println!("not run: {SKOPEO} or {BINARY} names no program");
+        return;
+    };
+    let registry = DockerRegistry::start(&binary, Auth::Htpasswd)
+        .await
+        .unwrap();
+    let reference = registry.reference(NAME, "one");
+    let repository = registry
+        .client()
+        .repository(&reference, registry.credentials())
+        .unwrap();
+    push(&repository, "amd64", "one").await;
+    let dir = tempfile::tempdir().unwrap();
+    let (user, password) = registry.account().unwrap();
+    let secret = dir.path().join("password");
+    fs::write(&secret, password).unwrap();
+    let settings = format!(
+        "lend_credentials = true\n[origin.credentials.'{}']\nusername = '{user}'\npassword_file = '{}'\n",
+        registry.addr(),
+        secret.display()
+    );
+    let (_cluster, address) = mirror(&dir, &registry, &settings);
+    let named = registry.addr().to_string().replace(':', "_");
+    let to = dir.path().join("copy");
+    skopeo(
+        &program,
+        &[
+            "--src-no-creds",
+            &format!("docker://{address}/{named}/{NAME}:one"),
+            &format!("dir:{}", to.display()),
+        ],
+    );
+    assert!(files(&to).len() >= 4);
+}
