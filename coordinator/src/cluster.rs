@@ -4,6 +4,7 @@
 //! plan): these modules carry facts in and decisions out.
 
 pub mod crd;
+mod follower;
 mod index;
 mod keeper;
 pub mod lease;

@@ -103,7 +103,7 @@ pub(crate) enum Input {
     /// A Node's labels were written.
     NodeWritten {
         name: String,
-        result: Result<Option<k8s_openapi::api::core::v1::Node>, WriteError>,
+        result: Result<Option<Box<k8s_openapi::api::core::v1::Node>>, WriteError>,
     },
     /// A status was written.
     StatusWritten {

@@ -7,13 +7,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json, Router,
-    extract::DefaultBodyLimit,
-    response::{IntoResponse as _, Response},
-    routing::{get, post},
-};
-use http::StatusCode;
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingWebhookConfiguration,
     coordination::v1::Lease,
@@ -33,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    crd::DRAIN_LABEL,
+    follower::{self, Forward},
     keeper::{self, Keeper, Question},
     lease::{self, Leadership, LostError, Term},
     state::{self, Mirror, Saver, SharedStateError},
@@ -44,7 +37,6 @@ use crate::{
     cli::{Run, Shared},
     config::{Cluster, Config},
     program::{self, Base, Coordinator, Doors, RunError},
-    view::Problem,
 };
 
 /// The label of the Pod that leads: what the Services for hosts and for the API select.
@@ -56,8 +48,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the leader looks whether labels and the webhook's caBundle are as they have to be: somebody else may have
 /// changed them.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// The largest admission review that is read: two Pods of the largest size that etcd keeps.
-const MAX_REVIEW_BYTES: usize = 4 << 20;
 
 /// Why a coordinator in a cluster doesn't run, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -125,8 +115,19 @@ pub async fn run(
     let (leadership, led) = watch::channel(Leadership::Following(None));
     // The replica's own parts end after the leader's: nobody writes when the lease is given back.
     let stop = CancellationToken::new();
-    let routes = following(led.clone());
+    let routes = follower::router(led.clone(), None);
     let mut base = Base::open(&config, lock, routes, stop.clone()).await?;
+    let forward = Forward::new(
+        access.client.clone(),
+        access.namespace.clone(),
+        config.api.port(),
+        base.authority.pin(),
+        base.token.clone(),
+    );
+    drop(
+        base.routes
+            .send_replace(follower::router(led.clone(), Some(forward))),
+    );
     base.ready.send_replace(true);
 
     let release = CancellationToken::new();
@@ -315,54 +316,6 @@ async fn attend(
     "keeper"
 }
 
-// ---- who doesn't lead --------------------------------------------------------------------------------------------------
-
-/// What a replica answers that doesn't lead.
-fn following(led: watch::Receiver<Leadership>) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route(
-            "/v1/webhook/pods",
-            post(|Json(review): Json<Value>| async move { Json(decline(&review)) })
-                .layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES)),
-        )
-        .fallback(move || {
-            let leader = match &*led.borrow() {
-                Leadership::Following(leader) => leader.clone(),
-                Leadership::Leading(_) => None,
-            };
-            async move { elsewhere(leader) }
-        })
-}
-
-fn elsewhere(leader: Option<String>) -> Response {
-    let error = leader.map_or_else(
-        || "no coordinator leads yet; ask again in a moment".to_owned(),
-        |leader| format!("this coordinator doesn't lead; {leader} does: ask again in a moment"),
-    );
-    (StatusCode::SERVICE_UNAVAILABLE, Json(Problem { error })).into_response()
-}
-
-/// The answer to an admission review of who can't judge it: a label that lets a Pod drain is refused, for the other
-/// controller to try again, and everything else passes.
-fn decline(review: &Value) -> Value {
-    let request = &review["request"];
-    let label = |object: &str| {
-        let labels = &request[object]["metadata"]["labels"];
-        labels[DRAIN_LABEL] == "true"
-    };
-    let adds = request["operation"] == "UPDATE" && label("object") && !label("oldObject");
-    let mut response = json!({ "uid": request["uid"], "allowed": !adds });
-    if adds {
-        response["status"] = json!({ "code": 403, "message": "parbake: not the leader" });
-    }
-    json!({
-        "apiVersion": review["apiVersion"],
-        "kind": "AdmissionReview",
-        "response": response,
-    })
-}
-
 // ---- the leader's marks ------------------------------------------------------------------------------------------------
 
 /// Keeps the leader's label on the own Pod while it leads, and off it while it doesn't.
@@ -515,45 +468,4 @@ async fn set_bundle(
         "webhook's caBundle is the fleet's authority"
     );
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn review(operation: &str, before: Value, after: Value) -> Value {
-        json!({
-            "apiVersion": "admission.k8s.io/v1",
-            "kind": "AdmissionReview",
-            "request": {
-                "uid": "u",
-                "operation": operation,
-                "oldObject": { "metadata": { "labels": before } },
-                "object": { "metadata": { "labels": after } },
-            },
-        })
-    }
-
-    #[test]
-    fn who_does_not_lead_refuses_a_new_drain_label_and_nothing_else() {
-        let drain = json!({ DRAIN_LABEL: "true" });
-        let other = json!({ "a": "b" });
-        for (review, allowed) in [
-            (review("UPDATE", other.clone(), drain.clone()), false),
-            (review("UPDATE", Value::Null, drain.clone()), false),
-            (
-                review("UPDATE", json!({ DRAIN_LABEL: "false" }), drain.clone()),
-                false,
-            ),
-            (review("UPDATE", drain.clone(), drain.clone()), true),
-            (review("UPDATE", drain.clone(), other.clone()), true),
-            (review("UPDATE", other.clone(), json!({ "c": "d" })), true),
-            (review("DELETE", drain.clone(), Value::Null), true),
-            (json!({}), true),
-        ] {
-            let answer = decline(&review);
-            assert_eq!(answer["response"]["allowed"], allowed, "{review}");
-            assert_eq!(answer["response"]["uid"], review["request"]["uid"]);
-        }
-    }
 }

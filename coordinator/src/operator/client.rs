@@ -49,7 +49,6 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    #[cfg(test)]
     pub(crate) const fn new(address: String, pin: Digest, token: Secret) -> Self {
         Self {
             address,

@@ -72,7 +72,7 @@ impl Keeper {
             let work = write::node_labels(client, name.clone(), uid, labels);
             self.spawn_write(work, move |result| Input::NodeWritten {
                 name,
-                result: result.map_or(Ok(None), |result| result.map(Some)),
+                result: result.map_or(Ok(None), |result| result.map(|node| Some(Box::new(node)))),
             });
         }
     }
@@ -80,7 +80,7 @@ impl Keeper {
     pub(super) fn node_written(
         &mut self,
         name: &str,
-        result: Result<Option<k8s_openapi::api::core::v1::Node>, WriteError>,
+        result: Result<Option<Box<k8s_openapi::api::core::v1::Node>>, WriteError>,
     ) {
         self.node_writes.remove(name);
         match result {
