@@ -41,6 +41,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use claims::stricter;
 pub(crate) use keeper::{Keep, QUEUE as KEEPER_QUEUE, keep};
 pub(crate) use presence::PresenceView;
 pub(crate) use show::View;
@@ -109,6 +110,15 @@ pub(crate) struct Opened {
     pub(crate) orders: Orders,
 }
 
+/// What the cluster's objects limit: the strictest of those that stage now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Of every host; 0 for none.
+    pub(crate) bandwidth: BandwidthRequest,
+    /// Contents leased at one time; the coordinator's setting without it.
+    pub(crate) origin_streams: Option<usize>,
+}
+
 /// What operators ask.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -127,8 +137,8 @@ pub(crate) enum Ask {
         limits: BandwidthRequest,
         reply: oneshot::Sender<Result<(), crate::wants::StateError>>,
     },
-    /// The cluster wants exactly these, whatever it wanted before. What operators want stays.
-    Place(Vec<Want>),
+    /// The cluster wants exactly these, whatever it wanted before, and limits what moves. What operators want stays.
+    Place { wants: Vec<Want>, limits: Limits },
     /// What staging this would move.
     Preview {
         want: Box<Want>,
@@ -264,6 +274,7 @@ pub(crate) struct Driver {
     keys: BTreeMap<HostKey, HostId>,
     wants: BTreeMap<Digest, Wanted>,
     bandwidth: Option<BandwidthRequest>,
+    limits: Limits,
     /// Blobs that clients of mirrors wait for.
     mirror: mirror::Mirrored,
     /// Contents that a holder found bad, and what it said.
@@ -317,6 +328,7 @@ impl Driver {
             keys: BTreeMap::new(),
             wants: BTreeMap::new(),
             bandwidth: parts.kept.bandwidth,
+            limits: Limits::default(),
             mirror: mirror::Mirrored::default(),
             quarantined: BTreeSet::new(),
             epoch: u64::try_from(since_1970.as_millis()).unwrap_or(0),

@@ -1,9 +1,6 @@
 //! What operators ask: stage, cancel, limit, and what staging would move.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{Digest, HostId, Moment};
 use rollout::stage::{Event, event as word};
@@ -11,7 +8,6 @@ use tracing::{error, info, warn};
 
 use super::{
     Ask, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, claims::Claim, keeper,
-    orders::bandwidth,
 };
 use crate::{
     progress::Progress,
@@ -54,11 +50,7 @@ impl Driver {
             }
             Ask::Bandwidth { limits, reply } => {
                 self.bandwidth = Some(limits);
-                let order = Arc::new(bandwidth(limits));
-                let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
-                for host in hosts {
-                    self.order_shared(&host, &order);
-                }
+                self.order_bandwidth();
                 info!(
                     upload = limits.upload_bytes_per_second,
                     download = limits.download_bytes_per_second,
@@ -66,7 +58,8 @@ impl Driver {
                 );
                 self.keep(Keep::Bandwidth(limits, keeper::Answer::new(reply, ())));
             }
-            Ask::Place(wants) => {
+            Ask::Place { wants, limits } => {
+                self.limit(now, limits);
                 self.place(now, wants);
                 self.act(now);
                 self.show(now);

@@ -1,12 +1,16 @@
 //! Who wants an image: operators through the API, and the cluster's objects. What is staged is what either wants.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proto::{Digest, HostId, Moment};
+use rollout::stage::Event;
 use tracing::{error, info};
 
-use super::{Driver, MAX_WANTS, Wanted};
-use crate::wants::Want;
+use super::{Driver, Limits, MAX_WANTS, Wanted, orders::bandwidth};
+use crate::{view::BandwidthRequest, wants::Want};
 
 /// What one side wants of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +39,15 @@ impl Claim {
             _ => None,
         };
         Self { references, hosts }
+    }
+}
+
+/// The stricter of two limits, of which 0 is none.
+pub(crate) const fn stricter(one: u64, other: u64) -> u64 {
+    match (one, other) {
+        (0, limit) | (limit, 0) => limit,
+        (one, other) if one < other => one,
+        (_, other) => other,
     }
 }
 
@@ -107,6 +120,49 @@ impl Driver {
         }
     }
 
+    /// The cluster limits what moves from now on.
+    pub(super) fn limit(&mut self, now: Moment, limits: Limits) {
+        let before = std::mem::replace(&mut self.limits, limits);
+        if before.origin_streams != limits.origin_streams {
+            let ours = self.config.plan.origin_streams;
+            let origin_streams = limits.origin_streams.unwrap_or(ours);
+            info!(
+                origin_streams,
+                "the cluster changes how many read from the registry"
+            );
+            self.plan.handle(now, Event::Limited { origin_streams });
+        }
+        if before.bandwidth != limits.bandwidth {
+            self.order_bandwidth();
+        }
+    }
+
+    /// What every host may move: the stricter of what operators and the cluster say. `None` when neither ever said.
+    pub(super) fn effective_bandwidth(&self) -> Option<BandwidthRequest> {
+        let cluster = self.limits.bandwidth;
+        let said = self.bandwidth.is_some() || cluster != BandwidthRequest::default();
+        let asked = self.bandwidth.unwrap_or_default();
+        said.then(|| BandwidthRequest {
+            upload_bytes_per_second: stricter(
+                asked.upload_bytes_per_second,
+                cluster.upload_bytes_per_second,
+            ),
+            download_bytes_per_second: stricter(
+                asked.download_bytes_per_second,
+                cluster.download_bytes_per_second,
+            ),
+        })
+    }
+
+    /// Tells every host what it may move.
+    pub(super) fn order_bandwidth(&mut self) {
+        let order = Arc::new(bandwidth(self.effective_bandwidth().unwrap_or_default()));
+        let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
+        for host in hosts {
+            self.order_shared(&host, &order);
+        }
+    }
+
     /// Takes one side's claim away. Whether anybody still wants the image.
     pub(super) fn release(
         &mut self,
@@ -125,5 +181,30 @@ impl Driver {
         }
         self.cancel(now, image);
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stricter_limit_counts_and_none_is_none() {
+        for (one, other, expected) in [(0, 0, 0), (0, 5, 5), (5, 0, 5), (3, 5, 3), (5, 3, 3)] {
+            assert_eq!(stricter(one, other), expected);
+        }
+    }
+
+    #[test]
+    fn two_claims_want_what_either_wants() {
+        let claim = |reference: &str, hosts: Option<&[&str]>| Claim {
+            references: [reference.to_owned()].into(),
+            hosts: hosts.map(|hosts| hosts.iter().map(|host| host.parse().unwrap()).collect()),
+        };
+        let both = claim("a", Some(&["x"])).join(claim("b", Some(&["y"])));
+        assert_eq!(both.references.len(), 2);
+        assert_eq!(both.hosts.unwrap().len(), 2);
+        let all = claim("a", Some(&["x"])).join(claim("a", None));
+        assert_eq!(all, claim("a", None));
     }
 }

@@ -137,8 +137,8 @@ impl Driver {
             self.image(now, &host, image);
         }
         self.presence_anew(&host);
-        self.presence_heard(now, &host, &hello.images, true);
-        if let Some(limits) = self.bandwidth {
+        self.presence_heard(&host, &hello.images, true);
+        if let Some(limits) = self.effective_bandwidth() {
             self.order(&host, bandwidth(limits));
         }
         if !self.quarantined.is_empty() {
@@ -197,7 +197,7 @@ impl Driver {
         for image in &report.images {
             self.image(now, host, image);
         }
-        self.presence_heard(now, host, &report.images, report.full);
+        self.presence_heard(host, &report.images, report.full);
         if report.full {
             self.forget_unreported(now, host, report);
         }

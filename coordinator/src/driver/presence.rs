@@ -33,7 +33,8 @@ pub(crate) type PresenceView = BTreeMap<HostId, HostPresence>;
 #[derive(Debug, Default)]
 pub(super) struct Word {
     holdings: Arc<Holdings>,
-    checked_at: Option<Moment>,
+    /// None: never, or longer ago than the machine's clock can tell.
+    checked_at: Option<Instant>,
 }
 
 impl Driver {
@@ -48,7 +49,6 @@ impl Driver {
     /// The host spoke of these images.
     pub(super) fn presence_heard(
         &mut self,
-        now: Moment,
         host: &HostId,
         images: &[message::ImageState],
         full: bool,
@@ -87,7 +87,7 @@ impl Driver {
             known.word.holdings = Arc::new(holdings);
             self.presence_changed = true;
         }
-        known.word.checked_at = Some(now - age);
+        known.word.checked_at = Instant::now().checked_sub(age);
         self.presence_heard = true;
     }
 
@@ -100,7 +100,6 @@ impl Driver {
         self.presence_changed = false;
         self.presence_heard = false;
         self.presence_due = now + PUBLISH_AGES;
-        let started = self.started;
         let view = self
             .hosts
             .iter()
@@ -108,7 +107,7 @@ impl Driver {
                 let checked_at = known.word.checked_at?;
                 let presence = HostPresence {
                     holdings: known.word.holdings.clone(),
-                    checked_at: started + Duration::from_micros(checked_at.0),
+                    checked_at,
                 };
                 Some((host.clone(), presence))
             })

@@ -402,3 +402,117 @@ impl World {
             .cloned()
     }
 }
+
+fn place(world: &mut World, wants: Vec<Want>, limits: Limits) {
+    world
+        .driver
+        .apply(Input::Asked(Ask::Place { wants, limits }));
+}
+
+#[test]
+fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
+    let mut world = World::new();
+    let (_one, mut orders) = world.open("mini-1", World::hello());
+    world.open("mini-2", World::hello());
+    drop(world.stage("image"));
+    let image = want("image", 1, 1 << 20);
+    let placed = Want {
+        hosts: Some(["mini-1".parse().unwrap()].into()),
+        references: ["127.0.0.1:5000/image:other".to_owned()].into(),
+        ..image.clone()
+    };
+    place(&mut world, vec![placed.clone()], Limits::default());
+    let selected = |world: &World| {
+        let view = world.view.borrow().clone();
+        let image = view.images.get(&image.digest());
+        image.map(|image| (image.hosts_selected, image.references.len()))
+    };
+    assert_eq!(selected(&world), Some((2, 2)));
+
+    let (reply, _answer) = oneshot::channel();
+    let image_digest = image.digest();
+    world.driver.apply(Input::Asked(Ask::Cancel {
+        image: image_digest,
+        reply,
+    }));
+    assert_eq!(selected(&world), Some((1, 1)));
+
+    // what the objects limit reaches hosts, and goes with them
+    while orders.try_recv().is_ok() {}
+    let limits = Limits {
+        bandwidth: BandwidthRequest {
+            upload_bytes_per_second: 7,
+            download_bytes_per_second: 0,
+        },
+        origin_streams: Some(1),
+    };
+    place(&mut world, vec![placed], limits);
+    let told = |orders: &mut Receiver<Arc<message::Order>>| {
+        let mut last = None;
+        while let Ok(order) = orders.try_recv() {
+            if let Some(Kind::Bandwidth(bandwidth)) = &order.kind {
+                last = Some(bandwidth.upload_bytes_per_second);
+            }
+        }
+        last
+    };
+    assert_eq!(told(&mut orders), Some(7));
+    place(&mut world, Vec::new(), Limits::default());
+    assert_eq!(told(&mut orders), Some(0));
+    assert_eq!(selected(&world), None);
+}
+
+#[test]
+fn presence_is_what_a_host_saw_at_its_last_look_and_nothing_older() {
+    let mut world = World::new();
+    let presence = watch::channel(Arc::default());
+    world.driver.presence = presence.0;
+    let image = want("image", 1, 1 << 20).digest();
+    let state = |ready: &[&str], age_ms| message::ImageState {
+        manifest: image.as_bytes().to_vec(),
+        state: message::StageState::Present.into(),
+        presence_age_ms: age_ms,
+        ready_references: ready.iter().map(ToString::to_string).collect(),
+        ..message::ImageState::default()
+    };
+    let host = "mini-1".parse().unwrap();
+    let held = || {
+        let view = presence.1.borrow().clone();
+        let word = view.get(&host).cloned();
+        word.map(|word| word.holdings.get(&image).map_or(0, BTreeSet::len))
+    };
+    assert_eq!(held(), None);
+    let hello = message::Hello {
+        images: vec![state(&["r.test/a:1"], 0)],
+        ..World::hello()
+    };
+    let (session, _orders) = world.open("mini-1", hello);
+    assert_eq!(held(), Some(1));
+    let report = |images, full| message::Report {
+        images,
+        full,
+        ..message::Report::default()
+    };
+    world.report(
+        "mini-1",
+        session,
+        report(vec![state(&["r.test/a:1", "r.test/a:2"], 0)], false),
+    );
+    assert_eq!(held(), Some(2));
+    // a report that says nothing of it changes nothing; a full one does
+    world.report("mini-1", session, report(Vec::new(), false));
+    assert_eq!(held(), Some(2));
+    world.report("mini-1", session, report(Vec::new(), true));
+    assert_eq!(held(), Some(0));
+    // a look that hangs ages, however often the host reports
+    world.report(
+        "mini-1",
+        session,
+        report(vec![state(&["r.test/a:1"], 60_000)], false),
+    );
+    let age = presence.1.borrow()[&host].checked_at.elapsed();
+    assert!(age >= Duration::from_secs(60), "{age:?}");
+    // an older agent names no references: nothing is present by name
+    world.report("mini-1", session, report(vec![state(&[], 0)], false));
+    assert_eq!(held(), Some(0));
+}

@@ -123,6 +123,11 @@ pub enum Event {
         /// Who made it, as the sender said.
         maker: HostId,
     },
+    /// So many contents may be leased at one time from now on. Leases that run go on.
+    Limited {
+        /// The number, at least one.
+        origin_streams: usize,
+    },
     /// Time passed; only `now` matters.
     Tick,
 }

@@ -152,6 +152,10 @@ impl Plan {
             } => self.lease_progress(&host, content, chunks, paced),
             Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
             Event::Blamed { by, host, maker } => self.blamed(&by, &host, &maker),
+            Event::Limited { origin_streams } => {
+                self.config.origin_streams = origin_streams.max(1);
+                self.grant_wanted = true;
+            }
             Event::Tick => {}
         }
         if self.roster_at.is_some_and(|at| at <= self.now) {

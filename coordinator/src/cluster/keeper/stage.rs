@@ -20,12 +20,12 @@ use crate::{
     cluster::{
         crd::{
             ByteCounts, CompletionPolicy, FailingHost, Gate, GateMode, ImagePrePull,
-            ImagePrePullSpec, ImagePrePullStatus, MAX_FAILING, ObjectName, OnDeadline,
+            ImagePrePullSpec, ImagePrePullStatus, MAX_FAILING, ObjectName, OnDeadline, Rate,
         },
         index::{NodeFacts, ObjectKey, PrePullFacts, RunnerPoolFacts},
         write::{self, Own, WriteError},
     },
-    driver::{self, Ask},
+    driver::{self, Ask, Limits, stricter},
     resolve::{Registries, ResolveError},
     view::{HostState, ImageView},
     wants::Want,
@@ -234,6 +234,7 @@ impl Keeper {
 
     /// Tells the driver what the cluster wants, where that changed.
     fn place(&mut self) {
+        let mut limits = Limits::default();
         let mut wants: BTreeMap<Digest, Want> = BTreeMap::new();
         for (key, facts) in &self.index.prepulls {
             let Some(Stage {
@@ -248,6 +249,13 @@ impl Keeper {
             }
             let done = facts.is_done();
             let digest = want.digest();
+            if self
+                .stages
+                .get(key)
+                .is_some_and(|stage| stage.staged_at.is_none())
+            {
+                limit(&mut limits, &facts.spec);
+            }
             let hosts: BTreeSet<HostId> = self
                 .index
                 .selected(&facts.spec)
@@ -278,13 +286,14 @@ impl Keeper {
                 hosts: want.hosts.clone().unwrap_or_default(),
             })
             .collect();
-        if placed == self.placed {
+        if (&placed, limits) == (&self.placed, self.limits) {
             return;
         }
-        let ask = driver::Input::Asked(Ask::Place(wants.into_values().collect()));
+        let wants = wants.into_values().collect();
+        let ask = driver::Input::Asked(Ask::Place { wants, limits });
         // full: told at the next look
         if self.driver.try_send(ask).is_ok() {
-            self.placed = placed;
+            (self.placed, self.limits) = (placed, limits);
         }
     }
 
@@ -752,6 +761,22 @@ fn larger(a: ByteCounts, b: ByteCounts) -> ByteCounts {
         peers: a.peers.max(b.peers),
         local: a.local.max(b.local),
     }
+}
+
+/// Takes what an ImagePrePull limits into account: the strictest word counts, for the wire is shared.
+fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
+    if let Some(streams) = spec.origin_streams.and_then(|n| usize::try_from(n).ok()) {
+        limits.origin_streams = Some(limits.origin_streams.map_or(streams, |n| n.min(streams)));
+    }
+    let Some(bandwidth) = &spec.bandwidth else {
+        return;
+    };
+    let rate = |rate: &Option<Rate>| rate.map_or(0, |rate| rate.bytes_per_second);
+    let known = &mut limits.bandwidth;
+    known.upload_bytes_per_second =
+        stricter(known.upload_bytes_per_second, rate(&bandwidth.upload));
+    known.download_bytes_per_second =
+        stricter(known.download_bytes_per_second, rate(&bandwidth.download));
 }
 
 /// A status without what changes all the time.

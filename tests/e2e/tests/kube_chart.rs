@@ -1,0 +1,34 @@
+//! The chart on a real API server: `deploy/test --server` has it check every object, and a release live there.
+
+use std::{path::Path, process::Command};
+
+use e2e::api_server::{self, ApiServer};
+
+/// Set to `1` where the script may install what it needs (helm, kubectl).
+const SWITCH: &str = "PARBAKE_DEPLOY_TEST";
+
+#[test]
+#[expect(clippy::print_stderr, reason = "it isn't skipped in silence")]
+fn a_release_lives_on_a_real_api_server() {
+    if std::env::var_os(SWITCH).is_none_or(|value| value != "1") {
+        eprintln!("kube_chart: DIDN'T RUN: set {SWITCH}=1 to let deploy/test install helm and kubectl");
+        return;
+    }
+    let Some(assets) = api_server::assets("kube_chart") else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(ApiServer::start(&assets)).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/test");
+    let output = Command::new(script)
+        .arg("--server")
+        .arg(server.kubeconfig())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
