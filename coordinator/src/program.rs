@@ -13,12 +13,12 @@ use axum::Router;
 use link::{Credentials, Endpoint, Settings};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, Admin},
@@ -33,16 +33,19 @@ use crate::{
     fleet::{self, Membership, Reread},
     metrics::Metrics,
     random,
-    resolve::{Registries, RegistriesError},
+    resolve::{self, Registries, RegistriesError},
     secret::Secret,
     serve::{self, Certificate},
     session::{self, Sessions},
     view::Addresses,
-    wants::{Files, StateError},
+    wants::{Asked, Files, StateError, Want},
 };
 
 /// After a failed renewal of its own certificate the coordinator tries again.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
+
+/// After a failed attempt at what was asked for before a change of leader.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why the coordinator doesn't run, or ended unasked.
 #[derive(Debug, thiserror::Error)]
@@ -264,6 +267,7 @@ impl Coordinator {
         let kept = files.load()?;
         let registries = Arc::new(Registries::new(config.origin.clone())?);
         registries.remember(&kept.wants);
+        let asked = files.asked(&kept.wants)?;
         let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
 
         let identity = authority.issue_own(config.certificate_lifetime)?;
@@ -309,6 +313,8 @@ impl Coordinator {
             registries: registries.clone(),
             metrics: metrics.clone(),
         };
+        let again = ask_again(asked, registries.clone(), inbox.clone(), shutdown.clone());
+        tasks.spawn(part("what was asked before", again));
         let (followers, enrolments) = Api::semaphores();
         let api = Api {
             inbox: inbox.clone(),
@@ -526,6 +532,49 @@ fn link_settings() -> Settings {
         max_streams: 16,
         ..Settings::default()
     }
+}
+
+/// Asks the registry, by digest, for what another replica was asked for, and has it staged again.
+async fn ask_again(
+    asked: Vec<Asked>,
+    registries: Arc<Registries>,
+    inbox: mpsc::Sender<driver::Input>,
+    shutdown: CancellationToken,
+) {
+    let work = async {
+        for asked in asked {
+            let Some(reference) = asked.references.first() else {
+                continue;
+            };
+            let reference = resolve::by_digest(reference, asked.digest);
+            let want = loop {
+                match registries.resolve(&reference, asked.hosts.clone()).await {
+                    Ok(want) => break want,
+                    Err(error) => {
+                        warn!(%error, "an image that was asked for before can't be resolved; it is tried again");
+                        sleep(ASK_AGAIN).await;
+                    }
+                }
+            };
+            let want = Box::new(Want {
+                references: asked.references,
+                wanted_at: asked.wanted_at,
+                ..want
+            });
+            // nobody waits for the answer
+            let (reply, _) = oneshot::channel();
+            drop(
+                inbox
+                    .send(driver::Input::Asked(driver::Ask::Stage { want, reply }))
+                    .await,
+            );
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        () = work => {}
+    }
+    shutdown.cancelled().await;
 }
 
 /// A task that says which one it was when it ends.

@@ -398,6 +398,15 @@ fn failed(reference: &str, error: OriginError) -> ResolveError {
     }
 }
 
+/// `image` by this digest instead of its tag.
+pub(crate) fn by_digest(image: &str, digest: impl std::fmt::Display) -> String {
+    let name = image.split('@').next().unwrap_or(image);
+    let tag = name
+        .rfind(':')
+        .filter(|colon| name.rfind('/').is_none_or(|slash| slash < *colon));
+    format!("{}@{digest}", &name[..tag.unwrap_or(name.len())])
+}
+
 /// Checks a reference. It stays as it was typed: goldens are named by a hash of that text.
 fn parse(reference: &str) -> Result<Reference, ResolveError> {
     let refuse = |reason: &str| ResolveError::Reference {
@@ -456,6 +465,18 @@ mod tests {
             error.unwrap_err().to_string(),
             "its entry for t.test holds no user and password"
         );
+    }
+
+    #[test]
+    fn a_digest_takes_the_place_of_the_tag() {
+        for (image, expected) in [
+            ("r.test/a/b:1", "r.test/a/b@sha256:00"),
+            ("r.test:5000/a/b", "r.test:5000/a/b@sha256:00"),
+            ("r.test:5000/a/b:x", "r.test:5000/a/b@sha256:00"),
+            ("r.test/a@sha256:11", "r.test/a@sha256:00"),
+        ] {
+            assert_eq!(by_digest(image, "sha256:00"), expected);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is wanted, kept over restarts: one file per image in `wants/`, and two small ones beside.
 //!
-//! `wants/<manifest digest in hex>` is JSON: references, selection, and the manifest's own bytes (base64), so that a
+//! `asked/<manifest digest in hex>` is the same without the manifest: small enough for what replicas share, and enough
+//! to ask the registry again. `wants/<manifest digest in hex>` is JSON: references, selection, and the manifest's own bytes (base64), so that a
 //! file is whole in itself and proves itself: the bytes have the digest that is the file's name. `bandwidth.json` holds
 //! the limits set by operators, `roster.json` where hosts were reached last: after a restart hosts go on with the peers
 //! that they know until each has connected again.
@@ -53,6 +54,7 @@ pub(crate) struct Place {
 pub(crate) struct Files {
     dir: PathBuf,
     wants: PathBuf,
+    asked: PathBuf,
 }
 
 /// All that survived.
@@ -83,15 +85,38 @@ struct WantFile {
     manifest: String,
 }
 
+/// The directory of what operators asked for, below the state directory.
+pub(crate) const ASKED: &str = "asked";
+
+/// What operators asked for, without the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct AskedFile {
+    references: BTreeSet<String>,
+    hosts: Option<BTreeSet<String>>,
+    wanted_at: u64,
+}
+
+/// What another replica was asked for, and this one has no manifest of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) digest: Digest,
+    pub(crate) references: BTreeSet<String>,
+    pub(crate) hosts: Option<BTreeSet<HostId>>,
+    pub(crate) wanted_at: u64,
+}
+
 impl Files {
     /// Makes the directories. Blocks.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, StateError> {
         let this = Self {
             dir: state_dir.to_path_buf(),
             wants: state_dir.join("wants"),
+            asked: state_dir.join(ASKED),
         };
-        durable::make_dir(&this.wants).map_err(at(&this.wants))?;
-        for dir in [&this.dir, &this.wants] {
+        for dir in [&this.wants, &this.asked] {
+            durable::make_dir(dir).map_err(at(dir))?;
+        }
+        for dir in [&this.dir, &this.wants, &this.asked] {
             durable::sweep(dir).map_err(at(dir))?;
         }
         Ok(this)
@@ -123,14 +148,38 @@ impl Files {
         Ok(kept)
     }
 
+    /// What is asked for and not among these wants: another replica had the manifests. Oldest first. Blocks.
+    pub(crate) fn asked(&self, wants: &[Want]) -> Result<Vec<Asked>, StateError> {
+        let mut asked = Vec::new();
+        for name in durable::names(&self.asked).map_err(at(&self.asked))? {
+            let path = self.asked.join(&name);
+            let bytes = fs::read(&path).map_err(at(&path))?;
+            let parsed = parse_asked(&name, &bytes);
+            match parsed {
+                Ok(found) if wants.iter().any(|want| want.digest() == found.digest) => {}
+                Ok(found) => asked.push(found),
+                Err(reason) => self.set_aside(&path, &reason)?,
+            }
+        }
+        asked.sort_by_key(|asked| (asked.wanted_at, asked.digest));
+        Ok(asked)
+    }
+
     /// Keeps a want. Blocks.
     pub(crate) fn keep(&self, want: &Want) -> Result<(), StateError> {
+        let hosts: Option<BTreeSet<String>> = want
+            .hosts
+            .as_ref()
+            .map(|hosts| hosts.iter().map(ToString::to_string).collect());
+        let asked = AskedFile {
+            references: want.references.clone(),
+            hosts: hosts.clone(),
+            wanted_at: want.wanted_at,
+        };
+        self.write(&self.asked.join(want.digest().hex().to_string()), &asked)?;
         let file = WantFile {
             references: want.references.clone(),
-            hosts: want
-                .hosts
-                .as_ref()
-                .map(|hosts| hosts.iter().map(ToString::to_string).collect()),
+            hosts,
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
             wanted_at: want.wanted_at,
@@ -141,11 +190,16 @@ impl Files {
 
     /// Drops a want. Blocks.
     pub(crate) fn drop(&self, image: &Digest) -> Result<(), StateError> {
-        let path = self.wants.join(image.hex().to_string());
-        match durable::remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
-            _ => Ok(()),
+        for dir in [&self.asked, &self.wants] {
+            let path = dir.join(image.hex().to_string());
+            match durable::remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(at(&path)(error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Keeps the limits. Blocks.
@@ -196,16 +250,29 @@ impl Files {
     }
 }
 
+fn parse_hosts(hosts: Option<BTreeSet<String>>) -> Result<Option<BTreeSet<HostId>>, String> {
+    hosts
+        .map(|hosts| hosts.iter().map(|host| host.parse()).collect())
+        .transpose()
+        .map_err(|error: proto::host::ParseHostIdError| error.to_string())
+}
+
+fn parse_asked(name: &str, bytes: &[u8]) -> Result<Asked, String> {
+    let file: AskedFile = serde_json::from_slice(bytes).map_err(text)?;
+    Ok(Asked {
+        digest: format!("sha256:{name}").parse().map_err(text)?,
+        references: file.references,
+        hosts: parse_hosts(file.hosts)?,
+        wanted_at: file.wanted_at,
+    })
+}
+
 fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
     let digest: Digest = format!("sha256:{name}").parse().map_err(text)?;
     let file: WantFile = serde_json::from_slice(bytes).map_err(text)?;
     let manifest = STANDARD.decode(&file.manifest).map_err(text)?;
     let layout = Layout::parse(&manifest, &digest).map_err(text)?;
-    let hosts = file
-        .hosts
-        .map(|hosts| hosts.iter().map(|host| host.parse()).collect())
-        .transpose()
-        .map_err(|error: proto::host::ParseHostIdError| error.to_string())?;
+    let hosts = parse_hosts(file.hosts)?;
     Ok(Want {
         layout: Arc::new(layout),
         manifest: manifest.into(),
@@ -307,8 +374,20 @@ pub(crate) mod tests {
         assert_eq!(kept.bandwidth.unwrap().upload_bytes_per_second, 7);
         assert_eq!(kept.roster, roster);
 
+        // a replica that shares only what was asked for asks the registry again
+        fs::remove_dir_all(dir.path().join("wants")).unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let asked = files.asked(&[]).unwrap();
+        let digests: Vec<_> = asked.iter().map(|asked| asked.digest).collect();
+        assert_eq!(digests, [two.digest(), one.digest()]);
+        assert_eq!(asked[0].hosts, two.hosts);
+        assert_eq!(files.asked(&[two.clone()]).unwrap().len(), 1);
+        files.keep(&one).unwrap();
+        files.keep(&two).unwrap();
+
         files.drop(&one.digest()).unwrap();
         files.drop(&one.digest()).unwrap();
+        assert_eq!(files.asked(&[]).unwrap().len(), 1);
         assert_eq!(files.load().unwrap().wants.len(), 1);
     }
 

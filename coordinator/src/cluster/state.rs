@@ -37,6 +37,7 @@ use crate::{
     authority::{Authority, OpenAuthorityError},
     durable,
     enrolment::{Enrolment, RecordError},
+    wants::ASKED,
 };
 
 /// The Secret's name.
@@ -61,10 +62,11 @@ const SINGLE: [(&str, &str, u32); 3] = [
     ("api.token", "api.token", durable::SECRET),
 ];
 /// Directories of records: key in the Secret, path.
-const RECORDS: [(&str, &str); 3] = [
+const RECORDS: [(&str, &str); 4] = [
     ("tokens.json", "tokens"),
     ("enrolled.json", "enrolled"),
     ("revoked.json", "revoked"),
+    ("asked.json", ASKED),
 ];
 
 /// Why shared state can't be had or kept.
@@ -122,7 +124,12 @@ impl Facts {
         for (key, path) in RECORDS {
             let path = dir.join(path);
             let mut records = BTreeMap::new();
-            for name in durable::names(&path).map_err(at(&path))? {
+            let names = match durable::names(&path) {
+                // made with its first record
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+                names => names.map_err(at(&path))?,
+            };
+            for name in names {
                 let file = path.join(&name);
                 match std::fs::read_to_string(&file) {
                     Ok(text) => _ = records.insert(name, text),

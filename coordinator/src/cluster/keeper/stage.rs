@@ -26,7 +26,7 @@ use crate::{
         write::{self, Own, WriteError},
     },
     driver::{self, Ask, Limits, stricter},
-    resolve::{Registries, ResolveError},
+    resolve::{Registries, ResolveError, by_digest},
     view::{HostState, ImageView},
     wants::Want,
 };
@@ -173,7 +173,7 @@ impl Keeper {
         let (client, registries) = (self.client.clone(), self.registries.clone());
         let image = facts.spec.image.clone();
         let secret = facts.spec.pull_secret_ref.clone();
-        let reference = digest.map_or_else(|| image.clone(), |digest| by_digest(&image, &digest));
+        let reference = digest.map_or_else(|| image.clone(), |digest| by_digest(&image, digest));
         self.jobs.spawn(async move {
             if let Some(secret) = secret
                 && let Err(message) = learn(client, &key, &secret.name, &registries).await
@@ -811,15 +811,6 @@ fn patch_of(status: &ImagePrePullStatus) -> Value {
     value
 }
 
-/// `image` by this digest instead of its tag.
-fn by_digest(image: &str, digest: &str) -> String {
-    let name = image.split('@').next().unwrap_or(image);
-    let tag = name
-        .rfind(':')
-        .filter(|colon| name.rfind('/').is_none_or(|slash| slash < *colon));
-    format!("{}@{digest}", &name[..tag.unwrap_or(name.len())])
-}
-
 const fn unresolved(error: &ResolveError) -> &'static str {
     match error {
         ResolveError::Reference { .. } => "InvalidReference",
@@ -937,21 +928,4 @@ fn follow(facts: &PrePullFacts, pool: &RunnerPoolFacts, mode: GateMode) -> Optio
             },
         })
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::by_digest;
-
-    #[test]
-    fn a_digest_takes_the_place_of_the_tag() {
-        for (image, expected) in [
-            ("r.test/a/b:1", "r.test/a/b@sha256:00"),
-            ("r.test:5000/a/b", "r.test:5000/a/b@sha256:00"),
-            ("r.test:5000/a/b:x", "r.test:5000/a/b@sha256:00"),
-            ("r.test/a@sha256:11", "r.test/a@sha256:00"),
-        ] {
-            assert_eq!(by_digest(image, "sha256:00"), expected);
-        }
-    }
 }
