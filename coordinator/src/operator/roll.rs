@@ -49,7 +49,7 @@ pub(super) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
     match found.as_slice() {
         [pod] => shown(pod, json),
         [] => bail!(
-            "`{name}` is neither a host nor a Pod that is gated; see `parbake hosts`, or write the Pod as namespace/name"
+            "`{name}` is no host that enrolled and no Pod that is gated; see `parbake hosts`, or write the Pod as namespace/name"
         ),
         _ => bail!("several Pods are called `{name}`; write it as namespace/name"),
     }
