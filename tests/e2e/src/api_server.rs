@@ -38,6 +38,7 @@ pub struct ApiServer {
     dir: TempDir,
     address: SocketAddr,
     etcd_address: SocketAddr,
+    flags: Vec<String>,
     etcd: Process,
     server: Option<Process>,
 }
@@ -78,6 +79,14 @@ impl ApiServer {
     /// # Errors
     /// When one of them doesn't come up; the error ends with its last log lines.
     pub async fn start(assets: &Path) -> anyhow::Result<Self> {
+        Self::start_with(assets, &[]).await
+    }
+
+    /// [`start`](Self::start) with further flags of kube-apiserver.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_with(assets: &Path, flags: &[String]) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("parbake-kube")
             .tempdir()
@@ -107,6 +116,7 @@ impl ApiServer {
             dir,
             address,
             etcd_address,
+            flags: flags.to_vec(),
             etcd,
             server: None,
         };
@@ -145,7 +155,10 @@ impl ApiServer {
             .arg(flag("client-ca-file", "ca.crt"))
             .arg(flag("token-auth-file", "tokens.csv"))
             .arg(flag("service-account-key-file", "accounts.pub"))
-            .arg(flag("service-account-signing-key-file", "accounts.key"));
+            .arg(flag("service-account-signing-key-file", "accounts.key"))
+            .arg(flag("audit-policy-file", "audit.json"))
+            .arg(flag("audit-log-path", "audit.log"))
+            .args(&self.flags);
         let log = path("server.log");
         self.server = Some(Process(spawn(command, &log)?));
         let client = self.client().await?;
@@ -204,6 +217,20 @@ impl ApiServer {
         client(&self.kubeconfig()).await
     }
 
+    /// What service accounts asked for so far, and how it was answered: audit events, one for each request.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn audited(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let log = std::fs::read_to_string(self.dir.path().join("audit.log"))
+            .context("reading the audit log")?;
+        // the last line may be half written
+        let events = log
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        Ok(events.collect())
+    }
+
     /// Its address.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
@@ -223,6 +250,13 @@ pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
+/// Service accounts are what a test asks about; the tests' own user does everything.
+const AUDIT_POLICY: &str = r#"{
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{ "level": "Metadata", "userGroups": ["system:serviceaccounts"] }, { "level": "None" }]
+}"#;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Child> {
@@ -274,6 +308,7 @@ fn write_keys(dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
             "tokens.csv",
             format!("{token},admin,1,\"system:masters\"\n"),
         ),
+        ("audit.json", AUDIT_POLICY.to_owned()),
     ] {
         std::fs::write(dir.join(name), text)?;
     }

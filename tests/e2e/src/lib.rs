@@ -11,3 +11,4 @@ pub mod image;
 pub mod registry;
 pub mod runners;
 pub mod tart_client;
+pub mod world;

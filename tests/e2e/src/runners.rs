@@ -5,8 +5,11 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -31,6 +34,8 @@ pub const NAMESPACE: &str = "tuist-runners";
 /// The label that lets a Pod drain.
 pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
 const POOL_LABEL: &str = "tuist.dev/runner-pool";
+/// The label of a Pod that works for somebody.
+pub const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
 const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
 /// The API server serves a new definition after a moment.
@@ -196,16 +201,49 @@ struct PoolFacts {
     replicas: usize,
 }
 
+/// How the three behave, and what they met. Shared with whoever turns it.
+#[derive(Debug)]
+pub struct Manners {
+    /// Whether the other controller labels stale Pods by itself, all of them at once.
+    pub greedy: AtomicBool,
+    /// Whether the dispatcher sends stale labelled Pods home.
+    pub dispatches: AtomicBool,
+    /// Whether kubelets start Pods.
+    pub boots: AtomicBool,
+    /// Labels that were refused to the other controller, by what it was told.
+    pub refused: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            greedy: AtomicBool::new(false),
+            dispatches: AtomicBool::new(true),
+            boots: AtomicBool::new(true),
+            refused: Mutex::default(),
+        }
+    }
+}
+
+impl Manners {
+    /// What the other controller was told so far, and how often.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<String, usize> {
+        self.refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
 /// Controller, kubelet and dispatcher in one: they look at the same Pods. Hosts take one Pod each.
 pub struct Runners {
     client: Client,
     nodes: Vec<String>,
     made: usize,
     seen: BTreeMap<String, Instant>,
-    /// Whether the other controller labels stale Pods by itself, all of them at once.
-    pub greedy: bool,
-    /// Labels that were refused to it.
-    pub refused: Vec<String>,
+    /// How they behave.
+    pub manners: Arc<Manners>,
 }
 
 impl Runners {
@@ -217,8 +255,7 @@ impl Runners {
             nodes,
             made: 0,
             seen: BTreeMap::new(),
-            greedy: false,
-            refused: Vec::new(),
+            manners: Arc::default(),
         }
     }
 
@@ -283,27 +320,42 @@ impl Runners {
                 .spec
                 .as_ref()
                 .is_some_and(|spec| spec.node_name.is_some());
-            if phase(pod) == "Pending" && placed && since.elapsed() >= BOOT {
+            let boots = self.manners.boots.load(Ordering::Relaxed);
+            if phase(pod) == "Pending" && placed && boots && since.elapsed() >= BOOT {
                 self.start(&name).await?;
             }
             let stale = pool.is_some_and(|pool| image(pod) != pool.image);
             if phase(pod) == "Running" && stale {
                 if label(pod, DRAIN_LABEL) == Some("true") {
-                    // its poll gets 410, and it exits
+                    // its poll gets 410, and it exits; one that works doesn't poll
+                    if is_busy(pod) || !self.manners.dispatches.load(Ordering::Relaxed) {
+                        continue;
+                    }
                     let patch = json!({ "status": { "phase": "Succeeded" } });
                     let params = PatchParams::default();
                     api.patch_status(&name, &params, &Patch::Merge(&patch))
                         .await?;
-                } else if self.greedy {
+                } else if self.manners.greedy.load(Ordering::Relaxed) {
                     let patch = json!({ "metadata": { "labels": { DRAIN_LABEL: "true" } } });
                     let params = PatchParams::default();
                     if let Err(kube::Error::Api(status)) =
                         api.patch(&name, &params, &Patch::Merge(&patch)).await
                     {
-                        self.refused.push(status.message.clone());
+                        let mut refused = self
+                            .manners
+                            .refused
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner);
+                        *refused.entry(status.message.clone()).or_default() += 1;
                     }
                 }
             }
+        }
+        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+        for pod in all.iter().filter(|pod| is_alive(pod)) {
+            *taken
+                .entry(node(pod).unwrap_or_default().to_owned())
+                .or_default() += 1;
         }
         for pool in &pools {
             let alive = |pod: &&Pod| {
@@ -312,13 +364,17 @@ impl Runners {
                     && !matches!(phase(pod), "Succeeded" | "Failed")
             };
             for _ in all.iter().filter(alive).count()..pool.replicas {
-                self.make(pool, &all).await?;
+                self.make(pool, &mut taken).await?;
             }
         }
         Ok(all)
     }
 
-    async fn make(&mut self, pool: &PoolFacts, all: &[Pod]) -> anyhow::Result<()> {
+    async fn make(
+        &mut self,
+        pool: &PoolFacts,
+        taken: &mut BTreeMap<String, usize>,
+    ) -> anyhow::Result<()> {
         self.made += 1;
         let name = format!("{}-{}", pool.name, self.made);
         let owner = json!([{
@@ -327,14 +383,12 @@ impl Runners {
             "name": pool.name,
             "uid": pool.uid,
         }]);
-        let taken = |node: &&String| {
-            all.iter().any(|pod| {
-                pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(node)
-                    && !matches!(phase(pod), "Succeeded" | "Failed")
-            })
-        };
-        let node = self.nodes.iter().find(|node| !taken(node)).cloned();
-        let node = node.or_else(|| self.nodes.get(self.made % self.nodes.len()).cloned());
+        // the emptiest, as a scheduler would
+        let many = |node: &String| taken.get(node).copied().unwrap_or(0);
+        let node = self.nodes.iter().min_by_key(|node| many(node)).cloned();
+        if let Some(node) = &node {
+            *taken.entry(node.clone()).or_default() += 1;
+        }
         let account = serde_json::from_value(json!({
             "metadata": { "name": name, "ownerReferences": owner },
         }))?;
@@ -406,6 +460,24 @@ pub fn image(pod: &Pod) -> &str {
         .unwrap_or_default()
 }
 
+/// Whether a Pod works for somebody.
+#[must_use]
+pub fn is_busy(pod: &Pod) -> bool {
+    label(pod, BUSY_LABEL).is_some_and(|owner| !owner.is_empty())
+}
+
+/// Where a Pod runs.
+#[must_use]
+pub fn node(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// Whether a Pod may drain.
+#[must_use]
+pub fn is_labelled(pod: &Pod) -> bool {
+    label(pod, DRAIN_LABEL) == Some("true")
+}
+
 /// A label of a Pod.
 #[must_use]
 pub fn label<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
@@ -419,8 +491,19 @@ pub struct Rule {
     pub image: String,
     /// The most that may be in flight.
     pub cap: usize,
-    /// What has to be on a Node's disk before a Pod there may drain: a path below its tart home.
-    pub disk: PathBuf,
+    /// What has to be on a Node's disk before a Pod there may drain: a path below its tart home. `None`: nothing.
+    pub disk: Option<PathBuf>,
+}
+
+/// A Pod that got the label.
+#[derive(Clone, Debug)]
+pub struct Labelled {
+    /// Its name.
+    pub pod: String,
+    /// Where it runs.
+    pub node: String,
+    /// When the checker saw it.
+    pub at: SystemTime,
 }
 
 /// What the checker saw.
@@ -428,10 +511,12 @@ pub struct Rule {
 pub struct Findings {
     /// What must not happen.
     pub violations: Vec<String>,
-    /// Pods that got the label, with when.
-    pub labelled: Vec<(String, Instant)>,
+    /// Pods that got the label, in order.
+    pub labelled: Vec<Labelled>,
     /// Pods that lost it again.
     pub withdrawn: Vec<String>,
+    /// Stale Pods that were deleted before they had started.
+    pub reaped: Vec<String>,
     /// The most Pods in flight at one time.
     pub most_in_flight: usize,
     /// Pod events.
@@ -492,7 +577,12 @@ impl Checker {
                     known.insert(pod.metadata.name.clone().unwrap_or_default(), pod);
                 }
                 Some(Ok(watcher::Event::Delete(pod))) => {
-                    known.remove(&pod.metadata.name.clone().unwrap_or_default());
+                    let name = pod.metadata.name.clone().unwrap_or_default();
+                    if let Some(before) = known.remove(&name)
+                        && before.metadata.uid == pod.metadata.uid
+                    {
+                        self.check_gone(&known, &before);
+                    }
                 }
                 // an API server that restarts
                 Some(Err(_)) => tokio::time::sleep(LOOK_EVERY).await,
@@ -510,55 +600,110 @@ impl Checker {
         else {
             return;
         };
-        let before = known.get(&name);
-        let same = before.is_some_and(|before| before.metadata.uid == pod.metadata.uid);
-        let had = before
-            .filter(|_| same)
-            .is_some_and(|before| label(before, DRAIN_LABEL) == Some("true"));
-        let has = label(pod, DRAIN_LABEL) == Some("true");
+        let before = known
+            .get(&name)
+            .filter(|before| before.metadata.uid == pod.metadata.uid);
+        let had = before.is_some_and(is_labelled);
+        let has = is_labelled(pod);
         if had && !has {
             findings.withdrawn.push(name.clone());
         }
         let mut now: BTreeMap<&String, &Pod> = known.iter().collect();
         now.insert(&name, pod);
-        let alive: Vec<&&Pod> = now
-            .values()
-            .filter(|pod| {
-                label(pod, POOL_LABEL) == Some(pool)
-                    && pod.metadata.deletion_timestamp.is_none()
-                    && !matches!(phase(pod), "Succeeded" | "Failed")
-            })
-            .collect();
-        let stale = alive.iter().filter(|pod| image(pod) != rule.image).count();
-        let labelled = alive
-            .iter()
-            .filter(|pod| image(pod) != rule.image && label(pod, DRAIN_LABEL) == Some("true"))
-            .count();
-        let cold = alive
-            .iter()
-            .filter(|pod| image(pod) == rule.image && phase(pod) != "Running")
-            .count();
-        let in_flight = labelled + if stale > 0 { cold } else { 0 };
+        let in_flight = in_flight(now.values().copied(), pool, rule);
         findings.most_in_flight = findings.most_in_flight.max(in_flight);
         if has && !had && image(pod) != rule.image {
-            findings.labelled.push((name.clone(), Instant::now()));
-            if in_flight > rule.cap {
-                findings.violations.push(format!(
-                    "{name} was labelled with {in_flight} in flight, cap {}",
-                    rule.cap
-                ));
+            findings.labelled.push(Labelled {
+                pod: name.clone(),
+                node: node(pod).unwrap_or_default().to_owned(),
+                at: SystemTime::now(),
+            });
+            if is_busy(pod) {
+                findings
+                    .violations
+                    .push(format!("{name} was labelled while it works"));
             }
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-            let disk = node
-                .as_ref()
-                .and_then(|node| self.homes.get(node))
-                .map(|home| home.join(&rule.disk));
-            if !disk.is_some_and(|disk| disk.exists()) {
-                findings.violations.push(format!(
-                    "{name} was labelled on {node:?}, which doesn't hold {}",
-                    rule.disk.display()
-                ));
-            }
+            self.check_budget(&mut findings, rule, pod, "labelled", in_flight);
+        }
+        if let Some(before) = before.filter(|before| is_alive(before))
+            && pod.metadata.deletion_timestamp.is_some()
+        {
+            self.check_reaped(&mut findings, rule, before, in_flight + 1);
         }
     }
+
+    /// A Pod that went without being seen on its way out was deleted at once.
+    fn check_gone(&self, known: &BTreeMap<String, Pod>, before: &Pod) {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.events += 1;
+        let Some((pool, rule)) =
+            label(before, POOL_LABEL).and_then(|pool| rules.get_key_value(pool))
+        else {
+            return;
+        };
+        if is_alive(before) {
+            let in_flight = in_flight(known.values(), pool, rule) + 1;
+            self.check_reaped(&mut findings, rule, before, in_flight);
+        }
+    }
+
+    fn check_reaped(&self, findings: &mut Findings, rule: &Rule, pod: &Pod, in_flight: usize) {
+        if image(pod) == rule.image {
+            return;
+        }
+        if phase(pod) == "Pending" {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            findings.reaped.push(name);
+            self.check_budget(findings, rule, pod, "reaped", in_flight);
+        }
+    }
+
+    fn check_budget(
+        &self,
+        findings: &mut Findings,
+        rule: &Rule,
+        pod: &Pod,
+        what: &str,
+        in_flight: usize,
+    ) {
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        if in_flight > rule.cap {
+            findings.violations.push(format!(
+                "{name} was {what} with {in_flight} in flight, cap {}",
+                rule.cap
+            ));
+        }
+        let Some(disk) = &rule.disk else {
+            return;
+        };
+        let node = node(pod);
+        let held = node
+            .and_then(|node| self.homes.get(node))
+            .is_some_and(|home| home.join(disk).exists());
+        if !held {
+            findings.violations.push(format!(
+                "{name} was {what} on {node:?}, which doesn't hold {}",
+                disk.display()
+            ));
+        }
+    }
+}
+
+fn is_alive(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// Stale ones that may drain and, while any stale one lives, idle current ones that don't run.
+fn in_flight<'a>(pods: impl Iterator<Item = &'a Pod>, pool: &str, rule: &Rule) -> usize {
+    let (mut stale, mut labelled, mut cold) = (0, 0, 0);
+    for pod in pods.filter(|pod| is_alive(pod) && label(pod, POOL_LABEL) == Some(pool)) {
+        if image(pod) == rule.image {
+            cold += usize::from(phase(pod) != "Running" && !is_busy(pod));
+        } else {
+            stale += 1;
+            labelled += usize::from(is_labelled(pod));
+        }
+    }
+    labelled + if stale > 0 { cold } else { 0 }
 }
