@@ -10,20 +10,22 @@ pub(crate) mod blob;
 pub(crate) mod blobs;
 mod range;
 mod request;
+#[cfg(target_os = "linux")]
+mod sendfile;
 mod serve;
 mod upstream;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use origin::Secret;
 use proto::HostId;
 use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
     time::sleep,
@@ -34,7 +36,7 @@ use tracing::debug;
 
 use self::{
     blobs::{Blobs, Limits},
-    serve::{Pulse, Service},
+    serve::{Content, Pulse, Service},
     upstream::Upstreams,
 };
 pub(crate) use self::{request::registry, serve::Wish};
@@ -197,6 +199,30 @@ pub(crate) async fn open(
     Ok(Some((mirror, ears)))
 }
 
+/// A mirror without an agent round it, for measuring: it serves what its cache holds, to whom the upstream accepts, and
+/// fetches nothing. Runs until `stop` is cancelled; `ready` is told where it listens.
+///
+/// # Errors
+/// When it can't listen, its cache can't be opened, or `origin`'s files can't be read.
+pub async fn serve_cached(
+    settings: Settings,
+    me: &HostId,
+    origin: &crate::config::OriginConfig,
+    stop: CancellationToken,
+    ready: tokio::sync::oneshot::Sender<SocketAddr>,
+) -> anyhow::Result<()> {
+    let (metrics, _) = Metrics::new();
+    let opened = open(settings, me, 0, Origin::new(origin)?, metrics).await?;
+    let (mirror, ears) = opened.context("the mirror is switched off")?;
+    if let Some(address) = mirror.address() {
+        // who doesn't wait for it doesn't want to know
+        ready.send(address).ok();
+    }
+    let served = mirror.serve(stop).await;
+    drop(ears);
+    served
+}
+
 fn acceptor(chain: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAcceptor> {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
     let certificates = CertificateDer::pem_file_iter(chain)
@@ -246,7 +272,7 @@ impl Mirror {
                     let (service, acceptor) = (self.service.clone(), self.acceptor.clone());
                     connections.spawn(async move {
                         match acceptor {
-                            None => talk(service, stream).await,
+                            None => talk_plainly(service, stream).await,
                             Some(acceptor) => {
                                 let hello = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
                                 if let Ok(Ok(stream)) = hello.await {
@@ -261,6 +287,43 @@ impl Mirror {
     }
 }
 
+/// Speaks with one client without TLS: blobs leave by `sendfile` as long as it asks for nothing else.
+#[cfg(target_os = "linux")]
+async fn talk_plainly(service: Arc<Service>, stream: TcpStream) {
+    use tokio::io::AsyncReadExt as _;
+
+    let pulse = Arc::new(Pulse::new());
+    let rest = tokio::select! {
+        rest = sendfile::talk(&service, stream, &pulse) => rest,
+        () = silent(&pulse) => {
+            debug!("a client took nothing for too long");
+            None
+        }
+    };
+    if let Some((stream, read)) = rest {
+        let (reader, writer) = stream.into_split();
+        let reader = std::io::Cursor::new(read).chain(reader);
+        talk(service, tokio::io::join(reader, writer)).await;
+    }
+}
+
+/// Speaks with one client without TLS.
+#[cfg(not(target_os = "linux"))]
+async fn talk_plainly(service: Arc<Service>, stream: TcpStream) {
+    talk(service, stream).await;
+}
+
+/// Returns when nothing moved for too long.
+async fn silent(pulse: &Pulse) {
+    loop {
+        let silence = pulse.silence();
+        if silence >= IDLE {
+            return;
+        }
+        sleep(IDLE.saturating_sub(silence)).await;
+    }
+}
+
 /// Speaks with one client until either ends.
 async fn talk(service: Arc<Service>, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
     let pulse = Arc::new(Pulse::new());
@@ -271,23 +334,20 @@ async fn talk(service: Arc<Service>, stream: impl AsyncRead + AsyncWrite + Unpin
         .max_buf_size(HEAD_BYTES)
         .serve_connection(
             TokioIo::new(stream),
-            service_fn(move |request| service.clone().answer(request, pulse.clone())),
+            service_fn(move |request: hyper::Request<Incoming>| {
+                let (service, pulse) = (service.clone(), pulse.clone());
+                async move {
+                    let answered = service.answer(&request, &pulse).await;
+                    answered.map(|response| response.map(Content::into_body))
+                }
+            }),
         );
-    let silent = async {
-        loop {
-            let silence = watch.silence();
-            if silence >= IDLE {
-                return;
-            }
-            sleep(IDLE.saturating_sub(silence)).await;
-        }
-    };
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
                 debug!(%error, "a client's connection ended");
             }
         }
-        () = silent => debug!("a client took nothing for too long"),
+        () = silent(&watch) => debug!("a client took nothing for too long"),
     }
 }

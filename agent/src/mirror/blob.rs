@@ -313,22 +313,27 @@ impl Blob {
         end.max(offset).min(size)
     }
 
-    /// Bytes for a client, which remembers that unproved ones leave; `None` when they may not leave any more. The caller
-    /// asks [`Reading::is_misled`] before it passes them on. Blocks.
+    /// Whether this part may leave now; remembers that unproved bytes do. The caller asks [`Reading::is_misled`] before it
+    /// goes on to the next part.
+    pub(crate) fn offer(&self, offset: u64, end: u64) -> bool {
+        if self.is_whole() {
+            return true;
+        }
+        // marked first, then looked again: a chunk that is dropped meanwhile either isn't ready any more, or whoever drops
+        // it sees the mark
+        self.given.fetch_max(end, Ordering::AcqRel);
+        self.ready(offset) >= end
+    }
+
+    /// Bytes for a client; `None` when they may not leave any more. Blocks.
     pub(crate) fn give(
         &self,
         file: &File,
         offset: u64,
         length: usize,
     ) -> io::Result<Option<Vec<u8>>> {
-        let end = offset + length as u64;
-        if !self.is_whole() {
-            // marked first, then looked again: a chunk that is dropped meanwhile either isn't ready any more, or whoever
-            // drops it sees the mark
-            self.given.fetch_max(end, Ordering::AcqRel);
-            if self.ready(offset) < end {
-                return Ok(None);
-            }
+        if !self.offer(offset, offset + length as u64) {
+            return Ok(None);
         }
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, offset)?;

@@ -21,7 +21,7 @@ use futures_util::stream;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
-    body::{Frame, Incoming},
+    body::Frame,
     header::{
         ACCEPT, ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
         ETAG, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, WWW_AUTHENTICATE,
@@ -55,8 +55,34 @@ const PIECE: usize = 256 << 10;
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
-/// The body of an answer.
+/// The body of an answer to hyper.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// What an answer carries.
+pub(super) enum Content {
+    /// These bytes.
+    Bytes(Bytes),
+    /// A blob, or a part of it.
+    Blob(Box<Stream>),
+}
+
+impl Content {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Blob(stream) => stream.end - stream.at,
+        }
+    }
+
+    pub(super) fn into_body(self) -> Body {
+        match self {
+            Self::Bytes(bytes) => Full::new(bytes)
+                .map_err(|never: Infallible| match never {})
+                .boxed_unsync(),
+            Self::Blob(stream) => stream.body(),
+        }
+    }
+}
 
 /// A client wants a blob that isn't here: for the driver.
 #[derive(Debug)]
@@ -101,7 +127,7 @@ impl Pulse {
         }
     }
 
-    fn beat(&self) {
+    pub(super) fn beat(&self) {
         let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.at.store(now, Ordering::Relaxed);
     }
@@ -129,11 +155,11 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Response<Body> {
+impl From<Refusal> for Response<Content> {
     fn from(refusal: Refusal) -> Self {
         let body =
             serde_json::json!({"errors": [{"code": refusal.code, "message": refusal.message}]});
-        let mut response = Self::new(whole(body.to_string().into()));
+        let mut response = Self::new(whole(body.to_string()));
         *response.status_mut() = refusal.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -143,11 +169,11 @@ impl From<Refusal> for Response<Body> {
 
 impl Service {
     /// Answers a request, and counts how.
-    pub(super) async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        pulse: Arc<Pulse>,
-    ) -> Result<Response<Body>, Broken> {
+    pub(super) async fn answer<B>(
+        &self,
+        request: &Request<B>,
+        pulse: &Arc<Pulse>,
+    ) -> Result<Response<Content>, Broken> {
         pulse.beat();
         let began = Instant::now();
         let head = request.method() == Method::HEAD;
@@ -163,7 +189,8 @@ impl Service {
             Ok(Asked::Tags(..)) => "tags",
             Err(_) => "other",
         };
-        let answered = self.route(&request, asked, began, &pulse).await;
+        let (method, headers) = (request.method(), request.headers());
+        let answered = self.route(method, headers, asked, began, pulse).await;
         pulse.beat();
         let result = match &answered {
             Err(Broken) => "broken",
@@ -184,13 +211,13 @@ impl Service {
         response
             .headers_mut()
             .insert(API_HEADER, HeaderValue::from_static("registry/2.0"));
+        // also of HEAD, where it is that of what GET would give
+        let length = response.body().len();
+        response
+            .headers_mut()
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
         if head {
-            // the length stays that of what GET would give
-            if !response.headers().contains_key(CONTENT_LENGTH)
-                && let Some(length) = hyper::body::Body::size_hint(response.body()).exact()
-            {
-                response.headers_mut().insert(CONTENT_LENGTH, length.into());
-            }
             *response.body_mut() = whole(Bytes::new());
         }
         Ok(response)
@@ -198,12 +225,12 @@ impl Service {
 
     async fn route(
         &self,
-        request: &Request<Incoming>,
+        method: &Method,
+        headers: &HeaderMap,
         asked: Result<Asked, Refused>,
         began: Instant,
         pulse: &Arc<Pulse>,
-    ) -> Result<Response<Body>, Broken> {
-        let headers = request.headers();
+    ) -> Result<Response<Content>, Broken> {
         let authorization = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -225,7 +252,7 @@ impl Service {
             }
             None => Client::new(authorization.as_ref(), self.settings.lend_credentials),
         };
-        if request.method() != Method::GET && request.method() != Method::HEAD {
+        if method != Method::GET && method != Method::HEAD {
             let refusal = Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
@@ -259,7 +286,7 @@ impl Service {
             }
             Asked::Tags(repository, query) => self.tags(&repository, &query, &client).await,
             Asked::Blob(repository, digest) => {
-                let head = request.method() == Method::HEAD;
+                let head = method == Method::HEAD;
                 self.blob(&repository, digest, headers, &client, head, began, pulse)
                     .await
             }
@@ -268,7 +295,7 @@ impl Service {
 
     /// `/v2/` names no upstream. Where there is a default one, its demand is passed on: some clients (skopeo, podman)
     /// learn only here how to authenticate.
-    async fn base(&self, authorised: bool) -> Result<Response<Body>, Broken> {
+    async fn base(&self, authorised: bool) -> Result<Response<Content>, Broken> {
         if let (Some(registry), false, None) = (&self.settings.upstream, authorised, &self.token)
             && !self.settings.lend_credentials
         {
@@ -291,7 +318,7 @@ impl Service {
         Ok(response)
     }
 
-    fn unauthorised(&self, message: &str, challenge: Option<HeaderValue>) -> Response<Body> {
+    fn unauthorised(&self, message: &str, challenge: Option<HeaderValue>) -> Response<Content> {
         let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
         let mut response = Response::from(refusal);
         if let Some(challenge) = challenge {
@@ -306,7 +333,7 @@ impl Service {
         version: &Version,
         headers: &HeaderMap,
         client: &Client,
-    ) -> Result<Response<Body>, Broken> {
+    ) -> Result<Response<Content>, Broken> {
         // several fields are one list
         let accept: Vec<_> = headers
             .get_all(ACCEPT)
@@ -343,7 +370,7 @@ impl Service {
         repository: &Repository,
         query: &str,
         client: &Client,
-    ) -> Result<Response<Body>, Broken> {
+    ) -> Result<Response<Content>, Broken> {
         let ask = || self.upstreams.tags(repository, query, client);
         let (bytes, link) = match self.persist(repository, "tags/list", ask).await? {
             Ok(tags) => tags,
@@ -369,7 +396,7 @@ impl Service {
         head: bool,
         began: Instant,
         pulse: &Arc<Pulse>,
-    ) -> Result<Response<Body>, Broken> {
+    ) -> Result<Response<Content>, Broken> {
         let path = format!("blobs/{digest}");
         let ask = || self.upstreams.blob(repository, &digest, client);
         let size = match self.persist(repository, &path, ask).await? {
@@ -445,7 +472,7 @@ impl Service {
             metrics: self.metrics.clone(),
             pulse: pulse.clone(),
         };
-        *response.body_mut() = stream.body();
+        *response.body_mut() = Content::Blob(Box::new(stream));
         Ok(response)
     }
 
@@ -473,7 +500,7 @@ impl Service {
         reading: &mut Reading,
         start: u64,
         end: u64,
-    ) -> Result<Option<Response<Body>>, Broken> {
+    ) -> Result<Option<Response<Content>>, Broken> {
         let until = Instant::now() + self.patience(repository);
         loop {
             let trouble = reading.news.borrow_and_update().trouble.clone();
@@ -506,7 +533,7 @@ impl Service {
         repository: &Repository,
         path: &str,
         ask: impl Fn() -> F,
-    ) -> Result<Result<T, Response<Body>>, Broken>
+    ) -> Result<Result<T, Response<Content>>, Broken>
     where
         F: Future<Output = Result<T, OriginError>>,
     {
@@ -535,7 +562,7 @@ impl Service {
         repository: &Repository,
         path: &str,
         error: &OriginError,
-    ) -> Response<Body> {
+    ) -> Response<Content> {
         let unknown = if path.starts_with("blobs/") {
             "BLOB_UNKNOWN"
         } else if path.starts_with("manifests/") {
@@ -586,7 +613,7 @@ impl Service {
     }
 
     /// What a client gets in place of something that can't be had now.
-    fn trouble(&self, repository: &Repository, path: &str) -> Result<Response<Body>, Broken> {
+    fn trouble(&self, repository: &Repository, path: &str) -> Result<Response<Content>, Broken> {
         match self.way_out(repository) {
             OnTrouble::Wait | OnTrouble::Auto => Err(Broken),
             OnTrouble::Redirect => Ok(self.redirect(repository, path)),
@@ -599,7 +626,7 @@ impl Service {
         }
     }
 
-    fn redirect(&self, repository: &Repository, path: &str) -> Response<Body> {
+    fn redirect(&self, repository: &Repository, path: &str) -> Response<Content> {
         let plain = self.settings.plain_http.contains(&repository.registry);
         let scheme = if plain { "http" } else { "https" };
         let location = format!(
@@ -616,18 +643,18 @@ impl Service {
 }
 
 /// A blob, or a part of it, on its way to a client.
-struct Stream {
-    reading: Reading,
-    file: Arc<File>,
-    at: u64,
-    end: u64,
+pub(super) struct Stream {
+    pub(super) reading: Reading,
+    pub(super) file: Arc<File>,
+    pub(super) at: u64,
+    pub(super) end: u64,
     patience: Duration,
     metrics: Metrics,
     pulse: Arc<Pulse>,
 }
 
 impl Stream {
-    fn body(self) -> Body {
+    fn body(self: Box<Self>) -> Body {
         // a piece is read while the one before is being sent
         let pieces = stream::unfold(Some(self), |state| async {
             let mut this = state?;
@@ -644,14 +671,15 @@ impl Stream {
     }
 
     /// The next piece; an error breaks the connection.
-    async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+    pub(super) async fn piece(&mut self) -> io::Result<Option<Bytes>> {
         self.pulse.beat();
         if self.at >= self.end {
             return Ok(None);
         }
         let arriving = !self.reading.blob.is_whole();
         loop {
-            let length = self.wait().await?;
+            let ready = self.wait().await?;
+            let length = usize::try_from(ready - self.at).map_or(PIECE, |ready| ready.min(PIECE));
             let (blob, file, at) = (self.reading.blob.clone(), self.file.clone(), self.at);
             let read = tokio::task::spawn_blocking(move || blob.give(&file, at, length));
             let Some(bytes) = read.await.map_err(io::Error::other)?? else {
@@ -660,23 +688,28 @@ impl Stream {
             if self.reading.is_misled() {
                 return Err(io::Error::other("bytes that left turned out false"));
             }
-            self.at += length as u64;
-            let source = if arriving {
-                MirrorSource::Arriving
-            } else {
-                MirrorSource::Cache
-            };
-            self.metrics
-                .mirror_sent_bytes
-                .get_or_create(&MirrorSourceLabel { source })
-                .inc_by(length as u64);
-            self.pulse.beat();
+            self.passed(length as u64, arriving);
             return Ok(Some(bytes.into()));
         }
     }
 
-    /// Waits until something may leave; how many bytes.
-    async fn wait(&mut self) -> io::Result<usize> {
+    /// So many bytes left.
+    pub(super) fn passed(&mut self, bytes: u64, arriving: bool) {
+        self.at += bytes;
+        let source = if arriving {
+            MirrorSource::Arriving
+        } else {
+            MirrorSource::Cache
+        };
+        self.metrics
+            .mirror_sent_bytes
+            .get_or_create(&MirrorSourceLabel { source })
+            .inc_by(bytes);
+        self.pulse.beat();
+    }
+
+    /// Waits until something may leave: the end of that. An error breaks the connection. Cancel safe.
+    pub(super) async fn wait(&mut self) -> io::Result<u64> {
         let mut stalled: Option<Instant> = None;
         loop {
             let trouble = self.reading.news.borrow_and_update().trouble.clone();
@@ -691,8 +724,7 @@ impl Stream {
                         .mirror_stall_seconds
                         .observe(stall.as_secs_f64());
                 }
-                let length = usize::try_from(ready - self.at).unwrap_or(PIECE);
-                return Ok(length.min(PIECE));
+                return Ok(ready);
             }
             if let Some(trouble) = trouble {
                 return Err(io::Error::other(trouble.message().to_owned()));
@@ -711,10 +743,8 @@ impl Stream {
     }
 }
 
-fn whole(bytes: Bytes) -> Body {
-    Full::new(bytes)
-        .map_err(|never: Infallible| match never {})
-        .boxed_unsync()
+fn whole(bytes: impl Into<Bytes>) -> Content {
+    Content::Bytes(bytes.into())
 }
 
 fn name(headers: &mut HeaderMap, digest: &Digest) {
@@ -727,7 +757,7 @@ fn name(headers: &mut HeaderMap, digest: &Digest) {
     }
 }
 
-fn unsatisfiable(size: u64, message: &str) -> Response<Body> {
+fn unsatisfiable(size: u64, message: &str) -> Response<Content> {
     let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message);
     let mut response = Response::from(refusal);
     if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
