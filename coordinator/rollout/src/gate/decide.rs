@@ -17,6 +17,10 @@ use crate::presence::{Held, Presence};
 /// Ages and slots are looked at this often while a pool rolls.
 const TICK: Duration = Duration::from_secs(1);
 
+/// A pool that shrank may have had Pods made before, which its Pods' watch shows only later: watches of two kinds are
+/// seldom further apart than this.
+const APART: Duration = Duration::from_secs(10);
+
 /// The most Pods of a pool that may be in flight: `percent` of `replicas` rounded down, but never less than one.
 #[must_use]
 pub const fn cap(percent: i32, replicas: i32) -> u32 {
@@ -49,7 +53,7 @@ pub struct Gate {
     pods: BTreeMap<PodId, Pod>,
     slots: BTreeMap<PodId, Slot>,
     /// Writes that were asked for and not answered.
-    writes: BTreeSet<PodId>,
+    writes: BTreeMap<PodId, Write>,
     refusals: BTreeMap<PodId, Refusals>,
     told: BTreeMap<PodId, &'static str>,
     dirty: BTreeSet<PoolId>,
@@ -63,9 +67,18 @@ struct Node {
     schedulable: bool,
 }
 
+/// What a write that wasn't answered yet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    Admission,
+    Withdrawal,
+}
+
 #[derive(Clone, Debug)]
 struct PoolState {
     pool: Pool,
+    /// How many Pods it should have had a moment ago, and until when that still counts.
+    shrunk: Vec<(i32, Moment)>,
     /// When what it shall run changed.
     changed_at: Moment,
     pods: BTreeSet<PodId>,
@@ -120,7 +133,7 @@ impl Gate {
             pools: BTreeMap::new(),
             pods: BTreeMap::new(),
             slots: BTreeMap::new(),
-            writes: BTreeSet::new(),
+            writes: BTreeMap::new(),
             refusals: BTreeMap::new(),
             told: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -154,8 +167,8 @@ impl Gate {
                 self.all_dirty();
             }
             Event::NodeGone(host) => {
+                // its agent's word stands: it may go on without the node, and says only once what it holds
                 self.nodes.remove(&host);
-                self.presence.forget(&host);
                 self.all_dirty();
             }
             Event::Holds(host, holdings, age) => {
@@ -303,6 +316,10 @@ impl Gate {
             if (&state.pool.image, &state.pool.digest) != (&pool.image, &pool.digest) {
                 state.changed_at = now;
             }
+            state.shrunk.retain(|(_, until)| *until > now);
+            if pool.replicas < state.pool.replicas {
+                state.shrunk.push((state.pool.replicas, now + APART));
+            }
             state.pool = pool;
             return;
         }
@@ -317,6 +334,7 @@ impl Gate {
             id,
             PoolState {
                 pool,
+                shrunk: Vec::new(),
                 changed_at: now,
                 pods,
             },
@@ -345,11 +363,14 @@ impl Gate {
         let known = self.pods.contains_key(&id);
         let alive = pod.is_alive();
         let pool = pod.pool.clone();
+        let mut stale = false;
         if let Some(state) = self.pools.get_mut(&pool) {
             state.pods.insert(id.clone());
+            stale = pod.is_stale(&state.pool);
         }
         self.pods.insert(id.clone(), pod);
-        if alive && !known {
+        // a stale one was made before, and is seen late: successors are made from the pool's image
+        if alive && !known && !stale {
             self.successor_came(&pool);
         }
         if !alive && counted {
@@ -400,8 +421,12 @@ impl Gate {
     }
 
     fn written(&mut self, id: &PodId, outcome: Outcome) {
-        self.writes.remove(id);
-        let slot = self.slots.get_mut(id).filter(|slot| !slot.departed);
+        // a label's slot isn't freed by what became of taking the label off: the Pod may be on its way out
+        let withdrawal = self.writes.remove(id) == Some(Write::Withdrawal);
+        let slot = self
+            .slots
+            .get_mut(id)
+            .filter(|slot| !slot.departed && !withdrawal);
         match outcome {
             Outcome::Done => {
                 self.refusals.remove(id);
@@ -503,9 +528,13 @@ impl Gate {
             .members(state)
             .filter(|(_, pod)| pod.is_alive())
             .count();
-        let lacking = usize::try_from(state.pool.replicas)
-            .unwrap_or(0)
-            .saturating_sub(alive);
+        let wanted = state
+            .shrunk
+            .iter()
+            .filter(|(_, until)| *until > self.now)
+            .map(|(replicas, _)| *replicas)
+            .fold(state.pool.replicas, i32::max);
+        let lacking = usize::try_from(wanted).unwrap_or(0).saturating_sub(alive);
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
         (count(letter), count(admitted + departed.min(lacking)))
     }
@@ -553,7 +582,7 @@ impl Gate {
             .get(id)
             .is_some_and(|slot| !slot.departed && slot.until > self.now);
         // who asks again for a Pod that was admitted lost the answer, or the race for the write
-        if self.writes.contains(id) || (has_slot && pool.mode == Mode::Own) {
+        if self.writes.contains_key(id) || (has_slot && pool.mode == Mode::Own) {
             return Err(Reason::Admitted);
         }
         let admission = match (pod.phase, pool.mode) {
@@ -693,7 +722,7 @@ impl Gate {
                 if facts.labelled
                     && facts.is_alive()
                     && !facts.busy
-                    && !self.writes.contains(pod)
+                    && !self.writes.contains_key(pod)
                     && !self.retry_waits(pod)
                     && let Some(why) = self.withdrawal(facts, state)
                 {
@@ -711,7 +740,7 @@ impl Gate {
         order.sort_by_key(|(later, _)| *later);
         for action in actions {
             if let Action::Unlabel(pod, _) = &action {
-                self.writes.insert(pod.clone());
+                self.writes.insert(pod.clone(), Write::Withdrawal);
             }
             self.actions.push_back(action);
         }
@@ -722,7 +751,7 @@ impl Gate {
                 Ok(admission) if mode == Mode::Own => {
                     self.take_slot(&pod);
                     used += 1;
-                    self.writes.insert(pod.clone());
+                    self.writes.insert(pod.clone(), Write::Admission);
                     self.told.remove(&pod);
                     self.actions.push_back(match admission {
                         Admission::Label => Action::Label(pod),

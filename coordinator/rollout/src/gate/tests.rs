@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proto::{Digest, HostId, Moment};
 
 use super::*;
-use crate::presence::Holdings;
+use crate::presence::{Held, Holdings};
 
 const OLD: &str = "registry.test/runner:1";
 const NEW: &str = "registry.test/runner:2";
@@ -580,6 +580,103 @@ fn a_reason_is_told_once_until_it_changes() {
     gate.handle(second(2), Event::Tick);
     gate.handle(second(3), Event::Holds(host(1), holds(OLD), Duration::ZERO));
     assert_eq!(actions(&mut gate), []);
+}
+
+#[test]
+fn a_node_that_comes_back_still_has_its_agents_word() {
+    let mut gate = fleet(9, 5);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 0, 0);
+    gate.handle(second(1), Event::NodeGone(host(0)));
+    gate.handle(second(1), Event::NodeGone(host(1)));
+    assert_eq!(gate.explain(&id(1)), Verdict::Held(Reason::NodeUnknown));
+    // the agent says only that nothing changed
+    gate.handle(second(5), Event::Seen(host(1), Duration::ZERO));
+    gate.handle(second(40), Event::Seen(host(0), Duration::ZERO));
+    gate.handle(second(40), Event::Seen(host(1), Duration::ZERO));
+    gate.handle(
+        second(40),
+        Event::Node {
+            host: host(1),
+            ready: true,
+            schedulable: true,
+        },
+    );
+    assert_eq!(gate.held(&pool_id(), &host(0)), Some(Held::Fresh));
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(41), Event::PodGone(id(0)));
+    gate.handle(
+        second(41),
+        Event::Pod(
+            id(50),
+            Pod {
+                image: NEW.into(),
+                ..pod(50)
+            },
+        ),
+    );
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+}
+
+#[test]
+fn a_refused_withdrawal_does_not_free_the_place_of_its_label() {
+    let mut gate = fleet(9, 5);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 0, 0);
+    let back = Pool {
+        image: OLD.into(),
+        digest: Some(digest(OLD)),
+        ..pool(9, 5)
+    };
+    let fresh = Pod {
+        image: NEW.into(),
+        ..pod(1)
+    };
+    gate.handle(second(1), Event::Pod(id(1), fresh));
+    gate.handle(second(1), Event::Holds(host(1), holds(OLD), Duration::ZERO));
+    gate.handle(second(1), Event::Pool(pool_id(), back));
+    assert_eq!(
+        writes(&mut gate),
+        [Action::Unlabel(id(0), Withdrawal::Current)]
+    );
+    // it ended meanwhile, which the watch hasn't shown yet
+    gate.handle(second(2), Event::Written(id(0), Outcome::Refused));
+    assert_eq!(writes(&mut gate), []);
+    assert_eq!(gate.status(&pool_id()).unwrap().reserved, 1);
+}
+
+#[test]
+fn a_pool_that_shrinks_may_have_had_a_successor_made_before() {
+    let mut gate = fleet(9, 12);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 0, 0);
+    gate.handle(second(1), Event::PodGone(id(0)));
+    let smaller = Pool {
+        replicas: 8,
+        ..pool(9, 12)
+    };
+    gate.handle(second(2), Event::Pool(pool_id(), smaller));
+    gate.handle(second(11), Event::Tick);
+    assert_eq!(writes(&mut gate), []);
+    gate.handle(second(13), Event::Tick);
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+}
+
+#[test]
+fn a_stale_pod_that_is_seen_late_is_nobodys_successor() {
+    let mut gate = fleet(9, 5);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 0, 0);
+    gate.handle(second(1), Event::PodGone(id(1)));
+    gate.handle(second(1), Event::PodGone(id(0)));
+    gate.handle(second(2), Event::Pod(id(50), pod(50)));
+    assert_eq!(writes(&mut gate), []);
+    let successor = Pod {
+        image: NEW.into(),
+        ..pod(51)
+    };
+    gate.handle(second(3), Event::Pod(id(51), successor));
+    assert_eq!(writes(&mut gate), [Action::Label(id(2))]);
 }
 
 // ---- properties -------------------------------------------------------------------------------------------------------
