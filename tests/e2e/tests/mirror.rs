@@ -865,3 +865,75 @@ fn any_range_is_that_part_of_the_blob() {
     });
     ran.unwrap();
 }
+
+#[test]
+fn a_client_that_can_fall_back_is_told_to_and_no_answer_is_made_up() {
+    for (set, status) in [("auto", 404), ("redirect", 307)] {
+        let settings =
+            format!("[mirror]\nlisten = '127.0.0.1:0'\nstall_seconds = 1\non_trouble = '{set}'\n");
+        let mut world = World::new(1, &spec(8, 8), registry::Options::default(), &settings);
+        let (mirror, origin) = (world.mirror(0), world.registry.addr());
+        let World {
+            runtime, registry, ..
+        } = &mut world;
+        runtime.block_on(async {
+            registry.go_down().await;
+            let path = format!("/v2/{NAME}/manifests/1");
+            let answer = ask(
+                Method::GET,
+                format!("http://{mirror}{path}?ns={origin}"),
+                &[],
+            )
+            .await;
+            assert_eq!(answer.status.as_u16(), status, "{set}");
+            if status == 307 {
+                assert_eq!(answer.header("location"), format!("http://{origin}{path}"));
+            } else {
+                assert_eq!(answer.code(), "UNAVAILABLE");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_mirror_with_a_token_answers_nobody_without_it_and_counts_what_it_does() {
+    let secrets = tempfile::tempdir().unwrap();
+    let token = secrets.path().join("token");
+    std::fs::write(&token, "open-sesame\n").unwrap();
+    let settings = format!(
+        "[mirror]\nlisten = '127.0.0.1:0'\ntoken_file = '{}'\n",
+        token.display()
+    );
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), &settings);
+    let (mirror, name) = (world.mirror(0), world.name());
+    let admin = world.cluster.agents()[0].admin();
+    world.runtime.block_on(async {
+        let manifest = format!("http://{mirror}/v2/{name}/manifests/1");
+        for headers in [
+            &[][..],
+            &[("authorization", "Bearer open")],
+            &[("authorization", "Basic bm9ib2R5Om9wZW4=")],
+        ] {
+            let answer = ask(Method::GET, manifest.clone(), headers).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+            assert!(answer.header("www-authenticate").starts_with("Basic "));
+        }
+        let bearer = [("authorization", "Bearer open-sesame")];
+        let answer = ask(Method::GET, manifest, &bearer).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let client = world.client(0).with_account("anybody", "open-sesame");
+        world.check(&client.pull(&name, "1").await.unwrap());
+        let metrics = ask(Method::GET, format!("http://{admin}/metrics"), &[]).await;
+        let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+        for line in [
+            "mirror_requests_total{what=\"manifest\",result=\"denied\"} ",
+            "mirror_requests_total{what=\"blob\",result=\"ok\"} ",
+            "mirror_blobs_total{outcome=\"miss\"} ",
+            "mirror_first_byte_seconds_count ",
+        ] {
+            assert!(metrics.contains(line), "{line}: {metrics}");
+        }
+    });
+    let log = std::fs::read_to_string(world.cluster.agents()[0].dir.join("log")).unwrap();
+    assert!(!log.contains("sesame"));
+}
