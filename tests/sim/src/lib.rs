@@ -1,10 +1,13 @@
 //! A third shell round the two pure cores: real swarms and a real plan in a seeded world with virtual time, a modelled
 //! network, faults, and checkers for safety after each step, liveness after healing, and cost against the bound.
 //!
+//! [`roll`] is the same for the real gate, in a cluster.
+//!
 //! `docs/SIMULATION.md` says what the model assumes. No clock, no thread, no randomness but the seed.
 
 pub mod network;
 pub mod outcome;
+pub mod roll;
 pub mod scenario;
 pub mod world;
 

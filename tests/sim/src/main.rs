@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sim::{Scenario, Setup};
+use sim::{Scenario, Setup, roll};
 
 /// Simulates a fleet: real cores, virtual time.
 #[derive(Debug, Parser)]
@@ -95,9 +95,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.list {
         for scenario in Scenario::ALL {
-            println!("{:<10} {}", scenario.name(), scenario.about());
+            println!("{:<12} {}", scenario.name(), scenario.about());
+        }
+        for scenario in roll::Scenario::ALL {
+            println!("{:<12} {}", scenario.name(), scenario.about());
         }
         return ExitCode::SUCCESS;
+    }
+    if let Some(scenario) = roll::Scenario::named(&cli.scenario) {
+        return roll(&cli, scenario);
     }
     let Some(scenario) = Scenario::named(&cli.scenario) else {
         eprintln!("no scenario {:?}: --list names them", cli.scenario);
@@ -144,6 +150,25 @@ fn main() -> ExitCode {
     swarm.candidates = cli.candidates.unwrap_or(swarm.candidates);
     eprintln!("seed {}", cli.seed);
     let outcome = sim::run(&setup);
+    if cli.json {
+        println!("{}", outcome.to_json());
+    } else {
+        print!("{}", outcome.to_text());
+    }
+    if outcome.passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+fn roll(cli: &Cli, scenario: roll::Scenario) -> ExitCode {
+    if cli.hosts == 0 {
+        eprintln!("hosts must be more than 0");
+        return ExitCode::from(2);
+    }
+    eprintln!("seed {}", cli.seed);
+    let outcome = roll::run(&roll::Setup::new(scenario, cli.hosts, cli.seed));
     if cli.json {
         println!("{}", outcome.to_json());
     } else {

@@ -1,6 +1,6 @@
 //! Runs that once went wrong, each with its cause.
 
-use sim::{Scenario, Setup, run};
+use sim::{Scenario, Setup, roll, run};
 
 fn passes(scenario: Scenario, hosts: usize, image_bytes: u64, seed: u64) -> sim::Outcome {
     let mut setup = Setup::new(scenario, hosts, image_bytes, seed);
@@ -50,4 +50,38 @@ fn a_part_that_nobody_takes_over_still_gets_its_chunk() {
         "{}",
         outcome.to_text()
     );
+}
+
+fn rolls(scenario: roll::Scenario, seed: u64) {
+    let outcome = roll::run(&roll::Setup::new(scenario, 40, seed));
+    assert!(outcome.passed(), "{}", outcome.to_text());
+}
+
+/// A node that was taken out and back in lost its agent's word, which an agent doesn't repeat while nothing changes.
+#[test]
+fn a_host_that_comes_back_takes_part_in_the_roll() {
+    for seed in [29, 32, 57] {
+        rolls(roll::Scenario::Hosts, seed);
+    }
+}
+
+/// A refused withdrawal freed the place of the label that it was to take off, while its Pod was on its way out.
+#[test]
+fn a_refused_withdrawal_lets_no_other_pod_go() {
+    rolls(roll::Scenario::Rollback, 8);
+}
+
+/// A pool that shrank lost the place of a successor that had been made before, and that no watch had shown yet.
+#[test]
+fn a_pool_that_shrinks_still_waits_for_its_successors() {
+    for seed in [2, 40] {
+        rolls(roll::Scenario::Autoscale, seed);
+    }
+}
+
+/// A stale Pod that was seen late was taken for the successor of one that the gate had just deleted.
+#[test]
+fn a_pod_seen_late_is_nobodys_successor() {
+    rolls(roll::Scenario::Rollback, 40);
+    rolls(roll::Scenario::Autoscale, 46);
 }

@@ -1,0 +1,467 @@
+//! Promises: what is true, and what was told, against what the gate wants.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use proto::Moment;
+use rollout::gate::{Heartbeat, Phase, Place, Reason, Verdict, cap};
+
+use super::{
+    office::{Change, pod_id},
+    world::World,
+};
+
+/// How old a host's word may be: the promise, not the gate's setting.
+const WORD_MOST: Duration = Duration::from_secs(30);
+/// A label that has to go is gone after this long: one look, and the longest wait after refused writes.
+const LABEL_LEFT: Duration = Duration::from_secs(90);
+/// Where nothing is in flight and a Pod could go, one goes within this: four writes in a row that are lost take 140 s.
+const IDLE_MOST: Duration = Duration::from_secs(180);
+/// A successor that isn't made by then may be forgotten: well under the gate's own time for it.
+const OWED_FOR: Duration = Duration::from_secs(45);
+/// A write that the other controller was let do is under way for so long.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    /// Since when a label has to go, or nothing goes where something could.
+    lost: BTreeMap<u32, Moment>,
+    current: BTreeMap<u32, Moment>,
+    idle: BTreeMap<usize, Moment>,
+    /// Pods that could go at the last look.
+    open: BTreeSet<u32>,
+    /// What the other controller was let do, and until when it may be under way.
+    granted: BTreeMap<u32, Moment>,
+}
+
+impl Checks {
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl World {
+    pub(super) fn violated(&mut self, kind: &str, what: impl FnOnce() -> String) {
+        *self.outcome.violations.entry(kind.to_owned()).or_default() += 1;
+        if !self.outcome.first.contains_key(kind) {
+            let text = format!("at {}: {}", self.now, what());
+            self.outcome.first.insert(kind.to_owned(), text);
+        }
+    }
+
+    /// What the gate decided, at the moment when it did.
+    pub(super) fn check_write(&mut self, uid: u32, change: Change) {
+        let Some((_, facts)) = self.office.pods.get(&uid).cloned() else {
+            return self.violated("a Pod that nobody told of was decided about", || {
+                format!("uid {uid}")
+            });
+        };
+        let at = self
+            .pools
+            .iter()
+            .position(|pool| pool.id == facts.pool)
+            .expect("a Pod of a pool");
+        if self.office.synced_at.is_none() {
+            self.violated("a write before everything is known", || {
+                format!("uid {uid}")
+            });
+        }
+        if facts.busy || facts.deleting || facts.phase == Phase::Ended {
+            self.violated("a Pod that is busy or gone was decided about", || {
+                format!("{facts:?}")
+            });
+        }
+        let Some(rule) = self.office.pools.get(&at).cloned() else {
+            return self.violated("a pool that nobody told of was decided about", || {
+                format!("pool {at}")
+            });
+        };
+        let stale = facts.image != rule.image;
+        let fresh = self.is_fresh(at, &facts.place);
+        match change {
+            Change::Unlabel => {
+                if self.is_guarded(at) {
+                    self.violated("a label of another controller was taken back", || {
+                        format!("uid {uid}")
+                    });
+                }
+                if !facts.labelled || (stale && fresh) {
+                    self.violated("a label was taken back without need", || {
+                        format!("{facts:?}")
+                    });
+                }
+                return;
+            }
+            Change::Label if facts.phase != Phase::Running || facts.labelled => {
+                self.violated("a Pod was labelled that isn't to be", || {
+                    format!("{facts:?}")
+                });
+            }
+            Change::Reap if facts.phase != Phase::Pending => {
+                self.violated("a Pod was reaped that isn't Pending", || {
+                    format!("{facts:?}")
+                });
+            }
+            Change::Label | Change::Reap => {}
+        }
+        if !stale {
+            self.violated("a current Pod was let go", || format!("{facts:?}"));
+        }
+        match &facts.place {
+            Place::On(host) => {
+                if !fresh {
+                    self.violated(
+                        "a Pod was let go where the image isn't, by a young word",
+                        || format!("{facts:?}"),
+                    );
+                }
+                if self.office.nodes.get(host) != Some(&(true, true)) {
+                    self.violated("a Pod was let go on a node that isn't usable", || {
+                        format!("{facts:?}")
+                    });
+                }
+            }
+            Place::Unscheduled | Place::Elsewhere => {
+                let (have, usable) = self.hosts_of(at);
+                if change == Change::Label || have == 0 || have * 2 < usable {
+                    self.violated(
+                        "a Pod without a node was let go, and too few hosts hold the image",
+                        || format!("{facts:?}"),
+                    );
+                }
+            }
+        }
+        if self.is_guarded(at) {
+            self.checks.granted.insert(uid, self.now + UNDER_WAY);
+        }
+        let most = cap(rule.percent, rule.replicas);
+        let flying = self.in_flight_known(at, uid);
+        if flying + 1 > most {
+            self.violated("more in flight than the cap", || {
+                format!("pool {at}: {} after uid {uid}, cap {most}", flying + 1)
+            });
+        }
+    }
+
+    /// Whether the host's last word is young and says that the pool's image is there.
+    fn is_fresh(&self, at: usize, place: &Place) -> bool {
+        let Place::On(host) = place else {
+            return false;
+        };
+        let Some(rule) = self.office.pools.get(&at) else {
+            return false;
+        };
+        self.office.words.get(host).is_some_and(|(looked, holds)| {
+            self.now.since(*looked) <= WORD_MOST
+                && rule
+                    .digest
+                    .and_then(|digest| holds.get(&digest))
+                    .is_some_and(|names| names.contains(&rule.image))
+        })
+    }
+
+    fn hosts_of(&self, at: usize) -> (usize, usize) {
+        let Some(rule) = self.office.pools.get(&at) else {
+            return (0, 0);
+        };
+        let usable: Vec<_> = rule
+            .hosts
+            .iter()
+            .filter(|host| self.office.nodes.get(*host) == Some(&(true, true)))
+            .collect();
+        let have = usable
+            .iter()
+            .filter(|host| self.is_fresh(at, &Place::On((**host).clone())))
+            .count();
+        (have, usable.len())
+    }
+
+    /// What is truly in flight and the gate can know of, without `but`: labels and deletions that took effect or may
+    /// still do so, successors of Pods that it let go, made or not, and other Pods that start, once they were told.
+    fn in_flight_known(&self, at: usize, but: u32) -> u32 {
+        let Some(rule) = self.office.pools.get(&at) else {
+            return 0;
+        };
+        let (mut flying, mut alive) = (0_usize, 0_usize);
+        for (uid, pod) in self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.pool == at && pod.alive())
+        {
+            alive += 1;
+            let told = self.office.pods.get(uid);
+            let under_way = match self.office.writes.get(uid) {
+                Some(Change::Label | Change::Reap) => true,
+                Some(Change::Unlabel) => false,
+                None => self
+                    .checks
+                    .granted
+                    .get(uid)
+                    .is_some_and(|until| *until > self.now),
+            };
+            let counts = if self.images[pod.image].reference == rule.image {
+                let known = pod.successor || told.is_some();
+                // one that is warm again or works now may not have been told
+                known && !pod.busy && !pod.warm(self.now)
+            } else {
+                let labelled =
+                    pod.labelled && (pod.admitted || told.is_some_and(|(_, facts)| facts.labelled));
+                labelled || under_way
+            };
+            flying += usize::from(counts && *uid != but);
+        }
+        let owed = self.pools[at]
+            .owed
+            .iter()
+            .filter(|left| self.now.since(**left) < OWED_FOR)
+            .count();
+        let wanted = usize::try_from(self.pools[at].replicas.min(rule.replicas)).unwrap_or(0);
+        u32::try_from(flying + owed.min(wanted.saturating_sub(alive))).unwrap_or(u32::MAX)
+    }
+
+    /// What is in flight to the letter, as things truly are.
+    fn in_flight(&self, at: usize) -> u32 {
+        let pool = &self.pools[at];
+        let pods = || {
+            self.pods
+                .values()
+                .filter(|pod| pod.pool == at && pod.alive())
+        };
+        let rolling = pods().any(|pod| pod.image != pool.image);
+        let many = pods()
+            .filter(|pod| {
+                if pod.image == pool.image {
+                    rolling && !pod.busy && !pod.warm(self.now)
+                } else {
+                    pod.labelled
+                }
+            })
+            .count();
+        u32::try_from(many).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn sample(&mut self) {
+        for at in 0..self.pools.len() {
+            let pool = &self.pools[at];
+            let flying = self.in_flight(at);
+            let over = flying.saturating_sub(cap(pool.percent, pool.replicas));
+            self.outcome.most_in_flight = self.outcome.most_in_flight.max(flying);
+            self.outcome.most_over_cap = self.outcome.most_over_cap.max(over);
+        }
+        let Some(synced_at) = self.office.synced_at.filter(|_| self.office.up) else {
+            return;
+        };
+        for at in 0..self.pools.len() {
+            if !self.is_guarded(at) {
+                self.sample_labels(at);
+            }
+            self.sample_progress(at, synced_at);
+        }
+    }
+
+    /// Labels that have to go are gone within a bound.
+    fn sample_labels(&mut self, at: usize) {
+        let Some(rule) = self.office.pools.get(&at).cloned() else {
+            return;
+        };
+        let labelled: Vec<(u32, bool, bool)> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| {
+                pod.pool == at && pod.alive() && pod.labelled && !pod.busy && !pod.exiting
+            })
+            .filter_map(|(uid, _)| {
+                let (_, facts) = self.office.pods.get(uid)?;
+                let stale = facts.image != rule.image;
+                Some((*uid, stale, self.is_fresh(at, &facts.place)))
+            })
+            .collect();
+        let now = self.now;
+        for (uid, stale, fresh) in labelled {
+            for (wrong, current) in [(stale && !fresh, false), (!stale, true)] {
+                let since = if current {
+                    &mut self.checks.current
+                } else {
+                    &mut self.checks.lost
+                };
+                if !wrong {
+                    since.remove(&uid);
+                } else if now.since(*since.entry(uid).or_insert(now)) > LABEL_LEFT {
+                    since.insert(uid, now);
+                    let kind = if current {
+                        "a label stayed on a current Pod"
+                    } else {
+                        "a label stayed where the image isn't"
+                    };
+                    self.violated(kind, || format!("uid {uid}"));
+                }
+            }
+        }
+        let pods = &self.pods;
+        let holds = |uid: &u32| pods.get(uid).is_some_and(|pod| pod.labelled && !pod.busy);
+        self.checks.lost.retain(|uid, _| holds(uid));
+        self.checks.current.retain(|uid, _| holds(uid));
+    }
+
+    /// Where a Pod could go, one goes; and who waits has a reason that is true.
+    fn sample_progress(&mut self, at: usize, synced_at: Moment) {
+        let id = self.pools[at].id.clone();
+        let (Some(rule), Some(status)) = (
+            self.office.pools.get(&at).cloned(),
+            self.office.gate.status(&id),
+        ) else {
+            return;
+        };
+        let most = cap(rule.percent, rule.replicas);
+        let mut candidates = 0;
+        let mut wrong = Vec::new();
+        let mut rolling = false;
+        let mut letter = 0;
+        let mut open = BTreeSet::new();
+        for (_, facts) in self
+            .office
+            .pods
+            .values()
+            .filter(|(_, facts)| facts.pool == id)
+        {
+            rolling |= facts.is_alive() && facts.image != rule.image;
+        }
+        for (uid, (_, facts)) in self
+            .office
+            .pods
+            .iter()
+            .filter(|(_, (_, facts))| facts.pool == id && facts.is_alive())
+        {
+            let stale = facts.image != rule.image;
+            let warm = facts.phase == Phase::Running
+                && match facts.heartbeat {
+                    Heartbeat::Absent => true,
+                    Heartbeat::Polling(seen) => self.now.since(seen) < Duration::from_mins(5),
+                    Heartbeat::Other => false,
+                };
+            letter += u32::from(if stale {
+                facts.labelled
+            } else {
+                rolling && !facts.busy && !warm
+            });
+            let usable = matches!(&facts.place, Place::On(host) if self.office.nodes.get(host) == Some(&(true, true)))
+                && self.is_fresh(at, &facts.place);
+            candidates += u32::from(
+                stale && !facts.busy && !facts.labelled && usable && facts.phase == Phase::Running,
+            );
+            let verdict = status
+                .pods
+                .iter()
+                .find(|pod| pod.pod == pod_id(*uid))
+                .map(|pod| pod.verdict);
+            let holds = match verdict {
+                None => false,
+                // what only time opened is seen with the next tick
+                Some(Verdict::Open(_)) => {
+                    open.insert(*uid);
+                    self.is_guarded(at) || !self.checks.open.contains(uid)
+                }
+                Some(Verdict::Held(reason)) => match reason {
+                    Reason::Busy => facts.busy,
+                    Reason::Current => !stale,
+                    Reason::AlreadyLabelled => facts.labelled,
+                    Reason::ImageMissing | Reason::PresenceOld(_) | Reason::HostUnheard => !usable,
+                    Reason::NodeUnknown => {
+                        !matches!(&facts.place, Place::On(host) if self.office.nodes.contains_key(host))
+                    }
+                    Reason::NodeNotReady | Reason::NodeCordoned => !usable,
+                    Reason::TooFewHosts { .. } => facts.place == Place::Unscheduled,
+                    Reason::CapReached { in_flight, cap } => cap == most && in_flight >= cap,
+                    Reason::NotRunning => facts.phase != Phase::Running,
+                    Reason::RetryWaits | Reason::Admitted => true,
+                    Reason::NotSynced
+                    | Reason::NotGated
+                    | Reason::NotAlive
+                    | Reason::Paused
+                    | Reason::ImageUnresolved => false,
+                },
+            };
+            if !holds {
+                wrong.push((*uid, verdict, facts.place.clone()));
+            }
+            // silence is a reason only where the host is silent
+            if let (Some(Verdict::Held(Reason::HostUnheard)), Place::On(host)) =
+                (verdict, &facts.place)
+                && self.office.words.contains_key(host)
+            {
+                wrong.push((*uid, verdict, facts.place.clone()));
+            }
+        }
+        let pods = &self.office.pods;
+        self.checks
+            .open
+            .retain(|uid| pods.get(uid).is_some_and(|(_, facts)| facts.pool != id));
+        self.checks.open.extend(open);
+        for (uid, verdict, place) in wrong {
+            self.violated("a reason isn't true", || {
+                format!("uid {uid} at {place:?}: {verdict:?}")
+            });
+        }
+        let now = self.now;
+        if letter > 0 || candidates == 0 {
+            self.checks.idle.remove(&at);
+        } else if now.since((*self.checks.idle.entry(at).or_insert(now)).max(synced_at)) > IDLE_MOST
+        {
+            self.checks.idle.insert(at, now);
+            self.violated("nothing goes where something could", || {
+                format!("pool {at}: {candidates} could")
+            });
+        }
+    }
+
+    /// Whether nothing is left to roll in a pool, but where the image isn't.
+    pub(super) fn is_rolled(&self, at: usize) -> bool {
+        let pool = &self.pools[at];
+        let told = self.office.pools.get(&at);
+        if told.is_none_or(|told| told.image != self.images[pool.image].reference) {
+            return false;
+        }
+        let mut alive = 0;
+        for pod in self
+            .pods
+            .values()
+            .filter(|pod| pod.pool == at && pod.alive())
+        {
+            alive += 1;
+            let held = pod.host.is_some_and(|host| {
+                !self.is_fresh(at, &Place::On(self.hosts[host].id.clone()))
+                    && self.hosts[host].speaks_from.is_none()
+            });
+            let settled = if pod.image == pool.image {
+                pod.busy || pod.warm(self.now)
+            } else {
+                held && !pod.labelled
+            };
+            if !settled {
+                return false;
+            }
+        }
+        alive >= pool.replicas
+    }
+
+    pub(super) fn say_who_waits(&mut self) {
+        for at in 0..self.pools.len() {
+            if self.is_rolled(at) {
+                continue;
+            }
+            let id = self.pools[at].id.clone();
+            let status = self.office.gate.status(&id);
+            self.violated("a roll didn't end", || {
+                let pods: Vec<String> = status
+                    .iter()
+                    .flat_map(|status| &status.pods)
+                    .filter(|pod| pod.verdict != Verdict::Held(Reason::Current))
+                    .map(|pod| format!("{} on {:?}: {:?}", pod.pod.0, pod.host, pod.verdict))
+                    .collect();
+                format!("pool {at}: {}", pods.join("; "))
+            });
+        }
+    }
+}

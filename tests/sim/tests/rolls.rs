@@ -1,0 +1,90 @@
+//! Every roll, with a few seeds: nothing goes where the image isn't or beyond the cap, and every roll ends.
+
+use sim::roll::{Outcome, Scenario, Setup, run};
+
+fn rolls(scenario: Scenario, hosts: usize, seed: u64) -> Outcome {
+    let outcome = run(&Setup::new(scenario, hosts, seed));
+    assert!(outcome.passed(), "{}", outcome.to_text());
+    outcome
+}
+
+#[test]
+fn every_scenario_ends_with_every_promise_held() {
+    for scenario in Scenario::ALL {
+        for seed in 1..=2 {
+            let outcome = rolls(scenario, 40, seed);
+            assert!(outcome.labels > 0, "{}", outcome.to_text());
+        }
+    }
+}
+
+#[test]
+fn a_small_fleet_rolls_too() {
+    for scenario in Scenario::ALL {
+        rolls(scenario, 6, 1);
+    }
+}
+
+#[test]
+fn what_the_scenarios_are_about_happens_in_them() {
+    let total = |scenario, count: fn(&Outcome) -> u64| {
+        (1..=4)
+            .map(|seed| count(&rolls(scenario, 40, seed)))
+            .sum::<u64>()
+    };
+    let held = |reason: &'static str| {
+        move |outcome: &Outcome| outcome.denials.get(reason).copied().unwrap_or_default()
+    };
+    let denied = |scenario, reason| {
+        (1..=4)
+            .map(|seed| held(reason)(&rolls(scenario, 40, seed)))
+            .sum::<u64>()
+    };
+    assert!(total(Scenario::Rollback, |outcome| outcome.withdrawals) > 0);
+    assert!(total(Scenario::Rollback, |outcome| outcome.reaps) > 0);
+    assert!(total(Scenario::Prune, |outcome| outcome.withdrawals) > 0);
+    assert!(total(Scenario::GateRestart, |outcome| outcome.restarts) > 0);
+    assert_eq!(
+        total(Scenario::Guard, |outcome| outcome.withdrawals
+            + outcome.reaps),
+        0
+    );
+    assert!(denied(Scenario::Guard, "cap_reached") > 0);
+    assert!(denied(Scenario::Silent, "presence_old") > 0);
+    assert!(denied(Scenario::Hosts, "node_cordoned") > 0);
+    assert!(denied(Scenario::GateRestart, "host_unheard") > 0);
+}
+
+#[test]
+fn a_seed_is_a_roll() {
+    for scenario in Scenario::ALL {
+        assert_eq!(
+            rolls(scenario, 12, 5).to_json(),
+            rolls(scenario, 12, 5).to_json()
+        );
+    }
+}
+
+/// The checks see what they are for: a gate that takes old words for young ones is caught.
+#[test]
+fn a_gate_that_believes_old_words_is_caught() {
+    let caught = (1..=8).any(|seed| {
+        let mut setup = Setup::new(Scenario::Silent, 40, seed);
+        setup.gate.presence_max_age *= 10;
+        !run(&setup).passed()
+    });
+    assert!(caught);
+}
+
+/// And one that keeps no place for successors.
+#[test]
+fn a_gate_that_forgets_successors_is_caught() {
+    let caught = (1..=8).any(|seed| {
+        let mut setup = Setup::new(Scenario::Roll, 40, seed);
+        setup.gate.replacement = std::time::Duration::ZERO;
+        run(&setup)
+            .violations
+            .contains_key("more in flight than the cap")
+    });
+    assert!(caught);
+}
