@@ -53,6 +53,7 @@ impl World {
 
     /// What the gate decided, at the moment when it did.
     pub(super) fn check_write(&mut self, uid: u32, change: Change) {
+        self.checks.open.remove(&uid);
         let Some((_, facts)) = self.office.pods.get(&uid).cloned() else {
             return self.violated("a Pod that nobody told of was decided about", || {
                 format!("uid {uid}")
