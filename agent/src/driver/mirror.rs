@@ -303,6 +303,18 @@ impl Driver {
         };
         wanted.own = Some(Instant::now());
         wanted.progress_at = Instant::now();
+        if wanted.blob.is_closed() {
+            // every byte is here and true, but the volume failed when it was to be put where whole blobs lie
+            let blob = wanted.blob.clone();
+            self.spawn_blocking(move || {
+                if let Err(error) = blob.walk() {
+                    warn!(content = %blob.digest(), %error, "a verified blob can't be put in its place");
+                    blob.set_trouble(Some(Trouble::Disk(error.to_string())));
+                }
+                Input::Nothing
+            });
+            return;
+        }
         let Some(id) = self.contents.by_digest(digest).map(|content| content.id) else {
             return;
         };

@@ -344,3 +344,26 @@ fn an_empty_blob_is_whole_at_once_and_another_size_is_refused() {
         Err(OpenError::InUse(_))
     ));
 }
+
+#[test]
+fn a_verified_blob_that_cannot_be_put_in_its_place_is_put_there_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let content = bytes(22, 3 << 19);
+    let digest = Digest::of(&content);
+    let reading = blobs.begin(digest, content.len() as u64).unwrap();
+    for (chunk, bytes, link) in chunks(&content) {
+        let (blob, me) = (&reading.blob, me());
+        blob.write(chunk, bytes, link, source(&me), &me).unwrap();
+    }
+    let whole = dir.path().join(WHOLE);
+    fs::remove_dir(&whole).unwrap();
+    assert!(reading.blob.walk().is_err());
+    assert!(reading.blob.is_closed() && !reading.blob.is_whole());
+    assert_eq!(reading.blob.ready(0), 1 << 20);
+    fs::create_dir(&whole).unwrap();
+    reading.blob.walk().unwrap();
+    assert!(reading.blob.is_whole());
+    drop((reading, blobs));
+    assert!(open(dir.path(), 1 << 30).find(&digest).unwrap().is_whole());
+}
