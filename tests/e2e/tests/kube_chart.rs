@@ -11,7 +11,9 @@ const SWITCH: &str = "PARBAKE_DEPLOY_TEST";
 #[expect(clippy::print_stderr, reason = "it isn't skipped in silence")]
 fn a_release_lives_on_a_real_api_server() {
     if std::env::var_os(SWITCH).is_none_or(|value| value != "1") {
-        eprintln!("kube_chart: DIDN'T RUN: set {SWITCH}=1 to let deploy/test install helm and kubectl");
+        eprintln!(
+            "kube_chart: DIDN'T RUN: set {SWITCH}=1 to let deploy/test install helm and kubectl"
+        );
         return;
     }
     let Some(assets) = api_server::assets("kube_chart") else {
