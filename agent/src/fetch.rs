@@ -346,6 +346,7 @@ async fn attempt(repository: &Repository, job: &mut Job, from_start: bool) -> Re
         raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
         blob_at: start.blob_offset,
         unreported: 0,
+        ended: false,
     };
     // of a blob that comes whole, the registry's own bytes are checked too: it tells a damaged copy from a wrong manifest
     let mut hash = whole.then(sha2::Sha256::new);
@@ -478,6 +479,8 @@ struct Assembly {
     blob_at: u64,
     /// Blob bytes that came and weren't counted with a chunk yet.
     unreported: u64,
+    /// The compressed stream came to its proper end.
+    ended: bool,
 }
 
 impl Assembly {
@@ -521,7 +524,12 @@ impl Assembly {
     }
 
     async fn emit_if_full(&mut self, job: &mut Job) -> Result<(), Broke> {
+        let compressed = matches!(self.decoder, Decoder::Lz4(_));
         while self.next < job.geometry.chunks() {
+            // a layer that goes on behind its last byte is refused: with its last chunk its chain would be closed
+            if compressed && !self.ended && self.next + 1 == job.geometry.chunks() {
+                return Ok(());
+            }
             let length = job.geometry.len(ChunkIndex(self.next)) as usize;
             if self.buffer.len() < length {
                 return Ok(());
@@ -591,6 +599,7 @@ impl Assembly {
                 .finish()
                 .map_err(|error| Broke::False(error.to_string()))?;
         }
+        self.ended = true;
         self.emit_if_full(job).await?;
         if self.next < job.geometry.chunks() || !self.buffer.is_empty() {
             return Err(Broke::False(format!(
