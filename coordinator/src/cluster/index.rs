@@ -156,6 +156,8 @@ pub(crate) struct Rule {
     pub(crate) image: String,
     pub(crate) percent: i32,
     pub(crate) replicas: i32,
+    /// Its RunnerPool can't be read: nothing is admitted.
+    held: bool,
 }
 
 /// An object that can't be read.
@@ -174,6 +176,8 @@ pub(crate) struct Index {
     pub(crate) nodes: BTreeMap<String, NodeFacts>,
     pub(crate) prepulls: BTreeMap<ObjectKey, PrePullFacts>,
     pub(crate) runner_pools: BTreeMap<ObjectKey, RunnerPoolFacts>,
+    /// RunnerPools that are there and can't be read: what they gate is held, for nobody knows what they mean.
+    pub(crate) unreadable_pools: BTreeSet<ObjectKey>,
     /// What a relist that runs has shown so far.
     listed: BTreeMap<Scope, BTreeSet<ObjectKey>>,
 }
@@ -221,6 +225,7 @@ impl Index {
             Kind::RunnerPools => self
                 .runner_pools
                 .keys()
+                .chain(&self.unreadable_pools)
                 .filter(|key| inside(key))
                 .cloned()
                 .collect(),
@@ -280,19 +285,23 @@ impl Index {
             }
             Kind::RunnerPools => {
                 let parsed: Result<RunnerPool, _> = object.clone().try_parse();
-                match parsed {
-                    Ok(pool) => {
-                        let facts = RunnerPoolFacts {
-                            uid: pool.metadata.uid.clone().unwrap_or_default(),
-                            mode: mode_of(&pool.metadata).map_err(unreadable)?,
-                            spec: pool.spec,
-                        };
+                let read = parsed.map_err(parse).and_then(|pool| {
+                    Ok(RunnerPoolFacts {
+                        uid: pool.metadata.uid.clone().unwrap_or_default(),
+                        mode: mode_of(&pool.metadata).map_err(unreadable)?,
+                        spec: pool.spec,
+                    })
+                });
+                match read {
+                    Ok(facts) => {
+                        self.unreadable_pools.remove(&key);
                         self.runner_pools.insert(key.clone(), facts);
                         Ok(Some(Change::RunnerPool(key)))
                     }
                     Err(error) => {
                         self.runner_pools.remove(&key);
-                        Err(parse(error))
+                        self.unreadable_pools.insert(key);
+                        Err(error)
                     }
                 }
             }
@@ -352,7 +361,10 @@ impl Index {
                 Some(Change::PrePull(key.clone()))
             }
             Kind::RunnerPools => {
-                self.runner_pools.remove(key)?;
+                let unread = self.unreadable_pools.remove(key);
+                if self.runner_pools.remove(key).is_none() && !unread {
+                    return None;
+                }
                 Some(Change::RunnerPool(key.clone()))
             }
         }
@@ -373,18 +385,21 @@ impl Index {
         if facts.deleting || gate.mode == GateMode::None {
             return None;
         }
-        let pool = match &gate.pool_ref {
-            None => None,
-            // a pool that isn't there has no Pods
-            Some(name) => Some((
-                &name.name,
-                self.runner_pools
-                    .get(&ObjectKey::new(&key.namespace, &name.name))?,
-            )),
-        };
-        let selector = match (&gate.pod_selector, &pool) {
+        let pool_name = gate.pool_ref.as_ref().map(|pool| &pool.name);
+        let pool_key = pool_name.map(|name| ObjectKey::new(&key.namespace, name));
+        let pool = pool_key
+            .as_ref()
+            .and_then(|pool| self.runner_pools.get(pool));
+        let held = pool_key
+            .as_ref()
+            .is_some_and(|pool| self.unreadable_pools.contains(pool));
+        // a pool that isn't there has no Pods
+        if pool_key.is_some() && pool.is_none() && !held {
+            return None;
+        }
+        let selector = match (&gate.pod_selector, pool_name) {
             (Some(selector), _) => Selector::try_from(selector.clone()).ok()?,
-            (None, Some((name, _))) => [(POOL_LABEL.to_owned(), (*name).clone())]
+            (None, Some(name)) => [(POOL_LABEL.to_owned(), name.clone())]
                 .into_iter()
                 .collect(),
             (None, None) => return None,
@@ -399,17 +414,13 @@ impl Index {
             drain_label: gate.drain_label.clone(),
             mode: gate.mode,
             image: pool
-                .as_ref()
-                .map_or(&facts.spec.image, |(_, pool)| &pool.spec.image)
+                .map_or(&facts.spec.image, |pool| &pool.spec.image)
                 .clone(),
-            percent: pool
-                .as_ref()
-                .map_or(gate.max_concurrent_percent, |(_, pool)| {
-                    pool.spec.rollout.max_concurrent_percent
-                }),
-            replicas: pool
-                .as_ref()
-                .map_or(gate.replicas.unwrap_or(0), |(_, pool)| pool.spec.replicas),
+            percent: pool.map_or(gate.max_concurrent_percent, |pool| {
+                pool.spec.rollout.max_concurrent_percent
+            }),
+            replicas: pool.map_or(gate.replicas.unwrap_or(0), |pool| pool.spec.replicas),
+            held,
         })
     }
 
@@ -493,7 +504,7 @@ impl Rule {
             percent: self.percent,
             replicas: self.replicas,
             hosts,
-            paused: facts.spec.paused,
+            paused: facts.spec.paused || self.held,
             deadline: None,
             on_deadline: match facts.spec.on_deadline {
                 OnDeadline::Hold => gate::OnDeadline::Hold,
@@ -634,3 +645,6 @@ fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
         owner,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -296,6 +296,8 @@ impl Keeper {
     /// Changes state by one input, and starts what follows from it.
     fn apply(&mut self, input: Input) {
         let now = self.clock.now();
+        // what the gate decides on this input mustn't rest on watches that were blind for too long by now
+        self.sync(now);
         match input {
             Input::Seen(scope, seen) => self.seen(&scope, seen),
             Input::Presence(presence) => self.take_presence(now, presence),
@@ -346,8 +348,10 @@ impl Keeper {
         let Some(watch) = self.watches.get_mut(scope) else {
             return;
         };
-        if !matches!(seen, Seen::Blind { .. }) && watch.blind_since.take().is_some() {
-            watch.absent = false;
+        // not before the list is whole: until then what was missed stays missed
+        if matches!(seen, Seen::Listed)
+            && (std::mem::take(&mut watch.absent) | watch.blind_since.take().is_some())
+        {
             info!(kind = scope.kind.as_str(), "watch sees again");
         }
         let changes = match seen {

@@ -1,11 +1,13 @@
 //! Watches: each follows one kind of object and tells the keeper what it sees. An error is told once and retried with
 //! growing pauses; after it everything is listed anew, so that nothing that was missed stays missed.
 
+use std::time::{Duration, Instant};
+
 use futures_util::StreamExt as _;
 use kube::{
     Api, Client,
     core::{ApiResource, DynamicObject},
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::watcher,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +16,13 @@ use super::{
     crd::{ImagePrePull, RunnerPool},
     index::{Kind, Scope},
 };
+
+/// The pause after a first error; doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause.
+const PAUSE_MOST: Duration = Duration::from_secs(30);
+/// An error this long after the one before is a first one again.
+const CALM: Duration = Duration::from_secs(120);
 
 /// What a watch sees.
 #[derive(Debug)]
@@ -44,28 +53,47 @@ pub(crate) async fn follow(
         }
         _ => Api::all_with(client, &resource),
     };
-    let events = watcher(api, watcher::Config::default()).default_backoff();
-    let mut events = std::pin::pin!(events);
+    let mut failed: Option<(Instant, u32)> = None;
     loop {
-        let event = tokio::select! {
-            () = shutdown.cancelled() => return,
-            event = events.next() => event,
-        };
-        let told = match event {
-            None => return,
-            Some(Ok(watcher::Event::Init)) => Seen::Listing,
-            Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
-                Seen::Applied(Box::new(object))
+        // A new one after each error: this one would go on where it was, and tell of its recovery only when something
+        // changes. A list tells at once, and shows what is gone.
+        let events = watcher(api.clone(), watcher::Config::default());
+        let mut events = std::pin::pin!(events);
+        let error = loop {
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = events.next() => event,
+            };
+            let told = match event {
+                None => return,
+                Some(Ok(watcher::Event::Init)) => Seen::Listing,
+                Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
+                    Seen::Applied(Box::new(object))
+                }
+                Some(Ok(watcher::Event::Delete(object))) => Seen::Gone(Box::new(object)),
+                Some(Ok(watcher::Event::InitDone)) => Seen::Listed,
+                Some(Err(error)) => break error,
+            };
+            if seen.send((scope.clone(), told)).await.is_err() {
+                return;
             }
-            Some(Ok(watcher::Event::Delete(object))) => Seen::Gone(Box::new(object)),
-            Some(Ok(watcher::Event::InitDone)) => Seen::Listed,
-            Some(Err(error)) => Seen::Blind {
-                absent: is_absent(&error),
-                error: error.to_string(),
-            },
         };
-        if seen.send((scope.clone(), told)).await.is_err() {
+        let blind = Seen::Blind {
+            absent: is_absent(&error),
+            error: error.to_string(),
+        };
+        if seen.send((scope.clone(), blind)).await.is_err() {
             return;
+        }
+        let times = match failed {
+            Some((at, times)) if at.elapsed() < CALM => times + 1,
+            _ => 0,
+        };
+        failed = Some((Instant::now(), times));
+        let pause = (PAUSE * (1 << times.min(8))).min(PAUSE_MOST);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -669,10 +669,12 @@ impl Keeper {
             let Some((name, uid)) = &facts.owner else {
                 continue;
             };
-            let pool = self
-                .index
-                .runner_pools
-                .get(&ObjectKey::new(&key.namespace, name));
+            let pool_key = ObjectKey::new(&key.namespace, name);
+            // it is there, whatever it means: what was made for it stays, and is held
+            if self.index.unreadable_pools.contains(&pool_key) {
+                continue;
+            }
+            let pool = self.index.runner_pools.get(&pool_key);
             let wanted = pool.is_some_and(|pool| {
                 pool.uid == *uid
                     && pool.spec.os == "darwin"

@@ -1,1 +1,426 @@
+//! The keeper with an API server that answers as it is told: every write is cut between decision and answer.
 
+use std::{collections::VecDeque, sync::Mutex};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::{IntoResponse as _, Response},
+};
+use http::{Method, StatusCode};
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::DynamicObject;
+use proto::Digest;
+use rollout::presence::Held;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::Origin;
+
+/// How one write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It is done.
+    Done,
+    /// It is done, but nobody hears of it.
+    DoneUnheard,
+    /// It isn't done, and nobody hears of it.
+    Unheard,
+    /// It isn't done, with this status.
+    Status(u16),
+}
+
+/// One Pod, and how writes on it are answered; after the last answer all are done.
+#[derive(Debug)]
+struct Fake {
+    pod: Option<Value>,
+    answers: VecDeque<Answer>,
+    writes: Vec<String>,
+}
+
+type Shared = Arc<Mutex<Fake>>;
+
+fn fake(shared: Shared) -> Client {
+    let router = Router::new().fallback(move |request: Request| {
+        let shared = shared.clone();
+        async move { respond(&shared, request).await }
+    });
+    Client::new(router, "default")
+}
+
+async fn respond(shared: &Shared, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().to_owned();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    let mut fake = shared.lock().unwrap();
+    if parts.method == Method::GET || !path.contains("/pods/") {
+        return failure(404);
+    }
+    let answer = fake.answers.pop_front().unwrap_or(Answer::Done);
+    fake.writes.push(format!("{} {answer:?}", parts.method));
+    if matches!(answer, Answer::Done | Answer::DoneUnheard) {
+        let Some(pod) = &mut fake.pod else {
+            return failure(404);
+        };
+        if parts.method == Method::DELETE {
+            fake.pod = None;
+        } else {
+            let patch: Value = serde_json::from_slice(&body).unwrap();
+            let version = &pod["metadata"]["resourceVersion"];
+            assert_eq!(patch["metadata"]["uid"], pod["metadata"]["uid"]);
+            if patch["metadata"]["resourceVersion"] != *version {
+                return failure(409);
+            }
+            let next = version.as_str().unwrap().parse::<u64>().unwrap() + 1;
+            pod["metadata"]["resourceVersion"] = next.to_string().into();
+            for (label, value) in patch["metadata"]["labels"].as_object().unwrap() {
+                match value {
+                    Value::Null => drop(
+                        pod["metadata"]["labels"]
+                            .as_object_mut()
+                            .unwrap()
+                            .remove(label),
+                    ),
+                    value => pod["metadata"]["labels"][label] = value.clone(),
+                }
+            }
+        }
+    }
+    match answer {
+        Answer::Status(code) => failure(code),
+        Answer::Done => match &fake.pod {
+            Some(pod) => axum::Json(pod.clone()).into_response(),
+            None => axum::Json(json!({ "kind": "Status", "status": "Success" })).into_response(),
+        },
+        Answer::Unheard | Answer::DoneUnheard => {
+            let cut: Result<Bytes, _> = Err(std::io::Error::other("cut"));
+            Response::new(Body::from_stream(futures_util::stream::iter([cut])))
+        }
+    }
+}
+
+fn failure(code: u16) -> Response {
+    let status = json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "reason": "Test",
+        "message": "as told",
+        "code": code,
+    });
+    (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
+}
+
+fn the_pod(phase: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "p",
+            "namespace": "ns",
+            "uid": "uid",
+            "resourceVersion": "10",
+            "labels": { "app": "x" },
+        },
+        "spec": { "nodeName": "mac-0", "containers": [{ "name": "runner", "image": "r.test/i:1" }] },
+        "status": { "phase": phase },
+    })
+}
+
+struct Stand {
+    keeper: Keeper,
+    shared: Shared,
+    leads: Arc<std::sync::atomic::AtomicBool>,
+    _driver: mpsc::Receiver<driver::Input>,
+}
+
+impl Stand {
+    /// A keeper that knows one stale Pod on a host that holds the image, and answers for its writes.
+    fn new(phase: &str, answers: &[Answer]) -> Self {
+        let shared: Shared = Arc::new(Mutex::new(Fake {
+            pod: Some(the_pod(phase)),
+            answers: answers.iter().copied().collect(),
+            writes: Vec::new(),
+        }));
+        let leads = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let may = leads.clone();
+        let (driver, inbox) = mpsc::channel(64);
+        let keeper = Keeper::new(Parts {
+            config: Config {
+                namespaces: Vec::new(),
+                default_gate: GateMode::None,
+                instance: "test".into(),
+            },
+            client: fake(shared.clone()),
+            may_write: Arc::new(move || may.load(std::sync::atomic::Ordering::Relaxed)),
+            driver,
+            registries: Arc::new(Registries::new(Origin::default()).unwrap()),
+            metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
+        });
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": "mac-0", "uid": "n", "resourceVersion": "1", "labels": { "a": "b" } },
+            "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+        });
+        let prepull = json!({
+            "apiVersion": "parbake.dev/v1alpha1",
+            "kind": "ImagePrePull",
+            "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
+            "spec": {
+                "image": "r.test/i:2",
+                "nodeSelector": { "matchLabels": { "a": "b" } },
+                "gate": {
+                    "mode": "Own",
+                    "podSelector": { "matchLabels": { "app": "x" } },
+                    "replicas": 1,
+                },
+            },
+        });
+        let mut this = Self {
+            keeper,
+            shared,
+            leads,
+            _driver: inbox,
+        };
+        for (kind, objects) in [
+            (Kind::Nodes, vec![node]),
+            (Kind::PrePulls, vec![prepull]),
+            (Kind::Pods, vec![the_pod(phase)]),
+            (Kind::RunnerPools, Vec::new()),
+        ] {
+            this.see(kind, Seen::Listing);
+            for object in objects {
+                this.see(kind, Seen::Applied(Box::new(dynamic(&object))));
+            }
+            this.see(kind, Seen::Listed);
+        }
+        this.hold();
+        this.resolve(digest());
+        this
+    }
+
+    /// The host looked, and holds the image.
+    fn hold(&mut self) {
+        let holdings = [(digest(), ["r.test/i:2".to_owned()].into())].into();
+        let event = gate::Event::Holds("mac-0".parse().unwrap(), holdings, Duration::ZERO);
+        let now = self.keeper.clock.now();
+        self.keeper.gate.handle(now, event);
+    }
+
+    /// As if the registry had answered.
+    fn resolve(&mut self, digest: Digest) {
+        let key = ObjectKey::new("ns", "pool");
+        let rule = self.keeper.rules[&key.pool()].clone();
+        let facts = &self.keeper.index.prepulls[&key];
+        let mut pool = rule.pool(facts, ["mac-0".parse().unwrap()].into());
+        pool.digest = Some(digest);
+        let now = self.keeper.clock.now();
+        self.keeper
+            .gate
+            .handle(now, gate::Event::Pool(key.pool(), pool));
+        let host = "mac-0".parse().unwrap();
+        assert_eq!(self.keeper.gate.held(&key.pool(), &host), Some(Held::Fresh));
+        self.keeper.act();
+    }
+
+    fn see(&mut self, kind: Kind, seen: Seen) {
+        let scope = Scope {
+            kind,
+            namespace: None,
+        };
+        self.keeper.due = Instant::now() + Duration::from_hours(1);
+        self.keeper.apply(Input::Seen(scope, seen));
+    }
+
+    /// What the watch would show now.
+    fn watch(&mut self) {
+        let pod = self.shared.lock().unwrap().pod.clone();
+        match pod {
+            Some(pod) => self.see(Kind::Pods, Seen::Applied(Box::new(dynamic(&pod)))),
+            None => self.see(
+                Kind::Pods,
+                Seen::Gone(Box::new(dynamic(&the_pod("Pending")))),
+            ),
+        }
+    }
+
+    /// Ends every job that is under way.
+    async fn settle(&mut self) {
+        while let Some(job) = self.keeper.jobs.join_next().await {
+            self.keeper.due = Instant::now() + Duration::from_hours(1);
+            self.keeper.apply(job.unwrap());
+        }
+    }
+
+    /// The gate's clock goes on, in steps that are shorter than a host's word counts.
+    async fn pass(&mut self, mut time: Duration) {
+        while !time.is_zero() {
+            let step = time.min(Duration::from_secs(10));
+            time -= step;
+            self.keeper.clock.started -= step;
+            self.keeper.due = Instant::now() + Duration::from_hours(1);
+            self.keeper.apply(Input::Tick);
+            self.hold();
+            self.keeper.act();
+            self.settle().await;
+        }
+    }
+
+    fn writes(&self) -> Vec<String> {
+        self.shared.lock().unwrap().writes.clone()
+    }
+
+    fn is_labelled(&self) -> bool {
+        let fake = self.shared.lock().unwrap();
+        let pod: Pod = serde_json::from_value(fake.pod.clone().unwrap()).unwrap();
+        let labels = pod.metadata.labels.unwrap();
+        labels
+            .get(crate::cluster::crd::DRAIN_LABEL)
+            .is_some_and(|value| value == "true")
+    }
+}
+
+fn digest() -> Digest {
+    format!("sha256:{}", "0".repeat(64)).parse().unwrap()
+}
+
+fn dynamic(value: &Value) -> DynamicObject {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn a_label_is_written_once_and_its_answer_is_believed_before_the_watch() {
+    let mut stand = Stand::new("Running", &[]);
+    stand.settle().await;
+    assert_eq!(stand.writes(), ["PATCH Done"]);
+    assert!(stand.is_labelled());
+    // the watch is behind: what it shows is older than the answer
+    stand.see(
+        Kind::Pods,
+        Seen::Applied(Box::new(dynamic(&the_pod("Running")))),
+    );
+    stand.pass(Duration::from_secs(5)).await;
+    stand.watch();
+    stand.pass(Duration::from_secs(90)).await;
+    assert_eq!(stand.writes(), ["PATCH Done"]);
+}
+
+#[tokio::test]
+async fn a_label_that_is_refused_is_decided_anew_after_a_moment() {
+    for code in [400, 403, 404, 409, 422, 429] {
+        let mut stand = Stand::new("Running", &[Answer::Status(code)]);
+        stand.settle().await;
+        assert!(!stand.is_labelled());
+        stand.pass(Duration::from_millis(200)).await;
+        assert_eq!(stand.writes().len(), 1, "{code}: it waits");
+        stand.pass(Duration::from_secs(2)).await;
+        stand.settle().await;
+        assert!(stand.is_labelled(), "{code}: {:?}", stand.writes());
+        assert_eq!(stand.writes().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_label_whose_answer_is_lost_keeps_its_room_until_what_is_seen_tells() {
+    for answer in [Answer::Unheard, Answer::Status(500), Answer::Status(504)] {
+        let mut stand = Stand::new("Running", &[answer]);
+        stand.settle().await;
+        // it may have been done: no second Pod takes the place, and this one isn't written to again
+        stand.pass(Duration::from_secs(20)).await;
+        assert_eq!(stand.writes().len(), 1, "{answer:?}");
+        stand.pass(Duration::from_secs(20)).await;
+        assert!(stand.is_labelled(), "{answer:?}: {:?}", stand.writes());
+        assert_eq!(stand.writes().len(), 2);
+    }
+    let mut stand = Stand::new("Running", &[Answer::DoneUnheard]);
+    stand.settle().await;
+    stand.watch();
+    stand.pass(Duration::from_secs(90)).await;
+    assert!(stand.is_labelled());
+    assert_eq!(stand.writes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_gone_or_made_anew_under_the_write_is_let_go() {
+    let mut stand = Stand::new("Running", &[Answer::Status(404)]);
+    stand.settle().await;
+    stand.shared.lock().unwrap().pod = None;
+    stand.watch();
+    stand.pass(Duration::from_secs(90)).await;
+    assert_eq!(stand.writes().len(), 1);
+    assert!(stand.keeper.pods_told.is_empty() && stand.keeper.pod_keys.is_empty());
+}
+
+#[tokio::test]
+async fn a_pending_pod_is_reaped_whatever_becomes_of_the_answer() {
+    for answer in [
+        Answer::Done,
+        Answer::DoneUnheard,
+        Answer::Unheard,
+        Answer::Status(404),
+        Answer::Status(409),
+        Answer::Status(429),
+        Answer::Status(500),
+    ] {
+        let mut stand = Stand::new("Pending", &[answer]);
+        stand.settle().await;
+        if answer == Answer::Status(404) {
+            // what was to be deleted is gone: it isn't asked for again
+            assert!(stand.keeper.index.pods.is_empty());
+            continue;
+        }
+        stand.watch();
+        stand.pass(Duration::from_secs(40)).await;
+        stand.watch();
+        assert!(stand.shared.lock().unwrap().pod.is_none(), "{answer:?}");
+        let tries = stand.writes().len();
+        let once = matches!(answer, Answer::Done | Answer::DoneUnheard);
+        assert_eq!(tries, if once { 1 } else { 2 }, "{answer:?}");
+        stand.pass(Duration::from_secs(90)).await;
+        assert_eq!(stand.writes().len(), tries);
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_lead_any_more_writes_nothing() {
+    let mut stand = Stand::new("Running", &[]);
+    // the lease is lost between the decision and the write
+    stand
+        .leads
+        .store(false, std::sync::atomic::Ordering::Relaxed);
+    stand.settle().await;
+    stand.pass(Duration::from_secs(90)).await;
+    assert_eq!(stand.writes(), Vec::<String>::new());
+    assert!(!stand.is_labelled());
+}
+
+#[tokio::test]
+async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_listed_anew() {
+    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
+    stand.settle().await;
+    let blind = |error: &str| Seen::Blind {
+        error: error.into(),
+        absent: false,
+    };
+    // as a watch that is too old is told: 410 Gone
+    stand.see(Kind::Pods, blind("too old resource version"));
+    assert!(stand.keeper.synced, "a moment is no harm");
+    let scope = Scope {
+        kind: Kind::Pods,
+        namespace: None,
+    };
+    let watch = stand.keeper.watches.get_mut(&scope).unwrap();
+    watch.blind_since = Some(Instant::now() - BLIND);
+    stand.pass(Duration::from_secs(5)).await;
+    assert!(!stand.keeper.synced);
+    assert_eq!(stand.writes().len(), 1);
+    // the Pod went while nobody looked
+    stand.see(Kind::Pods, Seen::Listing);
+    stand.see(Kind::Pods, Seen::Listed);
+    assert!(stand.keeper.synced);
+    stand.pass(Duration::from_secs(5)).await;
+    assert_eq!(stand.writes().len(), 1);
+    assert!(stand.keeper.pods_told.is_empty());
+}

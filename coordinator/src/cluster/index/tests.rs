@@ -1,0 +1,309 @@
+//! The index without a cluster.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn object(value: Value) -> DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+fn everywhere(kind: Kind) -> Scope {
+    Scope {
+        kind,
+        namespace: None,
+    }
+}
+
+fn pod(name: &str, uid: &str, version: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "ns",
+            "uid": uid,
+            "resourceVersion": version,
+            "labels": { "tuist.dev/runner-pool": "pool" },
+        },
+        "spec": { "nodeName": "mac-0", "containers": [{ "name": "runner", "image": "r/i:1" }] },
+        "status": { "phase": "Running" },
+    })
+}
+
+fn prepull(name: &str, created: &str, gate: Value) -> Value {
+    json!({
+        "apiVersion": "parbake.dev/v1alpha1",
+        "kind": "ImagePrePull",
+        "metadata": { "name": name, "namespace": "ns", "uid": name, "creationTimestamp": created },
+        "spec": {
+            "image": "r/i:2",
+            "nodeSelector": { "matchLabels": { "a": "b" } },
+            "gate": gate,
+        },
+    })
+}
+
+fn pool(spec: Value, gate: &str) -> Value {
+    json!({
+        "apiVersion": "tuist.dev/v1alpha1",
+        "kind": "RunnerPool",
+        "metadata": {
+            "name": "pool",
+            "namespace": "ns",
+            "uid": "u",
+            "annotations": { "parbake.dev/gate": gate },
+        },
+        "spec": spec,
+    })
+}
+
+fn shown(index: &mut Index, kind: Kind, value: Value) -> Result<Option<Change>, Unreadable> {
+    index.apply(&everywhere(kind), &object(value))
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("ns", name)
+}
+
+#[test]
+fn what_a_list_does_not_show_is_gone_and_nothing_else() {
+    let mut index = Index::default();
+    let scope = everywhere(Kind::Pods);
+    for name in ["a", "b"] {
+        shown(&mut index, Kind::Pods, pod(name, name, "1")).unwrap();
+    }
+    index.begin(scope.clone());
+    shown(&mut index, Kind::Pods, pod("b", "b", "1")).unwrap();
+    // until the list is whole nothing is missing from it
+    assert_eq!(index.pods.len(), 2);
+    assert_eq!(index.finish(&scope), [Change::Pod(key("a"))]);
+    assert!(index.pods.contains_key(&key("b")));
+    // a list that never began shows nothing
+    assert_eq!(index.finish(&scope), []);
+}
+
+#[test]
+fn a_list_of_one_namespace_says_nothing_of_others() {
+    let mut index = Index::default();
+    let scope = Scope {
+        kind: Kind::Pods,
+        namespace: Some("other".into()),
+    };
+    shown(&mut index, Kind::Pods, pod("a", "a", "1")).unwrap();
+    index.begin(scope.clone());
+    assert_eq!(index.finish(&scope), []);
+    assert_eq!(index.pods.len(), 1);
+}
+
+#[test]
+fn a_watch_that_is_behind_changes_nothing_but_another_object_of_the_name_does() {
+    let mut index = Index::default();
+    shown(&mut index, Kind::Pods, pod("a", "one", "10")).unwrap();
+    assert_eq!(
+        shown(&mut index, Kind::Pods, pod("a", "one", "9")).unwrap(),
+        None
+    );
+    assert_eq!(index.pods[&key("a")].resource_version, "10");
+    assert!(
+        shown(&mut index, Kind::Pods, pod("a", "one", "10"))
+            .unwrap()
+            .is_some()
+    );
+    // a Pod made anew counts, whatever its version
+    assert!(
+        shown(&mut index, Kind::Pods, pod("a", "two", "9"))
+            .unwrap()
+            .is_some()
+    );
+    assert_eq!(index.pods[&key("a")].uid, "two");
+    // the end of the first isn't the end of the second
+    assert_eq!(index.remove(Kind::Pods, &key("a"), Some("one")), None);
+    assert!(index.remove(Kind::Pods, &key("a"), Some("two")).is_some());
+    // versions that aren't numbers don't compare
+    shown(&mut index, Kind::Pods, pod("a", "one", "x9")).unwrap();
+    assert!(
+        shown(&mut index, Kind::Pods, pod("a", "one", "x8"))
+            .unwrap()
+            .is_some()
+    );
+}
+
+#[test]
+fn the_older_of_two_gates_has_the_say_and_names_break_ties() {
+    let mut index = Index::default();
+    let gate = || {
+        json!({
+            "mode": "Own",
+            "podSelector": { "matchLabels": { "tuist.dev/runner-pool": "pool" } },
+            "replicas": 4,
+        })
+    };
+    for (name, created) in [
+        ("b", "2026-01-02T00:00:00Z"),
+        ("c", "2026-01-01T00:00:00Z"),
+        ("a", "2026-01-02T00:00:00Z"),
+    ] {
+        shown(&mut index, Kind::PrePulls, prepull(name, created, gate())).unwrap();
+    }
+    let rules = index.rules();
+    let order: Vec<&str> = rules.iter().map(|rule| rule.key.name.as_str()).collect();
+    assert_eq!(order, ["c", "a", "b"]);
+    shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
+    let (_, told) = index
+        .gate_pod(&key("p"), &rules, |_| proto::Moment::START)
+        .unwrap();
+    assert_eq!(told.pool, key("c").pool());
+    // one that is being deleted, or gates nothing, has none
+    let mut deleting = prepull("c", "2026-01-01T00:00:00Z", gate());
+    deleting["metadata"]["deletionTimestamp"] = "2026-01-03T00:00:00Z".into();
+    shown(&mut index, Kind::PrePulls, deleting).unwrap();
+    let mut off = gate();
+    off["mode"] = "None".into();
+    shown(
+        &mut index,
+        Kind::PrePulls,
+        prepull("a", "2026-01-02T00:00:00Z", off),
+    )
+    .unwrap();
+    assert_eq!(index.rules().len(), 1);
+    assert_eq!(index.rules()[0].key, key("b"));
+}
+
+#[test]
+fn a_gate_that_would_select_everything_or_whose_pool_is_absent_gates_nothing() {
+    let mut index = Index::default();
+    for gate in [
+        json!({ "mode": "Own", "podSelector": {}, "replicas": 4 }),
+        json!({ "mode": "Own", "replicas": 4 }),
+        json!({ "mode": "Own", "poolRef": { "name": "pool" } }),
+    ] {
+        shown(
+            &mut index,
+            Kind::PrePulls,
+            prepull("a", "2026-01-01T00:00:00Z", gate),
+        )
+        .unwrap();
+        assert!(index.rules().is_empty());
+    }
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
+    let mut index = Index::default();
+    let gate = json!({ "mode": "Guard", "poolRef": { "name": "pool" } });
+    shown(
+        &mut index,
+        Kind::PrePulls,
+        prepull("pool", "2026-01-01T00:00:00Z", gate),
+    )
+    .unwrap();
+    shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
+    let good = json!({ "image": "r/i:3", "replicas": 100 });
+    let paused = |index: &Index| {
+        let rules = index.rules();
+        let facts = &index.prepulls[&key("pool")];
+        assert!(rules[0].selects(&key("p"), &index.pods[&key("p")]));
+        rules[0].pool(facts, BTreeSet::new()).paused
+    };
+    shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
+    assert!(!paused(&index));
+    assert_eq!(index.rules()[0].image, "r/i:3");
+    // a spec that doesn't parse and an annotation that means nothing are as bad
+    let bad = json!({ "image": "r/i:3", "replicas": "many" });
+    for (spec, mode) in [(bad, "guard"), (good.clone(), "always")] {
+        assert!(shown(&mut index, Kind::RunnerPools, pool(spec, mode)).is_err());
+        assert!(paused(&index));
+        shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
+        assert!(!paused(&index));
+    }
+    // gone while it couldn't be read: by its deletion, and by a list that doesn't show it
+    for by_list in [false, true] {
+        let bad = pool(json!({ "replicas": [] }), "guard");
+        assert!(shown(&mut index, Kind::RunnerPools, bad).is_err());
+        let scope = everywhere(Kind::RunnerPools);
+        let changes = if by_list {
+            index.begin(scope.clone());
+            index.finish(&scope)
+        } else {
+            Vec::from_iter(index.remove(Kind::RunnerPools, &key("pool"), None))
+        };
+        assert_eq!(changes, [Change::RunnerPool(key("pool"))]);
+        assert!(index.rules().is_empty());
+    }
+}
+
+#[test]
+fn a_prepull_that_cannot_be_read_any_more_says_nothing() {
+    let mut index = Index::default();
+    let gate = json!({ "mode": "None" });
+    shown(
+        &mut index,
+        Kind::PrePulls,
+        prepull("a", "2026-01-01T00:00:00Z", gate),
+    )
+    .unwrap();
+    let mut bad = prepull("a", "2026-01-01T00:00:00Z", json!({}));
+    bad["spec"]["image"] = 7.into();
+    let unreadable = shown(&mut index, Kind::PrePulls, bad).unwrap_err();
+    assert_eq!(unreadable.key, key("a"));
+    assert!(index.prepulls.is_empty());
+}
+
+#[test]
+fn a_heartbeat_is_read_as_its_writers_mean_it() {
+    let beat = |annotations: Value| {
+        let mut value = pod("p", "p", "1");
+        value["metadata"]["annotations"] = annotations;
+        let mut index = Index::default();
+        shown(&mut index, Kind::Pods, value).unwrap();
+        let gate = json!({
+            "mode": "Own",
+            "podSelector": { "matchLabels": { "tuist.dev/runner-pool": "pool" } },
+            "replicas": 1,
+        });
+        shown(
+            &mut index,
+            Kind::PrePulls,
+            prepull("a", "2026-01-01T00:00:00Z", gate),
+        )
+        .unwrap();
+        let rules = index.rules();
+        let moment = |at: SystemTime| {
+            proto::Moment::START + at.duration_since(SystemTime::UNIX_EPOCH).unwrap()
+        };
+        let (_, told) = index.gate_pod(&key("p"), &rules, moment).unwrap();
+        told.heartbeat
+    };
+    let state = "tuist.dev/runner-heartbeat-state";
+    let at = "tuist.dev/runner-heartbeat-at";
+    let second = |seconds| proto::Moment::START + std::time::Duration::from_secs(seconds);
+    for (annotations, expected) in [
+        (json!({}), gate::Heartbeat::Absent),
+        // a time without a state is none
+        (
+            json!({ at: "1970-01-01T00:01:00Z" }),
+            gate::Heartbeat::Absent,
+        ),
+        (
+            json!({ state: "polling", at: "1970-01-01T00:01:00Z" }),
+            gate::Heartbeat::Polling(second(60)),
+        ),
+        (
+            json!({ state: "polling", at: "1970-01-01T01:01:00.5+01:00" }),
+            gate::Heartbeat::Polling(second(60) + std::time::Duration::from_millis(500)),
+        ),
+        (json!({ state: "polling" }), gate::Heartbeat::Other),
+        (
+            json!({ state: "polling", at: "yesterday" }),
+            gate::Heartbeat::Other,
+        ),
+        (
+            json!({ state: "claimed", at: "1970-01-01T00:01:00Z" }),
+            gate::Heartbeat::Other,
+        ),
+        (json!({ state: "" }), gate::Heartbeat::Other),
+    ] {
+        assert_eq!(beat(annotations.clone()), expected, "{annotations}");
+    }
+}
