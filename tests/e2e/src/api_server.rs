@@ -87,6 +87,18 @@ impl ApiServer {
     /// # Errors
     /// As for [`start`](Self::start).
     pub async fn start_with(assets: &Path, flags: &[String]) -> anyhow::Result<Self> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match Self::start_once(assets, flags).await {
+                // a port that was free a moment ago
+                Err(error) if tries < 5 && error.to_string().contains(TAKEN) => {}
+                started => return started,
+            }
+        }
+    }
+
+    async fn start_once(assets: &Path, flags: &[String]) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("parbake-kube")
             .tempdir()
@@ -250,6 +262,8 @@ pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
+/// What both say of a port that somebody else has.
+const TAKEN: &str = "address already in use";
 /// Service accounts are what a test asks about; the tests' own user does everything.
 const AUDIT_POLICY: &str = r#"{
     "apiVersion": "audit.k8s.io/v1",

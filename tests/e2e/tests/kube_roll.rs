@@ -8,8 +8,20 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::world::{Setup, World};
-use kube::{Api, api::ListParams};
+use coordinator::cluster::crd::GateMode;
+use e2e::{
+    runners::{self, NAMESPACE, Rule},
+    world::{Setup, World, pool_spec},
+};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, ServiceAccount},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -43,7 +55,7 @@ async fn a_whole_fleet_rolls_under_the_cap_and_only_where_the_image_is() {
     assert!(found.withdrawn.is_empty(), "{:?}", found.withdrawn);
     world.until_staged("xcode", &new, HOSTS).await.unwrap();
     // Nodes say what they hold
-    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.client.clone());
+    let nodes: Api<Node> = Api::all(world.client.clone());
     let digest = new.image.digest;
     let label = format!("parbake.dev/image-{}", &digest.hex().to_string()[..12]);
     let params = ListParams::default().labels(&format!("{label}=ready"));
@@ -68,4 +80,355 @@ async fn a_whole_fleet_rolls_under_the_cap_and_only_where_the_image_is() {
     let waited = first.at.duration_since(present.at).unwrap();
     println!("installed -> labelled: {waited:?}");
     assert!(waited < Duration::from_secs(5), "{waited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
+    const HOSTS: usize = 6;
+    let setup = Setup::new("kube_roll (own)", DEMO, HOSTS);
+    let Some(mut world) = World::start(setup).await.unwrap() else {
+        return;
+    };
+    let started = Instant::now();
+    let step = |what: &str| println!("{:6.1} s: {what}", started.elapsed().as_secs_f32());
+    let old = world.image("1", 1).unwrap();
+    world.rule("xcode", &old, 2);
+    world.play();
+    world.begin("xcode", "own", &old, HOSTS, 34).await.unwrap();
+    let pods = world.pods().await;
+    let name = |pod: &Pod| pod.metadata.name.clone().unwrap();
+    let node = |pod: &Pod| runners::node(pod).unwrap().to_owned();
+    let busy = pods[0].clone();
+    let (cordoned, unready) = (pods[1].clone(), pods[2].clone());
+    set_busy(&world, &name(&busy), "account").await;
+    cordon(&world, &node(&cordoned), true).await;
+    runners::set_ready(&world.client, &node(&unready), false)
+        .await
+        .unwrap();
+
+    step("staged");
+    // a busy Pod, a cordoned Node and one that isn't Ready are passed over, each for its reason
+    world.set(|manners| &manners.dispatches, false);
+    let new = world.image("2", 2).unwrap();
+    world.rule("xcode", &new, 2);
+    world.roll("xcode", &new).await.unwrap();
+    world
+        .until_found("as many as the cap are labelled", |found| {
+            found.labelled.len() == 2
+        })
+        .await
+        .unwrap();
+    for (pod, reason) in [
+        (&busy, "busy"),
+        (&cordoned, "node_cordoned"),
+        (&unready, "node_not_ready"),
+    ] {
+        assert_eq!(reason_of(&world, &name(pod)).await, reason);
+    }
+
+    step("labelled up to the cap");
+    // the image is pruned after the label: it is withdrawn, and comes back only with the image
+    let pruned = world.checker.found().labelled[0].clone();
+    let agent = world.cluster.agents();
+    let agent = agent
+        .iter()
+        .find(|agent| agent.host == pruned.node)
+        .unwrap();
+    std::fs::remove_dir_all(agent.tart_home().join(&new.cached)).unwrap();
+    let begun = Instant::now();
+    world
+        .until_found("the label is withdrawn", |found| {
+            found.withdrawn.contains(&pruned.pod)
+        })
+        .await
+        .unwrap();
+    println!("pruned -> withdrawn: {:?}", begun.elapsed());
+    world
+        .until_found("the cap is used again", |found| found.labelled.len() == 3)
+        .await
+        .unwrap();
+
+    step("pruned and labelled again");
+    // paused: what was labelled leaves, and nothing follows
+    pause(&world, "xcode", true).await;
+    world
+        .until("the others wait for the operator", || async {
+            let pods = world.pods().await;
+            let waits = pods.iter().find(|pod| {
+                let idle = ![&busy, &cordoned, &unready].map(name).contains(&name(pod));
+                idle && old.runs(pod) && !runners::is_labelled(pod)
+            })?;
+            (reason_of(&world, &name(waits)).await == "paused").then_some(())
+        })
+        .await
+        .unwrap();
+    world.set(|manners| &manners.dispatches, true);
+    world
+        .until_pods("both are replaced", |pods| {
+            pods.iter().filter(|pod| new.runs(pod)).count() == 2
+        })
+        .await
+        .unwrap();
+    assert_eq!(world.checker.found().labelled.len(), 3);
+    world.set(|manners| &manners.dispatches, false);
+    pause(&world, "xcode", false).await;
+    world
+        .until_found("it goes on", |found| found.labelled.len() == 4)
+        .await
+        .unwrap();
+    let last = world.checker.found().labelled[3].pod.clone();
+
+    step("paused and resumed");
+    // rolled back in mid-roll: the label of a Pod that is current again is withdrawn, and what is new drains
+    world.rule("xcode", &old, 2);
+    world.roll("xcode", &old).await.unwrap();
+    world
+        .until_found("its label is withdrawn", |found| {
+            found.withdrawn.contains(&last)
+        })
+        .await
+        .unwrap();
+    world.set(|manners| &manners.dispatches, true);
+    cordon(&world, &node(&cordoned), false).await;
+    runners::set_ready(&world.client, &node(&unready), true)
+        .await
+        .unwrap();
+    world.until_all_run(&old, HOSTS).await.unwrap();
+    let found = world.checker.found();
+    let now = world.pods().await;
+    for untouched in [&busy, &cordoned, &unready] {
+        assert!(
+            !found
+                .labelled
+                .iter()
+                .any(|seen| seen.pod == name(untouched))
+        );
+        let uid = &untouched.metadata.uid;
+        assert!(now.iter().any(|pod| pod.metadata.uid == *uid));
+    }
+    set_busy(&world, &name(&busy), "").await;
+    world.check().unwrap();
+
+    step("rolled back");
+    // stale Pods that haven't started are reaped, with the accounts that are theirs
+    world.set(|manners| &manners.boots, false);
+    let grace = DeleteParams::default().grace_period(0);
+    let api = runners::pods(&world.client);
+    for pod in &now[..2] {
+        api.delete(&name(pod), &grace).await.unwrap();
+    }
+    let is_pending = |pod: &&Pod| runners::phase(pod) == "Pending";
+    world
+        .until_pods("two are Pending", |pods| {
+            pods.len() == HOSTS && pods.iter().filter(is_pending).count() == 2
+        })
+        .await
+        .unwrap();
+    let pods = world.pods().await;
+    let pending: Vec<String> = pods.iter().filter(is_pending).map(name).collect();
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let owner = json!({ "metadata": { "ownerReferences": [{
+        "apiVersion": "v1", "kind": "ConfigMap", "name": "else", "uid": "else",
+    }] } });
+    accounts
+        .patch(&pending[1], &PatchParams::default(), &Patch::Merge(&owner))
+        .await
+        .unwrap();
+    world.rule("xcode", &new, 2);
+    world.roll("xcode", &new).await.unwrap();
+    world
+        .until_found("both are reaped", |found| found.reaped.len() == 2)
+        .await
+        .unwrap();
+    world
+        .until("the account of the first is gone", || async {
+            let account = accounts.get_opt(&pending[0]).await.ok()?;
+            account.is_none().then_some(())
+        })
+        .await
+        .unwrap();
+    world.set(|manners| &manners.boots, true);
+    world.until_all_run(&new, HOSTS).await.unwrap();
+    let other = accounts.get_opt(&pending[1]).await.unwrap();
+    assert!(other.is_some(), "it belongs to somebody else");
+    world.check().unwrap();
+
+    step("reaped and rolled");
+    // an image that nobody can stage: held, until a deadline says to go on, still under the cap
+    let before = world.checker.found().labelled.len();
+    let missing = format!("{}-missing", new.reference);
+    world.checker.rule(
+        "xcode",
+        Rule {
+            image: missing.clone(),
+            cap: 2,
+            disk: None,
+        },
+    );
+    runners::change_pool(&world.client, "xcode", json!({ "image": missing }))
+        .await
+        .unwrap();
+    let waits = name(&world.pods().await[0]);
+    world
+        .until("it is held", || async {
+            (reason_of(&world, &waits).await == "image_unresolved").then_some(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(world.checker.found().labelled.len(), before);
+    let patch = json!({ "spec": { "deadline": "1s", "onDeadline": "Proceed" } });
+    runners::prepulls(&world.client)
+        .patch("xcode", &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+    world
+        .until_pods("all run it", |pods| {
+            let run =
+                |pod: &Pod| runners::image(pod) == missing && runners::phase(pod) == "Running";
+            pods.len() == HOSTS && pods.iter().all(run)
+        })
+        .await
+        .unwrap();
+    step("the deadline has passed");
+    world.check().unwrap();
+    assert!(world.checker.found().most_in_flight <= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pools_come_and_go_with_their_kind_and_their_annotations() {
+    const HOSTS: usize = 2;
+    let mut setup = Setup::new("kube_roll (pools)", DEMO, HOSTS);
+    setup.pools = false;
+    let Some(mut world) = World::start(setup).await.unwrap() else {
+        return;
+    };
+    world
+        .until_said("a cluster without pools is known too", |line| {
+            line["message"] == "the cluster is known"
+        })
+        .await
+        .unwrap();
+    runners::install_pools(&world.client).await.unwrap();
+    let image = world.image("1", 1).unwrap();
+    world.play();
+    world
+        .begin("xcode", "own", &image, HOSTS, 50)
+        .await
+        .unwrap();
+    assert_eq!(mode_of(&world, "xcode").await, Some(GateMode::Own));
+    assert!(series(&world, "xcode").await > 4);
+
+    // own, guard, none, and own again
+    annotate(&world, "xcode", "guard").await;
+    world
+        .until("it is guarded", || async {
+            (mode_of(&world, "xcode").await? == GateMode::Guard).then_some(())
+        })
+        .await
+        .unwrap();
+    annotate(&world, "xcode", "none").await;
+    until_forgotten(&world, "xcode").await;
+    annotate(&world, "xcode", "own").await;
+    world.until_staged("xcode", &image, HOSTS).await.unwrap();
+    assert!(series(&world, "xcode").await > 4);
+    let pools = runners::pools(&world.client);
+    pools
+        .delete("xcode", &DeleteParams::default())
+        .await
+        .unwrap();
+    until_forgotten(&world, "xcode").await;
+
+    // their kind is removed with all of them, and comes back
+    let spec = || pool_spec(&image.reference, 0, 50);
+    runners::add_pool(&world.client, "second", "own", spec())
+        .await
+        .unwrap();
+    world.until_staged("second", &image, HOSTS).await.unwrap();
+    let definitions: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    definitions
+        .delete("runnerpools.tuist.dev", &DeleteParams::default())
+        .await
+        .unwrap();
+    until_forgotten(&world, "second").await;
+    world
+        .until("the kind is gone", || async {
+            let found = definitions.get_opt("runnerpools.tuist.dev").await.ok()?;
+            found.is_none().then_some(())
+        })
+        .await
+        .unwrap();
+    runners::install_pools(&world.client).await.unwrap();
+    runners::add_pool(&world.client, "third", "own", spec())
+        .await
+        .unwrap();
+    world.until_staged("third", &image, HOSTS).await.unwrap();
+    annotate(&world, "third", "none").await;
+    until_forgotten(&world, "third").await;
+}
+
+async fn set_busy(world: &World, pod: &str, owner: &str) {
+    let patch = json!({ "metadata": { "labels": { runners::BUSY_LABEL: owner } } });
+    runners::pods(&world.client)
+        .patch(pod, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+async fn cordon(world: &World, node: &str, cordoned: bool) {
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let patch = json!({ "spec": { "unschedulable": cordoned } });
+    nodes
+        .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+async fn pause(world: &World, name: &str, paused: bool) {
+    let patch = json!({ "spec": { "paused": paused } });
+    runners::prepulls(&world.client)
+        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+/// Why a Pod is held, as `parbake why` asks.
+async fn reason_of(world: &World, pod: &str) -> String {
+    let path = format!("/v1/pods/{NAMESPACE}/{pod}");
+    let token = world.token().unwrap();
+    let (_, body) = world.ask(&path, Some(&token)).await.unwrap();
+    let view: Value = serde_json::from_str(&body).unwrap_or_default();
+    view["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn annotate(world: &World, pool: &str, gate: &str) {
+    let patch = json!({ "metadata": { "annotations": { "parbake.dev/gate": gate } } });
+    runners::pools(&world.client)
+        .patch(pool, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+async fn mode_of(world: &World, name: &str) -> Option<GateMode> {
+    let found = runners::prepulls(&world.client)
+        .get_opt(name)
+        .await
+        .ok()??;
+    Some(found.spec.gate?.mode)
+}
+
+/// Series that name this pool or its ImagePrePull.
+async fn series(world: &World, name: &str) -> usize {
+    let metrics = world.metrics().await.unwrap();
+    let name = format!("=\"{name}\"");
+    metrics.lines().filter(|line| line.contains(&name)).count()
+}
+
+async fn until_forgotten(world: &World, name: &str) {
+    world
+        .until("its ImagePrePull and its series are gone", || async {
+            let found = runners::prepulls(&world.client).get_opt(name).await.ok()?;
+            (found.is_none() && series(world, name).await == 0).then_some(())
+        })
+        .await
+        .unwrap();
 }
