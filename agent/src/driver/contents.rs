@@ -15,7 +15,7 @@ use crate::{
     metrics::{From, SourceLabel},
     mirror::blob::Blob,
     shelf::Shelf,
-    store::Stage,
+    store::{Stage, WriteError},
     transfer::{Receipt, Subject},
 };
 
@@ -54,6 +54,42 @@ pub(super) struct Contents {
 pub(crate) struct Walked {
     pub(crate) closed: bool,
     pub(crate) verdicts: Vec<Verdict>,
+    /// Why what one image holds couldn't be copied to another.
+    pub(crate) storage_error: Option<String>,
+    /// Chunks that some image lacks all the same: they are asked for again.
+    pub(crate) lacking: Vec<ChunkIndex>,
+}
+
+/// Copies to each shelf what only others hold: an image may come to a content that another has had chunks of. Blocks.
+fn level(shelves: &[Shelf], content: Digest) -> Result<(), String> {
+    let held: Vec<ChunkSet> = shelves.iter().map(|shelf| shelf.held(content)).collect();
+    for (to, has) in shelves.iter().zip(&held) {
+        if has.is_full() {
+            continue;
+        }
+        for (from, set) in shelves.iter().zip(&held) {
+            for chunk in set.iter().filter(|chunk| !has.contains(*chunk)) {
+                let read = from
+                    .read(content, chunk)
+                    .map_err(|error| error.to_string())?;
+                // gone since it was listed: it is asked for again
+                let Some(found) = read else { continue };
+                let written = to.write(
+                    content,
+                    chunk,
+                    &found.bytes,
+                    found.link,
+                    found.source,
+                    &found.maker,
+                );
+                match written {
+                    Ok(_) | Err(WriteError::Rejected(_)) => {}
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Contents {
@@ -130,6 +166,8 @@ impl Contents {
             if !content.images.contains(&image) {
                 content.images.push(image);
                 content.shelves.push(Shelf::Stage(stage.clone()));
+                // what the others hold is copied to the new one before the next walk
+                content.closed &= closed;
             }
             return (id, false);
         }
@@ -335,15 +373,24 @@ impl Driver {
         }
         content.walking = true;
         let (digest, shelves) = (content.digest, content.shelves.clone());
+        let chunks = content.geometry.chunks();
         self.spawn_blocking(move || {
             let mut walked = Walked {
                 closed: true,
                 verdicts: Vec::new(),
+                storage_error: level(&shelves, digest).err(),
+                lacking: Vec::new(),
             };
             for shelf in shelves {
                 // a journal that can't be written shows at the next flush
                 let verdicts = shelf.walk(digest).unwrap_or_default();
                 walked.closed &= shelf.is_closed(digest);
+                let held = shelf.held(digest);
+                walked.lacking.extend(
+                    (0..chunks)
+                        .map(ChunkIndex)
+                        .filter(|chunk| !held.contains(*chunk)),
+                );
                 for verdict in verdicts {
                     if !walked.verdicts.contains(&verdict) {
                         walked.verdicts.push(verdict);
@@ -370,6 +417,10 @@ impl Driver {
                 }
             }
         }
+        let again = !walked.verdicts.is_empty();
+        if walked.storage_error.is_none() {
+            self.lack(id, &walked);
+        }
         for verdict in walked.verdicts {
             self.cache.forget(digest, verdict.chunk);
             let sender = self.members.host(verdict.source.sender);
@@ -392,8 +443,27 @@ impl Driver {
             for image in images {
                 self.content_closed(image, digest);
             }
-        } else {
+        } else if let Some(error) = walked.storage_error {
+            self.storage_failed(&error);
+        } else if again {
             self.walk_if_whole(id);
+        }
+    }
+
+    /// Asks again for what an image lacks after a walk that blamed nobody for it.
+    fn lack(&mut self, id: ContentId, walked: &Walked) {
+        for chunk in &walked.lacking {
+            let blamed = walked
+                .verdicts
+                .iter()
+                .any(|verdict| verdict.chunk == *chunk);
+            let lost = self
+                .contents
+                .find_mut(id)
+                .is_some_and(|content| content.held.remove(*chunk));
+            if lost && !blamed {
+                self.tell(Event::ChunkLost { id, chunk: *chunk });
+            }
         }
     }
 

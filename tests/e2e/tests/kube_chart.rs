@@ -8,7 +8,6 @@ use e2e::api_server::{self, ApiServer};
 const SWITCH: &str = "PARBAKE_DEPLOY_TEST";
 
 #[test]
-#[expect(clippy::print_stderr, reason = "it isn't skipped in silence")]
 fn a_release_lives_on_a_real_api_server() {
     if std::env::var_os(SWITCH).is_none_or(|value| value != "1") {
         eprintln!(

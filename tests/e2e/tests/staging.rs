@@ -521,3 +521,56 @@ fn docker_registry_anonymous() {
 fn docker_registry_with_htpasswd() {
     docker(docker_registry::Auth::Htpasswd);
 }
+
+#[test]
+fn an_image_that_shares_layers_with_one_that_is_being_staged_gets_what_is_here() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    // slow enough that the second comes while the first has chunks of every layer
+    let first_spec = spec(32, 32);
+    let (registry, first, first_reference) = registry(&runtime, &dir, &first_spec, Some(4_000_000));
+    let mut second_spec = spec(32, 32);
+    second_spec.nvram_bytes = 2 << 20;
+    let blobs = dir.path().join("second");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let second = second_spec.generate(&blobs).unwrap();
+    let second_reference = registry.hold("fleet/macos", "2", &second);
+    assert_ne!(first.digest, second.digest);
+    let shared = |image: &GeneratedImage| {
+        let layout = image.layout().unwrap();
+        layout
+            .layers()
+            .iter()
+            .map(|layer| layer.raw)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shared(&first), shared(&second));
+
+    let cluster = cluster(&dir, 2, registry.addr().to_string());
+    let begun = cluster.parbake(&["stage", &first_reference]).unwrap();
+    assert!(begun.status.success());
+    let moving = wait_until(PATIENCE, || {
+        let status = json(
+            &cluster
+                .parbake(&["status", &first_reference, "--json"])
+                .unwrap(),
+        );
+        let hosts = status["hosts"].as_array().unwrap().clone();
+        hosts.iter().all(|host| {
+            let held = host["held_bytes"].as_u64().unwrap();
+            held > 2 << 20 && held < host["total_bytes"].as_u64().unwrap()
+        })
+    });
+    assert!(moving);
+    for reference in [&second_reference, &first_reference] {
+        let staged = cluster.parbake(&["stage", reference, "--wait"]).unwrap();
+        assert!(
+            staged.status.success(),
+            "{}",
+            String::from_utf8_lossy(&staged.stderr)
+        );
+    }
+    assert_everywhere(&cluster, &first, &first_reference);
+    assert_everywhere(&cluster, &second, &second_reference);
+    let once = first.blob_bytes() + (3 << 20);
+    assert!(served(&registry) <= once, "{} of {once}", served(&registry));
+}
