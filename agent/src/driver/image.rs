@@ -91,6 +91,8 @@ pub(super) struct Image {
     pub(super) golden: bool,
     /// References whose tag, and golden where one is made, were there at the last look.
     pub(super) ready: Vec<String>,
+    /// References that the install under way is for; one that is ordered meanwhile gets an install of its own.
+    linking: Vec<String>,
     retry_at: Option<Instant>,
     retry_pause: Duration,
 }
@@ -123,6 +125,7 @@ impl Image {
             checked: None,
             golden: false,
             ready: Vec::new(),
+            linking: Vec::new(),
             retry_at: None,
             retry_pause: RETRY.0,
         }
@@ -323,6 +326,7 @@ impl Driver {
         image.whole.get_or_insert_with(Instant::now);
         self.report_due = true;
         let references = image.references.clone();
+        image.linking.clone_from(&references);
         self.spawn_blocking(move || {
             let result = stage
                 .install(&references)
@@ -342,7 +346,7 @@ impl Driver {
         if let Some(goldens) = self.goldens.clone()
             && let Some(image) = self.images.get(&digest)
         {
-            let references = image.references.clone();
+            let references = image.linking.clone();
             self.spawn(async move {
                 let mut result = Ok(());
                 for reference in references {
@@ -384,6 +388,8 @@ impl Driver {
         image.state = StageState::Present;
         image.clear_trouble();
         image.checked = Some(Instant::now());
+        // what was linked this moment needs no look to be ready
+        image.ready = std::mem::take(&mut image.linking);
         image.retry_pause = RETRY.0;
         if first {
             let installed_in = image
@@ -595,6 +601,7 @@ impl Driver {
         self.withdraw(digest);
         if let Some(image) = self.images.get_mut(&digest) {
             image.state = StageState::Gone;
+            image.ready.clear();
             image.trouble(reason, message);
         }
         self.report(false);

@@ -179,8 +179,9 @@ impl Driver {
                     u64::try_from(checked.elapsed().as_millis()).unwrap_or(u64::MAX)
                 }),
                 golden: image.golden,
+                // another name for what is present takes nothing from the names that it has
                 ready_references: match image.state {
-                    StageState::Present => image.ready.clone(),
+                    StageState::Present | StageState::Installing => image.ready.clone(),
                     _ => Vec::new(),
                 },
             }

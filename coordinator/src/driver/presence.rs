@@ -66,7 +66,11 @@ impl Driver {
             let Ok(digest) = Digest::try_from(image.manifest.as_slice()) else {
                 continue;
             };
-            if image.state() != message::StageState::Present || image.ready_references.is_empty() {
+            let ready = matches!(
+                image.state(),
+                message::StageState::Present | message::StageState::Installing
+            );
+            if !ready || image.ready_references.is_empty() {
                 holdings.remove(&digest);
                 continue;
             }
