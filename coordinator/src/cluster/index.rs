@@ -322,7 +322,8 @@ impl Index {
         Some(Change::Pod(key))
     }
 
-    /// A Node is as shown; `false` when a newer one is known.
+    /// A Node is as shown; `false` when a newer one is known, or nothing changed that anybody goes by: kubelets write
+    /// their Nodes all the time.
     pub(crate) fn apply_node(&mut self, node: &Node) -> bool {
         let name = node.metadata.name.clone().unwrap_or_default();
         let facts = node_facts(node);
@@ -332,8 +333,12 @@ impl Index {
         {
             return false;
         }
+        let same = self.nodes.get(&name).is_some_and(|known| {
+            (&known.uid, &known.labels, known.ready, known.schedulable)
+                == (&facts.uid, &facts.labels, facts.ready, facts.schedulable)
+        });
         self.nodes.insert(name, facts);
-        true
+        !same
     }
 
     /// An object is gone; with `uid`, only if it is that one.

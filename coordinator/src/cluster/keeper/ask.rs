@@ -7,7 +7,7 @@ use proto::Moment;
 use rollout::gate;
 use serde_json::json;
 use tokio::sync::oneshot;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{Input, Keeper};
 use crate::{
@@ -139,7 +139,8 @@ impl Keeper {
                 if !reason.is_turn() {
                     self.note_held(&key, reason);
                 }
-                info!(pod = %key, %pool, dry_run, reason = reason.as_str(), "label is refused");
+                // a greedy controller asks all the time; the counter has it
+                debug!(pod = %key, %pool, dry_run, reason = reason.as_str(), "label is refused");
                 Admission::Refused(reason_text(reason, node.as_deref()))
             }
         }
