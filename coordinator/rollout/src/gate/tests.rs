@@ -87,14 +87,7 @@ fn fleet(many: usize, percent: i32) -> Gate {
     let replicas = i32::try_from(many).unwrap();
     gate.handle(second(0), Event::Pool(pool_id(), pool(replicas, percent)));
     for at in 0..many {
-        gate.handle(
-            second(0),
-            Event::Node {
-                host: host(at),
-                ready: true,
-                schedulable: true,
-            },
-        );
+        node(&mut gate, 0, at, true, true);
         gate.handle(
             second(0),
             Event::Holds(host(at), holds(NEW), Duration::ZERO),
@@ -103,6 +96,17 @@ fn fleet(many: usize, percent: i32) -> Gate {
     }
     gate.handle(second(0), Event::Synced(true));
     gate
+}
+
+fn node(gate: &mut Gate, at: u64, which: usize, ready: bool, schedulable: bool) {
+    gate.handle(
+        second(at),
+        Event::Node {
+            host: host(which),
+            ready,
+            schedulable,
+        },
+    );
 }
 
 fn label(gate: &mut Gate, at: u64, which: usize) {
@@ -221,14 +225,7 @@ fn pending_pods_are_reaped_first_under_the_same_budget() {
         } else {
             Phase::Running
         };
-        gate.handle(
-            second(0),
-            Event::Node {
-                host: host(at),
-                ready: true,
-                schedulable: true,
-            },
-        );
+        node(&mut gate, 0, at, true, true);
         gate.handle(
             second(0),
             Event::Holds(host(at), holds(NEW), Duration::ZERO),
@@ -258,14 +255,7 @@ fn a_pending_pod_without_a_node_waits_for_half_of_the_usable_hosts() {
     };
     gate.handle(second(0), Event::Pod(id(0), waiting));
     for at in 0..5 {
-        gate.handle(
-            second(0),
-            Event::Node {
-                host: host(at),
-                ready: at != 4,
-                schedulable: true,
-            },
-        );
+        node(&mut gate, 0, at, at != 4, true);
     }
     gate.handle(second(0), Event::Synced(true));
     let few = |have| Verdict::Held(Reason::TooFewHosts { have, need: 2 });
@@ -284,14 +274,7 @@ fn what_keeps_a_pod_is_named() {
         let mut gate = Gate::new(Config::default());
         gate.handle(second(0), Event::Pool(pool_id(), pool));
         gate.handle(second(0), Event::Pod(id(0), pod));
-        gate.handle(
-            second(0),
-            Event::Node {
-                host: host(0),
-                ready,
-                schedulable,
-            },
-        );
+        node(&mut gate, 0, 0, ready, schedulable);
         if let Some(image) = image {
             gate.handle(
                 second(0),
@@ -497,14 +480,7 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
     };
     gate.handle(second(0), Event::Pool(pool_id(), guard));
     for at in 0..2 {
-        gate.handle(
-            second(0),
-            Event::Node {
-                host: host(at),
-                ready: true,
-                schedulable: true,
-            },
-        );
+        node(&mut gate, 0, at, true, true);
         gate.handle(
             second(0),
             Event::Holds(host(at), holds(NEW), Duration::ZERO),
@@ -550,14 +526,7 @@ fn a_deadline_may_proceed_without_the_image_but_not_without_the_cap() {
     };
     gate.handle(second(0), Event::Pool(pool_id(), late));
     for at in 0..2 {
-        gate.handle(
-            second(0),
-            Event::Node {
-                host: host(at),
-                ready: true,
-                schedulable: true,
-            },
-        );
+        node(&mut gate, 0, at, true, true);
         gate.handle(second(0), Event::Pod(id(at), pod(at)));
     }
     gate.handle(second(0), Event::Synced(true));
@@ -594,14 +563,7 @@ fn a_node_that_comes_back_still_has_its_agents_word() {
     gate.handle(second(5), Event::Seen(host(1), Duration::ZERO));
     gate.handle(second(40), Event::Seen(host(0), Duration::ZERO));
     gate.handle(second(40), Event::Seen(host(1), Duration::ZERO));
-    gate.handle(
-        second(40),
-        Event::Node {
-            host: host(1),
-            ready: true,
-            schedulable: true,
-        },
-    );
+    node(&mut gate, 40, 1, true, true);
     assert_eq!(gate.held(&pool_id(), &host(0)), Some(Held::Fresh));
     assert_eq!(writes(&mut gate), []);
     gate.handle(second(41), Event::PodGone(id(0)));
