@@ -270,7 +270,7 @@ impl Index {
                 Ok(self.apply_node(&node).then_some(Change::Node(key.name)))
             }
             Kind::PrePulls => {
-                // one that can't be read any more doesn't go on with what it said before
+                // one that can't be read any more stands still: its Pods stay gated, and are held
                 let parsed: Result<ImagePrePull, _> = object.clone().try_parse();
                 match parsed {
                     Ok(prepull) => {
@@ -278,7 +278,9 @@ impl Index {
                         Ok(Some(Change::PrePull(key)))
                     }
                     Err(error) => {
-                        self.prepulls.remove(&key);
+                        if let Some(facts) = self.prepulls.get_mut(&key) {
+                            facts.spec.paused = true;
+                        }
                         Err(parse(error))
                     }
                 }

@@ -234,7 +234,7 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
 }
 
 #[test]
-fn a_prepull_that_cannot_be_read_any_more_says_nothing() {
+fn a_prepull_that_cannot_be_read_any_more_stands_still() {
     let mut index = Index::default();
     let gate = json!({ "mode": "None" });
     shown(
@@ -247,7 +247,8 @@ fn a_prepull_that_cannot_be_read_any_more_says_nothing() {
     bad["spec"]["image"] = 7.into();
     let unreadable = shown(&mut index, Kind::PrePulls, bad).unwrap_err();
     assert_eq!(unreadable.key, key("a"));
-    assert!(index.prepulls.is_empty());
+    let facts = &index.prepulls[&key("a")];
+    assert!(facts.spec.paused && facts.spec.image != "7");
 }
 
 #[test]
