@@ -150,6 +150,7 @@ impl Gate {
             Event::Synced(true) => {
                 if self.synced.is_none() {
                     self.synced = Some(self.now);
+                    self.keep_places_of_before();
                     self.all_dirty();
                 }
             }
@@ -406,6 +407,38 @@ impl Gate {
                 departed: true,
             },
         );
+    }
+
+    /// Who left in flight before everything was known isn't known. Where a pool is amid its roll and lacks Pods, their
+    /// successors may be on their way: so many places are kept for them.
+    fn keep_places_of_before(&mut self) {
+        let until = self.now + self.config.replacement;
+        for (id, state) in &self.pools {
+            let amid = self.is_rolling(state)
+                && self
+                    .members(state)
+                    .any(|(_, pod)| pod.is_alive() && !pod.is_stale(&state.pool));
+            if !amid {
+                continue;
+            }
+            let alive = self
+                .members(state)
+                .filter(|(_, pod)| pod.is_alive())
+                .count();
+            let wanted = usize::try_from(state.pool.replicas).unwrap_or(0);
+            let cap = usize::try_from(cap(state.pool.percent, state.pool.replicas));
+            let lacking = wanted.saturating_sub(alive).min(cap.unwrap_or(usize::MAX));
+            for at in 0..lacking {
+                let slot = Slot {
+                    pool: id.clone(),
+                    until,
+                    departed: true,
+                };
+                // no uid looks like this
+                let left = PodId(alloc::format!("left before {}: {at}", id.0));
+                self.slots.insert(left, slot);
+            }
+        }
     }
 
     fn successor_came(&mut self, pool: &PoolId) {

@@ -641,6 +641,38 @@ fn a_stale_pod_that_is_seen_late_is_nobodys_successor() {
     assert_eq!(writes(&mut gate), [Action::Label(id(2))]);
 }
 
+#[test]
+fn a_gate_that_starts_amid_a_roll_keeps_places_for_successors_on_their_way() {
+    let mut gate = Gate::new(Config::default());
+    gate.handle(second(0), Event::Pool(pool_id(), pool(8, 25)));
+    for at in 0..7 {
+        node(&mut gate, 0, at, true, true);
+        gate.handle(
+            second(0),
+            Event::Holds(host(at), holds(NEW), Duration::ZERO),
+        );
+        let image = if at == 6 { NEW } else { OLD }.into();
+        gate.handle(second(0), Event::Pod(id(at), Pod { image, ..pod(at) }));
+    }
+    gate.handle(second(0), Event::Synced(true));
+    // one of eight left before: of two places one is its successor's
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    label(&mut gate, 1, 0);
+    let cold = Pod {
+        image: NEW.into(),
+        phase: Phase::Pending,
+        ..pod(50)
+    };
+    gate.handle(second(2), Event::Pod(id(50), cold.clone()));
+    assert_eq!(writes(&mut gate), []);
+    let warm = Pod {
+        phase: Phase::Running,
+        ..cold
+    };
+    gate.handle(second(3), Event::Pod(id(50), warm));
+    assert_eq!(writes(&mut gate), [Action::Label(id(1))]);
+}
+
 // ---- properties -------------------------------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]
