@@ -565,6 +565,7 @@ impl Checker {
         let events = watcher(pods(&client), watcher::Config::default());
         let mut events = std::pin::pin!(events);
         let mut known: BTreeMap<String, Pod> = BTreeMap::new();
+        let mut listed: BTreeMap<String, Pod> = BTreeMap::new();
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
@@ -572,9 +573,21 @@ impl Checker {
             };
             match event {
                 None => return,
-                Some(Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod))) => {
+                Some(Ok(watcher::Event::Apply(pod))) => {
                     self.check(&known, &pod);
                     known.insert(pod.metadata.name.clone().unwrap_or_default(), pod);
+                }
+                Some(Ok(watcher::Event::Init)) => listed.clear(),
+                Some(Ok(watcher::Event::InitApply(pod))) => {
+                    listed.insert(pod.metadata.name.clone().unwrap_or_default(), pod);
+                }
+                Some(Ok(watcher::Event::InitDone)) => {
+                    // what went while nothing was seen doesn't count any more
+                    known.retain(|name, _| listed.contains_key(name));
+                    for (name, pod) in std::mem::take(&mut listed) {
+                        self.check(&known, &pod);
+                        known.insert(name, pod);
+                    }
                 }
                 Some(Ok(watcher::Event::Delete(pod))) => {
                     let name = pod.metadata.name.clone().unwrap_or_default();
@@ -586,7 +599,6 @@ impl Checker {
                 }
                 // an API server that restarts
                 Some(Err(_)) => tokio::time::sleep(LOOK_EVERY).await,
-                Some(Ok(_)) => {}
             }
         }
     }
