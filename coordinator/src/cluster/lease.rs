@@ -1,12 +1,12 @@
 //! Who of several coordinators writes: leader election by a Lease object.
 //!
-//! [`Election`] decides and does no I/O; [`hold`] asks the API server and tells what came of it. Two rules keep two
+//! `Election` decides and does no I/O; `hold` asks the API server and tells what came of it. Two rules keep two
 //! writers apart, and neither compares the clocks of two machines:
 //! - Who doesn't hold the lease takes it only after having seen it unchanged for the whole duration, by its own clock.
 //! - Who holds it stops two thirds of the duration after *sending* the last renewal that succeeded, by its own clock.
 //!   The others saw that renewal later than it was sent, so a third of the duration lies between.
 //!
-//! The clock goes on while a machine sleeps, so that a leader that was paused finds its [`Term`] over when it wakes.
+//! The clock goes on while a machine sleeps, so that a leader that was paused finds its `Term` over when it wakes.
 //! What is left is a pause between the look at the term and the packet that leaves: microseconds of code, against which
 //! only the API server could fence. Writers narrow it by preconditions on what they read.
 

@@ -1,9 +1,9 @@
 //! The facts of the state directory in a Secret, so that whoever leads next has them: the authority's key and
 //! certificate, the API's token, and the enrolment records.
 //!
-//! The programs that use these facts keep using files. [`Mirror::open`] writes the Secret's into this replica's
+//! The programs that use these facts keep using files. `Mirror::open` writes the Secret's into this replica's
 //! directory, or makes the Secret from what is there; the leader writes changes back. What a host or an operator is told
-//! waits for that ([`Saver::saved`]): a token is used up in the Secret before its certificate leaves.
+//! waits for that (`Saver::saved`): a token is used up in the Secret before its certificate leaves.
 //!
 //! Two leaders can't both write: each puts the number of its term into the Secret before it serves, by a write that
 //! goes by the version it read. A write of an earlier leader that is still under way then fails, and on reading again it
