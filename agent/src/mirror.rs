@@ -2,7 +2,7 @@
 //! containerd, skopeo …).
 //!
 //! A blob that isn't here becomes a content of the swarm: hosts that ask for the same one share one copy from the
-//! registry. [`request`] says what is asked for, [`upstream`] who may have it, [`serve`] answers, [`blobs`] and [`blob`]
+//! registry. `request` says what is asked for, `upstream` who may have it, `serve` answers, `blobs` and `blob`
 //! keep the bytes; what is fetched from whom is the driver's and the swarm's business (`driver/mirror`). Nothing is
 //! pushed here, and nothing is served to other machines unless TLS and a token are configured.
 
