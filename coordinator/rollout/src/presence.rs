@@ -9,6 +9,9 @@ use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
 
+/// A host's word about what it holds counts for so long, unless configured otherwise. Agents look at their disks every 5 s.
+pub const MAX_AGE: Duration = Duration::from_secs(30);
+
 /// What a host holds: the references that are ready there, by manifest digest.
 pub type Holdings = BTreeMap<Digest, BTreeSet<String>>;
 
@@ -50,11 +53,6 @@ impl Presence {
         let host = self.hosts.get_mut(host)?;
         let before = host.seen_at.replace(at)?;
         Some(at.since(before))
-    }
-
-    /// The host isn't part of the fleet any more.
-    pub fn forget(&mut self, host: &HostId) {
-        self.hosts.remove(host);
     }
 
     /// What is known of the image named `reference` with this digest on `host`; a word older than `max_age` is old.
@@ -120,7 +118,5 @@ mod tests {
         assert_eq!(of(&presence, 70, "r/a:1", &image), Held::Fresh);
         presence.report(second(41), host.clone(), Holdings::new());
         assert_eq!(of(&presence, 41, "r/a:1", &image), Held::Missing);
-        presence.forget(&host);
-        assert_eq!(of(&presence, 41, "r/a:1", &image), Held::Unheard);
     }
 }

@@ -597,9 +597,11 @@ impl Keeper {
     fn act(&mut self) {
         while let Some(action) = self.gate.poll() {
             match action {
-                gate::Action::Label(id) => self.write_pod(id, None),
-                gate::Action::Unlabel(id, why) => self.write_pod(id, Some(why)),
-                gate::Action::Reap(id) => self.write_pod(id, None),
+                gate::Action::Label(id) => self.write_pod(id, None, PodWrite::Label),
+                gate::Action::Unlabel(id, why) => {
+                    self.write_pod(id, Some(why), PodWrite::Unlabel);
+                }
+                gate::Action::Reap(id) => self.write_pod(id, None, |_| PodWrite::Reap),
                 gate::Action::Held(id, reason) => self.held(&id, reason),
             }
         }
@@ -626,7 +628,13 @@ impl Keeper {
         Some(rule.key.clone())
     }
 
-    fn write_pod(&mut self, id: gate::PodId, why: Option<gate::Withdrawal>) {
+    /// Carries out what the gate decided, which `write` makes of the pool's drain label.
+    fn write_pod(
+        &mut self,
+        id: gate::PodId,
+        why: Option<gate::Withdrawal>,
+        write: fn(String) -> PodWrite,
+    ) {
         let facts = self
             .pod_keys
             .get(&id)
@@ -644,7 +652,7 @@ impl Keeper {
             self.jobs.spawn(async move { input });
             return;
         };
-        let write = self.write_for(&key, facts, why);
+        let write = write(self.drain_label(&key, facts));
         let target = Target {
             key: key.clone(),
             uid: facts.uid.clone(),
@@ -678,24 +686,12 @@ impl Keeper {
         });
     }
 
-    fn write_for(
-        &self,
-        key: &ObjectKey,
-        facts: &PodFacts,
-        why: Option<gate::Withdrawal>,
-    ) -> PodWrite {
+    fn drain_label(&self, key: &ObjectKey, facts: &PodFacts) -> String {
         let rule = self.order.iter().find(|rule| rule.selects(key, facts));
-        let label = rule.map_or_else(
+        rule.map_or_else(
             || super::crd::DRAIN_LABEL.to_owned(),
             |rule| rule.drain_label.clone(),
-        );
-        if why.is_some() {
-            PodWrite::Unlabel(label)
-        } else if facts.phase == gate::Phase::Pending {
-            PodWrite::Reap
-        } else {
-            PodWrite::Label(label)
-        }
+        )
     }
 
     fn pod_written(

@@ -2,10 +2,12 @@
 
 use core::time::Duration;
 
+use crate::presence;
+
 /// The gate's times and bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// A host's word about what it holds counts for so long. Agents look at their disks every 5 s.
+    /// A host's word about what it holds counts for so long.
     pub presence_max_age: Duration,
     /// A polling heartbeat younger than this makes a Pod warm: what the runners' own controller goes by.
     pub heartbeat_max_age: Duration,
@@ -25,7 +27,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            presence_max_age: Duration::from_secs(30),
+            presence_max_age: presence::MAX_AGE,
             heartbeat_max_age: Duration::from_mins(5),
             slot: Duration::from_secs(30),
             replacement: Duration::from_mins(1),

@@ -1,11 +1,9 @@
 //! Node labels: which images a Node holds, for schedulers and people.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use proto::HostId;
+use rollout::presence;
 use tracing::{debug, warn};
 
 use super::{Input, Keeper};
@@ -14,8 +12,6 @@ use crate::cluster::{
     write::{self, WriteError},
 };
 
-/// A host's word counts for so long: as the gate has it.
-const MAX_AGE: Duration = Duration::from_secs(30);
 /// What a label says.
 const READY: &str = "ready";
 /// Hex digits of the digest in a label's name.
@@ -24,7 +20,7 @@ const DIGITS: usize = 12;
 impl Keeper {
     /// Brings the labels up to what hosts hold.
     pub(super) fn label_nodes(&mut self) {
-        let settled = self.clock.started.elapsed() > MAX_AGE;
+        let settled = self.clock.started.elapsed() > presence::MAX_AGE;
         let mut writes = Vec::new();
         for (name, node) in &self.index.nodes {
             if self.node_writes.contains(name) {
@@ -39,7 +35,7 @@ impl Keeper {
                 continue;
             }
             let wanted: BTreeSet<String> = word
-                .filter(|word| word.checked_at.elapsed() <= MAX_AGE)
+                .filter(|word| word.checked_at.elapsed() <= presence::MAX_AGE)
                 .iter()
                 .flat_map(|word| word.holdings.keys())
                 .map(|digest| {

@@ -12,6 +12,7 @@ use k8s_openapi::{
 };
 use kube::{Api, api::ObjectMeta};
 use proto::{Digest, HostId};
+use rollout::presence;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
@@ -39,8 +40,6 @@ const RETRY_MOST: Duration = Duration::from_mins(5);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// A status that couldn't be written is tried again after this.
 const STATUS_RETRY: Duration = Duration::from_secs(2);
-/// How old a host's word may be to count as staged: as the gate has it.
-const PRESENCE_MAX_AGE: Duration = Duration::from_secs(30);
 
 /// What an ImagePrePull wants, as far as it is known.
 #[derive(Debug)]
@@ -300,7 +299,7 @@ impl Keeper {
     /// Whether a host holds this image under this name, by a fresh word.
     fn holds(&self, host: &HostId, digest: &Digest, image: &str) -> bool {
         self.presence.get(host).is_some_and(|word| {
-            word.checked_at.elapsed() <= PRESENCE_MAX_AGE
+            word.checked_at.elapsed() <= presence::MAX_AGE
                 && word
                     .holdings
                     .get(digest)
