@@ -1,4 +1,5 @@
-//! Enrolment: this host makes a key, shows the coordinator a single-use token, and gets a certificate.
+//! Enrolment: this host makes a key, shows the coordinator a single-use token, and gets a certificate. A host whose certificate
+//! expired while it couldn't renew it shows that certificate and its key instead, and gets another.
 //!
 //! The coordinator is recognised by the pin of the fleet's authority, which the operator brings along with the token;
 //! nothing is sent before the pin is found in the chain that the server presents.
@@ -6,6 +7,7 @@
 use std::{io::Read as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, client::conn::http1, header};
@@ -39,14 +41,22 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// The name in the coordinator's certificate; no host can have it.
 pub(crate) const COORDINATOR: &str = "coordinator";
 
+/// An enrolment.
 #[derive(Serialize)]
-struct Question<'a> {
+struct Enrolment<'a> {
     token: &'a str,
     csr: String,
 }
 
-/// The coordinator's answer to an enrolment.
-#[derive(Deserialize)]
+/// A late renewal.
+#[derive(Serialize)]
+struct LateRenewal {
+    certificate: String,
+    csr: String,
+}
+
+/// The coordinator's answer to both.
+#[derive(Debug, Deserialize)]
 struct Answer {
     /// PEM, leaf first.
     chain: String,
@@ -77,32 +87,40 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
     .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
     let token = read_token(&options.token_file)?;
     let (request, key_pem) = identity::request()?;
-    let answer = timeout(TIMEOUT, ask(&options.api, pin, &token, &request))
-        .await
-        .with_context(|| {
-            format!(
-                "{} didn't answer within {} s",
-                options.api,
-                TIMEOUT.as_secs()
-            )
-        })??;
+    let question = Enrolment {
+        token: &token,
+        csr: STANDARD.encode(request),
+    };
+    let answer = ask(&options.api, pin, "/v1/enrol", &question).await?;
     ensure!(
         identity::fingerprint(&answer.authority)? == pin,
         "the coordinator answered with another authority than the pinned one"
     );
-    let host = authority_of(&options.api)?;
+    let api = authority_of(&options.api)?;
     let address = match answer.address.strip_prefix(':') {
         Some(port) => format!(
             "{}:{port}",
-            host.rsplit_once(':').map_or(host, |(name, _)| name)
+            api.rsplit_once(':').map_or(api, |(name, _)| name)
         ),
         None => answer.address,
     };
-    let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address);
+    let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address, api);
     let host = identity.host()?;
     identity.save(state_dir)?;
     info!(%host, coordinator = address, state_dir = %state_dir.display(), "enrolled");
     Ok(())
+}
+
+/// Renews a certificate that has expired, or that the coordinator takes for expired: the host proves who it is by the key of that
+/// certificate, which stays its key until the next ordinary renewal.
+pub(crate) async fn renew_late(identity: &Identity) -> anyhow::Result<Identity> {
+    let (certificate, request) = identity.proof()?;
+    let question = LateRenewal {
+        certificate: STANDARD.encode(certificate),
+        csr: STANDARD.encode(request),
+    };
+    let answer = ask(identity.api(), identity.pin()?, "/v1/renew", &question).await?;
+    identity.renewed(&answer.chain, None)
 }
 
 fn read_token(path: &Path) -> anyhow::Result<String> {
@@ -134,8 +152,18 @@ fn authority_of(api: &str) -> anyhow::Result<&str> {
     Ok(authority)
 }
 
-async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<Answer> {
-    use base64::Engine as _;
+async fn ask(
+    api: &str,
+    pin: Digest,
+    path: &str,
+    question: &impl Serialize,
+) -> anyhow::Result<Answer> {
+    let question = serde_json::to_vec(question)?;
+    let answer = timeout(TIMEOUT, exchange(api, pin, path, question)).await;
+    answer.with_context(|| format!("{api} didn't answer within {} s", TIMEOUT.as_secs()))?
+}
+
+async fn exchange(api: &str, pin: Digest, path: &str, question: Vec<u8>) -> anyhow::Result<Answer> {
     let authority = authority_of(api)?;
     let stream = TcpStream::connect(authority)
         .await
@@ -148,14 +176,10 @@ async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<
             format!("{api} isn't the pinned coordinator (check --ca-pin and --api)")
         })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let question = Question {
-        token,
-        csr: base64::engine::general_purpose::STANDARD.encode(csr),
-    };
-    let request = Request::post("/v1/enrol")
+    let request = Request::post(path)
         .header(header::HOST, authority)
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(serde_json::to_vec(&question)?)))?;
+        .body(Full::new(Bytes::from(question)))?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -168,7 +192,7 @@ async fn ask(api: &str, pin: Digest, token: &str, csr: &[u8]) -> anyhow::Result<
         if !status.is_success() {
             let reason = serde_json::from_slice::<Refusal>(&body).map(|refusal| refusal.error);
             bail!(
-                "{api} refused the enrolment: {}",
+                "{api} refused: {}",
                 reason.unwrap_or_else(|_| status.to_string())
             );
         }

@@ -1,24 +1,21 @@
 //! Who this host is: its key, its certificate, the fleet's authority, and where the coordinator is. Kept in one directory.
 //!
-//! Files: `host.key` (PKCS#8 PEM, 0600), `host.pem` (chain, leaf first), `authority.pem`, `coordinator` (`host:port`).
-//! A renewal writes key and chain as one file, `host.pem`, and renames it into place, so that no crash leaves a key that
+//! Files, all 0600: `host.pem` (PKCS#8 key, then the chain, leaf first), `authority.pem`, `coordinator` (`host:port` of QUIC), `api`
+//! (`host:port` of HTTPS). Key and chain are one file, which a renewal renames into place, so that no crash leaves a key that
 //! doesn't fit its certificate.
 
 use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use anyhow::Context as _;
-use link::Credentials;
+use link::{Credentials, Validity};
 use proto::HostId;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-
-/// Renewal starts when this share of a certificate's life is over, in thirds.
-const RENEW_AFTER_THIRDS: u32 = 2;
 
 /// This host's key and certificates.
 #[derive(Clone)]
@@ -27,7 +24,7 @@ pub(crate) struct Identity {
     host_pem: String,
     authority_pem: String,
     coordinator: String,
-    issued: SystemTime,
+    api: String,
 }
 
 impl std::fmt::Debug for Identity {
@@ -41,11 +38,16 @@ impl std::fmt::Debug for Identity {
 /// A certificate request (DER) and the new key (PEM) that it is for.
 pub(crate) fn request() -> anyhow::Result<(Vec<u8>, String)> {
     let key = KeyPair::generate().context("making a key")?;
+    Ok((request_for(&key)?, key.serialize_pem()))
+}
+
+/// A certificate request (DER) for this key, signed with it.
+fn request_for(key: &KeyPair) -> anyhow::Result<Vec<u8>> {
     // names in the request don't count: the coordinator knows who asks
     let request = CertificateParams::default()
-        .serialize_request(&key)
+        .serialize_request(key)
         .context("making a certificate request")?;
-    Ok((request.der().to_vec(), key.serialize_pem()))
+    Ok(request.der().to_vec())
 }
 
 impl Identity {
@@ -54,12 +56,13 @@ impl Identity {
         chain_pem: &str,
         authority_pem: &str,
         coordinator: &str,
+        api: &str,
     ) -> Self {
         Self {
             host_pem: format!("{}\n{}\n", key_pem.trim(), chain_pem.trim()),
             authority_pem: authority_pem.to_owned(),
             coordinator: coordinator.to_owned(),
-            issued: SystemTime::now(),
+            api: api.to_owned(),
         }
     }
 
@@ -74,12 +77,13 @@ impl Identity {
                 )
             })
         };
-        let issued = std::fs::metadata(dir.join("host.pem")).and_then(|meta| meta.modified());
+        let coordinator = read("coordinator")?.trim().to_owned();
         Ok(Self {
             host_pem: read("host.pem")?,
             authority_pem: read("authority.pem")?,
-            coordinator: read("coordinator")?.trim().to_owned(),
-            issued: issued.unwrap_or(SystemTime::UNIX_EPOCH),
+            // a host that enrolled before this was kept: QUIC and the API share a port unless somebody changed that
+            api: read("api").map_or_else(|_| coordinator.clone(), |api| api.trim().to_owned()),
+            coordinator,
         })
     }
 
@@ -93,6 +97,7 @@ impl Identity {
         let files = [
             ("authority.pem", &self.authority_pem),
             ("coordinator", &self.coordinator),
+            ("api", &self.api),
             ("host.pem", &self.host_pem),
         ];
         for (name, text) in files {
@@ -103,27 +108,62 @@ impl Identity {
     }
 
     pub(crate) fn credentials(&self) -> anyhow::Result<Credentials> {
+        let (key, chain) = self.parts()?;
+        Credentials::from_pem(chain, key, &self.authority_pem)
+            .context("this host's key and certificates")
+    }
+
+    /// Key and chain, both PEM.
+    fn parts(&self) -> anyhow::Result<(&str, &str)> {
         let split = self
             .host_pem
             .find("-----BEGIN CERTIFICATE")
             .context("host.pem holds no certificate")?;
-        let (key, chain) = self.host_pem.split_at(split);
-        Credentials::from_pem(chain, key, &self.authority_pem)
-            .context("this host's key and certificates")
+        Ok(self.host_pem.split_at(split))
+    }
+
+    /// What proves to the coordinator who this host is when its certificate doesn't any more: the certificate (DER), and a
+    /// request (DER) that its key has signed.
+    pub(crate) fn proof(&self) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+        let (key, chain) = self.parts()?;
+        let key = KeyPair::from_pem(key).context("this host's key")?;
+        let leaf = CertificateDer::from_pem_slice(chain.as_bytes())
+            .context("this host's certificate isn't PEM")?;
+        Ok((leaf.to_vec(), request_for(&key)?))
+    }
+
+    /// What the fleet is recognised by.
+    pub(crate) fn pin(&self) -> anyhow::Result<proto::Digest> {
+        fingerprint(&self.authority_pem)
     }
 
     pub(crate) fn coordinator(&self) -> &str {
         &self.coordinator
     }
 
+    /// `host:port` of the coordinator's HTTPS API.
+    pub(crate) fn api(&self) -> &str {
+        &self.api
+    }
+
     pub(crate) fn host(&self) -> anyhow::Result<HostId> {
         Ok(self.credentials()?.host().clone())
     }
 
-    /// This identity with a renewed certificate, checked to be one that works and names the same host.
-    pub(crate) fn renewed(&self, chain: &[Vec<u8>], key_pem: String) -> anyhow::Result<Self> {
-        let chain_pem: String = chain.iter().map(|der| pem(der)).collect();
-        let fresh = Self::new(&key_pem, &chain_pem, &self.authority_pem, &self.coordinator);
+    /// This identity with a renewed certificate, checked to be one that works and names the same host. Without a key the
+    /// certificate is for the one that was.
+    pub(crate) fn renewed(&self, chain_pem: &str, key_pem: Option<&str>) -> anyhow::Result<Self> {
+        let key_pem = match key_pem {
+            Some(key) => key,
+            None => self.parts()?.0,
+        };
+        let fresh = Self::new(
+            key_pem,
+            chain_pem,
+            &self.authority_pem,
+            &self.coordinator,
+            &self.api,
+        );
         let (before, after) = (self.host()?, fresh.host()?);
         anyhow::ensure!(
             before == after,
@@ -132,22 +172,19 @@ impl Identity {
         Ok(fresh)
     }
 
-    /// How long until two thirds of the certificate's life are over.
-    pub(crate) fn until_renewal(&self, now: SystemTime) -> Duration {
-        let Ok(credentials) = self.credentials() else {
-            return Duration::ZERO;
-        };
-        let life = credentials
-            .expires()
-            .duration_since(self.issued)
-            .unwrap_or_default();
-        let due = self.issued + life / 3 * RENEW_AFTER_THIRDS;
-        due.duration_since(now).unwrap_or_default()
+    /// From when to when the certificate is good.
+    pub(crate) fn validity(&self) -> anyhow::Result<Validity> {
+        Ok(self.credentials()?.leaf().validity)
+    }
+
+    /// Whether the certificate has expired by this host's clock.
+    pub(crate) fn expired(&self, now: SystemTime) -> bool {
+        self.validity().is_ok_and(|validity| validity.expired(now))
     }
 }
 
 /// A certificate as PEM.
-fn pem(der: &[u8]) -> String {
+pub(crate) fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<_> = text
@@ -186,4 +223,106 @@ pub(crate) fn fingerprint(pem_text: &str) -> anyhow::Result<proto::Digest> {
 /// Where the identity's files are.
 pub(crate) fn enrolled(dir: &Path) -> bool {
     PathBuf::from(dir).join("host.pem").exists()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+
+    use rcgen::{BasicConstraints, IsCa, Issuer};
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    /// An authority that signs what it is asked to.
+    pub(crate) struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        pem: String,
+    }
+
+    impl Authority {
+        pub(crate) fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            Self {
+                issuer: Issuer::new(params, key),
+                pem,
+            }
+        }
+
+        fn chain(&self, host: &str, key: &KeyPair, expires: SystemTime) -> String {
+            let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+            params.not_before = (expires - DAY).into();
+            params.not_after = expires.into();
+            params.signed_by(key, &self.issuer).unwrap().pem()
+        }
+
+        pub(crate) fn identity(&self, host: &str, expires: SystemTime) -> Identity {
+            let key = KeyPair::generate().unwrap();
+            let chain = self.chain(host, &key, expires);
+            Identity::new(&key.serialize_pem(), &chain, &self.pem, "c:1", "a:2")
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_its_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Authority::new().identity("mini-1", SystemTime::now() + DAY);
+        identity.save(dir.path()).unwrap();
+        let loaded = Identity::load(dir.path()).unwrap();
+        assert_eq!(loaded.host().unwrap().as_str(), "mini-1");
+        assert_eq!((loaded.coordinator(), loaded.api()), ("c:1", "a:2"));
+        let mode = std::fs::metadata(dir.path().join("host.pem")).unwrap();
+        assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_host_that_enrolled_before_the_api_was_kept_asks_where_its_coordinator_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Authority::new().identity("mini-1", SystemTime::now() + DAY);
+        identity.save(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join("api")).unwrap();
+        assert_eq!(Identity::load(dir.path()).unwrap().api(), "c:1");
+    }
+
+    #[test]
+    fn a_certificate_counts_as_expired_from_its_last_second_on() {
+        // certificates know whole seconds
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let identity = Authority::new().identity("mini-1", expires);
+        assert!(!identity.expired(expires - Duration::from_secs(1)));
+        assert!(identity.expired(expires));
+        assert_eq!(identity.validity().unwrap().issued, expires - DAY);
+    }
+
+    #[test]
+    fn a_renewed_certificate_has_to_be_this_hosts_and_fit_the_key() {
+        let (authority, later) = (Authority::new(), SystemTime::now() + DAY);
+        let identity = authority.identity("mini-1", SystemTime::now());
+        let key = KeyPair::generate().unwrap();
+        let key_pem = key.serialize_pem();
+        let renew = |host: &str, key: Option<&str>, chain: &KeyPair| {
+            identity.renewed(&authority.chain(host, chain, later), key)
+        };
+        let fresh = renew("mini-1", Some(&key_pem), &key).unwrap();
+        assert!(!fresh.expired(SystemTime::now()));
+        assert!(renew("mini-2", Some(&key_pem), &key).is_err());
+        assert!(renew("mini-1", None, &key).is_err());
+        // without a new key it is for the old one
+        let old = KeyPair::from_pem(identity.parts().unwrap().0).unwrap();
+        assert!(renew("mini-1", None, &old).is_ok());
+    }
+
+    #[test]
+    fn the_proof_is_the_certificate_and_a_request_of_the_same_key() {
+        let identity = Authority::new().identity("mini-1", SystemTime::now());
+        let (leaf, request) = identity.proof().unwrap();
+        let leaf = link::Leaf::read(&leaf.into()).unwrap();
+        assert_eq!(leaf.host.as_str(), "mini-1");
+        let key = &leaf.public_key;
+        assert!(request.windows(key.len()).any(|part| part == key));
+    }
 }

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{Endpoint, Receiver, Sender};
+use anyhow::Context as _;
+use link::{ConnectError, Endpoint, Fault, Receiver, Sender};
 use proto::{
     HostId,
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
@@ -14,7 +15,10 @@ use proto::{
 use tokio::{net::lookup_host, sync::mpsc, time::sleep};
 use tracing::{info, warn};
 
-use crate::identity::{self, Identity};
+use crate::{
+    enrol,
+    identity::{self, Identity},
+};
 
 /// First and longest pause between attempts to reach the coordinator. The longest bounds how late a host hears of a
 /// coordinator that came back.
@@ -53,8 +57,18 @@ pub(crate) async fn keep(
 ) {
     let mut pause = RETRY.0;
     let mut last_error = String::new();
+    let mut taken_for_expired = false;
     while !inbox.is_closed() {
-        match hold(&endpoint, &settings, &mut identity, hello(), &inbox).await {
+        let held = async {
+            // nobody but the API takes this host in any more
+            if taken_for_expired || identity.expired(SystemTime::now()) {
+                renew_late(&endpoint, &settings, &mut identity).await?;
+            }
+            hold(&endpoint, &settings, &mut identity, hello(), &inbox).await
+        };
+        let held = held.await;
+        taken_for_expired = held.as_ref().is_err_and(says_expired);
+        match held {
             Ok(()) => pause = RETRY.0,
             // logged once, not at every attempt
             Err(error) => {
@@ -71,6 +85,32 @@ pub(crate) async fn keep(
         sleep(pause).await;
         pause = (pause * 2).min(RETRY.1);
     }
+}
+
+/// Whether the coordinator takes our certificate for expired: by its clock, which counts, it is.
+fn says_expired(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(ConnectError::Refused {
+            fault: Fault::Expired,
+            ..
+        })
+    )
+}
+
+async fn renew_late(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    identity: &mut Identity,
+) -> anyhow::Result<()> {
+    let fresh = enrol::renew_late(identity)
+        .await
+        .context("this host's certificate has expired and isn't renewed")?;
+    fresh.save(&settings.state_dir)?;
+    endpoint.renew(fresh.credentials()?)?;
+    info!("expired certificate renewed");
+    *identity = fresh;
+    Ok(())
 }
 
 async fn hold(
@@ -143,7 +183,11 @@ async fn renew_in_time(
     identity: &mut Identity,
 ) -> anyhow::Result<()> {
     loop {
-        sleep(identity.until_renewal(SystemTime::now())).await;
+        let validity = identity.validity()?;
+        sleep(validity.look_every()).await;
+        if !validity.renewal_due(SystemTime::now()) {
+            continue;
+        }
         let renewed = tokio::time::timeout(RENEWAL_TIMEOUT, async {
             let (request, key_pem) = identity::request()?;
             let (mut sender, mut receiver) = connection.open().await?;
@@ -161,7 +205,12 @@ async fn renew_in_time(
             if !answer.error.is_empty() {
                 anyhow::bail!("coordinator refused: {}", answer.error);
             }
-            let fresh = identity.renewed(&answer.certificates, key_pem)?;
+            let chain: String = answer
+                .certificates
+                .iter()
+                .map(|der| identity::pem(der))
+                .collect();
+            let fresh = identity.renewed(&chain, Some(&key_pem))?;
             fresh.save(&settings.state_dir)?;
             endpoint.renew(fresh.credentials()?)?;
             Ok(fresh)
@@ -171,14 +220,39 @@ async fn renew_in_time(
                 info!("certificate renewed");
                 *identity = fresh;
             }
-            Ok(Err(error)) => {
-                warn!(
-                    error = format!("{error:#}"),
-                    "renewing the certificate failed; trying again in a minute"
-                );
-                sleep(Duration::from_mins(1)).await;
-            }
+            Ok(Err(error)) => warn!(
+                error = format!("{error:#}"),
+                "renewing the certificate failed; trying again"
+            ),
             Err(_) => warn!("renewing the certificate took too long; trying again"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_for_its_age_asks_for_a_late_renewal() {
+        let host: HostId = "coordinator".parse().unwrap();
+        let address = "127.0.0.1:1".parse().unwrap();
+        let refused = |fault| {
+            anyhow::Error::from(ConnectError::Refused {
+                host: host.clone(),
+                address,
+                fault,
+                said: String::new(),
+            })
+        };
+        assert!(says_expired(&refused(Fault::Expired)));
+        assert!(!says_expired(&refused(Fault::Unauthorised)));
+        // it is the coordinator's certificate that has expired: ours can't help
+        let theirs = ConnectError::PeerRefused {
+            host,
+            address,
+            fault: Fault::Expired,
+        };
+        assert!(!says_expired(&theirs.into()));
     }
 }

@@ -1,6 +1,6 @@
 //! The HTTP API: what operators and enrolling hosts ask. Words are in [`crate::view`].
 //!
-//! Every route but `/v1/enrol` and `/healthz` wants the API's bearer token. Reads come from the driver's published view;
+//! Every route but `/v1/enrol`, `/v1/renew` and `/healthz` wants the API's bearer token. Reads come from the driver's published view;
 //! changes are questions to the driver, answered when they are written down.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration, time::SystemTime};
@@ -16,7 +16,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, StatusCode, header};
 use proto::{Digest, HostId};
-use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
@@ -31,17 +31,18 @@ use crate::{
     enrolment::{Enrolment, MintError, RedeemError, unix},
     fleet::{Membership, Reread},
     metrics::{Metrics, RequestLabel},
+    renewal,
     resolve::{Registries, ResolveError},
     secret::Secret,
     view::{
-        BandwidthRequest, EnrolReply, EnrolRequest, ImageState, ImageView, Problem, RevokeRequest,
-        StageRequest, TokenReply, TokenRequest,
+        BandwidthRequest, EnrolReply, EnrolRequest, ImageState, ImageView, Problem, RenewRequest,
+        RevokeRequest, StageRequest, TokenReply, TokenRequest,
     },
 };
 
 /// The largest request body: a selection of every host of the largest fleet.
 const MAX_BODY_BYTES: usize = 1 << 20;
-/// The largest enrolment: a token and a certificate request, from who isn't known yet.
+/// The largest enrolment or late renewal: a token or a certificate, and a certificate request, from who isn't known yet.
 const MAX_ENROL_BYTES: usize = 32 << 10;
 /// A request is answered within this time; longer than a registry may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -51,7 +52,7 @@ const FOLLOWERS: usize = 64;
 const LINE_PAUSE: Duration = Duration::from_millis(250);
 /// A line comes at least this often, so that both ends see that the other lives.
 const LINE_EVERY: Duration = Duration::from_secs(5);
-/// Enrolments at one time: each writes to the disk.
+/// Enrolments and late renewals at one time: each signs, and writes to the disk or reads there.
 const ENROLMENTS: usize = 16;
 
 /// What the API is made of.
@@ -69,6 +70,7 @@ pub(crate) struct Api {
     pub(crate) registries: Arc<Registries>,
     pub(crate) metrics: Metrics,
     pub(crate) certificate_lifetime: Duration,
+    pub(crate) renewal_grace: Duration,
     pub(crate) token_lifetime: Duration,
     /// `host:port`, or `:port` for the host that was asked.
     pub(crate) quic: String,
@@ -82,6 +84,22 @@ impl Api {
             Arc::new(Semaphore::new(FOLLOWERS)),
             Arc::new(Semaphore::new(ENROLMENTS)),
         )
+    }
+
+    /// What a host is told that got this certificate.
+    fn reply(
+        &self,
+        host: &HostId,
+        chain: &[CertificateDer<'static>],
+        now: SystemTime,
+    ) -> EnrolReply {
+        EnrolReply {
+            host: host.to_string(),
+            chain: chain.iter().map(|certificate| pem(certificate)).collect(),
+            authority: self.authority.pem().to_owned(),
+            address: self.quic.clone(),
+            expires_at: unix(now + self.certificate_lifetime),
+        }
     }
 }
 
@@ -104,6 +122,10 @@ pub(crate) fn router(api: Api) -> Router {
         .route(
             "/v1/enrol",
             post(enrol).layer(DefaultBodyLimit::max(MAX_ENROL_BYTES)),
+        )
+        .route(
+            "/v1/renew",
+            post(renew).layer(DefaultBodyLimit::max(MAX_ENROL_BYTES)),
         )
         .route("/healthz", get(|| async { "ok\n" }))
         .fallback(|| async {
@@ -246,6 +268,7 @@ fn route_label(route: Option<&str>) -> &'static str {
         Some("/v1/tokens") => "tokens",
         Some("/v1/bandwidth") => "bandwidth",
         Some("/v1/enrol") => "enrol",
+        Some("/v1/renew") => "renew",
         Some("/healthz") => "healthz",
         _ => "other",
     }
@@ -515,7 +538,7 @@ async fn revoke(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -
 async fn readmit(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
     let host = host_id(&name)?;
     let (enrolment, id) = (api.enrolment.clone(), host.clone());
-    let readmitted = blocking(move || enrolment.readmit(&id));
+    let readmitted = blocking(move || enrolment.readmit(&id, SystemTime::now()));
     if !readmitted.await?.map_err(Failure::internal)? {
         return Err(Failure::new(
             StatusCode::NOT_FOUND,
@@ -593,7 +616,7 @@ async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, error));
     };
     let request: EnrolRequest = read(&body)?;
-    let csr = certificate_request(&request.csr)?;
+    let csr = der::<CertificateSigningRequestDer<'static>>("csr", &request.csr)?;
     let token = Secret::from_text(&request.token);
     let work = api.clone();
     let answer = match blocking(move || enrol_now(&work, &token, &csr)).await? {
@@ -648,20 +671,64 @@ fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<EnrolReply> {
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
     let redeemed = api.enrolment.redeem(token, now).map_err(denied)?;
     debug_assert_eq!(redeemed, host, "a token's host doesn't change");
-    Ok(EnrolReply {
-        host: host.to_string(),
-        chain: chain.iter().map(|certificate| pem(certificate)).collect(),
-        authority: api.authority.pem().to_owned(),
-        address: api.quic.clone(),
-        expires_at: unix(now + api.certificate_lifetime),
-    })
+    Ok(api.reply(&host, &chain, now))
 }
 
-fn certificate_request(text: &str) -> Answer<Vec<u8>> {
-    let bad = |reason: String| Failure::new(StatusCode::BAD_REQUEST, format!("`csr`: {reason}"));
+/// A host whose certificate expired while it or the coordinator was away: that certificate and its key say who it is.
+async fn renew(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let Ok(_slot) = api.enrolments.try_acquire() else {
+        let error = "too many hosts renew at this moment; try again in a second";
+        return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, error));
+    };
+    let request: RenewRequest = read(&body)?;
+    let certificate = der::<CertificateDer<'static>>("certificate", &request.certificate)?;
+    let csr = der::<CertificateSigningRequestDer<'static>>("csr", &request.csr)?;
+    let work = api.clone();
+    match blocking(move || renew_now(&work, &certificate.into(), &csr)).await? {
+        Ok(reply) => {
+            Metrics::count(&api.metrics.certificates, "renewed");
+            info!(host = reply.host, "expired certificate renewed");
+            Ok(Json(reply).into_response())
+        }
+        Err(failure) => {
+            Metrics::count(&api.metrics.certificates, "refused");
+            warn!(error = failure.1, "expired certificate isn't renewed");
+            Err(failure)
+        }
+    }
+}
+
+fn renew_now(api: &Api, certificate: &CertificateDer<'_>, csr: &[u8]) -> Answer<EnrolReply> {
+    let denied = |error: &dyn std::fmt::Display| Failure::new(StatusCode::FORBIDDEN, error);
+    let now = SystemTime::now();
+    let before = api
+        .authority
+        .recognise(certificate)
+        .map_err(|error| denied(&error))?;
+    let host = &before.host;
+    let revoked = api.enrolment.is_revoked(host);
+    if revoked.map_err(Failure::internal)? || !api.membership.borrow().admits(host) {
+        let error = format!("host {host} isn't part of the fleet, or is revoked");
+        return Err(denied(&error));
+    }
+    let enrolled_at = api.enrolment.enrolled_at(host);
+    let enrolled_at = enrolled_at.map_err(Failure::internal)?;
+    renewal::permit(host, before.validity, enrolled_at, api.renewal_grace, now)
+        .map_err(|error| denied(&error))?;
+    let chain = api
+        .authority
+        .reissue(&before, csr, api.certificate_lifetime)
+        .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
+    Ok(api.reply(host, &chain, now))
+}
+
+/// What PEM of this kind, or DER as base64, holds.
+fn der<T: PemObject + AsRef<[u8]>>(field: &str, text: &str) -> Answer<Vec<u8>> {
+    let bad =
+        |reason: String| Failure::new(StatusCode::BAD_REQUEST, format!("`{field}`: {reason}"));
     if text.contains("-----BEGIN") {
-        CertificateSigningRequestDer::from_pem_slice(text.as_bytes())
-            .map(|der| der.to_vec())
+        T::from_pem_slice(text.as_bytes())
+            .map(|der| der.as_ref().to_vec())
             .map_err(|error| bad(error.to_string()))
     } else {
         STANDARD

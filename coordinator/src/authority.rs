@@ -8,16 +8,18 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use link::{IdentityError, Leaf};
 use proto::{Digest, HostId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
+use rustls::server::ParsedCertificate;
 use rustls_pki_types::{
-    CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer, pem::PemObject as _,
+    CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject as _,
 };
 use time::OffsetDateTime;
 
@@ -28,8 +30,9 @@ pub const COORDINATOR: &str = "coordinator";
 
 /// The authority's own certificate is good for so long. Hosts pin it, so replacing it means to enrol anew.
 const CA_LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
-/// A host whose clock is behind by less than this accepts a fresh certificate.
-const CLOCK_SKEW: Duration = Duration::from_mins(5);
+/// A host whose clock is behind by less than this accepts a fresh certificate; a short-lived one bears less, so that most of its life
+/// is still before it.
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// The most bytes that a certificate request may have. One with a P-256 key and no names has about 250.
 pub const MAX_CSR_BYTES: usize = 8 << 10;
 
@@ -86,12 +89,26 @@ pub enum IssueError {
     /// The request's key is of a kind that the fleet doesn't use.
     #[error("certificate request has an unfit key; use ECDSA P-256 or Ed25519")]
     Key,
+    /// A late renewal is for the key that the host had, and no other.
+    #[error("certificate request isn't of the key that the certificate is for")]
+    OtherKey,
     /// The name belongs to the coordinator.
     #[error("host id `{COORDINATOR}` is reserved")]
     Reserved,
     /// Signing failed.
     #[error("signing a certificate failed: {0}")]
     Sign(String),
+}
+
+/// Why a certificate isn't one of this authority's for a host.
+#[derive(Debug, thiserror::Error)]
+pub enum ForeignError {
+    /// It doesn't name one host.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Another fleet's, or made up.
+    #[error("certificate isn't signed by this fleet's authority: {0}")]
+    Signature(rustls::Error),
 }
 
 impl Authority {
@@ -183,6 +200,56 @@ impl Authority {
         csr: &[u8],
         lifetime: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        self.sign(host, csr, None, lifetime)
+    }
+
+    /// A certificate as [`issue`](Self::issue) gives it, for the host and the very key of one that was
+    /// [recognised](Self::recognise): `csr` has to be signed by that key, which proves that who asks holds it. Seen by somebody
+    /// else, request and answer are worth nothing without the key; so neither needs to be fresh.
+    ///
+    /// # Errors
+    /// As `issue`, and when the request is of another key.
+    pub fn reissue(
+        &self,
+        before: &Leaf,
+        csr: &[u8],
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        self.sign(&before.host, csr, Some(&before.public_key), lifetime)
+    }
+
+    /// What a host's certificate says, if this authority signed it; it may have expired.
+    ///
+    /// # Errors
+    /// When it didn't, or it isn't a host's.
+    pub fn recognise(&self, leaf: &CertificateDer<'_>) -> Result<Leaf, ForeignError> {
+        let read = Leaf::read(leaf)?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(self.certificate.clone())
+            .map_err(ForeignError::Signature)?;
+        // at a moment when it was good: its age isn't judged here
+        let issued = read.validity.issued.duration_since(SystemTime::UNIX_EPOCH);
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf).map_err(ForeignError::Signature)?,
+            &roots,
+            &[],
+            UnixTime::since_unix_epoch(issued.unwrap_or_default()),
+            rustls::crypto::ring::default_provider()
+                .signature_verification_algorithms
+                .all,
+        )
+        .map_err(ForeignError::Signature)?;
+        Ok(read)
+    }
+
+    fn sign(
+        &self,
+        host: &HostId,
+        csr: &[u8],
+        only: Option<&[u8]>,
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         if host.as_str() == COORDINATOR {
             return Err(IssueError::Reserved);
         }
@@ -203,6 +270,9 @@ impl Authority {
             || (key.algorithm() == &rcgen::PKCS_ED25519 && key.der_bytes().len() == 32);
         if !fit {
             return Err(IssueError::Key);
+        }
+        if only.is_some_and(|only| only != key.der_bytes()) {
+            return Err(IssueError::OtherKey);
         }
         let params =
             leaf(host.as_str(), lifetime).map_err(|error| IssueError::Sign(error.to_string()))?;
@@ -290,8 +360,9 @@ fn leaf(name: &str, lifetime: Duration) -> Result<CertificateParams, rcgen::Erro
     ];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from_slice(&serial()));
-    params.not_before = OffsetDateTime::now_utc() - CLOCK_SKEW;
-    params.not_after = OffsetDateTime::now_utc() + lifetime;
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - CLOCK_SKEW.min(lifetime / 12);
+    params.not_after = now + lifetime;
     Ok(params)
 }
 
@@ -308,7 +379,7 @@ pub(crate) mod tests {
     use std::{collections::BTreeSet, os::unix::fs::PermissionsExt as _};
 
     use rcgen::{SanType, string::Ia5String};
-    use rustls_pki_types::{ServerName, UnixTime};
+    use rustls_pki_types::ServerName;
 
     use super::*;
 
@@ -442,6 +513,34 @@ pub(crate) mod tests {
         assert_eq!(issue(&csr(&large)), Err(IssueError::Key));
         let edwards = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         assert!(issue(&csr(&edwards)).is_ok());
+    }
+
+    #[test]
+    fn an_expired_certificate_is_recognised_and_reissued_for_its_own_key_alone() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(dir.path()).unwrap();
+        let (key, thief) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let expired = authority
+            .issue(&host("mini-1"), &csr(&key), Duration::ZERO)
+            .unwrap();
+        let before = authority.recognise(&expired[0]).unwrap();
+        assert!(before.validity.expired(SystemTime::now()));
+        assert_eq!(
+            authority.reissue(&before, &csr(&thief), HOUR),
+            Err(IssueError::OtherKey)
+        );
+        let chain = authority.reissue(&before, &csr(&key), HOUR).unwrap();
+        let fresh = Leaf::read(&chain[0]).unwrap();
+        assert_eq!(fresh.host, host("mini-1"));
+        assert!(!fresh.validity.expired(SystemTime::now()));
+        // a certificate of another fleet, one that was changed, and the authority's own
+        let foreign = Authority::open(other.path()).unwrap();
+        let foreign = foreign.issue(&host("mini-1"), &csr(&key), HOUR).unwrap();
+        let mut forged = expired[0].to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        for leaf in [foreign[0].clone(), forged.into(), expired[1].clone()] {
+            assert!(authority.recognise(&leaf).is_err());
+        }
     }
 
     #[test]

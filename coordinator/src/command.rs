@@ -62,7 +62,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Readmit { host } => {
             let (config, host) = (Config::load(&shared, &Run::default())?, host_id(&host)?);
-            if !Enrolment::open(&config.state_dir)?.readmit(&host)? {
+            if !Enrolment::open(&config.state_dir)?.readmit(&host, SystemTime::now())? {
                 bail!("host {host} isn't revoked; see `parbake-coordinator hosts`");
             }
             say(&format!("{host} is readmitted\n"))

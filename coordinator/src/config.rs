@@ -22,6 +22,12 @@ pub const ADMIN_PORT: u16 = 7473;
 /// The largest fleet: what one roster message holds.
 pub const MAX_HOSTS: usize = 4_000;
 
+/// A host's certificate outlives a coordinator that is away for ten days: it is renewed with a third of its life left. Who is
+/// revoked is out within seconds, whatever its certificate says.
+const CERTIFICATE_LIFETIME_SECONDS: u64 = 30 * 86_400;
+/// A Mac that lay in a drawer for two months in all comes back by itself.
+const RENEWAL_GRACE_SECONDS: u64 = 30 * 86_400;
+
 /// The coordinator's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -39,6 +45,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// How long a host's certificate is good. It renews after two thirds.
     pub certificate_lifetime: Duration,
+    /// How long after it expired a host may still renew it by proof of its key.
+    pub renewal_grace: Duration,
     /// How long an enrolment token is good.
     pub token_lifetime: Duration,
     /// Staging's numbers.
@@ -199,6 +207,7 @@ struct CoordinatorFile {
     origin_streams: Option<u64>,
     lease_timeout_seconds: Option<u64>,
     certificate_lifetime_seconds: Option<u64>,
+    renewal_grace_seconds: Option<u64>,
     token_lifetime_seconds: Option<u64>,
 }
 
@@ -323,9 +332,16 @@ impl Config {
             certificate_lifetime: seconds(
                 "coordinator.certificate_lifetime_seconds",
                 given.certificate_lifetime_seconds,
-                86_400,
+                CERTIFICATE_LIFETIME_SECONDS,
                 60,
                 90 * 86_400,
+            )?,
+            renewal_grace: seconds(
+                "coordinator.renewal_grace_seconds",
+                given.renewal_grace_seconds,
+                RENEWAL_GRACE_SECONDS,
+                0,
+                365 * 86_400,
             )?,
             token_lifetime: seconds(
                 "coordinator.token_lifetime_seconds",
@@ -627,6 +643,8 @@ mod tests {
     fn an_empty_file_gives_defaults_and_admits_nobody() {
         let config = load("").unwrap();
         assert_eq!(config.listen.port(), PORT);
+        // a third of its life is left when it is renewed: a coordinator may be away for a long weekend
+        assert!(config.certificate_lifetime / 3 >= Duration::from_hours(4 * 24));
         assert!(config.admin.ip().is_loopback());
         assert!(!config.fleet.admits(&"m".parse().unwrap()));
     }
@@ -650,6 +668,10 @@ mod tests {
             (
                 "[coordinator]\ncertificate_lifetime_seconds = 59",
                 ["certificate_lifetime_seconds", "60"],
+            ),
+            (
+                "[coordinator]\nrenewal_grace_seconds = 31536001",
+                ["renewal_grace_seconds", "31536000"],
             ),
             ("[coordinator]\nadvertise = 'x'", ["advertise", "host:port"]),
             (
@@ -675,5 +697,6 @@ mod tests {
         let flagged = "[origin]\nplain_http = ['10.0.0.1:5000']\nplain_http_beyond_loopback = true";
         assert!(load(flagged).is_ok());
         assert!(load("[coordinator]\ncertificate_lifetime_seconds = 60").is_ok());
+        assert!(load("[coordinator]\nrenewal_grace_seconds = 0").is_ok());
     }
 }

@@ -188,12 +188,16 @@ impl Enrolment {
             }
             Err(error) => return Err(at(&path)(error).into()),
         }
+        self.enrol(&host, now)?;
+        Ok(host)
+    }
+
+    fn enrol(&self, host: &HostId, now: SystemTime) -> Result<(), RecordError> {
         let record = HostRecord {
             at_unix: unix(now),
             reason: String::new(),
         };
-        write(&self.enrolled.join(host.as_str()), &record)?;
-        Ok(host)
+        write(&self.enrolled.join(host.as_str()), &record)
     }
 
     /// The hosts that enrolled, and when (Unix seconds). Blocks.
@@ -202,6 +206,21 @@ impl Enrolment {
     /// When the directory can't be read.
     pub fn enrolled(&self) -> Result<BTreeMap<HostId, u64>, RecordError> {
         list(&self.enrolled)
+    }
+
+    /// When this host enrolled last (Unix seconds), if it did; a record that doesn't tell is none. Blocks.
+    ///
+    /// # Errors
+    /// When the record can't be read.
+    pub fn enrolled_at(&self, host: &HostId) -> Result<Option<u64>, RecordError> {
+        let path = self.enrolled.join(host.as_str());
+        match fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice::<HostRecord>(&text)
+                .ok()
+                .map(|record| record.at_unix)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(at(&path)(error)),
+        }
     }
 
     /// The hosts that are revoked, and since when (Unix seconds). Blocks.
@@ -226,10 +245,16 @@ impl Enrolment {
 
     /// Takes a revocation back. Whether there was one. Blocks.
     ///
+    /// The host counts as enrolled from now on only: its certificate is good until it expires, and can't be renewed after that by
+    /// whoever has its key.
+    ///
     /// # Errors
-    /// When the record can't be removed.
-    pub fn readmit(&self, host: &HostId) -> Result<bool, RecordError> {
+    /// When a record can't be written or removed.
+    pub fn readmit(&self, host: &HostId, now: SystemTime) -> Result<bool, RecordError> {
         let path = self.revoked.join(host.as_str());
+        if self.is_revoked(host)? && self.enrolled_at(host)?.is_some() {
+            self.enrol(host, now)?;
+        }
         match durable::remove(&path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -401,9 +426,25 @@ mod tests {
             enrolment.mint(&host, HOUR, now),
             Err(MintError::Revoked(_))
         ));
-        assert!(enrolment.readmit(&host).unwrap());
-        assert!(!enrolment.readmit(&host).unwrap());
+        assert!(enrolment.readmit(&host, now).unwrap());
+        assert!(!enrolment.readmit(&host, now).unwrap());
+        assert_eq!(enrolment.enrolled_at(&host).unwrap(), None);
         assert!(enrolment.redeem(&token, now).is_ok());
+    }
+
+    #[test]
+    fn a_readmitted_host_counts_as_enrolled_from_then_on_only() {
+        let (_dir, enrolment, host, now) = fresh();
+        let token = enrolment.mint(&host, HOUR, now).unwrap();
+        enrolment.redeem(&token, now).unwrap();
+        assert_eq!(enrolment.enrolled_at(&host).unwrap(), Some(unix(now)));
+        // nothing was revoked, so nothing changes
+        assert!(!enrolment.readmit(&host, now + HOUR).unwrap());
+        assert_eq!(enrolment.enrolled_at(&host).unwrap(), Some(unix(now)));
+        enrolment.revoke(&host, "stolen", now).unwrap();
+        assert!(enrolment.readmit(&host, now + HOUR).unwrap());
+        let since = enrolment.enrolled_at(&host).unwrap();
+        assert_eq!(since, Some(unix(now + HOUR)));
     }
 
     #[test]

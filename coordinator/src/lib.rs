@@ -23,6 +23,7 @@ pub mod operator;
 pub mod program;
 mod progress;
 mod random;
+mod renewal;
 mod resolve;
 pub mod secret;
 mod serve;

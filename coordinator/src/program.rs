@@ -6,11 +6,11 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::Router;
-use link::{Credentials, Endpoint, Settings};
+use link::{Credentials, Endpoint, Settings, Validity};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -40,9 +40,6 @@ use crate::{
     view::Addresses,
     wants::{Asked, Files, StateError, Want},
 };
-
-/// After a failed renewal of its own certificate the coordinator tries again.
-const RENEW_RETRY: Duration = Duration::from_secs(60);
 
 /// After a failed attempt at what was asked for before a change of leader.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -262,7 +259,7 @@ impl Coordinator {
         } = base;
         let dir = config.state_dir.clone();
         let enrolment = Enrolment::open(&dir)?;
-        enrolment.sweep(std::time::SystemTime::now())?;
+        enrolment.sweep(SystemTime::now())?;
         let files = Files::open(&dir)?;
         let kept = files.load()?;
         let registries = Arc::new(Registries::new(config.origin.clone())?);
@@ -328,6 +325,7 @@ impl Coordinator {
             registries,
             metrics: metrics.clone(),
             certificate_lifetime: config.certificate_lifetime,
+            renewal_grace: config.renewal_grace,
             token_lifetime: config.token_lifetime,
             quic: config
                 .advertise
@@ -621,23 +619,31 @@ async fn renew(
     issue: impl Fn() -> anyhow::Result<()>,
     shutdown: CancellationToken,
 ) {
-    let due = lifetime / 3 * 2;
-    let mut pause = due;
+    let from_now = || {
+        let issued = SystemTime::now();
+        Validity {
+            issued,
+            expires: issued + lifetime,
+        }
+    };
+    let mut own = from_now();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = sleep(pause) => {}
+            () = sleep(own.look_every()) => {}
         }
-        pause = match issue() {
+        if !own.renewal_due(SystemTime::now()) {
+            continue;
+        }
+        match issue() {
             Ok(()) => {
                 info!(place, "own certificate renewed");
-                due
+                own = from_now();
             }
             Err(error) => {
                 error!(%error, place, "own certificate can't be renewed; trying again");
-                RENEW_RETRY.min(lifetime / 10)
             }
-        };
+        }
     }
 }
 

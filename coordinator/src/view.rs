@@ -373,7 +373,16 @@ impl std::fmt::Debug for EnrolRequest {
     }
 }
 
-/// Answer to `POST /v1/enrol`.
+/// `POST /v1/renew`: a host whose certificate expired asks for another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// The certificate that expired: PEM, or DER as base64.
+    pub certificate: String,
+    /// PKCS#10 of the same key: PEM, or DER as base64.
+    pub csr: String,
+}
+
+/// Answer to `POST /v1/enrol` and `POST /v1/renew`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EnrolReply {
     /// The id in the certificate.

@@ -278,6 +278,11 @@ fn csr_pem(key: &KeyPair) -> String {
         .unwrap()
 }
 
+fn csr_der(key: &KeyPair) -> Vec<u8> {
+    let request = rcgen::CertificateParams::default().serialize_request(key);
+    request.unwrap().der().to_vec()
+}
+
 /// The coordinator's end of an agent: what it says and hears.
 struct Agent {
     endpoint: Endpoint,
@@ -664,6 +669,54 @@ async fn a_certificate_is_renewed_for_the_hosts_own_name_until_it_is_revoked() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_certificate_is_renewed_by_its_key_until_its_host_enrols_anew_or_is_revoked() {
+    let world = World::new(two_hosts()).await;
+    let (reply, key) = world.enrol("mini-1").await;
+    let authority = Authority::open(&world.dir.path().join("state/authority")).unwrap();
+    let csr = csr_der(&key);
+    let issue = |host: &str, lifetime| {
+        let chain = authority.issue(&host.parse().unwrap(), &csr, lifetime);
+        base64::Engine::encode(
+            &base64::engine::general_purpose::STANDARD,
+            &chain.unwrap()[0],
+        )
+    };
+    let renew = async |certificate: &str, key: &KeyPair| {
+        let body = json!({"certificate": certificate, "csr": csr_pem(key)});
+        world.post::<EnrolReply>("/v1/renew", body).await
+    };
+    let expired = issue("mini-1", Duration::ZERO);
+    let renewed = renew(&expired, &key).await.unwrap();
+    let credentials =
+        Credentials::from_pem(&renewed.chain, &key.serialize_pem(), &reply.authority).unwrap();
+    drop(Agent::connect(world.addresses().quic, credentials, &[]).await);
+
+    let refused = async |certificate: &str, key: &KeyPair, part: &str| {
+        let error = renew(certificate, key).await.unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    refused(&expired, &KeyPair::generate().unwrap(), "key").await;
+    // it is in the fleet file, but never enrolled; and one that isn't
+    refused(&issue("mini-2", Duration::ZERO), &key, "enrolled").await;
+    refused(&issue("mini-9", Duration::ZERO), &key, "part of the fleet").await;
+    refused("AAAA", &key, "X.509").await;
+
+    // what was issued before a new enrolment is void
+    let record = world.dir.path().join("state/enrolled/mini-1");
+    let later = crate::enrolment::unix(SystemTime::now() + Duration::from_hours(1));
+    std::fs::write(&record, json!({"at_unix": later}).to_string()).unwrap();
+    refused(&expired, &key, "enrolled anew").await;
+    std::fs::write(&record, json!({"at_unix": 1}).to_string()).unwrap();
+    renew(&expired, &key).await.unwrap();
+    world
+        .client()
+        .call(Method::POST, "/v1/hosts/mini-1/revoke", None::<&()>)
+        .await
+        .unwrap();
+    refused(&expired, &key, "revoked").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! What a host shows to others and what it trusts: its certificate and key, and the fleet's authority.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc};
 
 use proto::HostId;
 use rustls::{
@@ -10,7 +10,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 
-use crate::identity::{self, IdentityError};
+use crate::identity::{IdentityError, Leaf};
 
 /// A host's certificate and key, and the authorities that it trusts.
 ///
@@ -21,8 +21,7 @@ use crate::identity::{self, IdentityError};
 pub struct Credentials {
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) authorities: Arc<RootCertStore>,
-    host: HostId,
-    expires: SystemTime,
+    leaf: Arc<Leaf>,
 }
 
 /// Files that aren't a host's credentials.
@@ -85,7 +84,7 @@ impl Credentials {
         let leaf = chain
             .first()
             .ok_or(CredentialsError::Empty("certificate chain"))?;
-        let (host, expires) = (identity::host(leaf)?, identity::expires(leaf)?);
+        let leaf = Leaf::read(leaf)?;
         if authorities.is_empty() {
             return Err(CredentialsError::Empty("authority"));
         }
@@ -99,30 +98,28 @@ impl Credentials {
         Ok(Self {
             key: Arc::new(key),
             authorities: Arc::new(roots),
-            host,
-            expires,
+            leaf: Arc::new(leaf),
         })
     }
 
     /// The host that the leaf certificate names: who we are.
     #[must_use]
     pub fn host(&self) -> &HostId {
-        &self.host
+        &self.leaf.host
     }
 
-    /// When the leaf certificate stops being valid. From then on every handshake is refused; connections that stand
-    /// go on.
+    /// What the leaf certificate says.
     #[must_use]
-    pub fn expires(&self) -> SystemTime {
-        self.expires
+    pub fn leaf(&self) -> &Leaf {
+        &self.leaf
     }
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
-            .field("host", &self.host)
-            .field("expires", &self.expires)
+            .field("host", &self.leaf.host)
+            .field("validity", &self.leaf.validity)
             .field("authorities", &self.authorities.len())
             .field("key", &"redacted")
             .finish()

@@ -1,4 +1,4 @@
-//! From a certificate to a host id: the single DNS name among the leaf's subject alternative names.
+//! From a certificate to a host id: the single DNS name among the leaf's subject alternative names; and how long it is good.
 
 use std::time::{Duration, SystemTime};
 
@@ -48,21 +48,111 @@ pub(crate) fn host(leaf: &CertificateDer<'_>) -> Result<HostId, IdentityError> {
     }
 }
 
-/// When this leaf certificate stops being valid.
-pub(crate) fn expires(leaf: &CertificateDer<'_>) -> Result<SystemTime, IdentityError> {
-    let seconds = parse(leaf)?.validity().not_after.timestamp();
-    Ok(match u64::try_from(seconds) {
+/// What a host's leaf certificate says, expired or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The host that it names.
+    pub host: HostId,
+    /// From when to when it is good.
+    pub validity: Validity,
+    /// The bits of its public key, as in its SubjectPublicKeyInfo.
+    pub public_key: Vec<u8>,
+}
+
+impl Leaf {
+    /// Reads a leaf certificate. Its signature has to be checked elsewhere.
+    ///
+    /// # Errors
+    /// When it isn't a certificate of exactly one host.
+    pub fn read(leaf: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let host = host(leaf)?;
+        let certificate = parse(leaf)?;
+        let validity = certificate.validity();
+        Ok(Self {
+            host,
+            validity: Validity {
+                issued: time(validity.not_before.timestamp()),
+                expires: time(validity.not_after.timestamp()),
+            },
+            public_key: certificate.public_key().subject_public_key.data.to_vec(),
+        })
+    }
+}
+
+/// From when to when a certificate is good, and so when it is renewed.
+///
+/// Whoever renews looks at the wall clock every [`look_every`](Self::look_every): one long sleep would miss a clock that was set, and
+/// the nights of a machine whose timers stand still while it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// It isn't good before.
+    pub issued: SystemTime,
+    /// From then on every handshake is refused; connections that stand go on.
+    pub expires: SystemTime,
+}
+
+/// The longest pause between two looks at whether a renewal is due.
+const LOOK_EVERY: Duration = Duration::from_mins(1);
+
+impl Validity {
+    /// Whether two thirds of its life are over.
+    #[must_use]
+    pub fn renewal_due(&self, now: SystemTime) -> bool {
+        let life = self.expires.duration_since(self.issued).unwrap_or_default();
+        now >= self.expires - life / 3
+    }
+
+    /// Whether it isn't good any more.
+    #[must_use]
+    pub fn expired(&self, now: SystemTime) -> bool {
+        now >= self.expires
+    }
+
+    /// The pause between two looks, and between two attempts: a minute, or a tenth of a shorter life.
+    #[must_use]
+    pub fn look_every(&self) -> Duration {
+        let life = self.expires.duration_since(self.issued).unwrap_or_default();
+        LOOK_EVERY.min((life / 10).max(Duration::from_secs(1)))
+    }
+}
+
+fn time(seconds: i64) -> SystemTime {
+    match u64::try_from(seconds) {
         // a date past what the platform's clock can say is as good as the end of it
         Ok(seconds) => SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(seconds))
             .unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX))),
         Err(_) => SystemTime::UNIX_EPOCH,
-    })
+    }
 }
 
 fn parse<'a>(leaf: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
     match X509Certificate::from_der(leaf) {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(IdentityError::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_is_due_when_two_thirds_of_a_life_are_over() {
+        let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let validity = |seconds| Validity {
+            issued,
+            expires: issued + Duration::from_secs(seconds),
+        };
+        let (day, second) = (validity(86_400), Duration::from_secs(1));
+        let due = issued + Duration::from_secs(57_600);
+        assert!(!day.renewal_due(due - second) && day.renewal_due(due));
+        assert!(!day.expired(day.expires - second) && day.expired(day.expires));
+        // a clock that was set ahead, or back before the certificate's first moment
+        assert!(day.renewal_due(day.expires + Duration::from_hours(10_000)));
+        assert!(!day.renewal_due(SystemTime::UNIX_EPOCH));
+        assert_eq!(day.look_every(), Duration::from_mins(1));
+        assert_eq!(validity(60).look_every(), Duration::from_secs(6));
+        assert_eq!(validity(0).look_every(), second);
     }
 }

@@ -23,7 +23,7 @@ pub use endpoint::{
     AcceptError, Authorised, BindError, ConnectError, Endpoint, Incoming, RenewError,
 };
 pub use fault::Fault;
-pub use identity::IdentityError;
+pub use identity::{IdentityError, Leaf, Validity};
 pub use settings::Settings;
 pub use stream::{ReceiveError, Receiver, SendError, Sender, StreamCode};
 

@@ -268,6 +268,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Revokes a host.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn revoke(&self, index: usize) -> anyhow::Result<()> {
+        let host = self.agents[index].host.clone();
+        self.coordinator_command(&["revoke", &host]).map(drop)
+    }
+
     /// The coordinator's own log, one JSON object a line.
     #[must_use]
     pub fn coordinator_log(&self) -> Vec<Value> {

@@ -109,6 +109,7 @@ advertise = {{ . | toJson }}
 origin_streams = {{ .Values.fleet.originStreams | int64 }}
 lease_timeout_seconds = {{ .Values.fleet.leaseTimeoutSeconds | int64 }}
 certificate_lifetime_seconds = {{ .Values.fleet.certificateLifetimeSeconds | int64 }}
+renewal_grace_seconds = {{ .Values.fleet.renewalGraceSeconds | int64 }}
 token_lifetime_seconds = {{ .Values.fleet.tokenLifetimeSeconds | int64 }}
 
 [origin]

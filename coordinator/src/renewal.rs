@@ -1,0 +1,99 @@
+//! Whether a host may renew a certificate that has expired.
+//!
+//! A host renews over its session while its certificate is good. One that couldn't, because it or the coordinator was away for
+//! longer than that, shows the old certificate and signs a request with its key. What it was is proved so; whether that still
+//! counts is decided here.
+
+use std::time::{Duration, SystemTime};
+
+use link::Validity;
+use proto::HostId;
+
+use crate::{authority::CLOCK_SKEW, enrolment::unix};
+
+/// Why a host has to enrol anew.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LateError {
+    /// There is no record of its enrolment.
+    #[error("host {0} isn't enrolled; enrol it with a token")]
+    NotEnrolled(HostId),
+    /// It has enrolled since: this certificate's key was given up then, or stolen before.
+    #[error("host {0} has enrolled anew since this certificate was issued; enrol it with a token")]
+    Superseded(HostId),
+    /// It has been away for longer than is forgiven.
+    #[error(
+        "certificate of host {host} expired more than {} days ago (coordinator.renewal_grace_seconds); enrol it with a token",
+        grace.as_secs() / 86_400
+    )]
+    TooLate {
+        /// The host.
+        host: HostId,
+        /// What is forgiven.
+        grace: Duration,
+    },
+}
+
+/// Decides about a certificate of this authority, shown with a request of its key. `enrolled_at` is when its host enrolled last, in
+/// Unix seconds.
+pub(crate) fn permit(
+    host: &HostId,
+    validity: Validity,
+    enrolled_at: Option<u64>,
+    grace: Duration,
+    now: SystemTime,
+) -> Result<(), LateError> {
+    let enrolled_at = enrolled_at.ok_or_else(|| LateError::NotEnrolled(host.clone()))?;
+    // certificates are dated back by the skew
+    if unix(validity.issued + CLOCK_SKEW) < enrolled_at {
+        return Err(LateError::Superseded(host.clone()));
+    }
+    if now > validity.expires + grace {
+        return Err(LateError::TooLate {
+            host: host.clone(),
+            grace,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_expired_certificate_is_renewable_for_the_grace_and_no_longer() {
+        let host: HostId = "mini-1".parse().unwrap();
+        let enrolled = SystemTime::UNIX_EPOCH + 1_000 * DAY;
+        let validity = Validity {
+            issued: enrolled - CLOCK_SKEW,
+            expires: enrolled + DAY,
+        };
+        let at = |now| permit(&host, validity, Some(unix(enrolled)), 7 * DAY, now);
+        // one that is good is renewed too: whose clock is wrong isn't known
+        for now in [enrolled, validity.expires, enrolled + 8 * DAY] {
+            assert_eq!(at(now), Ok(()));
+        }
+        let late = at(enrolled + 8 * DAY + SECOND).unwrap_err();
+        assert!(late.to_string().contains("7 days ago"), "{late}");
+    }
+
+    #[test]
+    fn a_new_enrolment_ends_what_was_issued_before_it() {
+        let host: HostId = "mini-1".parse().unwrap();
+        let now = SystemTime::UNIX_EPOCH + 1_000 * DAY;
+        let validity = Validity {
+            issued: now - CLOCK_SKEW,
+            expires: now,
+        };
+        let since = |enrolled_at| permit(&host, validity, enrolled_at, DAY, now);
+        assert_eq!(since(Some(unix(now))), Ok(()));
+        assert_eq!(
+            since(Some(unix(now) + 1)),
+            Err(LateError::Superseded(host.clone()))
+        );
+        assert_eq!(since(None), Err(LateError::NotEnrolled(host.clone())));
+    }
+}
