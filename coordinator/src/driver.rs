@@ -90,6 +90,8 @@ pub(crate) enum Input {
     Closed { host: HostId, session: u64 },
     /// An operator asks.
     Asked(Ask),
+    /// All that operators had asked for before this start was asked for again.
+    Recalled,
     /// A pull token arrived, or didn't.
     Token {
         image: Digest,
@@ -138,7 +140,12 @@ pub(crate) enum Ask {
         reply: oneshot::Sender<Result<(), crate::wants::StateError>>,
     },
     /// The cluster wants exactly these, whatever it wanted before, and limits what moves. What operators want stays.
-    Place { wants: Vec<Want>, limits: Limits },
+    Place {
+        wants: Vec<Want>,
+        limits: Limits,
+        /// Nothing is missing that only needs to be resolved again after a start.
+        whole: bool,
+    },
     /// What staging this would move.
     Preview {
         want: Box<Want>,
@@ -275,6 +282,9 @@ pub(crate) struct Driver {
     wants: BTreeMap<Digest, Wanted>,
     bandwidth: Option<BandwidthRequest>,
     limits: Limits,
+    /// Whether what operators, and what the cluster wanted before this start is among the wants.
+    recalled: bool,
+    placed: bool,
     /// Blobs that clients of mirrors wait for.
     mirror: mirror::Mirrored,
     /// Contents that a holder found bad, and what it said.
@@ -321,6 +331,8 @@ impl Driver {
         let mut this = Self {
             started: Instant::now(),
             plan: Plan::new(parts.config.plan.clone(), parts.seed),
+            // without a cluster there is nothing to wait for
+            placed: parts.config.cluster.is_none(),
             config: parts.config,
             membership: Arc::default(),
             hosts: BTreeMap::new(),
@@ -329,6 +341,7 @@ impl Driver {
             wants: BTreeMap::new(),
             bandwidth: parts.kept.bandwidth,
             limits: Limits::default(),
+            recalled: false,
             mirror: mirror::Mirrored::default(),
             quarantined: BTreeSet::new(),
             epoch: u64::try_from(since_1970.as_millis()).unwrap_or(0),
@@ -424,6 +437,13 @@ impl Driver {
         .unwrap_or(self.publish_due)
     }
 
+    /// Tells the plan when nothing that was wanted is missing any more.
+    fn wants_may_be_known(&mut self, now: Moment) {
+        if self.recalled && self.placed {
+            self.plan.handle(now, Event::WantsKnown);
+        }
+    }
+
     /// Changes state by one input, and carries out what the plan makes of it.
     pub(crate) fn apply(&mut self, input: Input) {
         let now = self.now();
@@ -437,6 +457,10 @@ impl Driver {
             } => self.report(now, &host, session, &report),
             Input::Closed { host, session } => self.close(now, &host, session),
             Input::Asked(ask) => self.answer(now, ask),
+            Input::Recalled => {
+                self.recalled = true;
+                self.wants_may_be_known(now);
+            }
             Input::Token { image, granted } => self.take_token(now, image, granted),
             Input::Tick => {
                 self.tidy_mirror(now);

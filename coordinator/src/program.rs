@@ -567,6 +567,7 @@ async fn ask_again(
                     .await,
             );
         }
+        drop(inbox.send(driver::Input::Recalled).await);
     };
     tokio::select! {
         () = shutdown.cancelled() => return,

@@ -58,9 +58,15 @@ impl Driver {
                 );
                 self.keep(Keep::Bandwidth(limits, keeper::Answer::new(reply, ())));
             }
-            Ask::Place { wants, limits } => {
+            Ask::Place {
+                wants,
+                limits,
+                whole,
+            } => {
                 self.limit(now, limits);
                 self.place(now, wants);
+                self.placed |= whole;
+                self.wants_may_be_known(now);
                 self.act(now);
                 self.show(now);
             }

@@ -17,24 +17,29 @@ pub(super) struct World {
     sessions: u64,
 }
 
-fn config(dir: &std::path::Path) -> Config {
+fn config(dir: &std::path::Path, kubernetes: bool) -> Config {
     let shared = crate::cli::Shared {
         config: None,
         state_dir: Some(dir.to_path_buf()),
         log_format: crate::cli::LogFormat::Text,
         log: String::new(),
     };
-    let run = crate::cli::Run {
+    let mut run = crate::cli::Run {
         open: true,
         ..crate::cli::Run::default()
     };
+    run.cluster.kubernetes = kubernetes;
     Config::load(&shared, &run).unwrap()
 }
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::of(false)
+    }
+
+    fn of(kubernetes: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = config(dir.path());
+        let config = config(dir.path(), kubernetes);
         let (publish, view) = watch::channel(Arc::default());
         let (keeper, kept) = mpsc::channel(KEEPER_QUEUE);
         let membership = Membership {
@@ -404,9 +409,49 @@ impl World {
 }
 
 fn place(world: &mut World, wants: Vec<Want>, limits: Limits) {
-    world
-        .driver
-        .apply(Input::Asked(Ask::Place { wants, limits }));
+    world.driver.apply(Input::Asked(Ask::Place {
+        wants,
+        limits,
+        whole: true,
+    }));
+}
+
+#[test]
+fn what_is_left_over_on_a_host_is_cancelled_when_all_that_was_asked_for_is_known() {
+    let image = want("left", 1, 1 << 20).digest();
+    let cancels = |world: &mut World, session, orders: &mut Receiver<Arc<message::Order>>| {
+        let staging = message::ImageState {
+            manifest: image.as_bytes().to_vec(),
+            state: message::StageState::Staging.into(),
+            ..message::ImageState::default()
+        };
+        world.driver.apply(Input::Reported {
+            host: "mini-1".parse().unwrap(),
+            session,
+            report: Box::new(message::Report {
+                images: vec![staging],
+                ..message::Report::default()
+            }),
+        });
+        let orders = std::iter::from_fn(|| orders.try_recv().ok());
+        let cancels = orders.filter(|order| match &order.kind {
+            Some(Kind::Cancel(cancel)) => cancel.manifest_digest == image.as_bytes(),
+            _ => false,
+        });
+        cancels.count()
+    };
+    for kubernetes in [false, true] {
+        let mut world = World::of(kubernetes);
+        let (session, mut orders) = world.open("mini-1", World::hello());
+        // what operators had asked another replica for may still have to be resolved
+        assert_eq!(cancels(&mut world, session, &mut orders), 0);
+        world.driver.apply(Input::Recalled);
+        // and so may what the cluster's objects want
+        let known = usize::from(!kubernetes);
+        assert_eq!(cancels(&mut world, session, &mut orders), known);
+        place(&mut world, Vec::new(), Limits::default());
+        assert_eq!(cancels(&mut world, session, &mut orders), 1);
+    }
 }
 
 #[test]

@@ -28,11 +28,13 @@ pub enum Scenario {
     Late,
     /// Lease holders leave for ever.
     Vanish,
+    /// The image is wanted no longer on a tenth of the hosts, which are away at that moment and come back staging it.
+    Leftover,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -43,6 +45,7 @@ impl Scenario {
         Self::Cut,
         Self::Late,
         Self::Vanish,
+        Self::Leftover,
     ];
 
     /// Its name on the command line.
@@ -59,6 +62,7 @@ impl Scenario {
             Self::Cut => "cut",
             Self::Late => "late",
             Self::Vanish => "vanish",
+            Self::Leftover => "leftover",
         }
     }
 
@@ -78,6 +82,9 @@ impl Scenario {
             Self::Cut => "the fleet is cut in two for a while",
             Self::Late => "a fifth of the hosts joins midway",
             Self::Vanish => "two lease holders leave for ever, one after the other",
+            Self::Leftover => {
+                "a tenth of the hosts is away when the image is wanted there no longer, and the coordinator restarts"
+            }
         }
     }
 

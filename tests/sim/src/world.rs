@@ -345,6 +345,9 @@ impl World {
             self.checks.note("not every wanted host completed");
             self.explain_unfinished();
         }
+        if self.office.unwanted.values().any(|told| !told) {
+            self.checks.note("a host stages on what isn't wanted there");
+        }
         self.outcome()
     }
 

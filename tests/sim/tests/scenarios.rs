@@ -103,6 +103,12 @@ fn after_a_restart_of_everything_the_fleet_resumes() {
 }
 
 #[test]
+fn what_is_left_over_on_hosts_that_were_away_is_cancelled() {
+    let outcome = small(Scenario::Leftover, 20, 12);
+    assert!(outcome.origin_over_image() <= 1.05, "{}", outcome.to_text());
+}
+
+#[test]
 fn slow_hosts_hold_up_only_themselves() {
     let outcome = small(Scenario::Slow, 20, 7);
     assert!(

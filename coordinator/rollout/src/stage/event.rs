@@ -83,6 +83,9 @@ pub enum Event {
     },
     /// The image isn't wanted any more: staging stops, what is present stays.
     Cancelled(Digest),
+    /// Everything has been told that was wanted when this coordinator started: what hosts stage besides is left over from before,
+    /// and is cancelled when they report it.
+    WantsKnown,
     /// A host reported where an image stands.
     Reported {
         /// The host.

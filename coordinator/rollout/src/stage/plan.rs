@@ -46,6 +46,8 @@ pub struct Plan {
     roster_at: Option<Moment>,
     tick_at: Moment,
 
+    /// What isn't among the images isn't wanted.
+    wants_known: bool,
     origin: Origin,
     grants_not_before: Moment,
     moved_at: Moment,
@@ -114,6 +116,7 @@ impl Plan {
             roster_epoch: 1,
             roster_at: None,
             tick_at: Moment::START,
+            wants_known: false,
             origin: Origin::default(),
             grants_not_before: Moment::START,
             moved_at: Moment::START,
@@ -138,6 +141,7 @@ impl Plan {
                 hosts,
             } => self.want(image, references, &contents, hosts),
             Event::Cancelled(image) => self.cancel(image),
+            Event::WantsKnown => self.wants_known = true,
             Event::Reported {
                 host,
                 image,
@@ -518,7 +522,11 @@ impl Plan {
         if !self.hosts.contains_key(&id) {
             return;
         }
-        let Some(at) = self.images.iter().position(|image| image.digest == digest) else {
+        let at = self.images.iter().position(|image| image.digest == digest);
+        if at.is_none_or(|at| !self.selects(&self.images[at], &id)) {
+            self.clear_leftover(&id, digest, standing);
+        }
+        let Some(at) = at else {
             return;
         };
         let image = &mut self.images[at];
@@ -556,6 +564,23 @@ impl Plan {
             if self.now < settled {
                 self.grants_not_before = settled;
             }
+        }
+    }
+
+    /// A host that was away when an image was cancelled, superseded or wanted elsewhere never heard of it: it would stage on, and
+    /// keep its room. Its next report, a second later, is answered again if this order is lost.
+    fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing) {
+        let staging = match standing {
+            Standing::Queued | Standing::Staging | Standing::Failed => true,
+            // what is there stays, and what is about to be
+            Standing::Installing | Standing::Present | Standing::Gone => false,
+        };
+        let connected = self.hosts.get(id).is_some_and(|host| host.connected);
+        if self.wants_known && staging && connected {
+            self.actions.push_back(Action::Cancel {
+                host: id.clone(),
+                image,
+            });
         }
     }
 

@@ -68,6 +68,21 @@ enum State {
     },
 }
 
+impl State {
+    /// Whether hosts may be staging an image for it that isn't known here yet: after a start the registry has to be asked again, and
+    /// may be away.
+    fn may_be_staging(&self, facts: &PrePullFacts) -> bool {
+        match self {
+            Self::Asking { .. } => true,
+            Self::Known(_) => false,
+            Self::Failed { .. } => {
+                facts.status.digest.is_some()
+                    && facts.status.observed_generation == Some(facts.generation)
+            }
+        }
+    }
+}
+
 /// A reference was resolved, or wasn't.
 #[derive(Debug)]
 pub(crate) struct Resolved {
@@ -285,14 +300,25 @@ impl Keeper {
                 hosts: want.hosts.clone().unwrap_or_default(),
             })
             .collect();
-        if (&placed, limits) == (&self.placed, self.limits) {
+        // before the driver has shown its hosts, nothing is wanted on any
+        let whole = !self.view.hosts.is_empty()
+            && self.index.prepulls.iter().all(|(key, facts)| {
+                let stage = self.stages.get(key);
+                stage.is_some_and(|stage| !stage.state.may_be_staging(facts))
+            });
+        let told = (&self.placed, self.limits, self.placed_whole);
+        if (&placed, limits, whole) == told {
             return;
         }
         let wants = wants.into_values().collect();
-        let ask = driver::Input::Asked(Ask::Place { wants, limits });
+        let ask = driver::Input::Asked(Ask::Place {
+            wants,
+            limits,
+            whole,
+        });
         // full: told at the next look
         if self.driver.try_send(ask).is_ok() {
-            (self.placed, self.limits) = (placed, limits);
+            (self.placed, self.limits, self.placed_whole) = (placed, limits, whole);
         }
     }
 

@@ -16,6 +16,10 @@ pub(super) enum Fault {
     Cut,
     Heal,
     CoordinatorGone,
+    /// Another coordinator takes over.
+    CoordinatorChanges,
+    /// The image isn't wanted any more on the hosts that are away.
+    Unwanted,
     OriginRate(u64),
     OriginDown,
     OriginUp,
@@ -111,6 +115,15 @@ impl World {
                 }
                 self.joined_s = bound / 2.0;
             }
+            Scenario::Leftover => {
+                let bound = self.bound_s();
+                for host in pick(0, count / 10) {
+                    self.fault(bound * 0.3, Fault::Crash(index(host)));
+                    self.fault(bound * 0.6, Fault::Return(index(host)));
+                }
+                self.fault(bound * 0.4, Fault::Unwanted);
+                self.fault(bound * 0.5, Fault::CoordinatorChanges);
+            }
             Scenario::Vanish => {
                 let bound = self.bound_s();
                 self.fault(bound * 0.3, Fault::HolderVanishes);
@@ -163,6 +176,21 @@ impl World {
             }
             Fault::Heal => self.cut = false,
             Fault::CoordinatorGone => self.close_office(),
+            Fault::CoordinatorChanges => {
+                self.close_office();
+                self.open_office();
+            }
+            Fault::Unwanted => {
+                for host in 0..self.nodes.len() {
+                    let node = &mut self.nodes[host];
+                    if !node.alive && node.wanted && node.finished_at.is_none() {
+                        node.wanted = false;
+                        self.unfinished -= 1;
+                        self.office.unwanted.insert(index(host), false);
+                    }
+                }
+                self.plan_wanted();
+            }
             Fault::OriginRate(rate) => {
                 let at = self.nodes.len();
                 self.uplinks[at].rate = rate.max(1);
@@ -261,6 +289,13 @@ impl World {
             .sum();
         self.local_bytes += held * proto::CHUNK_BYTES;
         self.begin_life(host);
+    }
+
+    /// The host gives up its stage; without it, it takes no part in what is simulated here.
+    pub(super) fn give_up(&mut self, host: u32) {
+        self.crash(host);
+        self.node_mut(host).staged = false;
+        self.node_mut(host).left = true;
     }
 
     fn vanish(&mut self) {

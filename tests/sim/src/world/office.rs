@@ -18,6 +18,8 @@ pub(super) struct Office {
     term: u32,
     timer_at: Nanos,
     pub(super) ordered: bool,
+    /// Hosts on which the image isn't wanted any more, and whether they have heard of it.
+    pub(super) unwanted: BTreeMap<u32, bool>,
     pub(super) quarantined: Vec<bool>,
     /// Leases that it thinks are out.
     pub(super) leases: BTreeMap<Digest, HostId>,
@@ -32,6 +34,7 @@ impl Office {
             term: 0,
             timer_at: u64::MAX,
             ordered: false,
+            unwanted: BTreeMap::new(),
             quarantined: Vec::new(),
             leases: BTreeMap::new(),
         }
@@ -57,6 +60,7 @@ impl World {
         if self.office.ordered {
             self.plan_wanted();
         }
+        self.plan_event(stage::Event::WantsKnown);
         for host in 0..self.nodes.len() {
             if self.nodes[host].alive && self.nodes[host].life > 0 {
                 self.open_session(index(host));
@@ -108,7 +112,7 @@ impl World {
         }
     }
 
-    fn plan_wanted(&mut self) {
+    pub(super) fn plan_wanted(&mut self) {
         let contents = self
             .specs
             .iter()
@@ -118,11 +122,19 @@ impl World {
                 origin_bytes: spec.geometry.size(),
             })
             .collect();
+        let unwanted = &self.office.unwanted;
+        let hosts = if unwanted.is_empty() {
+            Selection::All
+        } else {
+            let wanted = (0..).zip(&self.nodes);
+            let wanted = wanted.filter(|(at, _)| !unwanted.contains_key(at));
+            Selection::Hosts(wanted.map(|(_, node)| node.id.clone()).collect())
+        };
         self.plan_event(stage::Event::Wanted {
             image: self.image,
             references: vec!["registry.example/image:1".to_owned()],
             contents,
-            hosts: Selection::All,
+            hosts,
         });
     }
 
@@ -224,7 +236,18 @@ impl World {
                     self.at(self.now + after, Due::Stage { host, life });
                 }
             }
-            stage::Action::Cancel { .. } => self.checks.note("an image was cancelled"),
+            stage::Action::Cancel { host, .. } => {
+                let host = self.by_id[&host];
+                match self.office.unwanted.get_mut(&host) {
+                    None => self.checks.note("a wanted image was cancelled"),
+                    // an order to a host that is away is lost
+                    Some(_) if !self.nodes[host as usize].session => {}
+                    Some(told) => {
+                        *told = true;
+                        self.give_up(host);
+                    }
+                }
+            }
             stage::Action::Grant { host, content, .. } => {
                 self.office.leases.insert(content, host.clone());
                 self.check_leases();

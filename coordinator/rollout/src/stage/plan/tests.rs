@@ -83,6 +83,48 @@ fn want(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
 }
 
 #[test]
+fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() {
+    let cancels = |actions: &[Action]| -> Vec<HostId> {
+        let hosts = actions.iter().filter_map(|action| match action {
+            Action::Cancel { host, image: left } if *left == image(0) => Some(host.clone()),
+            _ => None,
+        });
+        hosts.collect()
+    };
+    let mut plan = fleet(2);
+    // it may be wanted still: this coordinator has just started
+    let staging = |host| report(host, 0, Standing::Staging, 7);
+    assert_eq!(cancels(&feed(&mut plan, 2_000, staging(0))), []);
+    feed(&mut plan, 2_100, wanted(1, [1], Selection::All));
+    feed(&mut plan, 2_200, Event::WantsKnown);
+    for standing in [Standing::Queued, Standing::Staging, Standing::Failed] {
+        let left = feed(&mut plan, 3_000, report(0, 0, standing, 7));
+        assert_eq!(cancels(&left), [host(0)], "{standing:?}");
+    }
+    for standing in [Standing::Installing, Standing::Present, Standing::Gone] {
+        assert_eq!(
+            cancels(&feed(&mut plan, 3_000, report(0, 0, standing, 7))),
+            [],
+            "{standing:?}"
+        );
+    }
+    // cancelled on one host while that was away, and staged on by it when it is back
+    feed(&mut plan, 4_000, wanted(0, [0], Selection::All));
+    assert_eq!(cancels(&feed(&mut plan, 4_100, staging(0))), []);
+    feed(&mut plan, 4_200, Event::HostDisconnected(host(0)));
+    let only = Selection::Hosts(vec![host(1)]);
+    feed(&mut plan, 4_300, wanted(0, [0], only));
+    feed(&mut plan, 4_400, Event::HostConnected(host(0)));
+    assert_eq!(cancels(&feed(&mut plan, 4_500, staging(0))), [host(0)]);
+    assert_eq!(cancels(&feed(&mut plan, 4_500, staging(1))), []);
+    // and everywhere
+    feed(&mut plan, 5_000, Event::HostDisconnected(host(1)));
+    feed(&mut plan, 5_100, Event::Cancelled(image(0)));
+    feed(&mut plan, 5_200, Event::HostConnected(host(1)));
+    assert_eq!(cancels(&feed(&mut plan, 5_300, staging(1))), [host(1)]);
+}
+
+#[test]
 fn hosts_that_stage_are_leased_to_before_others() {
     let mut plan = fleet(3);
     assert_eq!(
