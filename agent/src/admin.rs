@@ -50,6 +50,9 @@ pub struct ImageStatus {
     pub reference: String,
     /// `queued`, `staging`, `installing`, `present`, `failed` or `gone`.
     pub state: String,
+    /// References under which it was there at the last look, with their goldens where those are made.
+    #[serde(default)]
+    pub ready_references: Vec<String>,
     /// Why it doesn't move or failed.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub reason: String,
@@ -83,6 +86,7 @@ impl Snapshot {
                 .unwrap_or_default(),
             reference: image.reference.clone(),
             state: state_name(image.state()).into(),
+            ready_references: image.ready_references.clone(),
             reason: image.reason.clone(),
             message: image.message.clone(),
             total_bytes: image.total_bytes,

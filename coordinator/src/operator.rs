@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::view::{
-    HostState, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest,
+    HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest,
 };
 
 mod bars;
@@ -367,13 +367,20 @@ fn settled(image: &ImageView, hosts: Option<&[String]>) -> Option<Ended> {
     }
     let hopeless = selected().all(|host| {
         host.state == HostState::Present
-            || host
-                .failed_seconds
-                .is_some_and(|seconds| seconds >= GIVE_UP_AFTER_SECONDS)
+            || (!waits_for_tart(host)
+                && host
+                    .failed_seconds
+                    .is_some_and(|seconds| seconds >= GIVE_UP_AFTER_SECONDS))
     });
     (hopeless && selected().next().is_some())
         .then(|| ended(Outcome::No, text::failures(image)))
         .flatten()
+}
+
+/// tart holds its lock for as long as it pulls, and gives it back by itself. Agents say so of an install under way; earlier ones called
+/// it a failure.
+fn waits_for_tart(host: &HostProgress) -> bool {
+    host.reason.as_deref() == Some("tart_busy")
 }
 
 fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
@@ -430,7 +437,7 @@ async fn status(client: &Client, image: Option<&str>, json: bool) -> anyhow::Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{HostProgress, SourceBytes};
+    use crate::view::SourceBytes;
 
     fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgress {
         HostProgress {
@@ -492,6 +499,9 @@ mod tests {
             outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS)], None),
             Some(Outcome::No)
         );
+        let mut busy = failed(10 * GIVE_UP_AFTER_SECONDS);
+        busy.reason = Some("tart_busy".into());
+        assert_eq!(outcome(vec![present(), busy], None), None);
         let only = ["a".to_owned()];
         assert_eq!(
             outcome(vec![present(), failed(0)], Some(&only)),

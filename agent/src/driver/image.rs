@@ -24,6 +24,12 @@ use crate::{
 /// A failed stage is tried again after this long, doubling up to the longest: a full disk may be emptied.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
 
+/// An install that waits for tart's lock waits on after this long: its last wait took half a minute already.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
+
+/// The reason of an install that waits for tart's lock.
+const TART_BUSY: &str = "tart_busy";
+
 /// Why something on this host failed: a name of a closed set, and the story.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
@@ -56,7 +62,7 @@ impl From<&InstallError> for Trouble {
             InstallError::Reference(_) | InstallError::NoReference(_) => "bad_reference",
             InstallError::Incomplete(_) | InstallError::Gone => "incomplete",
             InstallError::Layer(_) => "content_bad",
-            InstallError::Busy(_) => "tart_busy",
+            InstallError::Busy(_) => TART_BUSY,
             InstallError::InTheWay { .. } => "in_the_way",
             InstallError::Io(_) => "not_stored",
         };
@@ -163,7 +169,8 @@ impl Driver {
             );
             self.images.insert(digest, image);
             if recovered.present {
-                self.begun(digest, Ok((recovered.stage, 0)));
+                self.take_up(digest, recovered.stage, 0);
+                self.found_present(digest);
             } else {
                 self.begin(digest);
             }
@@ -233,16 +240,33 @@ impl Driver {
         });
     }
 
-    pub(super) fn begun(&mut self, digest: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+    /// tart finds the image under every reference: there is nothing to install, and so no lock to wait for, which a pull of tart's may
+    /// hold for an hour. Only goldens may be missing.
+    fn found_present(&mut self, digest: Digest) {
         let Some(image) = self.images.get_mut(&digest) else {
             return;
         };
-        let (stage, local_bytes) = match result {
-            Ok(begun) => begun,
-            Err(trouble) => {
-                self.failed(digest, trouble);
-                return;
+        if image.open.is_empty() {
+            image.state = StageState::Installing;
+            image.linking.clone_from(&image.references);
+            self.installed(digest, Ok(()));
+        }
+    }
+
+    pub(super) fn begun(&mut self, digest: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+        match result {
+            Ok((stage, local_bytes)) => {
+                self.take_up(digest, stage, local_bytes);
+                self.install_if_whole(digest);
             }
+            Err(trouble) => self.failed(digest, trouble),
+        }
+    }
+
+    /// Makes what a stage holds and lacks known to the swarm.
+    fn take_up(&mut self, digest: Digest, stage: Arc<Stage>, local_bytes: u64) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
         };
         image.clear_trouble();
         image.local_bytes += local_bytes;
@@ -284,7 +308,6 @@ impl Driver {
             self.leased(lease);
         }
         self.report_due = true;
-        self.install_if_whole(digest);
     }
 
     /// A content of this image is verified.
@@ -339,9 +362,16 @@ impl Driver {
     }
 
     pub(super) fn installed(&mut self, digest: Digest, result: Result<(), Trouble>) {
-        if let Err(trouble) = result {
-            self.failed(digest, trouble);
-            return;
+        match result {
+            Ok(()) => {}
+            Err(trouble) if trouble.reason == TART_BUSY => {
+                self.wait_for_tart(digest, trouble);
+                return;
+            }
+            Err(trouble) => {
+                self.failed(digest, trouble);
+                return;
+            }
         }
         if let Some(goldens) = self.goldens.clone()
             && let Some(image) = self.images.get(&digest)
@@ -431,6 +461,19 @@ impl Driver {
         image.trouble = Some(trouble);
         image.retry_at = Some(Instant::now() + image.retry_pause);
         image.retry_pause = (image.retry_pause * 2).min(RETRY.1);
+        self.report(false);
+    }
+
+    /// tart holds its lock, and gives it back some day: that is no failure. The names that the image has stay good.
+    fn wait_for_tart(&mut self, digest: Digest, trouble: Trouble) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        if image.trouble.is_none() {
+            warn!(image = %digest, reason = trouble.reason, error = trouble.message, "installing waits for tart");
+        }
+        image.trouble = Some(trouble);
+        image.retry_at = Some(Instant::now() + BUSY_PAUSE);
         self.report(false);
     }
 
@@ -530,10 +573,24 @@ impl Driver {
         let mut removed = Vec::new();
         let mut superseded = Vec::new();
         for (digest, image) in &mut self.images {
+            let found = found.get(digest);
+            let stands = |reference: &String| {
+                found.is_some_and(|found| found.references.contains(reference))
+                    && self
+                        .goldens
+                        .as_ref()
+                        .is_none_or(|goldens| goldens.exists(reference, *digest))
+            };
+            // another name is on its way, which may take as long as tart likes: what it has is looked at all the same
+            if image.state == StageState::Installing && !image.ready.is_empty() {
+                image.ready.retain(stands);
+                if !image.ready.is_empty() {
+                    image.checked = Some(now);
+                }
+            }
             if image.state != StageState::Present {
                 continue;
             }
-            let found = found.get(digest);
             // a tag that points to another image now isn't ours to take back
             image
                 .references
@@ -542,19 +599,7 @@ impl Driver {
                 superseded.push(*digest);
                 continue;
             }
-            let linked = found.is_some_and(|found| {
-                image
-                    .references
-                    .iter()
-                    .all(|named| found.references.contains(named))
-            });
-            let golden = self.goldens.as_ref().is_none_or(|goldens| {
-                image
-                    .references
-                    .iter()
-                    .all(|reference| goldens.exists(reference, *digest))
-            });
-            if linked && golden {
+            if image.references.iter().all(stands) {
                 image.checked = Some(now);
                 image.ready.clone_from(&image.references);
             } else {

@@ -448,6 +448,22 @@ impl Cluster {
         Ok(output.status.success())
     }
 
+    /// What a running agent says of itself.
+    ///
+    /// # Errors
+    /// When it doesn't answer.
+    pub fn agent_status(&self, index: usize) -> anyhow::Result<Value> {
+        let agent = &self.agents[index];
+        let mut command = self.command(&agent.place, "agent");
+        command
+            .arg("--config")
+            .arg(agent.dir.join("agent.toml"))
+            .args(["status", "--json"]);
+        let output = command.output()?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Ends every process.
     pub fn stop(&mut self) {
         for agent in &mut self.agents {

@@ -3,13 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::{
+    fs::File,
     path::PathBuf,
+    process::Stdio,
     time::{Duration, SystemTime},
 };
 
-use e2e::cluster::{Cluster, Options, Place, wait_until};
+use e2e::{
+    cluster::{Cluster, Options, Place, wait_until},
+    image::{GeneratedImage, ImageSpec},
+    registry::{self, Registry},
+};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 /// Longer than any of these takes on a busy machine; a wait ends as soon as its condition holds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,6 +38,47 @@ fn cluster(dir: &TempDir, registry: &str, agent: &str, coordinator: &str) -> Clu
     let cluster = cluster.unwrap();
     cluster.wait_sessions(PATIENCE).unwrap();
     cluster
+}
+
+/// A registry in this process with a small image, under two tags.
+fn registry(runtime: &Runtime, dir: &TempDir) -> (Registry, GeneratedImage, [String; 2]) {
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let mut spec = ImageSpec::default();
+    (spec.disk_bytes, spec.layer_bytes, spec.nvram_bytes) = (8 << 20, 4 << 20, 1 << 20);
+    (spec.repeated_layers, spec.layers_without_digest) = (0, 0);
+    let image = spec.generate(&blobs).unwrap();
+    let registry = runtime
+        .block_on(Registry::start(registry::Options::default()))
+        .unwrap();
+    let references = ["1", "2"].map(|tag| registry.hold("fleet/macos", tag, &image));
+    (registry, image, references)
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Stages the image and waits until it is present, by the command that operators use.
+fn stage(cluster: &Cluster, reference: &str) -> bool {
+    let output = cluster.parbake(&["stage", reference, "--wait"]);
+    output.unwrap().status.success()
+}
+
+/// What the running agent says about its only image.
+fn image_status(cluster: &Cluster) -> Value {
+    let status = cluster.agent_status(0).unwrap_or_default();
+    status["images"][0].clone()
+}
+
+/// The names under which the image is ready.
+fn ready(cluster: &Cluster) -> Vec<String> {
+    let names = image_status(cluster)["ready_references"].clone();
+    serde_json::from_value(names).unwrap_or_default()
 }
 
 /// How often the host's agent logged this.
@@ -89,4 +138,37 @@ fn a_host_whose_certificate_expired_comes_back_by_its_key_unless_it_is_revoked()
         })
     }));
     assert_eq!(logged(&cluster, up), 3);
+}
+
+#[test]
+fn a_lock_that_tart_holds_for_long_takes_no_presence_and_is_waited_for() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, _image, [one, two]) = registry(&runtime, &dir);
+    let host = registry.addr().to_string();
+    let mut cluster = cluster(&dir, &host, "", "");
+    assert!(stage(&cluster, &one));
+    let cache = cluster.agents()[0].tart_home().join("cache/OCIs");
+    let lock = File::open(cache.join(host.replace(':', "%3A"))).unwrap();
+    // as tart does while it pulls from the same registry, for an hour if need be
+    lock.lock().unwrap();
+
+    cluster.kill_agent(0).unwrap();
+    cluster.start_agent(0).unwrap();
+    assert!(wait_until(PATIENCE, || logged(
+        &cluster,
+        "image is present"
+    ) == 2));
+    assert_eq!(ready(&cluster), [one.clone()]);
+
+    let mut waiting = cluster
+        .spawn_parbake(&["stage", &two, "--wait", "--json"], Stdio::null())
+        .unwrap();
+    assert!(wait_until(PATIENCE, || image_status(&cluster)["reason"] == "tart_busy"));
+    let status = image_status(&cluster);
+    assert_eq!(status["state"], "installing", "{status}");
+    assert_eq!(ready(&cluster), [one.clone()]);
+    assert!(waiting.try_wait().unwrap().is_none(), "it doesn't give up");
+    lock.unlock().unwrap();
+    assert!(waiting.wait().unwrap().success());
+    assert!(wait_until(PATIENCE, || ready(&cluster) == [one.clone(), two.clone()]));
 }
