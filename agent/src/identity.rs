@@ -229,7 +229,7 @@ pub(crate) fn enrolled(dir: &Path) -> bool {
 pub(crate) mod tests {
     use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
-    use rcgen::{BasicConstraints, IsCa, Issuer};
+    use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer};
 
     use super::*;
 
@@ -257,6 +257,10 @@ pub(crate) mod tests {
             let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
             params.not_before = (expires - DAY).into();
             params.not_after = expires.into();
+            params.extended_key_usages = vec![
+                ExtendedKeyUsagePurpose::ClientAuth,
+                ExtendedKeyUsagePurpose::ServerAuth,
+            ];
             params.signed_by(key, &self.issuer).unwrap().pem()
         }
 

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context as _;
-use link::{ConnectError, Endpoint, Fault, Receiver, Sender};
+use anyhow::{Context as _, bail};
+use link::{ConnectError, Connection, Endpoint, Fault, Receiver, Sender};
 use proto::{
     HostId,
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
@@ -120,8 +120,8 @@ async fn hold(
     hello: Hello,
     inbox: &mpsc::Sender<Heard>,
 ) -> anyhow::Result<()> {
-    let address = resolve(&settings.address).await?;
-    let connection = endpoint.connect(address, &settings.coordinator).await?;
+    let connection = reach(endpoint, settings).await?;
+    let address = connection.remote_address();
     let (mut sender, mut receiver) = connection.open().await?;
     sender
         .send(&CoordinatorOpen {
@@ -148,11 +148,52 @@ async fn hold(
     Ok(())
 }
 
-async fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
-    let mut found = lookup_host(address).await?;
-    found
-        .next()
-        .ok_or_else(|| anyhow::anyhow!("coordinator address {address} has no IP address"))
+/// Connects to the coordinator at the first of its addresses that answers.
+async fn reach(endpoint: &Endpoint, settings: &Settings) -> anyhow::Result<Connection> {
+    let name = &settings.address;
+    let found = lookup_host(name)
+        .await
+        .with_context(|| format!("looking up the coordinator's address {name}"))?;
+    let both = endpoint.local_addr()?.is_ipv6();
+    let addresses = reachable(found, both);
+    if addresses.is_empty() {
+        bail!(
+            "coordinator address {name} has IPv6 addresses only, and this agent listens on IPv4; \
+             set listen = \"[::]:7471\", which is both"
+        );
+    }
+    connect(endpoint, &addresses, &settings.coordinator).await
+}
+
+/// The addresses that the endpoint's socket can reach, in the order in which they are tried: IPv4 first, because the coordinator tells
+/// peers the address that it sees, and the sockets of some may know no other; those that need an interface's name to mean anything
+/// last.
+fn reachable(found: impl Iterator<Item = SocketAddr>, both: bool) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = found.filter(|address| both || address.is_ipv4()).collect();
+    addresses.sort_by_key(|address| match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) if !address.ip().is_unicast_link_local() => 1,
+        SocketAddr::V6(_) => 2,
+    });
+    addresses.dedup();
+    addresses
+}
+
+async fn connect(
+    endpoint: &Endpoint,
+    addresses: &[SocketAddr],
+    coordinator: &HostId,
+) -> anyhow::Result<Connection> {
+    let mut failed = Vec::new();
+    for address in addresses {
+        match endpoint.connect(*address, coordinator).await {
+            Ok(connection) => return Ok(connection),
+            // it was the coordinator that answered: it would say the same elsewhere
+            Err(error @ ConnectError::Refused { .. }) => return Err(error.into()),
+            Err(error) => failed.push(error.to_string()),
+        }
+    }
+    bail!("{}", failed.join("; "))
 }
 
 async fn send_reports(
@@ -178,7 +219,7 @@ async fn receive_orders(
 /// Renews the certificate when two thirds of its life are over. Ends only with an error that ends the session.
 async fn renew_in_time(
     endpoint: &Endpoint,
-    connection: &link::Connection,
+    connection: &Connection,
     settings: &Settings,
     identity: &mut Identity,
 ) -> anyhow::Result<()> {
@@ -232,6 +273,55 @@ async fn renew_in_time(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::tests::Authority;
+
+    #[test]
+    fn the_addresses_that_the_socket_can_reach_are_tried_and_ipv4_first() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let [local, global, four, other] = [
+            "[fe80::1%3]:1",
+            "[2001:db8::1]:1",
+            "10.0.0.1:1",
+            "10.0.0.2:1",
+        ]
+        .map(parse);
+        let found = [local, global, four, four, other];
+        let tried = |both| reachable(found.into_iter(), both);
+        assert_eq!(tried(true), [four, other, global, local]);
+        assert_eq!(tried(false), [four, other]);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_is_passed_over() {
+        let authority = Authority::new();
+        let later = SystemTime::now() + Duration::from_hours(1);
+        let open = |name, address: &str| {
+            let credentials = authority.identity(name, later).credentials().unwrap();
+            let settings = link::Settings::default();
+            Endpoint::bind(address.parse().unwrap(), credentials, &settings)
+        };
+        let coordinator = open("coordinator", "127.0.0.1:0").unwrap();
+        coordinator.authorise(link::Authorised::Anyone);
+        let agent = open("mini-1", "127.0.0.1:0").unwrap();
+        let port = coordinator.local_addr().unwrap().port();
+        // the socket is of the other family than the first
+        let addresses = [
+            ([0, 0, 0, 0, 0, 0, 0, 1], port).into(),
+            ([127, 0, 0, 1], port).into(),
+        ];
+        let name = "coordinator".parse().unwrap();
+        let (there, _here) = tokio::join!(connect(&agent, &addresses, &name), async {
+            coordinator.accept().await.unwrap().establish().await
+        });
+        assert_eq!(there.unwrap().remote_address(), addresses[1]);
+        let Ok(both) = open("mini-2", "[::]:0") else {
+            return; // a machine without IPv6
+        };
+        let (there, _here) = tokio::join!(connect(&both, &addresses[1..], &name), async {
+            coordinator.accept().await.unwrap().establish().await
+        });
+        there.unwrap();
+    }
 
     #[test]
     fn only_a_refusal_for_its_age_asks_for_a_late_renewal() {
