@@ -67,7 +67,7 @@ pub enum Command {
     },
     /// Hash an installed image again and compare it with its manifest.
     Verify {
-        /// Reference, or `sha256:…` digest of its manifest.
+        /// Reference, or `sha256:…` digest of the manifest of an image that this host staged.
         image: String,
         /// Print one JSON object.
         #[arg(long)]

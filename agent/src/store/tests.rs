@@ -776,6 +776,13 @@ fn verifying_names_the_first_bad_layer_and_chunk() {
     install(&stage, &[]).unwrap();
     let check = || verify(home.path(), TAG, |done, total| assert!(done <= total));
     assert_eq!(check().unwrap().digest, *sample.layout.digest());
+    let by_digest = |image: &Digest| verify(home.path(), &image.to_string(), |_, _| {});
+    let named = by_digest(sample.layout.digest()).unwrap();
+    assert_eq!(Ok(named), check().map_err(|error| error.to_string()));
+    assert!(matches!(
+        by_digest(&Digest::of(b"another image")),
+        Err(VerifyError::NotThere { .. })
+    ));
     let directory = image_dir(&home, "ghcr.io/org/image", &sample);
     let disk = fs::OpenOptions::new()
         .write(true)

@@ -17,6 +17,7 @@ use super::{
     ROOT,
     journal::{Journal, Record},
     stage::{JOURNAL, decode_blob},
+    status::Status,
 };
 use crate::tart::{ParseReferenceError, Reference, Version, cache};
 
@@ -45,8 +46,8 @@ pub enum VerifyError {
         /// The cause.
         error: ParseReferenceError,
     },
-    /// tart's cache doesn't have it.
-    #[error("{image} isn't in tart's cache at {path}")]
+    /// tart's cache doesn't have it, or it is named by digest and this host didn't stage it: name it by reference then.
+    #[error("{image} isn't in tart's cache, going by {path}")]
     NotThere {
         /// The reference.
         image: String,
@@ -105,7 +106,8 @@ pub enum VerifyError {
     },
 }
 
-/// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference.
+/// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference, or the digest of the
+/// manifest of an image that this host staged: where that lies is looked up, what it should be isn't.
 /// `progress` is told how many bytes of how many are done, after each layer and file.
 ///
 /// Takes no lock and changes nothing: it can run beside an agent. About a second per GB.
@@ -117,11 +119,16 @@ pub fn verify(
     image: &str,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Verified, VerifyError> {
-    let reference: Reference = image.parse().map_err(|error| VerifyError::Reference {
-        reference: image.chars().take(120).collect(),
-        error,
-    })?;
-    let (directory, digest) = find(home, &reference)?;
+    let (directory, digest) = match image.parse::<Digest>() {
+        Ok(digest) => find_staged(home, digest)?,
+        Err(_) => {
+            let reference: Reference = image.parse().map_err(|error| VerifyError::Reference {
+                reference: image.chars().take(120).collect(),
+                error,
+            })?;
+            find(home, &reference)?
+        }
+    };
     let ours = home.join(ROOT).join(digest.hex().to_string());
     let layout = read_layout(
         &[directory.join(cache::MANIFEST), ours.join(cache::MANIFEST)],
@@ -192,6 +199,19 @@ fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyE
             path,
         }),
     }
+}
+
+/// The directory of an image that this host staged, by the references that were noted of it.
+fn find_staged(home: &Path, digest: Digest) -> Result<(PathBuf, Digest), VerifyError> {
+    let path = home.join(ROOT).join(digest.hex().to_string());
+    let status = Status::read(&path).map_err(at(&path))?.unwrap_or_default();
+    let places = status.references.iter();
+    let places = places.map(|reference| cache::image_directory(home, reference, &digest));
+    let found = places.into_iter().find(|place| cache::is_complete(place));
+    let image = digest.to_string();
+    found
+        .map(|place| (place, digest))
+        .ok_or(VerifyError::NotThere { image, path })
 }
 
 fn read_layout(paths: &[PathBuf; 2], digest: &Digest) -> Result<Layout, VerifyError> {
