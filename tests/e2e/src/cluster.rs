@@ -15,6 +15,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
+use crate::demo::check_interrupted;
+
 /// How long a program may take to come up before the cluster gives up on it.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -47,7 +49,7 @@ pub struct Options {
     pub hosts: Vec<Place>,
     /// Where the coordinator runs.
     pub coordinator: Place,
-    /// The registry's `host:port`; it speaks plain HTTP.
+    /// The `host:port` of a registry that speaks plain HTTP; empty: none does.
     pub registry: String,
     /// Further lines of every agent's settings file.
     pub agent_settings: String,
@@ -59,6 +61,16 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Further arguments of the coordinator's `run`.
     pub run_arguments: Vec<String>,
+}
+
+impl Options {
+    /// As settings files have it.
+    fn plain_http(&self) -> String {
+        match self.registry.as_str() {
+            "" => "[]".into(),
+            registry => format!("['{registry}']"),
+        }
+    }
 }
 
 /// A coordinator and its agents.
@@ -111,10 +123,10 @@ impl Cluster {
         write!(
             fleet,
             "[coordinator]\nlisten = '{udp}'\napi = '{api}'\nadmin = '{admin}'\nadvertise = '{udp}'\nstate_dir = '{}'\nopen = true\n\
-             {}\n[origin]\nplain_http = ['{}']\nplain_http_beyond_loopback = true\n",
+             {}\n[origin]\nplain_http = {}\nplain_http_beyond_loopback = true\n",
             coordinator_dir.join("state").display(),
             options.coordinator_settings,
-            options.registry,
+            options.plain_http(),
         )?;
         std::fs::write(coordinator_dir.join("fleet.toml"), fleet)?;
         let mut cluster = Self {
@@ -127,6 +139,7 @@ impl Cluster {
         cluster.start_coordinator()?;
         cluster.pin = text(&cluster.coordinator_command(&["pin"])?)?;
         for (index, place) in cluster.options.hosts.clone().into_iter().enumerate() {
+            check_interrupted()?;
             cluster.add_agent(index, place)?;
         }
         Ok(cluster)
@@ -148,9 +161,11 @@ impl Cluster {
             command.env("KUBECONFIG", kubeconfig).arg("--kubernetes");
         }
         let before = logged_lines(&dir.join("log"), "coordinator serves");
-        let mut child = log_to(command, &dir.join("log"))?;
+        // kept before it is up: whatever goes wrong from here on, it ends with the cluster
+        let child = self.coordinator.insert(log_to(command, &dir.join("log"))?);
         let until = Instant::now() + START_TIMEOUT;
         loop {
+            check_interrupted()?;
             if let Some(status) = child.try_wait()? {
                 bail!(
                     "the coordinator ended at once ({status}): {}",
@@ -168,7 +183,6 @@ impl Cluster {
             );
             pause();
         }
-        self.coordinator = Some(child);
         Ok(())
     }
 
@@ -185,11 +199,11 @@ impl Cluster {
             "[mirror]\nlisten = '127.0.0.1:0'"
         };
         let settings = format!(
-            "state_dir = '{}'\ntart_home = '{}'\nlisten = '{listen}'\nadmin = '{admin}'\nfloor_percent = 0\n{}\n{mirror}\n[origin]\nplain_http = ['{}']\n",
+            "state_dir = '{}'\ntart_home = '{}'\nlisten = '{listen}'\nadmin = '{admin}'\nfloor_percent = 0\n{}\n{mirror}\n[origin]\nplain_http = {}\n",
             dir.join("state").display(),
             dir.join("tart").display(),
             self.options.agent_settings,
-            self.options.registry,
+            self.options.plain_http(),
         );
         std::fs::write(dir.join("agent.toml"), settings)?;
         let token = text(&self.coordinator_command(&["token", "--host", &host])?)?;
@@ -384,8 +398,9 @@ impl Cluster {
                     if let Some(present) = agent.present(&wanted) {
                         return Ok(present);
                     }
+                    check_interrupted()?;
                     ensure!(
-                        Instant::now() < until && !crate::demo::interrupted(),
+                        Instant::now() < until,
                         "{} hasn't got the image after {patience:?}: {}",
                         agent.host,
                         tail(&agent.dir.join("log"))
@@ -406,8 +421,9 @@ impl Cluster {
             while !logged(&agent.dir.join("log"), |line| {
                 line.contains("session with the coordinator is up")
             }) {
+                check_interrupted()?;
                 ensure!(
-                    Instant::now() < until && !crate::demo::interrupted(),
+                    Instant::now() < until,
                     "{} has no session after {patience:?}: {}",
                     agent.host,
                     tail(&agent.dir.join("log"))
@@ -440,12 +456,23 @@ impl Cluster {
     /// When the command can't be run.
     pub fn verify(&self, agent: &Agent, reference: &str) -> anyhow::Result<bool> {
         let mut command = self.command(&agent.place, "agent");
-        let output = command
+        command
             .arg("--config")
             .arg(agent.dir.join("agent.toml"))
-            .args(["verify", reference])
-            .output()?;
-        Ok(output.status.success())
+            .stdout(Stdio::null())
+            .args(["verify", reference]);
+        let mut child = command.spawn()?;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status.success());
+            }
+            if let Err(error) = check_interrupted() {
+                child.kill()?;
+                child.wait()?;
+                return Err(error.into());
+            }
+            pause();
+        }
     }
 
     /// What a running agent says of itself.

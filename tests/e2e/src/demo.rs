@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -38,9 +38,13 @@ pub struct Cli {
     /// Stage this image of a real registry instead of a generated one.
     #[arg(long)]
     image: Option<String>,
-    /// Bytes per second that the registry sends, for all hosts together; 0 is no limit. 117 MB/s is a 1 Gbit/s link.
-    #[arg(long, default_value = "117000000", value_parser = bytes)]
-    origin_rate: u64,
+    /// Speak plain HTTP to the registry of --image. Registries on loopback are spoken to so without it.
+    #[arg(long, requires = "image")]
+    plain_http: bool,
+    /// Bytes per second that the registry sends, for all hosts together; 0 is no limit. 117 MB/s is a 1 Gbit/s link. With --image what
+    /// the lower bound goes by; without it there is none then [default: 117000000, with --image 0].
+    #[arg(long, value_parser = bytes)]
+    origin_rate: Option<u64>,
     /// Seed of the image.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -97,11 +101,25 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is too large"))
 }
 
+/// The rate of a generated image's registry, where none is set.
+const ORIGIN_RATE: u64 = 117_000_000;
+
+impl Cli {
+    fn origin_rate(&self) -> u64 {
+        let default = if self.image.is_some() { 0 } else { ORIGIN_RATE };
+        self.origin_rate.unwrap_or(default)
+    }
+}
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether Ctrl-C was pressed: every wait of the demo and the cluster ends with an error then.
-pub(crate) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+/// An error once a signal asked the demo to end. Whatever takes longer than a moment asks now and then: making the image, waiting,
+/// comparing. What was begun is cleaned up on the way out.
+pub(crate) fn check_interrupted() -> std::io::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(std::io::Error::other("interrupted"));
+    }
+    Ok(())
 }
 
 /// Runs the demo.
@@ -112,11 +130,12 @@ pub fn run(cli: Cli) -> ExitCode {
         .map_err(Into::into)
         .and_then(|runtime| {
             runtime.block_on(async move {
+                let stop = stop_signal().context("listening for signals")?;
                 let work = tokio::task::spawn_blocking(move || demo(&cli));
                 tokio::pin!(work);
                 tokio::select! {
                     result = &mut work => result?,
-                    _ = stop_signal() => {
+                    () = stop => {
                         INTERRUPTED.store(true, Ordering::Relaxed);
                         // the work notices, ends its processes and removes its directory
                         work.await?
@@ -126,17 +145,19 @@ pub fn run(cli: Cli) -> ExitCode {
         }))
 }
 
-async fn stop_signal() {
+/// What ends when Ctrl-C, a polite kill or the end of the terminal asks for it, from this call on.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
-        Err(_) => drop(tokio::signal::ctrl_c().await),
-    }
+    })
 }
 
 #[expect(clippy::print_stderr, reason = "the story goes to stderr")]
@@ -161,9 +182,20 @@ enum Source {
     /// A registry in this process.
     Own(Registry, Box<GeneratedImage>, String),
     /// A registry process in the lab.
-    Lab(Child, PathBuf, Box<GeneratedImage>, String),
+    Lab(Ended, PathBuf, Box<GeneratedImage>, String),
     /// Somebody else's.
     Foreign(String),
+}
+
+/// A process that ends with whoever holds this.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // gone already, or ended here; either way nothing of ours is left
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 fn demo(cli: &Cli) -> anyhow::Result<bool> {
@@ -222,7 +254,11 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
         dir: dir.to_owned(),
         hosts: hosts.collect::<Result<_, _>>()?,
         coordinator: place("ctl", "10.77.200.1".into())?,
-        registry,
+        // a real registry speaks TLS
+        registry: match &source {
+            Source::Foreign(_) if !cli.plain_http && !is_loopback(&registry) => String::new(),
+            _ => registry,
+        },
         agent_settings: String::new(),
         coordinator_settings: String::new(),
         kubeconfig: None,
@@ -232,19 +268,27 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     cluster.wait_sessions(Duration::from_secs(30))?;
     say(&format!("staging {reference}"));
     let started = SystemTime::now();
-    let mut waiting = cluster.spawn_parbake(&["stage", &reference, "--wait"], Stdio::null())?;
+    let waiting = cluster.spawn_parbake(&["stage", &reference, "--wait"], Stdio::null())?;
+    let waiting = Ended(waiting);
     let result = measure(cli, &source, &cluster, started, &reference);
-    drop(waiting.kill());
-    drop(waiting.wait());
+    drop(waiting);
     let mut answer = result?;
     answer["peak_rss_bytes"] = cluster.peak_rss_bytes().into();
     cluster.stop();
-    if let Source::Lab(mut registry, ..) = source {
-        drop(registry.kill());
-        drop(registry.wait());
-    }
+    drop(source);
     show(cli, &answer)?;
     Ok(answer["all_verified"] == true)
+}
+
+/// Whether a registry (`host` or `host:port`) can only be this machine.
+fn is_loopback(registry: &str) -> bool {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
@@ -271,7 +315,7 @@ fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
     let Some(lab) = &cli.lab else {
         let runtime = tokio::runtime::Handle::current();
         let options = registry::Options {
-            rate_bytes_per_s: (cli.origin_rate > 0).then_some(cli.origin_rate),
+            rate_bytes_per_s: (cli.origin_rate() > 0).then(|| cli.origin_rate()),
             ..registry::Options::default()
         };
         let registry = runtime.block_on(Registry::start(options))?;
@@ -290,7 +334,7 @@ fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
         .stdin(Stdio::null())
         .spawn()?;
     Ok(Source::Lab(
-        child,
+        Ended(child),
         blobs.join("counters.json"),
         Box::new(image),
         "10.77.0.1:5000/demo/macos:latest".into(),
@@ -330,19 +374,25 @@ fn measure(
     reference: &str,
 ) -> anyhow::Result<Value> {
     let patience = Duration::from_secs(cli.timeout);
-    let (present, image_bytes, origin) = match source {
+    let (present, image_bytes, raw_bytes, origin) = match source {
         Source::Own(registry, image, _) => {
             let present = cluster.wait_present(&image.digest.to_string(), patience)?;
-            (present, image.blob_bytes(), registry.counters().bytes)
+            let origin = registry.counters().bytes;
+            (present, image.blob_bytes(), cli.size, origin)
         }
         Source::Lab(_, counters, image, _) => {
             let present = cluster.wait_present(&image.digest.to_string(), patience)?;
-            (present, image.blob_bytes(), last_count(counters)?)
+            (present, image.blob_bytes(), cli.size, last_count(counters)?)
         }
         Source::Foreign(_) => {
             let present = cluster.wait_any_present(reference, patience)?;
             let origin = present.iter().map(|present| present.bytes[0]).sum();
-            (present, 0, origin)
+            // nobody counts there but the hosts; how large the image is says its manifest, by the coordinator
+            let status = cluster.parbake(&["status", reference, "--json"])?;
+            let image: Value = serde_json::from_slice(&status.stdout)
+                .context("the coordinator doesn't know the image")?;
+            let bytes = |name: &str| image[name].as_u64().unwrap_or(0);
+            (present, bytes("registry_bytes"), bytes("raw_bytes"), origin)
         }
     };
     let elapsed: Vec<f64> = present
@@ -376,7 +426,7 @@ fn measure(
     let rate = if cli.lab_rate > 0 {
         cli.lab_rate
     } else {
-        cli.origin_rate
+        cli.origin_rate()
     };
     let bound = (rate > 0 && image_bytes > 0).then(|| image_bytes as f64 / rate as f64);
     let total = |at: usize| present.iter().map(|present| present.bytes[at]).sum::<u64>();
@@ -385,7 +435,7 @@ fn measure(
         "all_verified": verified == cli.hosts,
         "verified_hosts": verified,
         "image_bytes": image_bytes,
-        "raw_bytes": if cli.image.is_none() { cli.size } else { 0 },
+        "raw_bytes": raw_bytes,
         "makespan_s": round(makespan),
         "bound_s": bound.map(round),
         "makespan_over_bound": bound.map(|bound| round(makespan / bound)),
@@ -477,11 +527,15 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
             number("makespan_s"),
             number("last_over_first")
         );
-        println!(
-            "makespan / lower bound {:.2} (the registry's link needs {:.1} s for one copy)",
-            number("makespan_over_bound"),
-            number("bound_s")
-        );
+        match answer["bound_s"].as_f64() {
+            Some(bound) => println!(
+                "makespan / lower bound {:.2} (the registry's link needs {bound:.1} s for one copy)",
+                number("makespan_over_bound"),
+            ),
+            None => println!(
+                "makespan / lower bound unknown (--origin-rate says what the registry gives)"
+            ),
+        }
         println!("origin / image         {:.4}", number("origin_over_image"));
         println!(
             "bytes                  origin {} MiB, peers {} MiB, local {} MiB",
@@ -497,4 +551,29 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
     }
     std::io::stdout().flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_spoken_to_in_plain_http() {
+        for registry in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "[::1]:5000",
+        ] {
+            assert!(is_loopback(registry), "{registry}");
+        }
+        for registry in [
+            "ghcr.io",
+            "10.0.0.1:5000",
+            "127.0.0.1.example.com",
+            "localhost.example.com:80",
+        ] {
+            assert!(!is_loopback(registry), "{registry}");
+        }
+    }
 }

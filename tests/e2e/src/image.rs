@@ -46,6 +46,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::disk::{Change, Disk};
 use self::encode::Encoder;
+use crate::demo::check_interrupted;
 
 /// Threads that encode layers.
 const THREADS: usize = 2;
@@ -358,6 +359,7 @@ impl ImageSpec {
         let mut buffer = vec![0; encode::BLOCK_BYTES];
         let mut offset = range.start;
         while offset < range.end {
+            check_interrupted()?;
             let length = (range.end - offset).min(encode::BLOCK_BYTES as u64);
             // At most BLOCK_BYTES.
             let piece = &mut buffer[..usize::try_from(length).map_err(io::Error::other)?];
@@ -422,6 +424,7 @@ impl GeneratedImage {
         let common = found.min(self.disk.size());
         let mut offset = 0;
         while offset < common {
+            check_interrupted()?;
             let length = usize::try_from((common - offset).min(COMPARE_BYTES as u64))
                 .map_err(io::Error::other)?;
             file.read_exact(&mut theirs[..length])?;
