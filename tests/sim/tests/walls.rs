@@ -1,4 +1,5 @@
-//! The walls between rooms: what the pure crates and the simulator are built from is exactly what `walls/*.txt` allow.
+//! The walls between rooms: what the pure crates and the simulator are built from is exactly what `walls/*.txt` allow, the two programs
+//! don't know each other, and QUIC is behind one door.
 //!
 //! A new dependency of a pure crate is a decision: it goes into the list in the same commit, and says why.
 
@@ -20,24 +21,17 @@ const NEVER: [&str; 12] = [
     "getrandom",
 ];
 
-fn tree(package: &str) -> BTreeSet<String> {
+/// What `cargo tree` lists.
+fn tree(arguments: &[&str]) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--offline",
-            "-e",
-            "normal",
-            "--prefix",
-            "none",
-            "-p",
-            package,
-        ])
+        .args(["tree", "--offline", "--prefix", "none"])
+        .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
         .output()
         .expect("cargo runs");
     assert!(
         output.status.success(),
-        "cargo tree -p {package}: {}",
+        "cargo tree {arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout)
@@ -59,7 +53,7 @@ fn allowed(package: &str) -> BTreeSet<String> {
 #[test]
 fn the_pure_crates_are_built_from_what_is_allowed() {
     for package in ["proto", "swarm", "rollout", "sim"] {
-        let more: Vec<String> = tree(package)
+        let more: Vec<String> = tree(&["-e", "normal", "-p", package])
             .difference(&allowed(package))
             .cloned()
             .collect();
@@ -82,6 +76,42 @@ fn the_pure_crates_are_built_from_what_is_allowed() {
         !allowed("rollout").contains("swarm"),
         "swarm and rollout don't know each other"
     );
+}
+
+#[test]
+fn the_programs_do_not_know_each_other() {
+    // of the two, only tests of both reach both; tests of one don't either
+    let edges = ["-e", "normal,build,dev", "-p"];
+    for (program, others) in [
+        ("agent", ["coordinator", "rollout", "kube"]),
+        ("coordinator", ["agent", "swarm", "lz4_flex"]),
+    ] {
+        let reached = tree(&[&edges[..], &[program]].concat());
+        assert!(reached.contains("link"), "{program} is listed");
+        for other in others {
+            assert!(!reached.contains(other), "{program} reaches {other}");
+        }
+    }
+}
+
+#[test]
+fn only_the_link_speaks_quic() {
+    let quic = ["quinn", "quinn-proto", "quinn-udp"];
+    let direct = [
+        "-e",
+        "normal,build,dev",
+        "--workspace",
+        "--depth",
+        "1",
+        "-i",
+    ];
+    for crate_name in quic {
+        let mut users = tree(&[&direct[..], &[crate_name]].concat());
+        users.retain(|user| !quic.contains(&user.as_str()));
+        let link = BTreeSet::from(["link".to_owned()]);
+        assert!(users.is_subset(&link), "{crate_name} is used by {users:?}");
+        assert!(crate_name != "quinn" || users == link, "the link is listed");
+    }
 }
 
 #[test]
