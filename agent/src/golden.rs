@@ -27,9 +27,13 @@ pub(crate) struct Goldens {
 impl Goldens {
     pub(crate) fn new(config: &Config, prefix: String, metrics: Metrics) -> Self {
         let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
+        Self::with(tart, config.tart_home.clone(), prefix, metrics)
+    }
+
+    const fn with(tart: Tart, home: PathBuf, prefix: String, metrics: Metrics) -> Self {
         Self {
             prefix,
-            home: config.tart_home.clone(),
+            home,
             tart,
             metrics,
         }
@@ -87,5 +91,78 @@ impl Goldens {
         let path = self.mark_path(name);
         fs::create_dir_all(self.home.join(".parbake/goldens"))?;
         fs::write(path, image.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+
+    use super::*;
+    use crate::tart::Operation;
+
+    const REFERENCE: &str = "ghcr.io/org/image:1";
+
+    /// A tart that notes its clones, and does what the script says before it makes one.
+    fn goldens(home: &tempfile::TempDir, script: &str) -> Goldens {
+        let binary = home.path().join("tart");
+        let text = format!(
+            "#!/bin/sh\ncd \"$TART_HOME\"\necho \"$1 $$\" >> calls\n\
+             if [ $1 = delete ]; then rm -r vms/$2; exit; fi\n{script}\n\
+             mkdir -p vms/$3\ntouch vms/$3/disk.img vms/$3/config.json vms/$3/nvram.bin\n"
+        );
+        // written beside and renamed: a test that forks meanwhile must not hold it open for writing
+        fs::write(home.path().join("new"), text).unwrap();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(home.path().join("new"), mode).unwrap();
+        fs::rename(home.path().join("new"), &binary).unwrap();
+        let tart = Tart::new(binary, home.path())
+            .with_time_limit(Operation::Clone, Duration::from_secs(2))
+            .with_pause(Duration::from_millis(1));
+        let prefix = "golden-".to_owned();
+        Goldens::with(tart, home.path().into(), prefix, Metrics::new().0)
+    }
+
+    fn calls(home: &tempfile::TempDir) -> Vec<String> {
+        let calls = fs::read_to_string(home.path().join("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn a_clone_that_hangs_is_killed_as_a_group_and_tried_again() {
+        let home = tempfile::tempdir().unwrap();
+        let hang = "[ -e hung ] || { touch hung; sleep 600 & echo \"child $!\" >> calls; wait; }";
+        let goldens = goldens(&home, hang);
+        let image = Digest::of(b"image");
+        goldens.make(REFERENCE, image).await.unwrap();
+        assert!(goldens.exists(REFERENCE, image));
+        let calls = calls(&home);
+        let of = |word: &str| calls.iter().filter(|call| call.starts_with(word)).count();
+        assert_eq!((of("clone"), of("child")), (2, 1), "{calls:?}");
+        let child = calls.iter().find_map(|call| call.strip_prefix("child "));
+        let state = format!("/proc/{}/stat", child.unwrap());
+        // reaped, or a zombie that nobody of ours is left to reap
+        let alive = fs::read_to_string(state).is_ok_and(|stat| !stat.contains(") Z "));
+        assert!(!alive, "its child still runs");
+    }
+
+    #[tokio::test]
+    async fn a_golden_is_of_one_reference_and_one_image() {
+        let home = tempfile::tempdir().unwrap();
+        let goldens = goldens(&home, "");
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        goldens.make(REFERENCE, old).await.unwrap();
+        goldens.make(REFERENCE, old).await.unwrap();
+        assert_eq!(calls(&home).len(), 1, "what is there isn't made again");
+        assert!(goldens.exists(REFERENCE, old) && !goldens.exists(REFERENCE, new));
+        assert!(!goldens.exists("ghcr.io/org/image:2", old));
+        // the tag moved
+        goldens.make(REFERENCE, new).await.unwrap();
+        assert!(goldens.exists(REFERENCE, new) && !goldens.exists(REFERENCE, old));
+        let golden = golden_name("golden-", REFERENCE);
+        fs::remove_dir_all(cache::vm_directory(home.path(), &golden)).unwrap();
+        assert!(!goldens.exists(REFERENCE, new));
+        goldens.make(REFERENCE, new).await.unwrap();
+        assert!(goldens.exists(REFERENCE, new));
     }
 }

@@ -603,7 +603,8 @@ impl Driver {
                 image.checked = Some(now);
                 image.ready.clone_from(&image.references);
             } else {
-                image.ready.clear();
+                // the other names stand
+                image.ready.retain(stands);
                 removed.push((*digest, found.is_some()));
             }
         }

@@ -4,9 +4,10 @@
 
 use std::{
     fs::File,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::Stdio,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use e2e::{
@@ -171,4 +172,96 @@ fn a_lock_that_tart_holds_for_long_takes_no_presence_and_is_waited_for() {
     lock.unlock().unwrap();
     assert!(waiting.wait().unwrap().success());
     assert!(wait_until(PATIENCE, || ready(&cluster) == [one.clone(), two.clone()]));
+}
+
+/// A tart that clones from its cache without network, as the real one does. A file `hold` in its directory keeps a clone from going on,
+/// a file `fail` makes one fail; `calls` has what it was asked.
+const TART: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "$@" >> "$here/calls"
+case "$1" in
+list) echo "[]" ;;
+delete) rm -r "$TART_HOME/vms/$2" ;;
+get) [ -d "$TART_HOME/vms/$2" ] && echo "{}" ;;
+clone)
+    while [ -e "$here/hold" ]; do sleep 0.02; done
+    if [ -e "$here/fail" ]; then rm "$here/fail"; echo "no luck" >&2; exit 1; fi
+    host=$(echo "${2%%/*}" | sed s/:/%3A/)
+    path=${2#*/}
+    case "$path" in
+    *@*) image=${path%@*}/${path#*@} ;;
+    *) image=${path%:*}/${path##*:} ;;
+    esac
+    mkdir -p "$TART_HOME/vms"
+    cp -R "$TART_HOME/cache/OCIs/$host/$image/." "$TART_HOME/tmp-$$" && mv "$TART_HOME/tmp-$$" "$TART_HOME/vms/$3"
+    ;;
+*) exit 64 ;;
+esac
+"#;
+
+#[test]
+fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, [one, two]) = registry(&runtime, &dir);
+    let fake = dir.path().join("fake");
+    std::fs::create_dir(&fake).unwrap();
+    let tart = fake.join("tart");
+    std::fs::write(&tart, TART).unwrap();
+    std::fs::set_permissions(&tart, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = format!(
+        "golden_prefix = 'tuist-golden-'\ntart_binary = '{}'",
+        tart.display()
+    );
+    let cluster = cluster(&dir, &registry.addr().to_string(), &settings, "");
+    let clones = |reference: &str| {
+        let calls = std::fs::read_to_string(fake.join("calls")).unwrap_or_default();
+        let clone = format!("clone {reference} ");
+        calls
+            .lines()
+            .filter(|call| call.starts_with(&clone))
+            .count()
+    };
+    let hold = || drop(File::create(fake.join("hold")).unwrap());
+    let go_on = || std::fs::remove_file(fake.join("hold")).unwrap();
+    let golden = |reference: &str| {
+        let name = proto::image::golden_name("tuist-golden-", reference);
+        cluster.agents()[0].tart_home().join("vms").join(name)
+    };
+
+    // installed, and not present before the golden is made; an attempt that fails is followed by another
+    hold();
+    drop(File::create(fake.join("fail")).unwrap());
+    let mut waiting = cluster
+        .spawn_parbake(&["stage", &one, "--wait", "--json"], Stdio::null())
+        .unwrap();
+    assert!(wait_until(PATIENCE, || clones(&one) == 1));
+    assert_eq!(image_status(&cluster)["state"], "installing");
+    assert_eq!(logged(&cluster, "image is present"), 0);
+    assert_eq!(ready(&cluster), [] as [String; 0]);
+    assert!(waiting.try_wait().unwrap().is_none());
+    go_on();
+    assert!(waiting.wait().unwrap().success());
+    assert_eq!(clones(&one), 2);
+    assert_eq!(image.compare(&golden(&one).join("disk.img")).unwrap(), None);
+    assert!(wait_until(PATIENCE, || ready(&cluster) == [one.clone()]));
+
+    // another name of the same image has a golden of its own
+    hold();
+    assert!(cluster.parbake(&["stage", &two]).unwrap().status.success());
+    assert!(wait_until(PATIENCE, || clones(&two) == 1));
+    assert_eq!(ready(&cluster), [one.clone()]);
+    go_on();
+    let both = [one.clone(), two.clone()];
+    assert!(wait_until(PATIENCE, || ready(&cluster) == both));
+
+    // whoever removes a golden takes presence under its name, and only that, within the agent's five seconds; it is made again
+    hold();
+    std::fs::remove_dir_all(golden(&one)).unwrap();
+    let removed = Instant::now();
+    assert!(wait_until(PATIENCE, || ready(&cluster) == [two.clone()]));
+    let noticed = removed.elapsed();
+    assert!(noticed < Duration::from_secs(10), "{noticed:?}");
+    go_on();
+    assert!(wait_until(PATIENCE, || ready(&cluster) == both));
+    assert!(golden(&one).join("disk.img").exists());
 }
