@@ -40,6 +40,8 @@ pub struct Config {
     pub zone: String,
     /// Share of the volume that staging leaves free, in percent.
     pub floor_percent: u8,
+    /// Whether what macOS would purge on demand counts as free.
+    pub count_purgeable: bool,
     /// Name prefix of goldens to make after an install; none: no golden is made.
     pub golden_prefix: Option<String>,
     /// tart's binary.
@@ -125,6 +127,7 @@ struct File {
     admin: Option<SocketAddr>,
     zone: String,
     floor_percent: Option<u8>,
+    count_purgeable: bool,
     golden_prefix: Option<String>,
     tart_binary: Option<PathBuf>,
     upload_bytes_per_second: u64,
@@ -204,6 +207,7 @@ impl Config {
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
             zone: file.zone,
             floor_percent,
+            count_purgeable: file.count_purgeable,
             golden_prefix: file.golden_prefix.filter(|prefix| !prefix.is_empty()),
             tart_binary: file
                 .tart_binary

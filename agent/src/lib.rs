@@ -20,6 +20,7 @@ pub mod mirror;
 mod peer;
 pub mod platform;
 pub mod program;
+mod purgeable;
 mod session;
 mod shelf;
 mod standalone;

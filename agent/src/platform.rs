@@ -193,7 +193,7 @@ pub struct Space {
     /// Bytes that an ordinary user can still write.
     ///
     /// On macOS this is the lower figure of `statfs`: what the system would purge on demand (local snapshots, caches)
-    /// isn't counted, because only Foundation tells it. So a host may refuse an image that would fit after a purge.
+    /// isn't counted. [`capacity_command`] tells it.
     pub free_bytes: u64,
 }
 
@@ -207,6 +207,16 @@ pub fn space(path: &Path) -> io::Result<Space> {
         total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
         free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
     })
+}
+
+/// A command that writes how many bytes the volume that holds `path` would take with all that the system purges on demand; `None`
+/// where nothing is purgeable.
+///
+/// On macOS only Foundation tells it (`NSURLVolumeAvailableCapacityForImportantUsageKey`; `getattrlist` has no such attribute in
+/// the public headers), and to link that would end building for macOS elsewhere. It asks a daemon and may take seconds.
+#[must_use]
+pub fn capacity_command(path: &Path) -> Option<std::process::Command> {
+    system::capacity_command(path)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::{
     log_file::LogFile,
     metrics::Metrics,
     mirror::{self, Mirror},
-    session, standalone,
+    purgeable, session, standalone,
     store::Store,
 };
 
@@ -161,6 +161,13 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         "parbake-agent {} starts", env!("CARGO_PKG_VERSION")
     );
     let mut tasks = JoinSet::new();
+    if config.count_purgeable {
+        let following = purgeable::follow(store.clone(), config.tart_home.clone(), stop.clone());
+        tasks.spawn(async move {
+            following.await;
+            anyhow::Ok(())
+        });
+    }
     tasks.spawn(admin::serve(listener, registry, snapshot_now, stop.clone()));
     if let Some(mirror) = mirror {
         tasks.spawn(mirror.serve(stop.clone()));

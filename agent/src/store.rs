@@ -45,7 +45,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proto::{Digest, HostId, HostKey, Layout};
@@ -63,6 +63,9 @@ use crate::{
 
 /// Our directory in tart's home.
 const ROOT: &str = ".parbake";
+
+/// What was purgeable then counts for so long: a few questions later it is gone, or asking fails.
+const PURGEABLE_FOR: Duration = Duration::from_mins(5);
 
 /// What may be set about the store.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +107,8 @@ pub struct Store {
     _lock: DirectoryLock,
     /// Read and changed by the driver's blocking jobs; held for look-ups only.
     stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
+    /// What would be free after a purge, beyond what is, and since when that is known. Held for a look.
+    purgeable: Mutex<Option<(u64, Instant)>>,
     /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
     changing: Mutex<()>,
 }
@@ -302,6 +307,7 @@ impl Store {
             shared,
             _lock: lock,
             stages: Mutex::new(stages),
+            purgeable: Mutex::default(),
             changing: Mutex::default(),
         })
     }
@@ -460,11 +466,23 @@ impl Store {
             Space::default()
         });
         let percent = u64::from(self.shared.options.floor_percent.min(100));
+        let purgeable = hold(&self.purgeable)
+            .filter(|(_, since)| since.elapsed() < PURGEABLE_FOR)
+            .map_or(0, |(bytes, _)| bytes);
+        let free_bytes = space.free_bytes.saturating_add(purgeable);
         Volume {
             total_bytes: space.total_bytes,
-            free_bytes: space.free_bytes,
+            free_bytes: free_bytes.min(space.total_bytes),
             floor_bytes: space.total_bytes / 100 * percent,
         }
+    }
+
+    /// The system says that the volume would take so many bytes if it purged what it can: from now on, for a few minutes, the
+    /// difference to what is free now counts as free. Less than what is free says nothing.
+    pub fn set_capacity(&self, capacity_bytes: u64) {
+        let space = (self.shared.options.space)(&self.shared.home).unwrap_or_default();
+        let purgeable = capacity_bytes.saturating_sub(space.free_bytes);
+        *hold(&self.purgeable) = Some((purgeable, Instant::now()));
     }
 
     /// Flushes every stage ([`Stage::flush`]).

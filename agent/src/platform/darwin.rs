@@ -7,12 +7,30 @@ use std::{
     io,
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     path::Path,
+    process::Command,
 };
 
 use rustix::fs::{CWD, CloneFlags};
 
 /// `F_PUNCHHOLE` takes whole file-system blocks only; APFS has blocks of 4 KiB.
 const BLOCK_BYTES: u64 = 4096;
+
+/// JavaScript for Automation, which reaches Foundation without linking it. The system's own word for "nothing" is 0.
+const CAPACITY: &str = r#"
+ObjC.import("Foundation");
+function run(arguments) {
+    const key = "NSURLVolumeAvailableCapacityForImportantUsageKey";
+    const url = $.NSURL.fileURLWithPath(arguments[0]);
+    const values = url.resourceValuesForKeysError($([key]), null);
+    return String(values.objectForKey(key).js);
+}
+"#;
+
+pub(super) fn capacity_command(path: &Path) -> Option<Command> {
+    let mut command = Command::new("/usr/bin/osascript");
+    command.args(["-l", "JavaScript", "-e", CAPACITY]).arg(path);
+    Some(command)
+}
 
 pub(super) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;

@@ -697,6 +697,16 @@ fn the_floor_holds_on_both_sides() {
         "{error}"
     );
     assert!(!ours(&home, &one).exists());
+    // what the system would purge makes room, but never more than the volume has
+    let free = store.volume().free_bytes;
+    store.set_capacity(free + (1 << 30) + (20 << 20));
+    assert_eq!(store.volume().free_bytes, (16 << 30) + (60 << 20));
+    begin(&store, &one, &[TAG]);
+    store.abandon(*one.layout.digest()).unwrap();
+    store.set_capacity(u64::MAX);
+    assert_eq!(store.volume().free_bytes, 100 << 30);
+    store.set_capacity(0);
+    assert_eq!(store.volume().free_bytes, free);
     drop(store);
     // 40 MiB above the floor take one image of 10 MiB after the other, each counted before it takes a byte.
     let store = Store::open(home.path(), with(15)).unwrap();

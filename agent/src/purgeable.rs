@@ -1,0 +1,101 @@
+//! What macOS would purge to make room (local snapshots, caches), asked for now and then, where the settings say that it counts.
+//!
+//! The command may hang like anything that asks a daemon: it runs here, beside the driver, has its time, and what it said last counts for
+//! a few minutes only.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{platform, store::Store};
+
+/// Between two questions. Snapshots come by the hour.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+/// An answer takes well under a second on an idle Mac.
+const TIME_LIMIT: Duration = Duration::from_secs(20);
+
+/// Keeps the store's knowledge of what is purgeable fresh, until `stop`.
+pub(crate) async fn follow(store: Arc<Store>, home: PathBuf, stop: CancellationToken) {
+    let mut failing = false;
+    loop {
+        let Some(command) = platform::capacity_command(&home) else {
+            debug!("nothing is purgeable on this system");
+            stop.cancelled().await;
+            return;
+        };
+        match ask(command, TIME_LIMIT).await {
+            Ok(capacity_bytes) => {
+                failing = false;
+                store.set_capacity(capacity_bytes);
+            }
+            Err(error) if !failing => {
+                failing = true;
+                warn!(
+                    error = format!("{error:#}"),
+                    "what macOS would purge isn't known; it doesn't count"
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(ASK_EVERY) => {}
+        }
+    }
+}
+
+/// The number that the command writes.
+async fn ask(command: Command, limit: Duration) -> anyhow::Result<u64> {
+    let mut command = tokio::process::Command::from(command);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(limit, command.output())
+        .await
+        .with_context(|| format!("no answer within {} s", limit.as_secs()))??;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let bytes = text.trim().parse();
+    bytes.with_context(|| format!("{:?} isn't a number of bytes", text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_a_number_in_time() {
+        let limit = Duration::from_secs(20);
+        assert_eq!(
+            ask(shell("echo 42000000000"), limit).await.unwrap(),
+            42_000_000_000
+        );
+        for (script, part) in [
+            ("echo undefined", "undefined"),
+            ("echo -1", "-1"),
+            ("echo 7; echo no daemon >&2; exit 1", "no daemon"),
+        ] {
+            let error = format!("{:#}", ask(shell(script), limit).await.unwrap_err());
+            assert!(error.contains(part), "{error}");
+        }
+        let hung = ask(shell("exec sleep 600"), Duration::from_millis(100)).await;
+        assert!(hung.unwrap_err().to_string().contains("no answer"));
+    }
+}
