@@ -97,13 +97,7 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
         "the coordinator answered with another authority than the pinned one"
     );
     let api = authority_of(&options.api)?;
-    let address = match answer.address.strip_prefix(':') {
-        Some(port) => format!(
-            "{}:{port}",
-            api.rsplit_once(':').map_or(api, |(name, _)| name)
-        ),
-        None => answer.address,
-    };
+    let address = coordinator_address(api, &answer.address);
     let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address, api);
     let host = identity.host()?;
     identity.save(state_dir)?;
@@ -150,6 +144,17 @@ fn authority_of(api: &str) -> anyhow::Result<&str> {
         "--api has to be https://host:port, not {api}"
     );
     Ok(authority)
+}
+
+/// Where QUIC is, as the coordinator told it: a port alone is one of the host that was asked.
+fn coordinator_address(api: &str, told: &str) -> String {
+    match told.strip_prefix(':') {
+        Some(port) => {
+            let host = api.rsplit_once(':').map_or(api, |(host, _)| host);
+            format!("{host}:{port}")
+        }
+        None => told.to_owned(),
+    }
 }
 
 async fn ask(
@@ -275,5 +280,109 @@ impl ServerCertVerifier for PinVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms().supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::identity::tests::Authority;
+
+    #[test]
+    fn the_api_is_a_host_with_a_port() {
+        for (given, expected) in [
+            (
+                "https://parbake.example.com:7470/",
+                "parbake.example.com:7470",
+            ),
+            ("10.0.0.1:7470", "10.0.0.1:7470"),
+            ("https://[::1]:7470", "[::1]:7470"),
+        ] {
+            assert_eq!(authority_of(given).unwrap(), expected);
+        }
+        for bad in [
+            "https://parbake.example.com",
+            "parbake:x",
+            "https://a:70000",
+        ] {
+            assert!(authority_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_one_of_the_host_that_was_asked() {
+        assert_eq!(coordinator_address("a:1", ":2"), "a:2");
+        assert_eq!(coordinator_address("[::1]:1", ":2"), "[::1]:2");
+        assert_eq!(coordinator_address("a:1", "b:2"), "b:2");
+    }
+
+    /// Asks a server of this authority, which gives this answer whatever it is asked.
+    async fn answer(authority: &Authority, pin: Digest, answer: &str) -> anyhow::Result<Answer> {
+        let (chain, key) = authority.server(COORDINATOR);
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::Pkcs8(key))?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let api = listener.local_addr()?.to_string();
+        let serve = async {
+            let (stream, _) = listener.accept().await?;
+            let mut stream = TlsAcceptor::from(Arc::new(tls)).accept(stream).await?;
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await?;
+            let text = String::from_utf8_lossy(&request[..length]).into_owned();
+            stream.write_all(answer.as_bytes()).await?;
+            stream.shutdown().await?;
+            anyhow::Ok(text)
+        };
+        let question = Enrolment {
+            token: "t",
+            csr: String::new(),
+        };
+        let (answer, served) = tokio::join!(ask(&api, pin, "/v1/enrol", &question), serve);
+        if answer.is_ok() {
+            assert!(served?.starts_with("POST /v1/enrol HTTP/1.1"));
+        }
+        answer
+    }
+
+    fn http(status: &str, body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+    }
+
+    #[tokio::test]
+    async fn the_pinned_coordinator_is_asked_and_no_other() {
+        let authority = Authority::new();
+        let pin = authority
+            .identity("mini-1", SystemTime::now())
+            .pin()
+            .unwrap();
+        let good = http("200 OK", r#"{"chain":"c","authority":"a","address":":1"}"#);
+        let told = answer(&authority, pin, &good).await.unwrap();
+        assert_eq!((told.chain.as_str(), told.address.as_str()), ("c", ":1"));
+
+        let refusal = http("403 Forbidden", r#"{"error":"token has expired"}"#);
+        let refused = answer(&authority, pin, &refusal).await.unwrap_err();
+        assert!(
+            refused.to_string().ends_with("token has expired"),
+            "{refused}"
+        );
+        let proxy = http("502 Bad Gateway", "<html>");
+        let refused = answer(&authority, pin, &proxy).await.unwrap_err();
+        assert!(refused.to_string().contains("502"), "{refused}");
+
+        // another fleet's coordinator: it gets nothing, the token least of all
+        let stranger = answer(&Authority::new(), pin, &good).await.unwrap_err();
+        assert!(stranger.to_string().contains("pinned"), "{stranger}");
     }
 }

@@ -230,6 +230,7 @@ pub(crate) mod tests {
     use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
     use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer};
+    use rustls::pki_types::PrivatePkcs8KeyDer;
 
     use super::*;
 
@@ -262,6 +263,19 @@ pub(crate) mod tests {
                 ExtendedKeyUsagePurpose::ServerAuth,
             ];
             params.signed_by(key, &self.issuer).unwrap().pem()
+        }
+
+        /// What a server of this name shows.
+        pub(crate) fn server(
+            &self,
+            name: &str,
+        ) -> (Vec<CertificateDer<'static>>, PrivatePkcs8KeyDer<'static>) {
+            let key = KeyPair::generate().unwrap();
+            let later = SystemTime::now() + DAY;
+            let chain = self.chain(name, &key, later) + &self.pem;
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes());
+            let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+            (chain.map(Result::unwrap).collect(), key)
         }
 
         pub(crate) fn identity(&self, host: &str, expires: SystemTime) -> Identity {
