@@ -1,0 +1,66 @@
+//! Manifests: any bytes are the layout of an image whose parts fit together, or an error.
+
+use std::collections::BTreeSet;
+
+use proto::{
+    Digest, Layout,
+    image::{
+        CONFIG_TYPE, DISK_SIZE_ANNOTATION, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE,
+        RAW_DIGEST_ANNOTATION, RAW_SIZE_ANNOTATION,
+    },
+};
+use serde_json::{Value, json};
+
+pub(crate) fn run(input: &[u8]) {
+    let Ok(layout) = Layout::parse(input, &Digest::of(input)) else {
+        return;
+    };
+    let mut end = 0;
+    for layer in layout.layers() {
+        assert_eq!(layer.offset, end, "the disk has a gap");
+        end += layer.raw_bytes;
+    }
+    assert_eq!(end, layout.disk_bytes());
+    let contents = layout.contents();
+    let digests: BTreeSet<_> = contents.iter().map(|content| content.digest).collect();
+    assert_eq!(digests.len(), contents.len(), "a content is named twice");
+    assert!(contents.iter().all(|content| !content.places.is_empty()));
+    // sums that a stage reserves room by
+    assert!(layout.content_bytes() >= layout.config().size + layout.nvram().size);
+    assert!(layout.blob_bytes() > 0);
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let layer = |media_type: &str, name: &str, size: u64, annotations: Value| {
+        let digest = Digest::of(name.as_bytes()).to_string();
+        json!({ "mediaType": media_type, "digest": digest, "size": size, "annotations": annotations })
+    };
+    let disk = |name: &str, raw: &str, digest: bool| {
+        let mut annotations = json!({ RAW_SIZE_ANNOTATION: raw });
+        if digest {
+            annotations[RAW_DIGEST_ANNOTATION] = Digest::of(raw.as_bytes()).to_string().into();
+        }
+        layer(DISK_TYPE, name, 9_999, annotations)
+    };
+    let manifest = |disk_bytes: &str, disks: Vec<Value>| {
+        let mut layers = vec![layer(CONFIG_TYPE, "config", 900, json!({}))];
+        layers.extend(disks);
+        layers.push(layer(NVRAM_TYPE, "nvram", 33_000_000, json!({})));
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers,
+            "annotations": { DISK_SIZE_ANNOTATION: disk_bytes },
+        });
+        manifest.to_string().into_bytes()
+    };
+    vec![
+        manifest("536870912", vec![disk("a", "536870912", true)]),
+        manifest(
+            "1074041824",
+            vec![
+                disk("a", "536870912", true),
+                disk("a", "536870912", true),
+                disk("b", "300000", false),
+            ],
+        ),
+    ]
+}
