@@ -11,7 +11,7 @@ pub mod roll;
 pub mod scenario;
 pub mod world;
 
-pub use outcome::Outcome;
+pub use outcome::{Goals, Outcome};
 pub use scenario::{Scenario, Setup};
 
 /// Runs a scenario to its end.

@@ -1,4 +1,5 @@
-//! Runs one scenario and prints what came out. Exit 0: everything held; 1: a promise was broken; 2: bad arguments.
+//! Runs one scenario and prints what came out. Exit 0: everything held; 1: a promise was broken, or a cost
+//! is over its goal; 2: bad arguments.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -8,7 +9,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sim::{Scenario, Setup, roll};
+use sim::{Goals, Scenario, Setup, roll};
 
 /// Simulates a fleet: real cores, virtual time.
 #[derive(Debug, Parser)]
@@ -80,6 +81,12 @@ struct Cli {
     /// Hosts looked at when a spreader is chosen.
     #[arg(long, env = "SIM_CANDIDATES")]
     candidates: Option<usize>,
+    /// The most that makespan over bound may be; more is exit 1.
+    #[arg(long, env = "SIM_MAX_MAKESPAN_OVER_BOUND")]
+    max_makespan_over_bound: Option<f64>,
+    /// The most that the registry's bytes over the image's may be; more is exit 1.
+    #[arg(long, env = "SIM_MAX_ORIGIN_OVER_IMAGE")]
+    max_origin_over_image: Option<f64>,
     /// Print the use of the lines over time to stderr.
     #[arg(long, env = "SIM_TRACE")]
     trace: bool,
@@ -155,7 +162,14 @@ fn main() -> ExitCode {
     } else {
         print!("{}", outcome.to_text());
     }
-    if outcome.passed() {
+    let excess = outcome.excess(&Goals {
+        makespan_over_bound: cli.max_makespan_over_bound,
+        origin_over_image: cli.max_origin_over_image,
+    });
+    for excess in &excess {
+        eprintln!("{excess}");
+    }
+    if outcome.passed() && excess.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
@@ -165,6 +179,13 @@ fn main() -> ExitCode {
 fn roll(cli: &Cli, scenario: roll::Scenario) -> ExitCode {
     if cli.hosts == 0 {
         eprintln!("hosts must be more than 0");
+        return ExitCode::from(2);
+    }
+    if cli.max_makespan_over_bound.is_some() || cli.max_origin_over_image.is_some() {
+        eprintln!(
+            "a roll moves no bytes: scenario {} has no cost to bound",
+            scenario.name()
+        );
         return ExitCode::from(2);
     }
     eprintln!("seed {}", cli.seed);

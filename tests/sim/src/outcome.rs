@@ -45,7 +45,44 @@ pub struct Outcome {
     pub steps: u64,
 }
 
+/// What a run may cost at most; `None` asks for nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Goals {
+    /// Makespan over the lower bound.
+    pub makespan_over_bound: Option<f64>,
+    /// Bytes from the registry over the image's.
+    pub origin_over_image: Option<f64>,
+}
+
 impl Outcome {
+    /// The costs that are over their goals, each in a line.
+    #[must_use]
+    pub fn excess(&self, goals: &Goals) -> Vec<String> {
+        let costs = [
+            (
+                "makespan over bound",
+                self.makespan_over_bound(),
+                goals.makespan_over_bound,
+            ),
+            (
+                "origin over image",
+                self.origin_over_image(),
+                goals.origin_over_image,
+            ),
+        ];
+        costs
+            .into_iter()
+            .filter_map(|(name, is, most)| {
+                // a ratio that isn't a number (nothing ever ended) is over every goal
+                let most = most.filter(|most| is > *most || is.is_nan())?;
+                Some(format!(
+                    "{}: {name} is {is:.4}, more than {most}",
+                    self.scenario
+                ))
+            })
+            .collect()
+    }
+
     /// Makespan over the lower bound.
     #[must_use]
     pub fn makespan_over_bound(&self) -> f64 {

@@ -1,7 +1,7 @@
 //! Every scenario, small and with a fixed seed: promises hold at each step, every wanted host completes after the faults
 //! have healed, and the cost stays near the bound.
 
-use sim::{Outcome, Scenario, Setup, run};
+use sim::{Goals, Outcome, Scenario, Setup, run};
 
 /// Bytes per second of a 100 Mbit/s link: the lab's.
 const LAB_RATE: u64 = 12_500_000;
@@ -53,6 +53,51 @@ fn fifty_hosts_end_near_the_bound() {
     );
     assert!(outcome.last_over_first() <= 1.03, "{}", outcome.to_text());
     assert!(outcome.origin_over_image() <= 1.0, "{}", outcome.to_text());
+}
+
+/// At a size where start and tail don't hide what faults cost, whatever the seed.
+fn costs_at_most(scenario: Scenario, hosts: usize, makespan_over_bound: f64) {
+    let goals = Goals {
+        makespan_over_bound: Some(makespan_over_bound),
+        origin_over_image: Some(1.02),
+    };
+    for seed in 1..=2 {
+        let outcome = run(&Setup::new(scenario, hosts, 8_000_000_000, seed));
+        assert!(outcome.passed(), "{}", outcome.to_text());
+        let excess = outcome.excess(&goals);
+        assert!(excess.is_empty(), "{excess:?}\n{}", outcome.to_text());
+    }
+}
+
+#[test]
+fn faults_cost_no_more_than_the_goal() {
+    costs_at_most(Scenario::Faults, 50, 1.15);
+}
+
+#[test]
+fn a_lost_coordinator_costs_nearly_nothing() {
+    costs_at_most(Scenario::Headless, 30, 1.06);
+}
+
+/// No goal of the design: honest hosts end well, but later, because what liars spread is found only when contents close.
+#[test]
+fn liars_cost_time_and_nothing_from_the_registry() {
+    costs_at_most(Scenario::Liars, 30, 2.5);
+}
+
+#[test]
+fn a_cost_over_its_goal_is_told() {
+    let outcome = small(Scenario::Fanout, 1, 1);
+    let goals = |most| Goals {
+        makespan_over_bound: Some(most),
+        origin_over_image: Some(1.0),
+    };
+    let is = outcome.makespan_over_bound();
+    assert!(outcome.excess(&Goals::default()).is_empty());
+    assert!(outcome.excess(&goals(is)).is_empty());
+    let excess = outcome.excess(&goals(is - 0.001));
+    assert_eq!(excess.len(), 1);
+    assert!(excess[0].contains("makespan over bound"), "{excess:?}");
 }
 
 #[test]
