@@ -5,8 +5,8 @@
 
 use std::{
     fmt::Write as _,
-    io::{BufRead as _, BufReader},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant, SystemTime},
@@ -547,6 +547,26 @@ impl Agent {
     #[must_use]
     pub fn tart_home(&self) -> PathBuf {
         self.dir.join("tart")
+    }
+
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// A value of its metrics, by name and labels as they are printed; `None` while it doesn't answer or has none.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let mut stream = TcpStream::connect(self.admin).ok()?;
+        // 1.0: the answer ends with the connection
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.lines().find_map(|line| {
+            let value = line.strip_prefix(name)?.strip_prefix(' ')?;
+            value.parse().ok()
+        })
     }
 
     /// The log lines so far, as objects.

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod docker_registry;
 pub mod image;
 pub mod registry;
+pub mod rig;
 pub mod runners;
 pub mod tart_client;
 pub mod world;
