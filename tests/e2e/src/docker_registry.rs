@@ -68,6 +68,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct DockerRegistry {
     process: Child,
+    binary: PathBuf,
     addr: SocketAddr,
     auth: Auth,
     directory: TempDir,
@@ -115,36 +116,49 @@ impl DockerRegistry {
             .and_then(|listener| listener.local_addr())
             .map_err(StartError::Directory)?;
         let directory = configure(addr, auth).map_err(StartError::Directory)?;
-        let log = File::create(directory.path().join("log")).map_err(StartError::Directory)?;
-        let process = Command::new(binary)
-            .arg("serve")
-            .arg(directory.path().join("config.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|cause| StartError::Run {
-                binary: binary.to_owned(),
-                cause,
-            })?;
         let mut registry = Self {
-            process,
+            process: serve(binary, directory.path())?,
+            binary: binary.to_owned(),
             addr,
             auth,
             directory,
         };
+        registry.listens().await?;
+        Ok(registry)
+    }
+
+    /// Ends the process at once. What it stored stays, and so does its port, as long as nobody else takes it.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again after [`kill`](Self::kill), with what it stored.
+    ///
+    /// # Errors
+    /// When it doesn't listen soon.
+    pub async fn start_again(&mut self) -> Result<(), StartError> {
+        self.process = serve(&self.binary, self.directory.path())?;
+        self.listens().await
+    }
+
+    async fn listens(&mut self) -> Result<(), StartError> {
         let started = Instant::now();
         while started.elapsed() < START {
-            let status = registry.process.try_wait().ok().flatten();
+            let status = self.process.try_wait().ok().flatten();
             if status.is_some() {
-                return Err(registry.silent(status));
+                return Err(self.silent(status));
             }
-            if TcpStream::connect(addr).await.is_ok() {
-                return Ok(registry);
+            if TcpStream::connect(self.addr).await.is_ok() {
+                return Ok(());
             }
             tokio::time::sleep(LOOK).await;
         }
-        Err(registry.silent(None))
+        Err(self.silent(None))
     }
 
     fn silent(&self, status: Option<ExitStatus>) -> StartError {
@@ -217,6 +231,21 @@ impl Drop for DockerRegistry {
         let _killed = self.process.kill().is_ok();
         let _reaped = self.process.wait().is_ok();
     }
+}
+
+fn serve(binary: &Path, directory: &Path) -> Result<Child, StartError> {
+    let log = File::create(directory.join("log")).map_err(StartError::Directory)?;
+    Command::new(binary)
+        .arg("serve")
+        .arg(directory.join("config.yml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .map_err(|cause| StartError::Run {
+            binary: binary.to_owned(),
+            cause,
+        })
 }
 
 fn configure(addr: SocketAddr, auth: Auth) -> io::Result<TempDir> {
