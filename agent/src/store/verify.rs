@@ -206,8 +206,8 @@ fn find_staged(home: &Path, digest: Digest) -> Result<(PathBuf, Digest), VerifyE
     let path = home.join(ROOT).join(digest.hex().to_string());
     let status = Status::read(&path).map_err(at(&path))?.unwrap_or_default();
     let places = status.references.iter();
-    let places = places.map(|reference| cache::image_directory(home, reference, &digest));
-    let found = places.into_iter().find(|place| cache::is_complete(place));
+    let mut places = places.map(|reference| cache::image_directory(home, reference, &digest));
+    let found = places.find(|place| cache::is_complete(place));
     let image = digest.to_string();
     found
         .map(|place| (place, digest))
