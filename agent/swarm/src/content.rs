@@ -51,6 +51,8 @@ pub(crate) struct Content {
     unwanted: Vec<u64>,
     pub(crate) lease: Option<Lease>,
     pub(crate) origin_failed: bool,
+    /// Not fetched without a coordinator before; `None` where that would bring the same false bytes again.
+    pub(crate) origin_retry_at: Option<Moment>,
     /// When something last arrived.
     pub(crate) grown_at: Moment,
     /// When a push was last offered, or the first announcement came.
@@ -91,6 +93,7 @@ impl Content {
             unwanted: Vec::new(),
             lease: None,
             origin_failed: false,
+            origin_retry_at: Some(Moment::START),
             grown_at: now,
             pushed_at: None,
             news_at: now,

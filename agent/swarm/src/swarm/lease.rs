@@ -10,6 +10,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Headless, the next host in line takes a content over when nothing was heard of it for this long.
 const HEADLESS_TURN: Duration = Duration::from_secs(10);
+/// Headless, a host that the registry failed asks it again after this long: nobody else may be left to do it.
+const HEADLESS_AGAIN: Duration = Duration::from_mins(1);
 /// Headless, nothing was heard of a content for this long before anybody takes it over: whoever was leased it may go on.
 const HEADLESS_QUIET: Duration = Duration::from_secs(3);
 
@@ -31,6 +33,7 @@ impl Swarm {
             return;
         }
         content.origin_failed = false;
+        content.origin_retry_at = Some(now);
         if let Some(lease) = &mut content.lease {
             lease.grantor = grantor;
             return;
@@ -114,6 +117,11 @@ impl Swarm {
             return;
         };
         content.origin_failed = end != OriginEnd::Done;
+        content.origin_retry_at = match end {
+            OriginEnd::Done => Some(self.now),
+            OriginEnd::Failed => Some(self.now + HEADLESS_AGAIN),
+            OriginEnd::Bad => None,
+        };
         let had = content.lease.take().map(|lease| lease.grantor);
         let full = content.held.is_full();
         self.leased.remove(&id);
@@ -210,7 +218,8 @@ impl Swarm {
             .map(|(_, id)| *id)
             .filter(|id| {
                 self.contents.get(id).is_some_and(|content| {
-                    !content.is_complete_elsewhere() && !content.origin_failed
+                    !content.is_complete_elsewhere()
+                        && content.origin_retry_at.is_some_and(|at| at <= self.now)
                 })
             })
             .take(self.config.origin_streams)

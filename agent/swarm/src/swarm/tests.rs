@@ -476,6 +476,29 @@ fn without_a_coordinator_one_host_of_all_takes_a_content() {
 }
 
 #[test]
+fn without_a_coordinator_a_registry_that_failed_is_asked_again_and_false_bytes_are_not() {
+    for (end, again) in [(OriginEnd::Failed, 1), (OriginEnd::Bad, 0)] {
+        let mut swarm = among(0, Config::default());
+        feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+        feed(&mut swarm, 0, Event::Coordinator(false));
+        let fetches = |swarm: &mut Swarm, seconds: core::ops::Range<u64>| {
+            let mut fetches = 0;
+            for second in seconds {
+                let actions = feed(swarm, second * 1_000, Event::Tick);
+                let fetch = |action: &&Action| matches!(action, Action::Fetch { .. });
+                fetches += actions.iter().filter(fetch).count();
+            }
+            fetches
+        };
+        assert_eq!(fetches(&mut swarm, 1..60), 1);
+        let id = ContentId(0);
+        feed(&mut swarm, 60_000, Event::OriginEnded { id, end });
+        assert_eq!(fetches(&mut swarm, 61..119), 0);
+        assert_eq!(fetches(&mut swarm, 119..200), again);
+    }
+}
+
+#[test]
 fn an_upload_budget_is_kept() {
     let mut swarm = among(4, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
