@@ -23,7 +23,6 @@ use e2e::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -288,7 +287,6 @@ struct Docker {
     image: GeneratedImage,
     reference: String,
     dir: TempDir,
-    runtime: Runtime,
 }
 
 /// `None`, out loud, where `PARBAKE_DOCKER_REGISTRY` names no program.
@@ -323,7 +321,6 @@ fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Option<Docker> {
         image,
         reference: reference.whole(),
         dir,
-        runtime,
     })
 }
 
@@ -377,4 +374,7 @@ fn docker_registry_that_refuses_the_password_is_named() {
         .parbake(&["stage", &docker.reference, "--wait"])
         .unwrap();
     assert!(staged.status.success(), "{}", said(&staged));
+    cluster
+        .wait_present(&docker.image.digest.to_string(), PATIENCE)
+        .unwrap();
 }

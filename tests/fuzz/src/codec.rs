@@ -17,25 +17,29 @@ use proto::{
 const CHUNKS: u32 = 1_000;
 
 pub(crate) fn run(input: &[u8]) {
-    framed::<PeerOpen>(input, |open| match open.kind {
-        Some(peer_open::Kind::Push(ChunkPush {
+    framed::<PeerOpen>(input, |open| {
+        if let Some(peer_open::Kind::Push(ChunkPush {
             header: Some(ChunkHeader {
                 link: Some(link), ..
             }),
             ..
-        })) => reads_as_a_link(&link),
-        _ => {}
+        })) = open.kind
+        {
+            reads_as_a_link(&link);
+        }
     });
     framed::<PeerUpdate>(input, |update| {
         for have in update.have {
             reads_as_chunks(&have.runs);
         }
     });
-    framed::<ChunkReply>(input, |reply| match reply.kind {
-        Some(chunk_reply::Kind::Chunk(ChunkHeader {
+    framed::<ChunkReply>(input, |reply| {
+        if let Some(chunk_reply::Kind::Chunk(ChunkHeader {
             link: Some(link), ..
-        })) => reads_as_a_link(&link),
-        _ => {}
+        })) = reply.kind
+        {
+            reads_as_a_link(&link);
+        }
     });
     framed::<PushReply>(input, drop);
     framed::<CoordinatorOpen>(input, drop);
