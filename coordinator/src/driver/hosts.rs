@@ -245,7 +245,8 @@ impl Driver {
             // A state that this version doesn't know says nothing that can be acted on.
             crate::view::HostState::Waiting => return,
         };
-        let held_bytes = progress.held_bytes();
+        // as the host says, not as it is shown: that it holds less than before is news
+        let held_bytes = report.held_bytes;
         if standing == word::Standing::Gone {
             self.restage_later(now, host, image);
         }

@@ -80,6 +80,8 @@ struct Image {
     contents: Vec<Digest>,
     selection: Selection,
     standings: BTreeMap<HostId, (Standing, u64)>,
+    /// Bytes that a host held when it last said that it stages, and when that was.
+    staging: BTreeMap<HostId, (u64, Moment)>,
     wanted_at: Moment,
     bad: Option<Digest>,
 }
@@ -239,6 +241,7 @@ impl Plan {
         self.hosts.remove(id);
         for image in &mut self.images {
             image.standings.remove(id);
+            image.staging.remove(id);
         }
         for content in self.contents.values_mut() {
             content.forget_host(id);
@@ -464,6 +467,7 @@ impl Plan {
                 contents: list,
                 selection,
                 standings: BTreeMap::new(),
+                staging: BTreeMap::new(),
                 wanted_at: self.now,
                 bad: None,
             });
@@ -540,19 +544,34 @@ impl Plan {
                 if before.is_none_or(|(before, _)| before != standing) {
                     for content in &image.contents {
                         if let Some(content) = self.contents.get_mut(content) {
-                            content.done_on(&id);
+                            content.done_on(&id, self.now);
                         }
                     }
                 }
             }
             Standing::Gone => {
+                image.staging.remove(&id);
                 for content in &image.contents {
                     if let Some(content) = self.contents.get_mut(content) {
                         content.forget_host(&id);
                     }
                 }
             }
-            Standing::Queued | Standing::Staging | Standing::Failed => {}
+            Standing::Staging => {
+                let before = image.staging.insert(id.clone(), (held_bytes, self.now));
+                // it was killed before it had journaled what it spoke of
+                if let Some((held_before, heard_at)) = before
+                    && held_bytes < held_before
+                {
+                    for content in &image.contents {
+                        if let Some(content) = self.contents.get_mut(content) {
+                            content.doubt(&id, heard_at);
+                        }
+                    }
+                    self.grant_wanted = true;
+                }
+            }
+            Standing::Queued | Standing::Failed => {}
         }
         // hosts that come with parts of the image have been here before: let the others connect, and what they hold be
         // announced, before the registry is asked

@@ -6,11 +6,15 @@ use crate::stage::event::LeaseEnd;
 /// Nothing moves anywhere for this long: what is thought to be complete somewhere is asked for again.
 const AUDIT_AFTER: Duration = Duration::from_secs(20);
 
+/// An agent that is killed loses what it verified since its last flush, which is half a second and the time that a disk
+/// takes to sync.
+const FORGETFUL: Duration = Duration::from_secs(2);
+
 #[derive(Debug)]
 pub(super) struct ContentState {
     chunks: u32,
-    /// Hosts that hold all of it.
-    done: BTreeSet<HostId>,
+    /// Hosts that hold all of it, and since when.
+    done: BTreeMap<HostId, Moment>,
     pub(super) lease: Option<Lease>,
     /// Hosts that found the registry's bytes bad.
     bad_on: BTreeSet<HostId>,
@@ -34,7 +38,7 @@ impl ContentState {
     pub(super) const fn new(chunks: u32) -> Self {
         Self {
             chunks,
-            done: BTreeSet::new(),
+            done: BTreeMap::new(),
             lease: None,
             bad_on: BTreeSet::new(),
             bad_times: 0,
@@ -43,9 +47,19 @@ impl ContentState {
         }
     }
 
-    pub(super) fn done_on(&mut self, id: &HostId) {
-        self.done.insert(id.clone());
+    pub(super) fn done_on(&mut self, id: &HostId, now: Moment) {
+        self.done.insert(id.clone(), now);
         self.tried.clear();
+    }
+
+    /// The host lost something that it had last spoken of at `heard_at`: what it had just completed then may be part of
+    /// that.
+    pub(super) fn doubt(&mut self, id: &HostId, heard_at: Moment) {
+        if let Some(done_at) = self.done.get(id)
+            && *done_at + FORGETFUL >= heard_at
+        {
+            self.done.remove(id);
+        }
     }
 
     pub(super) fn forget_host(&mut self, id: &HostId) {
@@ -64,7 +78,7 @@ impl ContentState {
 impl Plan {
     /// Whether somebody holds all of it who is here or expected back.
     pub(super) fn is_done(&self, content: &ContentState) -> bool {
-        content.done.iter().any(|id| {
+        content.done.keys().any(|id| {
             self.hosts.get(id).is_some_and(|host| {
                 host.quarantined_until.is_none()
                     && (host.connected
@@ -316,7 +330,7 @@ impl Plan {
                         && matches!(image.standings.get(id), Some((Standing::Staging, _)))
                 });
                 if end == LeaseEnd::Done || staging {
-                    content.done.insert(id.clone());
+                    content.done.insert(id.clone(), self.now);
                 }
                 if end == LeaseEnd::Released {
                     content.tried.insert(id.clone());

@@ -364,6 +364,28 @@ fn what_one_host_took_with_it_is_leased_again() {
 }
 
 #[test]
+fn what_a_killed_holder_had_not_journaled_is_leased_again_at_once() {
+    let mut plan = fleet(1);
+    let open = grants(&want(&mut plan, 2_000, wanted(0, [0, 1], Selection::All)));
+    let ((holder, early), (_, late)) = (open[0].clone(), open[1].clone());
+    feed(&mut plan, 3_000, ended(&holder, early, LeaseEnd::Done));
+    feed(&mut plan, 3_000, report(0, 0, Standing::Staging, 100));
+    feed(&mut plan, 9_500, ended(&holder, late, LeaseEnd::Done));
+    feed(&mut plan, 9_500, report(0, 0, Standing::Staging, 200));
+    // killed before its next flush
+    feed(&mut plan, 10_000, Event::HostDisconnected(holder.clone()));
+    feed(&mut plan, 10_500, Event::HostConnected(holder.clone()));
+    assert_eq!(
+        grants(&feed(&mut plan, 10_500, report(0, 0, Standing::Queued, 0))),
+        [],
+        "it hasn't read its journal yet"
+    );
+    let actions = feed(&mut plan, 11_000, report(0, 0, Standing::Staging, 150));
+    let again: Vec<Digest> = grants(&actions).into_iter().map(|(_, what)| what).collect();
+    assert_eq!(again, [late], "what it flushed long ago isn't doubted");
+}
+
+#[test]
 fn a_host_that_is_away_is_waited_for() {
     let mut plan = fleet(3);
     let (holder, content) =
