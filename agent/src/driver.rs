@@ -127,6 +127,19 @@ pub(crate) enum Input {
     },
     /// A fetch has trouble and tries again.
     FetchTrouble { id: ContentId, message: String },
+    /// What a fetch brought ended in something else than the digest: it starts again.
+    FetchDoubted { id: ContentId },
+    /// What we made of a content from a chunk on is taken back; these chunks of it were held.
+    Retracted {
+        id: ContentId,
+        from: ChunkIndex,
+        result: Result<Vec<ChunkIndex>, String>,
+    },
+    /// Another host took back what it made; these chunks of it were held.
+    Dropped {
+        id: ContentId,
+        result: Result<Vec<ChunkIndex>, String>,
+    },
     /// A fetch ended.
     FetchEnded { id: ContentId, end: FetchEnd },
     /// A stage was made ready, or can't be.
@@ -229,6 +242,8 @@ pub(crate) struct Driver {
     /// Images that this version can't stage, with their references and why.
     declined: BTreeMap<Digest, (Vec<String>, String)>,
     blames: Vec<Blame>,
+    /// Contents of which we take back what we made, and from which chunk on; not reported yet.
+    retractions: BTreeMap<Digest, ChunkIndex>,
     report_due: bool,
     last_report: Instant,
     flushing: bool,
@@ -288,6 +303,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         early_leases: Vec::new(),
         declined: BTreeMap::new(),
         blames: Vec::new(),
+        retractions: BTreeMap::new(),
         report_due: false,
         last_report: now,
         flushing: false,
@@ -442,6 +458,9 @@ impl Driver {
                 conflict,
             } => self.fetched(id, chunk, origin_bytes, conflict),
             Input::FetchTrouble { id, message } => self.fetch_trouble(id, message),
+            Input::FetchDoubted { id } => self.fetch_doubted(id),
+            Input::Retracted { id, from, result } => self.retracted(id, from, result),
+            Input::Dropped { id, result } => self.dropped(id, result),
             Input::FetchEnded { id, end } => self.fetch_ended(id, end),
             Input::Begun { image, result } => self.begun(image, result),
             Input::Walked { id, walked } => self.walked(id, walked),
@@ -553,6 +572,7 @@ impl Driver {
             Action::StopFetch(id) => {
                 if let Some(fetch) = self.fetches.remove(&id) {
                     fetch.abort.abort();
+                    self.retract_doubted(id);
                 }
             }
             Action::ReleaseLease(id) => self.release_lease(id),

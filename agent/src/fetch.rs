@@ -2,7 +2,8 @@
 //!
 //! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole. A fetch that
 //! breaks off goes on by Range: from the last chunk that is held, whose link remembers where in the blob its first block
-//! starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held.
+//! starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held: by then
+//! others have what we made of them, under our name, so it is taken back where the second time shows it false.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +18,7 @@ use origin::{
     Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
 };
 use proto::{
-    ChunkIndex, Digest, Geometry, HostId, Link, Resume, Source, State, image::ContentKind,
+    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Source, State, image::ContentKind,
     message::LeaseEnd, message::PullToken,
 };
 use sha2::Digest as _;
@@ -194,6 +195,9 @@ pub(crate) struct Job {
     pub(crate) cache: Arc<Cache>,
     /// The chunk to pause before; only rises.
     pub(crate) until: watch::Receiver<u32>,
+    /// Set once the registry's bytes, or what they were chained to, turned out false: what we made of them is taken back
+    /// from the first chunk on that comes otherwise the second time.
+    pub(crate) doubted: bool,
     pub(crate) inbox: mpsc::Sender<Input>,
 }
 
@@ -266,6 +270,10 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
             Broke::False(error) if !from_start => {
                 debug!(content = %job.content, error, "starting again from the blob's beginning");
                 from_start = true;
+                job.doubted = true;
+                if job.tell(Input::FetchDoubted { id: job.id }).await.is_err() {
+                    return FetchEnd::Failed("the agent stops".into());
+                }
             }
             Broke::False(error) => return FetchEnd::Bad(error),
             Broke::Origin(error) if !error.is_retryable() => {
@@ -277,15 +285,11 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 }
                 let wait = backoff.delay(error.retry_after()).min(GIVE_UP_AFTER);
                 let message = format!("{error} (next attempt in {} ms)", wait.as_millis());
-                if job
-                    .inbox
-                    .send(Input::FetchTrouble {
-                        id: job.id,
-                        message,
-                    })
-                    .await
-                    .is_err()
-                {
+                let trouble = Input::FetchTrouble {
+                    id: job.id,
+                    message,
+                };
+                if job.tell(trouble).await.is_err() {
                     return FetchEnd::Failed("the agent stops".into());
                 }
                 sleep(wait).await;
@@ -301,6 +305,10 @@ impl Job {
             .first()
             .and_then(|shelf| shelf.held(self.content).first_missing())
             .map_or(chunks, |chunk| chunk.0)
+    }
+
+    async fn tell(&self, input: Input) -> Result<(), Broke> {
+        self.inbox.send(input).await.map_err(|_| Broke::Gone)
     }
 
     fn blob(&self) -> (Digest, u64) {
@@ -560,27 +568,43 @@ impl Assembly {
         self.marks.drain(..at.saturating_sub(1));
         let (geometry, content, state) = (job.geometry, job.content, self.state);
         let (shelves, me, cache) = (job.shelves.clone(), job.me.clone(), job.cache.clone());
+        let doubted = job.doubted;
         let stored = tokio::task::spawn_blocking(move || {
             let link = Link {
                 resume,
                 ..Link::forge(geometry, chunk, state, &bytes)
             };
-            store(&shelves, &me, content, chunk, &bytes, link).map(|conflict| {
-                let (encoding, packed) = transfer::pack(bytes);
-                cache.keep(
-                    content,
-                    chunk,
-                    Packed {
-                        link,
-                        maker: me,
-                        encoding,
-                        bytes: packed,
-                    },
-                );
-                (link.after, conflict)
-            })
+            let conflict = store(&shelves, &me, content, chunk, &bytes, link)?;
+            // every link that we made after it rests on the one that was false
+            let false_links = if conflict && doubted {
+                let after = ChunkIndex(chunk.0 + 1);
+                Some(retract(&shelves, content, me.key(), after).map_err(Broke::Disk)?)
+            } else {
+                None
+            };
+            let (encoding, packed) = transfer::pack(bytes);
+            cache.keep(
+                content,
+                chunk,
+                Packed {
+                    link,
+                    maker: me,
+                    encoding,
+                    bytes: packed,
+                },
+            );
+            Ok::<_, Broke>((link.after, conflict, false_links))
         });
-        let (after, conflict) = stored.await.map_err(|_| Broke::Gone)??;
+        let (after, conflict, false_links) = stored.await.map_err(|_| Broke::Gone)??;
+        if let Some(lost) = false_links {
+            job.doubted = false;
+            job.tell(Input::Retracted {
+                id: job.id,
+                from: chunk,
+                result: Ok(lost),
+            })
+            .await?;
+        }
         self.state = after;
         self.next += 1;
         let origin_bytes = std::mem::take(&mut self.unreported);
@@ -590,7 +614,7 @@ impl Assembly {
             origin_bytes,
             conflict,
         };
-        job.inbox.send(fetched).await.map_err(|_| Broke::Gone)
+        job.tell(fetched).await
     }
 
     async fn finish(&mut self, job: &mut Job) -> Result<(), Broke> {
@@ -610,6 +634,23 @@ impl Assembly {
         }
         Ok(())
     }
+}
+
+/// Drops what this host made of a content from a chunk on, and returns it. Blocks.
+pub(crate) fn retract(
+    shelves: &[Shelf],
+    content: Digest,
+    maker: HostKey,
+    from: ChunkIndex,
+) -> Result<Vec<ChunkIndex>, String> {
+    let mut lost = BTreeSet::new();
+    for shelf in shelves {
+        let chunks = shelf
+            .retract(content, maker, from)
+            .map_err(|error| error.to_string())?;
+        lost.extend(chunks);
+    }
+    Ok(lost.into_iter().collect())
 }
 
 /// Stores a chunk that we made a link for; whether it takes the place of another one.

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, HostId, Link, Source,
+    ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source,
     chain::{Entered, Verdict},
 };
 
@@ -76,6 +76,18 @@ impl Shelf {
         match self {
             Self::Stage(stage) => stage.forget_chunk(content, chunk),
             Self::Blob(blob) => blob.forget_chunk(chunk),
+        }
+    }
+
+    pub(crate) fn retract(
+        &self,
+        content: Digest,
+        maker: HostKey,
+        from: ChunkIndex,
+    ) -> io::Result<Vec<ChunkIndex>> {
+        match self {
+            Self::Stage(stage) => stage.retract(content, maker, from),
+            Self::Blob(blob) => blob.retract(maker, from),
         }
     }
 

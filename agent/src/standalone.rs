@@ -189,6 +189,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
                 me: me.clone(),
                 cache: Arc::new(Cache::default()),
                 until: until.clone(),
+                doubted: false,
                 inbox: inbox.clone(),
             };
             let (origin, stage, digest) = (origin.clone(), stage.clone(), spec.digest);

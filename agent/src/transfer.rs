@@ -12,6 +12,7 @@ use bytes::Bytes;
 use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
     ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Source,
+    chain::RejectLinkError,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, Link as WireLink, PeerOpen,
         PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
@@ -144,6 +145,8 @@ pub(crate) struct Subject {
     /// Where its bytes are or shall be. The first is read; all are written.
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) cache: Arc<Cache>,
+    /// Nothing that this host made is taken: it is us, and we have just taken that back.
+    pub(crate) retracted: Option<HostKey>,
 }
 
 /// How a chunk that should come ended.
@@ -153,6 +156,8 @@ pub(crate) struct Receipt {
     pub(crate) wire_bytes: u64,
     /// The bytes or the link were false: the sender lies.
     pub(crate) false_bytes: bool,
+    /// The chain proves the link false. Who made it, as the sender said: perhaps the sender itself.
+    pub(crate) false_link: Option<HostId>,
     /// The volume failed us, in words.
     pub(crate) storage_error: Option<String>,
 }
@@ -167,6 +172,7 @@ impl Receipt {
             result: Err(failure),
             wire_bytes: 0,
             false_bytes: false,
+            false_link: None,
             storage_error: None,
         }
     }
@@ -227,7 +233,7 @@ pub(crate) async fn accept_push(
     let receipt = take(peer, &header, receiver, subject).await;
     let outcome = match receipt.result {
         Ok(()) => PushOutcome::Stored,
-        Err(Failure::Bad) => PushOutcome::Bad,
+        Err(Failure::Bad | Failure::Disproved) => PushOutcome::Bad,
         Err(_) => PushOutcome::Failed,
     };
     // the sender may be gone; what we hold doesn't depend on it
@@ -508,6 +514,9 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         sender: peer,
         maker: packed.maker.key(),
     };
+    if subject.retracted == Some(source.maker) {
+        return Receipt::failed(Failure::Refused);
+    }
     for shelf in &subject.shelves {
         match shelf.write(
             subject.content,
@@ -518,6 +527,18 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
             &packed.maker,
         ) {
             Ok(_) => {}
+            // only who holds what comes after it can know
+            Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
+                let failure = if source.maker == source.sender {
+                    Failure::Bad
+                } else {
+                    Failure::Disproved
+                };
+                return Receipt {
+                    false_link: Some(packed.maker),
+                    ..Receipt::failed(failure)
+                };
+            }
             Err(WriteError::Rejected(_)) => return bad(),
             Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
                 return Receipt::failed(Failure::NotStored);
@@ -535,6 +556,7 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         result: Ok(()),
         wire_bytes: 0,
         false_bytes: false,
+        false_link: None,
         storage_error: None,
     }
 }

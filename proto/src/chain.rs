@@ -347,6 +347,17 @@ impl Ledger {
         }
     }
 
+    /// The unproved chunks from `from` on that this host made, as their senders said: what it may take back.
+    #[must_use]
+    pub fn doubtful(&self, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
+        (from.0..self.proved_from)
+            .map(ChunkIndex)
+            .filter(|chunk| {
+                self.entries[chunk.0 as usize].is_some_and(|entry| entry.source.maker == maker)
+            })
+            .collect()
+    }
+
     /// Walks back from the digest as far as the held links go, and drops the links that this proves false: the one
     /// that doesn't end where the proved link after it starts, and every unproved one of the same source.
     ///

@@ -1,6 +1,10 @@
 //! The contents that this host holds or wants, under the small numbers by which the swarm knows them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use proto::{
     ChunkIndex, ChunkSet, Digest, Geometry, HostKey, chain::Verdict, chunks::ParseRunsError,
@@ -22,6 +26,9 @@ use crate::{
 /// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
 const SCRUB_CHUNKS: u32 = 8;
 
+/// What a host took back is gone from the fleet after this long; until then it doesn't take it from others again.
+const DROPPED_WITHIN: Duration = Duration::from_secs(10);
+
 /// A content of one or more images.
 #[derive(Debug)]
 pub(super) struct Content {
@@ -38,6 +45,10 @@ pub(super) struct Content {
     /// Whether its chain runs from the initial state to the digest.
     pub(super) closed: bool,
     walking: bool,
+    /// What our fetch made of it ended in something else than the digest, and isn't sorted out yet.
+    doubted: bool,
+    /// When we took back some of what we made.
+    retracted_at: Option<Instant>,
 }
 
 /// All contents.
@@ -184,6 +195,8 @@ impl Contents {
             held,
             closed,
             walking: false,
+            doubted: false,
+            retracted_at: None,
         };
         self.contents.insert(id, content);
         (id, true)
@@ -208,6 +221,8 @@ impl Contents {
             closed: blob.is_whole(),
             shelves: vec![Shelf::Blob(blob.clone())],
             walking: false,
+            doubted: false,
+            retracted_at: None,
         };
         self.contents.insert(id, content);
         id
@@ -289,6 +304,10 @@ impl Driver {
             chunk,
             shelves: content.shelves.clone(),
             cache: self.cache.clone(),
+            retracted: content
+                .retracted_at
+                .filter(|at| at.elapsed() < DROPPED_WITHIN)
+                .map(|_| self.me.key()),
         })
     }
 
@@ -318,13 +337,15 @@ impl Driver {
                 self.stored(id, chunk);
             }
             Err(failure) => {
+                if let Some(maker) = receipt.false_link {
+                    self.count_false(From::Peers, 1);
+                    if let Some(sender) = self.members.host(peer) {
+                        warn!(peer = %sender, %maker, chunk = chunk.0, "peer sent a chunk that the chain proves false");
+                        self.blame(sender, maker, Some(id), chunk, BlameKind::Link);
+                    }
+                }
                 if receipt.false_bytes {
-                    self.metrics
-                        .verify_failures
-                        .get_or_create(&SourceLabel {
-                            source: From::Peers,
-                        })
-                        .inc();
+                    self.count_false(From::Peers, 1);
                     if let Some(host) = self.members.host(peer) {
                         warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
                         self.blame(host.clone(), host, Some(id), chunk, BlameKind::Bytes);
@@ -408,21 +429,25 @@ impl Driver {
         content.walking = false;
         content.closed = walked.closed && content.held.is_full();
         let (digest, images, closed) = (content.digest, content.images.clone(), content.closed);
-        for verdict in &walked.verdicts {
-            let lost = u64::from(content.geometry.len(verdict.chunk));
-            content.held.remove(verdict.chunk);
-            for image in &images {
-                if let Some(image) = self.images.get_mut(image) {
-                    image.held_bytes = image.held_bytes.saturating_sub(lost);
-                }
-            }
-        }
         let again = !walked.verdicts.is_empty();
+        for verdict in &walked.verdicts {
+            self.lose(id, verdict.chunk);
+        }
         if walked.storage_error.is_none() {
             self.lack(id, &walked);
         }
+        self.count_false(From::Peers, walked.verdicts.len());
+        let passers: BTreeSet<HostKey> = walked
+            .verdicts
+            .iter()
+            .map(|verdict| verdict.source)
+            .filter(|source| source.sender != source.maker)
+            .map(|source| source.sender)
+            .collect();
+        for passer in passers {
+            self.tell(Event::Misled(passer));
+        }
         for verdict in walked.verdicts {
-            self.cache.forget(digest, verdict.chunk);
             let sender = self.members.host(verdict.source.sender);
             let maker = self.members.host(verdict.source.maker);
             warn!(content = %digest, chunk = verdict.chunk.0, sender = ?sender, maker = ?maker, "the chain proved a chunk false");
@@ -448,6 +473,31 @@ impl Driver {
         } else if again {
             self.walk_if_whole(id);
         }
+    }
+
+    /// A chunk isn't held any more. Whether it was.
+    fn lose(&mut self, id: ContentId, chunk: ChunkIndex) -> bool {
+        let Some(content) = self.contents.find_mut(id) else {
+            return false;
+        };
+        let bytes = u64::from(content.geometry.len(chunk));
+        self.cache.forget(content.digest, chunk);
+        if !content.held.remove(chunk) {
+            return false;
+        }
+        for image in content.images.clone() {
+            if let Some(image) = self.images.get_mut(&image) {
+                image.held_bytes = image.held_bytes.saturating_sub(bytes);
+            }
+        }
+        true
+    }
+
+    fn count_false(&self, source: From, chunks: usize) {
+        self.metrics
+            .verify_failures
+            .get_or_create(&SourceLabel { source })
+            .inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
     }
 
     /// Asks again for what an image lacks after a walk that blamed nobody for it.
@@ -512,6 +562,7 @@ impl Driver {
         for image in images {
             self.content_opened(image, digest);
         }
+        self.count_false(From::Local, bad.len());
         for chunk in bad {
             self.cache.forget(digest, chunk);
             self.tell(Event::ChunkLost { id, chunk });
@@ -547,6 +598,7 @@ impl Driver {
             shelves: content.shelves.clone(),
             reference: reference.clone(),
             access,
+            doubted: false,
             me: self.me.clone(),
             cache: self.cache.clone(),
             until: receiver,
@@ -589,12 +641,8 @@ impl Driver {
             }
         }
         if conflict {
-            // what we held of this chunk came from a peer and isn't what the registry has
-            if let Some(content) = self.contents.find_mut(id) {
-                content.held.remove(chunk);
-                let digest = content.digest;
-                self.cache.forget(digest, chunk);
-            }
+            // what we held of this chunk isn't what the registry has now
+            self.lose(id, chunk);
             self.tell(Event::ChunkLost { id, chunk });
         }
         if let Some(lease) = self.leases.get_mut(&id) {
@@ -602,6 +650,84 @@ impl Driver {
         }
         self.tell(Event::OriginChunk { id, chunk });
         self.stored(id, chunk);
+    }
+
+    pub(super) fn fetch_doubted(&mut self, id: ContentId) {
+        self.count_false(From::Origin, 1);
+        if let Some(content) = self.contents.find_mut(id) {
+            content.doubted = true;
+            warn!(content = %content.digest, "what was fetched from the registry doesn't end in the digest; fetching it again from the beginning");
+        }
+    }
+
+    /// The fetch is over, and what it made was never sorted out: others shall not keep it under our name.
+    pub(super) fn retract_doubted(&mut self, id: ContentId) {
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
+        if !std::mem::take(&mut content.doubted) {
+            return;
+        }
+        let (digest, shelves, me) = (content.digest, content.shelves.clone(), self.me.key());
+        let from = ChunkIndex(0);
+        self.spawn_blocking(move || Input::Retracted {
+            id,
+            from,
+            result: fetch::retract(&shelves, digest, me, from),
+        });
+    }
+
+    /// We take back what we made of a content: the fleet drops it, and holds it against nobody.
+    pub(super) fn retracted(
+        &mut self,
+        id: ContentId,
+        from: ChunkIndex,
+        result: Result<Vec<ChunkIndex>, String>,
+    ) {
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
+        (content.doubted, content.retracted_at) = (false, Some(Instant::now()));
+        let digest = content.digest;
+        warn!(content = %digest, from_chunk = from.0, "the registry's bytes were false; taking back what was made of them");
+        let first = self.retractions.entry(digest).or_insert(from);
+        *first = from.min(*first);
+        self.report_due = true;
+        self.dropped(id, result);
+    }
+
+    /// Another host takes back what it made.
+    pub(super) fn drop_retracted(&mut self, digest: &Digest, maker: HostKey, from: ChunkIndex) {
+        let Some(content) = self.contents.by_digest(digest) else {
+            return;
+        };
+        if maker == self.me.key() || content.closed {
+            return;
+        }
+        let (id, digest, shelves) = (content.id, content.digest, content.shelves.clone());
+        // what it is sending was made before it knew
+        for ((peer, of, chunk), token) in &self.transfers {
+            if *peer == maker && *of == id && *chunk >= from {
+                token.cancel();
+            }
+        }
+        self.spawn_blocking(move || Input::Dropped {
+            id,
+            result: fetch::retract(&shelves, digest, maker, from),
+        });
+    }
+
+    pub(super) fn dropped(&mut self, id: ContentId, result: Result<Vec<ChunkIndex>, String>) {
+        match result {
+            Ok(chunks) => {
+                for chunk in chunks {
+                    if self.lose(id, chunk) {
+                        self.tell(Event::ChunkLost { id, chunk });
+                    }
+                }
+            }
+            Err(error) => self.storage_failed(&error),
+        }
     }
 
     pub(super) fn fetch_trouble(&mut self, id: ContentId, message: String) {
@@ -619,6 +745,15 @@ impl Driver {
 
     pub(super) fn fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
         self.fetches.remove(&id);
+        if let Some(content) = self.contents.find_mut(id) {
+            match end {
+                // the second time brought the same: nothing that we made was false
+                FetchEnd::Done => content.doubted = false,
+                FetchEnd::Bad(_) => content.doubted = true,
+                FetchEnd::Failed(_) => {}
+            }
+        }
+        self.retract_doubted(id);
         let (swarm_end, lease_end, message) = end.parts();
         if let Some(content) = self.contents.find(id)
             && let Some(message) = &message

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use link::Authorised;
 use proto::{
-    Digest,
+    ChunkIndex, Digest,
     message::{Order, Roster, order},
 };
 use swarm::Event;
@@ -46,6 +46,14 @@ impl Driver {
                         warn!(%host, "the fleet quarantined a host");
                         self.tell(Event::Blamed(host.key()));
                     }
+                }
+            }
+            Some(order::Kind::Retraction(retraction)) => {
+                if let Ok(maker) = retraction.maker.parse::<proto::HostId>() {
+                    let from = ChunkIndex(retraction.from_chunk);
+                    self.with_digest(&retraction.content, |driver, digest| {
+                        driver.drop_retracted(&digest, maker.key(), from);
+                    });
                 }
             }
             Some(order::Kind::Bandwidth(bandwidth)) => {

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use proto::{
     ChunkIndex, Digest, HostId,
     message::{
-        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Report, StageState, Volume,
+        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Report, Retraction, StageState,
+        Volume,
     },
 };
 use swarm::event::ContentId;
@@ -96,6 +97,14 @@ impl Driver {
             volume: Some(volume),
             leases,
             blames: std::mem::take(&mut self.blames),
+            retractions: std::mem::take(&mut self.retractions)
+                .into_iter()
+                .map(|(content, from)| Retraction {
+                    content: content.as_bytes().to_vec(),
+                    from_chunk: from.0,
+                    maker: String::new(),
+                })
+                .collect(),
             load: None,
             mirror: self.mirror.wants(full),
         };
@@ -113,12 +122,20 @@ impl Driver {
         }
     }
 
-    /// What must not be lost with a report that couldn't be sent: ends of leases and accusations.
+    /// What must not be lost with a report that couldn't be sent: ends of leases, accusations, and what we took back.
     fn keep_unsent(&mut self, report: Report) {
         if report.mirror.is_some() {
             self.mirror.unsent();
         }
         self.blames = report.blames;
+        self.retractions = report
+            .retractions
+            .iter()
+            .filter_map(|kept| {
+                let content = Digest::try_from(kept.content.as_slice()).ok()?;
+                Some((content, ChunkIndex(kept.from_chunk)))
+            })
+            .collect();
         self.ended_leases = report
             .leases
             .into_iter()

@@ -572,6 +572,33 @@ impl Blob {
         self.flush()
     }
 
+    /// Drops the unproved chunks from `from` on that this host made: it took them back. Blocks.
+    pub(crate) fn retract(&self, maker: HostKey, from: ChunkIndex) -> io::Result<Vec<ChunkIndex>> {
+        let chunks = {
+            let mut inner = hold(&self.state);
+            let chunks = inner
+                .ledger
+                .as_ref()
+                .map_or_else(Vec::new, |ledger| ledger.doubtful(maker, from));
+            for chunk in &chunks {
+                if let Some(ledger) = &mut inner.ledger {
+                    ledger.forget(*chunk);
+                }
+                inner.lose(*chunk);
+                hold(&self.pending).push(Record::Dropped {
+                    content: self.digest,
+                    chunk: *chunk,
+                });
+            }
+            chunks
+        };
+        if let Some(first) = chunks.first() {
+            self.mislead(*first);
+            self.flush()?;
+        }
+        Ok(chunks)
+    }
+
     /// Drops everything: the registry's bytes don't end in the digest. Blocks.
     pub(crate) fn forget_all(&self) -> io::Result<()> {
         for chunk in self.held().iter() {

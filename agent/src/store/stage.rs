@@ -13,7 +13,7 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostId, Layout, Ledger, Link, Source,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Ledger, Link, Source,
     chain::{Entered, RejectLinkError, Verdict},
     image::{ContentSpec, LayerName, Place},
 };
@@ -636,6 +636,35 @@ impl Stage {
             });
         }
         self.flush()
+    }
+
+    /// Drops the unproved chunks from `from` on that this host made: it took them back. Journaled before this returns.
+    ///
+    /// # Errors
+    /// When the journal can't be written; the chunks are dropped all the same.
+    pub fn retract(
+        &self,
+        content: Digest,
+        maker: HostKey,
+        from: ChunkIndex,
+    ) -> io::Result<Vec<ChunkIndex>> {
+        let Some(content) = self.find(content) else {
+            return Ok(Vec::new());
+        };
+        let chunks = {
+            let mut state = hold(&content.state);
+            let chunks = state.ledger.doubtful(maker, from);
+            for chunk in &chunks {
+                state.drop_chunk(*chunk);
+                hold(&self.pending).records.push(Record::Dropped {
+                    content: content.spec.digest,
+                    chunk: *chunk,
+                });
+            }
+            chunks
+        };
+        self.flush()?;
+        Ok(chunks)
     }
 
     /// Reads a held chunk again and drops it, lastingly, when its bytes don't fit its link any more. Whether it is still

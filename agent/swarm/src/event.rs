@@ -37,6 +37,8 @@ pub enum Spread {
 pub enum Failure {
     /// The bytes don't fit the link that they came with, or the link can't be true: the sender lies or is broken.
     Bad,
+    /// The link can't be true, but another host made it: the sender may have believed it, and holds nothing true.
+    Disproved,
     /// The peer is over its bound of uploads.
     Busy,
     /// The peer doesn't hold the chunk (any more).
@@ -217,6 +219,8 @@ pub enum Event {
     },
     /// The chain proved that this peer sent something false.
     Blamed(HostKey),
+    /// The peer passed on something that the chain proved false, and that another host made, as it says.
+    Misled(HostKey),
     /// Byte budgets of this host, per second; 0 is no limit.
     Bandwidth {
         /// Up.

@@ -292,6 +292,7 @@ impl Swarm {
                 wire_bytes,
             } => self.sent(peer, id, chunk, ticket, delivery, wire_bytes),
             Event::Blamed(peer) => self.blamed(peer),
+            Event::Misled(peer) => self.misled(peer),
             Event::Bandwidth {
                 upload_bytes_per_second,
                 download_bytes_per_second,
@@ -564,7 +565,10 @@ impl Swarm {
             Failure::Busy => {
                 self.peers[peer.at()].not_asked_before = self.now + TICK;
             }
-            Failure::Missing => {
+            Failure::Missing | Failure::Disproved => {
+                if failure == Failure::Disproved {
+                    self.misled(key);
+                }
                 if let Some(slot) = self.peers[peer.at()].slot
                     && let Some(content) = self.contents.get_mut(&id)
                 {

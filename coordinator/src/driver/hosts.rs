@@ -207,6 +207,18 @@ impl Driver {
         for lease in &report.leases {
             self.lease(now, host, lease);
         }
+        // what a host takes back isn't held against it, even by who tells of both at once
+        for retraction in &report.retractions {
+            if let Ok(content) = message::digest(&retraction.content) {
+                info!(%host, %content, from_chunk = retraction.from_chunk, "host takes back what it made of the registry's false bytes");
+                let event = Event::Retracted {
+                    host: host.clone(),
+                    content,
+                    from: retraction.from_chunk,
+                };
+                self.plan.handle(now, event);
+            }
+        }
         for blame in &report.blames {
             self.blame(now, host, blame);
         }
@@ -370,7 +382,14 @@ impl Driver {
             blame.kind(),
             message::BlameKind::Bytes | message::BlameKind::Link
         ) {
-            self.plan.handle(now, Event::Blamed { by, host, maker });
+            let content = message::digest(&blame.content).ok();
+            let event = Event::Blamed {
+                by,
+                host,
+                maker,
+                content,
+            };
+            self.plan.handle(now, event);
         }
     }
 }

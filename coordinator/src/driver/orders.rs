@@ -61,6 +61,22 @@ impl Driver {
                     };
                     self.order(&host, kind(message::order::Kind::Revoke(order)));
                 }
+                Action::Retract {
+                    maker,
+                    content,
+                    from,
+                } => {
+                    let order = message::Retraction {
+                        content: content.as_bytes().to_vec(),
+                        from_chunk: from,
+                        maker: maker.to_string(),
+                    };
+                    let order = Arc::new(kind(message::order::Kind::Retraction(order)));
+                    let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
+                    for host in hosts {
+                        self.order_shared(&host, &order);
+                    }
+                }
                 Action::Quarantine(host) => {
                     error!(%host, "host is quarantined: several others proved that it sent false data; look at its disk and memory");
                 }

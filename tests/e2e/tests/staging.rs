@@ -14,9 +14,9 @@ use std::{
 };
 
 use e2e::{
-    cluster::{Cluster, Options, Place, wait_until},
+    cluster::{Agent, Cluster, Options, Place, wait_until},
     docker_registry::{self, DockerRegistry},
-    image::{Flaw, GeneratedImage, ImageSpec},
+    image::{Flaw, GeneratedImage, ImageSpec, Mix},
     registry::{self, Fault, Misbehaviour, Registry, Target},
 };
 use serde_json::Value;
@@ -308,6 +308,52 @@ fn a_bad_layer_is_named_and_nothing_is_installed() {
             assert!(!disk(&cluster, host, &reference).exists(), "{flaw:?}");
         }
     }
+}
+
+#[test]
+fn a_registry_that_once_sends_false_bytes_is_held_against_no_host() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let mut spec = spec(24, 8);
+    (spec.nvram_bytes, spec.layers_without_digest) = (6 << 20, 1);
+    spec.mix = Mix {
+        zero_percent: 0,
+        compressible_percent: 0,
+    };
+    let (registry, image, reference) = registry(&runtime, &dir, &spec, Some(8 << 20));
+    let layout = image.layout().unwrap();
+    // incompressible, so that the false bytes decode, and show only at the end of the chain
+    for blob in [
+        layout.nvram(),
+        layout.layers()[0].blob,
+        layout.layers()[1].blob,
+    ] {
+        let corrupt = Misbehaviour::CorruptAt(blob.size * 2 / 5);
+        registry.script(Fault::once(Target::Blob(blob.digest), corrupt));
+    }
+    let cluster = cluster(&dir, 4, registry.addr().to_string());
+    let staged = cluster.parbake(&["stage", &reference, "--wait"]).unwrap();
+    assert!(
+        staged.status.success(),
+        "{}",
+        String::from_utf8_lossy(&staged.stderr)
+    );
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+    let logs: Vec<Value> = cluster.agents().iter().flat_map(Agent::log).collect();
+    let said = |log: &[Value], word: &str| {
+        log.iter()
+            .filter(|line| {
+                line["fields"]["message"]
+                    .as_str()
+                    .is_some_and(|message| message.contains(word))
+            })
+            .count()
+    };
+    assert_eq!(said(&logs, "taking back what was made of them"), 3);
+    assert_eq!(said(&logs, "quarantined"), 0);
+    assert_eq!(said(&cluster.coordinator_log(), "quarantined"), 0);
 }
 
 #[test]

@@ -12,8 +12,11 @@ pub enum Scenario {
     Fanout,
     /// 2 % of the hosts crash and return with their journal, 5 % upload at half rate, one lies.
     Faults,
-    /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links.
+    /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links, under their own names
+    /// or others'. They accuse honest hosts.
     Liars,
+    /// The registry sends false bytes of three contents, once each.
+    Corrupt,
     /// The coordinator goes a third of the way in, and never returns.
     Headless,
     /// All agents and the coordinator are restarted at once, midway.
@@ -34,10 +37,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
+        Self::Corrupt,
         Self::Headless,
         Self::Restart,
         Self::Slow,
@@ -55,6 +59,7 @@ impl Scenario {
             Self::Fanout => "fanout",
             Self::Faults => "faults",
             Self::Liars => "liars",
+            Self::Corrupt => "corrupt",
             Self::Headless => "headless",
             Self::Restart => "restart",
             Self::Slow => "slow",
@@ -74,7 +79,10 @@ impl Scenario {
             Self::Faults => {
                 "2 % of hosts crash and return with their journal, 5 % upload at half rate, one lies"
             }
-            Self::Liars => "30 % of hosts send bad chunks or invented links",
+            Self::Liars => {
+                "30 % of hosts send bad chunks or invented links, name others as their makers, and accuse the honest"
+            }
+            Self::Corrupt => "the registry sends false bytes of three contents, once each",
             Self::Headless => "the coordinator goes a third of the way in and stays away",
             Self::Restart => "all agents and the coordinator restart at once, midway",
             Self::Slow => "5 % of hosts have half the rate both ways",

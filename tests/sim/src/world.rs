@@ -76,11 +76,14 @@ struct Node {
     staged: bool,
     held: Vec<ChunkSet>,
     missing: u64,
+    /// As a liar: how it covers up.
+    manner: Manner,
     /// Chunks held that are false: by content, with sender and maker.
     false_links: BTreeMap<u32, BTreeMap<u32, (u32, u32)>>,
     /// Sender and maker of each chunk, kept only where somebody lies.
     sources: Vec<Vec<(u32, u32)>>,
-    makers_blamed: BTreeMap<u32, u32>,
+    /// From which chunk on each content is proved; kept only where somebody lies.
+    proved_from: Vec<u32>,
     /// Arrivals of the last second, for hosts that will crash.
     recent: VecDeque<(Nanos, u32, u32)>,
     keeps_recent: bool,
@@ -103,6 +106,21 @@ struct Fetching {
     until: u32,
     under_way: u32,
     failing: bool,
+    /// The registry's bytes are false from this chunk on.
+    false_from: Option<u32>,
+    /// They were: the whole content is fetched again, and compared.
+    again: bool,
+}
+
+/// Whom a liar names as the maker of what it invents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Itself.
+    Plain,
+    /// Somebody else.
+    Framing,
+    /// Somebody else, whom it accuses of it too.
+    Perjured,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -604,6 +622,7 @@ impl Node {
             left: false,
             wanted: true,
             liar: false,
+            manner: Manner::Plain,
             connected: vec![false; setup.hosts],
             believes: vec![false; setup.hosts],
             up_count: 0,
@@ -620,7 +639,7 @@ impl Node {
                 .sum(),
             false_links: BTreeMap::new(),
             sources: Vec::new(),
-            makers_blamed: BTreeMap::new(),
+            proved_from: Vec::new(),
             recent: VecDeque::new(),
             keeps_recent: false,
             fetches: BTreeMap::new(),

@@ -135,6 +135,15 @@ fn liars_install_nothing_on_honest_hosts() {
 }
 
 #[test]
+fn a_registry_that_sends_false_bytes_is_held_against_no_host() {
+    for seed in [21, 22, 23] {
+        let outcome = small(Scenario::Corrupt, 20, seed);
+        // three contents of eight are fetched twice
+        assert!(outcome.origin_over_image() <= 1.4, "{}", outcome.to_text());
+    }
+}
+
+#[test]
 fn without_a_coordinator_the_fleet_goes_on() {
     let outcome = small(Scenario::Headless, 20, 5);
     assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());

@@ -12,6 +12,8 @@ const SLOTS: usize = 64;
 const DIAL_HEAD_START: Duration = Duration::from_secs(2);
 /// After a transfer that brought nothing a peer isn't asked for a while, which doubles each time in a row up to this.
 const SILENT_MOST: Duration = Duration::from_secs(30);
+/// Lies that a peer passes on add up over this time.
+const MISLED_WITHIN: Duration = Duration::from_mins(1);
 
 impl Swarm {
     pub(super) fn set_roster(&mut self, entries: &[Entry]) {
@@ -286,10 +288,29 @@ impl Swarm {
         }
     }
 
+    /// The chain proved that the peer passed a lie on. It may have believed it; one that does so again and again is left
+    /// alone for a while.
+    pub(super) fn misled(&mut self, key: HostKey) {
+        let Some(index) = self.find(key) else {
+            return;
+        };
+        let now = self.now;
+        let peer = &mut self.peers[index.at()];
+        let (count, since) = &mut peer.misled;
+        if now.since(*since) >= MISLED_WITHIN {
+            (*count, *since) = (0, now);
+        }
+        *count += 1;
+        if *count > self.config.misled {
+            *count = 0;
+            self.shun(index, self.config.quarantine);
+        }
+    }
+
     fn quarantine(&mut self, index: PeerIndex) {
         let peer = &mut self.peers[index.at()];
-        let strikes = core::mem::take(&mut peer.strikes);
         if peer.is_quarantined() {
+            peer.strikes = 0;
             return;
         }
         let lasts = doubled(
@@ -297,8 +318,17 @@ impl Swarm {
             peer.quarantines,
             self.config.quarantine_most,
         );
-        peer.quarantined_until = Some(self.now + lasts);
         peer.quarantines = peer.quarantines.saturating_add(1);
+        self.shun(index, lasts);
+    }
+
+    fn shun(&mut self, index: PeerIndex, lasts: Duration) {
+        let peer = &mut self.peers[index.at()];
+        let strikes = core::mem::take(&mut peer.strikes);
+        if peer.is_quarantined() {
+            return;
+        }
+        peer.quarantined_until = Some(self.now + lasts);
         self.quarantined.push(index);
         let key = peer.key;
         self.actions

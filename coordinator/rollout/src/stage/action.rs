@@ -44,6 +44,15 @@ pub enum Action {
         /// The content.
         content: Digest,
     },
+    /// Tell every host to drop what it has of this maker, of a content from a chunk on: its own word took it back.
+    Retract {
+        /// Who made it.
+        maker: HostId,
+        /// The content.
+        content: Digest,
+        /// The first chunk.
+        from: u32,
+    },
     /// Too many hosts blame this one: no host may talk to it until an operator says so, or for a time.
     Quarantine(HostId),
 }

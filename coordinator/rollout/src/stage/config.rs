@@ -21,8 +21,10 @@ pub struct Config {
     pub origin_retry_most: Duration,
     /// Different hosts that have to find the registry's bytes bad before an image fails.
     pub bad_witnesses: usize,
-    /// Different hosts that have to blame a host before the fleet shuns it.
+    /// Different hosts that have to blame a host before the fleet shuns it, at least.
     pub accusers: usize,
+    /// And in percent of the hosts that are connected: more than ever lie together, or they would shun the honest.
+    pub accusers_percent: usize,
     /// A host that passed on a false chunk which another made has found that out itself after this long, and says so.
     pub passers_accuse_within: Duration,
     /// How long the fleet shuns it.
@@ -47,6 +49,7 @@ impl Default for Config {
             origin_retry_most: Duration::from_mins(1),
             bad_witnesses: 2,
             accusers: 2,
+            accusers_percent: 34,
             passers_accuse_within: Duration::from_mins(2),
             quarantine: Duration::from_hours(1),
             absent_after: Duration::from_secs(15),

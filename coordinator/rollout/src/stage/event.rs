@@ -125,6 +125,17 @@ pub enum Event {
         host: HostId,
         /// Who made it, as the sender said.
         maker: HostId,
+        /// What of, where the accuser says so.
+        content: Option<Digest>,
+    },
+    /// A host that fetched a content found the registry's bytes false, and takes back what it made of them.
+    Retracted {
+        /// The host.
+        host: HostId,
+        /// The content.
+        content: Digest,
+        /// The first false chunk.
+        from: u32,
     },
     /// So many contents may be leased at one time from now on. Leases that run go on.
     Limited {

@@ -1,9 +1,10 @@
-//! The plan: state, and how events change it. Leases are decided in `lease`, neighbours in `graph`, and `report` says
-//! where everything stands.
+//! The plan: state, and how events change it. Leases are decided in `lease`, neighbours in `graph`, whom the fleet shuns in
+//! `trust`, and `report` says where everything stands.
 
 mod graph;
 mod lease;
 mod report;
+mod trust;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,7 +17,7 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
-use self::lease::ContentState;
+use self::{lease::ContentState, trust::Charges};
 use super::{
     Action, Config, Event,
     event::{Content, Selection, Standing},
@@ -64,10 +65,7 @@ struct Host {
     neighbours: BTreeSet<HostId>,
     sent_epoch: u64,
     quarantined_until: Option<Moment>,
-    /// Who says that it sent something false that it made itself.
-    accusers: BTreeSet<HostId>,
-    /// Who says that it passed on something false of another maker, since when.
-    passed: BTreeMap<(HostId, HostId), Moment>,
+    charges: Charges,
     leases: usize,
     /// Leases that it let expire or that failed: others are preferred.
     failures: u32,
@@ -92,12 +90,6 @@ struct Origin {
     failed_on: BTreeSet<HostId>,
     failures: u32,
     retry_at: Option<Moment>,
-}
-
-impl Host {
-    fn is_accused_by(&self, id: &HostId) -> bool {
-        self.accusers.contains(id) || self.passed.keys().any(|(by, _)| by == id)
-    }
 }
 
 impl Plan {
@@ -157,7 +149,17 @@ impl Plan {
                 paced,
             } => self.lease_progress(&host, content, chunks, paced),
             Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
-            Event::Blamed { by, host, maker } => self.blamed(&by, &host, &maker),
+            Event::Blamed {
+                by,
+                host,
+                maker,
+                content,
+            } => self.blamed(&by, &host, &maker, content),
+            Event::Retracted {
+                host,
+                content,
+                from,
+            } => self.retracted(&host, content, from),
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);
                 self.grant_wanted = true;
@@ -171,6 +173,7 @@ impl Plan {
         if self.tick_at <= self.now {
             self.tick_at = self.now + TICK;
             self.release_quarantined();
+            self.forget_old_charges();
             self.judge_passers();
             self.expire_leases();
             self.audit();
@@ -222,8 +225,7 @@ impl Plan {
                 neighbours: BTreeSet::new(),
                 sent_epoch: 0,
                 quarantined_until: None,
-                accusers: BTreeSet::new(),
-                passed: BTreeMap::new(),
+                charges: Charges::default(),
                 leases: 0,
                 failures: 0,
             },
@@ -247,8 +249,7 @@ impl Plan {
             content.forget_host(id);
         }
         for host in self.hosts.values_mut() {
-            host.accusers.remove(id);
-            host.passed.retain(|(by, maker), _| by != id && maker != id);
+            host.charges.forget_host(id);
         }
         self.roster_changed();
     }
@@ -318,103 +319,6 @@ impl Plan {
                 host: id.clone(),
                 neighbours: host.neighbours.iter().cloned().collect(),
             });
-        }
-    }
-
-    fn blamed(&mut self, by: &HostId, id: &HostId, maker: &HostId) {
-        let trusted = self
-            .hosts
-            .get(by)
-            .is_some_and(|host| host.quarantined_until.is_none());
-        if !trusted || by == id {
-            return;
-        }
-        if maker != id && self.hosts.contains_key(maker) {
-            // whoever passes a lie on may have believed it: time will tell
-            if let Some(host) = self.hosts.get_mut(id) {
-                host.passed
-                    .entry((by.clone(), maker.clone()))
-                    .or_insert(self.now);
-            }
-            return;
-        }
-        let enough = self.config.accusers.max(1);
-        let accused = self.hosts.get_mut(id).is_some_and(|host| {
-            host.accusers.insert(by.clone());
-            host.accusers.len() >= enough
-        });
-        if accused {
-            self.quarantine(id);
-        }
-    }
-
-    /// An honest host that passed a lie on finds it too, when its own copy closes, and accuses whoever it had it from.
-    /// One that doesn't, though several others accuse it, named an innocent maker.
-    fn judge_passers(&mut self) {
-        let enough = self.config.accusers.max(1);
-        let after = self.config.passers_accuse_within;
-        let guilty: Vec<HostId> = self
-            .hosts
-            .iter()
-            .filter(|(id, host)| {
-                if host.quarantined_until.is_some() || host.passed.is_empty() {
-                    return false;
-                }
-                let by: BTreeSet<&HostId> = host
-                    .passed
-                    .iter()
-                    .filter(|((_, maker), since)| {
-                        self.now.since(**since) >= after
-                            && self.hosts.get(maker).is_some_and(|maker| {
-                                maker.quarantined_until.is_none() && !maker.is_accused_by(id)
-                            })
-                    })
-                    .map(|((by, _), _)| by)
-                    .collect();
-                by.len() >= enough
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in guilty {
-            self.quarantine(&id);
-        }
-    }
-
-    fn quarantine(&mut self, id: &HostId) {
-        let Some(host) = self.hosts.get_mut(id) else {
-            return;
-        };
-        if host.quarantined_until.is_some() {
-            return;
-        }
-        host.quarantined_until = Some(self.now + self.config.quarantine);
-        self.actions.push_back(Action::Quarantine(id.clone()));
-        self.drop_leases_of(id, true);
-        self.leave_graph(id);
-        for content in self.contents.values_mut() {
-            content.forget_host(id);
-        }
-        self.roster_changed();
-    }
-
-    fn release_quarantined(&mut self) {
-        let over: Vec<HostId> = self
-            .hosts
-            .iter()
-            .filter(|(_, host)| {
-                host.quarantined_until
-                    .is_some_and(|until| until <= self.now)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in over {
-            if let Some(host) = self.hosts.get_mut(&id) {
-                host.quarantined_until = None;
-                host.accusers.clear();
-                host.passed.clear();
-            }
-            self.join_graph(&id);
-            self.roster_changed();
         }
     }
 

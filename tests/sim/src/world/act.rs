@@ -152,8 +152,11 @@ impl World {
             }
             Action::Fetch { id, until } => self.fetch(host, id.0, until.0),
             Action::StopFetch(id) => {
-                self.node_mut(host).fetches.remove(&id.0);
+                let fetching = self.node_mut(host).fetches.remove(&id.0);
                 self.abort_origin(host, id.0);
+                if fetching.is_some_and(|fetching| fetching.again) {
+                    self.take_all_back(host, id.0);
+                }
             }
             Action::ReleaseLease(id) => {
                 self.node_mut(host).leases.remove(&id.0);
@@ -161,17 +164,7 @@ impl World {
             }
             Action::Report { peer: key, .. } => {
                 if let Some(peer) = self.find(key) {
-                    let maker = self
-                        .node_mut(host)
-                        .makers_blamed
-                        .remove(&peer)
-                        .unwrap_or(peer);
-                    self.check_blame(peer, maker);
-                    self.tell_plan_from(host, |world| stage::Event::Blamed {
-                        by: world.node(host).id.clone(),
-                        host: world.node(peer).id.clone(),
-                        maker: world.node(maker).id.clone(),
-                    });
+                    self.check_shunned(peer);
                 }
             }
         }
@@ -516,14 +509,17 @@ impl World {
         };
         let peer = self.node(from).key;
         let (content_id, chunk_index) = (ContentId(content), ChunkIndex(chunk));
-        if lie == Lie::Bytes {
+        if let Some((failure, maker)) = self.refuted(from, to, content, chunk, lie) {
+            if failure != Failure::Refused {
+                self.blame(to, from, maker, content);
+            }
             self.feed(
                 to,
                 swarm::Event::NotArrived {
                     peer,
                     id: content_id,
                     chunk: chunk_index,
-                    failure: Failure::Bad,
+                    failure,
                 },
             );
             self.end_transfer(id, Delivery::Bad, bytes);
@@ -646,6 +642,8 @@ impl World {
                 until: 0,
                 under_way: 0,
                 failing: false,
+                false_from: None,
+                again: false,
             });
         if until < fetching.until {
             self.checks.note("a fetch went back");
@@ -663,7 +661,8 @@ impl World {
             let Some(fetching) = node.fetches.get_mut(&content) else {
                 return;
             };
-            while fetching.next < fetching.until
+            while !fetching.again
+                && fetching.next < fetching.until
                 && node.held[content as usize].contains(ChunkIndex(fetching.next))
             {
                 fetching.next += 1;
@@ -711,14 +710,32 @@ impl World {
         if !self.node(host).alive {
             return;
         }
+        let chunks = self.specs[content as usize].geometry.chunks();
         let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) else {
             return;
         };
         fetching.under_way -= 1;
+        let last = chunk + 1 == chunks;
+        let invented = fetching.false_from.is_some_and(|from| chunk >= from);
+        if invented && last {
+            // the chain doesn't end in the digest: everything is fetched again
+            *fetching = Fetching {
+                next: 0,
+                again: true,
+                false_from: None,
+                ..*fetching
+            };
+            self.pump_origin(host, content);
+            return;
+        }
+        if fetching.again {
+            self.take_back(host, content, chunk);
+        }
         if let Some(fetched) = self.node_mut(host).leases.get_mut(&content) {
             *fetched += 1;
         }
-        self.store(host, content, chunk, host, Lie::None);
+        let lie = if invented { Lie::Link(host) } else { Lie::None };
+        self.store(host, content, chunk, host, lie);
         self.feed(
             host,
             swarm::Event::OriginChunk {
@@ -779,17 +796,7 @@ impl World {
     fn store(&mut self, host: u32, content: u32, chunk: u32, from: u32, lie: Lie) {
         let now = self.now;
         let passed_on = if self.lies && from != host {
-            let sender = self.node(from);
-            let maker = sender
-                .sources
-                .get(content as usize)
-                .map_or(from, |sources| sources[chunk as usize].1);
-            sender
-                .false_links
-                .get(&content)
-                .and_then(|links| links.get(&chunk))
-                .map(|(_, maker)| *maker)
-                .map_or((false, maker), |maker| (true, maker))
+            self.passed_on(from, content, chunk)
         } else {
             (false, from)
         };
@@ -812,8 +819,10 @@ impl World {
         }
         if lies {
             let (inherited, maker) = passed_on;
-            let invented = lie == Lie::Link;
-            let maker = if invented { from } else { maker };
+            let (invented, maker) = match lie {
+                Lie::Link(maker) => (true, maker),
+                Lie::None | Lie::Bytes => (false, maker),
+            };
             node.sources[content as usize][chunk as usize] = (from, maker);
             if invented || inherited {
                 node.false_links
@@ -837,8 +846,158 @@ impl World {
         if last || self.random(2) == 0 {
             Lie::Bytes
         } else {
-            Lie::Link
+            let maker = match self.node(from).manner {
+                Manner::Plain => from,
+                Manner::Framing | Manner::Perjured => index(self.random(self.nodes.len())),
+            };
+            if self.node(from).manner == Manner::Perjured && maker != from {
+                self.blame(from, maker, maker, content);
+            }
+            Lie::Link(maker)
         }
+    }
+
+    /// Whether what this host passes on is false, and who made it, as it says.
+    fn passed_on(&self, from: u32, content: u32, chunk: u32) -> (bool, u32) {
+        let sender = self.node(from);
+        let false_link = sender
+            .false_links
+            .get(&content)
+            .and_then(|links| links.get(&chunk));
+        match false_link {
+            Some((_, maker)) => (true, *maker),
+            None => {
+                let sources = sender.sources.get(content as usize);
+                (false, sources.map_or(from, |of| of[chunk as usize].1))
+            }
+        }
+    }
+
+    /// Whether the receiver sees at once that a chunk is false, and who made it, as the sender says.
+    fn refuted(
+        &self,
+        from: u32,
+        to: u32,
+        content: u32,
+        chunk: u32,
+        lie: Lie,
+    ) -> Option<(Failure, u32)> {
+        let maker = match lie {
+            Lie::Bytes => return Some((Failure::Bad, from)),
+            Lie::Link(maker) => maker,
+            Lie::None if self.lies => match self.passed_on(from, content, chunk) {
+                (true, maker) => maker,
+                (false, _) => return None,
+            },
+            Lie::None => return None,
+        };
+        // it was taken back, and goes on round the fleet for a moment
+        if maker == to {
+            return Some((Failure::Refused, maker));
+        }
+        // a link that should end where a proved one starts
+        let proved = self.node(to).proved_from.get(content as usize).copied();
+        if proved.is_none_or(|from| chunk + 1 < from) {
+            return None;
+        }
+        let failure = if maker == from {
+            Failure::Bad
+        } else {
+            Failure::Disproved
+        };
+        Some((failure, maker))
+    }
+
+    fn blame(&mut self, by: u32, sender: u32, maker: u32, content: u32) {
+        let content = self.specs[content as usize].digest;
+        self.tell_plan_from(by, |world| stage::Event::Blamed {
+            by: world.node(by).id.clone(),
+            host: world.node(sender).id.clone(),
+            maker: world.node(maker).id.clone(),
+            content: Some(content),
+        });
+    }
+
+    /// The registry's bytes come a second time: where they differ from what was made of them the first time, that is
+    /// taken back.
+    fn take_back(&mut self, host: u32, content: u32, chunk: u32) {
+        let false_link = self
+            .node(host)
+            .false_links
+            .get(&content)
+            .is_some_and(|links| links.contains_key(&chunk));
+        if !false_link {
+            return;
+        }
+        // what it made after it rests on it
+        let own = self
+            .node(host)
+            .false_links
+            .get(&content)
+            .is_some_and(|links| links.range(chunk..).any(|(_, (_, maker))| *maker == host));
+        if own {
+            let digest = self.specs[content as usize].digest;
+            self.tell_plan_from(host, |world| stage::Event::Retracted {
+                host: world.node(host).id.clone(),
+                content: digest,
+                from: chunk,
+            });
+        }
+        self.drop_made_by(host, content, host, chunk);
+        // another's lie is replaced where it lies
+        self.drop_chunk(host, content, chunk);
+    }
+
+    /// The registry's bytes don't come a second time after all: nothing tells which of them were false.
+    fn take_all_back(&mut self, host: u32, content: u32) {
+        let false_links = self.node(host).false_links.get(&content);
+        let own = false_links.is_some_and(|links| links.values().any(|(_, maker)| *maker == host));
+        if own {
+            let digest = self.specs[content as usize].digest;
+            self.tell_plan_from(host, |world| stage::Event::Retracted {
+                host: world.node(host).id.clone(),
+                content: digest,
+                from: 0,
+            });
+            self.drop_made_by(host, content, host, 0);
+        }
+    }
+
+    /// A maker took back what it made of a content from a chunk on.
+    pub(super) fn drop_made_by(&mut self, host: u32, content: u32, maker: u32, from: u32) {
+        let node = self.node(host);
+        if !node.alive {
+            return;
+        }
+        let end = node.proved_from.get(content as usize).copied();
+        let end = end.unwrap_or(0);
+        let Some(sources) = node.sources.get(content as usize) else {
+            return;
+        };
+        let chunks: Vec<u32> = (from..end)
+            .filter(|chunk| sources[*chunk as usize].1 == maker)
+            .collect();
+        for chunk in chunks {
+            self.drop_chunk(host, content, chunk);
+        }
+    }
+
+    fn drop_chunk(&mut self, host: u32, content: u32, chunk: u32) {
+        let node = self.node_mut(host);
+        if !node.held[content as usize].remove(ChunkIndex(chunk)) {
+            return;
+        }
+        node.missing += 1;
+        if let Some(links) = node.false_links.get_mut(&content) {
+            links.remove(&chunk);
+        }
+        self.feed(
+            host,
+            swarm::Event::ChunkLost {
+                id: ContentId(content),
+                chunk: ChunkIndex(chunk),
+            },
+        );
     }
 
     /// Once everything of a content is there, the chain is walked back from the digest: the first false link names its
@@ -852,32 +1011,30 @@ impl World {
                 .and_then(|links| links.last_key_value())
                 .map(|(chunk, source)| (*chunk, *source));
             let Some((top, source)) = false_link else {
+                if let Some(proved) = self.node_mut(host).proved_from.get_mut(content as usize) {
+                    *proved = 0;
+                }
                 self.maybe_finished(host);
                 return;
             };
             let node = self.node_mut(host);
+            node.proved_from[content as usize] = top + 1;
             let dropped: Vec<u32> = (0..=top)
                 .filter(|chunk| node.sources[content as usize][*chunk as usize] == source)
                 .collect();
-            for chunk in &dropped {
-                node.held[content as usize].remove(ChunkIndex(*chunk));
-                node.missing += 1;
-                if let Some(links) = node.false_links.get_mut(&content) {
-                    links.remove(chunk);
-                }
-            }
-            node.makers_blamed.insert(source.0, source.1);
-            let blamed = self.node(source.0).key;
+            let (sender, maker) = source;
+            self.blame(host, sender, maker, content);
+            // who passed a lie on couldn't know it
+            let blamed = self.node(sender).key;
+            let event = if sender == maker {
+                swarm::Event::Blamed(blamed)
+            } else {
+                swarm::Event::Misled(blamed)
+            };
+            self.feed(host, event);
             for chunk in dropped {
-                self.feed(
-                    host,
-                    swarm::Event::ChunkLost {
-                        id: ContentId(content),
-                        chunk: ChunkIndex(chunk),
-                    },
-                );
+                self.drop_chunk(host, content, chunk);
             }
-            self.feed(host, swarm::Event::Blamed(blamed));
         }
     }
 
@@ -907,6 +1064,6 @@ enum Lie {
     None,
     /// Bytes that don't fit their link.
     Bytes,
-    /// An invented link, and bytes that fit it.
-    Link,
+    /// An invented link, and bytes that fit it, in this host's name.
+    Link(u32),
 }

@@ -128,10 +128,11 @@ impl World {
         }
     }
 
-    pub(super) fn check_blame(&mut self, sender: u32, maker: u32) {
-        if !self.node(sender).liar && !self.node(maker).liar && !self.lies {
-            // silence is no lie, but it is a reason to leave a host alone for a while: dead, slow or cut off
-            self.checks.stalls.entry("peer_left_alone").or_insert(0.0);
+    /// A host shuns another by itself: only one that lied to it.
+    pub(super) fn check_shunned(&mut self, peer: u32) {
+        if !self.node(peer).liar {
+            self.checks
+                .note("an honest host was quarantined by another");
         }
     }
 

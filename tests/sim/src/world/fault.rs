@@ -23,6 +23,8 @@ pub(super) enum Fault {
     OriginRate(u64),
     OriginDown,
     OriginUp,
+    /// What the registry sends of some content that is being fetched is false from here on.
+    OriginCorrupt,
     /// All agents and the coordinator are killed.
     AllDown,
     AllUp,
@@ -74,6 +76,13 @@ impl World {
             Scenario::Liars => {
                 for host in pick(0, count * 3 / 10) {
                     self.make_liar(host);
+                }
+            }
+            Scenario::Corrupt => {
+                self.watch_sources();
+                let bound = self.bound_s();
+                for at in [0.1, 0.4, 0.7] {
+                    self.fault(bound * at, Fault::OriginCorrupt);
                 }
             }
             Scenario::Headless => {
@@ -140,17 +149,25 @@ impl World {
         self.at(at, Due::Fault(number));
     }
 
-    fn make_liar(&mut self, host: usize) {
-        if !self.lies {
-            self.lies = true;
-            for at in 0..self.nodes.len() {
-                self.nodes[at].sources = self
-                    .specs
-                    .iter()
-                    .map(|spec| vec![(index(at), index(at)); spec.geometry.chunks() as usize])
-                    .collect();
-            }
+    /// Notes from now on who made what.
+    fn watch_sources(&mut self) {
+        if self.lies {
+            return;
         }
+        self.lies = true;
+        for at in 0..self.nodes.len() {
+            let chunks = || self.specs.iter().map(|spec| spec.geometry.chunks());
+            self.nodes[at].sources = chunks()
+                .map(|chunks| vec![(index(at), index(at)); chunks as usize])
+                .collect();
+            self.nodes[at].proved_from = chunks().collect();
+        }
+    }
+
+    fn make_liar(&mut self, host: usize) {
+        self.watch_sources();
+        let manners = [Manner::Plain, Manner::Framing, Manner::Perjured];
+        self.nodes[host].manner = manners[host % manners.len()];
         self.nodes[host].liar = true;
         self.nodes[host].wanted = false;
     }
@@ -200,6 +217,7 @@ impl World {
                 self.break_fetches();
             }
             Fault::OriginUp => self.origin_up = true,
+            Fault::OriginCorrupt => self.corrupt_some(),
             Fault::AllDown => {
                 self.close_office();
                 for host in 0..self.nodes.len() {
@@ -215,6 +233,20 @@ impl World {
         }
     }
 
+    /// What comes next of the content that is furthest from its end is false.
+    fn corrupt_some(&mut self) {
+        let fetches = self.nodes.iter_mut().flat_map(|node| &mut node.fetches);
+        let most = fetches
+            .filter(|(_, fetching)| !fetching.again && fetching.false_from.is_none())
+            .max_by_key(|(content, fetching)| {
+                let chunks = self.specs[**content as usize].geometry.chunks();
+                chunks - fetching.next
+            });
+        if let Some((_, fetching)) = most {
+            fetching.false_from = Some(fetching.next);
+        }
+    }
+
     fn break_fetches(&mut self) {
         for host in 0..self.nodes.len() {
             let host = index(host);
@@ -225,6 +257,7 @@ impl World {
                     // what was under way is fetched again, if the registry comes back in time
                     fetching.next = 0;
                     fetching.under_way = 0;
+                    fetching.false_from = None;
                 }
                 self.pump_origin(host, content);
             }

@@ -271,6 +271,20 @@ impl World {
                     self.tell(host, swarm::Event::LeaseLost(ContentId(content)));
                 }
             }
+            stage::Action::Retract {
+                maker,
+                content,
+                from,
+            } => {
+                let maker = self.by_id[&maker];
+                if let Some(content) = self.content_of(content) {
+                    for host in (0..self.nodes.len()).map(index) {
+                        if host != maker && self.node(host).session {
+                            self.drop_made_by(host, content, maker, from);
+                        }
+                    }
+                }
+            }
             stage::Action::Quarantine(host) => {
                 let host = self.by_id[&host];
                 self.check_quarantine(host);
@@ -295,6 +309,9 @@ impl World {
         if !self.node(host).session || !self.node(host).staged {
             return;
         }
+        if self.node(host).liar {
+            self.defame(host);
+        }
         self.report_standing(host);
         let leases: Vec<(u32, u32)> = self
             .node(host)
@@ -318,6 +335,25 @@ impl World {
                 paced,
             };
             self.tell_office(event);
+        }
+    }
+
+    /// A liar accuses the honest: all liars the same few, and each somebody of its own.
+    fn defame(&mut self, liar: u32) {
+        let honest: Vec<u32> = (0..self.nodes.len())
+            .map(index)
+            .filter(|host| !self.node(*host).liar)
+            .collect();
+        let some = self.random(honest.len().max(1));
+        for victim in honest.iter().take(3).chain(honest.get(some)) {
+            let victim = *victim;
+            let content = Some(self.specs[0].digest);
+            self.tell_plan_from(liar, |world| stage::Event::Blamed {
+                by: world.node(liar).id.clone(),
+                host: world.node(victim).id.clone(),
+                maker: world.node(victim).id.clone(),
+                content,
+            });
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct ContentState {
     /// Hosts that found the registry's bytes bad.
     bad_on: BTreeSet<HostId>,
     bad_times: u32,
+    /// Hosts that took back what they had made of it.
+    pub(super) retracted: BTreeSet<HostId>,
     /// Holders that failed, let it expire or gave it back since the last success; the latest is never next.
     tried: BTreeSet<HostId>,
     last: Option<HostId>,
@@ -42,6 +44,7 @@ impl ContentState {
             lease: None,
             bad_on: BTreeSet::new(),
             bad_times: 0,
+            retracted: BTreeSet::new(),
             tried: BTreeSet::new(),
             last: None,
         }
@@ -271,8 +274,10 @@ impl Plan {
         };
         match &mut content.lease {
             Some(lease) if lease.host == *id => {
-                if chunks.min(content.chunks) > lease.chunks {
-                    lease.chunks = chunks.min(content.chunks);
+                // what turned out false at its end is fetched twice
+                let most = content.chunks.saturating_mul(2);
+                if chunks.min(most) > lease.chunks {
+                    lease.chunks = chunks.min(most);
                     lease.progress_at = now;
                     lease.chunk_at = now;
                     self.moved_at = now;

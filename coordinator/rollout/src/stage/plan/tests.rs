@@ -233,6 +233,34 @@ fn a_lease_without_progress_passes_to_another_host() {
 }
 
 #[test]
+fn a_content_that_is_fetched_twice_keeps_its_lease_and_no_more() {
+    let mut plan = fleet(3);
+    let actions = want(&mut plan, 2_000, wanted(0, [1], Selection::All));
+    let (holder, content) = grants(&actions)[0].clone();
+    let mut revoked = None;
+    for step in 1..=300u32 {
+        let progress = Event::LeaseProgress {
+            host: holder.clone(),
+            content,
+            chunks: step,
+            paced: false,
+        };
+        let now = 2_000 + u64::from(step) * 1_000;
+        for event in [progress, Event::Tick] {
+            let taken = feed(&mut plan, now, event);
+            let taken = taken
+                .iter()
+                .any(|action| matches!(action, Action::Revoke { .. }));
+            if taken && revoked.is_none() {
+                revoked = Some(step);
+            }
+        }
+    }
+    // a hundred chunks, twice, and the time that a lease without progress has
+    assert_eq!(revoked, Some(210));
+}
+
+#[test]
 fn pacing_keeps_a_lease_but_not_for_ever() {
     let mut plan = fleet(5);
     let (holder, content) =
@@ -448,6 +476,7 @@ fn two_accusers_are_needed_to_shun_a_host() {
         by: host(by),
         host: host(sender),
         maker: host(maker),
+        content: None,
     };
     assert_eq!(feed(&mut plan, 2_000, blame(0, 4, 4)), []);
     assert_eq!(
@@ -467,6 +496,7 @@ fn who_passes_a_lie_on_has_time_to_accuse_its_maker() {
         by: host(by),
         host: host(sender),
         maker: host(maker),
+        content: None,
     };
     // the honest passer accuses the maker
     let mut plan = fleet(6);
@@ -483,6 +513,125 @@ fn who_passes_a_lie_on_has_time_to_accuse_its_maker() {
     }
     feed(&mut plan, 200_000, Event::Tick);
     assert_eq!(plan.status(at(200_000)).quarantined, [host(3)]);
+}
+
+fn accused(by: usize, sender: usize, maker: usize, content: Option<usize>) -> Event {
+    Event::Blamed {
+        by: host(by),
+        host: host(sender),
+        maker: host(maker),
+        content: content.map(digest),
+    }
+}
+
+#[test]
+fn a_third_of_the_fleet_cannot_shun_an_honest_host() {
+    let mut plan = fleet(20);
+    for liar in 0..6 {
+        feed(&mut plan, 2_000, accused(liar, 19, 19, None));
+    }
+    assert_eq!(plan.status(at(2_000)).quarantined, []);
+    feed(&mut plan, 2_100, accused(6, 19, 19, None));
+    assert_eq!(plan.status(at(2_100)).quarantined, [host(19)]);
+}
+
+#[test]
+fn shunned_hosts_have_no_word() {
+    let mut plan = fleet(5);
+    feed(&mut plan, 1_900, accused(0, 4, 4, None));
+    for by in [2, 3] {
+        feed(&mut plan, 2_000, accused(by, 0, 0, None));
+    }
+    assert_eq!(plan.status(at(2_000)).quarantined, [host(0)]);
+    feed(&mut plan, 2_100, accused(1, 4, 4, None));
+    assert_eq!(plan.status(at(2_100)).quarantined, [host(0)]);
+    feed(&mut plan, 2_200, accused(2, 4, 4, None));
+    assert_eq!(plan.status(at(2_200)).quarantined, [host(0), host(4)]);
+}
+
+#[test]
+fn accusations_grow_old() {
+    let mut plan = fleet(5);
+    feed(&mut plan, 2_000, accused(0, 4, 4, None));
+    let hour = 3_600_000;
+    feed(&mut plan, 2_000 + hour, accused(1, 4, 4, None));
+    assert_eq!(plan.status(at(2_000 + hour)).quarantined, []);
+    feed(&mut plan, 1_999 + 2 * hour, accused(2, 4, 4, None));
+    assert_eq!(plan.status(at(1_999 + 2 * hour)).quarantined, [host(4)]);
+}
+
+#[test]
+fn who_accuses_every_maker_whose_lies_it_passes_on_made_them() {
+    for (makers, guilty) in [(2, false), (3, true)] {
+        let mut plan = fleet(9);
+        for maker in 0..makers {
+            for by in 4..8 {
+                feed(&mut plan, 2_000, accused(by, 3, maker, None));
+            }
+            feed(&mut plan, 2_000, accused(3, maker, maker, None));
+        }
+        feed(&mut plan, 200_000, Event::Tick);
+        let shunned = plan.status(at(200_000)).quarantined;
+        assert_eq!(shunned.contains(&host(3)), guilty, "{makers} makers");
+        assert_eq!(shunned.len(), usize::from(guilty));
+    }
+}
+
+#[test]
+fn what_a_maker_takes_back_is_not_held_against_it() {
+    let retract = Event::Retracted {
+        host: host(4),
+        content: digest(0),
+        from: 7,
+    };
+    let mut plan = fleet(5);
+    want(&mut plan, 1_500, wanted(0, 0..3, Selection::All));
+    for by in [0, 1] {
+        feed(&mut plan, 2_000, accused(by, 4, 4, Some(0)));
+        feed(&mut plan, 2_000, accused(by, 3, 4, Some(0)));
+    }
+    assert_eq!(plan.status(at(2_000)).quarantined, [host(4)]);
+    let actions = feed(&mut plan, 2_100, retract.clone());
+    assert!(actions.contains(&Action::Retract {
+        maker: host(4),
+        content: digest(0),
+        from: 7
+    }));
+    assert_eq!(plan.status(at(2_100)).quarantined, []);
+    // late accusations don't count either, whoever passed it on
+    for by in [0, 1, 2] {
+        feed(&mut plan, 2_200, accused(by, 4, 4, Some(0)));
+        feed(&mut plan, 2_200, accused(by, 3, 4, Some(0)));
+    }
+    feed(&mut plan, 200_000, Event::Tick);
+    assert_eq!(plan.status(at(200_000)).quarantined, []);
+    // of another content they do
+    for by in [0, 1] {
+        feed(&mut plan, 200_100, accused(by, 4, 4, Some(1)));
+    }
+    assert_eq!(plan.status(at(200_100)).quarantined, [host(4)]);
+}
+
+#[test]
+fn taking_back_is_no_habit() {
+    let mut plan = fleet(5);
+    want(&mut plan, 1_500, wanted(0, 0..20, Selection::All));
+    for content in 0..20 {
+        let retract = Event::Retracted {
+            host: host(4),
+            content: digest(content),
+            from: 0,
+        };
+        let actions = feed(&mut plan, 2_000, retract);
+        let told = actions
+            .iter()
+            .any(|action| matches!(action, Action::Retract { .. }));
+        assert_eq!(told, content < 16);
+    }
+    for by in [0, 1] {
+        feed(&mut plan, 2_100, accused(by, 4, 4, Some(19)));
+    }
+    assert_eq!(plan.status(at(2_100)).quarantined, [host(4)]);
 }
 
 #[test]
@@ -622,7 +771,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
         4 => (any_host(), any_content(), any::<u32>(), any::<bool>()).prop_map(|(host, content, chunks, paced)| Event::LeaseProgress { host, content, chunks, paced }),
         4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
-        2 => (any_host(), any_host(), any_host()).prop_map(|(by, host, maker)| Event::Blamed { by, host, maker }),
+        2 => (any_host(), any_host(), any_host(), prop::option::of(any_content())).prop_map(|(by, host, maker, content)| Event::Blamed { by, host, maker, content }),
+        1 => (any_host(), any_content(), any::<u32>()).prop_map(|(host, content, from)| Event::Retracted { host, content, from }),
         3 => Just(Event::Tick),
     ]
 }
@@ -661,7 +811,7 @@ proptest! {
                         prop_assert!(neighbours.len() <= 24);
                         prop_assert!(!neighbours.contains(&host));
                     }
-                    Action::Stage { .. } | Action::Cancel { .. } | Action::Quarantine(_) => {}
+                    Action::Stage { .. } | Action::Cancel { .. } | Action::Quarantine(_) | Action::Retract { .. } => {}
                 }
             }
             let status = plan.status(at(now));
