@@ -189,7 +189,7 @@ pub enum Event {
         failure: Failure,
     },
     /// A peer requests a chunk from us. Answered by [`Action::Serve`](crate::Action::Serve) or
-    /// [`Action::Refuse`](crate::Action::Refuse), perhaps later.
+    /// [`Action::Refuse`](crate::Action::Refuse), perhaps later: also when the peer's connection ends before.
     Requested {
         /// The question.
         ticket: Ticket,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    action::Declined,
     event::Peer as Entry,
     peer::{Line, doubled, micros},
 };
@@ -177,7 +178,16 @@ impl Swarm {
                 self.drop_incoming(at);
             }
         }
-        self.waiting.retain(|waiting| waiting.peer != index);
+        // the shell holds a stream for each
+        let (gone, kept): (Vec<_>, Vec<_>) = self
+            .waiting
+            .drain(..)
+            .partition(|waiting| waiting.peer == index);
+        self.waiting = kept;
+        for waiting in gone {
+            self.actions
+                .push_back(Action::Refuse(waiting.ticket, Declined::Busy));
+        }
         for at in (0..self.uploads.len()).rev() {
             if self.uploads[at].peer == index {
                 self.end_upload(at, Delivery::Broken);

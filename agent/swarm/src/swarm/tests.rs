@@ -389,6 +389,41 @@ fn a_chunk_sent_less_often_is_served_first() {
 }
 
 #[test]
+fn requests_of_a_peer_that_goes_away_are_answered_too() {
+    let config = Config {
+        uploads: 1,
+        ..Config::default()
+    };
+    let gone: [fn() -> Event; 3] = [
+        || Event::Disconnected(key(1)),
+        || Event::Blamed(key(1)),
+        || roster(1),
+    ];
+    for gone in gone {
+        let mut swarm = among(2, config.clone());
+        feed(&mut swarm, 0, content(0, 8, set(8, 0..8)));
+        let requested = |ticket, peer, chunk| Event::Requested {
+            ticket: Ticket(ticket),
+            peer: key(peer),
+            id: ContentId(0),
+            chunk: ChunkIndex(chunk),
+        };
+        feed(&mut swarm, 1, requested(1, 0, 0));
+        for ticket in [2, 3] {
+            assert_eq!(feed(&mut swarm, 2, requested(ticket, 1, 1)), []);
+        }
+        let refused: Vec<Ticket> = feed(&mut swarm, 3, gone())
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Refuse(ticket, _) => Some(ticket),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(refused, [Ticket(2), Ticket(3)]);
+    }
+}
+
+#[test]
 fn blame_is_answered_by_quarantine_that_grows() {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
