@@ -47,6 +47,9 @@ pub struct Config {
     pub lease_window: u32,
     /// What is assumed of a peer's uplink, and of ours, before anything was measured: 1 Gbit/s less headers (DOMAIN §1).
     pub assumed_rate_bytes_per_second: u64,
+    /// No peer's uplink is believed to be more than so many times what ours was measured or assumed to be: fleets mix
+    /// 1 and 10 GbE, and a share of four spreads is as much as one host's word is worth.
+    pub believed_rate: u64,
     /// The shortest time between two announcements of chunks to the same peers.
     pub announce_every: Duration,
     /// The shortest time between two announcements of load to those who choose us to spread.
@@ -103,6 +106,7 @@ impl Default for Config {
             spread_backlog_chunks: 8,
             lease_window: 16,
             assumed_rate_bytes_per_second: 117_000_000,
+            believed_rate: 4,
             announce_every: Duration::from_millis(250),
             load_every: Duration::from_millis(250),
             grace: Duration::from_secs(2),

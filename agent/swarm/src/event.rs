@@ -131,7 +131,7 @@ pub enum Event {
         peer: HostKey,
         /// Push work assigned to it and not done.
         backlog_bytes: u64,
-        /// Its upload rate.
+        /// Its upload rate, as it says: believed within bounds.
         upload_bytes_per_second: u64,
     },
     /// The coordinator leased us a content: we may fetch it from the registry.

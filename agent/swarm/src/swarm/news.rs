@@ -63,6 +63,9 @@ impl Swarm {
 
     pub(super) fn hear_load(&mut self, key: HostKey, backlog_bytes: u64, rate: u64) {
         if let Some(index) = self.find(key) {
+            // whoever claims more would be chosen to spread every chunk, whatever lies before it
+            let ours = self.rate.max(self.config.assumed_rate_bytes_per_second);
+            let rate = rate.min(ours.saturating_mul(self.config.believed_rate));
             let now = self.now;
             self.peers[index.at()].set_load(now, backlog_bytes, rate);
             self.assign_wanted = !self.unassigned.is_empty();

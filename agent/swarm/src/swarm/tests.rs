@@ -241,6 +241,28 @@ fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
 }
 
 #[test]
+fn a_boaster_isnt_handed_every_chunk() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let load = |peer, upload_bytes_per_second| Event::Load {
+        peer: key(peer),
+        backlog_bytes: 200 * CHUNK,
+        upload_bytes_per_second,
+    };
+    feed(&mut swarm, 1, load(0, u64::MAX));
+    let honest = Config::default().assumed_rate_bytes_per_second;
+    feed(&mut swarm, 1, load(1, honest));
+    // at 117 MB/s, 200 chunks take 1.8 s; at four times that, 0.45 s
+    let left = |swarm: &Swarm, peer: u64| {
+        let index = swarm.find(key(peer)).unwrap();
+        swarm.peers[index.at()].outstanding_us(swarm.now, 0)
+    };
+    let (boaster, honest) = (left(&swarm, 0), left(&swarm, 1));
+    assert!((boaster + 1) * 4 >= honest, "{boaster} {honest}");
+    assert!(boaster * 3 < honest, "{boaster} {honest}");
+}
+
+#[test]
 fn a_spreader_pushes_to_all_but_who_gave_it_the_chunk() {
     let mut swarm = among(4, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
