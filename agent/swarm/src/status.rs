@@ -30,7 +30,7 @@ pub enum Stall {
     PeersSlow,
     /// Every peer that holds what we lack is over its bound.
     PeersBusy,
-    /// Only quarantined peers hold what we lack.
+    /// No peer is connected, and some are quarantined: what we lack may be there.
     SourcesQuarantined,
     /// The download budget is used up.
     Throttled,

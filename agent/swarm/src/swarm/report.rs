@@ -101,10 +101,10 @@ impl Swarm {
             .any(|index| self.peers[index.at()].is_quarantined());
         if content.origin_failed {
             Stall::OriginFailed
-        } else if self.up.is_empty() && !self.roster.is_empty() {
-            Stall::NoPeers
         } else if quarantined && self.up.is_empty() {
             Stall::SourcesQuarantined
+        } else if self.up.is_empty() && !self.roster.is_empty() {
+            Stall::NoPeers
         } else if content.pushed_at.is_some() {
             Stall::NoSource
         } else {

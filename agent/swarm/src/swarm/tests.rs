@@ -519,6 +519,24 @@ fn a_disproved_chunk_is_asked_of_another_and_its_sender_believed() {
 }
 
 #[test]
+fn a_stall_for_want_of_peers_says_whether_they_are_shunned() {
+    let stall = |swarm: &Swarm| {
+        let contents = swarm.status(at(1_000)).contents;
+        contents[0].stall.map(|(stall, _)| stall)
+    };
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 8, ChunkSet::empty(8)));
+    feed(&mut swarm, 1, Event::Disconnected(key(0)));
+    feed(&mut swarm, 1, Event::Disconnected(key(1)));
+    assert_eq!(stall(&swarm), Some(Stall::NoPeers));
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 8, ChunkSet::empty(8)));
+    feed(&mut swarm, 1, Event::Disconnected(key(0)));
+    feed(&mut swarm, 1, Event::Blamed(key(1)));
+    assert_eq!(stall(&swarm), Some(Stall::SourcesQuarantined));
+}
+
+#[test]
 fn silence_isnt_held_against_a_peer_for_long() {
     let mut swarm = among(1, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
