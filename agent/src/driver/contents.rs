@@ -648,7 +648,11 @@ impl Driver {
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.chunks += 1;
         }
-        self.tell(Event::OriginChunk { id, chunk });
+        self.tell(Event::OriginChunk {
+            id,
+            chunk,
+            wire_bytes: origin_bytes,
+        });
         self.stored(id, chunk);
     }
 

@@ -46,6 +46,14 @@ impl Bucket {
         }
     }
 
+    /// Gives back what was charged and not spent.
+    pub(crate) fn refund(&mut self, bytes: u64) {
+        if self.rate != 0 {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.tokens = self.tokens.saturating_add(bytes).min(self.burst());
+        }
+    }
+
     /// When it allows again.
     pub(crate) fn due(&self) -> Option<Moment> {
         if self.rate == 0 || self.tokens > 0 {
@@ -104,6 +112,23 @@ mod tests {
         bucket.spend(u64::MAX);
         assert!(bucket.allows(Moment(0)));
         assert_eq!(bucket.due(), None);
+    }
+
+    #[test]
+    fn what_was_not_spent_comes_back_but_is_not_saved_up() {
+        let mut bucket = Bucket::unlimited();
+        bucket.set_rate(Moment(0), 1_000);
+        bucket.spend(2_000);
+        bucket.refund(1_999);
+        assert!(!bucket.allows(Moment(0)));
+        bucket.refund(2);
+        assert!(bucket.allows(Moment(0)));
+        bucket.refund(u64::MAX);
+        bucket.spend(501);
+        assert!(
+            !bucket.allows(Moment(0)),
+            "half a second is saved up at most"
+        );
     }
 
     #[test]

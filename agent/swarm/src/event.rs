@@ -144,6 +144,8 @@ pub enum Event {
         id: ContentId,
         /// The chunk.
         chunk: ChunkIndex,
+        /// Bytes that came from the registry for it.
+        wire_bytes: u64,
     },
     /// Fetching ended.
     OriginEnded {

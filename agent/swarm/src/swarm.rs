@@ -255,7 +255,11 @@ impl Swarm {
             } => self.hear_load(peer, backlog_bytes, upload_bytes_per_second),
             Event::Leased(id) => self.take_lease(id),
             Event::LeaseLost(id) => self.end_lease(id),
-            Event::OriginChunk { id, chunk } => self.origin_chunk(id, chunk),
+            Event::OriginChunk {
+                id,
+                chunk,
+                wire_bytes,
+            } => self.origin_chunk(id, chunk, wire_bytes),
             Event::OriginEnded { id, end } => self.origin_ended(id, end),
             Event::Offered {
                 ticket,

@@ -87,21 +87,20 @@ impl Swarm {
         }
     }
 
-    pub(super) fn origin_chunk(&mut self, id: ContentId, chunk: ChunkIndex) {
+    pub(super) fn origin_chunk(&mut self, id: ContentId, chunk: ChunkIndex, wire_bytes: u64) {
         let now = self.now;
+        self.down_bucket.spend(wire_bytes);
         let new = self.hold(id, chunk);
         self.cancel_others(id, chunk);
         let Some(content) = self.contents.get_mut(&id) else {
             return;
         };
-        let bytes = content.len(chunk);
         if let Some(lease) = &mut content.lease {
             lease.origin_at = now;
             if new {
                 lease.waiting += 1;
             }
         }
-        self.down_bucket.spend(bytes);
         self.assign_wanted = true;
         self.order_wanted = true;
         let most = self.config.jobs;

@@ -868,6 +868,9 @@ impl Swarm {
         if is_received(delivery) {
             self.measure_sent(wire_bytes);
         }
+        // charged whole when it began: zeros, packed chunks and declined pushes cost less
+        let charged = self.chunk_len(id, chunk);
+        self.up_bucket.refund(charged.saturating_sub(wire_bytes));
         self.end_upload(at, delivery);
     }
 

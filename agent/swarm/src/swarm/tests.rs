@@ -175,6 +175,7 @@ fn a_lease_is_fetched_window_by_window_while_chunks_are_handed_on() {
             Event::OriginChunk {
                 id: ContentId(0),
                 chunk: ChunkIndex(chunk),
+                wire_bytes: CHUNK,
             },
         ));
     }
@@ -235,6 +236,7 @@ fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
         Event::OriginChunk {
             id: ContentId(0),
             chunk: ChunkIndex(0),
+            wire_bytes: CHUNK,
         },
     );
     assert_eq!(pushes(&actions), [(key(1), 0, true)]);
@@ -623,6 +625,52 @@ fn without_a_coordinator_a_registry_that_failed_is_asked_again_and_false_bytes_a
 }
 
 #[test]
+fn a_budget_is_charged_what_went_over_the_wire() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let budget = Event::Bandwidth {
+        upload_bytes_per_second: CHUNK,
+        download_bytes_per_second: CHUNK,
+    };
+    feed(&mut swarm, 0, budget);
+    // chunks of zeros go out as fast as they are asked for
+    for step in 1..50u32 {
+        let now = 1_000 + u64::from(step);
+        let ask = Event::Requested {
+            ticket: Ticket(step.into()),
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(step),
+        };
+        assert_eq!(
+            feed(&mut swarm, now, ask),
+            [Action::Serve(Ticket(step.into()))]
+        );
+        let done = Event::Sent {
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(step),
+            ticket: Some(Ticket(step.into())),
+            delivery: Delivery::Stored,
+            wire_bytes: 0,
+        };
+        feed(&mut swarm, now, done);
+    }
+    // and a layer that is small in the registry is fetched for what it is there
+    feed(&mut swarm, 2_000, content(1, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 2_000, Event::Leased(ContentId(1)));
+    for chunk in 0..10 {
+        let came = Event::OriginChunk {
+            id: ContentId(1),
+            chunk: ChunkIndex(chunk),
+            wire_bytes: CHUNK / 100,
+        };
+        feed(&mut swarm, 2_001, came);
+    }
+    assert!(swarm.down_bucket.allows(at(2_001)));
+}
+
+#[test]
 fn an_upload_budget_is_kept() {
     let mut swarm = among(4, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
@@ -752,7 +800,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => (peer(), any::<u64>(), any::<u64>()).prop_map(|(peer, backlog_bytes, upload_bytes_per_second)| Event::Load { peer, backlog_bytes, upload_bytes_per_second }),
         3 => id().prop_map(Event::Leased),
         1 => id().prop_map(Event::LeaseLost),
-        6 => (id(), chunk()).prop_map(|(id, chunk)| Event::OriginChunk { id, chunk }),
+        6 => (id(), chunk()).prop_map(|(id, chunk)| Event::OriginChunk { id, chunk, wire_bytes: CHUNK }),
         1 => (id(), prop_oneof![Just(OriginEnd::Done), Just(OriginEnd::Failed), Just(OriginEnd::Bad)]).prop_map(|(id, end)| Event::OriginEnded { id, end }),
         6 => (any::<u64>(), peer(), id(), chunk(), spread).prop_map(|(ticket, peer, id, chunk, spread)| Event::Offered { ticket: Ticket(ticket), peer, id, chunk, spread }),
         6 => (peer(), id(), chunk()).prop_map(|(peer, id, chunk)| Event::Arrived { peer, id, chunk, wire_bytes: CHUNK }),
@@ -827,7 +875,7 @@ fn check(
         Event::OriginEnded { id, .. } => {
             model.leased.remove(id);
         }
-        Event::OriginChunk { id, chunk } => {
+        Event::OriginChunk { id, chunk, .. } => {
             if let Some(held) = model.held.get_mut(id) {
                 held.insert(*chunk);
             }

@@ -710,7 +710,8 @@ impl World {
         if !self.node(host).alive {
             return;
         }
-        let chunks = self.specs[content as usize].geometry.chunks();
+        let geometry = self.specs[content as usize].geometry;
+        let (chunks, wire_bytes) = (geometry.chunks(), geometry.len(ChunkIndex(chunk)).into());
         let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) else {
             return;
         };
@@ -741,6 +742,7 @@ impl World {
             swarm::Event::OriginChunk {
                 id: ContentId(content),
                 chunk: ChunkIndex(chunk),
+                wire_bytes,
             },
         );
         self.close(host, content);
