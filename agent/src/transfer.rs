@@ -36,9 +36,14 @@ const ZSTD_LEVEL: i32 = 1;
 /// A packed chunk is used when it saves at least a sixteenth; below that the receiver's time is worth more.
 const WORTH_PACKING: usize = 16;
 
-/// An upload that takes longer is given up: a receiver that takes a byte a second must not hold a place for ever. A MiB in
-/// this time is 140 kbit/s, far below what a fleet's links share out to one chunk.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below what a fleet's links share out to
+/// one chunk; receivers don't wait longer either.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A receiver that doesn't take this much, or says nothing, for [`STUCK`] is given up much sooner: whoever takes or sends a
+/// byte a second must not hold a place. 13 kbit/s at least.
+const PIECE_BYTES: usize = 16 << 10;
+const STUCK: Duration = Duration::from_secs(10);
 
 /// Packed chunks that are kept to be sent again: a spreader sends each chunk to every host, soon after it came.
 const CACHE_BYTES: usize = 32 << 20;
@@ -311,11 +316,11 @@ async fn answer(mut sender: Sender, subject: Subject) -> Shipment {
         kind: Some(chunk_reply::Kind::Chunk(header(&packed))),
     };
     let sent = async {
-        sender.send(&reply).await?;
-        sender.write(packed.bytes).await?;
-        sender.finish()
+        sender.send(&reply).await.ok()?;
+        write(&mut sender, packed.bytes).await?;
+        sender.finish().ok()
     };
-    if sent.await.is_err() {
+    if sent.await.is_none() {
         return failed(0);
     }
     match sender.stopped().await {
@@ -373,12 +378,10 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
     // the bytes wait for the receiver's word: sent at once, a push that is declined fills the line for nothing
     let mut outcome = reply(&mut receiver).await;
     if outcome == Some(PushOutcome::Accepted) {
-        let sent = async {
-            sender.write(packed.bytes).await?;
-            sender.finish()
-        };
         // a receiver that gives up stops the bytes, and its reply says why: so a failed send isn't the end yet
-        drop(sent.await);
+        if write(&mut sender, packed.bytes).await.is_some() {
+            drop(sender.finish());
+        }
         outcome = reply(&mut receiver).await;
     }
     let Some(outcome) = outcome else {
@@ -412,8 +415,28 @@ async fn offer(connection: Connection, subject: Subject, spread: Option<Spread>)
 }
 
 async fn reply(receiver: &mut Receiver) -> Option<PushOutcome> {
-    let reply = receiver.receive::<PushReply>().await.ok()??;
-    PushOutcome::try_from(reply.outcome).ok()
+    let reply = timeout(STUCK, receiver.receive::<PushReply>()).await;
+    PushOutcome::try_from(reply.ok()?.ok()??.outcome).ok()
+}
+
+/// Sends a chunk's bytes, as long as the receiver goes on taking them.
+async fn write(sender: &mut Sender, mut bytes: Bytes) -> Option<()> {
+    while !bytes.is_empty() {
+        let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+        timeout(STUCK, sender.write(piece)).await.ok()?.ok()?;
+    }
+    Some(())
+}
+
+/// Receives a chunk's bytes, as long as the sender goes on sending them.
+async fn read(receiver: &mut Receiver, bytes: &mut [u8]) -> Option<()> {
+    for piece in bytes.chunks_mut(PIECE_BYTES) {
+        timeout(STUCK / 2, receiver.read_exact(piece))
+            .await
+            .ok()?
+            .ok()?;
+    }
+    Some(())
 }
 
 fn header(packed: &Packed) -> ChunkHeader {
@@ -474,12 +497,14 @@ async fn take(
         };
     }
     let mut wire = vec![0; header.wire_bytes as usize];
-    if receiver.read_exact(&mut wire).await.is_err() {
+    if read(&mut receiver, &mut wire).await.is_none() {
         return Receipt::failed(Failure::Broken);
     }
     // the end of the stream has to be seen, or dropping the receiver would tell the sender that we gave up
-    if !matches!(receiver.piece(1).await, Ok(None)) {
-        return Receipt::failed(Failure::Refused);
+    match timeout(STUCK / 2, receiver.piece(1)).await {
+        Ok(Ok(None)) => {}
+        Ok(_) => return Receipt::failed(Failure::Refused),
+        Err(_) => return Receipt::failed(Failure::Broken),
     }
     let wire_bytes = wire.len() as u64;
     let stored = tokio::task::spawn_blocking(move || {

@@ -16,6 +16,8 @@ pub struct Config {
     /// spread evenly over its downlinks, and seldom meet a full one (simulator, 50 hosts × 8 GB, 6 uploads, with 6 · 7 ·
     /// 8 · 12 · 24: 1.02 · 1.03 · 1.04 · 1.07 · 1.08 of the bound, declined per received 2.8 · 0.5 · 0.2).
     pub incoming: usize,
+    /// Of which from one peer: as many as it may send us at one time. A peer that dribbles bytes takes no other's place.
+    pub incoming_per_peer: usize,
     /// A push that was declined as busy is tried again after so many times that our uplink needs for a chunk; after every
     /// fourth time in a row, after as many again.
     pub busy_wait_chunks: u64,
@@ -64,6 +66,8 @@ pub struct Config {
     pub timeout_least: Duration,
     /// A request is given up after this many times the expected duration (DESIGN §4).
     pub timeout_factor: u32,
+    /// And after this long at most: the slowest line that is waited for, 280 kbit/s for each chunk under way.
+    pub limit_most: Duration,
     /// What a request or a push is expected to take before any was measured: 1 MiB at 100 Mbit/s, and two dozen of them
     /// in the same downlink.
     pub push_assumed: Duration,
@@ -92,6 +96,7 @@ impl Default for Config {
             uploads: 6,
             uploads_per_peer: 2,
             incoming: 7,
+            incoming_per_peer: 2,
             busy_wait_chunks: 6,
             requests: 16,
             requests_per_peer: 4,
@@ -114,6 +119,7 @@ impl Default for Config {
             grace_most: Duration::from_secs(30),
             timeout_least: Duration::from_secs(1),
             timeout_factor: 4,
+            limit_most: Duration::from_secs(30),
             push_assumed: Duration::from_millis(2_500),
             headless_after: Duration::from_secs(15),
             origin_streams: 4,

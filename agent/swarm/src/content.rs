@@ -168,6 +168,14 @@ impl Content {
             .count()
     }
 
+    /// Whether a peer announced the chunk whose slot is `meant`.
+    pub(crate) fn is_held_by(&self, chunk: ChunkIndex, meant: impl Fn(usize) -> bool) -> bool {
+        self.have
+            .iter()
+            .enumerate()
+            .any(|(slot, set)| set.as_ref().is_some_and(|set| set.contains(chunk)) && meant(slot))
+    }
+
     pub(crate) const fn is_complete_elsewhere(&self) -> bool {
         self.full > 0
     }

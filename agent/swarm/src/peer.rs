@@ -107,6 +107,9 @@ pub(crate) struct Peer {
     /// How long its answers take, smoothed, in microseconds; 0 before the first.
     pub(crate) answer_us: u64,
     pub(crate) not_asked_before: Moment,
+    /// Our uploads in a row that it didn't take.
+    pub(crate) stuck: u32,
+    pub(crate) not_sent_before: Moment,
     load: Load,
     /// Where its announcements are kept in each content.
     pub(crate) slot: Option<usize>,
@@ -142,6 +145,8 @@ impl Peer {
             requests: 0,
             answer_us: 0,
             not_asked_before: Moment::START,
+            stuck: 0,
+            not_sent_before: Moment::START,
             load: Load {
                 backlog_bytes: 0,
                 bytes_per_second: rate.max(1),
@@ -158,6 +163,16 @@ impl Peer {
 
     pub(crate) fn is_up(&self) -> bool {
         self.line == Line::Up && !self.is_quarantined()
+    }
+
+    /// Whether it lets transfers to us expire, and is left alone for that.
+    pub(crate) fn dribbles(&self, now: Moment) -> bool {
+        self.silent > 0 && self.not_asked_before > now
+    }
+
+    /// Whether it takes what we send, as far as we know.
+    pub(crate) fn takes(&self, now: Moment) -> bool {
+        self.is_up() && self.not_sent_before <= now
     }
 
     /// What it said about its load. Work that we assigned and that it hasn't confirmed comes on top.

@@ -15,6 +15,8 @@ pub enum Scenario {
     /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links, under their own names
     /// or others'. They accuse honest hosts.
     Liars,
+    /// 30 % of the hosts are tar-pits: half of them send byte by byte, half take what they are sent byte by byte.
+    TarPits,
     /// The registry sends false bytes of three contents, once each.
     Corrupt,
     /// The coordinator goes a third of the way in, and never returns.
@@ -37,10 +39,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
+        Self::TarPits,
         Self::Corrupt,
         Self::Headless,
         Self::Restart,
@@ -59,6 +62,7 @@ impl Scenario {
             Self::Fanout => "fanout",
             Self::Faults => "faults",
             Self::Liars => "liars",
+            Self::TarPits => "tar-pits",
             Self::Corrupt => "corrupt",
             Self::Headless => "headless",
             Self::Restart => "restart",
@@ -82,6 +86,7 @@ impl Scenario {
             Self::Liars => {
                 "30 % of hosts send bad chunks or invented links, name others as their makers, and accuse the honest"
             }
+            Self::TarPits => "30 % of hosts send, or take what they are sent, byte by byte",
             Self::Corrupt => "the registry sends false bytes of three contents, once each",
             Self::Headless => "the coordinator goes a third of the way in and stays away",
             Self::Restart => "all agents and the coordinator restart at once, midway",

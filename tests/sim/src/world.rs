@@ -46,6 +46,9 @@ const WARM_UP: Nanos = 1_000_000_000;
 /// Chunks of one fetch under way from the registry at one time: a stream never pauses between chunks.
 const FETCH_AHEAD: u32 = 2;
 
+/// A transfer that goes byte by byte is given up by its receiver after this long, by its sender after twice as long.
+const STUCK_AFTER: Nanos = 5_000_000_000;
+
 /// What an agent's journal may lose in a crash.
 const JOURNAL_LAG: Nanos = 1_000_000_000;
 
@@ -76,6 +79,8 @@ struct Node {
     staged: bool,
     held: Vec<ChunkSet>,
     missing: u64,
+    /// How it keeps others waiting.
+    pit: Option<Pit>,
     /// As a liar: how it covers up.
     manner: Manner,
     /// Chunks held that are false: by content, with sender and maker.
@@ -110,6 +115,15 @@ struct Fetching {
     false_from: Option<u32>,
     /// They were: the whole content is fetched again, and compared.
     again: bool,
+}
+
+/// A host that holds transfers up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pit {
+    /// What it sends comes byte by byte; it doesn't wait for it to come.
+    Sender,
+    /// It takes what it is sent byte by byte, but asks and is offered like others.
+    Reader,
 }
 
 /// Whom a liar names as the maker of what it invents.
@@ -156,14 +170,37 @@ struct Question {
 
 #[derive(Debug)]
 enum Due {
-    Timer { host: u32, life: u32 },
+    Timer {
+        host: u32,
+        life: u32,
+    },
     UplinkFree(u32),
     Piece(TransferId),
-    Handshake { a: u32, b: u32, lives: (u32, u32) },
-    LineDead { host: u32, peer: u32, life: u32 },
-    Report { host: u32, life: u32 },
-    OriginGaveUp { host: u32, life: u32, content: u32 },
-    Stage { host: u32, life: u32 },
+    /// A transfer with a tar-pit at one end is given up by the other.
+    Stuck(TransferId),
+    Handshake {
+        a: u32,
+        b: u32,
+        lives: (u32, u32),
+    },
+    LineDead {
+        host: u32,
+        peer: u32,
+        life: u32,
+    },
+    Report {
+        host: u32,
+        life: u32,
+    },
+    OriginGaveUp {
+        host: u32,
+        life: u32,
+        content: u32,
+    },
+    Stage {
+        host: u32,
+        life: u32,
+    },
     PlanTimer,
     Sample,
     Fault(usize),
@@ -436,6 +473,7 @@ impl World {
                 self.start_piece(line);
             }
             Due::Piece(id) => self.piece_came(id),
+            Due::Stuck(id) => self.pit_given_up(id),
             Due::Handshake { a, b, lives } => self.handshake(a, b, lives),
             Due::LineDead { host, peer, life } => self.line_dead(host, peer, life),
             Due::Report { host, life } => self.report(host, life),
@@ -549,7 +587,7 @@ impl World {
         let up: u64 = self.uplinks[..self.nodes.len()]
             .iter()
             .zip(&self.nodes)
-            .filter(|(_, node)| !node.left)
+            .filter(|(_, node)| !node.left && node.pit.is_none())
             .map(|(line, _)| line.rate)
             .sum();
         let slowest = wanted
@@ -622,6 +660,7 @@ impl Node {
             left: false,
             wanted: true,
             liar: false,
+            pit: None,
             manner: Manner::Plain,
             connected: vec![false; setup.hosts],
             believes: vec![false; setup.hosts],

@@ -135,6 +135,14 @@ fn liars_install_nothing_on_honest_hosts() {
 }
 
 #[test]
+fn tar_pits_hold_nobody_up_for_long() {
+    for seed in [31, 32] {
+        let outcome = small(Scenario::TarPits, 20, seed);
+        assert!(outcome.makespan_s <= 200.0, "{}", outcome.to_text());
+    }
+}
+
+#[test]
 fn a_registry_that_sends_false_bytes_is_held_against_no_host() {
     for seed in [21, 22, 23] {
         let outcome = small(Scenario::Corrupt, 20, seed);

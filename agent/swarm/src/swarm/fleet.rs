@@ -11,8 +11,9 @@ use crate::{
 const SLOTS: usize = 64;
 /// Of two neighbours the one with the larger key waits this long for the other's connection.
 const DIAL_HEAD_START: Duration = Duration::from_secs(2);
-/// After a transfer that brought nothing a peer isn't asked for a while, which doubles each time in a row up to this.
-const SILENT_MOST: Duration = Duration::from_secs(30);
+/// After a transfer that brought nothing a peer isn't asked for a while, which doubles each time in a row up to this; nor
+/// is one sent anything that takes nothing.
+pub(super) const SILENT_MOST: Duration = Duration::from_secs(30);
 /// Lies that a peer passes on add up over this time.
 const MISLED_WITHIN: Duration = Duration::from_mins(1);
 

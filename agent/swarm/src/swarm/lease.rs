@@ -8,6 +8,8 @@ use crate::{
 
 /// A chunk that a peer announced isn't fetched from the registry, unless that peer doesn't deliver for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Who brought nothing so often in a row doesn't keep anybody from the registry by what it announces.
+const BARREN: u32 = 2;
 /// Headless, the next host in line takes a content over when nothing was heard of it for this long.
 const HEADLESS_TURN: Duration = Duration::from_secs(10);
 /// Headless, a host that the registry failed asks it again after this long: nobody else may be left to do it.
@@ -154,7 +156,8 @@ impl Swarm {
                     continue;
                 }
                 // what peers have doesn't leave the registry again
-                let elsewhere = content.pending.contains(chunk) || content.rarity(chunk) > 0;
+                let elsewhere = content.pending.contains(chunk)
+                    || content.is_held_by(chunk, |slot| delivers(&self.slots, &self.peers, slot));
                 if elsewhere {
                     let since = *lease.blocked_since.get_or_insert(now);
                     if now.since(since) < PATIENCE {
@@ -170,7 +173,9 @@ impl Swarm {
                 if lease.blocked_since.is_some()
                     && lease.until < content.chunks()
                     && !content.pending.contains(ChunkIndex(lease.until))
-                    && content.rarity(ChunkIndex(lease.until)) == 0
+                    && !content.is_held_by(ChunkIndex(lease.until), |slot| {
+                        delivers(&self.slots, &self.peers, slot)
+                    })
                 {
                     lease.blocked_since = None;
                 }
@@ -254,4 +259,13 @@ impl Swarm {
             }
         }
     }
+}
+
+/// Whether what the peer at this slot announced can be expected of it.
+fn delivers(slots: &[Option<PeerIndex>], peers: &[Peer], slot: usize) -> bool {
+    slots
+        .get(slot)
+        .copied()
+        .flatten()
+        .is_some_and(|index| peers[index.at()].silent < BARREN)
 }

@@ -1,6 +1,6 @@
 //! Asking peers for chunks that no push brought: whoever came late, lost a push, or was restarted.
 
-use super::*;
+use super::{push::half_over, *};
 use crate::event::Failure;
 
 /// Chunks looked at in one go.
@@ -43,6 +43,7 @@ impl Swarm {
             }
         }
         self.hedge();
+        self.overtake();
     }
 
     /// Whether no push of this content can be expected, so that it is asked for at once.
@@ -154,7 +155,9 @@ impl Swarm {
             (0, all) => Duration::from_micros(all),
             (own, _) => Duration::from_micros(own),
         };
-        let limit = (expected * self.config.timeout_factor).max(self.config.timeout_least);
+        let limit = (expected * self.config.timeout_factor)
+            .max(self.config.timeout_least)
+            .min(self.config.limit_most);
         self.actions.push_back(Action::Request {
             peer: state.key,
             id,
@@ -202,6 +205,22 @@ impl Swarm {
         }
     }
 
+    /// A push that takes long doesn't keep its chunk from being asked for.
+    fn overtake(&mut self) {
+        for at in 0..self.incoming.len() {
+            let incoming = &self.incoming[at];
+            let (peer, id, chunk) = (incoming.peer, incoming.id, incoming.chunk);
+            let asked = |other: &Request| other.id == id && other.chunk == chunk;
+            if half_over(self.now, incoming.since, incoming.deadline)
+                && self.requests.len() < self.config.requests
+                && !self.requests.iter().any(asked)
+                && let Some(other) = self.pick_source(id, chunk, Some(peer))
+            {
+                self.request(other, id, chunk);
+            }
+        }
+    }
+
     /// Gives up what takes too long.
     pub(super) fn expire(&mut self) {
         for at in (0..self.requests.len()).rev() {
@@ -219,8 +238,7 @@ impl Swarm {
             if self.incoming[at].deadline <= self.now {
                 let incoming = self.drop_incoming(at);
                 self.cancel(incoming.peer, incoming.id, incoming.chunk);
-                let took = self.now.0 - incoming.since.0;
-                smooth(&mut self.push_us, took);
+                // how long pushes take isn't for one peer to say: it would be given ever more time
                 self.gave_up(incoming.peer);
             }
         }

@@ -1,10 +1,10 @@
 //! Passing chunks on: whom a fresh chunk is handed to for spreading, and spreading those that were handed to us.
 
-use super::*;
+use super::{fleet::SILENT_MOST, *};
 use crate::{
     action::Declined,
     event::Spread,
-    peer::{Line, micros},
+    peer::{Line, doubled, micros},
 };
 
 /// A push that a receiver declined as busy is tried again so often, then left to the pull swarm.
@@ -158,7 +158,12 @@ impl Swarm {
         };
         // a chunk that others wait for finds room sooner than one that is for us alone
         let bound = bound.max(1) << u32::from(spread.is_some());
-        if self.incoming.len() >= bound || !self.down_bucket.allows(now) {
+        let own = self.incoming.iter().filter(|other| other.peer == peer);
+        if self.incoming.len() >= bound
+            || own.count() >= self.config.incoming_per_peer.max(1)
+            || self.peers[peer.at()].dribbles(now)
+            || !self.down_bucket.allows(now)
+        {
             return Err(Declined::Busy);
         }
         let expected = if self.push_us == 0 {
@@ -166,7 +171,9 @@ impl Swarm {
         } else {
             Duration::from_micros(self.push_us)
         };
-        let limit = (expected * self.config.timeout_factor * 2).max(self.config.timeout_least * 5);
+        let limit = (expected * self.config.timeout_factor * 2)
+            .max(self.config.timeout_least * 5)
+            .min(self.config.limit_most);
         if let Some(content) = self.contents.get_mut(&id) {
             content.pending.insert(chunk);
         }
@@ -399,7 +406,7 @@ impl Swarm {
                 .contents
                 .get(&id)
                 .is_some_and(|content| content.is_unwanted_by(index));
-            if !peer.is_up() || unwanted {
+            if !peer.takes(self.now) || unwanted {
                 continue;
             }
             let score = peer.outstanding_us(self.now, work);
@@ -477,7 +484,8 @@ impl Swarm {
                 let unwanted = self
                     .contents
                     .get(&id)
-                    .is_none_or(|content| content.is_unwanted_by(index));
+                    .is_none_or(|content| content.is_unwanted_by(index))
+                    || self.peers[index.at()].not_sent_before > self.now;
                 let up = self.peers[index.at()].is_up();
                 if unwanted || up != connected || !(up || self.may_come_up(index)) {
                     continue;
@@ -825,6 +833,8 @@ impl Swarm {
         };
         if peer.is_quarantined()
             || content.is_unwanted_by(index)
+            // who takes nothing would hold an upload that others wait for
+            || peer.not_sent_before > self.now
             || content.peer_has(peer.slot, chunk)
         {
             return Fitness::Never;
@@ -865,8 +875,17 @@ impl Swarm {
         }) else {
             return;
         };
+        let (now, least) = (self.now, self.config.timeout_least);
+        let peer = &mut self.peers[index.at()];
         if is_received(delivery) {
+            peer.stuck = 0;
             self.measure_sent(wire_bytes);
+        } else if delivery == Delivery::Broken {
+            // one may be lost; who takes none is left alone for a while
+            if peer.stuck > 0 {
+                peer.not_sent_before = now + doubled(least, peer.stuck - 1, SILENT_MOST);
+            }
+            peer.stuck = peer.stuck.saturating_add(1);
         }
         // charged whole when it began: zeros, packed chunks and declined pushes cost less
         let charged = self.chunk_len(id, chunk);
@@ -999,7 +1018,7 @@ impl Swarm {
     }
 }
 
-fn half_over(now: Moment, since: Moment, deadline: Moment) -> bool {
+pub(super) fn half_over(now: Moment, since: Moment, deadline: Moment) -> bool {
     now.since(since) * 2 > deadline.since(since)
 }
 

@@ -25,6 +25,7 @@ impl Swarm {
             None => Some(Declined::Quarantined),
             Some(index) if self.peers[index.at()].is_quarantined() => Some(Declined::Quarantined),
             Some(_) if !self.holds(id, chunk) => Some(Declined::Missing),
+            Some(index) if !self.peers[index.at()].takes(self.now) => Some(Declined::Busy),
             Some(index) => {
                 let bound = if self.step_back {
                     self.config.waiting / 4

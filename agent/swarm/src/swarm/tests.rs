@@ -299,6 +299,132 @@ fn a_receiver_takes_only_so_many_pushes() {
 }
 
 #[test]
+fn one_peer_takes_only_its_share_of_places() {
+    let config = Config::default();
+    let share = u64::try_from(config.incoming_per_peer).unwrap();
+    let mut swarm = among(2, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for ticket in 0..share {
+        let chunk = u32::try_from(ticket).unwrap();
+        let actions = feed(&mut swarm, 1, offered(ticket, 0, chunk, None));
+        assert_eq!(actions, [Action::Accept(Ticket(ticket))]);
+    }
+    let more = feed(&mut swarm, 2, offered(10, 0, 10, Some(Spread::Everyone)));
+    assert_eq!(more, [Action::Decline(Ticket(10), Declined::Busy)]);
+    let other = feed(&mut swarm, 3, offered(11, 1, 10, None));
+    assert_eq!(other, [Action::Accept(Ticket(11))]);
+    let actions = feed(&mut swarm, 4, arrived(0, 0));
+    assert_eq!(actions, []);
+    let again = feed(&mut swarm, 5, offered(12, 0, 11, None));
+    assert_eq!(again, [Action::Accept(Ticket(12))]);
+}
+
+#[test]
+fn a_push_that_dribbles_is_overtaken_and_makes_no_room_for_the_next() {
+    let config = Config::default();
+    let limit = (config.push_assumed * config.timeout_factor * 2).min(config.limit_most);
+    let limit = u64::try_from(limit.as_millis()).unwrap();
+    let mut swarm = among(2, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(1, 0, set(64, [5])));
+    feed(&mut swarm, 0, offered(1, 0, 5, None));
+    assert_eq!(
+        requests(&feed(&mut swarm, limit / 2 - 300, Event::Tick)),
+        []
+    );
+    let asked = requests(&feed(&mut swarm, limit / 2 + 300, Event::Tick));
+    assert_eq!(asked, [(key(1), 5)]);
+    feed(&mut swarm, limit / 2 + 301, arrived(1, 5));
+    // it does so again, with a chunk that nobody else has: the time that it wasted buys it no more
+    let mut now = limit;
+    for ticket in 2..6 {
+        let actions = feed(&mut swarm, now, offered(ticket, 0, 9, None));
+        assert!(actions.contains(&Action::Accept(Ticket(ticket))));
+        now += limit + 300;
+        let cancel = Action::Cancel {
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(9),
+        };
+        assert!(feed(&mut swarm, now, Event::Tick).contains(&cancel));
+        let actions = feed(&mut swarm, now + 1, offered(ticket + 10, 0, 9, None));
+        assert!(actions.contains(&Action::Decline(Ticket(ticket + 10), Declined::Busy)));
+        now += 31_000;
+    }
+}
+
+#[test]
+fn who_takes_nothing_is_sent_nothing_for_a_while() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let asked = |ticket| Event::Requested {
+        ticket: Ticket(ticket),
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(1),
+    };
+    let ended = |ticket, delivery| Event::Sent {
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(1),
+        ticket: Some(Ticket(ticket)),
+        delivery,
+        wire_bytes: 0,
+    };
+    // one may be lost
+    for ticket in [1, 2] {
+        let actions = feed(&mut swarm, ticket, asked(ticket));
+        assert_eq!(actions, [Action::Serve(Ticket(ticket))]);
+        feed(&mut swarm, ticket, ended(ticket, Delivery::Broken));
+    }
+    let actions = feed(&mut swarm, 1_001, asked(3));
+    assert_eq!(actions, [Action::Refuse(Ticket(3), Declined::Busy)]);
+    let from = |peer| offered(20 + peer, peer, 1, Some(Spread::Everyone));
+    assert_eq!(pushes(&feed(&mut swarm, 1_001, from(1))), []);
+    let actions = feed(&mut swarm, 1_003, asked(4));
+    assert_eq!(actions, [Action::Serve(Ticket(4))]);
+    feed(&mut swarm, 1_004, ended(4, Delivery::Stored));
+    feed(&mut swarm, 1_005, asked(5));
+    feed(&mut swarm, 1_005, ended(5, Delivery::Broken));
+    let actions = feed(&mut swarm, 1_006, asked(6));
+    assert_eq!(actions, [Action::Serve(Ticket(6))]);
+}
+
+#[test]
+fn a_peer_that_announces_and_delivers_nothing_keeps_nobody_from_the_registry() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(0, 0, ChunkSet::full(64)));
+    feed(&mut swarm, 0, Event::Leased(ContentId(0)));
+    let mut fetched = 0;
+    for step in 1..240 {
+        let now = step * 250;
+        let mut actions = VecDeque::from(feed(&mut swarm, now, Event::Tick));
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Fetch { until, .. } => {
+                    for chunk in fetched..until.0 {
+                        let came = Event::OriginChunk {
+                            id: ContentId(0),
+                            chunk: ChunkIndex(chunk),
+                            wire_bytes: CHUNK,
+                        };
+                        actions.extend(feed(&mut swarm, now, came));
+                    }
+                    fetched = until.0;
+                }
+                Action::Push { peer, chunk, .. } => {
+                    let broken = sent(peer, chunk.0, Delivery::Broken);
+                    actions.extend(feed(&mut swarm, now, broken));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(fetched, 64, "in a minute");
+}
+
+#[test]
 fn a_large_fleet_is_spread_to_by_parts() {
     let config = Config {
         direct_targets: 20,

@@ -424,10 +424,64 @@ impl World {
             transfer.begun = true;
             transfer.from
         };
+        if self.falls_into_pit(id) {
+            return;
+        }
         for _ in 0..PIECES_UNDER_WAY.min(self.pieces) {
             self.queue_piece(id);
         }
         self.start_piece(from);
+    }
+
+    /// Whether a tar-pit at one end holds the transfer up.
+    fn falls_into_pit(&mut self, id: TransferId) -> bool {
+        let transfer = &self.transfers[id.at as usize];
+        let (from, to, kind) = (transfer.from, transfer.to, transfer.kind);
+        if kind == Kind::Origin {
+            return false;
+        }
+        let after = match (self.node(from).pit, self.node(to).pit) {
+            (Some(Pit::Sender), None) => STUCK_AFTER,
+            (None, Some(Pit::Reader)) => 2 * STUCK_AFTER,
+            _ => return false,
+        };
+        self.at(self.now + after, Due::Stuck(id));
+        if self.node(from).pit == Some(Pit::Sender) {
+            // it goes on to the next
+            let transfer = &self.transfers[id.at as usize];
+            let event = swarm::Event::Sent {
+                peer: self.node(to).key,
+                id: ContentId(transfer.content),
+                chunk: ChunkIndex(transfer.chunk),
+                ticket: match kind {
+                    Kind::Answer(ticket) => Some(ticket),
+                    Kind::Push | Kind::Origin => None,
+                },
+                delivery: Delivery::Stored,
+                wire_bytes: transfer.bytes,
+            };
+            self.tell(from, event);
+        }
+        true
+    }
+
+    pub(super) fn pit_given_up(&mut self, id: TransferId) {
+        let Some(transfer) = self.transfer(id) else {
+            return;
+        };
+        let (from, to, content, chunk) =
+            (transfer.from, transfer.to, transfer.content, transfer.chunk);
+        self.settle_request(to, from, content, chunk);
+        let failed = swarm::Event::NotArrived {
+            peer: self.node(from).key,
+            id: ContentId(content),
+            chunk: ChunkIndex(chunk),
+            failure: Failure::Broken,
+        };
+        self.end_transfer(id, Delivery::Broken, 0);
+        if self.node(to).alive {
+            self.feed(to, failed);
+        }
     }
 
     fn queue_piece(&mut self, id: TransferId) {

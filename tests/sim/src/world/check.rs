@@ -98,7 +98,7 @@ impl World {
         let bound = self.setup.swarm.uploads;
         let node = self.node_mut(host);
         node.uploads += 1;
-        let over = node.uploads > bound;
+        let over = node.uploads > bound && node.pit.is_none();
         let lacks = !node.held[content as usize].contains(ChunkIndex(chunk));
         if over {
             self.checks.note("more uploads than the bound");

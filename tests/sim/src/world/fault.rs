@@ -78,6 +78,17 @@ impl World {
                     self.make_liar(host);
                 }
             }
+            Scenario::TarPits => {
+                for (at, host) in pick(0, count * 3 / 10).into_iter().enumerate() {
+                    let pit = if at % 2 == 0 {
+                        Pit::Sender
+                    } else {
+                        Pit::Reader
+                    };
+                    self.nodes[host].pit = Some(pit);
+                    self.nodes[host].wanted = false;
+                }
+            }
             Scenario::Corrupt => {
                 self.watch_sources();
                 let bound = self.bound_s();
