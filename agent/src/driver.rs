@@ -760,7 +760,13 @@ impl Driver {
                             });
                         }
                         // a content that we don't know (yet): remembered, the peer won't say it again
-                        Ok(None) => self.members.remember(peer, digest, &have.runs, have.reset),
+                        Ok(None) => {
+                            let kept = self.members.remember(peer, digest, &have.runs, have.reset);
+                            if let Err(error) = kept {
+                                self.nonsense(peer, &error.to_string());
+                                return;
+                            }
+                        }
                         Err(error) => {
                             self.nonsense(peer, &error.to_string());
                             return;

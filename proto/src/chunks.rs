@@ -289,6 +289,34 @@ impl ChunkSet {
         Ok(set)
     }
 
+    /// The union of two sets in the form of [`to_runs`](Self::to_runs), of a content whose chunks aren't known yet. No longer
+    /// than both together.
+    ///
+    /// # Errors
+    /// When the values can't describe chunks of any content.
+    pub fn merge_runs(a: &[u32], b: &[u32]) -> Result<Vec<u32>, ParseRunsError> {
+        let mut ranges = ranges(a)?;
+        ranges.extend(self::ranges(b)?);
+        ranges.sort_unstable();
+        let mut runs = Vec::new();
+        let (mut end, mut open) = (0, None);
+        for (start, next) in ranges {
+            open = match open {
+                Some((first, last)) if start <= last => Some((first, next.max(last))),
+                Some((first, last)) => {
+                    runs.extend([first - end, last - first]);
+                    end = last;
+                    Some((start, next))
+                }
+                None => Some((start, next)),
+            };
+        }
+        if let Some((first, last)) = open {
+            runs.extend([first - end, last - first]);
+        }
+        Ok(runs)
+    }
+
     fn insert_range(&mut self, start: u32, end: u32) {
         let mut at = start;
         while at < end {
@@ -315,6 +343,23 @@ impl ChunkSet {
             *last &= !past;
         }
     }
+}
+
+/// The runs as first chunks and ends; empty ones are left out.
+fn ranges(runs: &[u32]) -> Result<Vec<(u32, u32)>, ParseRunsError> {
+    let (pairs, []) = runs.as_chunks::<2>() else {
+        return Err(ParseRunsError::Odd);
+    };
+    let mut at = 0u32;
+    let mut ranges = Vec::with_capacity(pairs.len());
+    for [gap, length] in pairs {
+        let start = at.checked_add(*gap).ok_or(ParseRunsError::PastEnd)?;
+        at = start.checked_add(*length).ok_or(ParseRunsError::PastEnd)?;
+        if at > start {
+            ranges.push((start, at));
+        }
+    }
+    Ok(ranges)
 }
 
 impl fmt::Debug for ChunkSet {
@@ -352,6 +397,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn merged_runs_are_the_union(a in prop::collection::btree_set(0u32..300, 0..200), b in prop::collection::btree_set(0u32..300, 0..200)) {
+            let set = |of: &BTreeSet<u32>| {
+                let mut set = ChunkSet::empty(300);
+                for chunk in of {
+                    set.insert(ChunkIndex(*chunk));
+                }
+                set
+            };
+            let merged = ChunkSet::merge_runs(&set(&a).to_runs(), &set(&b).to_runs()).unwrap();
+            prop_assert_eq!(merged, set(&a.union(&b).copied().collect()).to_runs());
+        }
+
+        #[test]
+        fn hostile_runs_merge_to_runs_or_an_error(a in prop::collection::vec(any::<u32>(), 0..9), b in prop::collection::vec(0u32..5, 0..9)) {
+            if let Ok(merged) = ChunkSet::merge_runs(&a, &b) {
+                prop_assert!(merged.len() <= a.len() + b.len());
+                prop_assert_eq!(ChunkSet::merge_runs(&merged, &[]), Ok(merged));
+            }
+        }
+
         #[test]
         fn a_chunk_set_is_a_set(chunks in 0u32..300, picks in prop::collection::vec((0u32..320, any::<bool>()), 0..200)) {
             let mut set = ChunkSet::empty(chunks);

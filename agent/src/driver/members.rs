@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use link::Connection;
 use proto::{
     ChunkSet, Digest, HostId, HostKey,
+    chunks::ParseRunsError,
     message::{Have, Load, PeerUpdate, RosterEntry},
 };
 use tokio::sync::mpsc;
@@ -15,8 +16,12 @@ const UPDATES: usize = 4;
 /// Contents in one update: keeps it far below the message's limit.
 const HAVES_PER_UPDATE: usize = 64;
 
-/// Announcements of contents that we don't know yet, per peer. An image has some hundred contents.
-const REMEMBERED: usize = 4096;
+/// Bytes of announcements of contents that we don't know yet, per peer. An image has some hundred contents of 512 chunks,
+/// each in a few runs: ten kilobytes. What doesn't fit is asked for when we announce the content ourselves.
+const REMEMBERED_BYTES: usize = 256 << 10;
+
+/// What a content takes there besides its runs: digest, lengths, the map's own.
+const ENTRY_BYTES: usize = 96;
 
 /// The most connections that are kept to one peer: both sides may dial at once.
 const CONNECTIONS: usize = 2;
@@ -40,7 +45,45 @@ struct Member {
     have: BTreeMap<Digest, (ChunkSet, bool)>,
     load: Option<Load>,
     /// What it announced of contents that we don't know yet.
-    remembered: BTreeMap<Digest, Vec<(Vec<u32>, bool)>>,
+    remembered: Remembered,
+}
+
+/// What a peer announced of contents that we don't know yet, merged by content.
+#[derive(Debug, Default)]
+struct Remembered {
+    by_content: BTreeMap<Digest, (Vec<u32>, bool)>,
+    bytes: usize,
+}
+
+impl Remembered {
+    /// Keeps an announcement, as far as there is room.
+    fn keep(&mut self, content: Digest, runs: &[u32], reset: bool) -> Result<(), ParseRunsError> {
+        let before = self.take(&content);
+        let (runs, reset) = match &before {
+            Some((kept, was_reset)) if !reset => (ChunkSet::merge_runs(kept, runs)?, *was_reset),
+            _ => (ChunkSet::merge_runs(&[], runs)?, reset),
+        };
+        let entry = if self.bytes + size(&runs) <= REMEMBERED_BYTES {
+            Some((runs, reset))
+        } else {
+            before
+        };
+        if let Some(entry) = entry {
+            self.bytes += size(&entry.0);
+            self.by_content.insert(content, entry);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, content: &Digest) -> Option<(Vec<u32>, bool)> {
+        let entry = self.by_content.remove(content)?;
+        self.bytes -= size(&entry.0);
+        Some(entry)
+    }
+}
+
+fn size(runs: &[u32]) -> usize {
+    ENTRY_BYTES + size_of_val(runs)
 }
 
 /// What is left after a connection ended.
@@ -83,7 +126,7 @@ impl Members {
                 updates: None,
                 have: BTreeMap::new(),
                 load: None,
-                remembered: BTreeMap::new(),
+                remembered: Remembered::default(),
             });
             member.address = entry.address.parse().ok();
             member.zone.clone_from(&entry.zone);
@@ -176,7 +219,7 @@ impl Members {
         }
         member.updates = None;
         member.have.clear();
-        member.remembered.clear();
+        member.remembered = Remembered::default();
         match member.connections.first() {
             None => Ended::Last,
             Some((_, connection)) => {
@@ -263,30 +306,80 @@ impl Members {
     }
 
     /// Keeps an announcement of a content that we may come to want.
-    pub(super) fn remember(&mut self, peer: HostKey, content: Digest, runs: &[u32], reset: bool) {
-        let Some(member) = self.members.get_mut(&peer) else {
-            return;
-        };
-        if member.remembered.len() >= REMEMBERED && !member.remembered.contains_key(&content) {
-            return;
-        }
-        let kept = member.remembered.entry(content).or_default();
-        if reset {
-            kept.clear();
-        }
-        // increments of one content are a few a second; beyond this the peer's reset on reconnection has to do
-        if kept.len() < 1024 {
-            kept.push((runs.to_vec(), reset));
-        }
+    ///
+    /// # Errors
+    /// When it can't be one of any content.
+    pub(super) fn remember(
+        &mut self,
+        peer: HostKey,
+        content: Digest,
+        runs: &[u32],
+        reset: bool,
+    ) -> Result<(), ParseRunsError> {
+        self.members.get_mut(&peer).map_or(Ok(()), |member| {
+            member.remembered.keep(content, runs, reset)
+        })
     }
 
     /// What peers announced of this content before we knew it.
     pub(super) fn recall(&mut self, content: &Digest) -> Vec<(HostKey, Vec<u32>, bool)> {
-        let mut all = Vec::new();
-        for (key, member) in &mut self.members {
-            let kept = member.remembered.remove(content).unwrap_or_default();
-            all.extend(kept.into_iter().map(|(runs, reset)| (*key, runs, reset)));
+        let members = self.members.iter_mut();
+        members
+            .filter_map(|(key, member)| {
+                let (runs, reset) = member.remembered.take(content)?;
+                Some((*key, runs, reset))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(at: u32) -> Digest {
+        Digest::of(&at.to_le_bytes())
+    }
+
+    #[test]
+    fn announcements_of_an_unknown_content_add_up() {
+        let mut remembered = Remembered::default();
+        let mut keep = |runs: &[u32], reset| remembered.keep(digest(0), runs, reset).unwrap();
+        keep(&[3, 1], true);
+        keep(&[0, 2], false);
+        keep(&[2, 1], false);
+        assert_eq!(remembered.take(&digest(0)), Some((vec![0, 4], true)));
+        assert_eq!((remembered.take(&digest(0)), remembered.bytes), (None, 0));
+        remembered.keep(digest(0), &[0, 9], false).unwrap();
+        remembered.keep(digest(0), &[5, 1], true).unwrap();
+        assert_eq!(remembered.take(&digest(0)), Some((vec![5, 1], true)));
+        assert!(remembered.keep(digest(0), &[u32::MAX, 1], false).is_err());
+        assert!(remembered.keep(digest(0), &[1], false).is_err());
+    }
+
+    #[test]
+    fn a_peer_fills_its_room_and_no_more() {
+        let mut remembered = Remembered::default();
+        let comb = vec![1; 10_000];
+        for round in 0..100 {
+            for content in 0..50 {
+                remembered.keep(digest(content), &comb, round == 0).unwrap();
+                assert!(remembered.bytes <= REMEMBERED_BYTES);
+            }
         }
-        all
+        // the first ones are kept, and small ones still find room
+        assert_eq!(remembered.take(&digest(0)), Some((comb, true)));
+        remembered.keep(digest(99), &[0, 5], true).unwrap();
+        assert_eq!(remembered.take(&digest(99)), Some((vec![0, 5], true)));
+        for content in 0..100_000 {
+            remembered.keep(digest(content), &[], true).unwrap();
+        }
+        assert!(remembered.by_content.len() * ENTRY_BYTES <= REMEMBERED_BYTES);
+        let bytes: usize = remembered
+            .by_content
+            .values()
+            .map(|(runs, _)| size(runs))
+            .sum();
+        assert_eq!(bytes, remembered.bytes);
     }
 }
