@@ -104,7 +104,7 @@ impl Snapshot {
             connected: status.connected,
             quarantined: status.quarantined.iter().map(ToString::to_string).collect(),
             backlog_bytes: status.backlog_bytes,
-            upload_bytes_per_second: status.upload_bytes_per_second,
+            upload_bytes_per_second: status.upload_bytes_per_second.unwrap_or(0),
             images: images.collect(),
         }
     }

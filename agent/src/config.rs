@@ -50,6 +50,8 @@ pub struct Config {
     pub upload_bytes_per_second: u64,
     /// Bytes per second down, 0 for no limit.
     pub download_bytes_per_second: u64,
+    /// Load of the host, in percent of its cores, from which on it moves less for others; none: never.
+    pub step_back_load_percent: Option<u32>,
     /// How to reach registries.
     pub origin: OriginConfig,
     /// The registry mirror.
@@ -132,6 +134,7 @@ struct File {
     tart_binary: Option<PathBuf>,
     upload_bytes_per_second: u64,
     download_bytes_per_second: u64,
+    step_back_load_percent: u32,
     origin: OriginFile,
     mirror: MirrorFile,
 }
@@ -214,6 +217,7 @@ impl Config {
                 .unwrap_or_else(|| "/usr/local/bin/tart".into()),
             upload_bytes_per_second: file.upload_bytes_per_second,
             download_bytes_per_second: file.download_bytes_per_second,
+            step_back_load_percent: Some(file.step_back_load_percent).filter(|load| *load > 0),
             origin: OriginConfig {
                 ca_file: file.origin.ca_file,
                 plain_http: file.origin.plain_http,
@@ -332,6 +336,14 @@ mod tests {
             load(&file("upstreams = ['https://ghcr.io']"), &["run"]),
             Err(ConfigError::Upstream(_))
         ));
+    }
+
+    #[test]
+    fn a_host_steps_back_only_where_it_is_told_when() {
+        let config = |file| load(file, &["run", "--tart-home", "/a"]).unwrap();
+        assert_eq!(config("").step_back_load_percent, None);
+        let told = config("step_back_load_percent = 90");
+        assert_eq!(told.step_back_load_percent, Some(90));
     }
 
     #[test]

@@ -163,7 +163,10 @@ pub(crate) enum Input {
         result: Result<(), String>,
     },
     /// What is on disk.
-    Presence(Vec<Presence>),
+    Presence {
+        presence: Vec<Presence>,
+        load_percent: Option<u32>,
+    },
     /// A few chunks were read again; these don't fit their links any more.
     Scrubbed { id: ContentId, bad: Vec<ChunkIndex> },
     /// The journals were flushed.
@@ -251,6 +254,8 @@ pub(crate) struct Driver {
     checking: bool,
     last_check: Instant,
     scrubbing: bool,
+    /// The host is busy with its guests.
+    stepped_back: bool,
     /// Where the scrub goes on.
     scrub_at: (ContentId, ChunkIndex),
     jobs: JoinSet<Input>,
@@ -311,6 +316,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         checking: false,
         last_check: now,
         scrubbing: false,
+        stepped_back: false,
         scrub_at: (ContentId(0), ChunkIndex(0)),
         jobs: JoinSet::new(),
         peer_inbox,
@@ -466,7 +472,13 @@ impl Driver {
             Input::Walked { id, walked } => self.walked(id, walked),
             Input::Installed { image, result } => self.installed(image, result),
             Input::Golden { image, result } => self.golden_made(image, result),
-            Input::Presence(presence) => self.presence_checked(presence),
+            Input::Presence {
+                presence,
+                load_percent,
+            } => {
+                self.weigh_load(load_percent);
+                self.presence_checked(presence);
+            }
             Input::Scrubbed { id, bad } => self.scrubbed(id, bad),
             Input::Flushed(result) => {
                 self.flushing = false;

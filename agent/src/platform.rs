@@ -38,6 +38,24 @@ pub enum CloneError {
     Io(#[from] io::Error),
 }
 
+/// The load of the last minute, in percent of the cores: 100 when as much wants to run as can. `None` where the system
+/// doesn't say.
+pub fn load_percent() -> Option<u32> {
+    let cores = std::thread::available_parallelism().ok()?.get();
+    let load = system::load_average()?;
+    if !load.is_finite() || load < 0.0 {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a load is small and positive, and the cast saturates"
+    )]
+    let percent = (load * 100.0 / cores as f64) as u32;
+    Some(percent)
+}
+
 /// Makes `to` a file with the content of `from` that shares its blocks until either is written to. `to` must not exist,
 /// and doesn't after an error.
 ///
@@ -224,6 +242,11 @@ mod tests {
     use std::{fs, os::unix::fs::MetadataExt as _};
 
     use super::*;
+
+    #[test]
+    fn the_system_says_how_busy_it_is() {
+        assert!(load_percent().is_some_and(|percent| percent < 1_000_000));
+    }
 
     #[test]
     fn a_hole_reads_as_zeros_and_keeps_the_size() {

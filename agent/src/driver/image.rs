@@ -18,6 +18,7 @@ use super::{Driver, Input};
 use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
+    platform,
     store::{BeginError, InstallError, Presence, Stage},
 };
 
@@ -560,7 +561,10 @@ impl Driver {
         self.checking = true;
         self.last_check = Instant::now();
         let store = self.store.clone();
-        self.spawn_blocking(move || Input::Presence(store.presence()));
+        self.spawn_blocking(move || Input::Presence {
+            presence: store.presence(),
+            load_percent: platform::load_percent(),
+        });
     }
 
     pub(super) fn presence_checked(&mut self, presence: Vec<Presence>) {

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use proto::{
     ChunkIndex, Digest, HostId,
     message::{
-        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Report, Retraction, StageState,
-        Volume,
+        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, Report, Retraction,
+        StageState, Volume,
     },
 };
-use swarm::event::ContentId;
+use swarm::{Event, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
+use tracing::info;
 
 use super::{Driver, MAX_BLAMES};
 use crate::{
@@ -36,6 +37,17 @@ pub(crate) const fn state_name(state: StageState) -> &'static str {
         StageState::Failed => "failed",
         StageState::Gone => "gone",
     }
+}
+
+/// Whether a host of this load steps back. It comes forward again at three quarters of the limit, or it would go back and
+/// forth with its own work.
+const fn steps_back(before: bool, load_percent: u32, limit_percent: u32) -> bool {
+    let limit = if before {
+        limit_percent - limit_percent / 4
+    } else {
+        limit_percent
+    };
+    load_percent >= limit
 }
 
 impl Driver {
@@ -105,7 +117,11 @@ impl Driver {
                     maker: String::new(),
                 })
                 .collect(),
-            load: None,
+            // a rate that is only assumed is the coordinator's to assume
+            load: Some(Load {
+                backlog_bytes: status.backlog_bytes,
+                upload_bytes_per_second: status.upload_bytes_per_second.unwrap_or(0),
+            }),
             mirror: self.mirror.wants(full),
         };
         let Some(session) = &self.session else {
@@ -213,6 +229,23 @@ impl Driver {
             free_bytes: volume.free_bytes,
             floor_bytes: volume.floor_bytes,
             path: self.config.tart_home.display().to_string(),
+        }
+    }
+
+    /// Guests come first: a host that is busier than its operator wants moves less for others.
+    pub(super) fn weigh_load(&mut self, load_percent: Option<u32>) {
+        let (Some(limit), Some(load)) = (self.config.step_back_load_percent, load_percent) else {
+            return;
+        };
+        let back = steps_back(self.stepped_back, load, limit);
+        if back != self.stepped_back {
+            self.stepped_back = back;
+            info!(
+                load_percent = load,
+                stepped_back = back,
+                "the host's load decides how much it moves for others"
+            );
+            self.tell(Event::StepBack(back));
         }
     }
 
@@ -369,5 +402,18 @@ impl Driver {
                 .get_or_create(&PartLabel { part })
                 .set(bytes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::steps_back;
+
+    #[test]
+    fn a_busy_host_steps_back_until_it_is_clearly_less_busy() {
+        assert!(!steps_back(false, 99, 100));
+        assert!(steps_back(false, 100, 100));
+        assert!(steps_back(true, 75, 100));
+        assert!(!steps_back(true, 74, 100));
     }
 }

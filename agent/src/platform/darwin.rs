@@ -1,6 +1,6 @@
 //! macOS: APFS clones, holes and barriers.
 
-#![expect(unsafe_code, reason = "fcntl commands that no crate wraps")]
+#![expect(unsafe_code, reason = "system calls that no crate wraps")]
 
 use std::{
     fs::File,
@@ -73,6 +73,13 @@ fn punch_blocks(file: &File, offset: u64, len: u64) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+pub(super) fn load_average() -> Option<f64> {
+    let mut load = 0.0;
+    // SAFETY: getloadavg writes at most one double through the pointer, which is good for one.
+    let samples = unsafe { libc::getloadavg(&raw mut load, 1) };
+    (samples == 1).then_some(load)
 }
 
 pub(super) fn sync_data(file: &File) -> io::Result<()> {

@@ -30,6 +30,11 @@ pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, flags, offset, len)?)
 }
 
+pub(super) fn load_average() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').next()?.parse().ok()
+}
+
 pub(super) fn sync_data(file: &File) -> io::Result<()> {
     file.sync_data()
 }

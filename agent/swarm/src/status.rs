@@ -109,8 +109,8 @@ pub struct Status {
     pub quarantined: Vec<HostKey>,
     /// Push work assigned to us and not done.
     pub backlog_bytes: u64,
-    /// Our measured upload rate.
-    pub upload_bytes_per_second: u64,
+    /// Our upload rate, as far as it was measured.
+    pub upload_bytes_per_second: Option<u64>,
     /// Uploads under way.
     pub uploads: usize,
     /// Whether leases are self-assigned for want of a coordinator.

@@ -24,7 +24,7 @@ impl Swarm {
                 .map(|peer| peer.key)
                 .collect(),
             backlog_bytes: self.backlog_bytes,
-            upload_bytes_per_second: self.rate,
+            upload_bytes_per_second: self.rate_measured.then_some(self.rate),
             uploads: self.uploads.len(),
             headless: self.headless,
         }
