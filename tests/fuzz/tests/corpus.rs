@@ -1,6 +1,10 @@
 //! Every target on its seeds, and on as many seeded mutations of them as a few seconds hold.
 //!
 //! `FUZZ_SEED` gives other mutations and `FUZZ_ROUNDS` more of them.
+#![allow(
+    clippy::print_stdout,
+    reason = "helpers of tests are tests, and say what they ran"
+)]
 
 use std::path::PathBuf;
 
