@@ -3,7 +3,10 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,6 +31,8 @@ pub(crate) struct Inner {
     host: HostId,
     /// What we closed it with: quinn doesn't remember.
     ended: OnceLock<(CloseCode, String)>,
+    /// Streams of this connection that have carried bulk bytes.
+    bulk_streams: AtomicU32,
     /// Where this connection is listed, and under which number.
     registry: Weak<Registry>,
     number: u64,
@@ -179,6 +184,7 @@ impl Connection {
             quinn,
             host,
             ended: OnceLock::new(),
+            bulk_streams: AtomicU32::new(0),
             registry,
             number,
         }))
@@ -286,6 +292,13 @@ impl fmt::Debug for Connection {
 }
 
 impl Inner {
+    /// The priority of the next stream with bulk bytes: below all messages, and below every such stream before it.
+    pub(crate) fn bulk_priority(&self) -> i32 {
+        let before = self.bulk_streams.fetch_add(1, Ordering::Relaxed);
+        // two billion chunks of a MiB later the order starts anew: then one of them waits for a newer one
+        -1 - i32::try_from(before & 0x7fff_fffe).unwrap_or(0)
+    }
+
     pub(crate) fn close(&self, code: CloseCode, reason: &str) {
         if self.quinn.close_reason().is_none() && self.ended.set((code, reason.to_owned())).is_ok()
         {

@@ -92,8 +92,9 @@ impl Settings {
             .stream_receive_window(self.stream_window.into())
             .receive_window(self.connection_window.into())
             .send_window(self.send_window)
-            // chunks are of use when they are whole: one after the other, not all at once
-            .send_fairness(false)
+            // unfair, quinn ends a stream that it has begun before it looks at priorities: a message would wait behind a chunk.
+            // That chunks go one after the other all the same is what `stream::Sender` gives them priorities for
+            .send_fairness(true)
             .mtu_discovery_config(Some({
                 let mut discovery = MtuDiscoveryConfig::default();
                 discovery.upper_bound(self.mtu());

@@ -105,9 +105,6 @@ pub struct Sender {
     bulk: bool,
 }
 
-/// Bulk bytes give way to the messages of the connection's other streams: an announcement doesn't wait behind chunks.
-const BULK_PRIORITY: i32 = -1;
-
 impl Sender {
     pub(crate) fn new(quinn: quinn::SendStream, connection: Arc<Inner>) -> Self {
         Self {
@@ -186,11 +183,14 @@ impl Sender {
         }
     }
 
+    /// Bulk bytes give way to the messages of the connection's other streams, and to the bulk bytes of streams that had some
+    /// before: an announcement doesn't wait behind chunks, and chunks, which are of use when they are whole, come one
+    /// after the other.
     fn give_way(&mut self) -> Result<(), SendError> {
         if !self.bulk {
             self.bulk = true;
             self.quinn
-                .set_priority(BULK_PRIORITY)
+                .set_priority(self.connection.bulk_priority())
                 .map_err(|_| SendError::Ended)?;
         }
         Ok(())
