@@ -182,7 +182,13 @@ enum Source {
     /// A registry in this process.
     Own(Registry, Box<GeneratedImage>, String),
     /// A registry process in the lab.
-    Lab(Ended, PathBuf, Box<GeneratedImage>, String),
+    Lab {
+        /// Held so that it ends with this.
+        _process: Ended,
+        counters: PathBuf,
+        image: Box<GeneratedImage>,
+        reference: String,
+    },
     /// Somebody else's.
     Foreign(String),
 }
@@ -227,7 +233,7 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     let source = source(cli, dir)?;
     let (reference, registry) = match &source {
         Source::Own(_, _, reference)
-        | Source::Lab(_, _, _, reference)
+        | Source::Lab { reference, .. }
         | Source::Foreign(reference) => (
             reference.clone(),
             reference.split('/').next().unwrap_or_default().to_owned(),
@@ -333,12 +339,12 @@ fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
         .args(["--listen", "10.77.0.1:5000"])
         .stdin(Stdio::null())
         .spawn()?;
-    Ok(Source::Lab(
-        Ended(child),
-        blobs.join("counters.json"),
-        Box::new(image),
-        "10.77.0.1:5000/demo/macos:latest".into(),
-    ))
+    Ok(Source::Lab {
+        _process: Ended(child),
+        counters: blobs.join("counters.json"),
+        image: Box::new(image),
+        reference: "10.77.0.1:5000/demo/macos:latest".into(),
+    })
 }
 
 /// Serves a directory of blobs until it is killed, and keeps `counters.json` in it current.
@@ -380,7 +386,9 @@ fn measure(
             let origin = registry.counters().bytes;
             (present, image.blob_bytes(), cli.size, origin)
         }
-        Source::Lab(_, counters, image, _) => {
+        Source::Lab {
+            counters, image, ..
+        } => {
             let present = cluster.wait_present(&image.digest.to_string(), patience)?;
             (present, image.blob_bytes(), cli.size, last_count(counters)?)
         }
@@ -473,7 +481,7 @@ fn verify(
     reference: &str,
 ) -> anyhow::Result<bool> {
     let image = match source {
-        Source::Own(_, image, _) | Source::Lab(_, _, image, _) => image,
+        Source::Own(_, image, _) | Source::Lab { image, .. } => image,
         Source::Foreign(_) => return cluster.verify(agent, reference),
     };
     let (name, tag) = reference
