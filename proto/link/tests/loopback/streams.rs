@@ -307,3 +307,38 @@ fn pattern(length: usize) -> Bytes {
         })
         .collect()
 }
+
+#[tokio::test]
+async fn a_message_overtakes_the_bulk_bytes_of_another_stream() {
+    let pair = pair().await;
+    let (sending, receiving) = &pair.connections;
+    // as much as a window holds: it leaves without anybody reading it, for as long as that takes
+    let ((mut bulk, _), (_, mut bytes)) = stream(&pair.connections, b"first").await;
+    bulk.write(vec![1; 7 << 20].into()).await.unwrap();
+    bulk.finish().unwrap();
+    let mut came = 0;
+    while came <= 64 << 10 {
+        came += bytes.piece(64 << 10).await.unwrap().unwrap().len();
+    }
+    let (mut sender, _answers) = sending.open().await.unwrap();
+    sender.send(&updates()).await.unwrap();
+
+    let message = async {
+        let (_replies, mut receiver) = receiving.accept().await.unwrap();
+        receiver.receive::<PeerOpen>().await.unwrap()
+    };
+    tokio::pin!(message);
+    loop {
+        tokio::select! {
+            biased;
+            piece = bytes.piece(64 << 10) => {
+                came += piece.unwrap().expect("the message came before the end").len();
+            }
+            message = &mut message => {
+                assert_eq!(message, Some(updates()));
+                break;
+            }
+        }
+    }
+    assert!(came < 7 << 20, "{came} bytes came before the message");
+}
