@@ -32,7 +32,7 @@ pub(crate) type PresenceView = BTreeMap<HostId, HostPresence>;
 /// A host's own word.
 #[derive(Debug, Default)]
 pub(super) struct Word {
-    holdings: Arc<Holdings>,
+    pub(super) holdings: Arc<Holdings>,
     /// None: never, or longer ago than the machine's clock can tell.
     checked_at: Option<Instant>,
 }

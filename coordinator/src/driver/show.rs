@@ -147,7 +147,17 @@ impl Driver {
             let wanted = self.wants.get(image);
             shown.total_bytes = wanted.map_or(0, |wanted| wanted.want.layout.content_bytes());
         }
+        let named = self.wants.get(image).is_none_or(|wanted| {
+            let ready = known.and_then(|known| known.word.holdings.get(image));
+            ready.is_none_or(|ready| wanted.want.references.is_subset(ready))
+        });
         match status.reason {
+            // it holds the image, and not yet under a name that was asked for later
+            None if connected && !named => {
+                shown.state = HostState::Installing;
+                let reason = HostReason::Installing.as_str();
+                shown.reason.get_or_insert_with(|| reason.to_owned());
+            }
             None => shown.state = HostState::Present,
             Some(reason) => {
                 // What the plan doesn't count as present isn't shown as present: its word came from a lost session.
