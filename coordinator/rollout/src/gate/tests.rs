@@ -789,7 +789,8 @@ proptest! {
                 Event::Holds(host, holdings, _) => { held.insert(host.clone(), (now, holdings.clone())); }
                 Event::Seen(host, _) => if let Some(word) = held.get_mut(host) { word.0 = now; },
                 Event::Node { host, ready, schedulable } => { nodes.insert(host.clone(), *ready && *schedulable); }
-                Event::NodeGone(host) => { nodes.remove(host); held.remove(host); }
+                // the agent's word outlives the Node, for as long as any word counts
+                Event::NodeGone(host) => { nodes.remove(host); }
                 Event::Pool(_, pool) => rule = Some(pool.clone()),
                 Event::Synced(is) => synced = *is,
                 _ => {}
