@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Longer than any wait takes on a busy machine; a wait ends as soon as its condition holds.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(150);
 /// The fleet of every Node.
 pub const FLEET: &str = "minis";
 /// The coordinator's namespace where the chart's roles bind it; else `default`.
