@@ -64,6 +64,28 @@ pub struct Options {
 }
 
 impl Options {
+    /// Everything on loopback, without settings of its own: a coordinator from a fleet file, so many agents, and a registry.
+    #[must_use]
+    pub fn on_loopback(
+        binary: impl Into<PathBuf>,
+        dir: impl Into<PathBuf>,
+        hosts: usize,
+        registry: impl ToString,
+    ) -> Self {
+        Self {
+            binary: binary.into(),
+            dir: dir.into(),
+            hosts: vec![Place::default(); hosts],
+            coordinator: Place::default(),
+            registry: registry.to_string(),
+            agent_settings: String::new(),
+            coordinator_settings: String::new(),
+            log: "info".into(),
+            kubeconfig: None,
+            run_arguments: Vec::new(),
+        }
+    }
+
     /// As settings files have it.
     fn plain_http(&self) -> String {
         match self.registry.as_str() {

@@ -75,16 +75,10 @@ impl Rig {
         coordinator: &str,
     ) -> anyhow::Result<Cluster> {
         let cluster = Cluster::start(Options {
-            binary: binary.into(),
-            dir: self.dir().to_owned(),
             hosts,
-            coordinator: Place::default(),
-            registry: self.registry.addr().to_string(),
             agent_settings: agent.into(),
             coordinator_settings: coordinator.into(),
-            kubeconfig: None,
-            run_arguments: Vec::new(),
-            log: "info".into(),
+            ..Options::on_loopback(binary, self.dir(), 0, self.registry.addr())
         })?;
         cluster.wait_sessions(PATIENCE)?;
         Ok(cluster)

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api_server::{self, ApiServer},
-    cluster::{Cluster, Options, Place, free_tcp},
+    cluster::{Cluster, Options, free_tcp},
     image::{GeneratedImage, ImageSpec},
     registry::{self, Registry},
     runners::{self, Checker, Manners, Rule, Runners},
@@ -150,16 +150,9 @@ impl World {
             api.kubeconfig_for(&token, &kubeconfig)?;
         }
         let options = Options {
-            binary: setup.binary.into(),
-            dir: dir.path().to_owned(),
-            hosts: vec![Place::default(); setup.hosts],
-            coordinator: Place::default(),
-            registry: registry.addr().to_string(),
-            agent_settings: String::new(),
-            coordinator_settings: String::new(),
-            log: "info".into(),
             kubeconfig: Some(kubeconfig.clone()),
             run_arguments: run_arguments(namespace, "one", &setup),
+            ..Options::on_loopback(setup.binary, dir.path(), setup.hosts, registry.addr())
         };
         let cluster = tokio::task::spawn_blocking(move || {
             let cluster = Cluster::start(options)?;

@@ -327,16 +327,9 @@ fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Option<Docker> {
 impl Docker {
     fn cluster(&self, hosts: usize, agent: &str, coordinator: &str) -> Cluster {
         let cluster = Cluster::start(Options {
-            binary: DEMO.into(),
-            dir: self.dir.path().to_owned(),
-            hosts: vec![Place::default(); hosts],
-            coordinator: Place::default(),
-            registry: self.registry.addr().to_string(),
             agent_settings: agent.into(),
             coordinator_settings: coordinator.into(),
-            kubeconfig: None,
-            run_arguments: Vec::new(),
-            log: "info".into(),
+            ..Options::on_loopback(DEMO, self.dir.path(), hosts, self.registry.addr())
         });
         let cluster = cluster.unwrap();
         cluster.wait_sessions(PATIENCE).unwrap();

@@ -5,13 +5,12 @@
 use std::{
     fs::File,
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant, SystemTime},
 };
 
 use e2e::{
-    cluster::{Cluster, Options, Place, wait_until},
+    cluster::{Cluster, Options, wait_until},
     image::{GeneratedImage, ImageSpec},
     registry::{self, Registry},
 };
@@ -25,16 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn cluster(dir: &TempDir, registry: &str, agent: &str, coordinator: &str) -> Cluster {
     let cluster = Cluster::start(Options {
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_demo")),
-        dir: dir.path().to_owned(),
-        hosts: vec![Place::default()],
-        coordinator: Place::default(),
-        registry: registry.into(),
         agent_settings: agent.into(),
         coordinator_settings: coordinator.into(),
-        kubeconfig: None,
-        run_arguments: Vec::new(),
-        log: "info".into(),
+        ..Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), 1, registry)
     });
     let cluster = cluster.unwrap();
     cluster.wait_sessions(PATIENCE).unwrap();

@@ -7,13 +7,12 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use e2e::{
-    cluster::{Cluster, Options, Place, wait_until},
+    cluster::{Cluster, Options, wait_until},
     image::{GeneratedImage, ImageSpec},
     registry::{self, Fault, Misbehaviour, Registry, Target},
     tart_client::{Pulled, TartClient},
@@ -62,16 +61,13 @@ impl World {
         let registry = runtime.block_on(Registry::start(options)).unwrap();
         registry.hold(NAME, "1", &image);
         let cluster = Cluster::start(Options {
-            binary: PathBuf::from(env!("CARGO_BIN_EXE_demo")),
-            dir: dir.path().to_owned(),
-            hosts: vec![Place::default(); hosts],
-            coordinator: Place::default(),
-            registry: registry.addr().to_string(),
             agent_settings: settings.into(),
-            coordinator_settings: String::new(),
-            kubeconfig: None,
-            run_arguments: Vec::new(),
-            log: "info".into(),
+            ..Options::on_loopback(
+                env!("CARGO_BIN_EXE_demo"),
+                dir.path(),
+                hosts,
+                registry.addr(),
+            )
         })
         .unwrap();
         cluster.wait_sessions(PATIENCE).unwrap();

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use e2e::{
-    cluster::{Cluster, Options, Place, wait_until},
+    cluster::{Cluster, Options, wait_until},
     docker_registry::{Auth, BINARY, DockerRegistry},
 };
 use origin::Repository;
@@ -95,16 +95,8 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 fn mirror(dir: &TempDir, registry: &DockerRegistry, settings: &str) -> (Cluster, String) {
     let cluster = Cluster::start(Options {
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_demo")),
-        dir: dir.path().to_owned(),
-        hosts: vec![Place::default()],
-        coordinator: Place::default(),
-        registry: registry.addr().to_string(),
         agent_settings: format!("[mirror]\nlisten = '127.0.0.1:0'\n{settings}"),
-        coordinator_settings: String::new(),
-        log: "info".into(),
-        kubeconfig: None,
-        run_arguments: Vec::new(),
+        ..Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), 1, registry.addr())
     })
     .unwrap();
     let agent = &cluster.agents()[0];

@@ -14,7 +14,7 @@ use std::{
 };
 
 use e2e::{
-    cluster::{Agent, Cluster, Options, Place, wait_until},
+    cluster::{Agent, Cluster, Options, wait_until},
     docker_registry::{self, DockerRegistry},
     image::{Flaw, GeneratedImage, ImageSpec, Mix},
     registry::{self, Fault, Misbehaviour, Registry, Target},
@@ -64,16 +64,9 @@ fn cluster_with(
     coordinator: &str,
 ) -> Cluster {
     let cluster = Cluster::start(Options {
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_demo")),
-        dir: dir.path().to_owned(),
-        hosts: vec![Place::default(); hosts],
-        coordinator: Place::default(),
-        registry,
         agent_settings: agent.into(),
         coordinator_settings: coordinator.into(),
-        kubeconfig: None,
-        run_arguments: Vec::new(),
-        log: "info".into(),
+        ..Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), hosts, registry)
     });
     let cluster = cluster.unwrap();
     cluster.wait_sessions(PATIENCE).unwrap();
