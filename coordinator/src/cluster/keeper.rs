@@ -25,7 +25,7 @@ use super::{
     index::{Change, Index, Kind, ObjectKey, PodFacts, Rule, Scope, Unreadable},
     metrics::Metrics,
     watch::{Seen, follow},
-    write::{self, PodWrite, PodWritten, Target, WriteError},
+    write::{self, MayWrite, PodWrite, PodWritten, Target, WriteError, Writer},
 };
 use crate::{
     driver::{self, PresenceView, View},
@@ -56,9 +56,6 @@ const TICK: Duration = Duration::from_secs(1);
 const BEFORE: Duration = Duration::from_hours(24);
 /// Objects that can't be read are named once each, up to so many.
 const MAX_COMPLAINTS: usize = 1_000;
-
-/// Whether this coordinator may write now: it leads, and its lease can't have been taken.
-pub(crate) type MayWrite = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What was meant: the settings of the Kubernetes side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +158,7 @@ struct Watch {
 pub(crate) struct Keeper {
     config: Config,
     client: Client,
-    may_write: MayWrite,
+    writer: Writer,
     driver: mpsc::Sender<driver::Input>,
     registries: Arc<Registries>,
     metrics: Metrics,
@@ -205,8 +202,8 @@ impl Keeper {
             .collect();
         Self {
             config: parts.config,
+            writer: Writer::new(parts.client.clone(), parts.may_write),
             client: parts.client,
-            may_write: parts.may_write,
             driver: parts.driver,
             registries: parts.registries,
             metrics: parts.metrics,
@@ -661,23 +658,10 @@ impl Keeper {
             resource_version: facts.resource_version.clone(),
             owner: facts.owner.clone(),
         };
-        if !(self.may_write)() {
-            let input = refused("this coordinator doesn't lead any more", key, write);
-            self.jobs.spawn(async move { input });
-            return;
-        }
-        let (client, writers, may_write) = (
-            self.client.clone(),
-            self.writers.clone(),
-            self.may_write.clone(),
-        );
+        let (writer, writers) = (self.writer.clone(), self.writers.clone());
         self.jobs.spawn(async move {
             let _permit = writers.acquire().await;
-            let written = if may_write() {
-                write::pod(client, target, write.clone()).await
-            } else {
-                PodWritten::refused("this coordinator doesn't lead any more")
-            };
+            let written = write::pod(writer, target, write.clone()).await;
             Input::PodWritten {
                 id,
                 key,
@@ -732,10 +716,14 @@ impl Keeper {
         work: impl Future<Output = T> + Send + 'static,
         done: impl FnOnce(Option<T>) -> Input + Send + 'static,
     ) {
-        let (writers, may_write) = (self.writers.clone(), self.may_write.clone());
+        let (writers, writer) = (self.writers.clone(), self.writer.clone());
         self.jobs.spawn(async move {
             let _permit = writers.acquire().await;
-            done(if may_write() { Some(work.await) } else { None })
+            done(if writer.leads() {
+                Some(work.await)
+            } else {
+                None
+            })
         });
     }
 }

@@ -73,7 +73,13 @@ impl Term {
 
     /// Whether this process may write at this moment.
     pub(crate) fn holds(&self) -> bool {
-        clock() < Duration::from_millis(self.until.load(Ordering::Acquire))
+        self.left().is_some()
+    }
+
+    /// How long this process may write from now on, if the lease isn't renewed.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let until = Duration::from_millis(self.until.load(Ordering::Acquire));
+        until.checked_sub(clock()).filter(|left| !left.is_zero())
     }
 
     fn extend(&self, until: Duration) {

@@ -43,6 +43,11 @@ use crate::{
 const ROLE_LABEL: &str = "parbake.dev/role";
 /// A request about a label or a webhook is given up after this long.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection to the API server is made within this time, or given up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that a request was sent on and that says nothing for this long is broken. Watches are ended sooner by
+/// the API server, as they ask for.
+const READ_TIMEOUT: Duration = Duration::from_secs(40);
 /// The wait after one that failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the leader looks whether labels and the webhook's caBundle are as they have to be: somebody else may have
@@ -88,7 +93,7 @@ impl Access {
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
         info!(server = %config.cluster_url, namespace, "cluster found");
         Ok(Self {
-            client: Client::try_from(config)?,
+            client: client(config)?,
             namespace,
         })
     }
@@ -96,6 +101,21 @@ impl Access {
     fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
+}
+
+/// A client that sends each request once, and doesn't wait for ever.
+///
+/// By itself kube sends a request that is answered 429, 503 or 504 up to fifteen times, and waits as long as the server
+/// says. A label that was put on and answered 504 would be sent again with a version that is old by then, and a refusal
+/// be heard of a write that was done; a lease might have been lost in between; and a watch that fails would look like one
+/// that sees. Whoever asks here tries again by itself, by what it knows then.
+pub(crate) fn client(mut config: kube::Config) -> kube::Result<Client> {
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    // counted from the request, not from the last answer on a connection that was kept
+    config.reset_reader_on_write = true;
+    Client::try_from(config)
 }
 
 /// Runs one replica until `shutdown`.
@@ -306,7 +326,7 @@ async fn attend(
             instance: settings.pod_name,
         },
         client: access.client,
-        may_write: Arc::new(move || term.holds()),
+        may_write: Arc::new(move || term.left()),
         driver: inbox,
         registries,
         metrics: metrics.cluster,
@@ -332,8 +352,9 @@ async fn label(
             Leadership::Following(_) => None,
         };
         let stopping = stop.is_cancelled();
-        let leads = term.is_some_and(|term| term.holds()) && !stopping;
-        let marked = timeout(REQUEST_TIMEOUT, mark(&access, &pod, leads)).await;
+        let left = term.and_then(|term| term.left()).filter(|_| !stopping);
+        let limit = left.map_or(REQUEST_TIMEOUT, |left| left.min(REQUEST_TIMEOUT));
+        let marked = timeout(limit, mark(&access, &pod, left.is_some())).await;
         let pause = match marked {
             Ok(Ok(())) => {
                 failing = false;
@@ -412,7 +433,8 @@ async fn bundle(client: Client, name: String, pem: String, term: Term, stop: Can
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
     let mut failing = false;
     loop {
-        let pause = match timeout(REQUEST_TIMEOUT, set_bundle(&api, &name, &pem, &term)).await {
+        let limit = term.left().unwrap_or_default().min(REQUEST_TIMEOUT);
+        let pause = match timeout(limit, set_bundle(&api, &name, &pem, &term)).await {
             Ok(Ok(())) => {
                 failing = false;
                 LOOK_EVERY

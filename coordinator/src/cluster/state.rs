@@ -50,8 +50,10 @@ const MAX_BYTES: usize = (1 << 20) - 1_024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the leader looks whether the command line changed a file.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Tries of one save against writers that aren't coordinators.
+/// Tries of one save against writers that aren't coordinators, and an API server that asks for patience.
 const TRIES: usize = 5;
+/// The wait before asking such a server again.
+const RETRY: Duration = Duration::from_secs(1);
 /// Savers that wait at one time: the enrolments that the API takes at one time, and as many operators.
 const ASKS: usize = 64;
 
@@ -107,6 +109,13 @@ pub enum SharedStateError {
     /// A later leader has written it.
     #[error("secret {NAME} belongs to a later leader")]
     Superseded,
+}
+
+impl SharedStateError {
+    /// Whether the API server only asks to come again: it is overloaded, or starts.
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Cluster(kube::Error::Api(status)) if [429, 503, 504].contains(&status.code))
+    }
 }
 
 /// The facts of a state directory.
@@ -264,8 +273,18 @@ impl Mirror {
             version: None,
             term: 0,
         };
-        if !this.refresh().await? {
-            let dir = this.dir.clone();
+        for _ in 1..TRIES {
+            match this.read_or_make().await {
+                Err(error) if error.is_busy() => tokio::time::sleep(RETRY).await,
+                done => return done.map(|()| this),
+            }
+        }
+        this.read_or_make().await.map(|()| this)
+    }
+
+    async fn read_or_make(&mut self) -> Result<(), SharedStateError> {
+        if !self.refresh().await? {
+            let dir = self.dir.clone();
             let made = blocking(move || {
                 drop(Authority::open(&dir.join("authority"))?);
                 drop(Enrolment::open(&dir)?);
@@ -276,25 +295,25 @@ impl Mirror {
             .await?;
             made.fits()?;
             let secret = made.to_secret(None, None);
-            match bounded(this.api.create(&PostParams::default(), &secret)).await {
+            match bounded(self.api.create(&PostParams::default(), &secret)).await {
                 Ok(secret) => {
                     info!(
                         secret = NAME,
                         "shared state made from this replica's directory"
                     );
-                    this.stored = made;
-                    this.version = secret.metadata.resource_version;
+                    self.stored = made;
+                    self.version = secret.metadata.resource_version;
                 }
                 // Another replica was faster: its authority is the fleet's.
                 Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {
-                    if !this.refresh().await? {
+                    if !self.refresh().await? {
                         return Err(SharedStateError::Damaged("it comes and goes".into()));
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Reads the Secret and makes the directory hold that. Whether there is a Secret.
@@ -324,7 +343,14 @@ impl Mirror {
     /// Makes the Secret ours for this term, with all that earlier leaders wrote, also in the directory.
     pub(crate) async fn claim(&mut self, term: &Term) -> Result<(), SharedStateError> {
         for _ in 0..TRIES {
-            if !self.refresh().await? {
+            let found = match self.refresh().await {
+                Err(error) if error.is_busy() => {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+                found => found?,
+            };
+            if !found {
                 return Err(SharedStateError::Damaged("it was deleted".into()));
             }
             if self.term > term.number() || !term.holds() {
@@ -333,6 +359,8 @@ impl Mirror {
             let facts = self.stored.clone();
             match self.put(facts, term).await {
                 Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {}
+                // it may have been done: read anew, it is ours
+                Err(error) if error.is_busy() => tokio::time::sleep(RETRY).await,
                 done => return done,
             }
         }
@@ -363,6 +391,7 @@ impl Mirror {
                         return Err(SharedStateError::Superseded);
                     }
                 }
+                Err(error) if error.is_busy() => tokio::time::sleep(RETRY).await,
                 done => return done,
             }
         }

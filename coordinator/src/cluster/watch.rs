@@ -24,6 +24,10 @@ const PAUSE_MOST: Duration = Duration::from_secs(30);
 /// An error this long after the one before is a first one again.
 const CALM: Duration = Duration::from_secs(120);
 
+/// The API server ends a watch after this time, and it goes on from where it was: a connection that died without a word
+/// is noticed soon after. By itself kube asks for 290 s, in which the gate would decide on what it doesn't see.
+const WATCH_SECONDS: u32 = 25;
+
 /// What a watch sees.
 #[derive(Debug)]
 pub(crate) enum Seen {
@@ -57,7 +61,10 @@ pub(crate) async fn follow(
     loop {
         // A new one after each error: this one would go on where it was, and tell of its recovery only when something
         // changes. A list tells at once, and shows what is gone.
-        let events = watcher(api.clone(), watcher::Config::default());
+        let events = watcher(
+            api.clone(),
+            watcher::Config::default().timeout(WATCH_SECONDS),
+        );
         let mut events = std::pin::pin!(events);
         let error = loop {
             let event = tokio::select! {

@@ -1,9 +1,10 @@
 //! Writes to the cluster. Each says exactly what it changes, and only on the object that was decided about: uid and, for
 //! Pods, resource version go along as preconditions, so a decision that was overtaken is refused, not carried out.
 //!
-//! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`].
+//! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`]. Each is sent once:
+//! who decided it decides whether it is tried again, by what is seen then.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use kube::{
@@ -19,6 +20,40 @@ use super::{crd::ImagePrePull, index::ObjectKey};
 
 /// An API server answers a write within this time; well under the gate's slot.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long this coordinator may still write: nothing when it doesn't lead, or its lease can have been taken.
+pub(crate) type MayWrite = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
+
+/// Writes while this coordinator leads.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    client: Client,
+    may_write: MayWrite,
+}
+
+impl Writer {
+    pub(crate) fn new(client: Client, may_write: MayWrite) -> Self {
+        Self { client, may_write }
+    }
+
+    /// Whether a write would be sent now.
+    pub(crate) fn leads(&self) -> bool {
+        (self.may_write)().is_some()
+    }
+
+    /// The answer to one request. None is begun after the term, and none is waited for beyond it: what isn't answered by
+    /// then is given up, so that a packet that still waits in this process doesn't leave in another's term.
+    async fn answered<T>(
+        &self,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, WriteError> {
+        let left = (self.may_write)().ok_or(WriteError::TermOver)?;
+        timeout(left.min(TIMEOUT), request)
+            .await
+            .map_err(|_| WriteError::Timeout)?
+            .map_err(WriteError::Kube)
+    }
+}
 
 /// What a write changes on a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,17 +98,16 @@ impl PodWritten {
 }
 
 /// Carries out a write on a Pod.
-pub(crate) async fn pod(client: Client, target: Target, write: PodWrite) -> PodWritten {
-    let api: Api<Pod> = Api::namespaced(client.clone(), &target.key.namespace);
+pub(crate) async fn pod(writer: Writer, target: Target, write: PodWrite) -> PodWritten {
     let result = match &write {
-        PodWrite::Label(label) => patch_label(&api, &target, label, Some("true")).await,
-        PodWrite::Unlabel(label) => patch_label(&api, &target, label, None).await,
-        PodWrite::Reap => reap(&api, &target).await,
+        PodWrite::Label(label) => patch_label(&writer, &target, label, Some("true")).await,
+        PodWrite::Unlabel(label) => patch_label(&writer, &target, label, None).await,
+        PodWrite::Reap => reap(&writer, &target).await,
     };
     match result {
         Ok(pod) => {
             if write == PodWrite::Reap {
-                reap_account(client, &target).await;
+                reap_account(&writer, &target).await;
             }
             PodWritten {
                 outcome: Outcome::Done,
@@ -98,8 +132,11 @@ pub(crate) enum WriteError {
     #[error("{0}")]
     Kube(#[from] kube::Error),
     /// It didn't answer in time.
-    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    #[error("no answer within {} s, or not before this coordinator's term was over", TIMEOUT.as_secs())]
     Timeout,
+    /// It wasn't asked.
+    #[error("this coordinator doesn't lead any more")]
+    TermOver,
 }
 
 impl WriteError {
@@ -112,25 +149,16 @@ impl WriteError {
     }
 }
 
-async fn answered<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, WriteError> {
-    timeout(TIMEOUT, request)
-        .await
-        .map_err(|_| WriteError::Timeout)?
-        .map_err(WriteError::Kube)
-}
-
 /// A 4xx changed nothing. A 5xx, a broken connection or silence may have.
 fn outcome(error: &WriteError) -> Outcome {
-    match error.code() {
-        Some(400..=499) => Outcome::Refused,
+    match (error, error.code()) {
+        (WriteError::TermOver, _) | (_, Some(400..=499)) => Outcome::Refused,
         _ => Outcome::Unknown,
     }
 }
 
 async fn patch_label(
-    api: &Api<Pod>,
+    writer: &Writer,
     target: &Target,
     label: &str,
     value: Option<&str>,
@@ -142,18 +170,21 @@ async fn patch_label(
             "labels": { label: value },
         },
     });
+    let api: Api<Pod> = Api::namespaced(writer.client.clone(), &target.key.namespace);
     let params = PatchParams::default();
-    answered(api.patch(&target.key.name, &params, &Patch::Merge(&patch)))
+    writer
+        .answered(api.patch(&target.key.name, &params, &Patch::Merge(&patch)))
         .await
         .map(|pod| Some(Box::new(pod)))
 }
 
-async fn reap(api: &Api<Pod>, target: &Target) -> Result<Option<Box<Pod>>, WriteError> {
+async fn reap(writer: &Writer, target: &Target) -> Result<Option<Box<Pod>>, WriteError> {
+    let api: Api<Pod> = Api::namespaced(writer.client.clone(), &target.key.namespace);
     let params = DeleteParams::default().preconditions(Preconditions {
         uid: Some(target.uid.clone()),
         resource_version: Some(target.resource_version.clone()),
     });
-    match answered(api.delete(&target.key.name, &params)).await {
+    match writer.answered(api.delete(&target.key.name, &params)).await {
         Ok(answer) => Ok(answer.left().map(Box::new)),
         // what was to be deleted is gone
         Err(error) if error.code() == Some(404) => Ok(None),
@@ -162,12 +193,12 @@ async fn reap(api: &Api<Pod>, target: &Target) -> Result<Option<Box<Pod>>, Write
 }
 
 /// Each runner has a ServiceAccount of its own name. One that somebody else owns, or nobody, is left alone.
-async fn reap_account(client: Client, target: &Target) {
+async fn reap_account(writer: &Writer, target: &Target) {
     let Some(owner) = &target.owner else {
         return;
     };
-    let api: Api<ServiceAccount> = Api::namespaced(client, &target.key.namespace);
-    let account = match answered(api.get_opt(&target.key.name)).await {
+    let api: Api<ServiceAccount> = Api::namespaced(writer.client.clone(), &target.key.namespace);
+    let account = match writer.answered(api.get_opt(&target.key.name)).await {
         Ok(Some(account)) => account,
         Ok(None) => return,
         Err(error) => {
@@ -188,7 +219,7 @@ async fn reap_account(client: Client, target: &Target) {
         uid: account.metadata.uid.clone(),
         resource_version: account.metadata.resource_version.clone(),
     });
-    match answered(api.delete(&target.key.name, &params)).await {
+    match writer.answered(api.delete(&target.key.name, &params)).await {
         Ok(_) => debug!(pod = %target.key, "the Pod's ServiceAccount is deleted"),
         Err(error) if error.code() == Some(404) => {}
         Err(error) => {
@@ -199,7 +230,7 @@ async fn reap_account(client: Client, target: &Target) {
 
 /// Sets and removes Node labels: `None` removes.
 pub(crate) async fn node_labels(
-    client: Client,
+    writer: Writer,
     name: String,
     uid: String,
     labels: Vec<(String, Option<&'static str>)>,
@@ -209,20 +240,23 @@ pub(crate) async fn node_labels(
         .map(|(label, value)| (label, value.into()))
         .collect();
     let patch = json!({ "metadata": { "uid": uid, "labels": labels } });
-    let api: Api<Node> = Api::all(client);
-    answered(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await
+    let api: Api<Node> = Api::all(writer.client.clone());
+    writer
+        .answered(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .await
 }
 
 /// Replaces what the status of an ImagePrePull says.
 pub(crate) async fn status(
-    client: Client,
+    writer: Writer,
     key: ObjectKey,
     uid: String,
     status: Value,
 ) -> Result<(), WriteError> {
     let patch = json!({ "metadata": { "uid": uid }, "status": status });
-    let api: Api<ImagePrePull> = Api::namespaced(client, &key.namespace);
-    answered(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
+    let api: Api<ImagePrePull> = Api::namespaced(writer.client.clone(), &key.namespace);
+    writer
+        .answered(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
         .await
         .map(drop)
 }
@@ -239,23 +273,23 @@ pub(crate) enum Own {
 }
 
 /// Makes, changes or deletes an ImagePrePull.
-pub(crate) async fn prepull(client: Client, key: ObjectKey, own: Own) -> Result<(), WriteError> {
-    let api: Api<ImagePrePull> = Api::namespaced(client, &key.namespace);
+pub(crate) async fn prepull(writer: Writer, key: ObjectKey, own: Own) -> Result<(), WriteError> {
+    let api: Api<ImagePrePull> = Api::namespaced(writer.client.clone(), &key.namespace);
     match own {
-        Own::Create(prepull) => answered(api.create(&PostParams::default(), &prepull))
+        Own::Create(prepull) => writer
+            .answered(api.create(&PostParams::default(), &prepull))
             .await
             .map(drop),
-        Own::Change(patch) => {
-            answered(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
-                .await
-                .map(drop)
-        }
+        Own::Change(patch) => writer
+            .answered(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await
+            .map(drop),
         Own::Delete(uid) => {
             let params = DeleteParams::default().preconditions(Preconditions {
                 uid: Some(uid),
                 resource_version: None,
             });
-            match answered(api.delete(&key.name, &params)).await {
+            match writer.answered(api.delete(&key.name, &params)).await {
                 Ok(_) => Ok(()),
                 Err(error) if error.code() == Some(404) => Ok(()),
                 Err(error) => Err(error),

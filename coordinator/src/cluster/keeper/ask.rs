@@ -167,7 +167,7 @@ impl Keeper {
         };
         let patch = json!({ "metadata": { "uid": facts.uid }, "spec": { "paused": paused } });
         info!(prepull = %key, paused, "operator changes a roll");
-        let work = write::prepull(self.client.clone(), key, Own::Change(patch));
+        let work = write::prepull(self.writer.clone(), key, Own::Change(patch));
         self.spawn_write(work, move |result| {
             let answer = match result {
                 Some(Ok(())) => Ok(true),

@@ -64,8 +64,8 @@ impl Keeper {
         for (name, uid, labels) in writes {
             debug!(node = name, ?labels, "Node's image labels change");
             self.node_writes.insert(name.clone());
-            let client = self.client.clone();
-            let work = write::node_labels(client, name.clone(), uid, labels);
+            let writer = self.writer.clone();
+            let work = write::node_labels(writer, name.clone(), uid, labels);
             self.spawn_write(work, move |result| Input::NodeWritten {
                 name,
                 result: result.map_or(Ok(None), |result| result.map(|node| Some(Box::new(node)))),

@@ -368,7 +368,7 @@ impl Keeper {
             if let Some(stage) = self.stages.get_mut(&key) {
                 stage.written_at = Some(Instant::now());
             }
-            let work = write::status(self.client.clone(), key.clone(), facts.uid.clone(), value);
+            let work = write::status(self.writer.clone(), key.clone(), facts.uid.clone(), value);
             self.spawn_write(work, move |result| Input::StatusWritten {
                 key,
                 result: result.unwrap_or(Ok(())),
@@ -718,7 +718,7 @@ impl Keeper {
         if !self.prepull_writes.insert(key.clone()) {
             return;
         }
-        let work = write::prepull(self.client.clone(), key.clone(), own);
+        let work = write::prepull(self.writer.clone(), key.clone(), own);
         self.spawn_write(work, move |result| Input::PrePullWritten {
             key,
             result: result.unwrap_or(Ok(())),

@@ -29,6 +29,10 @@ enum Answer {
     Unheard,
     /// It isn't done, with this status.
     Status(u16),
+    /// It is done, with this status all the same.
+    DoneStatus(u16),
+    /// It isn't done, and the answer never comes.
+    Silence,
 }
 
 /// One Pod, and how writes on it are answered; after the last answer all are done.
@@ -41,12 +45,27 @@ struct Fake {
 
 type Shared = Arc<Mutex<Fake>>;
 
-fn fake(shared: Shared) -> Client {
-    let router = Router::new().fallback(move |request: Request| {
+fn router(shared: Shared) -> Router {
+    Router::new().fallback(move |request: Request| {
         let shared = shared.clone();
         async move { respond(&shared, request).await }
-    });
-    Client::new(router, "default")
+    })
+}
+
+fn fake(shared: &Shared) -> Client {
+    Client::new(router(shared.clone()), "default")
+}
+
+/// The same behind a port, reached as the program reaches an API server.
+async fn served(shared: &Shared, stop: &CancellationToken) -> (Client, JoinSet<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = JoinSet::new();
+    let routes = router(shared.clone());
+    server.spawn(crate::serve::serve(listener, None, routes, stop.clone()));
+    let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+    let client = crate::cluster::program::client(config).unwrap();
+    (client, server)
 }
 
 async fn respond(shared: &Shared, request: Request) -> Response {
@@ -59,7 +78,10 @@ async fn respond(shared: &Shared, request: Request) -> Response {
     }
     let answer = fake.answers.pop_front().unwrap_or(Answer::Done);
     fake.writes.push(format!("{} {answer:?}", parts.method));
-    if matches!(answer, Answer::Done | Answer::DoneUnheard) {
+    if matches!(
+        answer,
+        Answer::Done | Answer::DoneUnheard | Answer::DoneStatus(_)
+    ) {
         let Some(pod) = &mut fake.pod else {
             return failure(404);
         };
@@ -88,11 +110,15 @@ async fn respond(shared: &Shared, request: Request) -> Response {
         }
     }
     match answer {
-        Answer::Status(code) => failure(code),
+        Answer::Status(code) | Answer::DoneStatus(code) => failure(code),
         Answer::Done => match &fake.pod {
             Some(pod) => axum::Json(pod.clone()).into_response(),
             None => axum::Json(json!({ "kind": "Status", "status": "Success" })).into_response(),
         },
+        Answer::Silence => {
+            let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+            Response::new(Body::from_stream(never))
+        }
         Answer::Unheard | Answer::DoneUnheard => {
             let cut: Result<Bytes, _> = Err(std::io::Error::other("cut"));
             Response::new(Body::from_stream(futures_util::stream::iter([cut])))
@@ -109,7 +135,10 @@ fn failure(code: u16) -> Response {
         "message": "as told",
         "code": code,
     });
-    (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
+    // who obeyed it would try again at once
+    let again = [(http::header::RETRY_AFTER, "0")];
+    let code = StatusCode::from_u16(code).unwrap();
+    (code, again, axum::Json(status)).into_response()
 }
 
 fn the_pod(phase: &str) -> Value {
@@ -128,6 +157,14 @@ fn the_pod(phase: &str) -> Value {
     })
 }
 
+fn shared(phase: &str, answers: &[Answer]) -> Shared {
+    Arc::new(Mutex::new(Fake {
+        pod: Some(the_pod(phase)),
+        answers: answers.iter().copied().collect(),
+        writes: Vec::new(),
+    }))
+}
+
 struct Stand {
     keeper: Keeper,
     shared: Shared,
@@ -138,11 +175,13 @@ struct Stand {
 impl Stand {
     /// A keeper that knows one stale Pod on a host that holds the image, and answers for its writes.
     fn new(phase: &str, answers: &[Answer]) -> Self {
-        let shared: Shared = Arc::new(Mutex::new(Fake {
-            pod: Some(the_pod(phase)),
-            answers: answers.iter().copied().collect(),
-            writes: Vec::new(),
-        }));
+        let shared = shared(phase, answers);
+        let client = fake(&shared);
+        Self::with(phase, shared, client, Duration::from_mins(1))
+    }
+
+    /// As much of the term is left at each write.
+    fn with(phase: &str, shared: Shared, client: Client, left: Duration) -> Self {
         let leads = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let may = leads.clone();
         let (driver, inbox) = mpsc::channel(64);
@@ -152,8 +191,11 @@ impl Stand {
                 default_gate: GateMode::None,
                 instance: "test".into(),
             },
-            client: fake(shared.clone()),
-            may_write: Arc::new(move || may.load(std::sync::atomic::Ordering::Relaxed)),
+            client,
+            may_write: Arc::new(move || {
+                may.load(std::sync::atomic::Ordering::Relaxed)
+                    .then_some(left)
+            }),
             driver,
             registries: Arc::new(Registries::new(Origin::default()).unwrap()),
             metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
@@ -340,6 +382,71 @@ async fn a_label_whose_answer_is_lost_keeps_its_room_until_what_is_seen_tells() 
     stand.pass(Duration::from_secs(90)).await;
     assert!(stand.is_labelled());
     assert_eq!(stand.writes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_label_that_was_put_on_and_answered_badly_is_sent_once_and_keeps_its_room() {
+    for code in [503, 504] {
+        let stop = CancellationToken::new();
+        let shared = shared("Running", &[Answer::DoneStatus(code)]);
+        let (client, mut server) = served(&shared, &stop).await;
+        let mut stand = Stand::with("Running", shared, client, Duration::from_mins(1));
+        stand.settle().await;
+        // sent again by itself it would be refused as old, and its place given to another Pod before the label is seen
+        assert_eq!(stand.writes().len(), 1, "{:?}", stand.writes());
+        let pool = ObjectKey::new("ns", "pool").pool();
+        let status = stand.keeper.gate.status(&pool).unwrap();
+        assert_eq!((status.in_flight, status.reserved), (0, 1));
+        stand.watch();
+        let status = stand.keeper.gate.status(&pool).unwrap();
+        assert_eq!((status.in_flight, status.reserved), (1, 0));
+        stand.pass(Duration::from_secs(90)).await;
+        assert_eq!(stand.writes().len(), 1);
+        stop.cancel();
+        server.join_next().await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_is_told_to_come_later_is_blind_until_it_sees() {
+    for code in [429, 503, 504] {
+        let stop = CancellationToken::new();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let busy = Router::new().fallback(move || async move { failure(code) });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(crate::serve::serve(listener, None, busy, stop.clone()));
+        let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+        let client = crate::cluster::program::client(config).unwrap();
+        let (seen, mut sights) = mpsc::channel(8);
+        let scope = Scope {
+            kind: Kind::Pods,
+            namespace: None,
+        };
+        tasks.spawn(follow(client, scope, seen, stop.clone()));
+        let mut sight = async || sights.recv().await.map(|(_, sight)| sight);
+        assert!(matches!(sight().await, Some(Seen::Listing)));
+        assert!(
+            matches!(sight().await, Some(Seen::Blind { absent: false, .. })),
+            "{code}"
+        );
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+#[tokio::test]
+async fn no_write_is_waited_for_beyond_the_term() {
+    let shared = shared("Running", &[Answer::Silence]);
+    let client = fake(&shared);
+    let mut stand = Stand::with("Running", shared, client, Duration::from_millis(20));
+    let begun = Instant::now();
+    stand.settle().await;
+    assert!(begun.elapsed() < Duration::from_secs(4));
+    // it may have been done
+    let pool = ObjectKey::new("ns", "pool").pool();
+    let status = stand.keeper.gate.status(&pool).unwrap();
+    assert_eq!((status.in_flight, status.reserved), (0, 1));
 }
 
 #[tokio::test]
