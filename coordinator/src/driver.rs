@@ -121,6 +121,14 @@ pub(crate) struct Limits {
     pub(crate) origin_streams: Option<usize>,
 }
 
+/// An image that the cluster wants.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    pub(crate) want: Want,
+    /// Hosts that aren't to go on for now, and keep what they have.
+    pub(crate) held: BTreeSet<HostId>,
+}
+
 /// What operators ask.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -141,7 +149,7 @@ pub(crate) enum Ask {
     },
     /// The cluster wants exactly these, whatever it wanted before, and limits what moves. What operators want stays.
     Place {
-        wants: Vec<Want>,
+        wants: Vec<Placed>,
         limits: Limits,
         /// Nothing is missing that only needs to be resolved again after a start.
         whole: bool,
@@ -249,6 +257,8 @@ struct Wanted {
     want: Want,
     asked: Option<claims::Claim>,
     cluster: Option<claims::Claim>,
+    /// Hosts that keep what they have and get no more, unless they are selected.
+    held: BTreeSet<HostId>,
     order: Option<Arc<message::Order>>,
     ordered: BTreeSet<HostId>,
     token: Option<(PullToken, Moment)>,

@@ -516,16 +516,18 @@ impl Driver {
 
     pub(super) fn cancel_stage(&mut self, digest: Digest) {
         self.declined.remove(&digest);
-        let Some(image) = self.images.get(&digest) else {
-            return;
-        };
         // what is present stays: tart's user may need it
-        if matches!(image.state, StageState::Present | StageState::Installing) {
+        let staged =
+            |image: &Image| matches!(image.state, StageState::Present | StageState::Installing);
+        if self.images.get(&digest).is_some_and(staged) {
             return;
         }
-        info!(image = %digest, "staging is cancelled");
-        self.withdraw(digest);
-        self.images.remove(&digest);
+        // one that is held isn't among the images, but on the disk
+        if self.images.contains_key(&digest) {
+            info!(image = %digest, "staging is cancelled");
+            self.withdraw(digest);
+            self.images.remove(&digest);
+        }
         let store = self.store.clone();
         self.spawn_blocking(move || {
             if let Err(error) = store.abandon(digest) {
@@ -533,6 +535,21 @@ impl Driver {
             }
             Input::Nothing
         });
+        self.report(true);
+    }
+
+    /// Staging stops, and what is on the disk stays: it is ordered again, or cancelled.
+    pub(super) fn hold_stage(&mut self, digest: Digest) {
+        self.declined.remove(&digest);
+        let Some(image) = self.images.get(&digest) else {
+            return;
+        };
+        if matches!(image.state, StageState::Present | StageState::Installing) {
+            return;
+        }
+        info!(image = %digest, held_bytes = image.held_bytes, "staging is held; what is here is kept");
+        self.withdraw(digest);
+        self.images.remove(&digest);
         self.report(true);
     }
 

@@ -34,7 +34,13 @@ impl Driver {
             Some(order::Kind::Roster(roster)) => self.roster(&roster),
             Some(order::Kind::Stage(order)) => self.order_stage(order),
             Some(order::Kind::Cancel(order)) => {
-                self.with_digest(&order.manifest_digest, Self::cancel_stage)
+                self.with_digest(&order.manifest_digest, |driver, digest| {
+                    if order.keep {
+                        driver.hold_stage(digest);
+                    } else {
+                        driver.cancel_stage(digest);
+                    }
+                });
             }
             Some(order::Kind::Lease(grant)) => self.with_digest(&grant.content, Self::leased),
             Some(order::Kind::Revoke(revoke)) => {

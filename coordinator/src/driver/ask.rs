@@ -263,10 +263,15 @@ impl Driver {
         cluster: Option<Claim>,
     ) -> Wanted {
         let token_due = self.registries.hands_down(&want).then_some(now);
+        let held = cluster
+            .iter()
+            .flat_map(|claim| claim.held.clone())
+            .collect();
         Wanted {
             want,
             asked,
             cluster,
+            held,
             order: None,
             ordered: BTreeSet::new(),
             token: None,
@@ -305,6 +310,7 @@ impl Driver {
                 references: want.references.iter().cloned().collect(),
                 contents,
                 hosts,
+                held: wanted.held.iter().cloned().collect(),
             },
         );
     }

@@ -9,7 +9,7 @@ use proto::{Digest, HostId, Moment};
 use rollout::stage::Event;
 use tracing::{error, info};
 
-use super::{Driver, Limits, MAX_WANTS, Wanted, orders::bandwidth};
+use super::{Driver, Limits, MAX_WANTS, Placed, Wanted, orders::bandwidth};
 use crate::{view::BandwidthRequest, wants::Want};
 
 /// What one side wants of an image.
@@ -18,6 +18,8 @@ pub(super) struct Claim {
     pub(super) references: BTreeSet<String>,
     /// None: all hosts.
     pub(super) hosts: Option<BTreeSet<HostId>>,
+    /// Where what is there is kept, though it isn't wanted for now.
+    pub(super) held: BTreeSet<HostId>,
 }
 
 impl Claim {
@@ -25,6 +27,7 @@ impl Claim {
         Self {
             references: want.references.clone(),
             hosts: want.hosts.clone(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -38,7 +41,13 @@ impl Claim {
             }
             _ => None,
         };
-        Self { references, hosts }
+        let mut held = self.held;
+        held.extend(other.held);
+        Self {
+            references,
+            hosts,
+            held,
+        }
     }
 }
 
@@ -60,6 +69,7 @@ impl Wanted {
         };
         self.want.references = claim.references;
         self.want.hosts = claim.hosts;
+        self.held = claim.held;
         !self.want.references.is_empty()
     }
 
@@ -76,10 +86,10 @@ impl Wanted {
 
 impl Driver {
     /// The cluster wants exactly these images.
-    pub(super) fn place(&mut self, now: Moment, wants: Vec<Want>) {
-        let wants: BTreeMap<Digest, Want> = wants
+    pub(super) fn place(&mut self, now: Moment, wants: Vec<Placed>) {
+        let wants: BTreeMap<Digest, Placed> = wants
             .into_iter()
-            .map(|want| (want.digest(), want))
+            .map(|placed| (placed.want.digest(), placed))
             .collect();
         let dropped: Vec<Digest> = self
             .wants
@@ -90,16 +100,20 @@ impl Driver {
         for image in dropped {
             self.release(now, image, |wanted| wanted.cluster = None);
         }
-        for (image, want) in wants {
-            let claim = Claim::of(&want);
+        for (image, Placed { want, held }) in wants {
+            let claim = Claim {
+                held,
+                ..Claim::of(&want)
+            };
             let full = self.wants.len() >= MAX_WANTS;
             match self.wants.get_mut(&image) {
                 Some(wanted) if wanted.cluster.as_ref() == Some(&claim) => continue,
                 Some(wanted) => {
                     wanted.cluster = Some(claim);
-                    let before = Claim::of(&wanted.want);
+                    let before = (Claim::of(&wanted.want), wanted.held.clone());
                     wanted.refresh();
-                    if Claim::of(&wanted.want) == before {
+                    let now_wanted = (Claim::of(&wanted.want), wanted.held.clone());
+                    if now_wanted == before {
                         continue;
                     }
                     wanted.order = None;
@@ -200,6 +214,7 @@ mod tests {
         let claim = |reference: &str, hosts: Option<&[&str]>| Claim {
             references: [reference.to_owned()].into(),
             hosts: hosts.map(|hosts| hosts.iter().map(|host| host.parse().unwrap()).collect()),
+            held: BTreeSet::new(),
         };
         let both = claim("a", Some(&["x"])).join(claim("b", Some(&["y"])));
         assert_eq!(both.references.len(), 2);

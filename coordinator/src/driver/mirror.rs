@@ -171,6 +171,7 @@ impl Driver {
                     origin_bytes: blob.bytes,
                 }],
                 hosts: word::Selection::Hosts(blob.hosts.iter().cloned().collect()),
+                held: Vec::new(),
             },
         );
     }

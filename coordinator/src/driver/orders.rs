@@ -31,15 +31,13 @@ impl Driver {
                         self.roster_due.get_or_insert(now + pause);
                     }
                 }
-                Action::Cancel { image, .. } | Action::Stage { image, .. }
+                Action::Cancel { image, .. }
+                | Action::Hold { image, .. }
+                | Action::Stage { image, .. }
                     if self.mirror.is_blob(&image) => {}
                 Action::Stage { host, image } => self.order_stage(&host, image),
-                Action::Cancel { host, image } => {
-                    let order = message::CancelOrder {
-                        manifest_digest: image.as_bytes().to_vec(),
-                    };
-                    self.order(&host, kind(message::order::Kind::Cancel(order)));
-                }
+                Action::Cancel { host, image } => self.order_stop(&host, image, false),
+                Action::Hold { host, image } => self.order_stop(&host, image, true),
                 Action::Grant {
                     host,
                     content,
@@ -97,6 +95,18 @@ impl Driver {
             })
             .clone();
         self.order_shared(host, &order);
+    }
+
+    fn order_stop(&mut self, host: &HostId, image: Digest, keep: bool) {
+        if let Some(wanted) = self.wants.get_mut(&image) {
+            // a new pull token is nothing to it now
+            wanted.ordered.remove(host);
+        }
+        let order = message::CancelOrder {
+            manifest_digest: image.as_bytes().to_vec(),
+            keep,
+        };
+        self.order(host, kind(message::order::Kind::Cancel(order)));
     }
 
     pub(super) fn order(&mut self, host: &HostId, order: message::Order) {

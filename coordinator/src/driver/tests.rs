@@ -409,6 +409,11 @@ impl World {
 }
 
 fn place(world: &mut World, wants: Vec<Want>, limits: Limits) {
+    let placed = |want| Placed {
+        want,
+        held: BTreeSet::new(),
+    };
+    let wants = wants.into_iter().map(placed).collect();
     world.driver.apply(Input::Asked(Ask::Place {
         wants,
         limits,
@@ -505,6 +510,47 @@ fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
     place(&mut world, Vec::new(), Limits::default());
     assert_eq!(told(&mut orders), Some(0));
     assert_eq!(selected(&world), None);
+}
+
+#[test]
+fn a_host_that_the_cluster_holds_is_told_to_keep_what_it_has() {
+    let mut world = World::new();
+    let (_one, mut orders) = world.open("mini-1", World::hello());
+    let mini: HostId = "mini-1".parse().unwrap();
+    let image = want("image", 1, 1 << 20);
+    let mut told = || {
+        let mut kinds = Vec::new();
+        while let Ok(order) = orders.try_recv() {
+            match &order.kind {
+                Some(Kind::Stage(_)) => kinds.push("stage"),
+                Some(Kind::Cancel(order)) if order.keep => kinds.push("keep"),
+                Some(Kind::Cancel(_)) => kinds.push("drop"),
+                _ => {}
+            }
+        }
+        kinds
+    };
+    let on = |hosts: &[&HostId], held: &[&HostId]| {
+        let set = |hosts: &[&HostId]| hosts.iter().copied().cloned().collect();
+        vec![Placed {
+            want: Want {
+                hosts: Some(set(hosts)),
+                ..image.clone()
+            },
+            held: set(held),
+        }]
+    };
+    let mut place = |wants| {
+        let limits = Limits::default();
+        let ask = Ask::Place { wants, limits };
+        world.driver.apply(Input::Asked(ask));
+        told()
+    };
+    assert_eq!(place(on(&[&mini], &[])), ["stage"]);
+    assert_eq!(place(on(&[], &[&mini])), ["keep"]);
+    assert_eq!(place(on(&[&mini], &[])), ["stage"]);
+    assert_eq!(place(on(&[], &[&mini])), ["keep"]);
+    assert_eq!(place(Vec::new()), ["drop"]);
 }
 
 #[test]

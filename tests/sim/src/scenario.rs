@@ -35,11 +35,13 @@ pub enum Scenario {
     Vanish,
     /// The image is wanted no longer on a tenth of the hosts, which are away at that moment and come back staging it.
     Leftover,
+    /// The image is held everywhere for a while, and then wanted again.
+    Held,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -53,6 +55,7 @@ impl Scenario {
         Self::Late,
         Self::Vanish,
         Self::Leftover,
+        Self::Held,
     ];
 
     /// Its name on the command line.
@@ -72,6 +75,7 @@ impl Scenario {
             Self::Late => "late",
             Self::Vanish => "vanish",
             Self::Leftover => "leftover",
+            Self::Held => "held",
         }
     }
 
@@ -98,6 +102,7 @@ impl Scenario {
             Self::Leftover => {
                 "a tenth of the hosts is away when the image is wanted there no longer, and the coordinator restarts"
             }
+            Self::Held => "the image is held everywhere for a while, midway",
         }
     }
 

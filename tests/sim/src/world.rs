@@ -77,6 +77,8 @@ struct Node {
     roster: Vec<bool>,
     session: bool,
     staged: bool,
+    /// The last order was to hold the image.
+    on_hold: bool,
     held: Vec<ChunkSet>,
     missing: u64,
     /// How it keeps others waiting.
@@ -258,6 +260,7 @@ pub struct World {
     unfinished: usize,
     origin_bytes: u64,
     peer_bytes: u64,
+    moved_at_hold: u64,
     local_bytes: u64,
     pulled: u64,
     declined: u64,
@@ -366,6 +369,7 @@ impl World {
             unfinished: 0,
             origin_bytes: 0,
             peer_bytes: 0,
+            moved_at_hold: 0,
             local_bytes: 0,
             pulled: 0,
             declined: 0,
@@ -483,7 +487,8 @@ impl World {
                 content,
             } => self.origin_gave_up(host, life, content),
             Due::Stage { host, life } => {
-                if self.node(host).alive && self.node(host).life == life {
+                let node = self.node(host);
+                if node.alive && node.life == life && !node.on_hold {
                     self.stage(host);
                 }
             }
@@ -578,6 +583,24 @@ impl World {
         }
     }
 
+    /// The agent learns that it is to stop, and to keep what it has.
+    fn hold(&mut self, host: u32) {
+        if !self.node(host).staged || self.node(host).finished_at.is_some() {
+            return;
+        }
+        let contents: Vec<u32> = self.node(host).fetches.keys().copied().collect();
+        for content in contents {
+            self.abort_origin(host, content);
+        }
+        let node = self.node_mut(host);
+        node.fetches.clear();
+        node.leases.clear();
+        node.staged = false;
+        for at in 0..self.specs.len() {
+            self.feed(host, swarm::Event::Dropped(ContentId(index(at))));
+        }
+    }
+
     /// The time that no schedule can beat, in seconds.
     fn bound_s(&self) -> f64 {
         let image: u64 = self.specs.iter().map(|spec| spec.geometry.size()).sum();
@@ -668,6 +691,7 @@ impl Node {
             roster: vec![false; setup.hosts],
             session: false,
             staged: false,
+            on_hold: false,
             held: specs
                 .iter()
                 .map(|spec| ChunkSet::empty(spec.geometry.chunks()))

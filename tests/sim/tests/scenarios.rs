@@ -204,6 +204,17 @@ fn lease_holders_that_leave_for_ever_are_succeeded() {
 }
 
 #[test]
+fn what_is_held_for_a_while_is_moved_once() {
+    let outcome = small(Scenario::Held, 20, 13);
+    assert!(outcome.origin_over_image() <= 1.02, "{}", outcome.to_text());
+    assert!(
+        outcome.makespan_over_bound() <= 1.3,
+        "{}",
+        outcome.to_text()
+    );
+}
+
+#[test]
 fn a_seed_is_a_run() {
     let run = || small(Scenario::Faults, 12, 12);
     assert_eq!(run().to_json(), run().to_json());

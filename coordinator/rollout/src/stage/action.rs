@@ -21,8 +21,15 @@ pub enum Action {
         /// The image.
         image: Digest,
     },
-    /// Order this host to stop staging an image.
+    /// Order this host to stop staging an image, and to drop what isn't staged whole.
     Cancel {
+        /// The host.
+        host: HostId,
+        /// The image.
+        image: Digest,
+    },
+    /// Order this host to stop staging an image for now, and to keep what is there.
+    Hold {
         /// The host.
         host: HostId,
         /// The image.

@@ -70,7 +70,8 @@ pub enum Event {
     HostConnected(HostId),
     /// The host's session is lost.
     HostDisconnected(HostId),
-    /// An image is wanted. Repeating it with another selection or another reference changes those.
+    /// An image is wanted. Repeating it with another selection or another reference changes those. A host that leaves
+    /// the selection drops what it had of the image, unless it is held.
     Wanted {
         /// Its manifest digest.
         image: Digest,
@@ -80,6 +81,8 @@ pub enum Event {
         contents: Vec<Content>,
         /// Where.
         hosts: Selection,
+        /// Hosts outside of the selection that keep what they have, and get no more: it may be wanted there again.
+        held: Vec<HostId>,
     },
     /// The image isn't wanted any more: staging stops, what is present stays.
     Cancelled(Digest),

@@ -77,6 +77,8 @@ struct Image {
     references: Vec<String>,
     contents: Vec<Digest>,
     selection: Selection,
+    /// Not selected, but to keep what they have.
+    held: BTreeSet<HostId>,
     standings: BTreeMap<HostId, (Standing, u64)>,
     /// Bytes that a host held when it last said that it stages, and when that was.
     staging: BTreeMap<HostId, (u64, Moment)>,
@@ -133,7 +135,8 @@ impl Plan {
                 references,
                 contents,
                 hosts,
-            } => self.want(image, references, &contents, hosts),
+                held,
+            } => self.want(image, references, &contents, hosts, held),
             Event::Cancelled(image) => self.cancel(image),
             Event::WantsKnown => self.wants_known = true,
             Event::Reported {
@@ -271,11 +274,17 @@ impl Plan {
         self.send_roster(&id);
         for at in 0..self.images.len() {
             let image = &self.images[at];
-            if image.bad.is_none() && self.selects(image, &id) {
-                let image = image.digest;
+            let (host, digest) = (id.clone(), image.digest);
+            if image.held.contains(&id) {
+                // after a restart it goes on by itself with what it finds
+                self.actions.push_back(Action::Hold {
+                    host,
+                    image: digest,
+                });
+            } else if image.bad.is_none() && self.selects(image, &id) {
                 self.actions.push_back(Action::Stage {
-                    host: id.clone(),
-                    image,
+                    host,
+                    image: digest,
                 });
             }
         }
@@ -330,6 +339,7 @@ impl Plan {
         references: Vec<String>,
         contents: &[Content],
         selection: Selection,
+        held: Vec<HostId>,
     ) {
         let selection = match selection {
             Selection::Hosts(mut hosts) => {
@@ -339,13 +349,22 @@ impl Plan {
             }
             Selection::All => Selection::All,
         };
+        let held: BTreeSet<HostId> = match &selection {
+            Selection::All => BTreeSet::new(),
+            Selection::Hosts(hosts) => held
+                .into_iter()
+                .filter(|host| hosts.binary_search(host).is_err())
+                .collect(),
+        };
         let old = self.images.iter().position(|image| image.digest == digest);
         let before: Vec<HostId> = old.map_or_else(Vec::new, |at| self.selected(&self.images[at]));
+        let mut held_before = BTreeSet::new();
         let changed = if let Some(at) = old {
             let image = &mut self.images[at];
             let changed = image.references != references || image.bad.is_some();
             image.references = references;
             image.selection = selection;
+            held_before = core::mem::replace(&mut image.held, held.clone());
             // wanted again: whoever asks has a reason to try again
             if let Some(bad) = image.bad.take()
                 && let Some(content) = self.contents.get_mut(&bad)
@@ -370,6 +389,7 @@ impl Plan {
                 references,
                 contents: list,
                 selection,
+                held: held.clone(),
                 standings: BTreeMap::new(),
                 staging: BTreeMap::new(),
                 wanted_at: self.now,
@@ -393,8 +413,15 @@ impl Plan {
                 });
             }
         }
+        for host in held.difference(&held_before) {
+            self.actions.push_back(Action::Hold {
+                host: host.clone(),
+                image: digest,
+            });
+        }
+        let before: BTreeSet<HostId> = before.into_iter().chain(held_before).collect();
         for host in before {
-            if after.binary_search(&host).is_err() {
+            if after.binary_search(&host).is_err() && !held.contains(&host) {
                 self.actions.push_back(Action::Cancel {
                     host,
                     image: digest,
@@ -409,7 +436,7 @@ impl Plan {
             return;
         };
         let image = self.images.remove(at);
-        for host in self.selected(&image) {
+        for host in self.selected(&image).iter().chain(&image.held).cloned() {
             if self.hosts.get(&host).is_some_and(|host| host.connected) {
                 self.actions.push_back(Action::Cancel {
                     host,
@@ -432,7 +459,8 @@ impl Plan {
         }
         let at = self.images.iter().position(|image| image.digest == digest);
         if at.is_none_or(|at| !self.selects(&self.images[at], &id)) {
-            self.clear_leftover(&id, digest, standing);
+            let held = at.is_some_and(|at| self.images[at].held.contains(&id));
+            self.clear_leftover(&id, digest, standing, held);
         }
         let Some(at) = at else {
             return;
@@ -492,18 +520,18 @@ impl Plan {
 
     /// A host that was away when an image was cancelled, superseded or wanted elsewhere never heard of it: it would stage on, and
     /// keep its room. Its next report, a second later, is answered again if this order is lost.
-    fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing) {
+    fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing, held: bool) {
         let staging = match standing {
             Standing::Queued | Standing::Staging | Standing::Failed => true,
             // what is there stays, and what is about to be
             Standing::Installing | Standing::Present | Standing::Gone => false,
         };
         let connected = self.hosts.get(id).is_some_and(|host| host.connected);
-        if self.wants_known && staging && connected {
-            self.actions.push_back(Action::Cancel {
-                host: id.clone(),
-                image,
-            });
+        let host = id.clone();
+        if staging && connected && held {
+            self.actions.push_back(Action::Hold { host, image });
+        } else if self.wants_known && staging && connected {
+            self.actions.push_back(Action::Cancel { host, image });
         }
     }
 

@@ -14,6 +14,8 @@ pub enum ImageReason {
     Moving,
     /// No selected host is in the fleet.
     NoHosts,
+    /// No host is selected for now; some keep what they have of it.
+    Held,
     /// No selected host that lacks it is connected.
     NoHostConnected,
     /// Contents of images that were wanted earlier are fetched first.
@@ -33,6 +35,7 @@ impl ImageReason {
         match self {
             Self::Moving => "moving",
             Self::NoHosts => "no_hosts",
+            Self::Held => "held",
             Self::NoHostConnected => "no_host_connected",
             Self::AwaitingTurn => "awaiting_turn",
             Self::OriginDown => "origin_down",

@@ -40,12 +40,18 @@ const RETRY_MOST: Duration = Duration::from_mins(5);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// A status that couldn't be written is tried again after this.
 const STATUS_RETRY: Duration = Duration::from_secs(2);
+/// A host that isn't selected any more keeps what it has for this long: a Node that was made anew, or a label that was
+/// lost in an edit, doesn't cost the bytes twice.
+pub(super) const KEPT_FOR: Duration = Duration::from_mins(10);
 
 /// What an ImagePrePull wants, as far as it is known.
 #[derive(Debug)]
 pub(in crate::cluster) struct Stage {
     image: String,
     state: State,
+    /// What it wanted before its image changed, until the new one is resolved: most often that is the same by another
+    /// name, or shares most of its bytes.
+    previous: Option<Box<Want>>,
     started_at: SystemTime,
     staged_at: Option<SystemTime>,
     written_at: Option<Instant>,
@@ -91,6 +97,20 @@ pub(crate) struct Resolved {
     result: Result<Want, Unresolved>,
 }
 
+#[cfg(test)]
+impl Resolved {
+    pub(super) fn of(key: ObjectKey, image: &str, result: Result<Want, &'static str>) -> Self {
+        Self {
+            key,
+            image: image.to_owned(),
+            result: result.map_err(|reason| Unresolved {
+                reason,
+                message: reason.to_owned(),
+            }),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Unresolved {
     reason: &'static str,
@@ -103,6 +123,36 @@ pub(super) struct Placed {
     digest: Digest,
     references: BTreeSet<String>,
     hosts: BTreeSet<HostId>,
+    held: BTreeSet<HostId>,
+}
+
+/// What becomes of an image whose hosts aren't to go on for now.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Hosts that were wanted and aren't any more, since when.
+    hosts: BTreeMap<HostId, Instant>,
+}
+
+#[cfg(test)]
+impl Left {
+    /// As if they had been left so much earlier.
+    pub(super) fn age(&mut self, by: Duration) {
+        for since in self.hosts.values_mut() {
+            *since -= by;
+        }
+    }
+}
+
+impl Stage {
+    /// What is wanted, and whether hosts go on with it.
+    fn want(&self) -> Option<(&Want, bool)> {
+        match &self.state {
+            State::Known(want) => Some((want, true)),
+            State::Asking { .. } | State::Failed { .. } => {
+                self.previous.as_deref().map(|want| (want, false))
+            }
+        }
+    }
 }
 
 impl Keeper {
@@ -151,11 +201,16 @@ impl Keeper {
                     && !self.stages.contains_key(key);
                 let status = same.then_some(&facts.status);
                 let time = |time: Option<&Time>| time.map(|time| SystemTime::from(time.0));
+                let previous = self.stages.remove(key).and_then(|stage| match stage.state {
+                    State::Known(want) => Some(want),
+                    State::Asking { .. } | State::Failed { .. } => stage.previous,
+                });
                 self.stages.insert(
                     key.clone(),
                     Stage {
                         image: facts.spec.image.clone(),
                         state: State::Asking { tries: 0 },
+                        previous,
                         started_at: status
                             .and_then(|status| time(status.started_at.as_ref()))
                             .unwrap_or_else(SystemTime::now),
@@ -230,6 +285,7 @@ impl Keeper {
             Ok(want) => {
                 info!(prepull = %key, image, digest = %want.digest(), "image is resolved");
                 stage.state = State::Known(Box::new(want));
+                stage.previous = None;
             }
             Err(Unresolved { reason, message }) => {
                 warn!(prepull = %key, image, reason, error = message, "image can't be resolved; it is tried again");
@@ -249,25 +305,18 @@ impl Keeper {
     /// Tells the driver what the cluster wants, where that changed.
     fn place(&mut self) {
         let mut limits = Limits::default();
-        let mut wants: BTreeMap<Digest, Want> = BTreeMap::new();
+        let mut wants: BTreeMap<Digest, driver::Placed> = BTreeMap::new();
         for (key, facts) in &self.index.prepulls {
-            let Some(Stage {
-                state: State::Known(want),
-                ..
-            }) = self.stages.get(key)
-            else {
+            let Some(stage) = self.stages.get(key).filter(|_| !facts.deleting) else {
                 continue;
             };
-            if facts.spec.paused || facts.deleting {
+            let Some((want, resolved)) = stage.want() else {
                 continue;
-            }
+            };
+            let moves = resolved && !facts.spec.paused;
             let done = facts.is_done();
             let digest = want.digest();
-            if self
-                .stages
-                .get(key)
-                .is_some_and(|stage| stage.staged_at.is_none())
-            {
+            if moves && stage.staged_at.is_none() {
                 limit(&mut limits, &facts.spec);
             }
             let hosts: BTreeSet<HostId> = self
@@ -278,26 +327,28 @@ impl Keeper {
                 .filter(|host| self.view.hosts.get(host).is_some_and(|host| !host.revoked))
                 .filter(|host| !done || self.holds(host, &digest, &facts.spec.image))
                 .collect();
-            match wants.get_mut(&digest) {
-                None => {
-                    let want = Want {
-                        hosts: Some(hosts),
-                        ..(**want).clone()
-                    };
-                    wants.insert(digest, want);
-                }
-                Some(known) => {
-                    known.references.insert(facts.spec.image.clone());
-                    known.hosts.get_or_insert_default().extend(hosts);
-                }
+            let placed = wants.entry(digest).or_insert_with(|| driver::Placed {
+                want: Want {
+                    hosts: Some(BTreeSet::new()),
+                    references: BTreeSet::new(),
+                    ..want.clone()
+                },
+                held: BTreeSet::new(),
+            });
+            placed.want.references.extend(want.references.clone());
+            match moves {
+                true => placed.want.hosts.get_or_insert_default().extend(hosts),
+                false => placed.held.extend(hosts),
             }
         }
+        self.keep_what_left(&mut wants);
         let placed: Vec<Placed> = wants
             .values()
-            .map(|want| Placed {
-                digest: want.digest(),
-                references: want.references.clone(),
-                hosts: want.hosts.clone().unwrap_or_default(),
+            .map(|placed| Placed {
+                digest: placed.want.digest(),
+                references: placed.want.references.clone(),
+                hosts: placed.want.hosts.clone().unwrap_or_default(),
+                held: placed.held.clone(),
             })
             .collect();
         // before the driver has shown its hosts, nothing is wanted on any
@@ -319,6 +370,34 @@ impl Keeper {
         // full: told at the next look
         if self.driver.try_send(ask).is_ok() {
             (self.placed, self.limits, self.placed_whole) = (placed, limits, whole);
+        }
+    }
+
+    /// Hosts that aren't selected any more keep what they have for a while, where the image is still wanted at all.
+    fn keep_what_left(&mut self, wants: &mut BTreeMap<Digest, driver::Placed>) {
+        self.left.retain(|image, _| wants.contains_key(image));
+        for before in &self.placed {
+            if wants.contains_key(&before.digest) {
+                let left = self.left.entry(before.digest).or_default();
+                for host in before.hosts.union(&before.held) {
+                    left.hosts.entry(host.clone()).or_insert_with(Instant::now);
+                }
+            }
+        }
+        for (image, left) in &mut self.left {
+            let Some(placed) = wants.get_mut(image) else {
+                continue;
+            };
+            let selected = placed.want.hosts.get_or_insert_default();
+            left.hosts
+                .retain(|host, _| !selected.contains(host) && !placed.held.contains(host));
+            let kept = left
+                .hosts
+                .iter()
+                .filter(|(_, since)| since.elapsed() < KEPT_FOR)
+                .filter(|(host, _)| self.view.hosts.get(*host).is_some_and(|host| !host.revoked))
+                .map(|(host, _)| host.clone());
+            placed.held.extend(kept);
         }
     }
 

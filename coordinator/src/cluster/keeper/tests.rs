@@ -157,6 +157,32 @@ fn the_pod(phase: &str) -> Value {
     })
 }
 
+fn the_node() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": "mac-0", "uid": "n", "resourceVersion": "1", "labels": { "a": "b" } },
+        "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+    })
+}
+
+fn the_prepull() -> Value {
+    json!({
+        "apiVersion": "parbake.dev/v1alpha1",
+        "kind": "ImagePrePull",
+        "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
+        "spec": {
+            "image": "r.test/i:2",
+            "nodeSelector": { "matchLabels": { "a": "b" } },
+            "gate": {
+                "mode": "Own",
+                "podSelector": { "matchLabels": { "app": "x" } },
+                "replicas": 1,
+            },
+        },
+    })
+}
+
 fn shared(phase: &str, answers: &[Answer]) -> Shared {
     Arc::new(Mutex::new(Fake {
         pod: Some(the_pod(phase)),
@@ -169,7 +195,7 @@ struct Stand {
     keeper: Keeper,
     shared: Shared,
     leads: Arc<std::sync::atomic::AtomicBool>,
-    _driver: mpsc::Receiver<driver::Input>,
+    driver: mpsc::Receiver<driver::Input>,
 }
 
 impl Stand {
@@ -200,31 +226,13 @@ impl Stand {
             registries: Arc::new(Registries::new(Origin::default()).unwrap()),
             metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
         });
-        let node = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": { "name": "mac-0", "uid": "n", "resourceVersion": "1", "labels": { "a": "b" } },
-            "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
-        });
-        let prepull = json!({
-            "apiVersion": "parbake.dev/v1alpha1",
-            "kind": "ImagePrePull",
-            "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
-            "spec": {
-                "image": "r.test/i:2",
-                "nodeSelector": { "matchLabels": { "a": "b" } },
-                "gate": {
-                    "mode": "Own",
-                    "podSelector": { "matchLabels": { "app": "x" } },
-                    "replicas": 1,
-                },
-            },
-        });
+        let node = the_node();
+        let prepull = the_prepull();
         let mut this = Self {
             keeper,
             shared,
             leads,
-            _driver: inbox,
+            driver: inbox,
         };
         for (kind, objects) in [
             (Kind::Nodes, vec![node]),
@@ -308,6 +316,67 @@ impl Stand {
             self.keeper.act();
             self.settle().await;
         }
+    }
+
+    /// What the driver was told last to stage: hosts that go on, and hosts that keep what they have.
+    fn placed(&mut self) -> Option<(usize, usize)> {
+        let mut last = None;
+        while let Ok(input) = self.driver.try_recv() {
+            if let driver::Input::Asked(driver::Ask::Place { wants, .. }) = input {
+                let count = |wants: &[driver::Placed]| {
+                    let hosts = wants.iter().flat_map(|placed| &placed.want.hosts);
+                    let held = wants.iter().map(|placed| placed.held.len());
+                    (hosts.map(BTreeSet::len).sum(), held.sum())
+                };
+                last = Some(count(&wants));
+            }
+        }
+        last
+    }
+
+    /// The host enrolled.
+    fn enrol(&mut self) {
+        let host = crate::view::HostView {
+            host: "mac-0".into(),
+            zone: String::new(),
+            named: false,
+            connected: true,
+            revoked: false,
+            quarantined: false,
+            address: None,
+            version: String::new(),
+            volume: None,
+            backlog_bytes: 0,
+            upload_bytes_per_second: 0,
+            blames: 0,
+            images: Vec::new(),
+            why: Vec::new(),
+        };
+        let hosts = [("mac-0".parse().unwrap(), Arc::new(host))].into();
+        let view = View {
+            hosts,
+            ..View::default()
+        };
+        self.keeper.apply(Input::View(Arc::new(view)));
+    }
+
+    /// The ImagePrePull with this in its spec.
+    fn edit(&mut self, spec: &Value, generation: i64) {
+        let mut prepull = the_prepull();
+        for (field, value) in spec.as_object().unwrap() {
+            prepull["spec"][field] = value.clone();
+        }
+        prepull["metadata"]["generation"] = generation.into();
+        self.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
+        self.keeper.keep_up();
+    }
+
+    /// The registry answered so.
+    fn answer(&mut self, image: &str, want: crate::wants::Want) {
+        let key = ObjectKey::new("ns", "pool");
+        let resolved = stage::Resolved::of(key, image, Ok(want));
+        self.keeper.apply(Input::Resolved(Box::new(resolved)));
+        self.keeper.keep_up();
     }
 
     fn writes(&self) -> Vec<String> {
@@ -501,6 +570,55 @@ async fn who_does_not_lead_any_more_writes_nothing() {
     stand.pass(Duration::from_secs(90)).await;
     assert_eq!(stand.writes(), Vec::<String>::new());
     assert!(!stand.is_labelled());
+}
+
+#[tokio::test]
+async fn what_was_staged_is_kept_while_it_is_paused_resolved_anew_or_unselected_for_a_while() {
+    let mut stand = Stand::new("Running", &[]);
+    let image = || crate::wants::tests::want("image", 1, 1 << 20);
+    stand.enrol();
+    stand.edit(&json!({}), 1);
+    stand.answer("r.test/i:2", image());
+    assert_eq!(stand.placed(), Some((1, 0)));
+    stand.edit(&json!({ "paused": true }), 2);
+    assert_eq!(stand.placed(), Some((0, 1)));
+    stand.edit(&json!({}), 3);
+    assert_eq!(stand.placed(), Some((1, 0)));
+
+    // another name of the same image
+    let renamed = json!({ "image": "r.test/i:3" });
+    stand.edit(&renamed, 4);
+    assert_eq!(stand.placed(), Some((0, 1)));
+    stand.answer("r.test/i:3", image());
+    assert_eq!(stand.placed(), Some((1, 0)));
+
+    // the Node is made anew
+    stand.see(Kind::Nodes, Seen::Gone(Box::new(dynamic(&the_node()))));
+    stand.keeper.keep_up();
+    assert_eq!(stand.placed(), Some((0, 1)));
+    stand.see(Kind::Nodes, Seen::Applied(Box::new(dynamic(&the_node()))));
+    stand.keeper.keep_up();
+    assert_eq!(stand.placed(), Some((1, 0)));
+
+    // another image takes its place: the old one is let go when that is known
+    stand.edit(&json!({ "image": "r.test/i:4" }), 5);
+    assert_eq!(stand.placed(), Some((0, 1)));
+    stand.answer("r.test/i:4", crate::wants::tests::want("other", 1, 1 << 20));
+    assert_eq!(stand.placed(), Some((1, 0)));
+
+    // not selected for long
+    stand.edit(
+        &json!({ "image": "r.test/i:4", "nodeSelector": { "matchLabels": { "a": "c" } } }),
+        6,
+    );
+    assert_eq!(stand.placed(), Some((0, 1)));
+    for left in stand.keeper.left.values_mut() {
+        left.age(stage::KEPT_FOR);
+    }
+    stand.keeper.keep_up();
+    assert_eq!(stand.placed(), Some((0, 0)));
+    stand.keeper.keep_up();
+    assert_eq!(stand.placed(), None, "and it stays so");
 }
 
 #[tokio::test]

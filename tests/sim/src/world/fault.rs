@@ -25,6 +25,12 @@ pub(super) enum Fault {
     OriginUp,
     /// What the registry sends of some content that is being fetched is false from here on.
     OriginCorrupt,
+    /// The image is held everywhere.
+    Hold,
+    /// What was under way has come in: nothing more moves from here.
+    Still,
+    /// It is wanted again.
+    Resume,
     /// All agents and the coordinator are killed.
     AllDown,
     AllUp,
@@ -149,6 +155,13 @@ impl World {
                 self.fault(bound * 0.3, Fault::HolderVanishes);
                 self.fault(bound * 0.6, Fault::HolderVanishes);
             }
+            Scenario::Held => {
+                let bound = self.bound_s();
+                self.fault(bound * 0.4, Fault::Hold);
+                self.fault(bound * 0.4 + 5.0, Fault::Still);
+                self.fault(bound * 0.4 + 30.0, Fault::Resume);
+                self.lost_s = 30.0;
+            }
         }
         self.faults_left = self.faults.len();
     }
@@ -229,6 +242,14 @@ impl World {
             }
             Fault::OriginUp => self.origin_up = true,
             Fault::OriginCorrupt => self.corrupt_some(),
+            Fault::Hold => self.hold_image(true),
+            Fault::Still => self.moved_at_hold = self.origin_bytes + self.peer_bytes,
+            Fault::Resume => {
+                if self.origin_bytes + self.peer_bytes != self.moved_at_hold {
+                    self.checks.note("bytes moved while the image was held");
+                }
+                self.hold_image(false);
+            }
             Fault::AllDown => {
                 self.close_office();
                 for host in 0..self.nodes.len() {

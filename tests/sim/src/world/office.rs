@@ -20,6 +20,8 @@ pub(super) struct Office {
     pub(super) ordered: bool,
     /// Hosts on which the image isn't wanted any more, and whether they have heard of it.
     pub(super) unwanted: BTreeMap<u32, bool>,
+    /// Nobody is to go on for now.
+    pub(super) held: bool,
     pub(super) quarantined: Vec<bool>,
     /// Leases that it thinks are out.
     pub(super) leases: BTreeMap<Digest, HostId>,
@@ -35,6 +37,7 @@ impl Office {
             timer_at: u64::MAX,
             ordered: false,
             unwanted: BTreeMap::new(),
+            held: false,
             quarantined: Vec::new(),
             leases: BTreeMap::new(),
         }
@@ -112,6 +115,14 @@ impl World {
         }
     }
 
+    /// The image is held everywhere from now on, or wanted again.
+    pub(super) fn hold_image(&mut self, held: bool) {
+        self.office.held = held;
+        if self.office_is_open() {
+            self.plan_wanted();
+        }
+    }
+
     pub(super) fn plan_wanted(&mut self) {
         let contents = self
             .specs
@@ -123,7 +134,13 @@ impl World {
             })
             .collect();
         let unwanted = &self.office.unwanted;
-        let hosts = if unwanted.is_empty() {
+        let held = match self.office.held {
+            true => self.nodes.iter().map(|node| node.id.clone()).collect(),
+            false => Vec::new(),
+        };
+        let hosts = if self.office.held {
+            Selection::Hosts(Vec::new())
+        } else if unwanted.is_empty() {
             Selection::All
         } else {
             let wanted = (0..).zip(&self.nodes);
@@ -135,6 +152,7 @@ impl World {
             references: vec!["registry.example/image:1".to_owned()],
             contents,
             hosts,
+            held,
         });
     }
 
@@ -229,6 +247,7 @@ impl World {
             }
             stage::Action::Stage { host, .. } => {
                 let host = self.by_id[&host];
+                self.node_mut(host).on_hold = false;
                 if self.node(host).alive && self.node(host).session {
                     // orders reach hosts at different times
                     let after = self.random(usize::try_from(STAGGER).unwrap_or(1)) as u64;
@@ -246,6 +265,13 @@ impl World {
                         *told = true;
                         self.give_up(host);
                     }
+                }
+            }
+            stage::Action::Hold { host, .. } => {
+                let host = self.by_id[&host];
+                if self.node(host).alive && self.node(host).session {
+                    self.node_mut(host).on_hold = true;
+                    self.hold(host);
                 }
             }
             stage::Action::Grant { host, content, .. } => {

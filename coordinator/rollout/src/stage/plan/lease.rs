@@ -469,19 +469,23 @@ impl Plan {
         }
     }
 
-    /// Leases of contents that no live image wants any more end.
+    /// Leases of contents that no live image wants any more end, and those of a holder that is to keep still. One that isn't
+    /// selected any more gives its lease back by itself: what it fetched last counts.
     pub(super) fn revoke_pointless(&mut self) {
-        let wanted: BTreeSet<Digest> = self
-            .images
-            .iter()
-            .filter(|image| image.bad.is_none())
-            .flat_map(|image| image.contents.iter().copied())
-            .collect();
+        let wanted = |host: &HostId, content: &Digest| {
+            let images = || {
+                self.images
+                    .iter()
+                    .filter(|image| image.bad.is_none() && image.contents.contains(content))
+            };
+            let held = images().any(|image| image.held.contains(host));
+            images().any(|image| !held || self.selects(image, host))
+        };
         let over: Vec<(HostId, Digest)> = self
             .contents
             .iter()
-            .filter(|(digest, _)| !wanted.contains(*digest))
             .filter_map(|(digest, content)| Some((content.lease.as_ref()?.host.clone(), *digest)))
+            .filter(|(host, digest)| !wanted(host, digest))
             .collect();
         for (host, digest) in over {
             self.end(digest);

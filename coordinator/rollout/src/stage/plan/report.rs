@@ -100,7 +100,10 @@ impl Plan {
             return Some(ImageReason::ContentBad(bad));
         }
         if hosts.is_empty() {
-            return Some(ImageReason::NoHosts);
+            return Some(match image.held.is_empty() {
+                true => ImageReason::NoHosts,
+                false => ImageReason::Held,
+            });
         }
         let lacking: Vec<HostReason> = hosts.iter().filter_map(|host| host.reason).collect();
         if lacking.is_empty() {

@@ -37,6 +37,27 @@ fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selec
             })
             .collect(),
         hosts,
+        held: Vec::new(),
+    }
+}
+
+/// The same, with these hosts held.
+fn with_held(event: Event, hosts: &[usize]) -> Event {
+    match event {
+        Event::Wanted {
+            image,
+            references,
+            contents,
+            hosts: selection,
+            ..
+        } => Event::Wanted {
+            image,
+            references,
+            contents,
+            hosts: selection,
+            held: hosts.iter().map(|number| host(*number)).collect(),
+        },
+        other => other,
     }
 }
 
@@ -320,6 +341,61 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
         3,
         "it is back: all streams again"
     );
+}
+
+#[test]
+fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected_again() {
+    let some = |hosts: &[usize]| Selection::Hosts(hosts.iter().map(|n| host(*n)).collect());
+    let stops = |actions: &[Action]| -> Vec<(usize, bool)> {
+        let number = |id: &HostId| (0..9).find(|number| host(*number) == *id).unwrap();
+        let stop = |action: &Action| match action {
+            Action::Hold { host, .. } => Some((number(host), true)),
+            Action::Cancel { host, .. } => Some((number(host), false)),
+            _ => None,
+        };
+        actions.iter().filter_map(stop).collect()
+    };
+    let mut plan = fleet(3);
+    let leased = grants(&want(&mut plan, 2_000, wanted(0, [0, 1], some(&[0, 1, 2]))));
+    assert_eq!(leased.len(), 2);
+
+    // all are held: leases end at once, and nobody gets one
+    let held = with_held(wanted(0, [0, 1], some(&[])), &[0, 1, 2]);
+    let actions = feed(&mut plan, 3_000, held.clone());
+    assert_eq!(stops(&actions), [(0, true), (1, true), (2, true)]);
+    let revoked = actions
+        .iter()
+        .filter(|action| matches!(action, Action::Revoke { .. }));
+    assert_eq!(revoked.count(), 2);
+    assert_eq!(stops(&feed(&mut plan, 3_100, held.clone())), []);
+    for millis in (4_000..60_000).step_by(500) {
+        assert_eq!(feed(&mut plan, millis, Event::Tick), []);
+    }
+    let reason = plan.status(at(60_000)).images[0].reason;
+    assert_eq!(reason, Some(ImageReason::Held));
+    // an order that was lost is repeated
+    feed(&mut plan, 60_000, Event::WantsKnown);
+    let says = feed(&mut plan, 60_000, report(2, 0, Standing::Staging, 7));
+    assert_eq!(stops(&says), [(2, true)]);
+    // one that was away may go on by itself with what it finds
+    feed(&mut plan, 60_000, Event::HostDisconnected(host(1)));
+    let back = feed(&mut plan, 61_000, Event::HostConnected(host(1)));
+    assert_eq!(stops(&back), [(1, true)]);
+
+    // one is selected again, one stays held, one has to drop what it has
+    let actions = feed(
+        &mut plan,
+        62_000,
+        with_held(wanted(0, [0, 1], some(&[0])), &[0, 1]),
+    );
+    assert_eq!(stops(&actions), [(2, false)]);
+    assert!(actions.contains(&Action::Stage {
+        host: host(0),
+        image: image(0)
+    }));
+    // nobody wants it any more
+    let over = feed(&mut plan, 63_000, Event::Cancelled(image(0)));
+    assert_eq!(stops(&over), [(0, false), (1, false)]);
 }
 
 #[test]
@@ -766,7 +842,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any_host().prop_map(Event::HostForgotten),
         4 => any_host().prop_map(Event::HostConnected),
         2 => any_host().prop_map(Event::HostDisconnected),
-        2 => (0usize..3, 0usize..6, selection).prop_map(|(number, from, hosts)| wanted(number, from..from + 3, hosts)),
+        2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4))
+            .prop_map(|(number, from, hosts, held)| with_held(wanted(number, from..from + 3, hosts), &held)),
         1 => any_image().prop_map(Event::Cancelled),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
         4 => (any_host(), any_content(), any::<u32>(), any::<bool>()).prop_map(|(host, content, chunks, paced)| Event::LeaseProgress { host, content, chunks, paced }),
@@ -811,7 +888,11 @@ proptest! {
                         prop_assert!(neighbours.len() <= 24);
                         prop_assert!(!neighbours.contains(&host));
                     }
-                    Action::Stage { .. } | Action::Cancel { .. } | Action::Quarantine(_) | Action::Retract { .. } => {}
+                    Action::Stage { .. }
+                    | Action::Cancel { .. }
+                    | Action::Hold { .. }
+                    | Action::Quarantine(_)
+                    | Action::Retract { .. } => {}
                 }
             }
             let status = plan.status(at(now));
