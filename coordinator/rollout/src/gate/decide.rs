@@ -290,6 +290,14 @@ impl Gate {
         Some(status)
     }
 
+    /// Whether a pool has Pods that it doesn't want as they are.
+    #[must_use]
+    pub fn rolls(&self, id: &PoolId) -> bool {
+        self.pools
+            .get(id)
+            .is_some_and(|state| self.is_rolling(state))
+    }
+
     /// What is known of a pool's image on a host.
     #[must_use]
     pub fn held(&self, pool: &PoolId, host: &HostId) -> Option<Held> {

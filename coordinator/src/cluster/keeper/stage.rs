@@ -314,7 +314,7 @@ impl Keeper {
                 continue;
             };
             let moves = resolved && !facts.spec.paused;
-            let done = facts.is_done();
+            let done = self.is_done(key, facts);
             let digest = want.digest();
             if moves && stage.staged_at.is_none() {
                 limit(&mut limits, &facts.spec);
@@ -371,6 +371,12 @@ impl Keeper {
         if self.driver.try_send(ask).is_ok() {
             (self.placed, self.limits, self.placed_whole) = (placed, limits, whole);
         }
+    }
+
+    /// Whether what was staged once is enough. Not while Pods roll to it: one whose Node came later, or lost the image,
+    /// would be held for ever.
+    fn is_done(&self, key: &ObjectKey, facts: &PrePullFacts) -> bool {
+        facts.is_done() && !self.gate.rolls(&key.pool())
     }
 
     /// Hosts that aren't selected any more keep what they have for a while, where the image is still wanted at all.
@@ -567,7 +573,8 @@ impl Keeper {
                     status.hosts.excluded
                 );
                 let once = facts.spec.completion_policy == CompletionPolicy::Once
-                    && stage.staged_at.is_some();
+                    && stage.staged_at.is_some()
+                    && !self.gate.rolls(&key.pool());
                 let (is_staged, reason) = match () {
                     () if everywhere => (true, "AllHosts"),
                     () if once => (true, "Once"),

@@ -622,6 +622,35 @@ async fn what_was_staged_is_kept_while_it_is_paused_resolved_anew_or_unselected_
 }
 
 #[tokio::test]
+async fn what_is_staged_once_is_staged_again_where_a_roll_needs_it() {
+    for (image, wanted) in [("r.test/i:2", 1), ("r.test/i:1", 0)] {
+        let mut stand = Stand::new("Running", &[]);
+        stand.enrol();
+        // a Node that came later, or whose image was pruned
+        let mut prepull = the_prepull();
+        prepull["metadata"]["generation"] = 1.into();
+        prepull["spec"]["completionPolicy"] = "Once".into();
+        prepull["spec"]["image"] = image.into();
+        prepull["status"] = json!({
+            "observedGeneration": 1,
+            "digest": crate::wants::tests::want("image", 1, 1 << 20).digest().to_string(),
+            "stagedAt": "2020-01-01T00:00:00Z",
+            "startedAt": "2020-01-01T00:00:00Z",
+        });
+        stand.keeper.stages.clear();
+        stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
+        stand.keeper.keep_up();
+        stand.answer(image, crate::wants::tests::want("image", 1, 1 << 20));
+        let rolls = stand
+            .keeper
+            .gate
+            .rolls(&ObjectKey::new("ns", "pool").pool());
+        assert_eq!(rolls, wanted == 1);
+        assert_eq!(stand.placed(), Some((wanted, 0)), "{image}");
+    }
+}
+
+#[tokio::test]
 async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_listed_anew() {
     let mut stand = Stand::new("Running", &[Answer::Status(429)]);
     stand.settle().await;
