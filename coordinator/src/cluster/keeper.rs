@@ -336,6 +336,10 @@ impl Keeper {
     fn keep_up(&mut self) {
         self.follow_pools();
         self.stage();
+        if std::mem::take(&mut self.rules_due) {
+            self.tell_pools(self.clock.now());
+            self.act();
+        }
         if self.synced {
             self.label_nodes();
         }

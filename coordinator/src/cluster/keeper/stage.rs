@@ -14,6 +14,7 @@ use kube::{Api, api::ObjectMeta};
 use proto::{Digest, HostId};
 use rollout::presence;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{Input, Keeper};
@@ -36,6 +37,8 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 /// The longest wait.
 const RETRY_MOST: Duration = Duration::from_mins(5);
+/// The API server answers for a pull Secret within this time.
+const SECRET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where only bytes and the prediction changed, a status is written this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// A status that couldn't be written is tried again after this.
@@ -49,6 +52,9 @@ pub(super) const KEPT_FOR: Duration = Duration::from_mins(10);
 pub(in crate::cluster) struct Stage {
     image: String,
     state: State,
+    /// What the image was resolved to, by this coordinator or one before. It stays: a tag that moves is another image
+    /// only when somebody says so.
+    digest: Option<Digest>,
     /// What it wanted before its image changed, until the new one is resolved: most often that is the same by another
     /// name, or shares most of its bytes.
     previous: Option<Box<Want>>,
@@ -163,10 +169,7 @@ impl Keeper {
     /// The digest that this ImagePrePull's image was resolved to, if it is this image.
     pub(super) fn digest_of(&self, key: &ObjectKey, image: &str) -> Option<Digest> {
         let stage = self.stages.get(key)?;
-        match &stage.state {
-            State::Known(want) if stage.image == image => Some(want.digest()),
-            _ => None,
-        }
+        stage.digest.filter(|_| stage.image == image)
     }
 
     pub(super) fn deadline_of(&self, key: &ObjectKey, facts: &PrePullFacts) -> Option<SystemTime> {
@@ -205,11 +208,14 @@ impl Keeper {
                     State::Known(want) => Some(want),
                     State::Asking { .. } | State::Failed { .. } => stage.previous,
                 });
+                let digest =
+                    status.and_then(|status| status.digest.as_ref()?.parse::<Digest>().ok());
                 self.stages.insert(
                     key.clone(),
                     Stage {
                         image: facts.spec.image.clone(),
                         state: State::Asking { tries: 0 },
+                        digest,
                         previous,
                         started_at: status
                             .and_then(|status| time(status.started_at.as_ref()))
@@ -220,7 +226,8 @@ impl Keeper {
                         told: None,
                     },
                 );
-                let digest = status.and_then(|status| status.digest.clone());
+                // hosts that hold it say so whether or not the registry can be asked
+                self.rules_due |= digest.is_some();
                 ask.push((key.clone(), facts.clone(), digest));
             } else if let Some(stage) = self.stages.get_mut(key)
                 && let State::Failed {
@@ -229,7 +236,7 @@ impl Keeper {
                 && retry_at <= Instant::now()
             {
                 stage.state = State::Asking { tries };
-                ask.push((key.clone(), facts.clone(), None));
+                ask.push((key.clone(), facts.clone(), stage.digest));
             }
         }
         for (key, facts, digest) in ask {
@@ -238,7 +245,7 @@ impl Keeper {
         self.place();
     }
 
-    fn resolve(&mut self, key: ObjectKey, facts: &PrePullFacts, digest: Option<String>) {
+    fn resolve(&mut self, key: ObjectKey, facts: &PrePullFacts, digest: Option<Digest>) {
         let (client, registries) = (self.client.clone(), self.registries.clone());
         let image = facts.spec.image.clone();
         let secret = facts.spec.pull_secret_ref.clone();
@@ -284,6 +291,7 @@ impl Keeper {
         match result {
             Ok(want) => {
                 info!(prepull = %key, image, digest = %want.digest(), "image is resolved");
+                stage.digest = Some(want.digest());
                 stage.state = State::Known(Box::new(want));
                 stage.previous = None;
             }
@@ -507,7 +515,10 @@ impl Keeper {
     }
 
     /// Where an ImagePrePull stands, and that in one word.
-    fn status_of(&mut self, key: &ObjectKey) -> Option<(ImagePrePullStatus, &'static str)> {
+    pub(super) fn status_of(
+        &mut self,
+        key: &ObjectKey,
+    ) -> Option<(ImagePrePullStatus, &'static str)> {
         let facts = self.index.prepulls.get(key)?;
         let stage = self.stages.get(key)?;
         let before = &facts.status;
@@ -534,6 +545,17 @@ impl Keeper {
         let mut staged_now = false;
         let mut state = "resolving";
         let mut troubles: Vec<(&'static str, String)> = Vec::new();
+        let digest = stage.digest;
+        status.digest = digest.as_ref().map(ToString::to_string);
+        let known_before = digest.is_some() && before.digest == status.digest;
+        if let Some(digest) = &digest {
+            let image = self.view.images.get(digest).map(AsRef::as_ref);
+            self.count_hosts(&mut status, &usable, image, digest, &facts.spec);
+        }
+        if known_before {
+            status.bytes = larger(status.bytes, before.bytes);
+            (status.size_bytes, status.disk_bytes) = (before.size_bytes, before.disk_bytes);
+        }
         match &stage.state {
             State::Asking { .. } => {
                 conditions.add("Resolved", None, "Asking", "the registry is asked".into());
@@ -549,20 +571,8 @@ impl Keeper {
             }
             State::Known(want) => {
                 let digest = want.digest();
-                status.digest = Some(digest.to_string());
                 status.size_bytes = i64::try_from(want.layout.blob_bytes()).ok();
                 status.disk_bytes = i64::try_from(want.layout.disk_bytes()).ok();
-                let image = self.view.images.get(&digest);
-                self.count_hosts(
-                    &mut status,
-                    &usable,
-                    image.map(AsRef::as_ref),
-                    &digest,
-                    &facts.spec,
-                );
-                if before.digest == status.digest {
-                    status.bytes = larger(status.bytes, before.bytes);
-                }
                 conditions.add("Resolved", Some(true), "Resolved", digest.to_string());
                 let everywhere = !usable.is_empty() && status.hosts.staged == count(usable.len());
                 staged_now = everywhere;
@@ -935,7 +945,7 @@ const fn unresolved(error: &ResolveError) -> &'static str {
     }
 }
 
-/// Reads a pull Secret and lets the registry client know what it holds.
+/// Reads a pull Secret in time and lets the registry client know what it holds.
 async fn learn(
     client: kube::Client,
     key: &ObjectKey,
@@ -943,9 +953,10 @@ async fn learn(
     registries: &Registries,
 ) -> Result<(), String> {
     let api: Api<KubeSecret> = Api::namespaced(client, &key.namespace);
-    let secret = api
-        .get(name)
+    let secret = timeout(SECRET_TIMEOUT, api.get(name))
         .await
+        .map_err(|_| "no answer in time".to_owned())
+        .and_then(|answer| answer.map_err(|error| error.to_string()))
         .map_err(|error| format!("Secret {}/{name} can't be read: {error}", key.namespace))?;
     let data = secret.data.unwrap_or_default();
     let config = data

@@ -651,6 +651,46 @@ async fn what_is_staged_once_is_staged_again_where_a_roll_needs_it() {
 }
 
 #[tokio::test]
+async fn a_new_leader_goes_on_by_the_digest_of_the_one_before_while_the_registry_is_away() {
+    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
+    stand.settle().await;
+    stand.enrol();
+    let key = ObjectKey::new("ns", "pool");
+    let mut prepull = the_prepull();
+    prepull["metadata"]["generation"] = 3.into();
+    prepull["status"] = json!({
+        "observedGeneration": 3,
+        "digest": digest().to_string(),
+        "sizeBytes": 7,
+        "startedAt": "2020-01-01T00:00:00Z",
+    });
+    // what this coordinator learned itself is forgotten
+    stand.keeper.stages.clear();
+    stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
+    stand.keeper.keep_up();
+    let facts = |stand: &Stand| stand.keeper.digest_of(&key, "r.test/i:2");
+    assert_eq!(facts(&stand), Some(digest()));
+    for _ in 0..3 {
+        let failed = stage::Resolved::of(key.clone(), "r.test/i:2", Err("RegistryFailed"));
+        stand.keeper.apply(Input::Resolved(Box::new(failed)));
+        stand.keeper.keep_up();
+        assert_eq!(facts(&stand), Some(digest()));
+    }
+    let status = stand.keeper.status_of(&key).unwrap().0;
+    let text = digest().to_string();
+    assert_eq!(status.digest.as_ref(), Some(&text));
+    assert_eq!(status.size_bytes, Some(7));
+    // hosts that hold it let their Pods go
+    stand.keeper.jobs.detach_all();
+    stand.pass(Duration::from_secs(40)).await;
+    assert!(stand.is_labelled());
+    assert_eq!(stand.writes().len(), 2);
+    // another image is another digest
+    stand.edit(&json!({ "image": "r.test/i:3" }), 4);
+    assert_eq!(stand.keeper.digest_of(&key, "r.test/i:3"), None);
+}
+
+#[tokio::test]
 async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_listed_anew() {
     let mut stand = Stand::new("Running", &[Answer::Status(429)]);
     stand.settle().await;
