@@ -366,6 +366,15 @@ def test_the_webhook_exists_in_guard_mode_only_and_holds_up_nobody():
     assert rule["operations"] == ["UPDATE"] and rule["resources"] == ["pods"] and rule["apiGroups"] == [""]
     assert hook["objectSelector"] == {"matchExpressions": [{"key": "tuist.dev/drain-eligible", "operator": "Exists"}]}
     assert "caBundle" not in hook["clientConfig"]
+    # pools with a label of their own are guarded too, each label once
+    pools = [{**POOL, "name": name, "mode": mode, "drainLabel": label} for name, mode, label in
+             (("a", "Guard", "example.com/a"), ("b", "Guard", "example.com/a"), ("c", "Own", "example.com/c"), ("d", "Guard", "example.com/d"))]
+    more = only(render({"gate": {"modes": ["own", "guard"]}, "pools": pools}), "ValidatingWebhookConfiguration")["webhooks"]
+    keys = [hook["objectSelector"]["matchExpressions"][0]["key"] for hook in more]
+    assert keys == ["tuist.dev/drain-eligible", "example.com/a", "example.com/d"]
+    assert len({hook["name"] for hook in more}) == 3 and {hook["failurePolicy"] for hook in more} == {"Ignore"}
+    own = {"gate": {"modes": ["guard"]}, "pools": pools[:1], "webhook": {"objectSelector": {"matchLabels": {"guarded": "yes"}}}}
+    assert [hook["objectSelector"] for hook in only(render(own), "ValidatingWebhookConfiguration")["webhooks"]] == [{"matchLabels": {"guarded": "yes"}}]
     service = hook["clientConfig"]["service"]
     assert service["path"] == "/v1/webhook/pods" and service["namespace"] == NAMESPACE
     ports = only(objects, "Service", service["name"])["spec"]["ports"]

@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod ask;
+mod guard;
 mod labels;
 mod notes;
 mod show;
@@ -41,6 +42,7 @@ mod stage;
 mod tests;
 
 pub(crate) use ask::{Admission, Question};
+pub(crate) use guard::Guarded;
 
 /// Questions that wait for the keeper: a fleet's runners that poll together.
 pub(crate) const QUESTIONS: usize = 1_024;
@@ -75,6 +77,7 @@ pub(crate) struct Parts {
     pub(crate) may_write: MayWrite,
     pub(crate) driver: mpsc::Sender<driver::Input>,
     pub(crate) registries: Arc<Registries>,
+    pub(crate) guarded: watch::Receiver<Guarded>,
     pub(crate) metrics: Metrics,
 }
 
@@ -161,6 +164,7 @@ pub(crate) struct Keeper {
     writer: Writer,
     driver: mpsc::Sender<driver::Input>,
     registries: Arc<Registries>,
+    guarded: watch::Receiver<Guarded>,
     metrics: Metrics,
     clock: Clock,
     gate: Gate,
@@ -207,6 +211,7 @@ impl Keeper {
             client: parts.client,
             driver: parts.driver,
             registries: parts.registries,
+            guarded: parts.guarded,
             metrics: parts.metrics,
             clock: Clock {
                 started: Instant::now(),

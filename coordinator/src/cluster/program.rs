@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     follower::{self, Forward},
-    keeper::{self, Keeper, Question},
+    keeper::{self, Guarded, Keeper, Question},
     lease::{self, Leadership, LostError, Term},
     state::{self, Mirror, Saver, SharedStateError},
     web::{self, Web},
@@ -272,15 +272,33 @@ async fn lead(
     let begun =
         Coordinator::start_on(base, config, Some(source), saver, more, stop.clone()).await?;
     let (coordinator, doors) = begun;
+    let (guard, guarded) = watch::channel(match settings.webhook {
+        None => Guarded::None,
+        Some(_) => Guarded::Unknown,
+    });
     if let Some(name) = settings.webhook.clone() {
         let pem = authority.pem().to_owned();
-        let current = bundle(access.client.clone(), name, pem, term.clone(), stop.clone());
+        let current = bundle(
+            access.client.clone(),
+            (name, pem),
+            guard,
+            term.clone(),
+            stop.clone(),
+        );
         tasks.spawn(async move {
             current.await;
             "webhook's caBundle"
         });
     }
-    tasks.spawn(attend(access, settings, doors, asked, term, stop.clone()));
+    let attending = Attending {
+        access,
+        settings,
+        doors,
+        asked,
+        guarded,
+        term,
+    };
+    tasks.spawn(attend(attending, stop.clone()));
 
     let mut coordinator = std::pin::pin!(coordinator.wait());
     let outcome = tokio::select! {
@@ -301,15 +319,26 @@ async fn lead(
     outcome
 }
 
-/// Watches the cluster and writes to it while this process leads.
-async fn attend(
+/// What a leader attends to its cluster with.
+struct Attending {
     access: Access,
     settings: Cluster,
     doors: Doors,
     asked: mpsc::Receiver<Question>,
+    guarded: watch::Receiver<Guarded>,
     term: Term,
-    stop: CancellationToken,
-) -> &'static str {
+}
+
+/// Watches the cluster and writes to it while this process leads.
+async fn attend(attending: Attending, stop: CancellationToken) -> &'static str {
+    let Attending {
+        access,
+        settings,
+        doors,
+        asked,
+        guarded,
+        term,
+    } = attending;
     let Doors {
         inbox,
         view,
@@ -329,6 +358,7 @@ async fn attend(
         may_write: Arc::new(move || term.left()),
         driver: inbox,
         registries,
+        guarded,
         metrics: metrics.cluster,
     });
     keeper.run(asked, view, presence, stop).await;
@@ -428,18 +458,28 @@ async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
     }
 }
 
-/// Keeps the caBundle of a webhook configuration current.
-async fn bundle(client: Client, name: String, pem: String, term: Term, stop: CancellationToken) {
+/// Keeps the caBundle of a webhook configuration current, and tells what it selects.
+async fn bundle(
+    client: Client,
+    (name, pem): (String, String),
+    guard: watch::Sender<Guarded>,
+    term: Term,
+    stop: CancellationToken,
+) {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
     let mut failing = false;
     loop {
         let limit = term.left().unwrap_or_default().min(REQUEST_TIMEOUT);
         let pause = match timeout(limit, set_bundle(&api, &name, &pem, &term)).await {
-            Ok(Ok(())) => {
+            Ok(Ok(guarded)) => {
+                guard.send_replace(guarded);
                 failing = false;
                 LOOK_EVERY
             }
             failed => {
+                if matches!(&failed, Ok(Err(kube::Error::Api(status))) if status.code == 404) {
+                    guard.send_replace(Guarded::None);
+                }
                 if !std::mem::replace(&mut failing, true) {
                     let error = match failed {
                         Ok(Err(error)) => error.to_string(),
@@ -465,9 +505,13 @@ async fn set_bundle(
     name: &str,
     pem: &str,
     term: &Term,
-) -> kube::Result<()> {
+) -> kube::Result<Guarded> {
     let found = api.get(name).await?;
     let webhooks = found.webhooks.unwrap_or_default();
+    let selectors = webhooks
+        .iter()
+        .map(|webhook| webhook.object_selector.clone().unwrap_or_default());
+    let guarded = Guarded::By(selectors.collect());
     let stale: Vec<_> = webhooks
         .iter()
         .filter(|webhook| {
@@ -480,7 +524,7 @@ async fn set_bundle(
         })
         .collect();
     if stale.is_empty() || !term.holds() {
-        return Ok(());
+        return Ok(guarded);
     }
     // Webhooks are merged by name: nothing else of them is touched.
     let patch = Patch::Strategic(json!({ "webhooks": stale }));
@@ -489,5 +533,5 @@ async fn set_bundle(
         webhook = name,
         "webhook's caBundle is the fleet's authority"
     );
-    Ok(())
+    Ok(guarded)
 }

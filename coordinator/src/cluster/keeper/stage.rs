@@ -651,6 +651,10 @@ impl Keeper {
                 "an older ImagePrePull gates its Pods".into(),
             ));
         }
+        let gate = facts.spec.gate.as_ref();
+        if let Some(message) = gate.and_then(|gate| self.guarded.borrow().misses(gate)) {
+            troubles.push(("NotGuarded", message));
+        }
         match troubles.first() {
             None => conditions.add("Degraded", Some(false), "AsExpected", String::new()),
             Some((reason, message)) => {

@@ -224,6 +224,7 @@ impl Stand {
             }),
             driver,
             registries: Arc::new(Registries::new(Origin::default()).unwrap()),
+            guarded: watch::channel(Guarded::default()).1,
             metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
         });
         let node = the_node();

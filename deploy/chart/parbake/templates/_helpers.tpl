@@ -47,6 +47,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The labels that the webhook is asked about, the default first. A selector can't say "one of these keys", so each is
+     a webhook of its own; a selector that replaces theirs makes one of them all. */ -}}
+{{- define "parbake.guardedLabels" -}}
+{{- $labels := list .Values.gate.drainLabel -}}
+{{- if not .Values.webhook.objectSelector -}}
+{{- range .Values.pools -}}
+{{- if and (eq (default "None" .mode) "Guard") .drainLabel -}}
+{{- $labels = append $labels .drainLabel -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $labels | uniq | toJson -}}
+{{- end -}}
+
 {{- /* DNS names for the API's certificate. The API server asks the webhook as NAME.NAMESPACE.svc. */ -}}
 {{- define "parbake.serviceNames" -}}
 {{- $names := list -}}
