@@ -580,6 +580,8 @@ def test_every_trouble_has_its_alert_and_every_alert_its_night_instruction():
     assert names >= {
         "ParbakeRollingAboveCap",
         "ParbakeRollStuck",
+        "ParbakeRollHeld",
+        "ParbakeDeadlinePassed",
         "ParbakeStagingStalled",
         "ParbakeOriginBytesAbovePlan",
         "ParbakeHostSilent",
@@ -705,6 +707,25 @@ def test_alerts_fire_when_they_should_and_not_before():
     fires("ParbakeRollStuck", "60m", leader + roll("2x200", "0x200"))
     # a leader that took over 20 minutes ago has seen no 30 minutes of standstill
     fires("ParbakeRollStuck", "60m", leader + roll("_x40 2x160", "_x40 30x160"))
+
+    def held(count, rolling="0x200", moving="0x200"):
+        return leader + [
+            series("parbake_pool_held_pods", count, reason="paused", **pool),
+            series("parbake_pool_held_pods", "0x200", reason="image_missing", **pool),
+            series("parbake_pool_rolling_pods", rolling, **pool),
+            series("parbake_prepull_hosts", moving, namespace="ci", prepull="runners", state="staging"),
+            series("parbake_prepull_hosts", "9x200", namespace="ci", prepull="other", state="staging"),
+        ]
+
+    fires("ParbakeRollHeld", "29m", held("4x200"))
+    fires("ParbakeRollHeld", "30m", held("4x200"), 'pool="runners"', "4 idle stale Pods")
+    # busy Pods aren't held; in flight, or being staged, it moves
+    fires("ParbakeRollHeld", "60m", held("0x200"))
+    fires("ParbakeRollHeld", "60m", held("4x200", rolling="1x200"))
+    fires("ParbakeRollHeld", "60m", held("4x200", moving="3x200"))
+    late = {"namespace": "ci", "prepull": "runners"}
+    fires("ParbakeDeadlinePassed", "5m", leader + [series("parbake_prepull_deadline_passed", "1x200", **late)], 'prepull="runners"')
+    fires("ParbakeDeadlinePassed", "5m", leader + [series("parbake_prepull_deadline_passed", "0x200", **late)])
 
     staging = [series("parbake_coordinator_placements", "5x200", state="staging")]
     flat = [series("parbake_coordinator_received_bytes", "7x200", source=source) for source in ("origin", "peers", "local")]

@@ -1,7 +1,7 @@
 //! The metrics of the Kubernetes side. Series of a pool or an ImagePrePull go when it goes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use rollout::gate::{Outcome, PoolStatus, Reason};
+use rollout::gate::{Outcome, PoolStatus, Reason, Verdict};
 
 use super::{crd::HostCounts, index::ObjectKey, write::PodWrite};
 
@@ -27,9 +27,9 @@ struct PoolLabel {
     pool: String,
 }
 
-/// A pool, and why a Pod of it was held.
+/// A pool, and why Pods of it are held, or were.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DenialLabel {
+struct ReasonLabel {
     namespace: String,
     pool: String,
     reason: &'static str,
@@ -41,6 +41,13 @@ struct PrePullLabel {
     namespace: String,
     prepull: String,
     state: &'static str,
+}
+
+/// An ImagePrePull.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LateLabel {
+    namespace: String,
+    prepull: String,
 }
 
 /// Whether the image was staged when a Pod started.
@@ -65,7 +72,9 @@ pub(crate) struct Metrics {
     stale: Family<PoolLabel, Gauge>,
     cap: Family<PoolLabel, Gauge>,
     oldest_pending: Family<PoolLabel, Gauge>,
-    denials: Family<DenialLabel, Counter>,
+    held: Family<ReasonLabel, Gauge>,
+    denials: Family<ReasonLabel, Counter>,
+    late: Family<LateLabel, Gauge>,
     hosts: Family<PrePullLabel, Gauge>,
     provision: Family<StagedLabel, Histogram, fn() -> Histogram>,
     writes: Family<WriteLabel, Counter>,
@@ -73,7 +82,7 @@ pub(crate) struct Metrics {
     pub(crate) synced: Gauge,
     /// 1 while this coordinator leads.
     pub(crate) leader: Gauge,
-    /// Series of denials that exist, so that they can go. Held for a moment only.
+    /// Reasons that a pool has series of, so that they can go. Held for a moment only.
     denied: Arc<Mutex<BTreeSet<(ObjectKey, &'static str)>>>,
 }
 
@@ -90,7 +99,9 @@ impl Metrics {
             stale: Family::default(),
             cap: Family::default(),
             oldest_pending: Family::default(),
+            held: Family::default(),
             denials: Family::default(),
+            late: Family::default(),
             hosts: Family::default(),
             provision: Family::new_with_constructor(provision_buckets as fn() -> Histogram),
             writes: Family::default(),
@@ -121,6 +132,11 @@ impl Metrics {
             this.oldest_pending.clone(),
         );
         pool.register(
+            "held_pods",
+            "Stale idle Pods that don't only wait for their turn, by what keeps them",
+            this.held.clone(),
+        );
+        pool.register(
             "gate_denials",
             "Pods that were held and labels that were refused, by reason",
             this.denials.clone(),
@@ -130,6 +146,11 @@ impl Metrics {
             "hosts",
             "Hosts of an ImagePrePull by state",
             this.hosts.clone(),
+        );
+        prepull.register(
+            "deadline_passed",
+            "1 where the deadline passed before the image was everywhere",
+            this.late.clone(),
         );
         let pod = registry.sub_registry_with_prefix("parbake_pod");
         pod.register_with_unit(
@@ -170,6 +191,23 @@ impl Metrics {
         self.oldest_pending
             .get_or_create(&label)
             .set(i64::try_from(oldest_pending_s).unwrap_or(i64::MAX));
+        let mut held: BTreeMap<&'static str, i64> = BTreeMap::new();
+        for pod in status.pods.iter().filter(|pod| pod.stale) {
+            if let Verdict::Held(reason) = pod.verdict
+                && reason.is_hold()
+            {
+                *held.entry(reason.as_str()).or_default() += 1;
+            }
+        }
+        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.extend(held.keys().map(|reason| (key.clone(), *reason)));
+        // what nobody is held for any more is 0, not what it was
+        for (_, reason) in denied.iter().filter(|(pool, _)| pool == key) {
+            let many = held.get(reason).copied().unwrap_or(0);
+            self.held
+                .get_or_create(&reason_label(key, reason))
+                .set(many);
+        }
     }
 
     pub(crate) fn forget_pool(&self, key: &ObjectKey) {
@@ -181,7 +219,8 @@ impl Metrics {
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
         denied.retain(|(pool, reason)| {
             if pool == key {
-                self.denials.remove(&denial_label(key, reason));
+                self.denials.remove(&reason_label(key, reason));
+                self.held.remove(&reason_label(key, reason));
             }
             pool != key
         });
@@ -189,12 +228,13 @@ impl Metrics {
 
     pub(crate) fn denied(&self, key: &ObjectKey, reason: Reason) {
         let reason = reason.as_str();
-        self.denials.get_or_create(&denial_label(key, reason)).inc();
+        self.denials.get_or_create(&reason_label(key, reason)).inc();
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
         denied.insert((key.clone(), reason));
     }
 
-    pub(crate) fn prepull(&self, key: &ObjectKey, hosts: &HostCounts) {
+    pub(crate) fn prepull(&self, key: &ObjectKey, hosts: &HostCounts, late: bool) {
+        self.late.get_or_create(&late_label(key)).set(late.into());
         let values = [
             hosts.selected,
             hosts.staged,
@@ -210,6 +250,7 @@ impl Metrics {
     }
 
     pub(crate) fn forget_prepull(&self, key: &ObjectKey) {
+        self.late.remove(&late_label(key));
         for state in HOST_STATES {
             self.hosts.remove(&prepull_label(key, state));
         }
@@ -223,7 +264,11 @@ impl Metrics {
             drop(family.get_or_create(&pool_label(&key)));
         }
         self.denied(&key, Reason::Paused);
-        self.prepull(&key, &HostCounts::default());
+        drop(
+            self.held
+                .get_or_create(&reason_label(&key, Reason::Paused.as_str())),
+        );
+        self.prepull(&key, &HostCounts::default(), false);
         self.wrote(&PodWrite::Reap, Outcome::Done);
     }
 
@@ -258,11 +303,18 @@ fn pool_label(key: &ObjectKey) -> PoolLabel {
     }
 }
 
-fn denial_label(key: &ObjectKey, reason: &'static str) -> DenialLabel {
-    DenialLabel {
+fn reason_label(key: &ObjectKey, reason: &'static str) -> ReasonLabel {
+    ReasonLabel {
         namespace: key.namespace.clone(),
         pool: key.name.clone(),
         reason,
+    }
+}
+
+fn late_label(key: &ObjectKey) -> LateLabel {
+    LateLabel {
+        namespace: key.namespace.clone(),
+        prepull: key.name.clone(),
     }
 }
 

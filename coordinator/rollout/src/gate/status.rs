@@ -110,6 +110,25 @@ impl Reason {
         }
     }
 
+    /// Whether it keeps a stale Pod that is free to go until something else changes: the image, its host, or a word of an
+    /// operator.
+    #[must_use]
+    pub const fn is_hold(self) -> bool {
+        matches!(
+            self,
+            Self::NotSynced
+                | Self::Paused
+                | Self::ImageUnresolved
+                | Self::NodeUnknown
+                | Self::NodeNotReady
+                | Self::NodeCordoned
+                | Self::ImageMissing
+                | Self::PresenceOld(_)
+                | Self::HostUnheard
+                | Self::TooFewHosts { .. }
+        )
+    }
+
     /// Whether the Pod only waits for its turn: nothing is amiss.
     #[must_use]
     pub const fn is_turn(self) -> bool {

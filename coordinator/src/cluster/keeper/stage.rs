@@ -60,6 +60,8 @@ pub(in crate::cluster) struct Stage {
     previous: Option<Box<Want>>,
     started_at: SystemTime,
     staged_at: Option<SystemTime>,
+    /// Its deadline passed before it was everywhere.
+    late: bool,
     written_at: Option<Instant>,
     retry_at: Option<Instant>,
     /// What was told about it in Events: state names.
@@ -221,6 +223,7 @@ impl Keeper {
                             .and_then(|status| time(status.started_at.as_ref()))
                             .unwrap_or_else(SystemTime::now),
                         staged_at: status.and_then(|status| time(status.staged_at.as_ref())),
+                        late: false,
                         written_at: None,
                         retry_at: None,
                         told: None,
@@ -438,7 +441,8 @@ impl Keeper {
             let Some((status, state)) = self.status_of(&key) else {
                 continue;
             };
-            self.metrics.prepull(&key, &status.hosts);
+            let late = self.stages.get(&key).is_some_and(|stage| stage.late);
+            self.metrics.prepull(&key, &status.hosts, late);
             self.note_stage(&key, &status, state);
             let Some(facts) = self.index.prepulls.get(&key).cloned() else {
                 continue;
@@ -542,7 +546,10 @@ impl Keeper {
             .collect();
         status.hosts.selected = count(selected.len());
         status.hosts.excluded = count(selected.len() - usable.len());
-        let mut staged_now = false;
+        let (mut staged_now, mut is_staged) = (false, false);
+        let late = self
+            .deadline_of(key, facts)
+            .is_some_and(|at| at <= SystemTime::now());
         let mut state = "resolving";
         let mut troubles: Vec<(&'static str, String)> = Vec::new();
         let digest = stage.digest;
@@ -585,7 +592,8 @@ impl Keeper {
                 let once = facts.spec.completion_policy == CompletionPolicy::Once
                     && stage.staged_at.is_some()
                     && !self.gate.rolls(&key.pool());
-                let (is_staged, reason) = match () {
+                let reason;
+                (is_staged, reason) = match () {
                     () if everywhere => (true, "AllHosts"),
                     () if once => (true, "Once"),
                     () if facts.spec.paused => (false, "Paused"),
@@ -613,9 +621,6 @@ impl Keeper {
                         .collect();
                     troubles.push(("HostsFailed", hosts.join(", ")));
                 }
-                let late = self
-                    .deadline_of(key, facts)
-                    .is_some_and(|at| at <= SystemTime::now());
                 if late && !is_staged {
                     let what = match facts.spec.on_deadline {
                         OnDeadline::Hold => "the gate stays shut where the image isn't",
@@ -662,6 +667,9 @@ impl Keeper {
             }
         }
         status.conditions = conditions.list;
+        if let Some(stage) = self.stages.get_mut(key) {
+            stage.late = late && !is_staged;
+        }
         if staged_now
             && let Some(stage) = self.stages.get_mut(key)
             && stage.staged_at.is_none()
