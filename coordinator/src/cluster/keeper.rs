@@ -190,8 +190,9 @@ pub(crate) struct Keeper {
     status_writes: BTreeSet<ObjectKey>,
     node_writes: BTreeSet<String>,
     notes: notes::Notes,
-    /// Pods seen Pending, whose start is to be timed.
-    starting: BTreeSet<String>,
+    /// Pods seen Pending, whose start is to be timed; and whether their Node held the image when it was seen that they
+    /// are there.
+    starting: BTreeMap<String, Option<bool>>,
     complaints: BTreeSet<String>,
     writers: Arc<Semaphore>,
     jobs: JoinSet<Input>,
@@ -237,7 +238,7 @@ impl Keeper {
             status_writes: BTreeSet::new(),
             node_writes: BTreeSet::new(),
             notes,
-            starting: BTreeSet::new(),
+            starting: BTreeMap::new(),
             complaints: BTreeSet::new(),
             writers: Arc::new(Semaphore::new(WRITERS)),
             jobs: JoinSet::new(),
@@ -489,27 +490,32 @@ impl Keeper {
 
     /// Observes how long a Pod took from its creation to running, once and only when it got there.
     fn time_start(&mut self, id: &gate::PodId, pod: &gate::Pod) {
+        let staged = match &pod.place {
+            gate::Place::On(host) => {
+                Some(self.gate.held(&pod.pool, host) == Some(rollout::presence::Held::Fresh))
+            }
+            gate::Place::Unscheduled | gate::Place::Elsewhere => None,
+        };
         match pod.phase {
             gate::Phase::Pending => {
-                self.starting.insert(id.0.clone());
+                // a Pod that had to wait for its pull finds the image there when it runs: what it met counts
+                let met = self.starting.entry(id.0.clone()).or_default();
+                *met = met.or(staged);
             }
-            gate::Phase::Running if self.starting.remove(&id.0) => {
+            gate::Phase::Running => {
+                let Some(met) = self.starting.remove(&id.0) else {
+                    return;
+                };
                 let key = ObjectKey::new(&pod.name.namespace, &pod.name.name);
                 let created = self.index.pods.get(&key).and_then(|facts| facts.created);
                 let took = created.and_then(|at| SystemTime::now().duration_since(at).ok());
-                let gate::Place::On(host) = &pod.place else {
-                    return;
-                };
-                let staged =
-                    self.gate.held(&pod.pool, host) == Some(rollout::presence::Held::Fresh);
-                if let Some(took) = took {
+                if let (Some(took), Some(staged)) = (took, met.or(staged)) {
                     self.metrics.provisioned(staged, took);
                 }
             }
             gate::Phase::Ended | gate::Phase::Unknown => {
                 self.starting.remove(&id.0);
             }
-            gate::Phase::Running => {}
         }
     }
 

@@ -155,7 +155,7 @@ impl Metrics {
         let pod = registry.sub_registry_with_prefix("parbake_pod");
         pod.register_with_unit(
             "provision_delay",
-            "From a Pod's creation to running, by whether its node held the image",
+            "From a Pod's creation to running, by whether its node held the image when it came there",
             Unit::Seconds,
             this.provision.clone(),
         );
@@ -277,6 +277,21 @@ impl Metrics {
         self.provision
             .get_or_create(&StagedLabel { staged })
             .observe(took.as_secs_f64());
+    }
+
+    /// How many were observed with the image there, and without.
+    #[cfg(test)]
+    pub(crate) fn provisions(&self) -> (u64, u64) {
+        let count = |staged| {
+            let mut text = String::new();
+            let mut registry = Registry::default();
+            registry.register("x", "x", self.provision.clone());
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let wanted = format!("x_count{{staged=\"{staged}\"}} ");
+            let line = text.lines().find_map(|line| line.strip_prefix(&wanted));
+            line.unwrap().parse().unwrap()
+        };
+        (count("true"), count("false"))
     }
 
     pub(crate) fn wrote(&self, write: &PodWrite, outcome: Outcome) {

@@ -692,6 +692,42 @@ async fn a_new_leader_goes_on_by_the_digest_of_the_one_before_while_the_registry
 }
 
 #[tokio::test]
+async fn a_start_counts_as_staged_by_what_the_pod_met_on_its_node() {
+    for (there, expected) in [(true, (1, 0)), (false, (0, 1))] {
+        let mut stand = Stand::new("Running", &[]);
+        let pod = |version: &str, node: Option<&str>, phase: &str| {
+            let mut pod = the_pod(phase);
+            pod["metadata"]["name"] = "q".into();
+            pod["metadata"]["uid"] = "q".into();
+            pod["metadata"]["resourceVersion"] = version.into();
+            pod["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z".into();
+            pod["spec"]["containers"][0]["image"] = "r.test/i:2".into();
+            pod["spec"]["nodeName"] = json!(node);
+            Seen::Applied(Box::new(dynamic(&pod)))
+        };
+        let holds = |stand: &mut Stand, there: bool| {
+            let holdings = match there {
+                true => [(digest(), ["r.test/i:2".to_owned()].into())].into(),
+                false => BTreeMap::new(),
+            };
+            let event = gate::Event::Holds("mac-0".parse().unwrap(), holdings, Duration::ZERO);
+            let now = stand.keeper.clock.now();
+            stand.keeper.gate.handle(now, event);
+        };
+        holds(&mut stand, there);
+        stand.see(Kind::Pods, pod("20", None, "Pending"));
+        stand.see(Kind::Pods, pod("21", Some("mac-0"), "Pending"));
+        // it pulls, or somebody prunes: neither changes what it met
+        holds(&mut stand, !there);
+        stand.see(Kind::Pods, pod("22", Some("mac-0"), "Pending"));
+        stand.see(Kind::Pods, pod("23", Some("mac-0"), "Running"));
+        assert_eq!(stand.keeper.metrics.provisions(), expected);
+        stand.see(Kind::Pods, pod("24", Some("mac-0"), "Running"));
+        assert_eq!(stand.keeper.metrics.provisions(), expected, "once");
+    }
+}
+
+#[tokio::test]
 async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_listed_anew() {
     let mut stand = Stand::new("Running", &[Answer::Status(429)]);
     stand.settle().await;
