@@ -272,7 +272,7 @@ def test_roles_grant_what_a_mode_needs_and_no_more():
     looks = {"get", "list", "watch"}
     none, own, guard = (rights(render(MODES[mode])) for mode in ("defaults", "own", "guard"))
     assert pods(none) == pods(guard) == looks and pods(own) == looks | {"patch", "delete"}
-    assert accounts(none) == accounts(guard) == set() and accounts(own) == {"get", "delete"}
+    assert accounts(none) == accounts(guard) == set() and accounts(own) == {"get", "list", "delete"}
     webhook = only(render(MODES["guard"]), "ValidatingWebhookConfiguration")["metadata"]["name"]
     assert hooks(none) == hooks(own) == set() and hooks(guard) == {("get", webhook), ("patch", webhook)}
     for granted in (none, own, guard):

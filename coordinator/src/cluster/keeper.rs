@@ -32,6 +32,7 @@ use crate::{
     resolve::Registries,
 };
 
+mod accounts;
 mod ask;
 mod guard;
 mod labels;
@@ -115,6 +116,8 @@ pub(crate) enum Input {
         key: ObjectKey,
         result: Result<(), WriteError>,
     },
+    /// ServiceAccounts were listed.
+    Accounts(Result<Vec<kube::api::ObjectMeta>, WriteError>),
     /// An Event was written, or not: it isn't tried again.
     Noted,
     /// Somebody asks.
@@ -190,6 +193,7 @@ pub(crate) struct Keeper {
     status_writes: BTreeSet<ObjectKey>,
     node_writes: BTreeSet<String>,
     notes: notes::Notes,
+    accounts: accounts::Accounts,
     /// Pods seen Pending, whose start is to be timed; and whether their Node held the image when it was seen that they
     /// are there.
     starting: BTreeMap<String, Option<bool>>,
@@ -238,6 +242,7 @@ impl Keeper {
             status_writes: BTreeSet::new(),
             node_writes: BTreeSet::new(),
             notes,
+            accounts: accounts::Accounts::default(),
             starting: BTreeMap::new(),
             complaints: BTreeSet::new(),
             writers: Arc::new(Semaphore::new(WRITERS)),
@@ -323,6 +328,7 @@ impl Keeper {
             Input::NodeWritten { name, result } => self.node_written(&name, result),
             Input::StatusWritten { key, result } => self.status_written(&key, result),
             Input::PrePullWritten { key, result } => self.prepull_written(&key, result),
+            Input::Accounts(listed) => self.accounts_listed(listed),
             Input::Noted => self.noted(),
             Input::Asked(question) => self.answer(now, question),
             Input::Tick => self.gate.handle(now, gate::Event::Tick),
@@ -350,6 +356,7 @@ impl Keeper {
             self.label_nodes();
         }
         self.write_statuses();
+        self.sweep_accounts();
         self.measure();
     }
 

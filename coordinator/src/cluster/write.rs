@@ -4,12 +4,12 @@
 //! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`]. Each is sent once:
 //! who decided it decides whether it is tried again, by what is seen then.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use rollout::gate::Outcome;
 use serde_json::{Value, json};
@@ -20,6 +20,9 @@ use super::{crd::ImagePrePull, index::ObjectKey};
 
 /// An API server answers a write within this time; well under the gate's slot.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Objects in one answer to a list.
+const PAGE: u32 = 500;
 
 /// How long this coordinator may still write: nothing when it doesn't lead, or its lease can have been taken.
 pub(crate) type MayWrite = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
@@ -202,7 +205,7 @@ async fn reap_account(writer: &Writer, target: &Target) {
         Ok(Some(account)) => account,
         Ok(None) => return,
         Err(error) => {
-            warn!(pod = %target.key, %error, "the Pod's ServiceAccount can't be read; it is left behind");
+            warn!(pod = %target.key, %error, "the Pod's ServiceAccount can't be read; it goes with what is swept later");
             return;
         }
     };
@@ -215,17 +218,58 @@ async fn reap_account(writer: &Writer, target: &Target) {
     if !owned {
         return;
     }
-    let params = DeleteParams::default().preconditions(Preconditions {
-        uid: account.metadata.uid.clone(),
-        resource_version: account.metadata.resource_version.clone(),
-    });
-    match writer.answered(api.delete(&target.key.name, &params)).await {
-        Ok(_) => debug!(pod = %target.key, "the Pod's ServiceAccount is deleted"),
-        Err(error) if error.code() == Some(404) => {}
+    match delete_account(writer, &target.key, &account.metadata).await {
+        Ok(()) => debug!(pod = %target.key, "the Pod's ServiceAccount is deleted"),
         Err(error) => {
-            warn!(pod = %target.key, %error, "the Pod's ServiceAccount can't be deleted; it is left behind");
+            warn!(pod = %target.key, %error, "the Pod's ServiceAccount can't be deleted; it goes with what is swept later");
         }
     }
+}
+
+async fn delete_account(
+    writer: &Writer,
+    key: &ObjectKey,
+    seen: &ObjectMeta,
+) -> Result<(), WriteError> {
+    let api: Api<ServiceAccount> = Api::namespaced(writer.client.clone(), &key.namespace);
+    let params = DeleteParams::default().preconditions(Preconditions {
+        uid: seen.uid.clone(),
+        resource_version: seen.resource_version.clone(),
+    });
+    match writer.answered(api.delete(&key.name, &params)).await {
+        Err(error) if error.code() != Some(404) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The ServiceAccounts of these namespaces.
+pub(crate) async fn accounts(
+    writer: Writer,
+    namespaces: BTreeSet<String>,
+) -> Result<Vec<ObjectMeta>, WriteError> {
+    let mut found = Vec::new();
+    for namespace in namespaces {
+        let api: Api<ServiceAccount> = Api::namespaced(writer.client.clone(), &namespace);
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = writer.answered(api.list_metadata(&params)).await?;
+            found.extend(page.items.into_iter().map(|account| account.metadata));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => break,
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes a ServiceAccount, if it is still as it was seen.
+pub(crate) async fn account(
+    writer: Writer,
+    key: ObjectKey,
+    seen: ObjectMeta,
+) -> Result<(), WriteError> {
+    delete_account(&writer, &key, &seen).await
 }
 
 /// Sets and removes Node labels: `None` removes.

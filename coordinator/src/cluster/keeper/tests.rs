@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http::{Method, StatusCode};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::core::DynamicObject;
 use proto::Digest;
 use rollout::presence::Held;
@@ -39,11 +39,43 @@ enum Answer {
 #[derive(Debug)]
 struct Fake {
     pod: Option<Value>,
+    /// ServiceAccounts, as metadata.
+    accounts: Vec<Value>,
     answers: VecDeque<Answer>,
     writes: Vec<String>,
 }
 
 type Shared = Arc<Mutex<Fake>>;
+
+impl Fake {
+    fn on_accounts(&mut self, method: &Method, path: &str) -> Response {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        if name == "serviceaccounts" {
+            let items = self.accounts.iter().map(|meta| json!({ "metadata": meta }));
+            return axum::Json(json!({
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": {},
+                "items": items.collect::<Vec<_>>(),
+            }))
+            .into_response();
+        }
+        let Some(at) = self.accounts.iter().position(|meta| meta["name"] == name) else {
+            return failure(404);
+        };
+        let meta = self.accounts[at].clone();
+        if method == Method::DELETE {
+            let answer = self.answers.pop_front().unwrap_or(Answer::Done);
+            self.writes.push(format!("DELETE {name} {answer:?}"));
+            if let Answer::Status(code) = answer {
+                return failure(code);
+            }
+            self.accounts.remove(at);
+        }
+        axum::Json(json!({ "kind": "ServiceAccount", "apiVersion": "v1", "metadata": meta }))
+            .into_response()
+    }
+}
 
 fn router(shared: Shared) -> Router {
     Router::new().fallback(move |request: Request| {
@@ -73,6 +105,9 @@ async fn respond(shared: &Shared, request: Request) -> Response {
     let path = parts.uri.path().to_owned();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let mut fake = shared.lock().unwrap();
+    if path.contains("/serviceaccounts") {
+        return fake.on_accounts(&parts.method, &path);
+    }
     if parts.method == Method::GET || !path.contains("/pods/") {
         return failure(404);
     }
@@ -186,6 +221,7 @@ fn the_prepull() -> Value {
 fn shared(phase: &str, answers: &[Answer]) -> Shared {
     Arc::new(Mutex::new(Fake {
         pod: Some(the_pod(phase)),
+        accounts: Vec::new(),
         answers: answers.iter().copied().collect(),
         writes: Vec::new(),
     }))
@@ -725,6 +761,86 @@ async fn a_start_counts_as_staged_by_what_the_pod_met_on_its_node() {
         stand.see(Kind::Pods, pod("24", Some("mac-0"), "Running"));
         assert_eq!(stand.keeper.metrics.provisions(), expected, "once");
     }
+}
+
+fn the_account(name: &str, owner: &str, created: &str) -> Value {
+    json!({
+        "name": name,
+        "namespace": "ns",
+        "uid": format!("uid of {name}"),
+        "resourceVersion": "3",
+        "creationTimestamp": created,
+        "ownerReferences": [{ "apiVersion": "x/v1", "kind": "X", "name": "x", "uid": owner }],
+    })
+}
+
+fn owned_pod(phase: &str) -> Value {
+    let mut pod = the_pod(phase);
+    pod["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "x/v1", "kind": "X", "name": "x", "uid": "owner" }]);
+    pod
+}
+
+#[tokio::test]
+async fn an_account_that_a_cut_left_behind_goes_when_nobody_can_need_it() {
+    const OLD: &str = "2020-01-01T00:00:00Z";
+    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
+    stand.settle().await;
+    stand.see(
+        Kind::Pods,
+        Seen::Applied(Box::new(dynamic(&owned_pod("Running")))),
+    );
+    let now = Timestamp::now().to_string();
+    stand.shared.lock().unwrap().accounts = vec![
+        the_account("left", "owner", OLD),
+        the_account("young", "owner", &now),
+        the_account("foreign", "somebody", OLD),
+        // the Pod of this name is there
+        the_account("p", "owner", OLD),
+    ];
+    let look = async |stand: &mut Stand| {
+        stand.keeper.accounts.due = None;
+        stand.keeper.sweep_accounts();
+        stand.settle().await;
+        stand.shared.lock().unwrap().accounts.len()
+    };
+    assert_eq!(look(&mut stand).await, 4, "its Pod may be about to be seen");
+    stand.shared.lock().unwrap().answers = [Answer::Status(500)].into();
+    assert_eq!(look(&mut stand).await, 4);
+    assert_eq!(look(&mut stand).await, 4, "it is seen alone anew");
+    assert_eq!(look(&mut stand).await, 3);
+    assert_eq!(look(&mut stand).await, 3);
+    assert_eq!(look(&mut stand).await, 3);
+    let writes = stand.writes();
+    assert_eq!(
+        writes[1..],
+        ["DELETE left Status(500)", "DELETE left Done"],
+        "{writes:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_account_outlives_its_pod_no_longer_than_the_term_allows() {
+    // the lease is lost between the Pod's deletion and the account's
+    let shared = shared("Pending", &[]);
+    shared.lock().unwrap().accounts = vec![the_account("p", "owner", "2020-01-01T00:00:00Z")];
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = asked.clone();
+    let may: MayWrite = Arc::new(move || {
+        let before = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        (before < 2).then_some(Duration::from_mins(1))
+    });
+    let target = Target {
+        key: ObjectKey::new("ns", "p"),
+        uid: "uid".into(),
+        resource_version: "10".into(),
+        owner: Some("owner".into()),
+    };
+    let writer = Writer::new(fake(&shared), may);
+    let written = write::pod(writer, target, PodWrite::Reap).await;
+    assert_eq!(written.outcome, gate::Outcome::Done);
+    assert_eq!(shared.lock().unwrap().writes, ["DELETE Done"]);
+    assert_eq!(shared.lock().unwrap().accounts.len(), 1);
 }
 
 #[tokio::test]
