@@ -324,7 +324,10 @@ fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
 async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
     let request: StageRequest = read(&body)?;
     let hosts = selection(request.hosts)?;
-    let want = api.registries.resolve(&request.reference, hosts).await?;
+    let want = api
+        .registries
+        .resolve(&request.reference, hosts, None)
+        .await?;
     let reply = ask(&api, |reply| Ask::Stage {
         want: Box::new(want),
         reply,
@@ -341,7 +344,10 @@ async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
 async fn plan(State(api): State<Api>, body: Bytes) -> Answer<Response> {
     let request: StageRequest = read(&body)?;
     let hosts = selection(request.hosts)?;
-    let want = api.registries.resolve(&request.reference, hosts).await?;
+    let want = api
+        .registries
+        .resolve(&request.reference, hosts, None)
+        .await?;
     let reply = ask(&api, |reply| Ask::Preview {
         want: Box::new(want),
         reply,

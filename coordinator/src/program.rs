@@ -546,7 +546,10 @@ async fn ask_again(
             };
             let reference = resolve::by_digest(reference, asked.digest);
             let want = loop {
-                match registries.resolve(&reference, asked.hosts.clone()).await {
+                match registries
+                    .resolve(&reference, asked.hosts.clone(), None)
+                    .await
+                {
                     Ok(want) => break want,
                     Err(error) => {
                         warn!(%error, "an image that was asked for before can't be resolved; it is tried again");

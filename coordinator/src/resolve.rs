@@ -70,8 +70,9 @@ pub(crate) struct Registries {
     client: Client,
     /// Read and written for a moment, never across an await.
     manifests: Mutex<BTreeMap<Digest, (Bytes, String)>>,
-    /// Users and passwords of pull Secrets, by registry. For a moment too.
-    learned: Mutex<BTreeMap<String, (String, String)>>,
+    /// Users and passwords by registry, of each pull Secret by its name: they are used for who names that Secret, and
+    /// nobody else. For a moment too.
+    learned: Mutex<BTreeMap<String, BTreeMap<String, (String, String)>>>,
 }
 
 impl std::fmt::Debug for Registries {
@@ -184,8 +185,8 @@ impl Registries {
         })
     }
 
-    /// Remembers the credentials of a pull Secret (`.dockerconfigjson`). The last word for a registry counts.
-    pub(crate) fn learn(&self, dockerconfig: &[u8]) -> Result<(), LearnError> {
+    /// Remembers what a pull Secret holds now (`.dockerconfigjson`).
+    pub(crate) fn learn(&self, secret: &str, dockerconfig: &[u8]) -> Result<(), LearnError> {
         let config: DockerConfig =
             serde_json::from_slice(dockerconfig).map_err(|_| LearnError::Json)?;
         let mut found = BTreeMap::new();
@@ -210,13 +211,26 @@ impl Registries {
             found.insert(registry, pair);
         }
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        learned.extend(found);
+        learned.insert(secret.to_owned(), found);
         Ok(())
     }
 
-    fn learned(&self, registry: &str) -> Option<(String, String)> {
+    /// Forgets the pull Secrets that nobody names any more, or that are gone.
+    pub(crate) fn keep_secrets(&self, keep: impl Fn(&str) -> bool) {
+        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        learned.retain(|secret, _| keep(secret));
+    }
+
+    /// Whether anything is remembered of a pull Secret.
+    #[cfg(test)]
+    pub(crate) fn knows(&self, secret: &String) -> bool {
         let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        learned.get(registry).cloned()
+        learned.contains_key(secret)
+    }
+
+    fn learned(&self, secret: Option<&String>, registry: &str) -> Option<(String, String)> {
+        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        learned.get(secret?)?.get(registry).cloned()
     }
 
     /// Remembers the manifests of images that are wanted already.
@@ -232,11 +246,13 @@ impl Registries {
 
     /// The image that `reference` names now, ready to be wanted on `hosts`. One resolution: the tag may move afterwards.
     ///
-    /// A reference by digest that is known needs no registry.
+    /// A reference by digest that is known needs no registry. The registry is asked with what `secret` holds for it, where
+    /// that names a pull Secret that was learned; else with the fleet file's credentials.
     pub(crate) async fn resolve(
         &self,
         reference: &str,
         hosts: Option<BTreeSet<HostId>>,
+        secret: Option<&String>,
     ) -> Result<Want, ResolveError> {
         let parsed = parse(reference)?;
         let known = parsed
@@ -246,7 +262,8 @@ impl Registries {
         let (digest, (manifest, media_type)) = match known {
             Some(known) => known,
             None => {
-                let fetched = timeout(RESOLVE_TIMEOUT, self.fetch(reference, &parsed)).await;
+                let fetched =
+                    timeout(RESOLVE_TIMEOUT, self.fetch(reference, &parsed, secret)).await;
                 fetched.map_err(|_| ResolveError::Timeout {
                     reference: reference.to_owned(),
                 })??
@@ -262,6 +279,7 @@ impl Registries {
             manifest,
             media_type,
             references: [reference.to_owned()].into(),
+            secrets: BTreeMap::new(),
             hosts,
             plain_http: self.speaks_plainly(parsed.registry()),
             wanted_at: unix(SystemTime::now()),
@@ -274,14 +292,18 @@ impl Registries {
             && want.references.iter().any(|reference| {
                 parse(reference).is_ok_and(|parsed| {
                     self.config.credentials.contains_key(parsed.registry())
-                        || self.learned(parsed.registry()).is_some()
+                        || want.secrets.contains_key(reference)
                 })
             })
     }
 
-    /// What hosts may be given for this reference's repository.
-    pub(crate) async fn pull_token(&self, reference: &str) -> Result<Granted, ResolveError> {
-        let repository = self.repository(reference, &parse(reference)?)?;
+    /// What hosts may be given for this reference's repository, as for [`resolve`](Self::resolve).
+    pub(crate) async fn pull_token(
+        &self,
+        reference: &str,
+        secret: Option<&String>,
+    ) -> Result<Granted, ResolveError> {
+        let repository = self.repository(reference, &parse(reference)?, secret)?;
         let granted = timeout(RESOLVE_TIMEOUT, repository.authorization_for(Access::Pull)).await;
         let granted = granted
             .map_err(|_| ResolveError::Timeout {
@@ -311,10 +333,15 @@ impl Registries {
         PlainHttp::Hosts(self.config.plain_http.clone()).allows(registry)
     }
 
-    fn repository(&self, reference: &str, parsed: &Reference) -> Result<Repository, ResolveError> {
+    fn repository(
+        &self,
+        reference: &str,
+        parsed: &Reference,
+        secret: Option<&String>,
+    ) -> Result<Repository, ResolveError> {
         let registry = parsed.registry();
         let credentials = match (
-            self.learned(registry),
+            self.learned(secret, registry),
             self.config.credentials.get(registry),
         ) {
             (Some((user, password)), _) => Credentials::Basic {
@@ -348,8 +375,9 @@ impl Registries {
         &self,
         reference: &str,
         parsed: &Reference,
+        secret: Option<&String>,
     ) -> Result<(Digest, (Bytes, String)), ResolveError> {
-        let repository = self.repository(reference, parsed)?;
+        let repository = self.repository(reference, parsed, secret)?;
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, u64::from(std::process::id()));
         for _ in 1..ATTEMPTS {
             match repository.manifest(repository.version()).await {
@@ -453,18 +481,33 @@ mod tests {
         let config = format!(
             r#"{{"auths":{{"https://r.test/":{{"auth":"{auth}"}},"s.test":{{"username":"u","password":"p"}}}}}}"#
         );
-        registries.learn(config.as_bytes()).unwrap();
+        let (one, two) = ("one/ghcr".to_owned(), "two/ghcr".to_owned());
+        registries.learn(&one, config.as_bytes()).unwrap();
         assert_eq!(
-            registries.learned("r.test"),
+            registries.learned(Some(&one), "r.test"),
             Some(("user".into(), "pass:word".into()))
         );
-        assert_eq!(registries.learned("s.test"), Some(("u".into(), "p".into())));
-        assert!(registries.learn(b"{").is_err());
-        let error = registries.learn(br#"{"auths":{"t.test":{"auth":"c2VjcmV0"}}}"#);
+        let plain = Some(("u".into(), "p".into()));
+        assert_eq!(registries.learned(Some(&one), "s.test"), plain);
+        assert!(registries.learn(&one, b"{").is_err());
+        let error = registries.learn(&one, br#"{"auths":{"t.test":{"auth":"c2VjcmV0"}}}"#);
         assert_eq!(
             error.unwrap_err().to_string(),
             "its entry for t.test holds no user and password"
         );
+
+        // another's Secret, or none, isn't helped by it, and doesn't change it
+        assert_eq!(registries.learned(None, "s.test"), None);
+        assert_eq!(registries.learned(Some(&two), "s.test"), None);
+        let other = br#"{"auths":{"s.test":{"username":"v","password":"q"}}}"#;
+        registries.learn(&two, other).unwrap();
+        assert_eq!(registries.learned(Some(&one), "s.test"), plain);
+        // what a Secret holds now counts, and nothing of one that is gone
+        registries.learn(&one, other).unwrap();
+        assert_eq!(registries.learned(Some(&one), "r.test"), None);
+        registries.keep_secrets(|secret| secret == two);
+        assert_eq!(registries.learned(Some(&one), "s.test"), None);
+        assert!(registries.learned(Some(&two), "s.test").is_some());
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Want {
     pub(crate) manifest: bytes::Bytes,
     pub(crate) media_type: String,
     pub(crate) references: BTreeSet<String>,
+    /// The pull Secret of a reference, as `namespace/name`, where an object names one. Not kept: the cluster says it again.
+    pub(crate) secrets: BTreeMap<String, String>,
     /// None: all hosts.
     pub(crate) hosts: Option<BTreeSet<HostId>>,
     pub(crate) plain_http: bool,
@@ -278,6 +280,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         manifest: manifest.into(),
         media_type: file.media_type,
         references: file.references,
+        secrets: BTreeMap::new(),
         hosts,
         plain_http: file.plain_http,
         wanted_at: file.wanted_at,
@@ -338,6 +341,7 @@ pub(crate) mod tests {
             manifest: manifest.into(),
             media_type: proto::image::MANIFEST_TYPE.into(),
             references: [format!("127.0.0.1:5000/{seed}:latest")].into(),
+            secrets: BTreeMap::new(),
             hosts: None,
             plain_http: true,
             wanted_at: 5,

@@ -522,6 +522,12 @@ impl Rule {
 }
 
 impl PrePullFacts {
+    /// The pull Secret that it names, in its own namespace.
+    pub(crate) fn secret(&self, key: &ObjectKey) -> Option<ObjectKey> {
+        let secret = self.spec.pull_secret_ref.as_ref()?;
+        Some(ObjectKey::new(&key.namespace, &secret.name))
+    }
+
     /// Whether what was staged once is enough.
     pub(crate) fn is_done(&self) -> bool {
         self.spec.completion_policy == CompletionPolicy::Once

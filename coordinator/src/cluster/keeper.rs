@@ -37,6 +37,7 @@ mod ask;
 mod guard;
 mod labels;
 mod notes;
+mod secrets;
 mod show;
 mod stage;
 #[cfg(test)]
@@ -118,6 +119,11 @@ pub(crate) enum Input {
     },
     /// ServiceAccounts were listed.
     Accounts(Result<Vec<kube::api::ObjectMeta>, WriteError>),
+    /// A pull Secret was read, or not.
+    Secret {
+        key: ObjectKey,
+        result: Result<(), secrets::SecretError>,
+    },
     /// An Event was written, or not: it isn't tried again.
     Noted,
     /// Somebody asks.
@@ -194,6 +200,7 @@ pub(crate) struct Keeper {
     node_writes: BTreeSet<String>,
     notes: notes::Notes,
     accounts: accounts::Accounts,
+    secrets: secrets::Secrets,
     /// Pods seen Pending, whose start is to be timed; and whether their Node held the image when it was seen that they
     /// are there.
     starting: BTreeMap<String, Option<bool>>,
@@ -243,6 +250,7 @@ impl Keeper {
             node_writes: BTreeSet::new(),
             notes,
             accounts: accounts::Accounts::default(),
+            secrets: secrets::Secrets::default(),
             starting: BTreeMap::new(),
             complaints: BTreeSet::new(),
             writers: Arc::new(Semaphore::new(WRITERS)),
@@ -329,6 +337,7 @@ impl Keeper {
             Input::StatusWritten { key, result } => self.status_written(&key, result),
             Input::PrePullWritten { key, result } => self.prepull_written(&key, result),
             Input::Accounts(listed) => self.accounts_listed(listed),
+            Input::Secret { key, result } => self.secret_read(key, result),
             Input::Noted => self.noted(),
             Input::Asked(question) => self.answer(now, question),
             Input::Tick => self.gate.handle(now, gate::Event::Tick),
@@ -357,6 +366,7 @@ impl Keeper {
         }
         self.write_statuses();
         self.sweep_accounts();
+        self.read_secrets();
         self.measure();
     }
 

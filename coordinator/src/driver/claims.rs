@@ -105,6 +105,12 @@ impl Driver {
                 held,
                 ..Claim::of(&want)
             };
+            if let Some(wanted) = self.wants.get_mut(&image)
+                && wanted.want.secrets != want.secrets
+            {
+                wanted.want.secrets.clone_from(&want.secrets);
+                wanted.token_due = self.registries.hands_down(&wanted.want).then_some(now);
+            }
             let full = self.wants.len() >= MAX_WANTS;
             match self.wants.get_mut(&image) {
                 Some(wanted) if wanted.cluster.as_ref() == Some(&claim) => continue,

@@ -256,12 +256,18 @@ impl Driver {
             }
             wanted.token_due = None;
             let (registries, image) = (self.registries.clone(), *image);
-            let reference = wanted.want.references.first().cloned();
+            // one whose object names a pull Secret first: that was given for it
+            let secrets = &wanted.want.secrets;
+            let named = secrets
+                .keys()
+                .find(|name| wanted.want.references.contains(*name));
+            let reference = named.or(wanted.want.references.first()).cloned();
+            let secret = named.and_then(|name| secrets.get(name)).cloned();
             self.jobs.spawn(async move {
                 let granted = match reference {
                     None => None,
                     Some(reference) => registries
-                        .pull_token(&reference)
+                        .pull_token(&reference, secret.as_ref())
                         .await
                         .inspect_err(|error| warn!(%error, reference, "no pull token for hosts; trying again"))
                         .ok(),

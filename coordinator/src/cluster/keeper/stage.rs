@@ -6,18 +6,16 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::Secret as KubeSecret,
     apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, OwnerReference, Time},
     jiff::Timestamp,
 };
-use kube::{Api, api::ObjectMeta};
+use kube::api::ObjectMeta;
 use proto::{Digest, HostId};
 use rollout::presence;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{Input, Keeper};
+use super::{Input, Keeper, secrets};
 use crate::{
     cluster::{
         crd::{
@@ -28,7 +26,7 @@ use crate::{
         write::{self, Own, WriteError},
     },
     driver::{self, Ask, Limits, stricter},
-    resolve::{Registries, ResolveError, by_digest},
+    resolve::{ResolveError, by_digest},
     view::{HostState, ImageView},
     wants::Want,
 };
@@ -37,8 +35,6 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 /// The longest wait.
 const RETRY_MOST: Duration = Duration::from_mins(5);
-/// The API server answers for a pull Secret within this time.
-const SECRET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where only bytes and the prediction changed, a status is written this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// A status that couldn't be written is tried again after this.
@@ -130,6 +126,7 @@ struct Unresolved {
 pub(super) struct Placed {
     digest: Digest,
     references: BTreeSet<String>,
+    secrets: BTreeMap<String, String>,
     hosts: BTreeSet<HostId>,
     held: BTreeSet<HostId>,
 }
@@ -251,20 +248,24 @@ impl Keeper {
     fn resolve(&mut self, key: ObjectKey, facts: &PrePullFacts, digest: Option<Digest>) {
         let (client, registries) = (self.client.clone(), self.registries.clone());
         let image = facts.spec.image.clone();
-        let secret = facts.spec.pull_secret_ref.clone();
+        let secret = facts.secret(&key);
         let reference = digest.map_or_else(|| image.clone(), |digest| by_digest(&image, digest));
         self.jobs.spawn(async move {
-            if let Some(secret) = secret
-                && let Err(message) = learn(client, &key, &secret.name, &registries).await
+            if let Some(secret) = &secret
+                && let Err(error) = secrets::learn(client, secret, &registries).await
             {
                 let result = Err(Unresolved {
                     reason: "PullSecret",
-                    message,
+                    message: error.to_string(),
                 });
                 return Input::Resolved(Box::new(Resolved { key, image, result }));
             }
             let result = registries
-                .resolve(&reference, Some(BTreeSet::new()))
+                .resolve(
+                    &reference,
+                    Some(BTreeSet::new()),
+                    secret.map(|secret| secret.to_string()).as_ref(),
+                )
                 .await
                 .map(|want| Want {
                     references: [image.clone()].into(),
@@ -342,11 +343,18 @@ impl Keeper {
                 want: Want {
                     hosts: Some(BTreeSet::new()),
                     references: BTreeSet::new(),
+                    secrets: BTreeMap::new(),
                     ..want.clone()
                 },
                 held: BTreeSet::new(),
             });
             placed.want.references.extend(want.references.clone());
+            if let Some(secret) = facts.secret(key) {
+                let secrets = &mut placed.want.secrets;
+                secrets
+                    .entry(stage.image.clone())
+                    .or_insert(secret.to_string());
+            }
             match moves {
                 true => placed.want.hosts.get_or_insert_default().extend(hosts),
                 false => placed.held.extend(hosts),
@@ -358,6 +366,7 @@ impl Keeper {
             .map(|placed| Placed {
                 digest: placed.want.digest(),
                 references: placed.want.references.clone(),
+                secrets: placed.want.secrets.clone(),
                 hosts: placed.want.hosts.clone().unwrap_or_default(),
                 held: placed.held.clone(),
             })
@@ -655,6 +664,10 @@ impl Keeper {
                 "OverlappingGate",
                 "an older ImagePrePull gates its Pods".into(),
             ));
+        }
+        let secret = facts.secret(key);
+        if let Some(message) = secret.and_then(|secret| self.secrets.trouble(&secret)) {
+            troubles.push(("PullSecret", message));
         }
         let gate = facts.spec.gate.as_ref();
         if let Some(message) = gate.and_then(|gate| self.guarded.borrow().misses(gate)) {
@@ -955,28 +968,6 @@ const fn unresolved(error: &ResolveError) -> &'static str {
         ResolveError::Registry { .. } => "RegistryFailed",
         ResolveError::Timeout { .. } => "RegistryTimeout",
     }
-}
-
-/// Reads a pull Secret in time and lets the registry client know what it holds.
-async fn learn(
-    client: kube::Client,
-    key: &ObjectKey,
-    name: &str,
-    registries: &Registries,
-) -> Result<(), String> {
-    let api: Api<KubeSecret> = Api::namespaced(client, &key.namespace);
-    let secret = timeout(SECRET_TIMEOUT, api.get(name))
-        .await
-        .map_err(|_| "no answer in time".to_owned())
-        .and_then(|answer| answer.map_err(|error| error.to_string()))
-        .map_err(|error| format!("Secret {}/{name} can't be read: {error}", key.namespace))?;
-    let data = secret.data.unwrap_or_default();
-    let config = data
-        .get(".dockerconfigjson")
-        .ok_or_else(|| format!("Secret {}/{name} has no .dockerconfigjson", key.namespace))?;
-    registries
-        .learn(&config.0)
-        .map_err(|error| format!("Secret {}/{name}: {error}", key.namespace))
 }
 
 /// The Nodes of a RunnerPool: what its Pods' nodeSelector says.

@@ -39,6 +39,8 @@ enum Answer {
 #[derive(Debug)]
 struct Fake {
     pod: Option<Value>,
+    /// What the pull Secret holds, or the status that is answered instead.
+    secret: Option<Result<String, u16>>,
     /// ServiceAccounts, as metadata.
     accounts: Vec<Value>,
     answers: VecDeque<Answer>,
@@ -105,6 +107,19 @@ async fn respond(shared: &Shared, request: Request) -> Response {
     let path = parts.uri.path().to_owned();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let mut fake = shared.lock().unwrap();
+    if path.contains("/secrets/") {
+        return match &fake.secret {
+            None => failure(404),
+            Some(Err(code)) => failure(*code),
+            Some(Ok(text)) => axum::Json(json!({
+                "kind": "Secret",
+                "apiVersion": "v1",
+                "metadata": { "name": "pull", "namespace": "ns" },
+                "data": { ".dockerconfigjson": k8s_openapi::ByteString(text.as_bytes().to_vec()) },
+            }))
+            .into_response(),
+        };
+    }
     if path.contains("/serviceaccounts") {
         return fake.on_accounts(&parts.method, &path);
     }
@@ -166,7 +181,7 @@ fn failure(code: u16) -> Response {
         "kind": "Status",
         "apiVersion": "v1",
         "status": "Failure",
-        "reason": "Test",
+        "reason": if code == 404 { "NotFound" } else { "Test" },
         "message": "as told",
         "code": code,
     });
@@ -221,6 +236,7 @@ fn the_prepull() -> Value {
 fn shared(phase: &str, answers: &[Answer]) -> Shared {
     Arc::new(Mutex::new(Fake {
         pod: Some(the_pod(phase)),
+        secret: None,
         accounts: Vec::new(),
         answers: answers.iter().copied().collect(),
         writes: Vec::new(),
@@ -761,6 +777,45 @@ async fn a_start_counts_as_staged_by_what_the_pod_met_on_its_node() {
         stand.see(Kind::Pods, pod("24", Some("mac-0"), "Running"));
         assert_eq!(stand.keeper.metrics.provisions(), expected, "once");
     }
+}
+
+#[tokio::test]
+async fn a_pull_secret_is_read_again_and_its_trouble_told_until_it_is_over() {
+    let mut stand = Stand::new("Running", &[]);
+    stand.enrol();
+    let key = ObjectKey::new("ns", "pool");
+    let named = "ns/pull".to_owned();
+    let config = |password: &str| {
+        Ok(format!(
+            r#"{{"auths":{{"r.test":{{"username":"u","password":"{password}"}}}}}}"#
+        ))
+    };
+    stand.shared.lock().unwrap().secret = Some(config("one"));
+    stand.edit(&json!({ "pullSecretRef": { "name": "pull" } }), 1);
+    stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
+    let look = async |stand: &mut Stand, secret| {
+        // the registry is no part of this
+        stand.keeper.jobs.detach_all();
+        stand.shared.lock().unwrap().secret = secret;
+        stand.keeper.secrets = secrets::Secrets::default();
+        stand.keeper.read_secrets();
+        stand.settle().await;
+        let known = stand.keeper.registries.knows(&named);
+        let status = stand.keeper.status_of(&key).unwrap().0;
+        let degraded = status.conditions.iter().find(|c| c.type_ == "Degraded");
+        (known, degraded.unwrap().reason == "PullSecret")
+    };
+    assert_eq!(look(&mut stand, Some(config("one"))).await, (true, false));
+    // what can't be read for now is what it was
+    assert_eq!(look(&mut stand, Some(Err(503))).await, (true, true));
+    assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
+    assert_eq!(look(&mut stand, Some(Ok("{".into()))).await, (false, true));
+    assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
+    assert_eq!(look(&mut stand, None).await, (false, true));
+    assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
+    // nobody names it any more
+    stand.edit(&json!({}), 2);
+    assert!(!stand.keeper.registries.knows(&named));
 }
 
 fn the_account(name: &str, owner: &str, created: &str) -> Value {
