@@ -43,7 +43,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ask::{Admission, Question};
+pub(crate) use ask::{Admission, Drain, Question};
 pub(crate) use guard::Guarded;
 
 /// Questions that wait for the keeper: a fleet's runners that poll together.

@@ -33,7 +33,7 @@ use tracing::warn;
 
 use super::{
     index::ObjectKey,
-    keeper::{Admission, Question},
+    keeper::{Admission, Drain, Question},
 };
 use crate::{api::bearer, secret::Secret, view::Problem};
 
@@ -228,7 +228,7 @@ fn answer(review: &Value, admission: Admission) -> Response {
 
 // ---- runners ----------------------------------------------------------------------------------------------------------
 
-/// 410 when the Pod shall leave, 204 when it may stay, 404 when there is no such Pod.
+/// 410 when the Pod shall leave, 204 when it may stay, 404 when there is no such Pod, 503 while that isn't known.
 async fn drain(
     State(web): State<Web>,
     Path((namespace, pod)): Path<(String, String)>,
@@ -257,9 +257,13 @@ async fn drain(
     }
     let key = ObjectKey::new(&namespace, &pod);
     match ask(&web, |reply| Question::Drain { key, reply }).await {
-        Some(Some(true)) => StatusCode::GONE.into_response(),
-        Some(Some(false)) => StatusCode::NO_CONTENT.into_response(),
-        Some(None) => failure(StatusCode::NOT_FOUND, "there is no such Pod"),
+        Some(Drain::Leave) => StatusCode::GONE.into_response(),
+        Some(Drain::Stay) => StatusCode::NO_CONTENT.into_response(),
+        Some(Drain::NoSuchPod) => failure(StatusCode::NOT_FOUND, "there is no such Pod"),
+        Some(Drain::Unknown) => failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the coordinator doesn't know the whole cluster (yet); ask again in a moment",
+        ),
         None => late(),
     }
 }

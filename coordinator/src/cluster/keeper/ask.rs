@@ -33,10 +33,10 @@ pub(crate) enum Question {
         dry_run: bool,
         reply: oneshot::Sender<Admission>,
     },
-    /// Shall this Pod leave? `None`: there is no such Pod.
+    /// Shall this Pod leave?
     Drain {
         key: ObjectKey,
-        reply: oneshot::Sender<Option<bool>>,
+        reply: oneshot::Sender<Drain>,
     },
     /// Where do all pools stand?
     Pools(oneshot::Sender<Vec<PoolView>>),
@@ -51,6 +51,19 @@ pub(crate) enum Question {
         paused: bool,
         reply: oneshot::Sender<Result<bool, String>>,
     },
+}
+
+/// Whether a Pod shall leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// It is stale and labelled.
+    Leave,
+    /// It isn't.
+    Stay,
+    /// There is no such Pod.
+    NoSuchPod,
+    /// The cluster isn't known yet.
+    Unknown,
 }
 
 /// The answer to a label.
@@ -146,13 +159,23 @@ impl Keeper {
         }
     }
 
-    fn drain(&self, key: &ObjectKey) -> Option<bool> {
-        let facts = self.index.pods.get(key)?;
-        // not one of ours: it stays
-        let Some(rule) = self.order.iter().find(|rule| rule.selects(key, facts)) else {
-            return Some(false);
+    fn drain(&self, key: &ObjectKey) -> Drain {
+        // a runner that is told that it isn't there may take that for the end
+        if !self.synced {
+            return Drain::Unknown;
+        }
+        let Some(facts) = self.index.pods.get(key) else {
+            return Drain::NoSuchPod;
         };
-        Some(facts.image != rule.image && is_labelled(&facts.labels, &rule.drain_label))
+        // not one of ours: it stays
+        let rule = self.order.iter().find(|rule| rule.selects(key, facts));
+        let leaves = rule.is_some_and(|rule| {
+            facts.image != rule.image && is_labelled(&facts.labels, &rule.drain_label)
+        });
+        match leaves {
+            true => Drain::Leave,
+            false => Drain::Stay,
+        }
     }
 
     fn pause(

@@ -899,6 +899,31 @@ async fn an_account_outlives_its_pod_no_longer_than_the_term_allows() {
 }
 
 #[tokio::test]
+async fn a_pod_is_told_to_ask_again_while_the_cluster_is_not_known() {
+    let mut stand = Stand::new("Running", &[]);
+    stand.settle().await;
+    stand.watch();
+    let drain = |stand: &mut Stand, name: &str| {
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        let key = ObjectKey::new("ns", name);
+        let question = Question::Drain { key, reply };
+        stand.keeper.apply(Input::Asked(question));
+        answer.try_recv().unwrap()
+    };
+    assert_eq!(drain(&mut stand, "p"), Drain::Leave);
+    assert_eq!(drain(&mut stand, "q"), Drain::NoSuchPod);
+    let scope = Scope {
+        kind: Kind::Pods,
+        namespace: None,
+    };
+    // as a coordinator that has just begun to lead
+    stand.keeper.watches.get_mut(&scope).unwrap().listed = false;
+    for name in ["p", "q"] {
+        assert_eq!(drain(&mut stand, name), Drain::Unknown, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_listed_anew() {
     let mut stand = Stand::new("Running", &[Answer::Status(429)]);
     stand.settle().await;
