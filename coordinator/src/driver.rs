@@ -290,6 +290,8 @@ pub(crate) struct Driver {
     hosts: BTreeMap<HostId, Host>,
     keys: BTreeMap<HostKey, HostId>,
     wants: BTreeMap<Digest, Wanted>,
+    /// What the cluster wants beyond the most images, until there is room.
+    waiting: BTreeMap<Digest, Placed>,
     bandwidth: Option<BandwidthRequest>,
     limits: Limits,
     /// Whether what operators, and what the cluster wanted before this start is among the wants.
@@ -349,6 +351,7 @@ impl Driver {
             bad_contents: BTreeMap::new(),
             keys: BTreeMap::new(),
             wants: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             bandwidth: parts.kept.bandwidth,
             limits: Limits::default(),
             recalled: false,
@@ -477,6 +480,7 @@ impl Driver {
                 self.plan.handle(now, Event::Tick);
             }
         }
+        self.place_waiting(now);
         self.act(now);
         self.show_presence(now);
     }

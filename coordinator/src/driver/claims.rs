@@ -100,6 +100,7 @@ impl Driver {
         for image in dropped {
             self.release(now, image, |wanted| wanted.cluster = None);
         }
+        let mut waiting = BTreeMap::new();
         for (image, Placed { want, held }) in wants {
             let claim = Claim {
                 held,
@@ -127,16 +128,50 @@ impl Driver {
                     wanted.staged = None;
                 }
                 None if full => {
-                    error!(%image, limit = MAX_WANTS, "image isn't staged: too many are wanted already; delete some ImagePrePulls");
+                    if !self.waiting.contains_key(&image) {
+                        error!(%image, limit = MAX_WANTS, "image isn't staged yet: too many are wanted already; delete some ImagePrePulls");
+                    }
+                    let held = claim.held;
+                    waiting.insert(image, Placed { want, held });
                     continue;
                 }
                 None => {
-                    info!(%image, references = ?want.references, "image is wanted by the cluster");
-                    let wanted = self.wanted(now, want, None, Some(claim));
-                    self.wants.insert(image, wanted);
+                    self.begin_placed(now, want, claim);
+                    continue;
                 }
             }
             self.tell_wanted(now, image);
+        }
+        self.waiting = waiting;
+    }
+
+    fn begin_placed(&mut self, now: Moment, want: Want, claim: Claim) {
+        let image = want.digest();
+        info!(%image, references = ?want.references, "image is wanted by the cluster");
+        let wanted = self.wanted(now, want, None, Some(claim));
+        self.wants.insert(image, wanted);
+        self.tell_wanted(now, image);
+    }
+
+    /// Takes up what the cluster wants beyond the most images, where there is room by now.
+    pub(super) fn place_waiting(&mut self, now: Moment) {
+        while self.wants.len() < MAX_WANTS
+            && let Some((image, Placed { want, held })) = self.waiting.pop_first()
+        {
+            let claim = Claim {
+                held,
+                ..Claim::of(&want)
+            };
+            match self.wants.get_mut(&image) {
+                None => self.begin_placed(now, want, claim),
+                // operators asked for it meanwhile
+                Some(wanted) => {
+                    wanted.cluster = Some(claim);
+                    wanted.refresh();
+                    wanted.order = None;
+                    self.tell_wanted(now, image);
+                }
+            }
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct View {
     pub(crate) images: BTreeMap<Digest, Arc<ImageView>>,
     /// Hosts, by id.
     pub(crate) hosts: BTreeMap<HostId, Arc<HostView>>,
+    /// What the cluster wants and waits until fewer images are wanted.
+    pub(crate) waiting: BTreeSet<Digest>,
 }
 
 impl Driver {
@@ -41,6 +43,7 @@ impl Driver {
                 view.images.insert(image.image, Arc::new(shown));
             }
         }
+        view.waiting = self.waiting.keys().copied().collect();
         self.note_staged(now, &mut view);
         let mut by_host: BTreeMap<&HostId, Vec<(Digest, &rollout::stage::status::HostStatus)>> =
             BTreeMap::new();

@@ -513,6 +513,59 @@ fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
 }
 
 #[test]
+fn what_the_cluster_wants_beyond_the_most_images_waits_until_there_is_room() {
+    let mut world = World::new();
+    world.open("mini-1", World::hello());
+    let image = |number: usize| want(&format!("image {number}"), 1, 1 << 20);
+    let all: Vec<Want> = (0..MAX_WANTS + 2).map(image).collect();
+    place(&mut world, all.clone(), Limits::default());
+    let shown = |world: &World| {
+        let view = world.view.borrow().clone();
+        (view.images.len(), view.waiting.len())
+    };
+    assert_eq!(shown(&world), (MAX_WANTS, 2));
+    // told again, nothing changes; with one less, one of them has its turn
+    place(&mut world, all.clone(), Limits::default());
+    assert_eq!(shown(&world), (MAX_WANTS, 2));
+    let waits: Vec<Digest> = world.driver.waiting.keys().copied().collect();
+    let fewer = |gone: usize| {
+        let mut gone = gone;
+        let mut kept = all.clone();
+        kept.retain(|want| {
+            let goes = gone > 0 && !waits.contains(&want.digest());
+            gone -= usize::from(goes);
+            !goes
+        });
+        kept
+    };
+    place(&mut world, fewer(1), Limits::default());
+    assert_eq!(shown(&world), (MAX_WANTS, 1));
+    // nobody wants what waits any more
+    let without: Vec<Want> = all
+        .iter()
+        .filter(|want| !waits.contains(&want.digest()))
+        .cloned()
+        .collect();
+    place(&mut world, without, Limits::default());
+    assert_eq!(shown(&world), (MAX_WANTS, 0));
+
+    // room that operators make is taken as well
+    let mut world = World::new();
+    world.open("mini-1", World::hello());
+    drop(world.stage("asked"));
+    place(&mut world, all[..MAX_WANTS].to_vec(), Limits::default());
+    assert_eq!(shown(&world), (MAX_WANTS, 1));
+    let (reply, _answer) = oneshot::channel();
+    let image = want("asked", 1, 1 << 20).digest();
+    world
+        .driver
+        .apply(Input::Asked(Ask::Cancel { image, reply }));
+    let now = world.driver.now();
+    world.driver.show(now);
+    assert_eq!(shown(&world), (MAX_WANTS, 0));
+}
+
+#[test]
 fn a_host_that_the_cluster_holds_is_told_to_keep_what_it_has() {
     let mut world = World::new();
     let (_one, mut orders) = world.open("mini-1", World::hello());
@@ -542,7 +595,11 @@ fn a_host_that_the_cluster_holds_is_told_to_keep_what_it_has() {
     };
     let mut place = |wants| {
         let limits = Limits::default();
-        let ask = Ask::Place { wants, limits };
+        let ask = Ask::Place {
+            wants,
+            limits,
+            whole: true,
+        };
         world.driver.apply(Input::Asked(ask));
         told()
     };

@@ -622,6 +622,13 @@ impl Keeper {
                     _ => "waiting",
                 };
                 conditions.add("Staged", Some(is_staged), reason, text);
+                if self.view.waiting.contains(&digest) {
+                    troubles.push((
+                        "TooManyImages",
+                        "as many images as may be are wanted already: it waits until some aren't"
+                            .into(),
+                    ));
+                }
                 if status.hosts.failed > 0 {
                     let hosts: Vec<&str> = status
                         .failing
