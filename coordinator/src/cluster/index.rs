@@ -19,8 +19,8 @@ use proto::HostId;
 use rollout::gate;
 
 use super::crd::{
-    CompletionPolicy, GATE_ANNOTATION, GateMode, ImagePrePull, ImagePrePullSpec,
-    ImagePrePullStatus, OnDeadline, RunnerPool, RunnerPoolSpec,
+    CompletionPolicy, GATE_ANNOTATION, Gate, GateMode, ImagePrePull, ImagePrePullSpec,
+    ImagePrePullStatus, ObjectName, OnDeadline, RunnerPool, RunnerPoolSpec,
 };
 
 /// The label by which a RunnerPool's Pods name it.
@@ -135,6 +135,8 @@ pub(crate) struct PrePullFacts {
     pub(crate) status: ImagePrePullStatus,
     /// The RunnerPool that owns it: name and uid.
     pub(crate) owner: Option<(String, String)>,
+    /// It can't be read as it is now: it stands still, and its Pods are held.
+    pub(crate) unread: bool,
 }
 
 /// A RunnerPool.
@@ -270,7 +272,7 @@ impl Index {
                 Ok(self.apply_node(&node).then_some(Change::Node(key.name)))
             }
             Kind::PrePulls => {
-                // one that can't be read any more stands still: its Pods stay gated, and are held
+                // one that can't be read stands still: its Pods are gated as far as that can be told, and held
                 let parsed: Result<ImagePrePull, _> = object.clone().try_parse();
                 match parsed {
                     Ok(prepull) => {
@@ -278,8 +280,14 @@ impl Index {
                         Ok(Some(Change::PrePull(key)))
                     }
                     Err(error) => {
-                        if let Some(facts) = self.prepulls.get_mut(&key) {
-                            facts.spec.paused = true;
+                        match self.prepulls.get_mut(&key) {
+                            Some(facts) => {
+                                facts.spec.paused = true;
+                                facts.unread = true;
+                            }
+                            None => {
+                                self.prepulls.insert(key.clone(), guessed(object));
+                            }
                         }
                         Err(parse(error))
                     }
@@ -640,14 +648,65 @@ fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
-fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
-    let meta = prepull.metadata;
-    let owner = meta
-        .owner_references
+/// What an ImagePrePull gates that was never read: a coordinator that starts while one can't be read, as after a step
+/// back to an older version, mustn't let its Pods pass. What of the gate can be told counts; of two meanings, the one
+/// that holds.
+fn guessed(object: &DynamicObject) -> PrePullFacts {
+    let spec = &object.data["spec"];
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let owner = pool_owner(&object.metadata);
+    let gate = &spec["gate"];
+    let guessed = Gate {
+        mode: match gate["mode"].as_str() {
+            Some("Own") => GateMode::Own,
+            Some("None") => GateMode::None,
+            None if gate.is_null() && owner.is_none() => GateMode::None,
+            _ => GateMode::Guard,
+        },
+        pod_selector: serde_json::from_value(gate["podSelector"].clone())
+            .ok()
+            .flatten(),
+        pool_ref: text(&gate["poolRef"]["name"])
+            .or_else(|| owner.as_ref().map(|(name, _)| name.clone()))
+            .map(|name| ObjectName { name }),
+        drain_label: text(&gate["drainLabel"]).unwrap_or_else(|| Gate::default().drain_label),
+        ..Gate::default()
+    };
+    let prepull = ImagePrePull {
+        metadata: object.metadata.clone(),
+        spec: ImagePrePullSpec {
+            image: text(&spec["image"]).unwrap_or_default(),
+            node_selector: LabelSelector::default(),
+            origin_streams: None,
+            bandwidth: None,
+            pull_secret_ref: None,
+            paused: true,
+            deadline: None,
+            on_deadline: OnDeadline::Hold,
+            ttl_after_staged: None,
+            completion_policy: CompletionPolicy::Always,
+            gate: Some(guessed),
+        },
+        status: None,
+    };
+    PrePullFacts {
+        unread: true,
+        ..prepull_facts(prepull)
+    }
+}
+
+/// The RunnerPool that owns an object: name and uid.
+fn pool_owner(meta: &ObjectMeta) -> Option<(String, String)> {
+    meta.owner_references
         .iter()
         .flatten()
         .find(|owner| owner.kind == "RunnerPool" && owner.api_version.starts_with("tuist.dev/"))
-        .map(|owner| (owner.name.clone(), owner.uid.clone()));
+        .map(|owner| (owner.name.clone(), owner.uid.clone()))
+}
+
+fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
+    let meta = prepull.metadata;
+    let owner = pool_owner(&meta);
     PrePullFacts {
         uid: meta.uid.unwrap_or_default(),
         generation: meta.generation.unwrap_or(0),
@@ -656,6 +715,7 @@ fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
         spec: prepull.spec,
         status: prepull.status.unwrap_or_default(),
         owner,
+        unread: false,
     }
 }
 

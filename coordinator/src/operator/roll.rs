@@ -142,13 +142,22 @@ fn outcome(pools: &[PoolView]) -> Outcome {
     }
 }
 
-/// Holds a pool, or lets it go on.
+/// Holds a pool or an ImagePrePull, or lets it go on.
 pub(super) async fn pause(client: &Client, name: &str, paused: bool) -> anyhow::Result<Outcome> {
-    let pool = pool(client, name).await?;
+    // one that gates nothing isn't among the pools, but its staging can be held
+    let (namespace, name) = match (pool(client, name).await, name.split_once('/')) {
+        (Ok(pool), _) => (pool.namespace, pool.name),
+        (Err(_), Some((namespace, name))) => (namespace.to_owned(), name.to_owned()),
+        (Err(error), None) => {
+            return Err(
+                error.context("an ImagePrePull without a gate is written as namespace/name")
+            );
+        }
+    };
     let path = format!(
         "/v1/pools/{}/{}/pause",
-        client::segment(&pool.namespace),
-        client::segment(&pool.name)
+        client::segment(&namespace),
+        client::segment(&name)
     );
     let method = match paused {
         true => Method::POST,
@@ -159,8 +168,6 @@ pub(super) async fn pause(client: &Client, name: &str, paused: bool) -> anyhow::
         true => "paused; `parbake resume` lets it go on",
         false => "goes on",
     };
-    print(false, &pool, || {
-        format!("{}/{}: {what}\n", pool.namespace, pool.name)
-    })?;
+    print(false, &(), || format!("{namespace}/{name}: {what}\n"))?;
     Ok(Outcome::Yes)
 }

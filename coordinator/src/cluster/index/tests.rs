@@ -252,6 +252,68 @@ fn a_prepull_that_cannot_be_read_any_more_stands_still() {
 }
 
 #[test]
+fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_told() {
+    let selector = json!({ "matchLabels": { "tuist.dev/runner-pool": "pool" } });
+    for (gate, expected) in [
+        // of a later version
+        (
+            json!({ "mode": "Own", "podSelector": selector, "replicas": 1, "drainLabel": "x" }),
+            Some((GateMode::Own, "x")),
+        ),
+        (
+            json!({ "mode": "Later", "podSelector": selector }),
+            Some((GateMode::Guard, "tuist.dev/drain-eligible")),
+        ),
+        (
+            json!({ "podSelector": selector, "replicas": "many" }),
+            Some((GateMode::Guard, "tuist.dev/drain-eligible")),
+        ),
+        (json!({ "mode": "None", "podSelector": selector }), None),
+        (Value::Null, None),
+        // nothing says which Pods
+        (json!({ "mode": "Guard", "podSelector": 7 }), None),
+    ] {
+        let mut index = Index::default();
+        let mut bad = prepull("a", "2026-01-01T00:00:00Z", gate.clone());
+        bad["spec"]["completionPolicy"] = "Later".into();
+        let unreadable = shown(&mut index, Kind::PrePulls, bad).unwrap_err();
+        assert_eq!(unreadable.key, key("a"));
+        let rules = index.rules();
+        let found = rules
+            .first()
+            .map(|rule| (rule.mode, rule.drain_label.as_str()));
+        assert_eq!(found, expected, "{gate}");
+        let Some(rule) = rules.first() else { continue };
+        shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
+        let facts = &index.prepulls[&key("a")];
+        assert!(facts.unread && rule.pool(facts, BTreeSet::new()).paused);
+        assert!(rule.selects(&key("p"), &index.pods[&key("p")]));
+        // it stages nothing
+        assert!(index.selected(&facts.spec).is_empty());
+        // read at last, it is what it says
+        let good = prepull("a", "2026-01-01T00:00:00Z", json!({ "mode": "None" }));
+        shown(&mut index, Kind::PrePulls, good).unwrap();
+        assert!(!index.prepulls[&key("a")].unread && index.rules().is_empty());
+    }
+}
+
+#[test]
+fn the_pods_of_an_owned_prepull_that_was_never_read_are_held_by_its_pool() {
+    let mut index = Index::default();
+    let spec = json!({ "image": "r/i:2", "replicas": 1, "fleetSelector": "f", "os": "darwin" });
+    shown(&mut index, Kind::RunnerPools, pool(spec, "guard")).unwrap();
+    let mut bad = prepull("pool", "2026-01-01T00:00:00Z", json!(7));
+    bad["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "tuist.dev/v1alpha1", "kind": "RunnerPool", "name": "pool", "uid": "u",
+    }]);
+    shown(&mut index, Kind::PrePulls, bad).unwrap_err();
+    shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
+    let rules = index.rules();
+    assert_eq!(rules[0].mode, GateMode::Guard);
+    assert!(rules[0].selects(&key("p"), &index.pods[&key("p")]));
+}
+
+#[test]
 fn a_heartbeat_is_read_as_its_writers_mean_it() {
     let beat = |annotations: Value| {
         let mut value = pod("p", "p", "1");

@@ -193,6 +193,10 @@ impl Keeper {
         }
         let mut ask = Vec::new();
         for (key, facts) in &self.index.prepulls {
+            // nothing new is made of one that can't be read; what is known of it from before stands
+            if facts.unread {
+                continue;
+            }
             let fresh = self
                 .stages
                 .get(key)
@@ -792,6 +796,8 @@ impl Keeper {
                 continue;
             }
             match self.index.prepulls.get(key) {
+                // it isn't to be changed by who can't read it
+                Some(facts) if facts.unread => {}
                 None => writes.push((key.clone(), Own::Create(Box::new(owned(key, pool, mode))))),
                 Some(facts)
                     if facts
