@@ -471,6 +471,17 @@ impl World {
         exchange(&mut stream, path, token).await
     }
 
+    /// Runs an operator's command to its end: exit code, and what it printed.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn parbake(&self, arguments: &[&str]) -> anyhow::Result<(i32, String)> {
+        let output = tokio::task::block_in_place(|| self.cluster.parbake(arguments))?;
+        let text = [output.stdout, output.stderr].concat();
+        let code = output.status.code().context("it ended by itself")?;
+        Ok((code, String::from_utf8_lossy(&text).into_owned()))
+    }
+
     /// The API's own token.
     ///
     /// # Errors

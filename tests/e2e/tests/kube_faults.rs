@@ -225,6 +225,10 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
     println!(
         "{HOSTS} Pods rolled in {took:?} while others wrote to them; {overtaken} writes were given up"
     );
+    assert!(
+        overtaken > 0,
+        "no decision was overtaken, so nothing was proved"
+    );
     others.shutdown().await;
     world.check().unwrap();
     assert!(took < PATIENCE / 2, "{took:?}");
@@ -263,6 +267,10 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
         .map(|line| format!("{}: {}", line["kind"], line["error"]))
         .collect();
     println!("{blind:#?}");
+    for kind in ["pods", "nodes", "imageprepulls", "runnerpools"] {
+        let told = blind.iter().any(|line| line.contains(kind));
+        assert!(told, "the watch of {kind} wasn't blind: {blind:#?}");
+    }
 
     // each was named once, whatever else was watched
     let log = world.cluster.coordinator_log();

@@ -6,7 +6,10 @@
     reason = "helpers of tests are tests, and print what they measure"
 )]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use coordinator::cluster::crd::GateMode;
 use e2e::{
@@ -14,7 +17,7 @@ use e2e::{
     world::{Setup, World, pool_spec},
 };
 use k8s_openapi::{
-    api::core::v1::{Node, Pod, ServiceAccount},
+    api::core::v1::{Event, Node, Pod, ServiceAccount},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
@@ -124,7 +127,14 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         (&unready, "node_not_ready"),
     ] {
         assert_eq!(reason_of(&world, &name(pod)).await, reason);
+        let whole = format!("{NAMESPACE}/{}", name(pod));
+        let (code, text) = world.parbake(&["why", &whole, "--json"]).unwrap();
+        assert_eq!(code, 1, "{text}");
+        let view: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(view["reason"], reason);
     }
+    let (code, text) = world.parbake(&["roll", "xcode"]).unwrap();
+    assert!(code == 1 && text.contains("2 in flight"), "{code} {text}");
 
     step("labelled up to the cap");
     // the image is pruned after the label: it is withdrawn, and comes back only with the image
@@ -150,7 +160,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
 
     step("pruned and labelled again");
     // paused: what was labelled leaves, and nothing follows
-    pause(&world, "xcode", true).await;
+    pause(&world, "xcode", true);
     world
         .until("the others wait for the operator", || async {
             let pods = world.pods().await;
@@ -171,7 +181,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         .unwrap();
     assert_eq!(world.checker.found().labelled.len(), 3);
     world.set(|manners| &manners.dispatches, false);
-    pause(&world, "xcode", false).await;
+    pause(&world, "xcode", false);
     world
         .until_found("it goes on", |found| found.labelled.len() == 4)
         .await
@@ -292,6 +302,20 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
     step("the deadline has passed");
     world.check().unwrap();
     assert!(world.checker.found().most_in_flight <= 2);
+    let (code, text) = world.parbake(&["roll", "xcode", "--wait"]).unwrap();
+    assert_eq!(code, 0, "{text}");
+    // whoever looks at the objects was told each of these
+    let told = events(&world).await;
+    for reason in [
+        "Staging",
+        "Staged",
+        "StageFailed",
+        "DrainEligible",
+        "DrainWithdrawn",
+        "GateHeld",
+    ] {
+        assert!(told.contains(reason), "{reason} isn't among {told:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -383,12 +407,20 @@ async fn cordon(world: &World, node: &str, cordoned: bool) {
         .unwrap();
 }
 
-async fn pause(world: &World, name: &str, paused: bool) {
-    let patch = json!({ "spec": { "paused": paused } });
-    runners::prepulls(&world.client)
-        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .unwrap();
+fn pause(world: &World, name: &str, paused: bool) {
+    let verb = if paused { "pause" } else { "resume" };
+    let (code, text) = world.parbake(&[verb, name]).unwrap();
+    assert_eq!(code, 0, "{text}");
+}
+
+/// The reasons of all Events so far.
+async fn events(world: &World) -> BTreeSet<String> {
+    let api: Api<Event> = Api::all(world.client.clone());
+    let all = api.list(&ListParams::default()).await.unwrap();
+    all.items
+        .into_iter()
+        .filter_map(|event| event.reason)
+        .collect()
 }
 
 /// Why a Pod is held, as `parbake why` asks.
