@@ -37,11 +37,13 @@ pub enum Scenario {
     CapOne,
     /// Another controller labels whatever it may, and asks.
     Guard,
+    /// Pools are paused for a while, their images are resolved late, and deadlines pass: half of them let Pods go.
+    Operator,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Roll,
         Self::Scale,
         Self::Rollback,
@@ -53,6 +55,7 @@ impl Scenario {
         Self::Autoscale,
         Self::CapOne,
         Self::Guard,
+        Self::Operator,
     ];
 
     /// Its name on the command line.
@@ -70,6 +73,7 @@ impl Scenario {
             Self::Autoscale => "autoscale",
             Self::CapOne => "cap-one",
             Self::Guard => "guard",
+            Self::Operator => "operator",
         }
     }
 
@@ -88,6 +92,7 @@ impl Scenario {
             Self::Autoscale => "replicas are patched every 5 s",
             Self::CapOne => "every cap is one",
             Self::Guard => "another controller labels greedily, and asks the gate",
+            Self::Operator => "pools are paused, images are resolved late, deadlines pass",
         }
     }
 

@@ -53,6 +53,8 @@ fn what_the_scenarios_are_about_happens_in_them() {
     assert!(denied(Scenario::Silent, "presence_old") > 0);
     assert!(denied(Scenario::Hosts, "node_cordoned") > 0);
     assert!(denied(Scenario::GateRestart, "host_unheard") > 0);
+    assert!(denied(Scenario::Operator, "paused") > 0);
+    assert!(denied(Scenario::Operator, "image_unresolved") > 0);
 }
 
 #[test]

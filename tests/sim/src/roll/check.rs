@@ -6,7 +6,7 @@ use std::{
 };
 
 use proto::Moment;
-use rollout::gate::{Heartbeat, Phase, Place, Reason, Verdict, cap};
+use rollout::gate::{Heartbeat, OnDeadline, Phase, Place, Reason, Verdict, cap};
 
 use super::{
     office::{Change, pod_id},
@@ -80,7 +80,8 @@ impl World {
             });
         };
         let stale = facts.image != rule.image;
-        let fresh = self.is_fresh(at, &facts.place);
+        // where the deadline says so, a Pod may go whatever its host holds
+        let fresh = self.is_fresh(at, &facts.place) || self.proceeds(at);
         match change {
             Change::Unlabel => {
                 if self.is_guarded(at) {
@@ -110,6 +111,11 @@ impl World {
         if !stale {
             self.violated("a current Pod was let go", || format!("{facts:?}"));
         }
+        if rule.paused {
+            self.violated("a Pod was let go while its pool is paused", || {
+                format!("{facts:?}")
+            });
+        }
         match &facts.place {
             Place::On(host) => {
                 if !fresh {
@@ -126,7 +132,8 @@ impl World {
             }
             Place::Unscheduled | Place::Elsewhere => {
                 let (have, usable) = self.hosts_of(at);
-                if change == Change::Label || have == 0 || have * 2 < usable {
+                let few = (have == 0 || have * 2 < usable) && !self.proceeds(at);
+                if change == Change::Label || few {
                     self.violated(
                         "a Pod without a node was let go, and too few hosts hold the image",
                         || format!("{facts:?}"),
@@ -160,6 +167,13 @@ impl World {
                     .digest
                     .and_then(|digest| holds.get(&digest))
                     .is_some_and(|names| names.contains(&rule.image))
+        })
+    }
+
+    fn proceeds(&self, at: usize) -> bool {
+        self.office.pools.get(&at).is_some_and(|rule| {
+            rule.on_deadline == OnDeadline::Proceed
+                && rule.deadline.is_some_and(|at| at <= self.now)
         })
     }
 
@@ -276,7 +290,8 @@ impl World {
             .filter_map(|(uid, _)| {
                 let (_, facts) = self.office.pods.get(uid)?;
                 let stale = facts.image != rule.image;
-                Some((*uid, stale, self.is_fresh(at, &facts.place)))
+                let fresh = self.is_fresh(at, &facts.place) || self.proceeds(at);
+                Some((*uid, stale, fresh))
             })
             .collect();
         let now = self.now;
@@ -350,7 +365,12 @@ impl World {
             let usable = matches!(&facts.place, Place::On(host) if self.office.nodes.get(host) == Some(&(true, true)))
                 && self.is_fresh(at, &facts.place);
             candidates += u32::from(
-                stale && !facts.busy && !facts.labelled && usable && facts.phase == Phase::Running,
+                !rule.paused
+                    && stale
+                    && !facts.busy
+                    && !facts.labelled
+                    && usable
+                    && facts.phase == Phase::Running,
             );
             let verdict = status
                 .pods
@@ -377,11 +397,9 @@ impl World {
                     Reason::CapReached { in_flight, cap } => cap == most && in_flight >= cap,
                     Reason::NotRunning => facts.phase != Phase::Running,
                     Reason::RetryWaits | Reason::Admitted => true,
-                    Reason::NotSynced
-                    | Reason::NotGated
-                    | Reason::NotAlive
-                    | Reason::Paused
-                    | Reason::ImageUnresolved => false,
+                    Reason::Paused => rule.paused,
+                    Reason::ImageUnresolved => rule.digest.is_none(),
+                    Reason::NotSynced | Reason::NotGated | Reason::NotAlive => false,
                 },
             };
             if !holds {

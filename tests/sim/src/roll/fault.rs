@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proto::Moment;
+use rollout::gate::OnDeadline;
 
 use super::{
     Scenario,
@@ -23,6 +24,10 @@ pub(super) enum Fault {
         pool: usize,
         percent: i32,
     },
+    /// An operator holds the pool, or lets it go on.
+    Paused(usize, bool),
+    /// The registry has said which image the pool's reference names.
+    Resolved(usize),
     Cordon(usize, bool),
     Ready(usize, bool),
     /// The node goes, and its Pods with it; the agent too, or not.
@@ -74,6 +79,22 @@ impl World {
                     let first = self.between(0, 5_000);
                     self.push(first, Due::Autoscale(pool));
                     self.calm_at = ROLL_AT + AUTOSCALED_FOR;
+                }
+                Scenario::Operator => {
+                    let mut when = ROLL_AT;
+                    for _ in 0..2 {
+                        when += self.between(20_000, 200_000);
+                        self.plan(when, Fault::Paused(pool, true));
+                        when += self.between(5_000, 120_000);
+                        self.plan(when, Fault::Paused(pool, false));
+                    }
+                    let after = self.between(40_000, 300_000);
+                    let deadline = ROLL_AT + after;
+                    self.calm_at = self.calm_at.max(deadline);
+                    self.pools[pool].deadline = Some(deadline);
+                    if pool % 2 == 0 {
+                        self.pools[pool].on_deadline = OnDeadline::Proceed;
+                    }
                 }
                 Scenario::Guard => {
                     let first = self.between(0, 10_000);
@@ -140,10 +161,23 @@ impl World {
         match fault {
             Fault::Image { pool, new } => {
                 self.pools[pool].image = pool * 2 + usize::from(new);
+                if self.setup.scenario == Scenario::Operator {
+                    self.pools[pool].resolved = false;
+                    let takes = self.between(100, 60_000);
+                    self.plan(self.now + takes, Fault::Resolved(pool));
+                }
                 self.show_pool(pool);
             }
             Fault::Replicas { pool, percent } => {
                 self.pools[pool].replicas = self.pools[pool].base * percent / 100;
+                self.show_pool(pool);
+            }
+            Fault::Paused(pool, paused) => {
+                self.pools[pool].paused = paused;
+                self.show_pool(pool);
+            }
+            Fault::Resolved(pool) => {
+                self.pools[pool].resolved = true;
                 self.show_pool(pool);
             }
             Fault::Cordon(host, cordoned) => {

@@ -63,6 +63,11 @@ pub(super) struct Pool {
     pub(super) base: i32,
     pub(super) mode: Mode,
     pub(super) heartbeats: bool,
+    pub(super) paused: bool,
+    /// Its image's digest is known.
+    pub(super) resolved: bool,
+    pub(super) deadline: Option<Moment>,
+    pub(super) on_deadline: OnDeadline,
     /// When Pods left that the gate had let go, and whose successors aren't made yet.
     pub(super) owed: Vec<Moment>,
 }
@@ -258,6 +263,10 @@ impl World {
                     Mode::Own
                 },
                 heartbeats,
+                paused: false,
+                resolved: true,
+                deadline: None,
+                on_deadline: OnDeadline::Hold,
                 owed: Vec::new(),
             });
             self.push(Duration::ZERO, Due::Reconcile(at));
@@ -398,7 +407,7 @@ impl World {
         let pool = &self.pools[at];
         gate::Pool {
             image: self.images[pool.image].reference.clone(),
-            digest: Some(self.images[pool.image].digest),
+            digest: pool.resolved.then_some(self.images[pool.image].digest),
             mode: pool.mode,
             percent: pool.percent,
             replicas: pool.replicas,
@@ -408,9 +417,9 @@ impl World {
                 .filter(|host| host.exists)
                 .map(|host| host.id.clone())
                 .collect(),
-            paused: false,
-            deadline: None,
-            on_deadline: OnDeadline::Hold,
+            paused: pool.paused,
+            deadline: pool.deadline,
+            on_deadline: pool.on_deadline,
         }
     }
 
