@@ -126,7 +126,14 @@ pub(crate) enum Input {
         conflict: bool,
     },
     /// A fetch has trouble and tries again.
-    FetchTrouble { id: ContentId, message: String },
+    FetchTrouble {
+        id: ContentId,
+        error: String,
+        /// What the registry asked for.
+        retry_after: Option<Duration>,
+        /// Until the next attempt.
+        wait: Duration,
+    },
     /// What a fetch brought ended in something else than the digest: it starts again.
     FetchDoubted { id: ContentId },
     /// What we made of a content from a chunk on is taken back; these chunks of it were held.
@@ -463,7 +470,12 @@ impl Driver {
                 origin_bytes,
                 conflict,
             } => self.fetched(id, chunk, origin_bytes, conflict),
-            Input::FetchTrouble { id, message } => self.fetch_trouble(id, message),
+            Input::FetchTrouble {
+                id,
+                error,
+                retry_after,
+                wait,
+            } => self.fetch_trouble(id, error, retry_after, wait),
             Input::FetchDoubted { id } => self.fetch_doubted(id),
             Input::Retracted { id, from, result } => self.retracted(id, from, result),
             Input::Dropped { id, result } => self.dropped(id, result),

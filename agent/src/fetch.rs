@@ -38,7 +38,8 @@ use crate::{
     transfer::{self, Cache, Packed},
 };
 
-/// A registry that gives nothing for so long is given up: the lease passes on to another host long before.
+/// A registry that gives nothing for so long is given up, where no coordinator has taken the lease back long before. What
+/// it asks for itself (`Retry-After`, an hour at most) doesn't count.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// First and longest pause between attempts, where the registry doesn't say how long to wait.
@@ -283,16 +284,20 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 if progress.elapsed() > GIVE_UP_AFTER {
                     return FetchEnd::Failed(error.to_string());
                 }
-                let wait = backoff.delay(error.retry_after()).min(GIVE_UP_AFTER);
-                let message = format!("{error} (next attempt in {} ms)", wait.as_millis());
+                let retry_after = error.retry_after();
+                let wait = backoff.delay(retry_after);
                 let trouble = Input::FetchTrouble {
                     id: job.id,
-                    message,
+                    error: error.to_string(),
+                    retry_after,
+                    wait,
                 };
                 if job.tell(trouble).await.is_err() {
                     return FetchEnd::Failed("the agent stops".into());
                 }
                 sleep(wait).await;
+                // while it wants to be left alone, it doesn't fail
+                progress += retry_after.unwrap_or_default();
             }
         }
     }

@@ -211,7 +211,9 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
         tokio::select! {
             Some(input) = progress.recv() => match input {
                 Input::Fetched { origin_bytes: bytes, .. } => origin_bytes += bytes,
-                Input::FetchTrouble { message, .. } => warn!(error = message, "registry has trouble; trying again"),
+                Input::FetchTrouble { error, wait, .. } => {
+                    warn!(error, retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "registry has trouble; trying again");
+                }
                 _ => {}
             },
             Some(ended) = fetches.join_next() => match ended? {

@@ -266,6 +266,8 @@ struct Wanted {
     token_due: Option<Moment>,
     changed_at: Moment,
     staged: Option<Duration>,
+    /// What the last lease holder that its registry failed had to say.
+    origin_words: String,
     /// Hosts that lost it, and when they are ordered to stage it again.
     restage: BTreeMap<HostId, Restage>,
 }

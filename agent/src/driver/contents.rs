@@ -13,7 +13,10 @@ use proto::{
 use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
 
-use super::{Driver, Fetch, Input, report::Lease};
+use super::{
+    Driver, Fetch, Input,
+    report::{Lease, OriginWords},
+};
 use crate::{
     fetch::{self, FetchEnd},
     metrics::{From, SourceLabel},
@@ -28,6 +31,9 @@ const SCRUB_CHUNKS: u32 = 8;
 
 /// What a host took back is gone from the fleet after this long; until then it doesn't take it from others again.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
+/// Reasons: a fetch from the registry has trouble and goes on trying, or has ended for it.
+const ORIGIN_TROUBLE: &str = "origin_trouble";
+const ORIGIN_FAILED: &str = "origin_failed";
 
 /// A content of one or more images.
 #[derive(Debug)]
@@ -334,6 +340,7 @@ impl Driver {
                     chunk,
                     wire_bytes: receipt.wire_bytes,
                 });
+                self.clear_origin_trouble(id);
                 self.stored(id, chunk);
             }
             Err(failure) => {
@@ -647,6 +654,7 @@ impl Driver {
         }
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.chunks += 1;
+            lease.trouble = None;
         }
         self.tell(Event::OriginChunk {
             id,
@@ -734,17 +742,46 @@ impl Driver {
         }
     }
 
-    pub(super) fn fetch_trouble(&mut self, id: ContentId, message: String) {
+    pub(super) fn fetch_trouble(
+        &mut self,
+        id: ContentId,
+        error: String,
+        retry_after: Option<Duration>,
+        wait: Duration,
+    ) {
+        // taken back or stopped a moment ago: what it had to say is of yesterday
+        if !self.fetches.contains_key(&id) {
+            return;
+        }
         let Some(content) = self.contents.find(id) else {
             return;
         };
-        warn!(content = %content.digest, error = message, "fetching from the registry has trouble; trying again");
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        warn!(content = %content.digest, error, wait_ms, "fetching from the registry has trouble; trying again");
+        let message = format!("{error} (next attempt in {wait_ms} ms)");
         for image in content.images.clone() {
             if let Some(image) = self.images.get_mut(&image) {
-                image.trouble("origin_trouble", message.clone());
+                image.trouble(ORIGIN_TROUBLE, message.clone());
             }
         }
-        self.report_due = true;
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.trouble = Some(OriginWords {
+                error,
+                retry_at: retry_after.map(|wish| Instant::now() + wish),
+            });
+        }
+        // at once: as long as the coordinator doesn't know, it sends others to a registry that wants to be left alone
+        self.report(false);
+    }
+
+    /// The registry is nobody's trouble here any more: what was said about it on the images of a content is over.
+    fn clear_origin_trouble(&mut self, id: ContentId) {
+        let images = self.contents.find(id).map(|content| &content.images);
+        for image in images.into_iter().flatten() {
+            if let Some(image) = self.images.get_mut(image) {
+                image.clear_trouble_of(&[ORIGIN_TROUBLE, ORIGIN_FAILED]);
+            }
+        }
     }
 
     pub(super) fn fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
@@ -795,6 +832,8 @@ impl Driver {
             self.metrics
                 .leases
                 .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+            self.clear_origin_trouble(id);
+            self.report_due = true;
             self.tell(Event::LeaseLost(id));
         }
     }
@@ -803,7 +842,7 @@ impl Driver {
 const fn swarm_end_name(end: swarm::event::OriginEnd) -> &'static str {
     match end {
         swarm::event::OriginEnd::Done => "done",
-        swarm::event::OriginEnd::Failed => "origin_failed",
+        swarm::event::OriginEnd::Failed => ORIGIN_FAILED,
         swarm::event::OriginEnd::Bad => "content_bad",
     }
 }

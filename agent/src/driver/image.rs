@@ -151,6 +151,12 @@ impl Image {
         self.trouble = None;
     }
 
+    /// Clears a trouble of one of these reasons.
+    pub(super) fn clear_trouble_of(&mut self, reasons: &[&str]) {
+        self.trouble
+            .take_if(|trouble| reasons.contains(&trouble.reason));
+    }
+
     pub(super) fn total_bytes(&self) -> u64 {
         self.layout.content_bytes()
     }

@@ -1,12 +1,16 @@
 //! What the coordinator, the status page and the metrics are told about this host.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use proto::{
     ChunkIndex, Digest, HostId,
     message::{
-        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, Report, Retraction,
-        StageState, Volume,
+        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginTrouble, Report,
+        Retraction, StageState, Volume,
     },
 };
 use swarm::{Event, event::ContentId};
@@ -19,11 +23,58 @@ use crate::{
     metrics::{PartLabel, ReasonLabel, StateLabel},
 };
 
+/// A registry that gives nothing for this long is reported as silent: half of the time after which the coordinator lets a
+/// lease pass on, so that it knows why by then.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
+
 /// A lease that this host holds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Lease {
     /// Chunks fetched under it.
     pub(super) chunks: u32,
+    /// What the registry did to the last attempt, until a chunk comes.
+    pub(super) trouble: Option<OriginWords>,
+}
+
+/// What a registry says, or what is said of it.
+#[derive(Clone, Debug)]
+pub(super) struct OriginWords {
+    pub(super) error: String,
+    /// It wants to be left alone until then.
+    pub(super) retry_at: Option<Instant>,
+}
+
+impl Lease {
+    /// This lease as it runs; `silent` where nothing comes and nothing is said.
+    fn state(&self, content: Digest, paced: bool, silent: bool) -> LeaseState {
+        let (trouble, message, retry_after) = match &self.trouble {
+            Some(words) => {
+                let left = words
+                    .retry_at
+                    .map(|at| at.saturating_duration_since(Instant::now()));
+                let trouble = match left {
+                    Some(_) => OriginTrouble::Throttled,
+                    None => OriginTrouble::Failing,
+                };
+                (trouble, words.error.clone(), left.unwrap_or_default())
+            }
+            None if silent => (
+                OriginTrouble::Silent,
+                "nothing comes from the registry".to_owned(),
+                Duration::ZERO,
+            ),
+            None => Default::default(),
+        };
+        LeaseState {
+            content: content.as_bytes().to_vec(),
+            chunks: self.chunks,
+            end: LeaseEnd::Unspecified.into(),
+            message,
+            paced,
+            trouble: trouble.into(),
+            retry_after_ms: u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
 }
 
 /// States of images, as metrics and people name them.
@@ -86,13 +137,10 @@ impl Driver {
                     .contents
                     .iter()
                     .any(|content| content.id == *id && content.paced);
-                Some(LeaseState {
-                    content: content.digest.as_bytes().to_vec(),
-                    chunks: lease.chunks,
-                    end: LeaseEnd::Unspecified.into(),
-                    message: String::new(),
-                    paced,
-                })
+                let silent = stalls.get(id).is_some_and(|(stall, since)| {
+                    *stall == swarm::Stall::OriginSilent && *since >= SILENT_AFTER
+                });
+                Some(lease.state(content.digest, paced, silent))
             })
             .chain(std::mem::take(&mut self.ended_leases))
             .collect();
@@ -263,7 +311,7 @@ impl Driver {
                 chunks: lease.chunks,
                 end: end.into(),
                 message,
-                paced: false,
+                ..LeaseState::default()
             });
         }
         self.report(false);

@@ -278,6 +278,7 @@ impl Driver {
             token_due,
             changed_at: now,
             staged: None,
+            origin_words: String::new(),
             restage: BTreeMap::new(),
         }
     }

@@ -315,6 +315,20 @@ impl Driver {
         };
         let (end, outcome) = match lease.end() {
             message::LeaseEnd::Unspecified => {
+                let wish = Duration::from_millis(lease.retry_after_ms);
+                let trouble = match lease.trouble() {
+                    message::OriginTrouble::Unspecified => None,
+                    message::OriginTrouble::Silent => Some(word::Trouble::Silent),
+                    message::OriginTrouble::Throttled if !wish.is_zero() => {
+                        Some(word::Trouble::Throttled(wish))
+                    }
+                    message::OriginTrouble::Failing | message::OriginTrouble::Throttled => {
+                        Some(word::Trouble::Failing)
+                    }
+                };
+                if trouble.is_some() {
+                    self.note_origin(host, content, &lease.message);
+                }
                 self.plan.handle(
                     now,
                     Event::LeaseProgress {
@@ -322,6 +336,7 @@ impl Driver {
                         content,
                         chunks: lease.chunks,
                         paced: lease.paced,
+                        trouble,
                     },
                 );
                 return;
@@ -338,6 +353,9 @@ impl Driver {
             word::LeaseEnd::OriginFailed | word::LeaseEnd::ContentBad
         ) {
             warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
+            if end == word::LeaseEnd::OriginFailed {
+                self.note_origin(host, content, &message);
+            }
             if end == word::LeaseEnd::ContentBad && self.bad_contents.len() < MAX_BAD_CONTENTS {
                 self.bad_contents.insert(content, message);
             }
@@ -352,6 +370,25 @@ impl Driver {
                 end,
             },
         );
+    }
+
+    /// Remembers what a holder says about its registry: it is shown while the registry is left alone.
+    fn note_origin(&mut self, host: &HostId, content: Digest, message: &str) {
+        let message = progress::clean(message);
+        let mut news = false;
+        for wanted in self.wants.values_mut() {
+            if wanted.origin_words == message {
+                continue;
+            }
+            let contents = wanted.want.layout.contents();
+            if contents.iter().any(|of| of.digest == content) {
+                wanted.origin_words.clone_from(&message);
+                news = true;
+            }
+        }
+        if news {
+            warn!(%host, %content, error = message, "the registry fails the holder of a lease");
+        }
     }
 
     pub(super) fn blame(&mut self, now: Moment, by: &HostId, blame: &message::Blame) {

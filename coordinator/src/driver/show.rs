@@ -7,7 +7,7 @@ use std::{
 };
 
 use proto::{Digest, HostId, Moment, image::ContentKind};
-use rollout::stage::status::{HostReason, ImageReason, ImageStatus, Status};
+use rollout::stage::status::{HostReason, HostStatus, ImageReason, ImageStatus, Status};
 use tracing::info;
 
 use super::{Driver, Host, StageError, Wanted};
@@ -45,16 +45,12 @@ impl Driver {
         }
         view.waiting = self.waiting.keys().copied().collect();
         self.note_staged(now, &mut view);
-        let mut by_host: BTreeMap<&HostId, Vec<(Digest, &rollout::stage::status::HostStatus)>> =
-            BTreeMap::new();
+        let mut by_host: BTreeMap<&HostId, Vec<(&ImageStatus, &HostStatus)>> = BTreeMap::new();
         // what clients of mirrors wait for isn't an image
         let images = status.images.iter();
         for image in images.filter(|image| self.wants.contains_key(&image.image)) {
             for host in &image.hosts {
-                by_host
-                    .entry(&host.host)
-                    .or_default()
-                    .push((image.image, host));
+                by_host.entry(&host.host).or_default().push((image, host));
             }
         }
         for (host, known) in &self.hosts {
@@ -111,7 +107,7 @@ impl Driver {
                 Some(ImageReason::ContentBad(content)) => {
                     self.bad_contents.get(&content).cloned().unwrap_or_default()
                 }
-                _ => String::new(),
+                _ => origin_message(wanted, image).unwrap_or_default(),
             },
             raw_bytes: layout.content_bytes(),
             registry_bytes: layout.blob_bytes(),
@@ -134,12 +130,7 @@ impl Driver {
         })
     }
 
-    fn placement(
-        &self,
-        now: Moment,
-        image: &Digest,
-        status: &rollout::stage::status::HostStatus,
-    ) -> HostProgress {
+    fn placement(&self, now: Moment, image: &Digest, status: &HostStatus) -> HostProgress {
         let known = self.hosts.get(&status.host);
         let connected = known.is_some_and(|known| known.session.is_some());
         let mut shown = known.and_then(|known| known.images.get(image)).map_or_else(
@@ -205,7 +196,7 @@ impl Driver {
         now: Moment,
         host: &HostId,
         known: &Host,
-        wanted: &[(Digest, &rollout::stage::status::HostStatus)],
+        wanted: &[(&ImageStatus, &HostStatus)],
     ) -> HostView {
         let quarantined = self.quarantined.contains(host);
         let mut images: BTreeMap<Digest, HostImage> = known
@@ -221,17 +212,22 @@ impl Driver {
                 (*image, shown)
             })
             .collect();
+        let mut origins = Vec::new();
         for (image, status) in wanted {
-            let references = self.wants.get(image).map(|wanted| &wanted.want.references);
-            images.insert(
-                *image,
-                HostImage {
-                    digest: image.to_string(),
-                    references: references.into_iter().flatten().cloned().collect(),
-                    wanted: true,
-                    progress: self.placement(now, image, status),
-                },
-            );
+            let found = self.wants.get(&image.image);
+            let references = found.map(|wanted| &wanted.want.references);
+            let shown = HostImage {
+                digest: image.image.to_string(),
+                references: references.into_iter().flatten().cloned().collect(),
+                wanted: true,
+                progress: self.placement(now, &image.image, status),
+            };
+            if shown.progress.state != HostState::Present
+                && let Some(words) = found.and_then(|wanted| origin_message(wanted, image))
+            {
+                origins.push(format!("{}: {words}", name(&shown)));
+            }
+            images.insert(image.image, shown);
         }
         let mut why = Vec::new();
         if known.session.is_none() {
@@ -248,6 +244,7 @@ impl Driver {
                 why.push(why_not(image));
             }
         }
+        why.extend(origins);
         HostView {
             host: host.to_string(),
             zone: known.zone.clone(),
@@ -436,8 +433,39 @@ impl Driver {
     }
 }
 
+/// What is to be said about an image's registry while it is left alone: the last holder's words, and until when.
+fn origin_message(wanted: &Wanted, image: &ImageStatus) -> Option<String> {
+    let reason = image.reason?;
+    if !matches!(
+        reason,
+        ImageReason::OriginDown | ImageReason::OriginThrottled
+    ) {
+        return None;
+    }
+    let words = if wanted.origin_words.is_empty() {
+        "the registry fails"
+    } else {
+        wanted.origin_words.as_str()
+    };
+    Some(match image.origin_retry_in {
+        Some(left) => format!(
+            "{} ({words}); it is asked again in {} s",
+            reason.as_str(),
+            left.as_millis().div_ceil(1_000)
+        ),
+        None => format!(
+            "{} ({words}); one host tries whether it is back",
+            reason.as_str()
+        ),
+    })
+}
+
+fn name(image: &HostImage) -> &str {
+    image.references.first().unwrap_or(&image.digest)
+}
+
 fn why_not(image: &HostImage) -> String {
-    let name = image.references.first().unwrap_or(&image.digest);
+    let name = name(image);
     let progress = &image.progress;
     let reason = progress.reason.as_deref().unwrap_or("unknown");
     let mut text = format!("{name}: {} ({reason})", progress.state.as_str());

@@ -104,6 +104,9 @@ pub(super) fn image(image: &ImageView) -> String {
         _ = write!(text, " ({reason})");
     }
     text.push('\n');
+    if !image.message.is_empty() {
+        _ = writeln!(text, "  {}", image.message);
+    }
     for host in &image.hosts {
         _ = writeln!(text, "  {:<24} {}", host.host, progress(host));
     }

@@ -127,6 +127,12 @@ fn json(output: &Output) -> Value {
     })
 }
 
+/// The image as `parbake status` has it.
+fn status_of(cluster: &Cluster, image: &GeneratedImage) -> Value {
+    let digest = image.digest.to_string();
+    json(&cluster.parbake(&["status", &digest, "--json"]).unwrap())
+}
+
 #[test]
 fn one_copy_leaves_the_registry_and_every_host_has_every_bit() {
     let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
@@ -261,11 +267,55 @@ fn a_registry_with_bad_days_is_waited_for() {
             .success()
     );
     assert!(wait_until(PATIENCE, || served(&registry) >= image.blob_bytes() / 3));
-    runtime.block_on(async {
-        registry.go_down().await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        registry.come_back().await;
-    });
+    runtime.block_on(registry.go_down());
+    let down = || {
+        let shown = status_of(&cluster, &image);
+        shown["reason"] == "origin_down" && shown["message"].as_str().is_some()
+    };
+    assert!(wait_until(PATIENCE, down), "nobody noticed");
+    runtime.block_on(registry.come_back());
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+}
+
+#[test]
+fn a_registry_that_asks_to_be_left_alone_is_left_alone_by_the_whole_fleet() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, reference) = registry(&runtime, &dir, &spec(32, 4), None);
+    let cluster = cluster(&dir, 3, registry.addr().to_string());
+    // longer than a lease without progress lasts: it must not pass on to the next host
+    let wish = Duration::from_secs(15);
+    let refusal = Misbehaviour::Status {
+        status: 429,
+        retry_after: Some(wish.as_secs().to_string()),
+    };
+    let fault = registry.script(Fault::always(Target::Blobs, refusal));
+    let ordered = Instant::now();
+    let staged = cluster.parbake(&["stage", &reference]).unwrap();
+    assert!(staged.status.success());
+    let held = || {
+        let shown = status_of(&cluster, &image);
+        shown["reason"] == "origin_throttled" && shown["leases"] == serde_json::json!([])
+    };
+    assert!(
+        wait_until(PATIENCE, held),
+        "{}",
+        status_of(&cluster, &image)
+    );
+    let why = json(&cluster.parbake(&["why", "mac-001", "--json"]).unwrap());
+    let said = why["why"].to_string();
+    assert!(
+        said.contains("too many requests") && said.contains("asked again in"),
+        "{why}"
+    );
+    let refused = registry.clear(fault);
+    assert!((1..=4).contains(&refused), "{refused} requests");
+    assert!(wait_until(PATIENCE, || {
+        registry.counters().blob_requests > refused
+    }));
+    assert!(ordered.elapsed() >= wish, "{:?}", ordered.elapsed());
     cluster
         .wait_present(&image.digest.to_string(), PATIENCE)
         .unwrap();

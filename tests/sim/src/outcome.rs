@@ -27,6 +27,8 @@ pub struct Outcome {
     pub peer_bytes: u64,
     /// Bytes that hosts held already, summed over restarts.
     pub local_bytes: u64,
+    /// Requests that the registry refused.
+    pub refused_requests: u64,
     /// Chunks requested from peers (the pull swarm), of all that arrived.
     pub pulled_chunks: u64,
     /// Chunks that arrived.
@@ -129,6 +131,7 @@ impl Outcome {
                 "peers": self.peer_bytes,
                 "local": self.local_bytes,
             },
+            "refused_requests": self.refused_requests,
             "pulled_over_arrived": round(ratio(self.pulled_chunks, self.arrived_chunks)),
             "declined_over_arrived": round(ratio(self.declined_pushes, self.arrived_chunks)),
             "violations": self.violations.iter().map(|(kind, times)| json!({ "kind": kind, "times": times })).collect::<Vec<_>>(),
@@ -171,6 +174,7 @@ impl Outcome {
         );
         line("last / first", format!("{:.4}", self.last_over_first()));
         line("origin / image", format!("{:.4}", self.origin_over_image()));
+        line("refused by origin", self.refused_requests.to_string());
         line(
             "pulled / arrived",
             format!("{:.4}", ratio(self.pulled_chunks, self.arrived_chunks)),

@@ -27,6 +27,8 @@ pub enum Scenario {
     Slow,
     /// The registry falls to a quarter of its rate, then is down, then comes back.
     Throttle,
+    /// The registry refuses everybody for a time that it names, and later is down for minutes.
+    Refuse,
     /// The fleet is cut in two for a while.
     Cut,
     /// A fifth of the hosts joins midway.
@@ -41,7 +43,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -51,6 +53,7 @@ impl Scenario {
         Self::Restart,
         Self::Slow,
         Self::Throttle,
+        Self::Refuse,
         Self::Cut,
         Self::Late,
         Self::Vanish,
@@ -71,6 +74,7 @@ impl Scenario {
             Self::Restart => "restart",
             Self::Slow => "slow",
             Self::Throttle => "throttle",
+            Self::Refuse => "refuse",
             Self::Cut => "cut",
             Self::Late => "late",
             Self::Vanish => "vanish",
@@ -96,6 +100,9 @@ impl Scenario {
             Self::Restart => "all agents and the coordinator restart at once, midway",
             Self::Slow => "5 % of hosts have half the rate both ways",
             Self::Throttle => "the registry throttles to a quarter, goes down, and returns",
+            Self::Refuse => {
+                "the registry asks to be left alone for 90 s, later is down for five minutes"
+            }
             Self::Cut => "the fleet is cut in two for a while",
             Self::Late => "a fifth of the hosts joins midway",
             Self::Vanish => "two lease holders leave for ever, one after the other",

@@ -1,12 +1,13 @@
 //! The world: hosts with real swarms, a coordinator with a real plan, the network between them, and time.
 //!
 //! Events lie in a heap by time; messages that all take the same delay lie in a queue. What the cores want done is in
-//! `act`, the coordinator in `office`, faults in `fault`, promises in `check`.
+//! `act`, the coordinator in `office`, the registry's refusals in `registry`, faults in `fault`, promises in `check`.
 
 mod act;
 mod check;
 mod fault;
 mod office;
+mod registry;
 
 use std::{
     cmp::Reverse,
@@ -28,7 +29,12 @@ use crate::{
     scenario::Setup,
 };
 
-use self::{check::Checks, fault::Fault, office::Office};
+use self::{
+    check::Checks,
+    fault::Fault,
+    office::Office,
+    registry::{Refused, Registry},
+};
 
 /// Pieces of one transfer under way at one time: one goes out while the one before comes in.
 const PIECES_UNDER_WAY: u32 = 2;
@@ -112,7 +118,9 @@ struct Fetching {
     next: u32,
     until: u32,
     under_way: u32,
-    failing: bool,
+    /// Its blob is being answered: chunks come without new requests.
+    open: bool,
+    refused: Option<Refused>,
     /// The registry's bytes are false from this chunk on.
     false_from: Option<u32>,
     /// They were: the whole content is fetched again, and compared.
@@ -194,7 +202,7 @@ enum Due {
         host: u32,
         life: u32,
     },
-    OriginGaveUp {
+    AskAgain {
         host: u32,
         life: u32,
         content: u32,
@@ -247,7 +255,7 @@ pub struct World {
     next_ticket: u64,
     offer: Option<(Ticket, TransferId)>,
     office: Office,
-    origin_up: bool,
+    registry: Registry,
     cut: bool,
     lies: bool,
     faults: Vec<(Nanos, Fault)>,
@@ -262,6 +270,8 @@ pub struct World {
     peer_bytes: u64,
     moved_at_hold: u64,
     local_bytes: u64,
+    /// Requests that the registry refused.
+    refused: u64,
     pulled: u64,
     declined: u64,
     arrived: u64,
@@ -357,7 +367,8 @@ impl World {
             next_ticket: 0,
             offer: None,
             office,
-            origin_up: true,
+            registry: Registry::Up,
+            refused: 0,
             cut: false,
             lies: false,
             faults: Vec::new(),
@@ -481,11 +492,11 @@ impl World {
             Due::Handshake { a, b, lives } => self.handshake(a, b, lives),
             Due::LineDead { host, peer, life } => self.line_dead(host, peer, life),
             Due::Report { host, life } => self.report(host, life),
-            Due::OriginGaveUp {
+            Due::AskAgain {
                 host,
                 life,
                 content,
-            } => self.origin_gave_up(host, life, content),
+            } => self.ask_again(host, life, content),
             Due::Stage { host, life } => {
                 let node = self.node(host);
                 if node.alive && node.life == life && !node.on_hold {
@@ -655,6 +666,7 @@ impl World {
             origin_bytes: self.origin_bytes * self.scale,
             peer_bytes: self.peer_bytes * self.scale,
             local_bytes: self.local_bytes * self.scale,
+            refused_requests: self.refused,
             pulled_chunks: self.pulled,
             declined_pushes: self.declined,
             arrived_chunks: self.arrived,

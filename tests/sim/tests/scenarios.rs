@@ -187,6 +187,20 @@ fn a_registry_that_goes_away_is_waited_for() {
 }
 
 #[test]
+fn a_registry_that_refuses_is_left_alone() {
+    let outcome = small(Scenario::Refuse, 20, 13);
+    assert!(outcome.origin_over_image() <= 1.05, "{}", outcome.to_text());
+    // four streams meet each of the two bad times, and go on for the seconds that a broken connection may take; then one
+    // lease tries after pauses that double to a minute
+    assert!(outcome.refused_requests <= 45, "{}", outcome.to_text());
+    assert!(
+        outcome.makespan_s <= outcome.bound_s + 90.0,
+        "it is noticed within a pause that it is back: {}",
+        outcome.to_text()
+    );
+}
+
+#[test]
 fn a_cut_heals() {
     small(Scenario::Cut, 20, 9);
 }

@@ -19,6 +19,11 @@ pub struct Config {
     pub origin_retry: Duration,
     /// The longest wait after the registry failed.
     pub origin_retry_most: Duration,
+    /// The longest that the registry may ask to be left alone; a longer wish is a fault of the registry or of a host. As
+    /// much as the registry client believes.
+    pub origin_wish_most: Duration,
+    /// A holder that the registry fails for this long without a chunk counts: broken connections are made again sooner.
+    pub trouble_after: Duration,
     /// Different hosts that have to find the registry's bytes bad before an image fails.
     pub bad_witnesses: usize,
     /// Different hosts that have to blame a host before the fleet shuns it, at least.
@@ -47,6 +52,8 @@ impl Default for Config {
             far_neighbours: 4,
             origin_retry: Duration::from_secs(1),
             origin_retry_most: Duration::from_mins(1),
+            origin_wish_most: Duration::from_hours(1),
+            trouble_after: Duration::from_secs(3),
             bad_witnesses: 2,
             accusers: 2,
             accusers_percent: 34,

@@ -1,6 +1,7 @@
 //! What staging is told.
 
 use alloc::{string::String, vec::Vec};
+use core::time::Duration;
 
 use proto::{Digest, HostId};
 
@@ -54,6 +55,23 @@ pub enum LeaseEnd {
     Released,
 }
 
+/// What the registry does to the holder of a running lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// It can't be reached, breaks off, or answers with errors; the holder tries again.
+    Failing,
+    /// Nothing has come for a while, and nothing was said.
+    Silent,
+    /// It wants to be left alone for so long from now.
+    Throttled(Duration),
+}
+
+impl Trouble {
+    pub(crate) const fn is_silence(self) -> bool {
+        matches!(self, Self::Silent)
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -100,7 +118,7 @@ pub enum Event {
         /// Raw bytes held there.
         held_bytes: u64,
     },
-    /// A lease holder reported progress; `paced` where it holds back on purpose.
+    /// A lease holder reported where its fetch stands.
     LeaseProgress {
         /// The holder.
         host: HostId,
@@ -108,8 +126,10 @@ pub enum Event {
         content: Digest,
         /// Chunks fetched so far.
         chunks: u32,
-        /// Whether it holds back while what it fetched is being spread.
+        /// Whether it holds back while what it fetched is being spread: that counts as progress.
         paced: bool,
+        /// What keeps the registry from giving it more.
+        trouble: Option<Trouble>,
     },
     /// A lease ended on its holder.
     LeaseEnded {

@@ -1,14 +1,15 @@
-//! The plan: state, and how events change it. Leases are decided in `lease`, neighbours in `graph`, whom the fleet shuns in
-//! `trust`, and `report` says where everything stands.
+//! The plan: state, and how events change it. Leases are decided in `lease`, when a registry may be asked in `origin`,
+//! neighbours in `graph`, whom the fleet shuns in `trust`, and `report` says where everything stands.
 
 mod graph;
 mod lease;
+mod origin;
 mod report;
 mod trust;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    string::String,
+    string::{String, ToString as _},
     vec::Vec,
 };
 use core::time::Duration;
@@ -17,10 +18,10 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
-use self::{lease::ContentState, trust::Charges};
+use self::{lease::ContentState, origin::Origin, trust::Charges};
 use super::{
     Action, Config, Event,
-    event::{Content, Selection, Standing},
+    event::{Content, Selection, Standing, Trouble},
 };
 
 /// Rosters are sent at most this often while hosts come and go, so that a fleet that starts costs few of them.
@@ -49,7 +50,8 @@ pub struct Plan {
 
     /// What isn't among the images isn't wanted.
     wants_known: bool,
-    origin: Origin,
+    /// By the names that references begin with.
+    origins: BTreeMap<String, Origin>,
     grants_not_before: Moment,
     moved_at: Moment,
     /// Something happened that may let a lease be granted.
@@ -75,6 +77,7 @@ struct Host {
 struct Image {
     digest: Digest,
     references: Vec<String>,
+    registry: String,
     contents: Vec<Digest>,
     selection: Selection,
     /// Not selected, but to keep what they have.
@@ -84,14 +87,6 @@ struct Image {
     staging: BTreeMap<HostId, (u64, Moment)>,
     wanted_at: Moment,
     bad: Option<Digest>,
-}
-
-/// Whether the registry can be asked.
-#[derive(Debug, Default)]
-struct Origin {
-    failed_on: BTreeSet<HostId>,
-    failures: u32,
-    retry_at: Option<Moment>,
 }
 
 impl Plan {
@@ -113,7 +108,7 @@ impl Plan {
             roster_at: None,
             tick_at: Moment::START,
             wants_known: false,
-            origin: Origin::default(),
+            origins: BTreeMap::new(),
             grants_not_before: Moment::START,
             moved_at: Moment::START,
             grant_wanted: false,
@@ -150,7 +145,8 @@ impl Plan {
                 content,
                 chunks,
                 paced,
-            } => self.lease_progress(&host, content, chunks, paced),
+                trouble,
+            } => self.lease_progress(&host, content, chunks, paced, trouble),
             Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
             Event::Blamed {
                 by,
@@ -178,6 +174,7 @@ impl Plan {
             self.release_quarantined();
             self.forget_old_charges();
             self.judge_passers();
+            self.judge_origins();
             self.expire_leases();
             self.audit();
             self.grant_wanted = true;
@@ -362,6 +359,7 @@ impl Plan {
         let changed = if let Some(at) = old {
             let image = &mut self.images[at];
             let changed = image.references != references || image.bad.is_some();
+            image.registry = origin::registry(digest, &references);
             image.references = references;
             image.selection = selection;
             held_before = core::mem::replace(&mut image.held, held.clone());
@@ -386,6 +384,7 @@ impl Plan {
             }
             self.images.push(Image {
                 digest,
+                registry: origin::registry(digest, &references),
                 references,
                 contents: list,
                 selection,
@@ -451,6 +450,7 @@ impl Plan {
             .flat_map(|image| image.contents.iter().copied())
             .collect();
         self.contents.retain(|content, _| used.contains(content));
+        self.forget_origins();
     }
 
     fn reported(&mut self, id: HostId, digest: Digest, standing: Standing, held_bytes: u64) {

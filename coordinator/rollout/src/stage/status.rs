@@ -22,6 +22,8 @@ pub enum ImageReason {
     AwaitingTurn,
     /// The registry failed; the next try waits.
     OriginDown,
+    /// The registry asked to be left alone for a while.
+    OriginThrottled,
     /// The registry's bytes of this content don't match the manifest, say several hosts.
     ContentBad(Digest),
     /// Every host that could be was served; the others can't stage it for now, and say why.
@@ -39,6 +41,7 @@ impl ImageReason {
             Self::NoHostConnected => "no_host_connected",
             Self::AwaitingTurn => "awaiting_turn",
             Self::OriginDown => "origin_down",
+            Self::OriginThrottled => "origin_throttled",
             Self::ContentBad(_) => "content_bad",
             Self::HostsFailed => "hosts_failed",
         }
@@ -115,6 +118,8 @@ pub struct ImageStatus {
     pub contents: usize,
     /// Why it isn't everywhere; `None` when it is.
     pub reason: Option<ImageReason>,
+    /// How long until its registry is asked again, where that failed or wants to be left alone, and contents are open.
+    pub origin_retry_in: Option<Duration>,
 }
 
 /// A lease.
@@ -139,6 +144,4 @@ pub struct Status {
     pub leases: Vec<LeaseStatus>,
     /// Hosts that the fleet shuns.
     pub quarantined: Vec<HostId>,
-    /// How long until the registry is tried again, where it failed.
-    pub origin_retry_in: Option<Duration>,
 }

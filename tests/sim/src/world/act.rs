@@ -695,7 +695,8 @@ impl World {
                 next: 0,
                 until: 0,
                 under_way: 0,
-                failing: false,
+                open: false,
+                refused: None,
                 false_from: None,
                 again: false,
             });
@@ -737,20 +738,18 @@ impl World {
             if fetching.under_way >= FETCH_AHEAD || fetching.next >= fetching.until {
                 return;
             }
-            if !self.origin_up {
-                if !fetching.failing {
-                    fetching.failing = true;
-                    let life = node.life;
-                    self.at(
-                        self.now + NOTICED_AFTER,
-                        Due::OriginGaveUp {
-                            host,
-                            life,
-                            content,
-                        },
-                    );
+            if !fetching.open {
+                let waits = fetching
+                    .refused
+                    .as_ref()
+                    .is_some_and(|refused| refused.waits(self.now));
+                if waits || !self.asks_registry(host, content) {
+                    return;
                 }
-                return;
+                if let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) {
+                    fetching.open = true;
+                }
+                continue;
             }
             let chunk = fetching.next;
             fetching.next += 1;
@@ -778,11 +777,14 @@ impl World {
                 next: 0,
                 again: true,
                 false_from: None,
+                open: false,
+                refused: None,
                 ..*fetching
             };
             self.pump_origin(host, content);
             return;
         }
+        fetching.refused = None;
         if fetching.again {
             self.take_back(host, content, chunk);
         }
@@ -818,32 +820,6 @@ impl World {
                 self.drop_transfer(id);
             }
         }
-    }
-
-    pub(super) fn origin_gave_up(&mut self, host: u32, life: u32, content: u32) {
-        let up = self.origin_up;
-        let node = self.node_mut(host);
-        if node.life != life || !node.alive {
-            return;
-        }
-        let Some(fetching) = node.fetches.get_mut(&content) else {
-            return;
-        };
-        fetching.failing = false;
-        if up {
-            self.pump_origin(host, content);
-            return;
-        }
-        node.fetches.remove(&content);
-        node.leases.remove(&content);
-        self.feed(
-            host,
-            swarm::Event::OriginEnded {
-                id: ContentId(content),
-                end: OriginEnd::Failed,
-            },
-        );
-        self.tell_lease_ended(host, content, stage::event::LeaseEnd::OriginFailed);
     }
 
     // ---- what arrives -------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ pub(super) enum Fault {
     Still,
     /// It is wanted again.
     Resume,
+    /// It breaks all streams off, and refuses new ones for so many seconds, which it says.
+    OriginThrottles(u64),
     /// All agents and the coordinator are killed.
     AllDown,
     AllUp,
@@ -127,6 +129,15 @@ impl World {
                 self.fault(bound * 0.5, Fault::OriginDown);
                 self.fault(bound * 0.5 + 20.0, Fault::OriginUp);
                 self.lost_s = bound * 0.1 * 0.75 + 20.0;
+            }
+            Scenario::Refuse => {
+                let bound = self.bound_s();
+                let (throttled, down) = (90, 300);
+                self.fault(bound * 0.2, Fault::OriginThrottles(throttled));
+                let at = bound * 0.6 + precise(throttled);
+                self.fault(at, Fault::OriginDown);
+                self.fault(at + precise(down), Fault::OriginUp);
+                self.lost_s = precise(throttled + down);
             }
             Scenario::Cut => {
                 let bound = self.bound_s();
@@ -237,10 +248,18 @@ impl World {
                 self.uplinks[at].rate = rate.max(1);
             }
             Fault::OriginDown => {
-                self.origin_up = false;
+                self.registry = Registry::Down;
                 self.break_fetches();
             }
-            Fault::OriginUp => self.origin_up = true,
+            Fault::OriginUp => self.registry = Registry::Up,
+            Fault::OriginThrottles(seconds) => {
+                let until = self.now + seconds * 1_000_000_000;
+                self.registry = Registry::Throttles {
+                    until,
+                    told_at: None,
+                };
+                self.break_fetches();
+            }
             Fault::OriginCorrupt => self.corrupt_some(),
             Fault::Hold => self.hold_image(true),
             Fault::Still => self.moved_at_hold = self.origin_bytes + self.peer_bytes,
@@ -276,23 +295,6 @@ impl World {
             });
         if let Some((_, fetching)) = most {
             fetching.false_from = Some(fetching.next);
-        }
-    }
-
-    fn break_fetches(&mut self) {
-        for host in 0..self.nodes.len() {
-            let host = index(host);
-            let contents: Vec<u32> = self.node(host).fetches.keys().copied().collect();
-            for content in contents {
-                self.abort_origin(host, content);
-                if let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) {
-                    // what was under way is fetched again, if the registry comes back in time
-                    fetching.next = 0;
-                    fetching.under_way = 0;
-                    fetching.false_from = None;
-                }
-                self.pump_origin(host, content);
-            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 use stage::{
     Plan,
-    event::{Content, LeaseEnd, Selection, Standing},
+    event::{Content, LeaseEnd, Selection, Standing, Trouble},
 };
 
 /// An order to stage is carried out within this time: the agent has to read the manifest and reserve room.
@@ -339,17 +339,22 @@ impl World {
             self.defame(host);
         }
         self.report_standing(host);
-        let leases: Vec<(u32, u32)> = self
-            .node(host)
+        let node = self.node(host);
+        let leases: Vec<(u32, u32, Option<Trouble>)> = node
             .leases
             .iter()
-            .map(|(content, fetched)| (*content, *fetched))
+            .map(|(content, fetched)| {
+                let refused = node.fetches.get(content).map(|fetch| &fetch.refused);
+                let refused = refused.and_then(Option::as_ref);
+                let trouble = refused.map(|refused| refused.trouble(self.now));
+                (*content, *fetched, trouble)
+            })
             .collect();
         if leases.is_empty() {
             return;
         }
         let status = self.node(host).swarm.status(self.moment());
-        for (content, chunks) in leases {
+        for (content, chunks, trouble) in leases {
             let paced = status
                 .contents
                 .iter()
@@ -359,6 +364,7 @@ impl World {
                 content: self.specs[content as usize].digest,
                 chunks,
                 paced,
+                trouble,
             };
             self.tell_office(event);
         }

@@ -34,6 +34,10 @@ pub(super) struct Lease {
     pub(super) progress_at: Moment,
     /// The last new chunk.
     chunk_at: Moment,
+    /// Where its holder asks.
+    pub(super) registry: String,
+    /// What the registry does to its holder, and since when.
+    pub(super) trouble: Option<(Moment, Trouble)>,
 }
 
 impl ContentState {
@@ -92,18 +96,12 @@ impl Plan {
 
     /// Leases what nobody holds, in order, while there is room.
     pub(super) fn grant(&mut self) {
-        if self.leases >= self.config.origin_streams
-            || self.now < self.grants_not_before
-            || self.origin.retry_at.is_some_and(|at| self.now < at)
-        {
+        if self.leases >= self.config.origin_streams || self.now < self.grants_not_before {
             return;
         }
         let mut grants = Vec::new();
-        let mut room = self.config.origin_streams - self.leases;
-        // after a failure one lease tries first
-        if self.origin.failures > 0 {
-            room = usize::from(self.leases == 0);
-        }
+        let room = self.config.origin_streams - self.leases;
+        let mut asked: BTreeMap<&str, usize> = BTreeMap::new();
         let mut seen = BTreeSet::new();
         let mut given: BTreeMap<HostId, usize> = BTreeMap::new();
         'images: for image in &self.images {
@@ -114,6 +112,10 @@ impl Plan {
             for digest in &image.contents {
                 if grants.len() >= room {
                     break 'images;
+                }
+                let asked = asked.entry(image.registry.as_str()).or_default();
+                if *asked >= self.origin_room(&image.registry) {
+                    break;
                 }
                 let Some(content) = self.contents.get(digest) else {
                     continue;
@@ -133,11 +135,17 @@ impl Plan {
                     break;
                 }
                 *given.entry(host.clone()).or_default() += 1;
+                *asked += 1;
                 grants.push((host, *digest, image.digest));
             }
         }
         for (host, content, image) in grants {
-            self.begin(&host, content, 0);
+            let registry = self
+                .images
+                .iter()
+                .find(|found| found.digest == image)
+                .map_or_else(String::new, |image| image.registry.clone());
+            self.begin(&host, content, 0, registry);
             self.actions.push_back(Action::Grant {
                 host,
                 content,
@@ -229,7 +237,7 @@ impl Plan {
             .map(|(id, _)| id.clone())
     }
 
-    fn begin(&mut self, id: &HostId, digest: Digest, chunks: u32) {
+    fn begin(&mut self, id: &HostId, digest: Digest, chunks: u32, registry: String) {
         let now = self.now;
         if let Some(content) = self.contents.get_mut(&digest) {
             content.lease = Some(Lease {
@@ -237,8 +245,11 @@ impl Plan {
                 chunks,
                 progress_at: now,
                 chunk_at: now,
+                registry: registry.clone(),
+                trouble: None,
             });
             content.last = Some(id.clone());
+            self.origins.entry(registry).or_default().leases += 1;
             self.leases += 1;
             if let Some(host) = self.hosts.get_mut(id) {
                 host.leases += 1;
@@ -247,24 +258,34 @@ impl Plan {
     }
 
     /// Ends the lease of a content, whoever holds it.
-    fn end(&mut self, digest: Digest) -> Option<Lease> {
+    pub(super) fn end(&mut self, digest: Digest) -> Option<Lease> {
         let lease = self.contents.get_mut(&digest)?.lease.take()?;
         self.grant_wanted = true;
         self.leases = self.leases.saturating_sub(1);
         if let Some(host) = self.hosts.get_mut(&lease.host) {
             host.leases = host.leases.saturating_sub(1);
         }
+        if let Some(origin) = self.origins.get_mut(&lease.registry) {
+            origin.leases = origin.leases.saturating_sub(1);
+        }
         Some(lease)
     }
 
-    fn revoke(&mut self, host: &HostId, content: Digest) {
+    pub(super) fn revoke(&mut self, host: &HostId, content: Digest) {
         self.actions.push_back(Action::Revoke {
             host: host.clone(),
             content,
         });
     }
 
-    pub(super) fn lease_progress(&mut self, id: &HostId, digest: Digest, chunks: u32, paced: bool) {
+    pub(super) fn lease_progress(
+        &mut self,
+        id: &HostId,
+        digest: Digest,
+        chunks: u32,
+        paced: bool,
+        trouble: Option<Trouble>,
+    ) {
         let now = self.now;
         let Some(content) = self.contents.get_mut(&digest) else {
             if self.hosts.contains_key(id) {
@@ -280,13 +301,13 @@ impl Plan {
                     lease.chunks = chunks.min(most);
                     lease.progress_at = now;
                     lease.chunk_at = now;
+                    let registry = lease.registry.clone();
                     self.moved_at = now;
-                    self.origin.failed_on.clear();
-                    self.origin.failures = 0;
-                    self.origin.retry_at = None;
+                    self.origin_gave(&registry);
                 } else if paced && now.since(lease.chunk_at) < self.config.paced_timeout {
                     lease.progress_at = now;
                 }
+                self.origin_trouble(digest, trouble);
             }
             Some(_) => self.revoke(id, digest),
             None => {
@@ -298,9 +319,20 @@ impl Plan {
                     .contents
                     .get(&digest)
                     .is_some_and(|content| self.is_done(content));
+                let registry = self
+                    .images
+                    .iter()
+                    .find(|image| image.contents.contains(&digest))
+                    .map(|image| image.registry.clone())
+                    .filter(|registry| self.origin_held(now, registry).is_none());
                 // a coordinator that has just started takes over the leases that run
-                if usable && !done && self.leases < self.config.origin_streams {
-                    self.begin(id, digest, chunks);
+                if let Some(registry) = registry
+                    && usable
+                    && !done
+                    && self.leases < self.config.origin_streams
+                {
+                    self.begin(id, digest, chunks, registry);
+                    self.origin_trouble(digest, trouble);
                 } else if self.hosts.contains_key(id) {
                     self.revoke(id, digest);
                 }
@@ -319,9 +351,7 @@ impl Plan {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.host == *id);
-        if held {
-            self.end(digest);
-        }
+        let lease = if held { self.end(digest) } else { None };
         self.moved_at = self.now;
         self.grant_wanted = true;
         let Some(content) = self.contents.get_mut(&digest) else {
@@ -343,17 +373,20 @@ impl Plan {
                     content.tried.clear();
                     content.bad_on.clear();
                     content.bad_times = 0;
-                    self.origin.failed_on.clear();
-                    self.origin.failures = 0;
-                    self.origin.retry_at = None;
+                    if let Some(lease) = lease {
+                        self.origin_gave(&lease.registry);
+                    }
                 }
             }
-            LeaseEnd::OriginFailed if held => {
+            LeaseEnd::OriginFailed => {
+                let Some(lease) = lease else {
+                    return;
+                };
                 content.tried.insert(id.clone());
                 if let Some(host) = self.hosts.get_mut(id) {
                     host.failures = host.failures.saturating_add(1);
                 }
-                self.origin_failed(id);
+                self.origin_failed(&lease.registry, id);
             }
             LeaseEnd::ContentBad if held => {
                 content.tried.insert(id.clone());
@@ -363,26 +396,7 @@ impl Plan {
                 let times = content.bad_times;
                 self.content_bad(digest, witnesses, times);
             }
-            LeaseEnd::OriginFailed | LeaseEnd::ContentBad => {}
-        }
-    }
-
-    /// One host may have trouble of its own; when a second one has it too, or there is no second, it is the registry.
-    fn origin_failed(&mut self, id: &HostId) {
-        self.origin.failed_on.insert(id.clone());
-        let connected = self.hosts.values().filter(|host| host.connected).count();
-        if self.origin.failed_on.len() >= 2 || connected < 2 || self.origin.failures > 0 {
-            let wait = self
-                .config
-                .origin_retry
-                .checked_mul(1 << self.origin.failures.min(16))
-                .unwrap_or(self.config.origin_retry_most)
-                .min(self.config.origin_retry_most);
-            let jitter = self.random(1 + usize::try_from(wait.as_micros() / 4).unwrap_or(0));
-            self.origin.failures = self.origin.failures.saturating_add(1);
-            let jitter = Duration::from_micros(u64::try_from(jitter).unwrap_or(0));
-            self.origin.retry_at = Some(self.now + wait + jitter);
-            self.origin.failed_on.clear();
+            LeaseEnd::ContentBad => {}
         }
     }
 
@@ -436,14 +450,20 @@ impl Plan {
                 idle.then(|| (lease.host.clone(), *digest))
             })
             .collect();
-        for (host, digest) in over {
-            self.end(digest);
-            self.revoke(&host, digest);
+        for (id, digest) in over {
+            let lease = self.end(digest);
+            self.revoke(&id, digest);
             if let Some(content) = self.contents.get_mut(&digest) {
-                content.tried.insert(host.clone());
+                content.tried.insert(id.clone());
             }
-            if let Some(host) = self.hosts.get_mut(&host) {
+            if let Some(host) = self.hosts.get_mut(&id) {
                 host.failures = host.failures.saturating_add(1);
+            }
+            // its holder is there, and waits for the registry
+            if let Some(lease) = lease
+                && lease.trouble.is_some()
+            {
+                self.origin_failed(&lease.registry, &id);
             }
         }
     }
@@ -503,7 +523,10 @@ impl Plan {
         self.moved_at = self.now;
         let mut doubted = BTreeSet::new();
         for image in &self.images {
-            if image.bad.is_none() && !self.candidates(image).is_empty() {
+            if image.bad.is_none()
+                && self.origin_held(self.now, &image.registry).is_none()
+                && !self.candidates(image).is_empty()
+            {
                 doubted.extend(image.contents.iter().copied());
             }
         }

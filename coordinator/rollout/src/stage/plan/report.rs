@@ -12,7 +12,7 @@ impl Plan {
             images: self
                 .images
                 .iter()
-                .map(|image| self.image_status(image))
+                .map(|image| self.image_status(now, image))
                 .collect(),
             leases: self
                 .contents
@@ -33,15 +33,10 @@ impl Plan {
                 .filter(|(_, host)| host.quarantined_until.is_some())
                 .map(|(id, _)| id.clone())
                 .collect(),
-            origin_retry_in: self
-                .origin
-                .retry_at
-                .filter(|at| *at > now)
-                .map(|at| at.since(now)),
         }
     }
 
-    fn image_status(&self, image: &Image) -> ImageStatus {
+    fn image_status(&self, now: Moment, image: &Image) -> ImageStatus {
         let hosts: Vec<HostStatus> = self
             .selected(image)
             .into_iter()
@@ -64,7 +59,8 @@ impl Plan {
                 .filter(|content| self.is_done(content))
                 .count(),
             contents: image.contents.len(),
-            reason: self.image_reason(image, &hosts),
+            origin_retry_in: self.origin_held(now, &image.registry).map(|(left, _)| left),
+            reason: self.image_reason(now, image, &hosts),
             hosts,
         }
     }
@@ -95,7 +91,12 @@ impl Plan {
         })
     }
 
-    fn image_reason(&self, image: &Image, hosts: &[HostStatus]) -> Option<ImageReason> {
+    fn image_reason(
+        &self,
+        now: Moment,
+        image: &Image,
+        hosts: &[HostStatus],
+    ) -> Option<ImageReason> {
         if let Some(bad) = image.bad {
             return Some(ImageReason::ContentBad(bad));
         }
@@ -131,12 +132,16 @@ impl Plan {
             any = true;
             leased |= content.lease.is_some();
         }
-        Some(if !any || leased {
-            ImageReason::Moving
-        } else if self.origin.retry_at.is_some_and(|at| at > self.now) {
-            ImageReason::OriginDown
-        } else {
-            ImageReason::AwaitingTurn
+        if !any {
+            return Some(ImageReason::Moving);
+        }
+        Some(match self.origin_held(now, &image.registry) {
+            Some((_, true)) => ImageReason::OriginThrottled,
+            Some((_, false)) => ImageReason::OriginDown,
+            // one lease tries whether it is back
+            None if self.origin_fails(&image.registry) => ImageReason::OriginDown,
+            None if leased => ImageReason::Moving,
+            None => ImageReason::AwaitingTurn,
         })
     }
 }

@@ -240,6 +240,7 @@ fn a_lease_without_progress_passes_to_another_host() {
         content,
         chunks,
         paced,
+        trouble: None,
     };
     feed(&mut plan, 8_000, progress(5, false));
     assert_eq!(feed(&mut plan, 17_900, Event::Tick), []);
@@ -265,6 +266,7 @@ fn a_content_that_is_fetched_twice_keeps_its_lease_and_no_more() {
             content,
             chunks: step,
             paced: false,
+            trouble: None,
         };
         let now = 2_000 + u64::from(step) * 1_000;
         for event in [progress, Event::Tick] {
@@ -293,6 +295,7 @@ fn pacing_keeps_a_lease_but_not_for_ever() {
             content,
             chunks: 0,
             paced: true,
+            trouble: None,
         };
         if !grants(&feed(&mut plan, second * 1_000, paced)).is_empty() {
             lost_at = Some(second);
@@ -334,12 +337,219 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
         content,
         chunks: 3,
         paced: false,
+        trouble: None,
     };
-    feed(&mut plan, now + 10, progress);
     assert_eq!(
-        grants(&feed(&mut plan, now + 600, Event::Tick)).len(),
+        grants(&feed(&mut plan, now + 10, progress)).len(),
         3,
         "it is back: all streams again"
+    );
+}
+
+fn running(host: &HostId, content: Digest, chunks: u32, trouble: Option<Trouble>) -> Event {
+    Event::LeaseProgress {
+        host: host.clone(),
+        content,
+        chunks,
+        paced: false,
+        trouble,
+    }
+}
+
+fn revokes(actions: &[Action]) -> usize {
+    actions
+        .iter()
+        .filter(|action| matches!(action, Action::Revoke { .. }))
+        .count()
+}
+
+#[test]
+fn what_a_registry_asks_for_is_kept_by_everybody() {
+    let mut plan = fleet(6);
+    let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+    let wish = Some(Trouble::Throttled(Duration::from_secs(60)));
+    let actions = feed(&mut plan, 3_000, running(&open[0].0, open[0].1, 0, wish));
+    assert_eq!(revokes(&actions), 1, "its holder stops asking: {actions:?}");
+    for second in 4..63 {
+        // streams that are open already go on, and prove nothing about new ones
+        for (host, content) in &open[1..] {
+            let going = running(host, *content, second, None);
+            assert_eq!(feed(&mut plan, u64::from(second) * 1_000, going), []);
+        }
+    }
+    let status = &plan.status(at(62_900)).images[0];
+    assert_eq!(status.reason, Some(ImageReason::OriginThrottled));
+    assert_eq!(status.origin_retry_in, Some(Duration::from_millis(100)));
+    let (host, content) = &open[1];
+    let going = feed(&mut plan, 63_100, running(host, *content, 70, None));
+    assert_eq!(grants(&going).len(), 1, "all streams again");
+    assert_eq!(
+        plan.status(at(63_700)).images[0].reason,
+        Some(ImageReason::Moving)
+    );
+}
+
+#[test]
+fn after_its_wish_one_lease_asks_first() {
+    let mut plan = fleet(6);
+    let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+    let wish = |seconds| Some(Trouble::Throttled(Duration::from_secs(seconds)));
+    for (host, content) in &open {
+        feed(&mut plan, 3_000, running(host, *content, 0, wish(60)));
+    }
+    let mut asked = Vec::new();
+    for millis in (3_000..200_000).step_by(500) {
+        for (host, content) in grants(&feed(&mut plan, millis, Event::Tick)) {
+            asked.push(millis);
+            let report = running(&host, content, 0, wish(30));
+            assert_eq!(revokes(&feed(&mut plan, millis + 100, report)), 1);
+            // a report that crossed the revocation doesn't bring the lease back
+            let late = running(&host, content, 0, wish(30));
+            assert_eq!(revokes(&feed(&mut plan, millis + 200, late)), 1);
+        }
+    }
+    assert!(asked[0] >= 63_000, "{asked:?}");
+    assert!(
+        asked.windows(2).all(|pair| pair[1] - pair[0] >= 30_000),
+        "{asked:?}"
+    );
+    assert!((4..=5).contains(&asked.len()), "{asked:?}");
+    // no wish holds it for ever, whoever says so
+    let (host, content) = (0..)
+        .find_map(|step| grants(&feed(&mut plan, 200_000 + step * 500, Event::Tick)).pop())
+        .unwrap();
+    let endless = Some(Trouble::Throttled(Duration::MAX));
+    let now = plan.now;
+    feed(
+        &mut plan,
+        now.0 / 1_000,
+        running(&host, content, 0, endless),
+    );
+    assert_eq!(
+        plan.status(now).images[0].origin_retry_in,
+        Some(Config::default().origin_wish_most)
+    );
+}
+
+#[test]
+fn a_registry_that_goes_on_failing_two_hosts_is_left_alone() {
+    let mut plan = fleet(6);
+    let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+    let failing = Some(Trouble::Failing);
+    let fail = |plan: &mut Plan, millis, which: &[(HostId, Digest)]| {
+        let mut actions = Vec::new();
+        for (host, content) in which {
+            actions.extend(feed(plan, millis, running(host, *content, 0, failing)));
+        }
+        actions
+    };
+    assert_eq!(revokes(&fail(&mut plan, 3_000, &open)), 0);
+    assert_eq!(
+        revokes(&fail(&mut plan, 5_900, &open)),
+        0,
+        "connections break and are made again"
+    );
+    assert_eq!(revokes(&fail(&mut plan, 6_100, &open[..1])), 4);
+    let status = &plan.status(at(6_200)).images[0];
+    assert_eq!(status.reason, Some(ImageReason::OriginDown));
+    assert!(status.origin_retry_in > Some(Duration::from_millis(800)));
+    // each try fails, for ten minutes
+    let mut tries = 0;
+    for millis in (6_500..606_000).step_by(500) {
+        for (host, content) in grants(&feed(&mut plan, millis, Event::Tick)) {
+            tries += 1;
+            let report = running(&host, content, 0, failing);
+            assert_eq!(revokes(&feed(&mut plan, millis + 100, report)), 1);
+            assert_eq!(
+                plan.status(at(millis + 200)).images[0].reason,
+                Some(ImageReason::OriginDown)
+            );
+        }
+    }
+    assert!((10..=16).contains(&tries), "{tries}");
+    // it is back: full streams with the first chunk
+    let (now, (host, content)) = (0..)
+        .find_map(|step| {
+            let now = 606_000 + step * 500;
+            Some((now, grants(&feed(&mut plan, now, Event::Tick)).pop()?))
+        })
+        .unwrap();
+    let back = feed(&mut plan, now + 100, running(&host, content, 1, None));
+    assert_eq!(grants(&back).len(), 3);
+}
+
+#[test]
+fn one_hosts_trouble_passes_its_lease_on_and_holds_up_nobody() {
+    for trouble in [Trouble::Failing, Trouble::Silent] {
+        let mut plan = fleet(6);
+        let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+        let mut passed = Vec::new();
+        for second in 3..14 {
+            for (at, (host, content)) in (0..).zip(&open) {
+                let report = match at {
+                    0 => running(host, *content, 0, Some(trouble)),
+                    _ => running(host, *content, second, None),
+                };
+                let actions = feed(&mut plan, u64::from(second) * 1_000, report);
+                passed.extend(grants(&actions).into_iter().map(|to| (second, to)));
+            }
+        }
+        let [(second, (to, content))] = &passed[..] else {
+            panic!("{passed:?}");
+        };
+        assert!((12..=13).contains(second));
+        assert_eq!(*content, open[0].1);
+        assert_ne!(*to, open[0].0);
+    }
+}
+
+#[test]
+fn a_registry_that_is_silent_to_one_host_after_another_is_left_alone() {
+    let mut plan = fleet(4);
+    let mut held = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)));
+    let mut granted = Vec::new();
+    for millis in (2_500..120_000).step_by(500) {
+        let (host, content) = held[0].clone();
+        let silent = running(&host, content, 0, Some(Trouble::Silent));
+        if let Some(next) = grants(&feed(&mut plan, millis, silent)).pop() {
+            granted.push(millis);
+            held = vec![next];
+        }
+    }
+    assert!(granted.len() <= 8, "{granted:?}");
+}
+
+#[test]
+fn one_registrys_trouble_doesnt_hold_up_another() {
+    let mut plan = fleet(6);
+    let (host, content) =
+        grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+    let wish = Some(Trouble::Throttled(Duration::from_secs(600)));
+    feed(&mut plan, 3_000, running(&host, content, 0, wish));
+    let Event::Wanted {
+        image,
+        contents,
+        hosts,
+        ..
+    } = wanted(1, [1, 2], Selection::All)
+    else {
+        panic!("an order");
+    };
+    let other = Event::Wanted {
+        image,
+        references: vec!["other.example/image:1".into()],
+        contents,
+        hosts,
+        held: Vec::new(),
+    };
+    let open = grants(&want(&mut plan, 4_000, other));
+    let contents: Vec<Digest> = open.iter().map(|(_, content)| *content).collect();
+    assert_eq!(contents, [digest(1), digest(2)]);
+    // and it is remembered while nothing is wanted from there
+    feed(&mut plan, 5_000, Event::Cancelled(self::image(0)));
+    assert_eq!(
+        grants(&want(&mut plan, 6_000, wanted(0, [0], Selection::All))),
+        []
     );
 }
 
@@ -743,6 +953,7 @@ fn a_coordinator_that_was_restarted_takes_running_leases_over() {
             content: digest(2),
             chunks: 40,
             paced: false,
+            trouble: None,
         },
     );
     let leases = plan.status(at(20)).leases;
@@ -837,6 +1048,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(LeaseEnd::ContentBad),
         1 => Just(LeaseEnd::Released),
     ];
+    let trouble = prop_oneof![
+        4 => Just(None),
+        2 => Just(Some(Trouble::Failing)),
+        1 => Just(Some(Trouble::Silent)),
+        1 => any::<u64>().prop_map(|millis| Some(Trouble::Throttled(Duration::from_millis(millis)))),
+    ];
     prop_oneof![
         3 => (any_host(), 0u32..3).prop_map(|(host, zone)| Event::HostKnown { host, zone: format!("{zone}") }),
         1 => any_host().prop_map(Event::HostForgotten),
@@ -846,7 +1063,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|(number, from, hosts, held)| with_held(wanted(number, from..from + 3, hosts), &held)),
         1 => any_image().prop_map(Event::Cancelled),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
-        4 => (any_host(), any_content(), any::<u32>(), any::<bool>()).prop_map(|(host, content, chunks, paced)| Event::LeaseProgress { host, content, chunks, paced }),
+        4 => (any_host(), any_content(), any::<u32>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, paced, trouble)| Event::LeaseProgress { host, content, chunks, paced, trouble }),
         4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
         2 => (any_host(), any_host(), any_host(), prop::option::of(any_content())).prop_map(|(by, host, maker, content)| Event::Blamed { by, host, maker, content }),
         1 => (any_host(), any_content(), any::<u32>()).prop_map(|(host, content, from)| Event::Retracted { host, content, from }),

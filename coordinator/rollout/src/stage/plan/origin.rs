@@ -1,0 +1,217 @@
+//! Registries: whether they can be asked, and when again.
+//!
+//! A host may have trouble of its own, so its word alone holds up nothing but its lease. When a second host has it too, or
+//! there is no second, it is the registry, and everybody leaves it alone for a while that grows; then one lease tries
+//! first. What a registry itself asked for (`Retry-After`) is believed at once, whoever was told: most registries count
+//! requests by account or by the address that a whole fleet shares, and the next host that asks makes it longer. Where
+//! they count by host, that costs the wait.
+
+use super::*;
+
+/// What is known of one registry.
+#[derive(Debug, Default)]
+pub(super) struct Origin {
+    /// Leases on it that run.
+    pub(super) leases: usize,
+    /// Hosts that it failed since it last gave something.
+    failed_on: BTreeSet<HostId>,
+    /// Times that it was left alone since it last gave something.
+    failures: u32,
+    /// Left alone until then, by our own pause.
+    retry_at: Option<Moment>,
+    /// Left alone until then, as it asked for.
+    asked_until: Option<Moment>,
+}
+
+impl Origin {
+    fn held_until(&self, now: Moment) -> Option<Moment> {
+        self.retry_at.max(self.asked_until).filter(|at| *at > now)
+    }
+}
+
+/// The registry's part of an image's first reference, under which hosts ask for it. Of what has no reference (blobs of
+/// mirrors) the registry isn't known here: each stands for itself, so that one registry's trouble doesn't hold up others.
+pub(super) fn registry(image: Digest, references: &[String]) -> String {
+    references
+        .first()
+        .and_then(|reference| reference.split_once('/'))
+        .map_or_else(|| image.to_string(), |(registry, _)| registry.to_string())
+}
+
+impl Plan {
+    /// How long a registry is left alone, and whether it asked for that.
+    pub(super) fn origin_held(&self, now: Moment, registry: &str) -> Option<(Duration, bool)> {
+        let origin = self.origins.get(registry)?;
+        let until = origin.held_until(now)?;
+        Some((until.since(now), origin.asked_until == Some(until)))
+    }
+
+    /// Whether it has given nothing since it was left alone.
+    pub(super) fn origin_fails(&self, registry: &str) -> bool {
+        self.origins
+            .get(registry)
+            .is_some_and(|origin| origin.failures > 0)
+    }
+
+    /// Leases that a registry may be asked for now, beside those that run: after a failure one tries first.
+    pub(super) fn origin_room(&self, registry: &str) -> usize {
+        match self.origins.get(registry) {
+            Some(origin) if origin.held_until(self.now).is_some() => 0,
+            Some(origin) if origin.failures > 0 => usize::from(origin.leases == 0),
+            _ => usize::MAX,
+        }
+    }
+
+    /// It gave something: what it failed before is forgotten.
+    pub(super) fn origin_gave(&mut self, registry: &str) {
+        let now = self.now;
+        let Some(origin) = self.origins.get_mut(registry) else {
+            return;
+        };
+        // a stream that still runs says nothing about new requests, which it asked not to get
+        if origin.asked_until.is_some_and(|until| until > now) {
+            return;
+        }
+        self.grant_wanted |= origin.failures > 0;
+        origin.failed_on.clear();
+        origin.failures = 0;
+        origin.retry_at = None;
+    }
+
+    /// It failed a host, lastingly.
+    pub(super) fn origin_failed(&mut self, registry: &str, id: &HostId) {
+        let connected = self.hosts.values().filter(|host| host.connected).count();
+        let Some(origin) = self.origins.get_mut(registry) else {
+            return;
+        };
+        origin.failed_on.insert(id.clone());
+        if origin.failed_on.len() >= 2 || connected < 2 || origin.failures > 0 {
+            self.leave_alone(registry, None);
+        }
+    }
+
+    /// What a holder says about its registry.
+    pub(super) fn origin_trouble(&mut self, digest: Digest, trouble: Option<Trouble>) {
+        let now = self.now;
+        let Some(lease) = self
+            .contents
+            .get_mut(&digest)
+            .and_then(|content| content.lease.as_mut())
+        else {
+            return;
+        };
+        lease.trouble = trouble.map(|trouble| {
+            let since = lease
+                .trouble
+                .filter(|(_, before)| trouble.is_silence() == before.is_silence())
+                .map_or(now, |(since, _)| since);
+            (since, trouble)
+        });
+        let registry = lease.registry.clone();
+        match trouble {
+            Some(Trouble::Throttled(wish)) => self.leave_alone(&registry, Some(wish)),
+            Some(_) if self.origin_held(now, &registry).is_some() => {
+                self.leave_alone(&registry, None)
+            }
+            Some(Trouble::Failing) => self.judge_origin(&registry),
+            Some(Trouble::Silent) | None => {}
+        }
+    }
+
+    /// Looks at all registries that fail somebody.
+    pub(super) fn judge_origins(&mut self) {
+        let troubled: BTreeSet<String> = self
+            .contents
+            .values()
+            .filter_map(|content| content.lease.as_ref())
+            .filter(|lease| lease.trouble.is_some())
+            .map(|lease| lease.registry.clone())
+            .collect();
+        for registry in troubled {
+            self.judge_origin(&registry);
+        }
+    }
+
+    /// A connection that breaks is made again within a second or two; what lasts longer counts. Where somebody has found
+    /// out before, it counts at once.
+    fn judge_origin(&mut self, registry: &str) {
+        let Some(origin) = self.origins.get(registry) else {
+            return;
+        };
+        let known = origin.failures > 0 || !origin.failed_on.is_empty();
+        let failed: Vec<HostId> = self
+            .contents
+            .values()
+            .filter_map(|content| content.lease.as_ref())
+            .filter(|lease| {
+                lease.registry == registry
+                    && lease.trouble.is_some_and(|(since, trouble)| {
+                        trouble == Trouble::Failing
+                            && (known || self.now.since(since) >= self.config.trouble_after)
+                    })
+            })
+            .map(|lease| lease.host.clone())
+            .collect();
+        for host in failed {
+            self.origin_failed(registry, &host);
+        }
+    }
+
+    /// Nobody asks it for a while: a growing one, or as long as it wishes. Leases that it fails end, so that no holder
+    /// goes on trying.
+    fn leave_alone(&mut self, registry: &str, wish: Option<Duration>) {
+        let now = self.now;
+        let failures = match self.origins.get(registry) {
+            Some(origin) if origin.held_until(now).is_some() => None,
+            Some(origin) => Some(origin.failures),
+            None => return,
+        };
+        let pause = failures.map(|failures| {
+            let wait = self
+                .config
+                .origin_retry
+                .checked_mul(1 << failures.min(16))
+                .unwrap_or(self.config.origin_retry_most)
+                .min(self.config.origin_retry_most);
+            let jitter = self.random(1 + usize::try_from(wait.as_micros() / 4).unwrap_or(0));
+            wait + Duration::from_micros(u64::try_from(jitter).unwrap_or(0))
+        });
+        if let Some(origin) = self.origins.get_mut(registry) {
+            if let Some(pause) = pause {
+                origin.failures = origin.failures.saturating_add(1);
+                origin.retry_at = Some(now + pause);
+            }
+            if let Some(wish) = wish {
+                let until = now + wish.min(self.config.origin_wish_most);
+                origin.asked_until = origin.asked_until.max(Some(until));
+            }
+            origin.failed_on.clear();
+        }
+        let troubled: Vec<(HostId, Digest)> = self
+            .contents
+            .iter()
+            .filter_map(|(digest, content)| Some((digest, content.lease.as_ref()?)))
+            .filter(|(_, lease)| lease.registry == registry && lease.trouble.is_some())
+            .map(|(digest, lease)| (lease.host.clone(), *digest))
+            .collect();
+        for (host, digest) in troubled {
+            self.end(digest);
+            self.revoke(&host, digest);
+        }
+    }
+
+    /// Forgets registries that no image is from, once nothing is to be remembered of them.
+    pub(super) fn forget_origins(&mut self) {
+        let now = self.now;
+        let used: BTreeSet<&str> = self
+            .images
+            .iter()
+            .map(|image| image.registry.as_str())
+            .collect();
+        self.origins.retain(|registry, origin| {
+            origin.leases > 0
+                || origin.held_until(now).is_some()
+                || used.contains(registry.as_str())
+        });
+    }
+}

@@ -1,0 +1,161 @@
+//! The registry's bad days: what it refuses, what it asks for, and how agents take that.
+
+use super::*;
+use stage::event::{LeaseEnd, Trouble};
+use swarm::event::OriginEnd;
+
+/// Pauses of an agent between attempts, first and longest.
+const RETRY: (Nanos, Nanos) = (500_000_000, 10_000_000_000);
+/// An agent that got nothing for so long gives a fetch up.
+const GIVE_UP_AFTER: Nanos = 60_000_000_000;
+/// Requests that are on their way when the first is told to stay away, and reports of it.
+const WORD_SPREADS: Nanos = 1_000_000_000;
+
+/// Whether it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Registry {
+    #[default]
+    Up,
+    Down,
+    /// New requests are refused until then, with a `Retry-After`; the first was refused at `told_at`.
+    Throttles {
+        until: Nanos,
+        told_at: Option<Nanos>,
+    },
+}
+
+/// What the registry did to a fetch since it last gave it something.
+#[derive(Debug)]
+pub(super) struct Refused {
+    since: Nanos,
+    tries: u32,
+    again_at: Nanos,
+    wish_until: Option<Nanos>,
+}
+
+impl Refused {
+    /// Whether its next attempt is still to come.
+    pub(super) const fn waits(&self, now: Nanos) -> bool {
+        self.again_at > now
+    }
+
+    /// As it is reported.
+    pub(super) fn trouble(&self, now: Nanos) -> Trouble {
+        let left = self.wish_until.map(|until| until.saturating_sub(now));
+        match left.filter(|left| *left > 0) {
+            Some(left) => Trouble::Throttled(core::time::Duration::from_nanos(left)),
+            None => Trouble::Failing,
+        }
+    }
+}
+
+impl World {
+    /// A fetch asks for its blob. Whether it is answered; else it tries again later.
+    pub(super) fn asks_registry(&mut self, host: u32, content: u32) -> bool {
+        let now = self.now;
+        if let Registry::Throttles { until, .. } = self.registry
+            && until <= now
+        {
+            self.registry = Registry::Up;
+        }
+        let wish_until = match &mut self.registry {
+            Registry::Up => return true,
+            Registry::Down => None,
+            Registry::Throttles { until, told_at } => {
+                let first = *told_at.get_or_insert(now);
+                if now > first + WORD_SPREADS {
+                    self.checks
+                        .note("asked a registry that wants to be left alone");
+                }
+                Some(*until)
+            }
+        };
+        self.refused += 1;
+        let jitter = self.random(1_000) as u64;
+        let life = self.node(host).life;
+        let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) else {
+            return false;
+        };
+        let refused = fetching.refused.get_or_insert(Refused {
+            since: now,
+            tries: 0,
+            again_at: 0,
+            wish_until: None,
+        });
+        let whole = (RETRY.0 << refused.tries.min(16)).min(RETRY.1);
+        let pause = whole / 2 + whole / 2_000 * jitter;
+        refused.tries += 1;
+        refused.wish_until = wish_until;
+        refused.again_at = wish_until.unwrap_or(0).max(now + pause);
+        let (again_at, trouble) = (refused.again_at, refused.trouble(now));
+        self.at(
+            again_at,
+            Due::AskAgain {
+                host,
+                life,
+                content,
+            },
+        );
+        // an agent says so at once
+        if let Some(chunks) = self.node(host).leases.get(&content).copied() {
+            self.tell_plan_from(host, |world| stage::Event::LeaseProgress {
+                host: world.node(host).id.clone(),
+                content: world.specs[content as usize].digest,
+                chunks,
+                paced: false,
+                trouble: Some(trouble),
+            });
+        }
+        false
+    }
+
+    /// The pause of a refused fetch is over, if it still runs.
+    pub(super) fn ask_again(&mut self, host: u32, life: u32, content: u32) {
+        let now = self.now;
+        let node = self.node_mut(host);
+        if node.life != life || !node.alive {
+            return;
+        }
+        let Some(refused) = node
+            .fetches
+            .get(&content)
+            .and_then(|fetching| fetching.refused.as_ref())
+            .filter(|refused| refused.again_at <= now)
+        else {
+            return;
+        };
+        if now < refused.since + GIVE_UP_AFTER || refused.wish_until.is_some() {
+            self.pump_origin(host, content);
+            return;
+        }
+        node.fetches.remove(&content);
+        node.leases.remove(&content);
+        self.feed(
+            host,
+            swarm::Event::OriginEnded {
+                id: ContentId(content),
+                end: OriginEnd::Failed,
+            },
+        );
+        self.tell_lease_ended(host, content, LeaseEnd::OriginFailed);
+    }
+
+    /// Every stream breaks off.
+    pub(super) fn break_fetches(&mut self) {
+        for host in 0..self.nodes.len() {
+            let host = index(host);
+            let contents: Vec<u32> = self.node(host).fetches.keys().copied().collect();
+            for content in contents {
+                self.abort_origin(host, content);
+                if let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) {
+                    // what was under way is fetched again, if the registry comes back in time
+                    fetching.next = 0;
+                    fetching.under_way = 0;
+                    fetching.open = false;
+                    fetching.false_from = None;
+                }
+                self.pump_origin(host, content);
+            }
+        }
+    }
+}
