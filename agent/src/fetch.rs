@@ -19,10 +19,10 @@ use origin::{
 };
 use proto::{
     ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Source, State, image::ContentKind,
-    message::LeaseEnd, message::PullToken,
+    message::PullToken,
 };
 use sha2::Digest as _;
-use swarm::event::{ContentId, OriginEnd};
+use swarm::event::ContentId;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
@@ -206,18 +206,12 @@ pub(crate) struct Job {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FetchEnd {
     Done,
+    /// The registry is given up.
     Failed(String),
+    /// The registry's bytes are false.
     Bad(String),
-}
-
-impl FetchEnd {
-    pub(crate) fn parts(self) -> (OriginEnd, LeaseEnd, Option<String>) {
-        match self {
-            Self::Done => (OriginEnd::Done, LeaseEnd::Done, None),
-            Self::Failed(message) => (OriginEnd::Failed, LeaseEnd::OriginFailed, Some(message)),
-            Self::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message)),
-        }
-    }
+    /// This host couldn't store them: nothing is said about the registry.
+    Disk(String),
 }
 
 /// Why an attempt ended before the content was whole.
@@ -266,7 +260,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         }
         match broke {
             Broke::Gone => return FetchEnd::Failed("the agent stops".into()),
-            Broke::Disk(error) => return FetchEnd::Failed(error),
+            Broke::Disk(error) => return FetchEnd::Disk(error),
             // peers may have misled us about what is held or where to resume: clear them before blaming the registry
             Broke::False(error) if !from_start => {
                 debug!(content = %job.content, error, "starting again from the blob's beginning");

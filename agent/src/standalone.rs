@@ -218,7 +218,9 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
             },
             Some(ended) = fetches.join_next() => match ended? {
                 FetchEnd::Done => {}
-                FetchEnd::Failed(message) | FetchEnd::Bad(message) => bail!("staging {image}: {message}"),
+                FetchEnd::Failed(message) | FetchEnd::Bad(message) | FetchEnd::Disk(message) => {
+                    bail!("staging {image}: {message}")
+                }
             },
         }
     }

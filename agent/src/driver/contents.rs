@@ -7,10 +7,16 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, chain::Verdict, chunks::ParseRunsError,
-    image::ContentKind, message::BlameKind,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostKey,
+    chain::Verdict,
+    chunks::ParseRunsError,
+    image::ContentKind,
+    message::{BlameKind, LeaseEnd},
 };
-use swarm::{Event, event::ContentId};
+use swarm::{
+    Event,
+    event::{ContentId, OriginEnd},
+};
 use tracing::{error, info, warn};
 
 use super::{
@@ -246,21 +252,20 @@ impl Contents {
     }
 
     /// Takes an image away from its contents; those that no other image has are removed and returned.
-    pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<ContentId> {
+    pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<(ContentId, Digest)> {
         let mut gone = Vec::new();
         for content in self.contents.values_mut() {
             if let Some(at) = content.images.iter().position(|other| other == image) {
                 content.images.remove(at);
                 content.shelves.remove(at);
                 if content.images.is_empty() {
-                    gone.push(content.id);
+                    gone.push((content.id, content.digest));
                 }
             }
         }
-        for id in &gone {
-            if let Some(content) = self.contents.remove(id) {
-                self.ids.remove(&content.digest);
-            }
+        for (id, digest) in &gone {
+            self.contents.remove(id);
+            self.ids.remove(digest);
         }
         gone
     }
@@ -791,11 +796,17 @@ impl Driver {
                 // the second time brought the same: nothing that we made was false
                 FetchEnd::Done => content.doubted = false,
                 FetchEnd::Bad(_) => content.doubted = true,
-                FetchEnd::Failed(_) => {}
+                FetchEnd::Failed(_) | FetchEnd::Disk(_) => {}
             }
         }
         self.retract_doubted(id);
-        let (swarm_end, lease_end, message) = end.parts();
+        let (swarm_end, lease_end, message) = match end {
+            FetchEnd::Done => (OriginEnd::Done, LeaseEnd::Done, None),
+            FetchEnd::Failed(message) => (OriginEnd::Failed, LeaseEnd::OriginFailed, Some(message)),
+            FetchEnd::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message)),
+            // our own trouble: the lease passes on without a word about the registry
+            FetchEnd::Disk(message) => return self.storage_failed(&message),
+        };
         if let Some(content) = self.contents.find(id)
             && let Some(message) = &message
         {
@@ -839,10 +850,10 @@ impl Driver {
     }
 }
 
-const fn swarm_end_name(end: swarm::event::OriginEnd) -> &'static str {
+const fn swarm_end_name(end: OriginEnd) -> &'static str {
     match end {
-        swarm::event::OriginEnd::Done => "done",
-        swarm::event::OriginEnd::Failed => ORIGIN_FAILED,
-        swarm::event::OriginEnd::Bad => "content_bad",
+        OriginEnd::Done => "done",
+        OriginEnd::Failed => ORIGIN_FAILED,
+        OriginEnd::Bad => "content_bad",
     }
 }

@@ -507,11 +507,13 @@ impl Driver {
 
     /// Takes the image's contents out of the swarm; what is on disk stays.
     fn withdraw(&mut self, digest: Digest) {
-        for id in self.contents.remove_image(&digest) {
+        for (id, content) in self.contents.remove_image(&digest) {
             if let Some(fetch) = self.fetches.remove(&id) {
                 fetch.abort.abort();
             }
-            self.leases.remove(&id);
+            // told with the image's new state, in the next report: who gives a lease back while it stages is thought to
+            // hold the content
+            self.give_lease_up(id, content);
             self.tell(Event::Dropped(id));
         }
         if let Some(image) = self.images.get_mut(&digest) {

@@ -299,22 +299,34 @@ impl Driver {
 
     /// Ends a lease and says so at once.
     pub(super) fn end_lease(&mut self, id: ContentId, end: LeaseEnd, message: String) {
+        if !self.leases.contains_key(&id) {
+            return;
+        }
+        if let Some(digest) = self.contents.find(id).map(|content| content.digest) {
+            self.close_lease(id, digest, end, message);
+        }
+        self.report(false);
+    }
+
+    /// Ends the lease of a content that isn't staged here any more, which the next report says.
+    pub(super) fn give_lease_up(&mut self, id: ContentId, content: Digest) {
+        self.close_lease(id, content, LeaseEnd::Released, String::new());
+    }
+
+    fn close_lease(&mut self, id: ContentId, content: Digest, end: LeaseEnd, message: String) {
         let Some(lease) = self.leases.remove(&id) else {
             return;
         };
         self.metrics
             .leases
             .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
-        if let Some(content) = self.contents.find(id) {
-            self.ended_leases.push(LeaseState {
-                content: content.digest.as_bytes().to_vec(),
-                chunks: lease.chunks,
-                end: end.into(),
-                message,
-                ..LeaseState::default()
-            });
-        }
-        self.report(false);
+        self.ended_leases.push(LeaseState {
+            content: content.as_bytes().to_vec(),
+            chunks: lease.chunks,
+            end: end.into(),
+            message,
+            ..LeaseState::default()
+        });
     }
 
     pub(super) fn release_lease(&mut self, id: ContentId) {
