@@ -212,6 +212,8 @@ pub(crate) enum FetchEnd {
     Bad(String),
     /// This host couldn't store them: nothing is said about the registry.
     Disk(String),
+    /// Nobody wants it here any more: the image is gone from this host, or the agent stops.
+    Unwanted,
 }
 
 /// Why an attempt ended before the content was whole.
@@ -221,8 +223,8 @@ enum Broke {
     /// The bytes don't decode, or don't end in the digest.
     False(String),
     Disk(String),
-    /// The driver is gone.
-    Gone,
+    /// The image or the driver is gone.
+    Unwanted,
 }
 
 impl From<OriginError> for Broke {
@@ -259,7 +261,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
             backoff.succeeded();
         }
         match broke {
-            Broke::Gone => return FetchEnd::Failed("the agent stops".into()),
+            Broke::Unwanted => return FetchEnd::Unwanted,
             Broke::Disk(error) => return FetchEnd::Disk(error),
             // peers may have misled us about what is held or where to resume: clear them before blaming the registry
             Broke::False(error) if !from_start => {
@@ -267,7 +269,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 from_start = true;
                 job.doubted = true;
                 if job.tell(Input::FetchDoubted { id: job.id }).await.is_err() {
-                    return FetchEnd::Failed("the agent stops".into());
+                    return FetchEnd::Unwanted;
                 }
             }
             Broke::False(error) => return FetchEnd::Bad(error),
@@ -287,7 +289,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                     wait,
                 };
                 if job.tell(trouble).await.is_err() {
-                    return FetchEnd::Failed("the agent stops".into());
+                    return FetchEnd::Unwanted;
                 }
                 sleep(wait).await;
                 // while it wants to be left alone, it doesn't fail
@@ -307,7 +309,7 @@ impl Job {
     }
 
     async fn tell(&self, input: Input) -> Result<(), Broke> {
-        self.inbox.send(input).await.map_err(|_| Broke::Gone)
+        self.inbox.send(input).await.map_err(|_| Broke::Unwanted)
     }
 
     fn blob(&self) -> (Digest, u64) {
@@ -552,7 +554,7 @@ impl Assembly {
         let chunk = ChunkIndex(self.next);
         // paused here while what was fetched is being spread
         if job.until.wait_for(|until| *until > chunk.0).await.is_err() {
-            return Err(Broke::Gone);
+            return Err(Broke::Unwanted);
         }
         let offset = job.geometry.offset(chunk);
         // the block that the chunk's first byte lies in: the last one that starts at or before it
@@ -594,7 +596,7 @@ impl Assembly {
             );
             Ok::<_, Broke>((link.after, conflict, false_links))
         });
-        let (after, conflict, false_links) = stored.await.map_err(|_| Broke::Gone)??;
+        let (after, conflict, false_links) = stored.await.map_err(|_| Broke::Unwanted)??;
         if let Some(lost) = false_links {
             job.doubted = false;
             job.tell(Input::Retracted {
@@ -679,6 +681,7 @@ fn store(
         match shelf.write(content, chunk, bytes, link, source, me) {
             Ok(_) => {}
             Err(WriteError::Rejected(error)) => return Err(Broke::False(error.to_string())),
+            Err(WriteError::Gone | WriteError::UnknownContent(_)) => return Err(Broke::Unwanted),
             Err(error) => return Err(Broke::Disk(error.to_string())),
         }
     }

@@ -1,7 +1,7 @@
 //! The commands that need no coordinator: `status`, `verify`, and `stage` straight from the registry.
 
 use std::{
-    io::Write as _,
+    io::{self, Write as _},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,6 +17,7 @@ use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
     task::JoinSet,
+    time::sleep,
 };
 use tracing::{info, warn};
 
@@ -29,12 +30,15 @@ use crate::{
     metrics::Metrics,
     program,
     shelf::Shelf,
-    store::VerifyError,
+    store::{Stage, Store, VerifyError},
     transfer::Cache,
 };
 
 /// Layers fetched at once, as tart does.
 const STREAMS: usize = 4;
+
+/// Verified chunks are journaled this often: what a kill may cost, as under the agent.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
 /// The most bytes of a status answer: some hundred images.
 const MAX_STATUS_BYTES: usize = 4 << 20;
@@ -102,7 +106,7 @@ async fn ask(config: &Config) -> anyhow::Result<Snapshot> {
 #[expect(clippy::print_stdout, reason = "stdout is the answer")]
 fn print(text: &str) -> anyhow::Result<bool> {
     println!("{text}");
-    std::io::stdout().flush().context("writing to stdout")?;
+    io::stdout().flush().context("writing to stdout")?;
     Ok(true)
 }
 
@@ -162,6 +166,40 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
         store.begin(&layout, &manifest, &references)
     })
     .await??;
+    let fetched = fetch_all(&origin, &store, &stage, image).await;
+    // whatever came is kept, also of a fetch that failed
+    let flushing = store.clone();
+    tokio::task::spawn_blocking(move || flushing.flush()).await??;
+    let origin_bytes = fetched?;
+    tokio::task::spawn_blocking(move || stage.install(&references)).await??;
+    if let Some(prefix) = config.golden_prefix.clone() {
+        Goldens::new(config, prefix, Metrics::new().0)
+            .make(image, manifest.digest)
+            .await?;
+    }
+    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if json {
+        let answer = json!({
+            "image": image, "digest": manifest.digest.to_string(), "present": true,
+            "bytes": {"origin": origin_bytes, "peers": 0, "local": local_bytes}, "elapsed_ms": elapsed_ms,
+        });
+        print(&answer.to_string())
+    } else {
+        print(&format!(
+            "{image} is present ({}, {origin_bytes} bytes from the registry, {elapsed_ms} ms)",
+            manifest.digest
+        ))
+    }
+}
+
+/// Fetches what the stage lacks. The bytes that came from the registry.
+async fn fetch_all(
+    origin: &Origin,
+    store: &Arc<Store>,
+    stage: &Arc<Stage>,
+    image: &str,
+) -> anyhow::Result<u64> {
+    let layout = stage.layout();
     let me: HostId = "standalone".parse().context("this host's name")?;
     let (inbox, mut progress) = mpsc::channel(64);
     // nobody else is to be spared: each fetch may go to its end
@@ -174,6 +212,8 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     missing.reverse();
     let mut fetches = JoinSet::new();
     let mut origin_bytes = 0;
+    let mut flusher = JoinSet::new();
+    flusher.spawn(keep_flushed(store.clone()));
     loop {
         while fetches.len() < STREAMS
             && let Some(spec) = missing.pop()
@@ -185,7 +225,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
                 kind: spec.kind,
                 shelves: vec![Shelf::Stage(stage.clone())],
                 reference: image.to_owned(),
-                access: access.clone(),
+                access: Access::default(),
                 me: me.clone(),
                 cache: Arc::new(Cache::default()),
                 until: until.clone(),
@@ -206,7 +246,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
             });
         }
         if fetches.is_empty() {
-            break;
+            return Ok(origin_bytes);
         }
         tokio::select! {
             Some(input) = progress.recv() => match input {
@@ -216,37 +256,26 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
                 }
                 _ => {}
             },
+            Some(error) = flusher.join_next() => return Err(error?).context("journaling what came"),
             Some(ended) = fetches.join_next() => match ended? {
                 FetchEnd::Done => {}
                 FetchEnd::Failed(message) | FetchEnd::Bad(message) | FetchEnd::Disk(message) => {
                     bail!("staging {image}: {message}")
                 }
+                FetchEnd::Unwanted => bail!("staging {image}: it was removed meanwhile"),
             },
         }
     }
-    let install = (store.clone(), stage, references);
-    tokio::task::spawn_blocking(move || {
-        let (store, stage, references) = install;
-        store.flush().map_err(anyhow::Error::from)?;
-        stage.install(&references).map_err(anyhow::Error::from)
-    })
-    .await??;
-    if let Some(prefix) = config.golden_prefix.clone() {
-        Goldens::new(config, prefix, Metrics::new().0)
-            .make(image, manifest.digest)
-            .await?;
-    }
-    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if json {
-        let answer = json!({
-            "image": image, "digest": manifest.digest.to_string(), "present": true,
-            "bytes": {"origin": origin_bytes, "peers": 0, "local": local_bytes}, "elapsed_ms": elapsed_ms,
-        });
-        print(&answer.to_string())
-    } else {
-        print(&format!(
-            "{image} is present ({}, {origin_bytes} bytes from the registry, {elapsed_ms} ms)",
-            manifest.digest
-        ))
+}
+
+/// Journals what came, again and again, until that fails.
+async fn keep_flushed(store: Arc<Store>) -> io::Error {
+    loop {
+        sleep(FLUSH_EVERY).await;
+        let flushing = store.clone();
+        let flushed = tokio::task::spawn_blocking(move || flushing.flush()).await;
+        if let Err(error) = flushed.unwrap_or_else(|died| Err(io::Error::other(died))) {
+            return error;
+        }
     }
 }

@@ -796,7 +796,7 @@ impl Driver {
                 // the second time brought the same: nothing that we made was false
                 FetchEnd::Done => content.doubted = false,
                 FetchEnd::Bad(_) => content.doubted = true,
-                FetchEnd::Failed(_) | FetchEnd::Disk(_) => {}
+                FetchEnd::Failed(_) | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
             }
         }
         self.retract_doubted(id);
@@ -806,6 +806,7 @@ impl Driver {
             FetchEnd::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message)),
             // our own trouble: the lease passes on without a word about the registry
             FetchEnd::Disk(message) => return self.storage_failed(&message),
+            FetchEnd::Unwanted => (OriginEnd::Failed, LeaseEnd::Released, None),
         };
         if let Some(content) = self.contents.find(id)
             && let Some(message) = &message
