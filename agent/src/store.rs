@@ -660,7 +660,6 @@ fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io::Result<Opt
         status,
         directory.to_owned(),
         files,
-        installed.is_none(),
     );
     match opened {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

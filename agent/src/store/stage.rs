@@ -228,7 +228,13 @@ impl Stage {
         let nvram = open(cache::NVRAM, layout.nvram().size)?;
         let journal = Journal::create(&directory.join(JOURNAL), layout.digest())?;
         let path = directory.join(cache::MANIFEST);
-        fs::write(&path, manifest).map_err(|error| io_at("writing", &path, error))?;
+        // synced before the status names the stage: one without its manifest is pruned with all that it holds
+        File::create(&path)
+            .and_then(|mut file| {
+                io::Write::write_all(&mut file, manifest)?;
+                platform::sync_full(&file)
+            })
+            .map_err(|error| io_at("writing", &path, error))?;
         let status = Status {
             disk_inode: disk.metadata()?.ino(),
             ..status
@@ -249,13 +255,19 @@ impl Stage {
         status: Status,
         directory: PathBuf,
         image: &Path,
-        writable: bool,
     ) -> io::Result<Option<Self>> {
         let open = |name: &str| {
-            OpenOptions::new()
-                .read(true)
-                .write(writable)
-                .open(image.join(name))
+            let path = image.join(name);
+            // an installed image is written to as well: what rots on disk is mended in place
+            match OpenOptions::new().read(true).write(true).open(&path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::PermissionDenied && status.installed =>
+                {
+                    tracing::warn!(path = %path.display(), "an installed image may only be read: it is served, but can't be mended");
+                    File::open(&path)
+                }
+                other => other,
+            }
         };
         let (disk, config, nvram) = (
             open(cache::DISK)?,

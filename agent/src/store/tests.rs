@@ -567,6 +567,36 @@ fn a_lie_is_dropped_for_good() {
 }
 
 #[test]
+fn what_rotted_in_an_installed_image_is_mended_after_a_restart() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    drop((stage, store));
+    let store = open(&home);
+    let stage = store.recovered().remove(0).stage;
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    let disk = fs::File::options()
+        .write(true)
+        .open(directory.join(cache::DISK))
+        .unwrap();
+    disk.write_all_at(b"rot", 5).unwrap();
+    let (digest, bytes) = sample
+        .contents
+        .iter()
+        .find(|(_, bytes)| sample.disk.starts_with(bytes))
+        .unwrap();
+    assert!(!stage.scrub(*digest, ChunkIndex(0)).unwrap());
+    let (chunk, link, bytes) = links(bytes).remove(0);
+    stage
+        .write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))
+        .unwrap();
+    store.flush().unwrap();
+    assert_installed(&directory, &sample);
+}
+
+#[test]
 fn a_scrub_drops_what_rotted() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
     let store = open(&home);

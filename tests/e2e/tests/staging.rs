@@ -476,6 +476,88 @@ fn one_tart_home_takes_one_agent_and_a_host_stages_alone() {
 }
 
 #[test]
+fn a_host_that_stages_alone_and_is_killed_goes_on_where_it_was() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let (registry, image, reference) = registry(&runtime, &dir, &spec(24, 8), Some(4 << 20));
+    let mut cluster = cluster(&dir, 1, registry.addr().to_string());
+    cluster.kill_agent(0).unwrap();
+    let settings = cluster.agents()[0].dir.join("agent.toml");
+    let stage = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_demo"));
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(&settings)
+            .args(["stage", &reference, "--json"])
+            .stdin(Stdio::null());
+        command
+    };
+    let mut first = stage().stdout(Stdio::null()).spawn().unwrap();
+    let half = image.blob_bytes() / 2;
+    let reached = wait_until(PATIENCE, || served(&registry) >= half);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(reached, "{} of {half}", served(&registry));
+    registry.limit(None);
+    let second = stage().output().unwrap();
+    assert!(
+        second.status.success(),
+        "{}",
+        String::from_utf8_lossy(&second.stderr)
+    );
+    assert_everywhere(&cluster, &image, &reference);
+    // half came before; lost are half a second of it, and a chunk of each of the four layers that were on their way
+    let again = json(&second)["bytes"]["origin"].as_u64().unwrap();
+    assert!(
+        again * 100 <= image.blob_bytes() * 85,
+        "{again} of {}",
+        image.blob_bytes()
+    );
+}
+
+#[test]
+fn a_host_that_cant_store_blames_its_disk_and_not_the_registry() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let mut spec = spec(16, 4);
+    spec.layers_without_digest = 1;
+    let (registry, image, reference) = registry(&runtime, &dir, &spec, Some(64 << 10));
+    let cluster = cluster(&dir, 2, registry.addr().to_string());
+    let staged = cluster.parbake(&["stage", &reference]).unwrap();
+    assert!(staged.status.success());
+    // a layer without a raw digest is kept as a blob: where there is no directory for it, it can't be stored
+    let stage = image.digest.hex().to_string();
+    let blobs: Vec<PathBuf> = (0..2)
+        .map(|host| cluster.agents()[host].tart_home().join(".parbake"))
+        .map(|root| root.join(&stage).join("blobs"))
+        .collect();
+    for blobs in &blobs {
+        assert!(wait_until(PATIENCE, || std::fs::remove_dir(blobs).is_ok()));
+    }
+    registry.limit(None);
+    let all_say_so = || {
+        let shown = status_of(&cluster, &image);
+        let hosts = shown["hosts"].as_array().cloned().unwrap_or_default();
+        hosts.len() == 2 && hosts.iter().all(|host| host["reason"] == "not_stored")
+    };
+    assert!(
+        wait_until(PATIENCE, all_say_so),
+        "{}",
+        status_of(&cluster, &image)
+    );
+    let reason = status_of(&cluster, &image)["reason"].clone();
+    assert!(reason != "origin_down", "{reason}");
+    for blobs in &blobs {
+        std::fs::create_dir(blobs).unwrap();
+    }
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+    let blamed = |line: &Value| line["fields"]["reason"] == "origin_failed";
+    assert!(!cluster.coordinator_log().iter().any(blamed));
+}
+
+#[test]
 fn removed_images_lose_their_presence() {
     let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
     let (registry, image, reference) = registry(&runtime, &dir, &spec(16, 8), None);
@@ -515,9 +597,12 @@ fn removed_images_lose_their_presence() {
 fn a_bit_that_rots_on_disk_is_found_and_mended_by_a_peer() {
     let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
     let (registry, image, reference) = registry(&runtime, &dir, &spec(8, 8), None);
-    let cluster = cluster(&dir, 2, registry.addr().to_string());
+    let mut cluster = cluster(&dir, 2, registry.addr().to_string());
     let staged = cluster.parbake(&["stage", &reference, "--wait"]).unwrap();
     assert!(staged.status.success());
+    // also after a restart, which finds the image installed
+    cluster.kill_agent(0).unwrap();
+    cluster.start_agent(0).unwrap();
     let sent = served(&registry);
     let disk = disk(&cluster, 0, &reference);
     let file = std::fs::File::options()
