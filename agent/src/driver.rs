@@ -217,7 +217,10 @@ enum Waiting {
 /// A fetch under way.
 #[derive(Debug)]
 struct Fetch {
+    /// The image by whose order it asks the registry; none for a blob of the mirror.
+    image: Option<Digest>,
     until: watch::Sender<u32>,
+    access: watch::Sender<fetch::Access>,
     abort: AbortHandle,
 }
 

@@ -25,7 +25,7 @@ use sha2::Digest as _;
 use swarm::event::ContentId;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -45,6 +45,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// First and longest pause between attempts, where the registry doesn't say how long to wait.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
+/// What the coordinator hands down anew before a token expires is on its way for less than this.
+const NEW_TOKEN_WITHIN: Duration = Duration::from_secs(2);
+
 /// Repositories whose tokens are kept. A host stages a handful of images at one time.
 const REPOSITORIES: usize = 64;
 
@@ -53,8 +56,18 @@ const REPOSITORIES: usize = 64;
 pub(crate) struct Origin {
     config: Arc<OriginConfig>,
     settings: origin::Config,
-    /// By reference and access, oldest first: handles share connections and tokens. Held for look-ups.
-    repositories: Arc<Mutex<Vec<(String, Access, Repository)>>>,
+    /// Oldest first: handles share connections and tokens. Held for look-ups.
+    repositories: Arc<Mutex<Vec<Kept>>>,
+}
+
+/// A handle, and what it was made of.
+#[derive(Debug)]
+struct Kept {
+    reference: String,
+    access: Access,
+    /// This host's own, where that is used. A file that says another one since makes a new handle.
+    password: Option<origin::Secret>,
+    repository: Repository,
 }
 
 /// What is known about reaching a registry: from the coordinator with the order, or from a client of the mirror.
@@ -130,54 +143,68 @@ impl Origin {
         reference: &str,
         access: &Access,
     ) -> anyhow::Result<Repository> {
-        let mut kept = self
-            .repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let same = |(other, for_access, _): &&(String, Access, Repository)| {
-            other == reference && for_access == access
-        };
-        if let Some((_, _, repository)) = kept.iter().find(same) {
-            return Ok(repository.clone());
-        }
         let parsed: Reference = reference
             .parse()
             .with_context(|| format!("{reference} isn't an image reference"))?;
         let registry = parsed.registry().to_owned();
-        let mut plain: BTreeSet<_> = self.config.plain_http.iter().cloned().collect();
-        if access.plain_http {
-            plain.insert(registry.clone());
-        }
-        let client = Client::new(origin::Config {
-            plain_http: PlainHttp::Hosts(plain),
-            ..self.settings.clone()
-        })?;
-        let own = self.config.credentials.get(&registry);
-        let credentials = match (&access.authorization, &access.basic, own) {
-            (Some(header), _, _) => Credentials::Header(header.clone()),
-            (None, Some((user, password)), _) => Credentials::Basic {
-                user: user.clone(),
-                password: password.clone(),
-            },
-            (None, None, Some(own)) if !access.not_ours => {
-                let password = std::fs::read_to_string(&own.password_file).with_context(|| {
+        let lent = access.authorization.is_none() && access.basic.is_none() && !access.not_ours;
+        let own = self.config.credentials.get(&registry).filter(|_| lent);
+        // a small file, read each time: a password that was changed holds at once, and the old one isn't kept
+        let password = own
+            .map(|own| {
+                let text = std::fs::read_to_string(&own.password_file).with_context(|| {
                     format!(
                         "reading the password of {registry} from {}",
                         own.password_file.display()
                     )
                 })?;
-                Credentials::Basic {
+                anyhow::Ok(origin::Secret::new(text.trim_end().to_owned()))
+            })
+            .transpose()?;
+        let mut all = self
+            .repositories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let asked = |kept: &Kept| kept.reference == reference && kept.access == *access;
+        if let Some(kept) = all
+            .iter()
+            .find(|kept| asked(kept) && kept.password == password)
+        {
+            return Ok(kept.repository.clone());
+        }
+        let mut plain: BTreeSet<_> = self.config.plain_http.iter().cloned().collect();
+        if access.plain_http {
+            plain.insert(registry);
+        }
+        let client = Client::new(origin::Config {
+            plain_http: PlainHttp::Hosts(plain),
+            ..self.settings.clone()
+        })?;
+        let credentials = match (&access.authorization, &access.basic) {
+            (Some(header), _) => Credentials::Header(header.clone()),
+            (None, Some((user, password))) => Credentials::Basic {
+                user: user.clone(),
+                password: password.clone(),
+            },
+            (None, None) => match (own, &password) {
+                (Some(own), Some(password)) => Credentials::Basic {
                     user: own.username.clone(),
-                    password: origin::Secret::new(password.trim_end().to_owned()),
-                }
-            }
-            (None, None, _) => Credentials::Anonymous,
+                    password: password.clone(),
+                },
+                _ => Credentials::Anonymous,
+            },
         };
         let repository = client.repository(&parsed, credentials)?;
-        if kept.len() >= REPOSITORIES {
-            kept.remove(0);
+        all.retain(|kept| !asked(kept));
+        if all.len() >= REPOSITORIES {
+            all.remove(0);
         }
-        kept.push((reference.to_owned(), access.clone(), repository.clone()));
+        all.push(Kept {
+            reference: reference.to_owned(),
+            access: access.clone(),
+            password,
+            repository: repository.clone(),
+        });
         Ok(repository)
     }
 }
@@ -191,7 +218,8 @@ pub(crate) struct Job {
     pub(crate) kind: ContentKind,
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) reference: String,
-    pub(crate) access: Access,
+    /// As it was ordered; a newer token comes while the fetch runs.
+    pub(crate) access: watch::Receiver<Access>,
     pub(crate) me: HostId,
     pub(crate) cache: Arc<Cache>,
     /// The chunk to pause before; only rises.
@@ -246,9 +274,11 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         ^ job.me.key().0;
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, seed);
     let mut progress = Instant::now();
+    let mut refused = false;
     loop {
         let before = job.first_missing();
-        let repository = match origin.repository(&job.reference, &job.access) {
+        let access = job.access.borrow_and_update().clone();
+        let repository = match origin.repository(&job.reference, &access) {
             Ok(repository) => repository,
             Err(error) => return FetchEnd::Failed(format!("{error:#}")),
         };
@@ -258,6 +288,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         };
         if job.first_missing() > before {
             progress = Instant::now();
+            refused = false;
             backoff.succeeded();
         }
         match broke {
@@ -273,6 +304,20 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 }
             }
             Broke::False(error) => return FetchEnd::Bad(error),
+            // a token may have expired amid the layer: the one after it has come, or comes any moment
+            Broke::Origin(OriginError::Unauthorised { .. } | OriginError::Forbidden { .. })
+                if !refused =>
+            {
+                refused = true;
+                let same = *job.access.borrow() == access;
+                if same
+                    && timeout(NEW_TOKEN_WITHIN, job.access.changed())
+                        .await
+                        .is_err()
+                {
+                    debug!(content = %job.content, "no newer access; asking once more");
+                }
+            }
             Broke::Origin(error) if !error.is_retryable() => {
                 return FetchEnd::Failed(error.to_string());
             }
@@ -686,4 +731,41 @@ fn store(
         }
     }
     Ok(conflict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BasicCredentials;
+
+    #[test]
+    fn a_password_that_was_changed_is_used_at_once_and_the_old_one_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let password_file = dir.path().join("password");
+        std::fs::write(&password_file, "first\n").unwrap();
+        let own = BasicCredentials {
+            username: "robot".into(),
+            password_file: password_file.clone(),
+        };
+        let origin = Origin::new(&OriginConfig {
+            ca_file: None,
+            plain_http: Vec::new(),
+            idle_timeout: Duration::from_secs(1),
+            credentials: [("registry.example".to_owned(), own)].into(),
+        })
+        .unwrap();
+        let kept = || {
+            origin
+                .repository("registry.example/org/image:1", &Access::default())
+                .unwrap();
+            let all = origin.repositories.lock().unwrap();
+            let passwords = all.iter().map(|kept| kept.password.clone());
+            passwords.collect::<Vec<_>>()
+        };
+        let secret = |text: &str| vec![Some(origin::Secret::new(text.to_owned()))];
+        assert_eq!(kept(), secret("first"));
+        std::fs::write(&password_file, "second\n").unwrap();
+        assert_eq!(kept(), secret("second"));
+        assert_eq!(kept(), secret("second"));
+    }
 }

@@ -145,8 +145,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
         .await
         .context("is the agent running? then order the image from the coordinator")?;
     let origin = Origin::new(&config.origin)?;
-    let access = Access::default();
-    let repository = origin.repository(image, &access)?;
+    let repository = origin.repository(image, &Access::default())?;
     let manifest = repository
         .manifest(repository.version())
         .await
@@ -204,6 +203,7 @@ async fn fetch_all(
     let (inbox, mut progress) = mpsc::channel(64);
     // nobody else is to be spared: each fetch may go to its end
     let (_everything, until) = watch::channel(u32::MAX);
+    let (_own, access) = watch::channel(Access::default());
     let mut missing: Vec<_> = layout
         .contents()
         .into_iter()
@@ -225,7 +225,7 @@ async fn fetch_all(
                 kind: spec.kind,
                 shelves: vec![Shelf::Stage(stage.clone())],
                 reference: image.to_owned(),
-                access: Access::default(),
+                access: access.clone(),
                 me: me.clone(),
                 cache: Arc::new(Cache::default()),
                 until: until.clone(),

@@ -17,6 +17,7 @@ use swarm::{
     Event,
     event::{ContentId, OriginEnd},
 };
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{
@@ -595,13 +596,15 @@ impl Driver {
         let image = content
             .images
             .iter()
-            .find_map(|image| self.images.get(image))
-            .map(|image| (image.reference().to_owned(), image.access.clone()));
+            .find_map(|image| self.images.get(image));
+        let by = image.map(|image| image.digest);
+        let image = image.map(|image| (image.reference().to_owned(), image.access.clone()));
         let Some((reference, access)) = image.or_else(|| self.mirror.access(&content.digest))
         else {
             return;
         };
-        let (sender, receiver) = tokio::sync::watch::channel(until.0);
+        let (sender, receiver) = watch::channel(until.0);
+        let (access, access_now) = watch::channel(access);
         let job = fetch::Job {
             id,
             content: content.digest,
@@ -609,7 +612,7 @@ impl Driver {
             kind: content.kind,
             shelves: content.shelves.clone(),
             reference: reference.clone(),
-            access,
+            access: access_now,
             doubted: false,
             me: self.me.clone(),
             cache: self.cache.clone(),
@@ -622,7 +625,9 @@ impl Driver {
         self.fetches.insert(
             id,
             Fetch {
+                image: by,
                 until: sender,
+                access,
                 abort,
             },
         );

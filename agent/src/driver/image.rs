@@ -193,6 +193,12 @@ impl Driver {
             }
         };
         let access = Access::new(order.token.as_ref(), order.plain_http);
+        // a token that is handed down anew is for the fetches that run, too
+        for fetch in self.fetches.values() {
+            if fetch.image == Some(digest) {
+                fetch.access.send_replace(access.clone());
+            }
+        }
         if let Some(image) = self.images.get_mut(&digest) {
             image.access = access;
             let new: Vec<_> = order

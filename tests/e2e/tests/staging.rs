@@ -476,6 +476,49 @@ fn one_tart_home_takes_one_agent_and_a_host_stages_alone() {
 }
 
 #[test]
+fn a_token_that_expires_amid_a_layer_is_replaced_by_the_next() {
+    let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let image = spec(8, 8).generate(&blobs).unwrap();
+    let (layer, bytes) = image.blobs.iter().max_by_key(|(_, size)| **size).unwrap();
+    let life = Duration::from_secs(4);
+    let options = registry::Options {
+        auth: registry::Auth::Bearer {
+            account: Some(("robot".into(), "secret".into())),
+            life,
+            announced: Some(life),
+        },
+        rate_bytes_per_s: Some(bytes / 8),
+        ..registry::Options::default()
+    };
+    let registry = runtime.block_on(Registry::start(options)).unwrap();
+    let reference = registry.hold("fleet/macos", "1", &image);
+    // by then the token that it was begun with is no good any more
+    registry.script(Fault::once(
+        Target::Blob(*layer),
+        Misbehaviour::CloseAfter(bytes * 3 / 4),
+    ));
+    let secret = dir.path().join("password");
+    std::fs::write(&secret, "secret").unwrap();
+    let coordinator = format!(
+        "\n[origin.credentials.'{}']\nusername = 'robot'\npassword_file = '{}'\n",
+        registry.addr(),
+        secret.display()
+    );
+    let cluster = cluster_with(&dir, 1, registry.addr().to_string(), "", &coordinator);
+    let staged = cluster.parbake(&["stage", &reference]).unwrap();
+    assert!(staged.status.success());
+    cluster
+        .wait_present(&image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_everywhere(&cluster, &image, &reference);
+    let failed = |line: &Value| line["fields"]["reason"] == "origin_failed";
+    let log = cluster.coordinator_log();
+    assert!(!log.iter().any(failed), "a lease failed for its token");
+}
+
+#[test]
 fn a_host_that_stages_alone_and_is_killed_goes_on_where_it_was() {
     let (runtime, dir) = (runtime(), tempfile::tempdir().unwrap());
     let (registry, image, reference) = registry(&runtime, &dir, &spec(24, 8), Some(4 << 20));
