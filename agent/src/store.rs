@@ -66,6 +66,8 @@ const ROOT: &str = ".parbake";
 
 /// What was purgeable then counts for so long: a few questions later it is gone, or asking fails.
 const PURGEABLE_FOR: Duration = Duration::from_mins(5);
+/// Chunks that are copied from other images are journaled this often, once a content is through.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
 /// What may be set about the store.
 #[derive(Clone, Copy, Debug)]
@@ -375,22 +377,35 @@ impl Store {
             }
         };
         drop(changing);
+        let copied = self.copy_what_is_here(&stage, base.as_deref());
+        // what was copied is kept, also where the rest couldn't be
+        stage.flush()?;
+        Ok((stage, copied?))
+    }
+
+    /// Copies what other images of this host hold. A clone of `base` has its bytes already.
+    fn copy_what_is_here(&self, stage: &Stage, base: Option<&Stage>) -> Result<u64, BeginError> {
+        let layout = stage.layout();
         let mut copied = 0;
+        let mut flushed_at = Instant::now();
         for other in self.all() {
             if other.layout.digest() == layout.digest() {
                 continue;
             }
-            let cloned = base
-                .as_ref()
-                .is_some_and(|base| base.layout.digest() == other.layout.digest());
+            let cloned = base.is_some_and(|base| base.layout.digest() == other.layout.digest());
             for content in layout.contents() {
-                if !stage.is_closed(content.digest) && other.is_closed(content.digest) {
-                    copied += stage.copy_from(&other, content.digest, cloned)?;
+                if stage.is_closed(content.digest) || !other.is_closed(content.digest) {
+                    continue;
+                }
+                copied += stage.copy_from(&other, content.digest, cloned)?;
+                // a large image takes minutes: a restart doesn't begin them anew
+                if flushed_at.elapsed() >= FLUSH_EVERY {
+                    stage.flush()?;
+                    flushed_at = Instant::now();
                 }
             }
         }
-        stage.flush()?;
-        Ok((stage, copied))
+        Ok(copied)
     }
 
     fn create(

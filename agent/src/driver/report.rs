@@ -234,6 +234,11 @@ impl Driver {
             };
             let (reason, message) = match (&image.trouble, image.state) {
                 (Some(trouble), _) => (trouble.reason.to_owned(), trouble.message.clone()),
+                (None, StageState::Queued) => (
+                    "preparing".to_owned(),
+                    "room is reserved, and what other images of this host hold is copied"
+                        .to_owned(),
+                ),
                 (None, StageState::Staging) => {
                     stall().map_or_else(Default::default, |(stall, since)| {
                         (

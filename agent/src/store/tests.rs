@@ -567,6 +567,29 @@ fn a_lie_is_dropped_for_good() {
 }
 
 #[test]
+fn what_was_copied_from_another_image_survives_a_beginning_that_fails() {
+    let blob = apple_lz4::encode(&noise(1_500_000, 9));
+    let (home, one, other) = (
+        tempfile::tempdir().unwrap(),
+        sample_with(1, Some(blob.clone())),
+        sample_with(2, Some(blob)),
+    );
+    let store = open(&home);
+    let (stage, copied) = begin(&store, &one, &[TAG]);
+    assert_eq!(copied, 0);
+    fill(&begin(&store, &other, &["ghcr.io/org/other:one"]).0, &other);
+    // the raw layer that both have can be copied, the blob that both have can't
+    fs::remove_dir(ours(&home, &one).join("blobs")).unwrap();
+    let again = store.begin(&one.layout, &one.manifest, &[TAG.into()]);
+    assert!(matches!(again, Err(BeginError::Copy(_))), "{again:?}");
+    drop((stage, store));
+    let store = open(&home);
+    let stage = store.stage(one.layout.digest()).unwrap();
+    let closed = |digest: &&Digest| stage.is_closed(**digest);
+    assert_eq!(one.contents.keys().filter(closed).count(), 1);
+}
+
+#[test]
 fn what_rotted_in_an_installed_image_is_mended_after_a_restart() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
     let store = open(&home);
