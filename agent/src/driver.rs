@@ -44,7 +44,7 @@ use crate::{
     mirror::{Ears, Wish, blob::Blob},
     peer::{self, Brought},
     session::Heard,
-    store::{Presence, Stage, Store},
+    store::{Presence, Stage, Store, Volume},
     transfer::{self, Cache, Receipt, Shipment},
 };
 
@@ -56,6 +56,10 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 
 /// Presence is checked on disk this often.
 const PRESENCE_EVERY: Duration = Duration::from_secs(5);
+
+/// The volume's room is measured this often while something is staged: others write to it too. At 10 Gbit/s about a
+/// gigabyte comes meanwhile, far less than any floor.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// Accusations that wait for a session; more are dropped, the oldest stay.
 const MAX_BLAMES: usize = 256;
@@ -169,11 +173,14 @@ pub(crate) enum Input {
         image: Digest,
         result: Result<(), String>,
     },
-    /// What is on disk.
+    /// What is on disk, and the goldens that were looked for.
     Presence {
         presence: Vec<Presence>,
+        goldens: image::Seen,
         load_percent: Option<u32>,
     },
+    /// The volume's room.
+    Measured(Volume),
     /// A few chunks were read again; these don't fit their links any more.
     Scrubbed { id: ContentId, bad: Vec<ChunkIndex> },
     /// The journals were flushed.
@@ -263,6 +270,10 @@ pub(crate) struct Driver {
     last_flush: Instant,
     checking: bool,
     last_check: Instant,
+    /// As it was measured last: a volume that hangs must not hold up the driver.
+    volume: Volume,
+    measuring: bool,
+    last_measure: Instant,
     scrubbing: bool,
     /// The host is busy with its guests.
     stepped_back: bool,
@@ -281,6 +292,8 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let mirror = Mirrored::new(parts.mirror.as_ref());
     let mut wishes = parts.mirror.map(|ears| ears.wishes);
     let now = Instant::now();
+    let store = parts.store.clone();
+    let volume = tokio::task::spawn_blocking(move || store.volume()).await?;
     let swarm_config = swarm::Config::default();
     let seed = u64::from_be_bytes(
         *parts
@@ -325,6 +338,9 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         last_flush: now,
         checking: false,
         last_check: now,
+        volume,
+        measuring: false,
+        last_measure: now,
         scrubbing: false,
         stepped_back: false,
         scrub_at: (ContentId(0), ChunkIndex(0)),
@@ -391,6 +407,9 @@ impl Driver {
             .next_timeout()
             .map(|at| self.epoch + at.since(Moment::START));
         let mut wake = self.last_check + PRESENCE_EVERY;
+        if !self.measuring && self.stages() {
+            wake = wake.min(self.last_measure + MEASURE_EVERY);
+        }
         if self.report_due {
             wake = wake.min(self.last_report + REPORT_EVERY);
         }
@@ -423,6 +442,9 @@ impl Driver {
         }
         if !self.checking && now >= self.last_check + PRESENCE_EVERY {
             self.check_presence();
+        }
+        if !self.measuring && self.stages() && now >= self.last_measure + MEASURE_EVERY {
+            self.measure();
         }
         if self.report_due && now >= self.last_report + REPORT_EVERY {
             self.report(false);
@@ -489,11 +511,13 @@ impl Driver {
             Input::Golden { image, result } => self.golden_made(image, result),
             Input::Presence {
                 presence,
+                goldens,
                 load_percent,
             } => {
                 self.weigh_load(load_percent);
-                self.presence_checked(presence);
+                self.presence_checked(presence, &goldens);
             }
+            Input::Measured(volume) => self.measured(volume),
             Input::Scrubbed { id, bad } => self.scrubbed(id, bad),
             Input::Flushed(result) => {
                 self.flushing = false;

@@ -19,7 +19,7 @@ use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
     platform,
-    store::{BeginError, InstallError, Presence, Stage},
+    store::{BeginError, InstallError, Presence, Stage, Volume},
 };
 
 /// A failed stage is tried again after this long, doubling up to the longest: a full disk may be emptied.
@@ -36,6 +36,21 @@ const TART_BUSY: &str = "tart_busy";
 pub(crate) struct Trouble {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+}
+
+/// Goldens that were looked for, by image and reference, and whether they are there. Empty where none are made.
+pub(super) type Seen = BTreeMap<(Digest, String), bool>;
+
+/// Why nothing more may be written to the volume, if so.
+fn below_floor(volume: Volume) -> Option<Trouble> {
+    (volume.free_bytes < volume.floor_bytes).then(|| Trouble {
+        reason: "no_room",
+        message: format!(
+            "the volume has filled up beside the image: {} bytes are free, and {} have to stay free; it goes on where \
+             it stands when there is room for the rest",
+            volume.free_bytes, volume.floor_bytes
+        ),
+    })
 }
 
 /// Whole milliseconds, as a number that JSON logs keep one.
@@ -141,6 +156,11 @@ impl Image {
     /// The reference under which the image was ordered first.
     pub(super) fn reference(&self) -> &str {
         self.references.first().map_or("", String::as_str)
+    }
+
+    /// Whether chunks of it are still to come.
+    fn is_filling(&self) -> bool {
+        self.state == StageState::Staging && !self.open.is_empty()
     }
 
     pub(super) fn trouble(&mut self, reason: &'static str, message: String) {
@@ -492,22 +512,36 @@ impl Driver {
 
     /// The volume failed us while chunks arrived: nothing more is taken until it is tried again.
     pub(super) fn storage_failed(&mut self, message: &str) {
+        self.mirror_storage_failed(message);
+        self.hold_staging(&Trouble {
+            reason: "not_stored",
+            message: message.to_owned(),
+        });
+    }
+
+    /// Whether chunks of images are taken.
+    pub(super) fn stages(&self) -> bool {
+        self.images.values().any(Image::is_filling)
+    }
+
+    /// Room was reserved before the first byte, but others write to the volume as well: below the floor nothing more is
+    /// taken, until a later beginning finds room for the rest.
+    pub(super) fn keep_floor(&mut self) {
+        if let Some(trouble) = below_floor(self.volume) {
+            self.hold_staging(&trouble);
+        }
+    }
+
+    fn hold_staging(&mut self, trouble: &Trouble) {
         let staging: Vec<_> = self
             .images
             .values()
-            .filter(|image| image.state == StageState::Staging && !image.open.is_empty())
+            .filter(|image| image.is_filling())
             .map(|image| image.digest)
             .collect();
-        self.mirror_storage_failed(message);
         for digest in staging {
             self.withdraw(digest);
-            self.failed(
-                digest,
-                Trouble {
-                    reason: "not_stored",
-                    message: message.to_owned(),
-                },
-            );
+            self.failed(digest, trouble.clone());
         }
     }
 
@@ -591,14 +625,36 @@ impl Driver {
     pub(super) fn check_presence(&mut self) {
         self.checking = true;
         self.last_check = Instant::now();
-        let store = self.store.clone();
-        self.spawn_blocking(move || Input::Presence {
-            presence: store.presence(),
-            load_percent: platform::load_percent(),
+        let (store, goldens) = (self.store.clone(), self.goldens.clone());
+        let named: Vec<_> = self
+            .images
+            .values()
+            .filter(|image| matches!(image.state, StageState::Present | StageState::Installing))
+            .map(|image| {
+                let names = image.references.iter().chain(&image.ready);
+                (image.digest, names.cloned().collect::<BTreeSet<_>>())
+            })
+            .collect();
+        self.spawn_blocking(move || {
+            let presence = store.presence();
+            let mut seen = Seen::new();
+            if let Some(goldens) = goldens {
+                for (digest, references) in named {
+                    for reference in references {
+                        let exists = goldens.exists(&reference, digest);
+                        seen.insert((digest, reference), exists);
+                    }
+                }
+            }
+            Input::Presence {
+                presence,
+                goldens: seen,
+                load_percent: platform::load_percent(),
+            }
         });
     }
 
-    pub(super) fn presence_checked(&mut self, presence: Vec<Presence>) {
+    pub(super) fn presence_checked(&mut self, presence: Vec<Presence>, goldens: &Seen) {
         self.checking = false;
         let now = Instant::now();
         let found: BTreeMap<_, _> = presence
@@ -610,11 +666,10 @@ impl Driver {
         for (digest, image) in &mut self.images {
             let found = found.get(digest);
             let stands = |reference: &String| {
+                // a golden that was made since the look is there
+                let golden = goldens.get(&(*digest, reference.clone()));
                 found.is_some_and(|found| found.references.contains(reference))
-                    && self
-                        .goldens
-                        .as_ref()
-                        .is_none_or(|goldens| goldens.exists(reference, *digest))
+                    && golden.copied().unwrap_or(true)
             };
             // another name is on its way, which may take as long as tart likes: what it has is looked at all the same
             if image.state == StageState::Installing && !image.ready.is_empty() {
@@ -697,5 +752,25 @@ impl Driver {
             let blobs = blobs.map_or(Ok(()), |blobs| blobs.flush());
             Input::Flushed(store.flush().and(blobs).map_err(|error| error.to_string()))
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_stops_below_the_floor_and_not_at_it() {
+        let volume = |free_bytes| Volume {
+            total_bytes: 1_000,
+            free_bytes,
+            floor_bytes: 150,
+        };
+        assert_eq!(below_floor(volume(150)), None);
+        let trouble = below_floor(volume(149)).unwrap();
+        assert_eq!(trouble.reason, "no_room");
+        assert!(trouble.message.contains("149") && trouble.message.contains("150"));
+        // a volume that can't be measured says nothing
+        assert_eq!(below_floor(Volume::default()), None);
     }
 }

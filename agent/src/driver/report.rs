@@ -17,7 +17,7 @@ use swarm::{Event, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::info;
 
-use super::{Driver, MAX_BLAMES};
+use super::{Driver, Input, MAX_BLAMES};
 use crate::{
     admin::Snapshot,
     metrics::{PartLabel, ReasonLabel, StateLabel},
@@ -209,7 +209,7 @@ impl Driver {
 
     fn image_states(
         &self,
-        stalls: &BTreeMap<ContentId, (swarm::Stall, std::time::Duration)>,
+        stalls: &BTreeMap<ContentId, (swarm::Stall, Duration)>,
     ) -> Vec<ImageState> {
         let declined = self
             .declined
@@ -276,11 +276,10 @@ impl Driver {
     }
 
     fn volume(&self) -> Volume {
-        let volume = self.store.volume();
         Volume {
-            total_bytes: volume.total_bytes,
-            free_bytes: volume.free_bytes,
-            floor_bytes: volume.floor_bytes,
+            total_bytes: self.volume.total_bytes,
+            free_bytes: self.volume.free_bytes,
+            floor_bytes: self.volume.floor_bytes,
             path: self.config.tart_home.display().to_string(),
         }
     }
@@ -404,7 +403,7 @@ impl Driver {
     fn count_states(
         &self,
         status: &swarm::Status,
-        stalls: &BTreeMap<ContentId, (swarm::Stall, std::time::Duration)>,
+        stalls: &BTreeMap<ContentId, (swarm::Stall, Duration)>,
     ) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         for reason in swarm::Stall::ALL {
@@ -452,9 +451,21 @@ impl Driver {
         }
     }
 
-    /// Measures the volume for the metrics.
-    pub(super) fn measure(&self) {
-        let volume = self.volume();
+    /// Measures the volume.
+    pub(super) fn measure(&mut self) {
+        if self.measuring {
+            return;
+        }
+        self.measuring = true;
+        self.last_measure = Instant::now();
+        let store = self.store.clone();
+        self.spawn_blocking(move || Input::Measured(store.volume()));
+    }
+
+    pub(super) fn measured(&mut self, volume: crate::store::Volume) {
+        self.measuring = false;
+        self.volume = volume;
+        self.keep_floor();
         let parts = [
             ("total", volume.total_bytes),
             ("free", volume.free_bytes),
