@@ -235,13 +235,24 @@ pub(crate) struct Job {
 pub(crate) enum FetchEnd {
     Done,
     /// The registry is given up.
-    Failed(String),
+    Failed(Failure),
     /// The registry's bytes are false.
     Bad(String),
     /// This host couldn't store them: nothing is said about the registry.
     Disk(String),
     /// Nobody wants it here any more: the image is gone from this host, or the agent stops.
     Unwanted,
+}
+
+/// Why the registry was given up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// What it says, or why it can't be reached.
+    #[error(transparent)]
+    Origin(OriginError),
+    /// This host's settings for it don't do.
+    #[error("{0}")]
+    Settings(String),
 }
 
 /// Why an attempt ended before the content was whole.
@@ -280,7 +291,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         let access = job.access.borrow_and_update().clone();
         let repository = match origin.repository(&job.reference, &access) {
             Ok(repository) => repository,
-            Err(error) => return FetchEnd::Failed(format!("{error:#}")),
+            Err(error) => return FetchEnd::Failed(Failure::Settings(format!("{error:#}"))),
         };
         let broke = match attempt(&repository, job, from_start).await {
             Ok(()) => return FetchEnd::Done,
@@ -319,11 +330,11 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 }
             }
             Broke::Origin(error) if !error.is_retryable() => {
-                return FetchEnd::Failed(error.to_string());
+                return FetchEnd::Failed(Failure::Origin(error));
             }
             Broke::Origin(error) => {
                 if progress.elapsed() > GIVE_UP_AFTER {
-                    return FetchEnd::Failed(error.to_string());
+                    return FetchEnd::Failed(Failure::Origin(error));
                 }
                 let retry_after = error.retry_after();
                 let wait = backoff.delay(retry_after);

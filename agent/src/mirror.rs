@@ -39,7 +39,11 @@ use self::{
     serve::{Content, Pulse, Service},
     upstream::Upstreams,
 };
-pub(crate) use self::{request::registry, serve::Wish};
+pub(crate) use self::{
+    request::registry,
+    serve::Wish,
+    upstream::{is_away, is_refusal},
+};
 use crate::{fetch::Origin, metrics::Metrics, platform};
 
 /// Clients at one time; more wait to be accepted. tart opens four, a busy containerd a dozen.

@@ -235,7 +235,7 @@ async fn fetch_all(
             let (origin, stage, digest) = (origin.clone(), stage.clone(), spec.digest);
             fetches.spawn(async move {
                 let Input::FetchEnded { end, .. } = fetch::run(origin, job).await else {
-                    return FetchEnd::Failed("fetch ended without an end".into());
+                    return FetchEnd::Unwanted;
                 };
                 match end {
                     FetchEnd::Done if stage.walk(digest).is_err() || !stage.is_closed(digest) => {
@@ -259,9 +259,8 @@ async fn fetch_all(
             Some(error) = flusher.join_next() => return Err(error?).context("journaling what came"),
             Some(ended) = fetches.join_next() => match ended? {
                 FetchEnd::Done => {}
-                FetchEnd::Failed(message) | FetchEnd::Bad(message) | FetchEnd::Disk(message) => {
-                    bail!("staging {image}: {message}")
-                }
+                FetchEnd::Failed(failure) => bail!("staging {image}: {failure}"),
+                FetchEnd::Bad(message) | FetchEnd::Disk(message) => bail!("staging {image}: {message}"),
                 FetchEnd::Unwanted => bail!("staging {image}: it was removed meanwhile"),
             },
         }

@@ -805,12 +805,16 @@ impl Driver {
             }
         }
         self.retract_doubted(id);
-        let (swarm_end, lease_end, message) = match end {
+        let (swarm_end, lease_end, message) = match &end {
             FetchEnd::Done => (OriginEnd::Done, LeaseEnd::Done, None),
-            FetchEnd::Failed(message) => (OriginEnd::Failed, LeaseEnd::OriginFailed, Some(message)),
-            FetchEnd::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message)),
+            FetchEnd::Failed(failure) => (
+                OriginEnd::Failed,
+                LeaseEnd::OriginFailed,
+                Some(failure.to_string()),
+            ),
+            FetchEnd::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message.clone())),
             // our own trouble: the lease passes on without a word about the registry
-            FetchEnd::Disk(message) => return self.storage_failed(&message),
+            FetchEnd::Disk(message) => return self.storage_failed(message),
             FetchEnd::Unwanted => (OriginEnd::Failed, LeaseEnd::Released, None),
         };
         if let Some(content) = self.contents.find(id)
@@ -824,9 +828,8 @@ impl Driver {
             }
         }
         self.tell(Event::OriginEnded { id, end: swarm_end });
-        let message = message.unwrap_or_default();
-        self.end_lease(id, lease_end, message.clone());
-        self.mirror_fetch_ended(id, swarm_end, &message);
+        self.end_lease(id, lease_end, message.unwrap_or_default());
+        self.mirror_fetch_ended(id, end);
     }
 
     /// The coordinator leased us a content.

@@ -15,19 +15,17 @@ use proto::{
     ChunkIndex, Digest,
     message::{LeaseEnd, MirrorWant, MirrorWants, StageState},
 };
-use swarm::{
-    Event,
-    event::{ContentId, OriginEnd},
-};
+use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
 
 use super::{Driver, Input};
 use crate::{
-    fetch::Access,
+    fetch::{Access, Failure, FetchEnd},
     mirror::{
         Ears, Wish,
         blob::{Blob, Trouble},
         blobs::Blobs,
+        is_away, is_refusal,
     },
     shelf::Shelf,
     store::Stage,
@@ -67,6 +65,8 @@ struct Wanted {
     blob: Arc<Blob>,
     reference: String,
     access: Access,
+    /// A client came with other credentials since the fetch began.
+    renewed: bool,
     /// News of the blob that were seen, and when they came.
     revision: u64,
     progress_at: Instant,
@@ -87,9 +87,10 @@ impl Mirrored {
         })
     }
 
-    /// How to fetch a blob that a client wants.
-    pub(super) fn access(&self, digest: &Digest) -> Option<(String, Access)> {
-        let wanted = self.wants.get(digest)?;
+    /// How to fetch a blob that a client wants. The fetch begins with it.
+    pub(super) fn access(&mut self, digest: &Digest) -> Option<(String, Access)> {
+        let wanted = self.wants.get_mut(digest)?;
+        wanted.renewed = false;
         Some((wanted.reference.clone(), wanted.access.clone()))
     }
 
@@ -166,16 +167,25 @@ impl Driver {
 
     /// A client wants a blob that isn't here.
     pub(super) fn wish(&mut self, wish: Wish) {
-        let digest = wish.blob.digest();
-        if wish.blob.is_whole() {
+        // until it is dropped at the end the client doesn't look at the blob's trouble
+        let Wish {
+            blob,
+            reference,
+            access,
+            heard: _heard,
+        } = wish;
+        let digest = blob.digest();
+        if blob.is_whole() || blob.is_gone() {
             return;
         }
         let now = Instant::now();
-        let refused = matches!(wish.blob.trouble(), Some(Trouble::Refused(_)));
-        wish.blob.set_trouble(None);
+        let refused = matches!(blob.trouble(), Some(Trouble::Refused(_)));
+        blob.set_trouble(None);
         if let Some(wanted) = self.mirror.wants.get_mut(&digest) {
-            wanted.reference = wish.reference;
-            wanted.access = wish.access;
+            if (&wanted.reference, &wanted.access) != (&reference, &access) {
+                (wanted.reference, wanted.access) = (reference, access);
+                wanted.renewed = true;
+            }
             // the upstream refused the credentials of before, and has just accepted these
             if refused {
                 self.fetch_alone(&digest);
@@ -183,19 +193,19 @@ impl Driver {
             return;
         }
         if self.mirror.wants.len() >= MAX_WANTS {
-            wish.blob
-                .set_trouble(Some(Trouble::Stalled("too many blobs are wanted".into())));
+            blob.set_trouble(Some(Trouble::Stalled("too many blobs are wanted".into())));
             return;
         }
-        wish.blob.set_wanted(true);
+        blob.set_wanted(true);
         let follows = self
             .contents
             .by_digest(&digest)
             .is_some_and(|content| !content.images.is_empty());
         let wanted = Wanted {
-            blob: wish.blob.clone(),
-            reference: wish.reference,
-            access: wish.access,
+            blob: blob.clone(),
+            reference,
+            access,
+            renewed: false,
             revision: 0,
             progress_at: now,
             own: None,
@@ -207,8 +217,8 @@ impl Driver {
         if follows {
             self.copy_from_image(&digest);
         } else {
-            info!(content = %digest, bytes = wish.blob.size(), "a client of the mirror wants a blob");
-            let id = self.contents.add_blob(&wish.blob);
+            info!(content = %digest, bytes = blob.size(), "a client of the mirror wants a blob");
+            let id = self.contents.add_blob(&blob);
             self.introduce(id, 0);
             self.walk_if_whole(id);
             self.mirror.changed = true;
@@ -326,7 +336,7 @@ impl Driver {
     }
 
     /// Fetching a blob that clients want ended.
-    pub(super) fn mirror_fetch_ended(&mut self, id: ContentId, end: OriginEnd, message: &str) {
+    pub(super) fn mirror_fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
         let Some(digest) = self.contents.find(id).map(|content| content.digest) else {
             return;
         };
@@ -334,19 +344,31 @@ impl Driver {
             return;
         };
         match end {
-            OriginEnd::Done => {}
-            OriginEnd::Failed => {
+            // a volume that failed is everybody's trouble, told apart from here
+            FetchEnd::Done | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
+            FetchEnd::Failed(failure) => {
                 wanted.own = None;
-                wanted
-                    .blob
-                    .set_trouble(Some(Trouble::Refused(message.into())));
+                let trouble = match failure {
+                    Failure::Origin(error) if is_refusal(&error) => {
+                        // who came since then may be let in
+                        if wanted.renewed {
+                            self.fetch_alone(&digest);
+                            return;
+                        }
+                        Trouble::Refused(error)
+                    }
+                    // it goes on when the registry is back; clients wait for that as long as they may
+                    Failure::Origin(error) if is_away(&error) => return,
+                    Failure::Origin(error) => Trouble::Stalled(error.to_string()),
+                    Failure::Settings(error) => Trouble::Stalled(error),
+                };
+                wanted.blob.set_trouble(Some(trouble));
             }
-            OriginEnd::Bad => {
+            FetchEnd::Bad(message) => {
                 let blob = wanted.blob.clone();
                 // what is held ends in no digest: nothing of it is kept, and nobody may go on from it
                 self.stop_wanting(&digest);
                 self.drop_content(&digest);
-                let message = message.to_owned();
                 self.spawn_blocking(move || {
                     if let Err(error) = blob.forget_all() {
                         warn!(content = %blob.digest(), %error, "dropping false bytes isn't journaled");

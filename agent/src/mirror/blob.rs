@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt as _,
@@ -23,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use origin::OriginError;
 use proto::{
     ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
     chain::{Entered, Verdict},
@@ -65,7 +67,7 @@ impl Taints {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// The registry refuses it, to this client or to anybody.
-    Refused(String),
+    Refused(OriginError),
     /// The registry's bytes don't have the blob's digest.
     Bad(String),
     /// The volume failed or is full.
@@ -74,13 +76,11 @@ pub(crate) enum Trouble {
     Stalled(String),
 }
 
-impl Trouble {
-    pub(crate) fn message(&self) -> &str {
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(message)
-            | Self::Bad(message)
-            | Self::Disk(message)
-            | Self::Stalled(message) => message,
+            Self::Refused(error) => error.fmt(f),
+            Self::Bad(message) | Self::Disk(message) | Self::Stalled(message) => f.write_str(message),
         }
     }
 }
@@ -361,8 +361,11 @@ impl Blob {
         }
     }
 
-    /// Tells those who wait that nothing comes, or (`None`) that it is tried again.
+    /// Tells those who wait that nothing comes, or (`None`) that it is tried again. Of a blob that is gone nothing comes.
     pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
+        if trouble.is_none() && self.is_gone() {
+            return;
+        }
         self.news.send_if_modified(|news| {
             let changed = news.trouble != trouble;
             news.trouble = trouble;

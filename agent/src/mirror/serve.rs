@@ -30,7 +30,7 @@ use hyper::{
 use origin::{Backoff, OriginError, Secret, Version};
 use proto::Digest;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
@@ -92,6 +92,8 @@ pub(crate) struct Wish {
     pub(crate) reference: String,
     /// What the upstream accepted of the client.
     pub(crate) access: Access,
+    /// Dropped when the driver took note of the wish. What the blob told before isn't about this client.
+    pub(crate) heard: oneshot::Sender<Infallible>,
 }
 
 /// The connection is to be broken without an answer: the client tries again.
@@ -452,9 +454,9 @@ impl Service {
         let hit = reading.blob.is_whole();
         self.metrics.count_mirror_hit(hit);
         if !hit {
-            self.wish(repository, client, &reading).await?;
+            let heard = self.wish(repository, client, &reading).await?;
             if let Some(response) = self
-                .first(repository, &path, &mut reading, start, end)
+                .first(repository, &path, &mut reading, heard, start, end)
                 .await?
             {
                 return Ok(response);
@@ -476,20 +478,23 @@ impl Service {
         Ok(response)
     }
 
-    /// Tells the driver what is wanted, and with whose credentials.
+    /// Tells the driver what is wanted, and with whose credentials. What is returned ends when the driver heard it.
     async fn wish(
         &self,
         repository: &Repository,
         client: &Client,
         reading: &Reading,
-    ) -> Result<(), Broken> {
+    ) -> Result<oneshot::Receiver<Infallible>, Broken> {
+        let (heard, hears) = oneshot::channel();
         let wish = Wish {
             blob: reading.blob.clone(),
             reference: repository.reference(),
             access: client.access.clone(),
+            heard,
         };
         // the driver is gone only when the program ends
-        self.wishes.send(wish).await.map_err(|_| Broken)
+        self.wishes.send(wish).await.map_err(|_| Broken)?;
+        Ok(hears)
     }
 
     /// Waits for the first byte of a part. An answer instead, where there is none and the client is better off elsewhere.
@@ -498,25 +503,41 @@ impl Service {
         repository: &Repository,
         path: &str,
         reading: &mut Reading,
+        heard: oneshot::Receiver<Infallible>,
         start: u64,
         end: u64,
     ) -> Result<Option<Response<Content>>, Broken> {
-        let until = Instant::now() + self.patience(repository);
+        let patience = self.patience(repository);
+        // a refusal of before, to somebody else or by a registry that has changed its mind, is no answer to this wish
+        if timeout(patience, heard).await.is_err() {
+            return self.trouble(repository, path).map(Some);
+        }
+        let goes_elsewhere = self.way_out(repository) != OnTrouble::Wait;
+        let mut until = Instant::now() + patience;
+        let mut revision = None;
         loop {
-            let trouble = reading.news.borrow_and_update().trouble.clone();
+            let news = reading.news.borrow_and_update().clone();
             if reading.is_misled() || start == end || reading.blob.ready(start) > start {
                 return Ok(None);
             }
-            match trouble {
-                Some(Trouble::Refused(message) | Trouble::Bad(message)) => {
+            match news.trouble {
+                Some(Trouble::Refused(error)) => {
+                    return Ok(Some(self.refused(repository, path, &error).await));
+                }
+                Some(Trouble::Bad(message)) => {
                     let refusal = Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", message);
                     return Ok(Some(refusal.into()));
                 }
                 Some(trouble @ (Trouble::Disk(_) | Trouble::Stalled(_))) => {
-                    debug!(error = trouble.message(), "nothing comes of a blob");
+                    debug!(error = %trouble, "nothing comes of a blob");
                     return self.trouble(repository, path).map(Some);
                 }
                 None => {}
+            }
+            // chunks come, though none that may leave yet: what peers send leaves when all of it is here. One that waits
+            // has a patience of its own, which this has to stay below
+            if goes_elsewhere && revision.replace(news.revision) != Some(news.revision) {
+                until = Instant::now() + patience;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -547,12 +568,19 @@ impl Service {
             if !is_away(&error) {
                 return Ok(Err(self.refused(repository, path, &error).await));
             }
+            let left = until.saturating_duration_since(Instant::now());
             let wait = backoff.delay(error.retry_after());
-            if Instant::now() + wait >= until {
-                debug!(error = %error, "the upstream is away");
-                return self.trouble(repository, path).map(Err);
+            if wait < left {
+                sleep(wait).await;
+                continue;
             }
-            sleep(wait).await;
+            debug!(error = %error, "the upstream is away");
+            // a client that comes again by itself does so at once, and tries only so often: it is kept for as long as may
+            // be. One that goes elsewhere is let go.
+            if self.way_out(repository) == OnTrouble::Wait {
+                sleep(left).await;
+            }
+            return self.trouble(repository, path).map(Err);
         }
     }
 
@@ -727,7 +755,7 @@ impl Stream {
                 return Ok(ready);
             }
             if let Some(trouble) = trouble {
-                return Err(io::Error::other(trouble.message().to_owned()));
+                return Err(io::Error::other(trouble.to_string()));
             }
             let since = *stalled.get_or_insert_with(Instant::now);
             // shorter than a client's own patience, so that it comes again while it still tries

@@ -68,6 +68,16 @@ pub(crate) const fn is_away(error: &OriginError) -> bool {
     error.is_retryable() || matches!(error, OriginError::Tls { .. } | OriginError::Status { .. })
 }
 
+/// Whether the registry itself said no: there is no such thing, or not for these credentials.
+pub(crate) const fn is_refusal(error: &OriginError) -> bool {
+    matches!(
+        error,
+        OriginError::Unauthorised { .. }
+            | OriginError::Forbidden { .. }
+            | OriginError::NotFound { .. }
+    )
+}
+
 impl Upstreams {
     pub(crate) fn new(origin: Origin) -> Self {
         Self {

@@ -5,6 +5,8 @@
     reason = "helpers of tests are tests, and say what they measured"
 )]
 
+mod trouble;
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},

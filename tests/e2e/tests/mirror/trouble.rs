@@ -1,0 +1,137 @@
+//! Registries that say no, or nothing, for a while: what one client was told is no answer to the next.
+
+use super::*;
+
+#[test]
+fn a_refusal_is_for_whoever_was_refused_and_not_for_the_next_client() {
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), "");
+    let (name, mirror) = (world.name(), world.mirror(0));
+    let (digest, size) = world
+        .image
+        .blobs
+        .iter()
+        .max_by_key(|(_, size)| **size)
+        .unwrap();
+    let good = world.image.blob(digest).unwrap();
+    let blob = format!("http://{mirror}/v2/{name}/blobs/{digest}");
+    world.runtime.block_on(async {
+        // so that the blob's size is known from here on
+        let head = ask(Method::HEAD, blob.clone(), &[]).await;
+        assert_eq!(head.header("content-length"), size.to_string());
+        for (status, told) in [
+            (404, StatusCode::NOT_FOUND),
+            (403, StatusCode::FORBIDDEN),
+            // nobody can tell the client what else to bring
+            (401, StatusCode::FORBIDDEN),
+        ] {
+            let refusal = Misbehaviour::Status {
+                status,
+                retry_after: None,
+            };
+            let fault = world
+                .registry
+                .script(Fault::always(Target::Blob(*digest), refusal));
+            for _ in 0..2 {
+                let (answered, bytes, broken) = read(blob.clone(), None).await;
+                assert!(answered == told && !broken, "{status}: {answered}");
+                assert!(bytes.len() < good.len());
+            }
+            assert!(world.registry.clear(fault) > 0);
+        }
+        let (status, bytes, broken) = read(blob, None).await;
+        assert!(
+            status == StatusCode::OK && !broken && bytes == good,
+            "{status}"
+        );
+    });
+}
+
+#[test]
+fn an_outage_that_outlasts_a_fetch_is_waited_out() {
+    let mut world = World::new(1, &spec(16, 8), registry::Options::default(), "");
+    world.registry.limit_each(Some(1 << 20));
+    let (client, name) = (world.client(0), world.name());
+    let World {
+        runtime,
+        registry,
+        cluster,
+        ..
+    } = &mut world;
+    let pulled = runtime.block_on(async {
+        let mut pulls = JoinSet::new();
+        pulls.spawn(async move { client.pull(&name, "1").await });
+        while registry.counters().bytes < 2 << 20 {
+            tokio::task::yield_now().await;
+        }
+        registry.go_down().await;
+        registry.limit_each(None);
+        // a fetch goes on for a minute, and is given up then
+        let given_up = "fetching from the registry failed";
+        assert!(wait_until(2 * PATIENCE, || says(cluster, 0, given_up)));
+        registry.come_back().await;
+        pulls.join_next().await.unwrap().unwrap().unwrap()
+    });
+    world.check(&pulled);
+    println!("connections that broke: {}", pulled.breaks);
+    assert!(pulled.breaks > 0);
+}
+
+#[test]
+fn a_registry_that_wants_to_be_left_alone_for_long_is_and_its_client_waits() {
+    let settings = "[mirror]\nlisten = '127.0.0.1:0'\nbreak_after_seconds = 3\n";
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), settings);
+    let throttled = Misbehaviour::Status {
+        status: 429,
+        retry_after: Some("3600".into()),
+    };
+    world
+        .registry
+        .script(Fault::always(Target::Everything, throttled));
+    let manifest = format!(
+        "http://{}/v2/{}/manifests/1",
+        world.mirror(0),
+        world.name()
+    );
+    let began = Instant::now();
+    let (_, _, broken) = world.runtime.block_on(read(manifest, None));
+    // the client comes again at once, and only so often
+    assert!(broken && began.elapsed() >= Duration::from_secs(3));
+    assert!(world.registry.counters().manifest_requests <= 2);
+}
+
+#[test]
+fn a_client_that_can_fall_back_stays_while_the_blob_arrives() {
+    let settings = "[mirror]\nlisten = '127.0.0.1:0'\nstall_seconds = 3\n";
+    let world = World::new(2, &spec(16, 16), registry::Options::default(), settings);
+    world.registry.limit_each(Some(768 << 10));
+    let (digest, size) = world
+        .image
+        .blobs
+        .iter()
+        .max_by_key(|(_, size)| **size)
+        .unwrap();
+    let good = world.image.blob(digest).unwrap();
+    // the host that isn't leased it gets all of it from the other one, and its client's first byte comes after the last
+    assert!(*size > 4 << 20, "{size}");
+    let origin = world.registry.addr();
+    let blobs: Vec<_> = (0..2)
+        .map(|host| {
+            let mirror = world.mirror(host);
+            format!("http://{mirror}/v2/{NAME}/blobs/{digest}?ns={origin}")
+        })
+        .collect();
+    let both = world.runtime.block_on(async {
+        let mut readers = JoinSet::new();
+        for blob in blobs {
+            readers.spawn(read(blob, None));
+        }
+        readers.join_all().await
+    });
+    for (status, bytes, broken) in both {
+        assert!(
+            status == StatusCode::OK && !broken && bytes == good,
+            "{status}"
+        );
+    }
+    assert_eq!(world.served(), *size);
+}
