@@ -2,8 +2,9 @@
 //! when this host goes to the registry by itself.
 //!
 //! A blob that a client wants is reported to the coordinator, which leases it to one of the hosts that want it; the others
-//! get its chunks from peers. Where nothing comes for a while (no coordinator, nobody leased, a dead peer), this host
-//! fetches it without a lease: a client waits here, and gives up after a minute.
+//! get its chunks from peers. As long as the coordinator says that a blob comes to somebody or has a place in the queue,
+//! this host waits. Where nothing comes for a while and nobody says so (no coordinator, a dead peer), it fetches the blob
+//! without a lease, one host after the other: a client waits here, and gives up after a minute.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -13,7 +14,7 @@ use std::{
 
 use proto::{
     ChunkIndex, Digest,
-    message::{LeaseEnd, MirrorWant, MirrorWants, StageState},
+    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants, StageState},
 };
 use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
@@ -233,11 +234,7 @@ impl Driver {
     pub(super) fn look_at_wants(&mut self) {
         let now = Instant::now();
         self.mirror.last_look = Some(now);
-        let patience = if self.session.is_some() {
-            self.mirror.stall
-        } else {
-            ALONE
-        };
+        let stall = self.mirror.stall;
         let mut done = Vec::new();
         let mut abandoned = Vec::new();
         let mut stuck = Vec::new();
@@ -252,13 +249,25 @@ impl Driver {
                 done.push(*digest);
             } else if wanted.blob.is_gone() || readers == 0 && last.elapsed() > self.mirror.grace {
                 abandoned.push(*digest);
-            } else if wanted.progress_at.elapsed() > patience
-                && wanted
-                    .own
-                    .is_none_or(|since| since.elapsed() > self.mirror.stall)
-                && !matches!(trouble, Some(Trouble::Refused(_) | Trouble::Bad(_)))
+            } else if matches!(trouble, Some(Trouble::Refused(_) | Trouble::Bad(_)))
+                || wanted.own.is_some_and(|since| since.elapsed() <= stall)
             {
-                stuck.push(*digest);
+                // answered, or tried a moment ago
+            } else {
+                // where somebody was leased it once, that fetch may go on although the coordinator is away
+                let patience = if self.session.is_some() || revision > 0 {
+                    stall
+                } else {
+                    ALONE
+                };
+                // one after the other: what the first one fetches comes to all others, and their turn doesn't
+                let turn = self
+                    .contents
+                    .by_digest(digest)
+                    .map_or(0, |content| self.swarm.turn(content.id));
+                if wanted.progress_at.elapsed() > patience + stall.saturating_mul(turn) {
+                    stuck.push(*digest);
+                }
             }
         }
         for digest in done {
@@ -275,6 +284,16 @@ impl Driver {
         }
         for digest in stuck {
             self.fetch_alone(&digest);
+        }
+    }
+
+    /// The coordinator says which of our wants come or have their place in the queue.
+    pub(super) fn wants_are_coming(&mut self, queue: &MirrorQueue) {
+        for content in &queue.contents {
+            let digest = Digest::try_from(content.as_slice());
+            if let Some(wanted) = digest.ok().and_then(|digest| self.mirror.wants.get(&digest)) {
+                wanted.blob.promise();
+            }
         }
     }
 

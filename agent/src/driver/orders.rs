@@ -73,6 +73,7 @@ impl Driver {
                     download_bytes_per_second: bandwidth.download_bytes_per_second,
                 });
             }
+            Some(order::Kind::Queue(queue)) => self.wants_are_coming(&queue),
             None => debug!("order of a kind that this version doesn't know"),
         }
     }

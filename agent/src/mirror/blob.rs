@@ -88,7 +88,7 @@ impl fmt::Display for Trouble {
 /// What readers wait for a change of.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct News {
-    /// Rises with every chunk.
+    /// Rises with every chunk, and with every promise of some.
     pub(crate) revision: u64,
     /// Rises when bytes that may have left turned out false: whoever began before has to end.
     pub(crate) epoch: u64,
@@ -371,6 +371,11 @@ impl Blob {
             news.trouble = trouble;
             changed
         });
+    }
+
+    /// It comes, or its turn does: those who wait may go on.
+    pub(crate) fn promise(&self) {
+        self.news.send_modify(|news| news.revision += 1);
     }
 
     /// How many news there were, and whether nothing comes.

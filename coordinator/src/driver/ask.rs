@@ -312,6 +312,7 @@ impl Driver {
                 contents,
                 hosts,
                 held: wanted.held.iter().cloned().collect(),
+                purpose: word::Purpose::Stage,
             },
         );
     }

@@ -10,11 +10,14 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, Geometry, HostId, Moment, message::MirrorWants};
+use proto::{
+    Digest, Geometry, HostId, Moment,
+    message::{MirrorQueue, MirrorWants, order},
+};
 use rollout::stage::{Event, event as word};
 use tracing::debug;
 
-use super::Driver;
+use super::{Driver, orders};
 
 /// Blobs that one host may wait for at one time; the schema says so too.
 const MAX_PER_HOST: usize = 64;
@@ -22,6 +25,9 @@ const MAX_PER_HOST: usize = 64;
 const MAX_BLOBS: usize = 512;
 /// Who holds a blob is remembered for so long after the last host stopped asking.
 const LINGER: Duration = Duration::from_mins(1);
+/// Hosts are told this often what of their wants comes or has a place in the queue. A fifth of the time after which they
+/// would fetch it by themselves.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// What hosts ask for.
 #[derive(Debug, Default)]
@@ -30,6 +36,7 @@ pub(super) struct Mirrored {
     hosts: BTreeMap<HostId, BTreeSet<Digest>>,
     /// What the plan calls the blobs.
     names: BTreeSet<Digest>,
+    told_at: Option<Moment>,
 }
 
 impl Mirrored {
@@ -60,6 +67,28 @@ impl Driver {
     /// Time passed.
     pub(super) fn tidy_mirror(&mut self, now: Moment) {
         self.forget_lingering(now, LINGER);
+        let told = self.mirror.told_at;
+        if told.is_none_or(|told| now.since(told) >= TELL_EVERY) {
+            self.mirror.told_at = Some(now);
+            self.tell_queue();
+        }
+    }
+
+    /// Whoever waits its turn is told so: it would go to the registry by itself, as all others that wait would.
+    fn tell_queue(&mut self) {
+        let mut queues = Vec::new();
+        for (host, wanted) in &self.mirror.hosts {
+            let coming = wanted
+                .iter()
+                .filter(|digest| self.plan.is_coming(host, digest));
+            let contents: Vec<_> = coming.map(|digest| digest.as_bytes().to_vec()).collect();
+            if !contents.is_empty() {
+                queues.push((host.clone(), MirrorQueue { contents }));
+            }
+        }
+        for (host, queue) in queues {
+            self.order(&host, orders::kind(order::Kind::Queue(queue)));
+        }
     }
 
     /// A host says what its clients wait for, all of it.
@@ -172,6 +201,7 @@ impl Driver {
                 }],
                 hosts: word::Selection::Hosts(blob.hosts.iter().cloned().collect()),
                 held: Vec::new(),
+                purpose: word::Purpose::Mirror,
             },
         );
     }

@@ -320,7 +320,7 @@ impl Driver {
     }
 }
 
-fn kind(kind: message::order::Kind) -> message::Order {
+pub(super) fn kind(kind: message::order::Kind) -> message::Order {
     message::Order { kind: Some(kind) }
 }
 

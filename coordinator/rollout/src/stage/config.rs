@@ -5,7 +5,8 @@ use core::time::Duration;
 /// Staging's bounds and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Contents leased at one time in the whole fleet (DESIGN §4).
+    /// Contents leased at one time in the whole fleet (DESIGN §4); where staging has them all, one more for mirrors, whose
+    /// clients don't wait for long.
     pub origin_streams: usize,
     /// A lease without progress for this long passes on (DESIGN §4).
     pub lease_timeout: Duration,

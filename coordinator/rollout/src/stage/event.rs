@@ -25,6 +25,16 @@ pub enum Selection {
     Hosts(Vec<HostId>),
 }
 
+/// What an image is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// To be staged.
+    Stage,
+    /// Clients of hosts' mirrors wait for it, of whatever registry: what that one does says nothing of the images that are
+    /// staged, nor of their registry.
+    Mirror,
+}
+
 /// Where an image stands on one host, as that host reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -101,6 +111,8 @@ pub enum Event {
         hosts: Selection,
         /// Hosts outside of the selection that keep what they have, and get no more: it may be wanted there again.
         held: Vec<HostId>,
+        /// What for; stays what it was at first.
+        purpose: Purpose,
     },
     /// The image isn't wanted any more: staging stops, what is present stays.
     Cancelled(Digest),

@@ -21,7 +21,7 @@ use rand_core::{Rng as _, SeedableRng as _};
 use self::{lease::ContentState, origin::Origin, trust::Charges};
 use super::{
     Action, Config, Event,
-    event::{Content, Selection, Standing, Trouble},
+    event::{Content, Purpose, Selection, Standing, Trouble},
 };
 
 /// Rosters are sent at most this often while hosts come and go, so that a fleet that starts costs few of them.
@@ -43,6 +43,8 @@ pub struct Plan {
     images: Vec<Image>,
     contents: BTreeMap<Digest, ContentState>,
     leases: usize,
+    /// Those of them that are mirrors'.
+    mirror_leases: usize,
 
     roster_epoch: u64,
     roster_at: Option<Moment>,
@@ -54,6 +56,8 @@ pub struct Plan {
     origins: BTreeMap<String, Origin>,
     grants_not_before: Moment,
     moved_at: Moment,
+    /// A chunk came under a mirror's lease.
+    mirror_moved_at: Moment,
     /// Something happened that may let a lease be granted.
     grant_wanted: bool,
 }
@@ -82,6 +86,7 @@ struct Image {
     selection: Selection,
     /// Not selected, but to keep what they have.
     held: BTreeSet<HostId>,
+    purpose: Purpose,
     standings: BTreeMap<HostId, (Standing, u64)>,
     /// Bytes that a host held when it last said that it stages, and when that was.
     staging: BTreeMap<HostId, (u64, Moment)>,
@@ -104,6 +109,7 @@ impl Plan {
             images: Vec::new(),
             contents: BTreeMap::new(),
             leases: 0,
+            mirror_leases: 0,
             roster_epoch: 1,
             roster_at: None,
             tick_at: Moment::START,
@@ -111,6 +117,7 @@ impl Plan {
             origins: BTreeMap::new(),
             grants_not_before: Moment::START,
             moved_at: Moment::START,
+            mirror_moved_at: Moment::START,
             grant_wanted: false,
         }
     }
@@ -131,7 +138,8 @@ impl Plan {
                 contents,
                 hosts,
                 held,
-            } => self.want(image, references, &contents, hosts, held),
+                purpose,
+            } => self.want(image, references, &contents, hosts, held, purpose),
             Event::Cancelled(image) => self.cancel(image),
             Event::WantsKnown => self.wants_known = true,
             Event::Reported {
@@ -337,6 +345,7 @@ impl Plan {
         contents: &[Content],
         selection: Selection,
         held: Vec<HostId>,
+        purpose: Purpose,
     ) {
         let selection = match selection {
             Selection::Hosts(mut hosts) => {
@@ -365,6 +374,7 @@ impl Plan {
             held_before = core::mem::replace(&mut image.held, held.clone());
             // wanted again: whoever asks has a reason to try again
             if let Some(bad) = image.bad.take()
+                && image.purpose == Purpose::Stage
                 && let Some(content) = self.contents.get_mut(&bad)
             {
                 content.forgive();
@@ -380,7 +390,7 @@ impl Plan {
             for content in contents {
                 self.contents
                     .entry(content.digest)
-                    .or_insert_with(|| ContentState::new(content.chunks));
+                    .or_insert_with(|| ContentState::new(self.now, content.chunks));
             }
             self.images.push(Image {
                 digest,
@@ -389,6 +399,7 @@ impl Plan {
                 contents: list,
                 selection,
                 held: held.clone(),
+                purpose,
                 standings: BTreeMap::new(),
                 staging: BTreeMap::new(),
                 wanted_at: self.now,

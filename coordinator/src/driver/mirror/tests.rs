@@ -129,3 +129,30 @@ async fn a_blob_never_passes_for_an_image() {
     world.report("a", a, wants(&[]));
     assert_eq!(taken(&mut to_a, staged), Vec::<Vec<u8>>::new());
 }
+
+#[tokio::test]
+async fn a_host_that_waits_its_turn_is_told_so_and_one_that_nobody_serves_is_not() {
+    let mut world = World::new();
+    let queued = |kind: &Kind| match kind {
+        Kind::Queue(queue) => Some(queue.contents.len()),
+        _ => None,
+    };
+    let blobs: Vec<_> = (0..6u8).map(|at| (Digest::of(&[at]), 3 << 20)).collect();
+    let (a, mut to_a) = world.open("a", World::hello());
+    let (b, mut to_b) = world.open("b", World::hello());
+    world.report("a", a, wants(&blobs));
+    world.report("b", b, wants(&blobs[..2]));
+    world.driver.started -= TELL_EVERY;
+    world.driver.apply(super::super::Input::Tick);
+    assert_eq!(taken(&mut to_a, queued), [6]);
+    assert_eq!(taken(&mut to_b, queued), [2]);
+    // not at every tick
+    world.driver.apply(super::super::Input::Tick);
+    assert_eq!(taken(&mut to_a, queued), [] as [usize; 0]);
+    // nothing came of any of them for so long that the leases have passed on
+    world.settle();
+    while to_a.try_recv().is_ok() {}
+    world.driver.started -= TELL_EVERY;
+    world.driver.apply(super::super::Input::Tick);
+    assert_eq!(taken(&mut to_a, queued), [] as [usize; 0]);
+}

@@ -3,7 +3,7 @@
 use super::*;
 use stage::{
     Plan,
-    event::{Content, LeaseEnd, Selection, Standing, Trouble},
+    event::{Content, LeaseEnd, Purpose, Selection, Standing, Trouble},
 };
 
 /// An order to stage is carried out within this time: the agent has to read the manifest and reserve room.
@@ -153,6 +153,7 @@ impl World {
             contents,
             hosts,
             held,
+            purpose: Purpose::Stage,
         });
     }
 

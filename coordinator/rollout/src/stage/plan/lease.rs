@@ -3,6 +3,62 @@
 use super::*;
 use crate::stage::event::LeaseEnd;
 
+/// What is granted next.
+struct Grant {
+    host: HostId,
+    content: Digest,
+    image: Digest,
+    registry: String,
+    purpose: Purpose,
+}
+
+/// What was granted just now.
+#[derive(Default)]
+struct Given<'a> {
+    contents: BTreeSet<Digest>,
+    hosts: BTreeMap<HostId, usize>,
+    registries: BTreeMap<&'a str, usize>,
+}
+
+/// The contents of images for one purpose, in order.
+struct Queue<'a> {
+    purpose: Purpose,
+    images: core::slice::Iter<'a, Image>,
+    image: Option<&'a Image>,
+    contents: core::slice::Iter<'a, Digest>,
+    /// Of the image, once somebody asked.
+    candidates: Option<Vec<&'a HostId>>,
+}
+
+impl<'a> Queue<'a> {
+    fn new(plan: &'a Plan, purpose: Purpose) -> Self {
+        Self {
+            purpose,
+            images: plan.images.iter(),
+            image: None,
+            contents: [].iter(),
+            candidates: None,
+        }
+    }
+
+    fn advance(&mut self) -> Option<(&'a Image, Digest)> {
+        loop {
+            if let (Some(image), Some(content)) = (self.image, self.contents.next()) {
+                return Some((image, *content));
+            }
+            let wanted = |image: &&Image| image.purpose == self.purpose && image.bad.is_none();
+            let image = self.images.find(wanted)?;
+            self.image = Some(image);
+            self.contents = image.contents.iter();
+            self.candidates = None;
+        }
+    }
+
+    fn skip_image(&mut self) {
+        self.contents = [].iter();
+    }
+}
+
 /// Nothing moves anywhere for this long: what is thought to be complete somewhere is asked for again.
 const AUDIT_AFTER: Duration = Duration::from_secs(20);
 
@@ -24,11 +80,18 @@ pub(super) struct ContentState {
     /// Holders that failed, let it expire or gave it back since the last success; the latest is never next.
     tried: BTreeSet<HostId>,
     last: Option<HostId>,
+    /// A chunk of it came, or it was wanted first.
+    moved_at: Moment,
+    /// Mirrors' leases of it that the registry failed, one after the other, and when it is leased to one again.
+    mirror_failures: u32,
+    mirror_retry_at: Option<Moment>,
 }
 
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) host: HostId,
+    /// It was granted for clients of a mirror.
+    mirror: bool,
     pub(super) chunks: u32,
     /// The last news that counts as progress.
     pub(super) progress_at: Moment,
@@ -40,8 +103,15 @@ pub(super) struct Lease {
     pub(super) trouble: Option<(Moment, Trouble)>,
 }
 
+impl Lease {
+    #[cfg(test)]
+    pub(super) const fn is_mirrors(&self) -> bool {
+        self.mirror
+    }
+}
+
 impl ContentState {
-    pub(super) const fn new(chunks: u32) -> Self {
+    pub(super) const fn new(now: Moment, chunks: u32) -> Self {
         Self {
             chunks,
             done: BTreeMap::new(),
@@ -51,6 +121,9 @@ impl ContentState {
             retracted: BTreeSet::new(),
             tried: BTreeSet::new(),
             last: None,
+            moved_at: now,
+            mirror_failures: 0,
+            mirror_retry_at: None,
         }
     }
 
@@ -94,63 +167,111 @@ impl Plan {
         })
     }
 
-    /// Leases what nobody holds, in order, while there is room.
+    /// Leases what nobody holds, while there is room: in order, and half each where images and mirrors both want some. A
+    /// mirror's client doesn't wait for a layer of gigabytes, so mirrors have one lease in any case.
     pub(super) fn grant(&mut self) {
-        if self.leases >= self.config.origin_streams || self.now < self.grants_not_before {
+        if self.now < self.grants_not_before {
             return;
         }
+        let mut queues = [Purpose::Stage, Purpose::Mirror].map(|purpose| Queue::new(self, purpose));
         let mut grants = Vec::new();
-        let room = self.config.origin_streams - self.leases;
-        let mut asked: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut seen = BTreeSet::new();
-        let mut given: BTreeMap<HostId, usize> = BTreeMap::new();
-        'images: for image in &self.images {
-            if image.bad.is_some() {
+        let mut given = Given::default();
+        let mut running = [self.leases - self.mirror_leases, self.mirror_leases];
+        loop {
+            let first = usize::from(running[1] < running[0]);
+            let next = [first, 1 - first].into_iter().find_map(|at| {
+                let room = self.room(queues[at].purpose, running);
+                let grant = room.then(|| self.next_grant(&mut queues[at], &mut given));
+                Some((at, grant??))
+            });
+            let Some((at, grant)) = next else { break };
+            running[at] += 1;
+            grants.push(grant);
+        }
+        for grant in grants {
+            let registry = grant.registry;
+            self.begin(&grant.host, grant.content, 0, registry, grant.purpose);
+            self.actions.push_back(Action::Grant {
+                host: grant.host,
+                content: grant.content,
+                image: grant.image,
+            });
+        }
+    }
+
+    /// Whether one more lease may run beside these of images and of mirrors.
+    const fn room(&self, purpose: Purpose, [images, mirrors]: [usize; 2]) -> bool {
+        let room = images + mirrors < self.config.origin_streams;
+        match purpose {
+            Purpose::Mirror => room || mirrors == 0,
+            Purpose::Stage => room,
+        }
+    }
+
+    /// The next of these contents that nobody holds and somebody may fetch.
+    fn next_grant<'a>(&'a self, queue: &mut Queue<'a>, given: &mut Given<'a>) -> Option<Grant> {
+        while let Some((image, digest)) = queue.advance() {
+            let asked = given.registries.get(image.registry.as_str());
+            if asked.copied().unwrap_or(0) >= self.origin_room(&image.registry) {
+                queue.skip_image();
                 continue;
             }
-            let mut candidates: Option<Vec<&HostId>> = None;
-            for digest in &image.contents {
-                if grants.len() >= room {
-                    break 'images;
-                }
-                let asked = asked.entry(image.registry.as_str()).or_default();
-                if *asked >= self.origin_room(&image.registry) {
-                    break;
-                }
-                let Some(content) = self.contents.get(digest) else {
-                    continue;
-                };
-                if content.lease.is_some() || self.is_done(content) || !seen.insert(*digest) {
-                    continue;
-                }
-                let candidates = candidates.get_or_insert_with(|| self.candidates(image));
-                let Some(host) = self.pick(image, *digest, content, candidates, &given) else {
-                    seen.remove(digest);
-                    continue;
-                };
-                // a second lease for one host waits while hosts that could take it are about to say that they stage
-                let more = self.hosts.get(&host).map_or(0, |host| host.leases)
-                    + given.get(&host).copied().unwrap_or(0);
-                if more > 0 && self.awaits_reports(image) {
-                    break;
-                }
-                *given.entry(host.clone()).or_default() += 1;
-                *asked += 1;
-                grants.push((host, *digest, image.digest));
+            let Some(content) = self.contents.get(&digest) else {
+                continue;
+            };
+            let early = queue.purpose == Purpose::Mirror
+                && content.mirror_retry_at.is_some_and(|at| self.now < at);
+            let seen = given.contents.contains(&digest);
+            if content.lease.is_some() || early || seen || self.is_done(content) {
+                continue;
             }
-        }
-        for (host, content, image) in grants {
-            let registry = self
-                .images
-                .iter()
-                .find(|found| found.digest == image)
-                .map_or_else(String::new, |image| image.registry.clone());
-            self.begin(&host, content, 0, registry);
-            self.actions.push_back(Action::Grant {
+            let candidates = queue
+                .candidates
+                .get_or_insert_with(|| self.candidates(image));
+            let Some(host) = self.pick(image, digest, content, candidates, &given.hosts) else {
+                continue;
+            };
+            // a second lease for one host waits while hosts that could take it are about to say that they stage
+            let more = self.hosts.get(&host).map_or(0, |host| host.leases)
+                + given.hosts.get(&host).copied().unwrap_or(0);
+            if more > 0 && self.awaits_reports(image) {
+                queue.skip_image();
+                continue;
+            }
+            given.contents.insert(digest);
+            *given.hosts.entry(host.clone()).or_default() += 1;
+            *given.registries.entry(&image.registry).or_default() += 1;
+            return Some(Grant {
                 host,
-                content,
-                image,
+                content: digest,
+                image: image.digest,
+                registry: image.registry.clone(),
+                purpose: image.purpose,
             });
+        }
+        None
+    }
+
+    /// Whether a host whose client waits for this content has only to go on waiting: chunks of it come, to whomever, or it
+    /// is in the queue while chunks of others do. Else the host is better off by itself.
+    #[must_use]
+    pub fn is_coming(&self, host: &HostId, content: &Digest) -> bool {
+        let trusted = self
+            .hosts
+            .get(host)
+            .is_some_and(|host| host.quarantined_until.is_none());
+        let Some(content) = self.contents.get(content).filter(|_| trusted) else {
+            return false;
+        };
+        let lately = |at: Moment| self.now.since(at) < self.config.lease_timeout;
+        let refused = content.mirror_retry_at.is_some_and(|at| self.now < at);
+        if self.is_done(content) || refused {
+            return false;
+        }
+        match &content.lease {
+            // its holder may have just taken it over from one that brought nothing
+            Some(lease) => lately(content.moved_at) || lately(lease.chunk_at) && content.tried.len() < 2,
+            None => lately(content.moved_at) || lately(self.mirror_moved_at),
         }
     }
 
@@ -237,11 +358,20 @@ impl Plan {
             .map(|(id, _)| id.clone())
     }
 
-    fn begin(&mut self, id: &HostId, digest: Digest, chunks: u32, registry: String) {
+    fn begin(
+        &mut self,
+        id: &HostId,
+        digest: Digest,
+        chunks: u32,
+        registry: String,
+        purpose: Purpose,
+    ) {
+        let mirror = purpose == Purpose::Mirror;
         let now = self.now;
         if let Some(content) = self.contents.get_mut(&digest) {
             content.lease = Some(Lease {
                 host: id.clone(),
+                mirror,
                 chunks,
                 progress_at: now,
                 chunk_at: now,
@@ -251,6 +381,7 @@ impl Plan {
             content.last = Some(id.clone());
             self.origins.entry(registry).or_default().leases += 1;
             self.leases += 1;
+            self.mirror_leases += usize::from(mirror);
             if let Some(host) = self.hosts.get_mut(id) {
                 host.leases += 1;
             }
@@ -262,6 +393,7 @@ impl Plan {
         let lease = self.contents.get_mut(&digest)?.lease.take()?;
         self.grant_wanted = true;
         self.leases = self.leases.saturating_sub(1);
+        self.mirror_leases -= usize::from(lease.mirror).min(self.mirror_leases);
         if let Some(host) = self.hosts.get_mut(&lease.host) {
             host.leases = host.leases.saturating_sub(1);
         }
@@ -302,7 +434,11 @@ impl Plan {
                     lease.progress_at = now;
                     lease.chunk_at = now;
                     let registry = lease.registry.clone();
+                    content.moved_at = now;
                     self.moved_at = now;
+                    if lease.mirror {
+                        self.mirror_moved_at = now;
+                    }
                     self.origin_gave(&registry);
                 } else if paced && now.since(lease.chunk_at) < self.config.paced_timeout {
                     lease.progress_at = now;
@@ -319,19 +455,21 @@ impl Plan {
                     .contents
                     .get(&digest)
                     .is_some_and(|content| self.is_done(content));
-                let registry = self
+                // an image's own word counts before a mirror's
+                let wanted = self
                     .images
                     .iter()
-                    .find(|image| image.contents.contains(&digest))
-                    .map(|image| image.registry.clone())
-                    .filter(|registry| self.origin_held(now, registry).is_none());
+                    .filter(|image| image.contents.contains(&digest))
+                    .min_by_key(|image| image.purpose)
+                    .map(|image| (image.registry.clone(), image.purpose))
+                    .filter(|(registry, _)| self.origin_held(now, registry).is_none());
                 // a coordinator that has just started takes over the leases that run
-                if let Some(registry) = registry
+                if let Some((registry, purpose)) = wanted
                     && usable
                     && !done
                     && self.leases < self.config.origin_streams
                 {
-                    self.begin(id, digest, chunks, registry);
+                    self.begin(id, digest, chunks, registry, purpose);
                     self.origin_trouble(digest, trouble);
                 } else if self.hosts.contains_key(id) {
                     self.revoke(id, digest);
@@ -361,7 +499,8 @@ impl Plan {
             LeaseEnd::Done | LeaseEnd::Released => {
                 // who stages and gives a lease back holds the content; where it doesn't, the audit finds that out
                 let staging = self.images.iter().any(|image| {
-                    image.contents.contains(&digest)
+                    image.purpose == Purpose::Stage
+                        && image.contents.contains(&digest)
                         && matches!(image.standings.get(id), Some((Standing::Staging, _)))
                 });
                 if end == LeaseEnd::Done || staging {
@@ -373,10 +512,22 @@ impl Plan {
                     content.tried.clear();
                     content.bad_on.clear();
                     content.bad_times = 0;
+                    content.mirror_failures = 0;
+                    content.mirror_retry_at = None;
+                    content.moved_at = self.now;
                     if let Some(lease) = lease {
+                        if lease.mirror {
+                            self.mirror_moved_at = self.now;
+                        }
                         self.origin_gave(&lease.registry);
                     }
                 }
+            }
+            // of the repository that this host named, and for its client: images of others have their own witnesses
+            LeaseEnd::OriginFailed | LeaseEnd::ContentBad
+                if lease.as_ref().is_some_and(|lease| lease.mirror) =>
+            {
+                self.mirror_failed(id, digest);
             }
             LeaseEnd::OriginFailed => {
                 let Some(lease) = lease else {
@@ -397,6 +548,21 @@ impl Plan {
                 self.content_bad(digest, witnesses, times);
             }
             LeaseEnd::ContentBad => {}
+        }
+    }
+
+    /// A mirror's registry failed one host, refused its client or gave it something false: the next one tries after a while.
+    fn mirror_failed(&mut self, id: &HostId, digest: Digest) {
+        let failures = self
+            .contents
+            .get(&digest)
+            .map_or(0, |content| content.mirror_failures);
+        let wait = self.retry_wait(failures);
+        let now = self.now;
+        if let Some(content) = self.contents.get_mut(&digest) {
+            content.tried.insert(id.clone());
+            content.mirror_failures = failures.saturating_add(1);
+            content.mirror_retry_at = Some(now + wait);
         }
     }
 
@@ -456,7 +622,8 @@ impl Plan {
             if let Some(content) = self.contents.get_mut(&digest) {
                 content.tried.insert(id.clone());
             }
-            if let Some(host) = self.hosts.get_mut(&id) {
+            let mirror = lease.as_ref().is_some_and(|lease| lease.mirror);
+            if !mirror && let Some(host) = self.hosts.get_mut(&id) {
                 host.failures = host.failures.saturating_add(1);
             }
             // its holder is there, and waits for the registry

@@ -167,12 +167,7 @@ impl Plan {
             None => return,
         };
         let pause = failures.map(|failures| {
-            let wait = self
-                .config
-                .origin_retry
-                .checked_mul(1 << failures.min(16))
-                .unwrap_or(self.config.origin_retry_most)
-                .min(self.config.origin_retry_most);
+            let wait = self.retry_wait(failures);
             let jitter = self.random(1 + usize::try_from(wait.as_micros() / 4).unwrap_or(0));
             wait + Duration::from_micros(u64::try_from(jitter).unwrap_or(0))
         });
@@ -198,6 +193,15 @@ impl Plan {
             self.end(digest);
             self.revoke(&host, digest);
         }
+    }
+
+    /// A pause that grows with what failed before, without jitter.
+    pub(super) fn retry_wait(&self, failures: u32) -> Duration {
+        self.config
+            .origin_retry
+            .checked_mul(1 << failures.min(16))
+            .unwrap_or(self.config.origin_retry_most)
+            .min(self.config.origin_retry_most)
     }
 
     /// Forgets registries that no image is from, once nothing is to be remembered of them.

@@ -38,6 +38,7 @@ fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selec
             .collect(),
         hosts,
         held: Vec::new(),
+        purpose: Purpose::Stage,
     }
 }
 
@@ -49,6 +50,7 @@ fn with_held(event: Event, hosts: &[usize]) -> Event {
             references,
             contents,
             hosts: selection,
+            purpose,
             ..
         } => Event::Wanted {
             image,
@@ -56,9 +58,20 @@ fn with_held(event: Event, hosts: &[usize]) -> Event {
             contents,
             hosts: selection,
             held: hosts.iter().map(|number| host(*number)).collect(),
+            purpose,
         },
         other => other,
     }
+}
+
+/// The same, of a blob that clients of these hosts' mirrors wait for.
+fn asked(number: usize, content: usize, hosts: &[usize]) -> Event {
+    let hosts = hosts.iter().map(|number| host(*number)).collect();
+    let mut event = wanted(number, [content], Selection::Hosts(hosts));
+    if let Event::Wanted { purpose, .. } = &mut event {
+        *purpose = Purpose::Mirror;
+    }
+    event
 }
 
 fn feed(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
@@ -541,6 +554,7 @@ fn one_registrys_trouble_doesnt_hold_up_another() {
         contents,
         hosts,
         held: Vec::new(),
+        purpose: Purpose::Stage,
     };
     let open = grants(&want(&mut plan, 4_000, other));
     let contents: Vec<Digest> = open.iter().map(|(_, content)| *content).collect();
@@ -1059,8 +1073,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any_host().prop_map(Event::HostForgotten),
         4 => any_host().prop_map(Event::HostConnected),
         2 => any_host().prop_map(Event::HostDisconnected),
-        2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4))
-            .prop_map(|(number, from, hosts, held)| with_held(wanted(number, from..from + 3, hosts), &held)),
+        2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4)).prop_map(|(number, from, hosts, held)| {
+            let mut event = with_held(wanted(number, from..from + 3, hosts), &held);
+            if let (2, Event::Wanted { purpose, .. }) = (number, &mut event) {
+                *purpose = Purpose::Mirror;
+            }
+            event
+        }),
         1 => any_image().prop_map(Event::Cancelled),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
         4 => (any_host(), any_content(), any::<u32>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, paced, trouble)| Event::LeaseProgress { host, content, chunks, paced, trouble }),
@@ -1113,7 +1132,10 @@ proptest! {
                 }
             }
             let status = plan.status(at(now));
-            prop_assert!(status.leases.len() <= 2, "more leases than streams");
+            prop_assert!(status.leases.len() <= 3, "more leases than streams and a mirror's");
+            let mirrors = plan.contents.values().filter(|content| content.lease.as_ref().is_some_and(lease::Lease::is_mirrors));
+            prop_assert_eq!((plan.leases, plan.mirror_leases), (status.leases.len(), mirrors.count()));
+            prop_assert!(status.leases.len() - plan.mirror_leases <= 2 || plan.mirror_leases == 0, "staging took a mirror's place");
             for lease in &status.leases {
                 // leases that were taken over from before a restart aren't granted
                 if let Some(holder) = leases.get(&lease.content) {
@@ -1135,4 +1157,156 @@ proptest! {
             }
         }
     }
+}
+
+fn progress(by: &HostId, content: Digest, chunks: u32) -> Event {
+    Event::LeaseProgress {
+        host: by.clone(),
+        content,
+        chunks,
+        paced: false,
+        trouble: None,
+    }
+}
+
+#[test]
+fn a_mirror_has_a_lease_although_staging_has_them_all_and_then_half() {
+    let mut plan = fleet(10);
+    let staged = grants(&want(&mut plan, 2_000, wanted(0, 0..12, Selection::All)));
+    assert_eq!(staged.len(), 4);
+    // the second has to wait, although it was asked for
+    let first = grants(&want(&mut plan, 2_100, asked(1, 20, &[1, 2])));
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].1, digest(20));
+    assert_eq!(grants(&want(&mut plan, 2_200, asked(2, 21, &[1, 2]))), []);
+    assert_eq!(grants(&want(&mut plan, 2_300, asked(3, 22, &[1, 2]))), []);
+    // five run: one more has to end than there are places
+    let mut next = |by: &HostId, content: Digest| {
+        grants(&feed(
+            &mut plan,
+            2_400,
+            ended(by, content, LeaseEnd::Done),
+        ))
+    };
+    assert_eq!(next(&staged[0].0, digest(0)), []);
+    let second = next(&staged[1].0, digest(1));
+    assert_eq!(second.len(), 1);
+    assert_eq!(second[0].1, digest(21));
+    let third = next(&first[0].0, digest(20));
+    assert_eq!(third[0].1, digest(22));
+    // two each: what ends is followed by its like, and the rest is staging's where no mirror wants more
+    assert_eq!(next(&staged[2].0, digest(2))[0].1, digest(4));
+    assert_eq!(next(&second[0].0, digest(21))[0].1, digest(5));
+}
+
+#[test]
+fn staging_has_half_of_the_leases_although_mirrors_want_them_all() {
+    let mut plan = fleet(10);
+    let mut blobs = Vec::new();
+    for number in 1..8 {
+        blobs.extend(grants(&want(
+            &mut plan,
+            2_000,
+            asked(number, 20 + number, &[1, 2]),
+        )));
+    }
+    assert_eq!(blobs.len(), 4);
+    assert_eq!(
+        grants(&want(&mut plan, 2_100, wanted(0, 0..8, Selection::All))),
+        []
+    );
+    let mut next = |at: usize| {
+        let (by, content) = &blobs[at];
+        let done = ended(by, *content, LeaseEnd::Done);
+        grants(&feed(&mut plan, 2_200, done))[0].1
+    };
+    assert_eq!([next(0), next(1)], [digest(0), digest(1)]);
+    assert_eq!(next(2), digest(25));
+}
+
+#[test]
+fn what_a_mirrors_registry_does_says_nothing_of_staging() {
+    for end in [LeaseEnd::ContentBad, LeaseEnd::OriginFailed] {
+        let mut plan = Plan::new(
+            Config {
+                bad_witnesses: 1,
+                ..Config::default()
+            },
+            3,
+        );
+        feed(&mut plan, 0, Event::HostConnected(host(0)));
+        let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0])));
+        // wanted for staging too, from now on
+        want(&mut plan, 2_100, wanted(0, [5, 6], Selection::All));
+        let next = grants(&feed(&mut plan, 3_000, ended(&first[0].0, digest(5), end)));
+        assert_eq!(next, [(host(0), digest(5))], "{end:?}");
+        let status = plan.status(at(3_000));
+        assert_eq!(status.origin_retry_in, None);
+        let bad = |reason: &Option<ImageReason>| matches!(reason, Some(ImageReason::ContentBad(_)));
+        assert!(!status.images.iter().any(|image| bad(&image.reason)));
+        assert_eq!(plan.hosts[&host(0)].failures, 0);
+        // and what staging finds counts as ever
+        feed(&mut plan, 3_100, ended(&host(0), digest(5), end));
+        let status = plan.status(at(3_100));
+        let noted = status.origin_retry_in.is_some()
+            || status.images.iter().any(|image| bad(&image.reason));
+        assert!(noted, "{end:?}");
+    }
+}
+
+#[test]
+fn a_blob_whose_registry_fails_is_leased_again_after_a_pause_that_grows() {
+    let mut plan = fleet(2);
+    let mut held = grants(&want(&mut plan, 2_000, asked(1, 5, &[0, 1])));
+    let (mut millis, mut pauses) = (2_000, Vec::new());
+    for _ in 0..4 {
+        let failed = ended(&held[0].0, digest(5), LeaseEnd::OriginFailed);
+        let since = millis;
+        assert_eq!(grants(&feed(&mut plan, since, failed)), []);
+        assert!(!plan.is_coming(&host(0), &digest(5)));
+        held.clear();
+        while held.is_empty() {
+            millis += 100;
+            held = grants(&feed(&mut plan, millis, Event::Tick));
+        }
+        pauses.push((millis - since) / 1_000);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8]);
+}
+
+#[test]
+fn a_host_waits_for_its_turn_while_anything_comes_of_mirrors_leases() {
+    let mut plan = fleet(3);
+    feed(&mut plan, 1_500, Event::Limited { origin_streams: 1 });
+    let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0, 1])));
+    assert_eq!(grants(&want(&mut plan, 2_000, asked(2, 6, &[0, 1]))), []);
+    let waits = |plan: &Plan, content: usize| plan.is_coming(&host(1), &digest(content));
+    for second in 0..30 {
+        let moved = progress(&first[0].0, digest(5), 1 + second);
+        feed(&mut plan, 2_000 + u64::from(second) * 1_000, moved);
+        assert!(waits(&plan, 5) && waits(&plan, 6), "{second}");
+    }
+    assert!(!waits(&plan, 7), "nobody asked for it");
+    // nothing more comes: it isn't worth while to wait in the queue
+    feed(&mut plan, 31_000 + 9_999, Event::Tick);
+    assert!(waits(&plan, 6));
+    feed(&mut plan, 31_000 + 10_000, Event::Tick);
+    assert!(!waits(&plan, 6));
+    // it is somewhere: whoever wants it has it from there
+    let mut plan = fleet(3);
+    let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0, 1])));
+    let done = ended(&first[0].0, digest(5), LeaseEnd::Done);
+    feed(&mut plan, 2_100, done);
+    assert!(!waits(&plan, 5));
+}
+
+#[test]
+fn a_mirror_that_gives_a_lease_back_holds_nothing() {
+    let mut plan = fleet(3);
+    let first = grants(&want(&mut plan, 2_000, asked(1, 5, &[0, 1])));
+    // its client went away
+    let back = ended(&first[0].0, digest(5), LeaseEnd::Released);
+    let second = grants(&feed(&mut plan, 2_100, back));
+    assert_eq!(second.len(), 1);
+    assert_ne!(second[0].0, first[0].0);
 }
