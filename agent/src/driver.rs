@@ -184,7 +184,10 @@ pub(crate) enum Input {
     /// A few chunks were read again; these don't fit their links any more.
     Scrubbed { id: ContentId, bad: Vec<ChunkIndex> },
     /// The journals were flushed.
-    Flushed(Result<(), String>),
+    Flushed {
+        images: Result<(), String>,
+        blobs: Result<(), String>,
+    },
     /// A client of the mirror wants a blob.
     Wished(Wish),
     /// Whole blobs of the mirror that peers may ask for.
@@ -519,10 +522,13 @@ impl Driver {
             }
             Input::Measured(volume) => self.measured(volume),
             Input::Scrubbed { id, bad } => self.scrubbed(id, bad),
-            Input::Flushed(result) => {
+            Input::Flushed { images, blobs } => {
                 self.flushing = false;
-                if let Err(error) = result {
+                if let Err(error) = images {
                     self.storage_failed(&error);
+                }
+                if let Err(error) = blobs {
+                    self.mirror_storage_failed(&error);
                 }
             }
             Input::Wished(wish) => self.wish(wish),
@@ -557,8 +563,8 @@ impl Driver {
         self.jobs.abort_all();
         let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
         tokio::task::spawn_blocking(move || {
-            store.flush()?;
-            blobs.map_or(Ok(()), |blobs| blobs.flush())
+            let images = store.flush();
+            blobs.map_or(Ok(()), |blobs| blobs.flush()).and(images)
         })
         .await??;
         Ok(())

@@ -129,7 +129,8 @@ pub(crate) struct Mirror {
     service: Arc<Service>,
 }
 
-/// Opens the cache and the listener. `None` where the mirror is switched off, or its default port is taken.
+/// Opens the cache and the listener. `None` where the mirror is switched off, its default port is taken, or its cache
+/// can't be used.
 pub(crate) async fn open(
     settings: Settings,
     me: &HostId,
@@ -179,7 +180,14 @@ pub(crate) async fn open(
         space: platform::space,
     };
     let opened = tokio::task::spawn_blocking(move || Blobs::open(&directory, &host, limits));
-    let blobs = Arc::new(opened.await.context("opening the blob cache")??);
+    let blobs = match opened.await.context("opening the blob cache")? {
+        Ok(blobs) => Arc::new(blobs),
+        // nor because of a cache of what is only convenient to have
+        Err(error) => {
+            tracing::error!(error = %error, "the mirror's cache can't be used; running without a mirror: look at mirror.directory");
+            return Ok(None);
+        }
+    };
     let (wishes, heard) = mpsc::channel(WISHES);
     let ears = Ears {
         blobs: blobs.clone(),

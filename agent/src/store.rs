@@ -408,6 +408,45 @@ impl Store {
         Ok(copied)
     }
 
+    /// [`begin`](Self::begin), and where there is no room, once more if `make_room` makes so many bytes free.
+    ///
+    /// # Errors
+    /// As `begin`.
+    pub fn begin_making_room(
+        &self,
+        layout: &Layout,
+        manifest: &[u8],
+        references: &[String],
+        make_room: impl FnOnce(u64) -> bool,
+    ) -> Result<(Arc<Stage>, u64), BeginError> {
+        match self.begin(layout, manifest, references) {
+            Err(BeginError::NoRoom {
+                need_bytes,
+                reserved_bytes,
+                free_bytes,
+                floor_bytes,
+            }) if make_room(
+                need_bytes
+                    .saturating_add(reserved_bytes)
+                    .saturating_add(floor_bytes)
+                    .saturating_sub(free_bytes),
+            ) =>
+            {
+                self.begin(layout, manifest, references)
+            }
+            begun => begun,
+        }
+    }
+
+    /// What the images under construction will still take of the room that looks free.
+    #[must_use]
+    pub fn outstanding_bytes(&self) -> u64 {
+        self.all()
+            .into_iter()
+            .map(|stage| stage.outstanding_bytes())
+            .sum()
+    }
+
     fn create(
         &self,
         layout: &Layout,

@@ -365,7 +365,7 @@ impl Driver {
                     }
                 }
                 if let Some(error) = &receipt.storage_error {
-                    self.storage_failed(error);
+                    self.content_not_stored(id, error);
                 }
                 self.tell(Event::NotArrived {
                     peer,
@@ -374,6 +374,15 @@ impl Driver {
                     failure,
                 });
             }
+        }
+    }
+
+    /// A chunk couldn't be stored: the volume of images or that of the mirror's blobs fails.
+    fn content_not_stored(&mut self, id: ContentId, error: &str) {
+        match self.contents.find(id) {
+            Some(content) if content.images.is_empty() => self.mirror_storage_failed(error),
+            Some(_) => self.storage_failed(error),
+            None => {}
         }
     }
 

@@ -264,8 +264,18 @@ impl Driver {
         image.retry_at = None;
         let (store, layout) = (self.store.clone(), image.layout.clone());
         let (manifest, references) = (image.manifest.clone(), image.references.clone());
+        let blobs = self.mirror.blobs().cloned();
+        let home = self.config.tart_home.clone();
         self.spawn_blocking(move || {
-            let begun = store.begin(&layout, &manifest, &references);
+            let make_room = |bytes| {
+                blobs
+                    .as_ref()
+                    .is_some_and(|blobs| blobs.give_way(&home, bytes))
+            };
+            let begun = store.begin_making_room(&layout, &manifest, &references, make_room);
+            if let Some(blobs) = &blobs {
+                blobs.leave(&home, store.outstanding_bytes());
+            }
             Input::Begun {
                 image: digest,
                 result: begun.map_err(|error| Trouble::from(&error)),
@@ -510,7 +520,7 @@ impl Driver {
         self.report(false);
     }
 
-    /// The volume failed us while chunks arrived: nothing more is taken until it is tried again.
+    /// The volume failed us while chunks of images arrived: nothing more is taken until it is tried again.
     pub(super) fn storage_failed(&mut self, message: &str) {
         self.mirror_storage_failed(message);
         self.hold_staging(&Trouble {
@@ -750,7 +760,10 @@ impl Driver {
         let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
         self.spawn_blocking(move || {
             let blobs = blobs.map_or(Ok(()), |blobs| blobs.flush());
-            Input::Flushed(store.flush().and(blobs).map_err(|error| error.to_string()))
+            Input::Flushed {
+                images: store.flush().map_err(|error| error.to_string()),
+                blobs: blobs.map_err(|error| error.to_string()),
+            }
         });
     }
 }

@@ -504,7 +504,11 @@ impl Driver {
             .mirror_cache_bytes
             .set(i64::try_from(bytes).unwrap_or(i64::MAX));
         let (at, chunk) = self.mirror.scrub_at;
-        self.spawn_blocking(move || scrub(&blobs, at, chunk));
+        let (store, home) = (self.store.clone(), self.config.tart_home.clone());
+        self.spawn_blocking(move || {
+            blobs.leave(&home, store.outstanding_bytes());
+            scrub(&blobs, at, chunk)
+        });
     }
 
     pub(super) fn blobs_scrubbed(&mut self, next: (Option<Digest>, u32), bad: Option<Digest>) {

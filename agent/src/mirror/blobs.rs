@@ -14,7 +14,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    os::unix::fs::MetadataExt as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -39,6 +43,8 @@ pub(crate) struct Blobs {
     /// Changed by connections and the driver's jobs; held for look-ups, and while a blob's files are made or removed.
     inner: Mutex<Inner>,
     taints: Arc<Taints>,
+    /// Of the room that looks free: images under construction will take it.
+    spoken_for_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +124,7 @@ impl Blobs {
             _lock: lock,
             inner: Mutex::default(),
             taints: Arc::default(),
+            spoken_for_bytes: AtomicU64::new(0),
         };
         this.load().map_err(at)?;
         Ok(this)
@@ -221,6 +228,7 @@ impl Blobs {
         loop {
             let space = (self.space)(&self.root)?;
             let floor = space.total_bytes / 100 * u64::from(self.floor_percent.min(100));
+            let floor = floor.saturating_add(self.spoken_for_bytes.load(Ordering::Relaxed));
             let fits = inner.bytes.saturating_add(need) <= self.budget_bytes;
             if fits && space.free_bytes >= need.saturating_add(floor) {
                 return Ok(());
@@ -237,12 +245,46 @@ impl Blobs {
         }
     }
 
+    /// Lets idle blobs go to make so much room for an image on this volume: that is wanted, and they are kept in case they
+    /// are. None goes where all of them together wouldn't do. Whether there is room now. Blocks.
+    pub(crate) fn give_way(&self, volume: &Path, bytes: u64) -> bool {
+        if !self.lies_on(volume) {
+            return false;
+        }
+        let mut inner = self.hold();
+        let idle: u64 = inner.idle().map(|blob| blob.size()).sum();
+        if idle < bytes {
+            return false;
+        }
+        let before = inner.bytes;
+        while before - inner.bytes < bytes {
+            let Some(oldest) = self.next_to_go(&inner) else {
+                return false;
+            };
+            info!(content = %oldest, "a blob leaves the cache to make room for an image");
+            if let Err(error) = self.drop_blob(&mut inner, &oldest) {
+                warn!(content = %oldest, %error, "a blob can't be removed");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// So much of the room that looks free on this volume isn't.
+    pub(crate) fn leave(&self, volume: &Path, bytes: u64) {
+        let bytes = if self.lies_on(volume) { bytes } else { 0 };
+        self.spoken_for_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn lies_on(&self, volume: &Path) -> bool {
+        let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+        device(volume).is_some_and(|volume| device(&self.root) == Some(volume))
+    }
+
     /// The least recently used blob that nobody reads or fetches.
     fn next_to_go(&self, inner: &Inner) -> Option<Digest> {
         inner
-            .blobs
-            .values()
-            .filter(|blob| blob.is_idle() && !inner.pinned.contains(&blob.digest()))
+            .idle()
             .min_by_key(|blob| blob.readers().1)
             .map(|blob| blob.digest())
     }
@@ -330,6 +372,14 @@ impl Blobs {
 
     fn hold(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Blobs that nobody reads, fetches or is about to.
+    fn idle(&self) -> impl Iterator<Item = &Arc<Blob>> {
+        let idle = |blob: &&Arc<Blob>| blob.is_idle() && !self.pinned.contains(&blob.digest());
+        self.blobs.values().filter(idle)
     }
 }
 

@@ -979,3 +979,42 @@ proptest! {
         assert_installed(&image_dir(&home, "ghcr.io/org/image", sample), sample);
     }
 }
+
+#[test]
+fn an_image_without_room_begins_where_something_else_makes_some() {
+    /// 32 MiB, less what lies in the home's `spare`.
+    fn space(home: &Path) -> io::Result<Space> {
+        let spare = fs::metadata(home.join("spare")).map_or(0, |found| found.len());
+        Ok(Space {
+            total_bytes: 32 << 20,
+            free_bytes: (32 << 20) - spare,
+        })
+    }
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let with = Options {
+        space,
+        ..options()
+    };
+    let store = Store::open(home.path(), with).unwrap();
+    let spare = home.path().join("spare");
+    fs::write(&spare, vec![0; 31 << 20]).unwrap();
+    let begin = |make_room: &dyn Fn(u64) -> bool| {
+        store.begin_making_room(&sample.layout, &sample.manifest, &[TAG.into()], make_room)
+    };
+    let refused = begin(&|_| false).unwrap_err();
+    let BeginError::NoRoom {
+        need_bytes,
+        free_bytes,
+        ..
+    } = refused
+    else {
+        panic!("{refused}");
+    };
+    let (stage, _) = begin(&|bytes| {
+        assert_eq!(bytes, need_bytes - free_bytes);
+        let left = (31 << 20) - usize::try_from(bytes).unwrap();
+        fs::write(&spare, vec![0; left]).is_ok()
+    })
+    .unwrap();
+    assert_eq!(store.outstanding_bytes(), stage.outstanding_bytes());
+}

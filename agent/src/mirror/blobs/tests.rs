@@ -367,3 +367,33 @@ fn a_verified_blob_that_cannot_be_put_in_its_place_is_put_there_later() {
     drop((reading, blobs));
     assert!(open(dir.path(), 1 << 30).find(&digest).unwrap().is_whole());
 }
+
+#[test]
+fn idle_blobs_give_way_to_an_image_where_that_is_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 64 << 20);
+    let contents: Vec<_> = (0..3).map(|seed| bytes(seed, 2 << 20)).collect();
+    let digests: Vec<_> = contents.iter().map(|one| kept(&blobs, one)).collect();
+    let reading = blobs.begin(digests[0], 2 << 20).unwrap();
+    // one is being read, and two are less than that
+    assert!(!blobs.give_way(dir.path(), (4 << 20) + 1));
+    assert_eq!(blobs.tidy(), (6 << 20, 3));
+    // another volume's room is no use
+    assert!(!blobs.give_way(Path::new("/proc"), 1));
+    assert!(blobs.give_way(dir.path(), 2 << 20));
+    assert!(blobs.find(&digests[1]).is_none() && blobs.find(&digests[2]).is_some());
+    assert!(blobs.give_way(dir.path(), 1));
+    assert!(blobs.find(&digests[2]).is_none() && reading.blob.is_whole());
+}
+
+#[test]
+fn room_that_an_image_will_take_isnt_taken_by_a_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 39);
+    // half of the volume is free, a tenth stays so
+    let room = (1 << 39) - (1 << 40) / 100 * 10;
+    blobs.leave(dir.path(), room - (3 << 20));
+    let refused = blobs.begin(Digest::of(b"large"), (3 << 20) + 1);
+    assert!(matches!(refused, Err(BeginError::NoRoom { .. })));
+    blobs.begin(Digest::of(b"small"), 3 << 20).unwrap();
+}
