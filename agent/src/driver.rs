@@ -824,6 +824,12 @@ impl Driver {
                                 return;
                             }
                         }
+                        // it was told another size of a blob than we were
+                        Err(_)
+                            if self
+                                .contents
+                                .by_digest(&digest)
+                                .is_some_and(|content| content.images.is_empty()) => {}
                         Err(error) => {
                             self.nonsense(peer, &error.to_string());
                             return;

@@ -163,6 +163,8 @@ pub(crate) struct Receipt {
     pub(crate) false_bytes: bool,
     /// The chain proves the link false. Who made it, as the sender said: perhaps the sender itself.
     pub(crate) false_link: Option<HostId>,
+    /// They may be true of a content of another size than we were told.
+    pub(crate) other_size: bool,
     /// The volume failed us, in words.
     pub(crate) storage_error: Option<String>,
 }
@@ -178,6 +180,7 @@ impl Receipt {
             wire_bytes: 0,
             false_bytes: false,
             false_link: None,
+            other_size: false,
             storage_error: None,
         }
     }
@@ -493,6 +496,7 @@ async fn take(
         receiver.stop(StreamCode::CANCELLED);
         return Receipt {
             false_bytes: true,
+            other_size: true,
             ..Receipt::failed(Failure::Bad)
         };
     }
@@ -524,13 +528,18 @@ async fn take(
 }
 
 fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
+    let last = subject.chunk.0 + 1 == subject.geometry.chunks();
     let bad = || Receipt {
         false_bytes: true,
+        other_size: last,
         ..Receipt::failed(Failure::Bad)
     };
     let length = subject.geometry.len(subject.chunk) as usize;
     let Some(bytes) = unpack(packed.encoding, packed.bytes.clone(), length) else {
-        return bad();
+        return Receipt {
+            other_size: true,
+            ..bad()
+        };
     };
     if !packed.link.holds(subject.geometry, subject.chunk, &bytes) {
         return bad();
@@ -582,6 +591,7 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         wire_bytes: 0,
         false_bytes: false,
         false_link: None,
+        other_size: false,
         storage_error: None,
     }
 }

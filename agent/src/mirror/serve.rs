@@ -400,7 +400,7 @@ impl Service {
         pulse: &Arc<Pulse>,
     ) -> Result<Response<Content>, Broken> {
         let path = format!("blobs/{digest}");
-        let ask = || self.upstreams.blob(repository, &digest, client);
+        let ask = || self.upstreams.blob(repository, &digest, client, head);
         let size = match self.persist(repository, &path, ask).await? {
             Ok(size) => size,
             Err(response) => return Ok(response),

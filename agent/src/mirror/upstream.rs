@@ -1,11 +1,12 @@
 //! What upstream registries say, and to whom: manifests, sizes of blobs, and whose credentials they accepted.
 //!
 //! Nothing is given from this host to a client unless the upstream accepted that client's own credentials for the
-//! repository within the last minute, and named the blob as part of the repository: in a manifest that it gave, or by
-//! answering for it. While the upstream can't be reached, what it accepted within the last hour counts.
+//! repository within the last minute, and itself answered for the blob or manifest as part of the repository. What a
+//! manifest names isn't enough: anybody may push one that lists somebody else's blobs, or a size that isn't theirs. While
+//! the upstream can't be reached, what it accepted within the last hour counts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -24,6 +25,8 @@ const VERDICT: Duration = Duration::from_secs(60);
 const VERDICT_STALE: Duration = Duration::from_hours(1);
 /// Verdicts, members and sizes that are kept; beyond, they are forgotten and the upstream is asked again.
 const MAX_FACTS: usize = 1 << 16;
+/// Parts of one manifest that are kept; no image comes near it.
+const MAX_PARTS: usize = 1 << 12;
 /// Bytes of manifests that are kept in memory.
 const MAX_MANIFEST_BYTES: usize = 32 << 20;
 
@@ -56,8 +59,10 @@ pub(crate) struct Upstreams {
 #[derive(Debug, Default)]
 struct Facts {
     verdicts: BTreeMap<(String, [u8; 32]), Instant>,
-    members: BTreeSet<(String, Digest)>,
-    sizes: BTreeMap<Digest, u64>,
+    /// What repositories have, by their registry's own word, and how large a blob is.
+    members: BTreeMap<(String, Digest), Option<u64>>,
+    /// What their manifests say that they have.
+    claims: BTreeMap<(String, Digest), u64>,
     tags: BTreeMap<(String, String), Digest>,
     manifests: BTreeMap<Digest, Manifest>,
     manifest_bytes: usize,
@@ -137,7 +142,8 @@ impl Upstreams {
                 before
             }
         };
-        let accept = accept.filter(|accept| !accepts_all(accept));
+        // who takes just anything gets what we know; a type that is named is for the registry to find
+        let accept = accept.filter(|accept| !names_none(accept));
         let error = match handle.manifest_as(version, accept).await {
             Ok(manifest) => {
                 self.learn(&reference, version, client, &manifest);
@@ -157,22 +163,21 @@ impl Upstreams {
         Err(error)
     }
 
-    /// The size of a blob that this client may see. Asks the upstream only where that isn't known.
+    /// The size of a blob that this client may see. Asks the upstream only where that isn't known; where no byte of it is
+    /// wanted (`head`), a manifest's word will do.
     pub(crate) async fn blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         client: &Client,
+        head: bool,
     ) -> Result<u64, OriginError> {
         let reference = repository.reference();
-        let known = |life| {
-            let facts = self.facts();
-            facts
-                .may_read(&reference, client, digest, life)
-                .then(|| facts.sizes.get(digest).copied())
-                .flatten()
-        };
+        let known = |life| self.facts().size(&reference, client, digest, life);
         if let Some(size) = known(VERDICT) {
+            return Ok(size);
+        }
+        if head && let Some(size) = self.facts().claim(&reference, client, digest) {
             return Ok(size);
         }
         let handle = self.handle(repository, client)?;
@@ -223,8 +228,11 @@ impl Upstreams {
         let mut facts = self.facts();
         facts.accept(reference, client);
         facts.belongs(reference, manifest.digest, None);
-        for (digest, size) in parts {
-            facts.belongs(reference, digest, Some(size));
+        if facts.claims.len() >= MAX_FACTS {
+            facts.claims.clear();
+        }
+        for (digest, size) in parts.into_iter().take(MAX_PARTS) {
+            facts.claims.insert((reference.to_owned(), digest), size);
         }
         if let Version::Tag(tag) = version {
             if facts.tags.len() >= MAX_FACTS {
@@ -264,20 +272,34 @@ impl Facts {
         if self.members.len() >= MAX_FACTS {
             self.members.clear();
         }
-        self.members.insert((reference.to_owned(), digest));
-        if let Some(size) = size {
-            if self.sizes.len() >= MAX_FACTS {
-                self.sizes.clear();
-            }
-            self.sizes.insert(digest, size);
-        }
+        self.members.insert((reference.to_owned(), digest), size);
     }
 
-    fn may_read(&self, reference: &str, client: &Client, digest: &Digest, life: Duration) -> bool {
+    fn accepts(&self, reference: &str, client: &Client, life: Duration) -> bool {
         self.verdicts
             .get(&(reference.to_owned(), client.key))
             .is_some_and(|accepted| accepted.elapsed() < life)
-            && self.members.contains(&(reference.to_owned(), *digest))
+    }
+
+    fn may_read(&self, reference: &str, client: &Client, digest: &Digest, life: Duration) -> bool {
+        self.accepts(reference, client, life)
+            && self.members.contains_key(&(reference.to_owned(), *digest))
+    }
+
+    fn size(
+        &self,
+        reference: &str,
+        client: &Client,
+        digest: &Digest,
+        life: Duration,
+    ) -> Option<u64> {
+        let size = *self.members.get(&(reference.to_owned(), *digest))?;
+        size.filter(|_| self.accepts(reference, client, life))
+    }
+
+    fn claim(&self, reference: &str, client: &Client, digest: &Digest) -> Option<u64> {
+        let size = *self.claims.get(&(reference.to_owned(), *digest))?;
+        self.accepts(reference, client, VERDICT).then_some(size)
     }
 }
 
@@ -302,6 +324,14 @@ fn parts(manifest: &[u8]) -> Vec<(Digest, u64)> {
 
 fn accepts_all(accept: &HeaderValue) -> bool {
     names(accept, "*/*")
+}
+
+/// Whether an `Accept` has nothing but wildcards.
+fn names_none(accept: &HeaderValue) -> bool {
+    accept.to_str().is_ok_and(|text| {
+        text.split(',')
+            .all(|part| part.split(';').next().unwrap_or_default().trim().ends_with("/*"))
+    })
 }
 
 /// Whether an `Accept` names a type.
@@ -347,6 +377,27 @@ mod tests {
         assert!(!facts.may_read("r/b", &client, &digest, VERDICT));
         assert!(!facts.may_read("r/a", &client, &Digest::of(b"other"), VERDICT));
         assert!(!facts.may_read("r/a", &client, &digest, Duration::ZERO));
+        assert_eq!(facts.size("r/a", &client, &digest, VERDICT), Some(4));
+        assert_eq!(facts.size("r/b", &client, &digest, VERDICT), None);
+    }
+
+    #[test]
+    fn what_a_manifest_names_isnt_what_its_repository_has() {
+        let client = Client::new(None, false);
+        let (mine, theirs) = (Digest::of(b"mine"), Digest::of(b"theirs"));
+        let mut facts = Facts::default();
+        facts.accept("r/evil", &client);
+        facts
+            .claims
+            .extend([(("r/evil".into(), mine), 1), (("r/evil".into(), theirs), 2)]);
+        facts.belongs("r/evil", mine, Some(7));
+        assert_eq!(facts.size("r/evil", &client, &mine, VERDICT), Some(7));
+        assert_eq!(facts.size("r/evil", &client, &theirs, VERDICT), None);
+        assert!(!facts.may_read("r/evil", &client, &theirs, VERDICT));
+        assert_eq!(facts.claim("r/evil", &client, &theirs), Some(2));
+        assert_eq!(facts.claim("r/good", &client, &theirs), None);
+        let stranger = Client::new(Some(&"Bearer x".into()), false);
+        assert_eq!(facts.claim("r/evil", &stranger, &theirs), None);
     }
 
     #[test]
@@ -354,6 +405,8 @@ mod tests {
         let accept = HeaderValue::from_static("application/a; q=0.5, Application/B");
         assert!(names(&accept, "application/b") && names(&accept, "application/a"));
         assert!(!names(&accept, "application/c") && !accepts_all(&accept));
-        assert!(accepts_all(&HeaderValue::from_static("application/a, */*")));
+        let some_and_any = HeaderValue::from_static("application/a, */*");
+        assert!(accepts_all(&some_and_any) && !names_none(&some_and_any));
+        assert!(names_none(&HeaderValue::from_static("*/*;q=0.8, text/*")));
     }
 }

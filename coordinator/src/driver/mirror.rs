@@ -134,6 +134,12 @@ impl Driver {
             debug!(%host, limit = MAX_BLOBS, "more blobs are asked for than are kept track of");
             return false;
         }
+        let known = self.mirror.blobs.get(&digest);
+        if known.is_some_and(|blob| blob.bytes != geometry.size()) {
+            // one of the two was misled by its registry: what either fetches is of no use to the other
+            debug!(%host, content = %digest, bytes = geometry.size(), "a blob is wanted with two sizes");
+            return false;
+        }
         let blob = self.mirror.blobs.entry(digest).or_insert_with(|| Blob {
             chunks: geometry.chunks(),
             bytes: geometry.size(),
