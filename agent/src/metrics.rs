@@ -81,26 +81,29 @@ pub struct MirrorLabel {
     pub result: &'static str,
 }
 
-/// Where the mirror's bytes were when they left.
+/// Where the mirror had the bytes from that it sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MirrorSource {
-    /// In a blob that was whole.
+    /// The blob was here when it was asked for.
     Cache,
-    /// In a blob that was arriving.
-    Arriving,
+    /// It came for this request or one beside it: from the registry to this host.
+    Origin,
+    /// From peers.
+    Peers,
 }
 
 impl EncodeLabelValue for MirrorSource {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let name = match self {
             Self::Cache => "cache",
-            Self::Arriving => "arriving",
+            Self::Origin => "origin",
+            Self::Peers => "peers",
         };
         EncodeLabelValue::encode(&name, encoder)
     }
 }
 
-/// Where the mirror's bytes were when they left.
+/// Where the mirror had the bytes from that it sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MirrorSourceLabel {
     /// The source.
@@ -242,7 +245,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "mirror_sent",
-            "Bytes of blobs that the mirror sent, by whether the blob was whole in the cache or arriving",
+            "Bytes of blobs that the mirror sent, by where it had them from",
             Unit::Bytes,
             metrics.mirror_sent_bytes.clone(),
         );

@@ -138,7 +138,9 @@ impl Driver {
         self.spawn_blocking(move || {
             let whole = blobs.whole().into_iter().take(MAX_SEEDS);
             // the oldest first, so that it is the first to go
-            let mut seeds: Vec<_> = whole.filter(|blob| blob.load_links()).collect();
+            let mut seeds: Vec<_> = whole
+                .filter(|blob| blob.load_links().unwrap_or(false))
+                .collect();
             seeds.reverse();
             Input::Seeds(seeds)
         });
@@ -182,6 +184,7 @@ impl Driver {
         let now = Instant::now();
         let refused = matches!(blob.trouble(), Some(Trouble::Refused(_)));
         blob.set_trouble(None);
+        self.leave_gone(&blob);
         if let Some(wanted) = self.mirror.wants.get_mut(&digest) {
             if (&wanted.reference, &wanted.access) != (&reference, &access) {
                 (wanted.reference, wanted.access) = (reference, access);
@@ -227,6 +230,21 @@ impl Driver {
         }
         if refused {
             self.fetch_alone(&digest);
+        }
+    }
+
+    /// A blob that was evicted and is asked for again is another one: what is known of the one before leads nowhere.
+    fn leave_gone(&mut self, blob: &Arc<Blob>) {
+        let digest = blob.digest();
+        let wanted = self.mirror.wants.get(&digest);
+        if wanted.is_some_and(|wanted| !Arc::ptr_eq(&wanted.blob, blob)) {
+            self.stop_wanting(&digest);
+        }
+        let other = |shelf: &Shelf| matches!(shelf, Shelf::Blob(held) if !Arc::ptr_eq(held, blob));
+        let content = self.contents.by_digest(&digest);
+        if content.is_some_and(|content| content.shelves.iter().any(other)) {
+            self.mirror.seeds.retain(|seed| *seed != digest);
+            self.drop_content(&digest);
         }
     }
 
@@ -291,7 +309,10 @@ impl Driver {
     pub(super) fn wants_are_coming(&mut self, queue: &MirrorQueue) {
         for content in &queue.contents {
             let digest = Digest::try_from(content.as_slice());
-            if let Some(wanted) = digest.ok().and_then(|digest| self.mirror.wants.get(&digest)) {
+            if let Some(wanted) = digest
+                .ok()
+                .and_then(|digest| self.mirror.wants.get(&digest))
+            {
                 wanted.blob.promise();
             }
         }
@@ -516,8 +537,13 @@ impl Driver {
         let Some(digest) = bad else { return };
         error!(content = %digest, "a blob of the mirror changed on disk since it was verified; dropping it");
         self.mirror.seeds.retain(|seed| *seed != digest);
-        self.stop_wanting(&digest);
-        self.drop_content(&digest);
+        // unless it was asked for again since, and is another one
+        let gone = |shelf: &Shelf| matches!(shelf, Shelf::Blob(blob) if blob.is_gone());
+        let content = self.contents.by_digest(&digest);
+        if content.is_some_and(|content| content.shelves.iter().any(gone)) {
+            self.stop_wanting(&digest);
+            self.drop_content(&digest);
+        }
     }
 }
 
@@ -558,11 +584,13 @@ fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
     let end = first
         .saturating_add(SCRUB_CHUNKS)
         .min(blob.geometry().chunks());
-    let good = blob.load_links()
+    // what can't be read shows by other means: the volume is failing
+    let good = blob.load_links().unwrap_or(true)
         && (first..end)
             .map(ChunkIndex)
-            // what can't be read shows by other means: the volume is failing
             .all(|chunk| !matches!(blob.scrub(chunk), Ok(false)));
+    // evicted meanwhile: that is no rot
+    let good = good || blob.is_gone();
     if !good && let Err(error) = blobs.discard(&digest) {
         warn!(content = %digest, %error, "dropping a rotten blob failed");
     }

@@ -14,14 +14,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use origin::OriginError;
@@ -30,6 +30,7 @@ use proto::{
     chain::{Entered, Verdict},
 };
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::{
     platform,
@@ -44,20 +45,71 @@ use crate::{
 const TAINT: Duration = Duration::from_hours(1);
 
 /// Blobs whose earlier bytes were false, and until when resuming them is refused. Shared by all blobs, because a blob's
-/// file may be dropped while clients still hold its bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Taints(Mutex<BTreeMap<Digest, Instant>>);
+/// file may be dropped while clients still hold its bytes, and kept in a file, because they do over a restart too: a line
+/// of digest and Unix seconds for each.
+#[derive(Debug)]
+pub(crate) struct Taints {
+    path: PathBuf,
+    until: Mutex<BTreeMap<Digest, Instant>>,
+}
 
 impl Taints {
+    /// What is known from before. Lines that can't be read are passed over. Blocks.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let until = String::from_utf8_lossy(&text)
+            .lines()
+            .filter_map(|line| {
+                let (digest, seconds) = line.split_once(' ')?;
+                let until = UNIX_EPOCH.checked_add(Duration::from_secs(seconds.parse().ok()?))?;
+                // a clock that was set mustn't refuse for ever
+                let left = until.duration_since(clock).ok()?.min(TAINT);
+                Some((digest.parse().ok()?, now + left))
+            })
+            .collect();
+        Ok(Self {
+            path,
+            until: Mutex::new(until),
+        })
+    }
+
+    /// Blocks: after a crash it still holds.
     fn add(&self, digest: Digest) {
-        let mut taints = hold(&self.0);
-        let now = Instant::now();
+        let mut taints = hold(&self.until);
+        let (now, clock) = (Instant::now(), SystemTime::now());
         taints.retain(|_, until| *until > now);
         taints.insert(digest, now + TAINT);
+        let mut text = String::new();
+        for (digest, until) in &*taints {
+            let until = clock + until.saturating_duration_since(now);
+            let seconds = until
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |at| at.as_secs());
+            text += &format!("{digest} {seconds}\n");
+        }
+        if let Err(error) = self.write(&text) {
+            // as long as this process lives it is refused all the same
+            warn!(content = %digest, %error, "that a blob's earlier bytes were false can't be written down");
+        }
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        platform::sync_full(&file)?;
+        fs::rename(&new, &self.path)?;
+        let directory = self.path.parent().unwrap_or(&self.path);
+        platform::sync_directory(directory)
     }
 
     pub(super) fn covers(&self, digest: &Digest) -> bool {
-        hold(&self.0)
+        hold(&self.until)
             .get(digest)
             .is_some_and(|until| *until > Instant::now())
     }
@@ -80,7 +132,9 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(error) => error.fmt(f),
-            Self::Bad(message) | Self::Disk(message) | Self::Stalled(message) => f.write_str(message),
+            Self::Bad(message) | Self::Disk(message) | Self::Stalled(message) => {
+                f.write_str(message)
+            }
         }
     }
 }
@@ -107,6 +161,7 @@ pub(crate) struct Blob {
     resting: PathBuf,
     whole: AtomicBool,
     gone: AtomicBool,
+    parked: AtomicBool,
     state: Mutex<Inner>,
     written: Condvar,
     /// Filled by every writing thread, emptied by whoever flushes. Locked after `state` where both are.
@@ -231,6 +286,7 @@ impl Blob {
             resting: paths.resting,
             whole: AtomicBool::new(whole),
             gone: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
             state: Mutex::new(Inner {
                 ledger: None,
                 file: None,
@@ -361,6 +417,22 @@ impl Blob {
         }
     }
 
+    /// Closes the files of a blob that has arrived in part, and that nobody else knows of. It is of no use from then on: who
+    /// wants it begins it anew.
+    pub(super) fn park(&self) {
+        // what isn't flushed yet is before the next time
+        if self.is_whole() || !hold(&self.pending).is_empty() {
+            return;
+        }
+        hold(&self.state).file = None;
+        *hold(&self.journal) = None;
+        self.parked.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Acquire)
+    }
+
     /// Tells those who wait that nothing comes, or (`None`) that it is tried again. Of a blob that is gone nothing comes.
     pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
         if trouble.is_none() && self.is_gone() {
@@ -391,20 +463,23 @@ impl Blob {
     // ---- as a content of the swarm --------------------------------------------------------------------------------
 
     /// Loads the links of a whole blob, so that it can be served to peers. Whether it has them. Blocks.
-    pub(crate) fn load_links(&self) -> bool {
+    ///
+    /// # Errors
+    /// When they can't be read now: that says nothing of the blob.
+    pub(crate) fn load_links(&self) -> io::Result<bool> {
         let mut inner = hold(&self.state);
         if inner.ledger.is_some() {
-            return true;
+            return Ok(true);
         }
-        let Ok(Some((_, records))) = Journal::open(&links(&self.resting), &self.digest) else {
-            return false;
+        let Some((_, records)) = Journal::open(&links(&self.resting), &self.digest)? else {
+            return Ok(false);
         };
         let ledger = replay(self.digest, self.geometry, records, &mut inner.makers);
         let closed = ledger.is_closed();
         if closed {
             inner.ledger = Some(ledger);
         }
-        closed
+        Ok(closed)
     }
 
     pub(crate) fn held(&self) -> ChunkSet {
@@ -416,6 +491,15 @@ impl Blob {
 
     pub(crate) fn link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
         hold(&self.state).ledger.as_ref()?.link(chunk)
+    }
+
+    /// Whether the chunk with this byte came from the registry to this host, rather than from a peer.
+    pub(super) fn is_ours(&self, offset: u64) -> bool {
+        let chunk = u32::try_from(offset / proto::CHUNK_BYTES).map(ChunkIndex);
+        chunk
+            .ok()
+            .and_then(|chunk| self.link(chunk))
+            .is_some_and(|(_, source)| source.sender == self.me)
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -4,6 +4,7 @@
 //! DIRECTORY/                       locked by the one agent that works here
 //!   whole/<hex> <hex>.links        verified from the first byte to the digest; the place says so
 //!   arriving/<hex> <hex>.links     under way; the journal says which chunks are there
+//!   tainted                        blobs that nobody may resume for a while
 //! ```
 //!
 //! A start lists `whole/` and believes it: files come there by a rename after data and journal are synced, and the scrub
@@ -13,8 +14,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::{Path, PathBuf},
     os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -30,6 +31,7 @@ use crate::platform::{self, DirectoryLock, LockError, Space};
 
 const WHOLE: &str = "whole";
 const ARRIVING: &str = "arriving";
+const TAINTS: &str = "tainted";
 
 /// Every blob of this host.
 #[derive(Debug)]
@@ -123,7 +125,7 @@ impl Blobs {
             space: limits.space,
             _lock: lock,
             inner: Mutex::default(),
-            taints: Arc::default(),
+            taints: Arc::new(Taints::open(root.join(TAINTS)).map_err(at)?),
             spoken_for_bytes: AtomicU64::new(0),
         };
         this.load().map_err(at)?;
@@ -158,7 +160,10 @@ impl Blobs {
                     Blob::resting(digest, geometry, &self.me, paths, taints)
                 } else {
                     match Blob::begin(digest, geometry, &self.me, paths, taints) {
-                        Ok(blob) => blob,
+                        Ok(blob) => {
+                            blob.park();
+                            blob
+                        }
                         Err(error) => {
                             warn!(content = %digest, %error, "a blob that was arriving can't be read; dropping it");
                             drop(fs::remove_file(entry.path()));
@@ -199,7 +204,14 @@ impl Blobs {
         let mut inner = self.hold();
         if let Some(blob) = inner.blobs.get(&digest) {
             if blob.size() == size {
-                return Ok(blob.read_on());
+                if !blob.is_parked() {
+                    return Ok(blob.read_on());
+                }
+                let (paths, taints) = (self.paths(&digest), self.taints.clone());
+                let blob = Arc::new(Blob::begin(digest, geometry, &self.me, paths, taints)?);
+                let reading = blob.read_on();
+                inner.blobs.insert(digest, blob);
+                return Ok(reading);
             }
             if blob.is_whole() || !blob.is_idle() {
                 return Err(BeginError::Size {
@@ -342,6 +354,9 @@ impl Blobs {
         let inner = self.hold();
         for blob in inner.blobs.values() {
             blob.rest();
+            if blob.is_idle() && Arc::strong_count(blob) == 1 {
+                blob.park();
+            }
         }
         (inner.bytes, inner.blobs.len())
     }

@@ -27,7 +27,7 @@ use hyper::{
         ETAG, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, WWW_AUTHENTICATE,
     },
 };
-use origin::{Backoff, OriginError, Secret, Version};
+use origin::{Backoff, OriginError, Reference, Secret, Version};
 use proto::Digest;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -195,20 +195,21 @@ impl Service {
         let answered = self.route(method, headers, asked, began, pulse).await;
         pulse.beat();
         let result = match &answered {
-            Err(Broken) => "broken",
-            Ok(response) => match response.status().as_u16() {
+            Err(Broken) => Some("broken"),
+            // how it goes shows at its end
+            Ok(response) if matches!(response.body(), Content::Blob(_)) => None,
+            Ok(response) => Some(match response.status().as_u16() {
                 200 => "ok",
                 206 => "partial",
                 307 => "redirected",
                 401 | 403 => "denied",
                 404 => "not_found",
                 _ => "refused",
-            },
+            }),
         };
-        self.metrics
-            .mirror_requests
-            .get_or_create(&MirrorLabel { what, result })
-            .inc();
+        if let Some(result) = result {
+            count(&self.metrics, what, result);
+        }
         let mut response = answered?;
         response
             .headers_mut()
@@ -470,6 +471,13 @@ impl Service {
             file,
             at: start,
             end,
+            result: if status == StatusCode::OK {
+                "ok"
+            } else {
+                "partial"
+            },
+            hit,
+            broken: false,
             patience: self.settings.break_after,
             metrics: self.metrics.clone(),
             pulse: pulse.clone(),
@@ -657,10 +665,13 @@ impl Service {
     fn redirect(&self, repository: &Repository, path: &str) -> Response<Content> {
         let plain = self.settings.plain_http.contains(&repository.registry);
         let scheme = if plain { "http" } else { "https" };
-        let location = format!(
-            "{scheme}://{}/v2/{}/{path}",
-            repository.registry, repository.name
-        );
+        // as the agent itself would ask: Docker Hub's API has another host than its name, and its own images a first part
+        let parsed = repository.reference().parse::<Reference>();
+        let (host, name) = match &parsed {
+            Ok(parsed) => (parsed.resolve_registry(), parsed.repository()),
+            Err(_) => (repository.registry.as_str(), repository.name.as_str()),
+        };
+        let location = format!("{scheme}://{host}/v2/{name}/{path}");
         let mut response = Response::new(whole(Bytes::new()));
         *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
         if let Ok(location) = HeaderValue::from_str(&location) {
@@ -676,9 +687,27 @@ pub(super) struct Stream {
     pub(super) file: Arc<File>,
     pub(super) at: u64,
     pub(super) end: u64,
+    /// What it counts as when all of it has left.
+    result: &'static str,
+    /// It was whole when it was asked for.
+    hit: bool,
+    broken: bool,
     patience: Duration,
     metrics: Metrics,
     pulse: Arc<Pulse>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let result = if self.at >= self.end {
+            self.result
+        } else if self.broken {
+            "broken"
+        } else {
+            "left"
+        };
+        count(&self.metrics, "blob", result);
+    }
 }
 
 impl Stream {
@@ -704,35 +733,53 @@ impl Stream {
         if self.at >= self.end {
             return Ok(None);
         }
-        let arriving = !self.reading.blob.is_whole();
         loop {
             let ready = self.wait().await?;
             let length = usize::try_from(ready - self.at).map_or(PIECE, |ready| ready.min(PIECE));
             let (blob, file, at) = (self.reading.blob.clone(), self.file.clone(), self.at);
             let read = tokio::task::spawn_blocking(move || blob.give(&file, at, length));
-            let Some(bytes) = read.await.map_err(io::Error::other)?? else {
+            let read = read.await.map_err(io::Error::other).flatten();
+            let Some(bytes) = read.map_err(|error| self.breaks(error.to_string()))? else {
                 continue;
             };
-            if self.reading.is_misled() {
-                return Err(io::Error::other("bytes that left turned out false"));
-            }
-            self.passed(length as u64, arriving);
+            self.still_true()?;
+            self.passed(length as u64);
             return Ok(Some(bytes.into()));
         }
     }
 
+    /// An error where bytes that left turned out false: the connection is to be broken.
+    pub(super) fn still_true(&mut self) -> io::Result<()> {
+        if self.reading.is_misled() {
+            return Err(self.breaks("bytes that left turned out false".into()));
+        }
+        Ok(())
+    }
+
+    fn breaks(&mut self, why: String) -> io::Error {
+        self.broken = true;
+        io::Error::other(why)
+    }
+
     /// So many bytes left.
-    pub(super) fn passed(&mut self, bytes: u64, arriving: bool) {
-        self.at += bytes;
-        let source = if arriving {
-            MirrorSource::Arriving
-        } else {
-            MirrorSource::Cache
-        };
-        self.metrics
-            .mirror_sent_bytes
-            .get_or_create(&MirrorSourceLabel { source })
-            .inc_by(bytes);
+    pub(super) fn passed(&mut self, bytes: u64) {
+        let end = self.at + bytes;
+        while self.at < end {
+            let next = (self.at / proto::CHUNK_BYTES + 1) * proto::CHUNK_BYTES;
+            let source = if self.hit {
+                MirrorSource::Cache
+            } else if self.reading.blob.is_ours(self.at) {
+                MirrorSource::Origin
+            } else {
+                MirrorSource::Peers
+            };
+            let part = if self.hit { end } else { next.min(end) } - self.at;
+            self.metrics
+                .mirror_sent_bytes
+                .get_or_create(&MirrorSourceLabel { source })
+                .inc_by(part);
+            self.at += part;
+        }
         self.pulse.beat();
     }
 
@@ -741,9 +788,7 @@ impl Stream {
         let mut stalled: Option<Instant> = None;
         loop {
             let trouble = self.reading.news.borrow_and_update().trouble.clone();
-            if self.reading.is_misled() {
-                return Err(io::Error::other("bytes that left turned out false"));
-            }
+            self.still_true()?;
             let ready = self.reading.blob.ready(self.at).min(self.end);
             if ready > self.at {
                 if let Some(since) = stalled {
@@ -755,7 +800,7 @@ impl Stream {
                 return Ok(ready);
             }
             if let Some(trouble) = trouble {
-                return Err(io::Error::other(trouble.to_string()));
+                return Err(self.breaks(trouble.to_string()));
             }
             let since = *stalled.get_or_insert_with(Instant::now);
             // shorter than a client's own patience, so that it comes again while it still tries
@@ -764,11 +809,18 @@ impl Stream {
                 self.metrics
                     .mirror_stall_seconds
                     .observe(since.elapsed().as_secs_f64());
-                return Err(io::Error::other("nothing came for too long"));
+                return Err(self.breaks("nothing came for too long".into()));
             }
             drop(timeout(left, self.reading.news.changed()).await);
         }
     }
+}
+
+fn count(metrics: &Metrics, what: &'static str, result: &'static str) {
+    metrics
+        .mirror_requests
+        .get_or_create(&MirrorLabel { what, result })
+        .inc();
 }
 
 fn whole(bytes: impl Into<Bytes>) -> Content {

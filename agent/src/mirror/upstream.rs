@@ -329,8 +329,13 @@ fn accepts_all(accept: &HeaderValue) -> bool {
 /// Whether an `Accept` has nothing but wildcards.
 fn names_none(accept: &HeaderValue) -> bool {
     accept.to_str().is_ok_and(|text| {
-        text.split(',')
-            .all(|part| part.split(';').next().unwrap_or_default().trim().ends_with("/*"))
+        text.split(',').all(|part| {
+            part.split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .ends_with("/*")
+        })
     })
 }
 

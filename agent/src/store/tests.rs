@@ -991,10 +991,7 @@ fn an_image_without_room_begins_where_something_else_makes_some() {
         })
     }
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
-    let with = Options {
-        space,
-        ..options()
-    };
+    let with = Options { space, ..options() };
     let store = Store::open(home.path(), with).unwrap();
     let spare = home.path().join("spare");
     fs::write(&spare, vec![0; 31 << 20]).unwrap();

@@ -192,7 +192,7 @@ fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
     }
     let blobs = open(dir.path(), 1 << 30);
     let found = blobs.find(&whole).unwrap();
-    assert!(found.is_whole() && found.load_links());
+    assert!(found.is_whole() && found.load_links().unwrap());
     assert_eq!(found.ready(0), done.len() as u64);
     let held = found.read(ChunkIndex(1)).unwrap().unwrap();
     assert!(
@@ -239,7 +239,7 @@ fn a_torn_journal_costs_chunks_and_lost_links_cost_the_peers_only() {
 
     let blobs = open(dir.path(), 1 << 30);
     let found = blobs.find(&Digest::of(&done)).unwrap();
-    assert!(found.is_whole() && !found.load_links());
+    assert!(found.is_whole() && !found.load_links().unwrap());
     let half = blobs.find(&Digest::of(&half)).unwrap();
     assert!(half.held().is_empty());
     assert!(
@@ -396,4 +396,119 @@ fn room_that_an_image_will_take_isnt_taken_by_a_blob() {
     let refused = blobs.begin(Digest::of(b"large"), (3 << 20) + 1);
     assert!(matches!(refused, Err(BeginError::NoRoom { .. })));
     blobs.begin(Digest::of(b"small"), 3 << 20).unwrap();
+}
+
+#[test]
+fn resuming_false_bytes_is_refused_over_a_restart_and_not_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = bytes(1, (2 << 20) + 5);
+    let digest = Digest::of(&content);
+    let blobs = open(dir.path(), 64 << 20);
+    let reading = blobs.begin(digest, content.len() as u64).unwrap();
+    let (chunk, first, link) = chunks(&content)[0];
+    reading
+        .blob
+        .write(chunk, first, link, source(&me()), &me())
+        .unwrap();
+    assert!(reading.blob.offer(0, 1 << 20));
+    reading.blob.forget_all().unwrap();
+    assert!(!blobs.may_resume(&digest));
+    drop((reading, blobs));
+    let blobs = open(dir.path(), 64 << 20);
+    assert!(!blobs.may_resume(&digest));
+    drop(blobs);
+    // lines from another time, or that aren't any
+    let long_ago = format!("{digest} 5\nnonsense\n{digest} x\n");
+    fs::write(dir.path().join(TAINTS), long_ago).unwrap();
+    let blobs = open(dir.path(), 64 << 20);
+    assert!(blobs.may_resume(&digest));
+}
+
+#[test]
+fn links_that_cant_be_read_now_say_nothing_of_the_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = kept(&open(dir.path(), 64 << 20), &bytes(1, 3 << 20));
+    let blob = open(dir.path(), 64 << 20).find(&digest).unwrap();
+    let links = dir.path().join(format!("whole/{}.links", digest.hex()));
+    let aside = dir.path().join("aside");
+    fs::rename(&links, &aside).unwrap();
+    fs::create_dir(&links).unwrap();
+    assert!(blob.load_links().is_err());
+    fs::remove_dir(&links).unwrap();
+    assert!(!blob.load_links().unwrap());
+    fs::rename(&aside, &links).unwrap();
+    assert!(blob.load_links().unwrap());
+}
+
+#[test]
+fn a_chunk_is_ours_where_it_came_from_the_registry_to_this_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = bytes(1, (2 << 20) + 5);
+    let blobs = open(dir.path(), 64 << 20);
+    let reading = blobs
+        .begin(Digest::of(&content), content.len() as u64)
+        .unwrap();
+    for ((chunk, bytes, link), sender) in chunks(&content).into_iter().zip([me(), peer(), me()]) {
+        reading
+            .blob
+            .write(chunk, bytes, link, source(&sender), &sender)
+            .unwrap();
+    }
+    let ours = [0, (1 << 20) - 1, 1 << 20, 2 << 20, 9 << 20].map(|at| reading.blob.is_ours(at));
+    assert_eq!(ours, [true, true, false, true, false]);
+}
+
+#[test]
+fn half_a_blob_that_nobody_wants_keeps_no_file_open_and_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = bytes(1, (2 << 20) + 5);
+    let (digest, size) = (Digest::of(&content), content.len() as u64);
+    let open_files = || {
+        let open = fs::read_dir("/proc/self/fd")
+            .into_iter()
+            .flatten()
+            .flatten();
+        let here = |path: &PathBuf| path.starts_with(dir.path().join(ARRIVING));
+        open.filter_map(|file| fs::read_link(file.path()).ok())
+            .filter(here)
+            .count()
+    };
+    let write = |blob: &Blob, at: usize| {
+        let (chunk, bytes, link) = chunks(&content)[at];
+        blob.write(chunk, bytes, link, source(&me()), &me())
+            .unwrap();
+    };
+    let blobs = open(dir.path(), 64 << 20);
+    let reading = blobs.begin(digest, size).unwrap();
+    write(&reading.blob, 0);
+    blobs.tidy();
+    assert!(!reading.blob.is_parked(), "it is read");
+    drop(reading);
+    blobs.tidy();
+    let reading = blobs.begin(digest, size).unwrap();
+    assert_eq!(
+        reading.blob.held().count(),
+        1,
+        "it wasn't flushed, and stayed"
+    );
+    blobs.flush().unwrap();
+    drop(reading);
+    blobs.tidy();
+    if cfg!(target_os = "linux") {
+        assert_eq!(open_files(), 0);
+    }
+    let reading = blobs.begin(digest, size).unwrap();
+    write(&reading.blob, 1);
+    blobs.flush().unwrap();
+    drop((reading, blobs));
+    // nor after a restart
+    let blobs = open(dir.path(), 64 << 20);
+    if cfg!(target_os = "linux") {
+        assert_eq!(open_files(), 0);
+    }
+    let reading = blobs.begin(digest, size).unwrap();
+    assert_eq!(reading.blob.held().count(), 2);
+    write(&reading.blob, 2);
+    reading.blob.walk().unwrap();
+    assert!(reading.blob.is_whole());
 }

@@ -87,11 +87,7 @@ fn a_registry_that_wants_to_be_left_alone_for_long_is_and_its_client_waits() {
     world
         .registry
         .script(Fault::always(Target::Everything, throttled));
-    let manifest = format!(
-        "http://{}/v2/{}/manifests/1",
-        world.mirror(0),
-        world.name()
-    );
+    let manifest = format!("http://{}/v2/{}/manifests/1", world.mirror(0), world.name());
     let began = Instant::now();
     let (_, _, broken) = world.runtime.block_on(read(manifest, None));
     // the client comes again at once, and only so often
@@ -134,4 +130,101 @@ fn a_client_that_can_fall_back_stays_while_the_blob_arrives() {
         );
     }
     assert_eq!(world.served(), *size);
+}
+
+/// A blob of this many MiB that is in the registry, and its address at the first host's mirror.
+fn put(world: &World, seed: u8, mib: usize) -> (Bytes, String) {
+    let words = (0u32..).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_le_bytes());
+    let bytes: Vec<u8> = words.map(|byte| byte ^ seed).take(mib << 20).collect();
+    let bytes = Bytes::from(bytes);
+    let digest = world.registry.put_blob(bytes.clone()).unwrap();
+    let (mirror, name) = (world.mirror(0), world.name());
+    (bytes, format!("http://{mirror}/v2/{name}/blobs/{digest}"))
+}
+
+#[test]
+fn a_blob_that_was_evicted_a_moment_ago_is_fetched_again() {
+    let settings = "[mirror]\nlisten = '127.0.0.1:0'\ncache_bytes = 9437184\n";
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), settings);
+    let (one, other) = (put(&world, 1, 6), put(&world, 2, 6));
+    // the cache has room for one of them
+    for (good, blob) in [&one, &other, &one, &other] {
+        let pulled = world.runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(5), read(blob.clone(), None)).await
+        });
+        let (status, bytes, broken) = pulled.unwrap();
+        assert!(
+            status == StatusCode::OK && !broken && bytes == *good,
+            "{status}"
+        );
+    }
+    assert_eq!(world.served(), 4 * (6 << 20));
+}
+
+#[test]
+fn an_agent_whose_cache_cant_be_used_goes_on_without_a_mirror() {
+    let settings = "[mirror]\nlisten = '127.0.0.1:0'\ndirectory = '/dev/null/mirror'\n";
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), settings);
+    let without =
+        "the mirror's cache can't be used; running without a mirror: look at mirror.directory";
+    assert!(says(&world.cluster, 0, without));
+    assert_eq!(world.cluster.agents()[0].mirror(), None);
+    let reference = world.registry.reference(NAME, "1").whole();
+    let staged = world.cluster.parbake(&["stage", &reference]).unwrap();
+    assert!(staged.status.success());
+    let digest = world.image.digest.to_string();
+    world.cluster.wait_present(&digest, PATIENCE).unwrap();
+}
+
+#[test]
+fn what_a_manifest_claims_opens_nobody_elses_blob_and_poisons_no_size() {
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), "");
+    let (good, blob) = put(&world, 3, 2);
+    let digest = proto::Digest::of(&good);
+    // a manifest anybody may push: it lists the blob, of another size
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "layers": [{"mediaType": "x/y", "digest": digest.to_string(), "size": 5}],
+    });
+    world.registry.put_manifest(
+        "evil/image",
+        "1",
+        proto::image::MANIFEST_TYPE,
+        manifest.to_string().into(),
+    );
+    let (mirror, origin) = (world.mirror(0), world.registry.addr());
+    let evil = format!("http://{mirror}/v2/{origin}/evil/image");
+    world.runtime.block_on(async {
+        let answer = ask(Method::GET, format!("{evil}/manifests/1"), &[]).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        // a HEAD is answered from the manifest, a GET by the registry's word
+        let head = ask(Method::HEAD, format!("{evil}/blobs/{digest}"), &[]).await;
+        assert_eq!(head.header("content-length"), "5");
+        for blob in [format!("{evil}/blobs/{digest}"), blob.clone()] {
+            let (status, bytes, broken) = read(blob, None).await;
+            assert!(
+                status == StatusCode::OK && !broken && bytes == good,
+                "{status}"
+            );
+        }
+        // it is here now, and the next repository that lists it doesn't have it
+        let refusal = Misbehaviour::Status {
+            status: 404,
+            retry_after: None,
+        };
+        world
+            .registry
+            .script(Fault::always(Target::Blob(digest), refusal));
+        world.registry.put_manifest(
+            "evil/other",
+            "1",
+            proto::image::MANIFEST_TYPE,
+            manifest.to_string().into(),
+        );
+        let other = format!("http://{mirror}/v2/{origin}/evil/other");
+        let answer = ask(Method::GET, format!("{other}/manifests/1"), &[]).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let (status, ..) = read(format!("{other}/blobs/{digest}"), None).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    });
 }

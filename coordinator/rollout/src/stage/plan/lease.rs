@@ -269,8 +269,10 @@ impl Plan {
             return false;
         }
         match &content.lease {
-            // its holder may have just taken it over from one that brought nothing
-            Some(lease) => lately(content.moved_at) || lately(lease.chunk_at) && content.tried.len() < 2,
+            // whoever takes it over from one that brought nothing has to show that it brings something
+            Some(lease) => {
+                lately(content.moved_at) || content.tried.is_empty() && lately(lease.chunk_at)
+            }
             None => lately(content.moved_at) || lately(self.mirror_moved_at),
         }
     }
