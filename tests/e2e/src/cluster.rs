@@ -9,6 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -669,19 +670,38 @@ fn text(output: &Output) -> anyhow::Result<String> {
     Ok(std::str::from_utf8(&output.stdout)?.trim().to_owned())
 }
 
+/// Ports below those that systems hand out by themselves: nobody takes one between the look here and a process's start.
+const PORTS: std::ops::Range<u16> = 10_240..32_000;
+
 pub(crate) fn free_tcp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
-    match TcpListener::bind((ip, 0)) {
-        Ok(listener) => Ok(listener.local_addr()?),
-        // an address of another namespace: all its ports are free
-        Err(_) => Ok((ip, 7470).into()),
+    // an address of another namespace: all its ports are free
+    if TcpListener::bind((ip, 0)).is_err() {
+        return Ok((ip, 7470).into());
     }
+    free(ip, |address| TcpListener::bind(address).is_ok())
 }
 
 fn free_udp(ip: IpAddr) -> anyhow::Result<SocketAddr> {
-    match UdpSocket::bind((ip, 0)) {
-        Ok(socket) => Ok(socket.local_addr()?),
-        Err(_) => Ok((ip, 7471).into()),
+    if UdpSocket::bind((ip, 0)).is_err() {
+        return Ok((ip, 7471).into());
     }
+    free(ip, |address| UdpSocket::bind(address).is_ok())
+}
+
+/// The next port that can be had. Two processes begin at different ones.
+fn free(ip: IpAddr, is_free: impl Fn(SocketAddr) -> bool) -> anyhow::Result<SocketAddr> {
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(7919);
+    for _ in PORTS {
+        let at = begin.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed))
+            % u32::from(PORTS.end - PORTS.start);
+        let port = PORTS.start + u16::try_from(at)?;
+        let address = SocketAddr::from((ip, port));
+        if is_free(address) {
+            return Ok(address);
+        }
+    }
+    bail!("no port of {PORTS:?} is free on {ip}")
 }
 
 /// Waits until a condition that other processes bring about holds; whether it did within `patience`.
