@@ -70,10 +70,12 @@ pub(crate) struct Registries {
     client: Client,
     /// Read and written for a moment, never across an await.
     manifests: Mutex<BTreeMap<Digest, (Bytes, String)>>,
-    /// Users and passwords by registry, of each pull Secret by its name: they are used for who names that Secret, and
-    /// nobody else. For a moment too.
-    learned: Mutex<BTreeMap<String, BTreeMap<String, (String, String)>>>,
+    /// Those of each pull Secret by its name: they are used for who names that Secret, and nobody else. For a moment too.
+    learned: Mutex<BTreeMap<String, Logins>>,
 }
+
+/// Users and passwords by registry.
+type Logins = BTreeMap<String, (String, String)>;
 
 impl std::fmt::Debug for Registries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -189,7 +191,7 @@ impl Registries {
     pub(crate) fn learn(&self, secret: &str, dockerconfig: &[u8]) -> Result<(), LearnError> {
         let config: DockerConfig =
             serde_json::from_slice(dockerconfig).map_err(|_| LearnError::Json)?;
-        let mut found = BTreeMap::new();
+        let mut found = Logins::new();
         for (registry, auth) in config.auths {
             let registry = registry
                 .trim_start_matches("https://")

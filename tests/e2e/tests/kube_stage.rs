@@ -38,7 +38,7 @@ async fn what_hosts_have_of_an_image_outlives_a_pause() {
         return;
     };
     let image = world.image("1", 1).unwrap();
-    world.registry.limit(Some(1 << 20));
+    world.registry.limit(Some(1 << 18));
     make(&world, "slow", json!({ "image": image.reference })).await;
     let status = async || {
         let found = runners::prepulls(&world.client).get("slow").await.ok()?;
@@ -51,7 +51,7 @@ async fn what_hosts_have_of_an_image_outlives_a_pause() {
     // chunks have come to both; the registry's line is slow enough for the pause to fall in the middle
     world
         .until("something is there", || async {
-            (status().await?.bytes.peers > 1 << 20).then_some(())
+            (status().await?.bytes.peers > 1 << 18).then_some(())
         })
         .await
         .unwrap();
