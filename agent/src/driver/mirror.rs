@@ -52,6 +52,8 @@ pub(super) struct Mirrored {
     stall: Duration,
     grace: Duration,
     wants: BTreeMap<Digest, Wanted>,
+    /// Wants so far.
+    wanted: u64,
     /// Whole blobs that peers may ask for, oldest first.
     seeds: VecDeque<Digest>,
     /// The wants that the coordinator should know changed since the last report.
@@ -68,6 +70,8 @@ struct Wanted {
     access: Access,
     /// A client came with other credentials since the fetch began.
     renewed: bool,
+    /// Tells it from a want of the same blob before.
+    number: u64,
     /// News of the blob that were seen, and when they came.
     revision: u64,
     progress_at: Instant,
@@ -114,6 +118,7 @@ impl Mirrored {
                 .map(|wanted| MirrorWant {
                     content: wanted.blob.digest().as_bytes().to_vec(),
                     size: wanted.blob.size(),
+                    number: wanted.number,
                 })
                 .collect(),
         })
@@ -201,6 +206,7 @@ impl Driver {
             return;
         }
         blob.set_wanted(true);
+        self.mirror.wanted += 1;
         let follows = self
             .contents
             .by_digest(&digest)
@@ -210,6 +216,7 @@ impl Driver {
             reference,
             access,
             renewed: false,
+            number: self.mirror.wanted,
             revision: 0,
             progress_at: now,
             own: None,
@@ -263,10 +270,12 @@ impl Driver {
                 wanted.progress_at = now;
             }
             let (readers, last) = wanted.blob.readers();
-            if wanted.blob.is_whole() {
-                done.push(*digest);
-            } else if wanted.blob.is_gone() || readers == 0 && last.elapsed() > self.mirror.grace {
+            let whole = wanted.blob.is_whole();
+            let left = readers == 0 && last.elapsed() > self.mirror.grace;
+            if wanted.blob.is_gone() || !whole && left {
                 abandoned.push(*digest);
+            } else if whole {
+                done.push(*digest);
             } else if matches!(trouble, Some(Trouble::Refused(_) | Trouble::Bad(_)))
                 || wanted.own.is_some_and(|since| since.elapsed() <= stall)
             {

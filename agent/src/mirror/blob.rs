@@ -333,9 +333,9 @@ impl Blob {
         (self.readers.load(Ordering::Acquire), *hold(&self.used))
     }
 
-    /// Whether nobody reads it and the driver doesn't fetch it.
+    /// Whether nobody reads it and nothing is fetched of it: the driver notices later that the last byte came.
     pub(super) fn is_idle(&self) -> bool {
-        self.readers().0 == 0 && !self.wanted.load(Ordering::Acquire)
+        self.readers().0 == 0 && (self.is_whole() || !self.wanted.load(Ordering::Acquire))
     }
 
     /// Whether the driver fetches it.

@@ -201,10 +201,15 @@ impl Driver {
         if report.full {
             self.forget_unreported(now, host, report);
         }
+        // what is over was before a want that is new, and what runs may be for one
+        let runs = |lease: &&message::LeaseState| lease.end() == message::LeaseEnd::Unspecified;
+        for lease in report.leases.iter().filter(|lease| !runs(lease)) {
+            self.lease(now, host, lease);
+        }
         if let Some(wants) = &report.mirror {
             self.mirror_wants(now, host, wants);
         }
-        for lease in &report.leases {
+        for lease in report.leases.iter().filter(runs) {
             self.lease(now, host, lease);
         }
         // what a host takes back isn't held against it, even by who tells of both at once

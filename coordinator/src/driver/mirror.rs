@@ -33,7 +33,8 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Mirrored {
     blobs: BTreeMap<Digest, Blob>,
-    hosts: BTreeMap<HostId, BTreeSet<Digest>>,
+    /// By the number of each want.
+    hosts: BTreeMap<HostId, BTreeMap<Digest, u64>>,
     /// What the plan calls the blobs.
     names: BTreeSet<Digest>,
     told_at: Option<Moment>,
@@ -79,7 +80,7 @@ impl Driver {
         let mut queues = Vec::new();
         for (host, wanted) in &self.mirror.hosts {
             let coming = wanted
-                .iter()
+                .keys()
                 .filter(|digest| self.plan.is_coming(host, digest));
             let contents: Vec<_> = coming.map(|digest| digest.as_bytes().to_vec()).collect();
             if !contents.is_empty() {
@@ -97,17 +98,20 @@ impl Driver {
         for want in wants.wants.iter().take(MAX_PER_HOST) {
             let digest = Digest::try_from(want.content.as_slice());
             if let (Ok(digest), Ok(geometry)) = (digest, Geometry::new(want.size)) {
-                wanted.insert(digest, geometry);
+                wanted.insert(digest, (geometry, want.number));
             }
         }
         let before = self.mirror.hosts.remove(host).unwrap_or_default();
-        for gone in before.iter().filter(|digest| !wanted.contains_key(*digest)) {
-            self.mirror_unwanted(now, host, gone);
+        for (digest, number) in &before {
+            if wanted.get(digest).is_none_or(|(_, now)| now != number) {
+                self.mirror_unwanted(now, host, digest);
+            }
         }
-        let mut kept = BTreeSet::new();
-        for (digest, geometry) in wanted {
-            if before.contains(&digest) || self.mirror_wanted(now, host, digest, geometry) {
-                kept.insert(digest);
+        let mut kept = BTreeMap::new();
+        for (digest, (geometry, number)) in wanted {
+            let known = before.get(&digest) == Some(&number);
+            if known || self.mirror_wanted(now, host, digest, geometry) {
+                kept.insert(digest, number);
             }
         }
         if !kept.is_empty() {

@@ -220,9 +220,10 @@ fn lease_holders_that_leave_for_ever_are_succeeded() {
 #[test]
 fn what_is_held_for_a_while_is_moved_once() {
     let outcome = small(Scenario::Held, 20, 13);
-    assert!(outcome.origin_over_image() <= 1.02, "{}", outcome.to_text());
+    // what a holder had fetched and not handed on at that moment may be fetched again by the next
+    assert!(outcome.origin_over_image() <= 1.03, "{}", outcome.to_text());
     assert!(
-        outcome.makespan_over_bound() <= 1.3,
+        outcome.makespan_over_bound() <= 1.1,
         "{}",
         outcome.to_text()
     );

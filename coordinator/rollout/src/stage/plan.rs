@@ -410,13 +410,22 @@ impl Plan {
         self.moved_at = self.now;
         self.grant_wanted = true;
         self.tick_at = self.tick_at.min(self.now + TICK);
-        let Some(image) = self.images.iter().find(|image| image.digest == digest) else {
+        let Some(at) = self.images.iter().position(|image| image.digest == digest) else {
             return;
         };
-        let after = self.selected(image);
+        let after = self.selected(&self.images[at]);
+        let image = &mut self.images[at];
+        // what hosts said before they were told to stop is over: they are leased nothing before they say that they stage
+        let fresh = |host: &HostId| before.binary_search(host).is_err();
+        image.standings.retain(|host, (standing, _)| {
+            matches!(standing, Standing::Present | Standing::Installing) || !fresh(host)
+        });
+        if before.is_empty() {
+            image.wanted_at = self.now;
+        }
         for host in &after {
             let connected = self.hosts.get(host).is_some_and(|host| host.connected);
-            if connected && (changed || before.binary_search(host).is_err()) {
+            if connected && (changed || fresh(host)) {
                 self.actions.push_back(Action::Stage {
                     host: host.clone(),
                     image: digest,
@@ -489,6 +498,14 @@ impl Plan {
                         if let Some(content) = self.contents.get_mut(content) {
                             content.done_on(&id, self.now);
                         }
+                    }
+                }
+            }
+            // a mirror asks only for what it doesn't hold
+            Standing::Staging if image.purpose == Purpose::Mirror => {
+                for content in &image.contents {
+                    if let Some(content) = self.contents.get_mut(content) {
+                        content.forget_holder(&id);
                     }
                 }
             }

@@ -6,9 +6,15 @@ use super::{
 };
 
 fn wants(blobs: &[(Digest, u64)]) -> Report {
+    numbered(1, blobs)
+}
+
+/// Wants with one number.
+fn numbered(number: u64, blobs: &[(Digest, u64)]) -> Report {
     let wants = blobs.iter().map(|(digest, size)| MirrorWant {
         content: digest.as_bytes().to_vec(),
         size: *size,
+        number,
     });
     Report {
         mirror: Some(MirrorWants {
@@ -57,6 +63,30 @@ async fn a_blob_is_leased_to_one_of_those_that_ask_and_not_again_to_one_that_ask
 }
 
 #[tokio::test]
+async fn a_holder_that_asks_anew_holds_it_no_longer() {
+    let mut world = World::new();
+    let blob = Digest::of(b"blob");
+    let (a, mut to_a) = world.open("a", World::hello());
+    world.report("a", a, wants(&[(blob, 1)]));
+    assert_eq!(taken(&mut to_a, leased), [blob]);
+    // it came, left the cache, and a client asked again, all between two reports
+    let done = LeaseState {
+        content: blob.as_bytes().to_vec(),
+        chunks: 1,
+        end: LeaseEnd::Done.into(),
+        ..LeaseState::default()
+    };
+    let report = Report {
+        leases: vec![done],
+        ..numbered(2, &[(blob, 1)])
+    };
+    world.report("a", a, report);
+    assert_eq!(taken(&mut to_a, leased), [blob]);
+    world.report("a", a, numbered(2, &[(blob, 1)]));
+    assert_eq!(taken(&mut to_a, leased), []);
+}
+
+#[tokio::test]
 async fn a_holder_that_goes_away_takes_its_want_along_and_another_is_leased() {
     let mut world = World::new();
     let blob = Digest::of(b"blob");
@@ -86,10 +116,12 @@ async fn what_a_host_may_ask_for_is_bounded_and_nonsense_is_passed_over() {
     let nonsense = MirrorWant {
         content: vec![1; 31],
         size: 1,
+        number: 1,
     };
     let huge = MirrorWant {
         content: vec![1; 32],
         size: u64::MAX,
+        number: 1,
     };
     let report = Report {
         mirror: Some(MirrorWants {

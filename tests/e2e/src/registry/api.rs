@@ -149,15 +149,15 @@ pub(super) async fn handle(
             let Ok(parsed) = digest.parse::<Digest>() else {
                 return Ok(refuse(StatusCode::BAD_REQUEST, "DIGEST_INVALID"));
             };
-            let mut happens = Vec::new();
-            if method == Method::GET {
-                {
-                    let mut counters = lock(&shared.counters);
-                    counters.blob_requests += 1;
-                    counters.blobs.entry(parsed).or_default().requests += 1;
-                }
-                happens = lock(&shared.script).strike(Subject::Blob(parsed));
-            }
+            let subject = if method == Method::GET {
+                let mut counters = lock(&shared.counters);
+                counters.blob_requests += 1;
+                counters.blobs.entry(parsed).or_default().requests += 1;
+                Subject::Blob(parsed)
+            } else {
+                Subject::BlobHead(parsed)
+            };
+            let happens = lock(&shared.script).strike(subject);
             if let Some(answer) = early(&shared, &uri, &happens).await? {
                 return Ok(answer);
             }

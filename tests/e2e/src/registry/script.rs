@@ -50,10 +50,12 @@ pub enum Target {
     Everything,
     /// Those for manifests.
     Manifests,
-    /// Those for any blob.
+    /// Those for bytes of any blob.
     Blobs,
-    /// Those for this blob.
+    /// Those for bytes of this blob.
     Blob(Digest),
+    /// Those for what is known of this blob, none of its bytes.
+    BlobHead(Digest),
     /// Those for tokens.
     Tokens,
 }
@@ -105,6 +107,7 @@ pub struct FaultId(u64);
 pub(super) enum Subject {
     Manifest,
     Blob(Digest),
+    BlobHead(Digest),
     Token,
 }
 
@@ -139,7 +142,8 @@ impl Script {
                 | (Target::Manifests, Subject::Manifest)
                 | (Target::Blobs, Subject::Blob(_))
                 | (Target::Tokens, Subject::Token) => true,
-                (Target::Blob(wanted), Subject::Blob(digest)) => wanted == digest,
+                (Target::Blob(wanted), Subject::Blob(digest))
+                | (Target::BlobHead(wanted), Subject::BlobHead(digest)) => wanted == digest,
                 _ => false,
             };
             if meant && fault.times.is_none_or(|times| *hits < times) {
@@ -171,6 +175,15 @@ mod tests {
             script.strike(Subject::Blob(digest)),
             [Misbehaviour::Chunked]
         );
+        let head = script.add(Fault::always(
+            Target::BlobHead(digest),
+            Misbehaviour::Hangup,
+        ));
+        assert_eq!(
+            script.strike(Subject::BlobHead(digest)),
+            [Misbehaviour::Hangup]
+        );
+        assert_eq!(script.clear(head), 1);
         assert_eq!(script.clear(twice), 2);
         assert_eq!(script.clear(always), 4);
         assert_eq!(script.strike(other), []);

@@ -65,15 +65,13 @@ fn an_outage_that_outlasts_a_fetch_is_waited_out() {
         }
         registry.go_down().await;
         registry.limit_each(None);
-        // a fetch goes on for a minute, and is given up then
-        let given_up = "fetching from the registry failed";
-        assert!(wait_until(2 * PATIENCE, || says(cluster, 0, given_up)));
+        // the lease was taken back, as the registry is left alone, and then the host tried by itself
+        let alone = "nothing comes of a blob that a client wants; fetching it without a lease";
+        assert!(wait_until(PATIENCE, || says(cluster, 0, alone)));
         registry.come_back().await;
         pulls.join_next().await.unwrap().unwrap().unwrap()
     });
     world.check(&pulled);
-    println!("connections that broke: {}", pulled.breaks);
-    assert!(pulled.breaks > 0);
 }
 
 #[test]
@@ -214,7 +212,7 @@ fn what_a_manifest_claims_opens_nobody_elses_blob_and_poisons_no_size() {
         };
         world
             .registry
-            .script(Fault::always(Target::Blob(digest), refusal));
+            .script(Fault::always(Target::BlobHead(digest), refusal));
         world.registry.put_manifest(
             "evil/other",
             "1",

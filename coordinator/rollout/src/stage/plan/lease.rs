@@ -142,6 +142,10 @@ impl ContentState {
         }
     }
 
+    pub(super) fn forget_holder(&mut self, id: &HostId) {
+        self.done.remove(id);
+    }
+
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.done.remove(id);
         self.tried.remove(id);
@@ -499,13 +503,14 @@ impl Plan {
         };
         match end {
             LeaseEnd::Done | LeaseEnd::Released => {
-                // who stages and gives a lease back holds the content; where it doesn't, the audit finds that out
+                // who stages and gives its lease back holds the content; where it doesn't, the audit finds that out. A lease
+                // that was ended before says nothing: its holder may have been told to stop
                 let staging = self.images.iter().any(|image| {
                     image.purpose == Purpose::Stage
                         && image.contents.contains(&digest)
                         && matches!(image.standings.get(id), Some((Standing::Staging, _)))
                 });
-                if end == LeaseEnd::Done || staging {
+                if end == LeaseEnd::Done || (held && staging) {
                     content.done.insert(id.clone(), self.now);
                 }
                 if end == LeaseEnd::Released {

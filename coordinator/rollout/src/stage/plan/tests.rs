@@ -1237,14 +1237,14 @@ fn what_a_mirrors_registry_does_says_nothing_of_staging() {
         let next = grants(&feed(&mut plan, 3_000, ended(&first[0].0, digest(5), end)));
         assert_eq!(next, [(host(0), digest(5))], "{end:?}");
         let status = plan.status(at(3_000));
-        assert_eq!(status.origin_retry_in, None);
+        assert_eq!(status.images[1].origin_retry_in, None);
         let bad = |reason: &Option<ImageReason>| matches!(reason, Some(ImageReason::ContentBad(_)));
         assert!(!status.images.iter().any(|image| bad(&image.reason)));
         assert_eq!(plan.hosts[&host(0)].failures, 0);
         // and what staging finds counts as ever
         feed(&mut plan, 3_100, ended(&host(0), digest(5), end));
         let status = plan.status(at(3_100));
-        let noted = status.origin_retry_in.is_some()
+        let noted = status.images[1].origin_retry_in.is_some()
             || status.images.iter().any(|image| bad(&image.reason));
         assert!(noted, "{end:?}");
     }
