@@ -184,9 +184,16 @@ impl ApiServer {
             if let Some(status) = self.etcd.0.try_wait()? {
                 bail!("etcd ended ({status}): {}", tail(&path("etcd.log")));
             }
-            let request = http::Request::get("/readyz").body(Vec::new())?;
-            let answer = tokio::time::timeout(Duration::from_secs(5), client.request_text(request));
-            if matches!(answer.await, Ok(Ok(text)) if text == "ok") {
+            let answers = async |path: &str| {
+                let request = http::Request::get(path).body(Vec::new()).ok()?;
+                let answer = client.request_text(request);
+                let answer = tokio::time::timeout(Duration::from_secs(5), answer);
+                answer.await.ok()?.ok()
+            };
+            // the namespace is made after the server calls itself ready
+            if answers("/readyz").await.as_deref() == Some("ok")
+                && answers("/api/v1/namespaces/default").await.is_some()
+            {
                 return Ok(());
             }
             ensure!(
