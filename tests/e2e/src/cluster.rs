@@ -403,9 +403,7 @@ impl Cluster {
     /// # Errors
     /// When a host hasn't got it after `patience`; the error names it and ends with its last log lines.
     pub fn wait_present(&self, digest: &str, patience: Duration) -> anyhow::Result<Vec<Present>> {
-        self.wait(patience, |line| {
-            line["fields"]["image"].as_str() == Some(digest)
-        })
+        self.wait(patience, |line| line["image"].as_str() == Some(digest))
     }
 
     fn wait(
@@ -467,7 +465,7 @@ impl Cluster {
         patience: Duration,
     ) -> anyhow::Result<Vec<Present>> {
         self.wait(patience, |line| {
-            line["fields"]["references"]
+            line["references"]
                 .as_str()
                 .is_some_and(|references| references.contains(reference))
         })
@@ -561,7 +559,7 @@ impl Agent {
     #[must_use]
     pub fn mirror(&self) -> Option<SocketAddr> {
         self.log().iter().rev().find_map(|line| {
-            let address = line["fields"]["mirror"].as_str()?;
+            let address = line["mirror"].as_str()?;
             address.parse().ok()
         })
     }
@@ -608,7 +606,7 @@ impl Agent {
     #[must_use]
     pub fn present(&self, wanted: impl Fn(&Value) -> bool) -> Option<Present> {
         self.log().iter().rev().find_map(|line| {
-            let fields = &line["fields"];
+            let fields = &line;
             if fields["message"].as_str() != Some("image is present") || !wanted(line) {
                 return None;
             }

@@ -90,7 +90,7 @@ fn host_status(cluster: &Cluster, image: &str, host: usize) -> Value {
 fn is_present(cluster: &Cluster, rig: &Rig, host: usize) -> bool {
     let digest = rig.image.digest.to_string();
     cluster.agents()[host]
-        .present(|line| line["fields"]["image"].as_str() == Some(&digest))
+        .present(|line| line["image"].as_str() == Some(&digest))
         .is_some()
 }
 

@@ -78,7 +78,7 @@ async fn a_whole_fleet_rolls_under_the_cap_and_only_where_the_image_is() {
         .unwrap();
     let digest = digest.to_string();
     let present = agent
-        .present(|line| line["fields"]["image"].as_str() == Some(&digest))
+        .present(|line| line["image"].as_str() == Some(&digest))
         .unwrap();
     let waited = first.at.duration_since(present.at).unwrap();
     println!("installed -> labelled: {waited:?}");

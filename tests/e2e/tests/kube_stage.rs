@@ -64,10 +64,7 @@ async fn what_hosts_have_of_an_image_outlives_a_pause() {
     assert_eq!(code, 2, "{text}");
     let line = |agent: &e2e::cluster::Agent, message: &str| {
         let log = agent.log();
-        let line = log
-            .iter()
-            .find(|line| line["fields"]["message"] == message)?;
-        Some(line["fields"].clone())
+        log.into_iter().find(|line| line["message"] == message)
     };
     world
         .until("both hold", || async {
@@ -87,7 +84,7 @@ async fn what_hosts_have_of_an_image_outlives_a_pause() {
     assert_eq!(code, 0, "{text}");
     world.until_staged("slow", &image, HOSTS).await.unwrap();
     for agent in world.cluster.agents() {
-        let number = |fields: &Value, name: &str| fields[name].as_u64().unwrap();
+        let number = |line: &Value, field: &str| line[field].as_u64().unwrap();
         let held = number(&line(agent, HELD).unwrap(), "held_bytes");
         let present = line(agent, "image is present").unwrap();
         let moved = number(&present, "origin_bytes") + number(&present, "peer_bytes");

@@ -388,7 +388,7 @@ fn a_registry_that_once_sends_false_bytes_is_held_against_no_host() {
     let said = |log: &[Value], word: &str| {
         log.iter()
             .filter(|line| {
-                line["fields"]["message"]
+                line["message"]
                     .as_str()
                     .is_some_and(|message| message.contains(word))
             })
@@ -513,7 +513,7 @@ fn a_token_that_expires_amid_a_layer_is_replaced_by_the_next() {
         .wait_present(&image.digest.to_string(), PATIENCE)
         .unwrap();
     assert_everywhere(&cluster, &image, &reference);
-    let failed = |line: &Value| line["fields"]["reason"] == "origin_failed";
+    let failed = |line: &Value| line["reason"] == "origin_failed";
     let log = cluster.coordinator_log();
     assert!(!log.iter().any(failed), "a lease failed for its token");
 }
@@ -596,7 +596,7 @@ fn a_host_that_cant_store_blames_its_disk_and_not_the_registry() {
         .wait_present(&image.digest.to_string(), PATIENCE)
         .unwrap();
     assert_everywhere(&cluster, &image, &reference);
-    let blamed = |line: &Value| line["fields"]["reason"] == "origin_failed";
+    let blamed = |line: &Value| line["reason"] == "origin_failed";
     assert!(!cluster.coordinator_log().iter().any(blamed));
 }
 
@@ -618,7 +618,7 @@ fn removed_images_lose_their_presence() {
     std::fs::remove_dir_all(cluster.agents()[0].tart_home().join("cache/OCIs")).unwrap();
     // the agent notices within its five seconds and says so; the image is still wanted, so it comes back
     let withdrawn = |line: &Value| {
-        line["fields"]["message"]
+        line["message"]
             .as_str()
             .is_some_and(|said| said.contains("presence is withdrawn"))
     };
@@ -628,8 +628,7 @@ fn removed_images_lose_their_presence() {
         .any(withdrawn)));
     let digest = image.digest.to_string();
     let again = || {
-        let present =
-            cluster.agents()[0].present(|line| line["fields"]["image"].as_str() == Some(&digest));
+        let present = cluster.agents()[0].present(|line| line["image"].as_str() == Some(&digest));
         present.is_some_and(|present| present.at != first[0].at)
     };
     assert!(wait_until(PATIENCE, again), "the image didn't come back");

@@ -121,7 +121,7 @@ fn size(pulled: &Pulled) -> u64 {
 /// Whether an agent logged this.
 fn says(cluster: &Cluster, host: usize, message: &str) -> bool {
     let log = cluster.agents()[host].log();
-    log.iter().any(|line| line["fields"]["message"] == message)
+    log.iter().any(|line| line["message"] == message)
 }
 
 struct Answer {
