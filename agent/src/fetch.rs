@@ -476,6 +476,21 @@ fn beginning(job: &Job) -> Start {
     }
 }
 
+/// Chunks from the beginning whose links join: where one doesn't, it or the one after it is false, and nothing that rests on
+/// it is gone on from. A liar's invention in the middle would make all that follows false, and look like ours.
+fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
+    let mut state = State::INITIAL;
+    for at in 0..held {
+        match shelf.link(content, ChunkIndex(at)) {
+            Some((link, _)) if link.before == state => state = link.after,
+            // the one before it may be the false one
+            Some(_) => return at.saturating_sub(1),
+            None => return at,
+        }
+    }
+    held
+}
+
 /// Starts with the last chunk that is held in an unbroken run from the beginning, if its link says where it lies in the
 /// blob; blobs start at the first missing chunk.
 async fn resume(job: &Job) -> Start {
@@ -483,8 +498,9 @@ async fn resume(job: &Job) -> Start {
         return beginning(job);
     };
     let (content, kind, geometry) = (job.content, job.kind, job.geometry);
-    let missing = job.first_missing();
+    let held = job.first_missing();
     let found = tokio::task::spawn_blocking(move || {
+        let missing = joined(&shelf, content, held);
         let last = missing.checked_sub(1)?;
         let (link, _) = shelf.link(content, ChunkIndex(last))?;
         if kind == ContentKind::Blob {

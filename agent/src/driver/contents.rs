@@ -485,10 +485,11 @@ impl Driver {
             self.tell(Event::Misled(passer));
         }
         for verdict in walked.verdicts {
-            let sender = self.members.host(verdict.source.sender);
-            let maker = self.members.host(verdict.source.maker);
+            let sender = self.members.name(verdict.source.sender);
+            let maker = self.members.name(verdict.source.maker);
             warn!(content = %digest, chunk = verdict.chunk.0, sender = ?sender, maker = ?maker, "the chain proved a chunk false");
             if let Some(sender) = sender {
+                // who names a maker that never was speaks for itself
                 let maker = maker.unwrap_or_else(|| sender.clone());
                 self.blame(sender, maker, Some(id), verdict.chunk, BlameKind::Link);
             }

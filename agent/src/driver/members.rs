@@ -30,6 +30,8 @@ const CONNECTIONS: usize = 2;
 #[derive(Debug, Default)]
 pub(super) struct Members {
     members: BTreeMap<HostKey, Member>,
+    /// Of all that were on a roster, those that fell off it too.
+    names: BTreeMap<HostKey, HostId>,
     next_serial: u64,
 }
 
@@ -100,6 +102,9 @@ pub(super) enum Ended {
     Unused,
 }
 
+/// Names that are remembered, a few fleets' worth.
+const MAX_NAMES: usize = 4096;
+
 impl Members {
     /// Takes over a new roster; the hosts that fell off it are disconnected. `me` is left out.
     pub(super) fn replace(
@@ -133,6 +138,12 @@ impl Members {
             member.neighbour = neighbours.contains(&entry.host);
             self.members.insert(key, member);
         }
+        if self.names.len() > MAX_NAMES {
+            self.names.clear();
+        }
+        let names = self.members.values().map(|member| &member.host);
+        self.names
+            .extend(names.map(|host| (host.key(), host.clone())));
         for gone in before.into_values() {
             for (_, connection) in gone.connections {
                 connection.close(
@@ -168,6 +179,12 @@ impl Members {
 
     pub(super) fn host(&self, peer: HostKey) -> Option<HostId> {
         Some(self.members.get(&peer)?.host.clone())
+    }
+
+    /// The name of a host that is or was on the roster. A liar whose lies are found out after it fell off isn't to be
+    /// mistaken for whoever passed them on.
+    pub(super) fn name(&self, peer: HostKey) -> Option<HostId> {
+        self.names.get(&peer).cloned()
     }
 
     pub(super) fn address(&self, peer: HostKey) -> Option<(HostId, SocketAddr)> {
@@ -339,6 +356,31 @@ mod tests {
 
     fn digest(at: u32) -> Digest {
         Digest::of(&at.to_le_bytes())
+    }
+
+    #[test]
+    fn a_host_that_fell_off_the_roster_keeps_its_name() {
+        let roster = |hosts: &[&str]| -> Vec<RosterEntry> {
+            let entry = |host: &&str| RosterEntry {
+                host: (*host).into(),
+                ..RosterEntry::default()
+            };
+            hosts.iter().map(entry).collect()
+        };
+        let host = |name: &str| name.parse::<HostId>().unwrap();
+        let mut members = Members::default();
+        members.replace(&host("me"), &roster(&["me", "a", "liar"]), &[]);
+        members.replace(&host("me"), &roster(&["me", "a"]), &[]);
+        let liar = host("liar");
+        assert_eq!(members.host(liar.key()), None);
+        assert_eq!(members.name(liar.key()), Some(liar));
+        assert_eq!(members.name(host("invented").key()), None);
+        for at in 0..3 * MAX_NAMES {
+            let name = format!("h{at}");
+            members.replace(&host("me"), &roster(&[&name]), &[]);
+            assert!(members.names.len() <= MAX_NAMES + 1);
+            assert_eq!(members.name(host(&name).key()), Some(host(&name)));
+        }
     }
 
     #[test]

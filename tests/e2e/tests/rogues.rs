@@ -1,0 +1,437 @@
+//! Hosts of the fleet that play foul among real agents: false bytes, false chains, silence, a byte a second both ways.
+//! The real ones end with every true bit, in time, and name the liars.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests"
+)]
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use e2e::{
+    cluster::{Cluster, Options, wait_until},
+    image::{ImageSpec, Mix},
+    registry::{self, Registry},
+};
+use link::{Authorised, Connection, Credentials, Endpoint, Receiver, Sender, Settings};
+use proto::{
+    ChunkIndex, HostId, Link, State,
+    image::ContentSpec,
+    message::{
+        ChunkHeader, ChunkPush, ChunkReply, CoordinatorOpen, Encoding, Have, Hello,
+        Link as WireLink, Order, PeerOpen, PeerUpdate, PushOutcome, PushReply, Updates,
+        chunk_reply, coordinator_open, order, peer_open,
+    },
+};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+/// Longer than it takes on a busy machine, tar-pits included.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Real agents; the rogues come after them.
+const REAL: usize = 4;
+
+/// How a rogue plays foul, as a sender and as a receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Bytes that don't fit the link that they come with.
+    FalseBytes,
+    /// Invented bytes with a link that fits them.
+    FalseChain,
+    /// Accepts, and says no more.
+    Silent,
+    /// A byte a second, both ways.
+    Dribble,
+}
+
+const MANNERS: [Manner; 4] = [
+    Manner::FalseBytes,
+    Manner::FalseChain,
+    Manner::Silent,
+    Manner::Dribble,
+];
+
+/// An enrolled host without an agent.
+struct Rogue {
+    manner: Manner,
+    me: HostId,
+    endpoint: Endpoint,
+    contents: Vec<ContentSpec>,
+    /// Real agents met so far.
+    met: AtomicU64,
+    /// Pushes that real agents accepted, and requests that they made.
+    heard: AtomicU64,
+}
+
+impl Rogue {
+    /// Takes over the identity that an agent enrolled with.
+    fn new(manner: Manner, state: &Path, contents: Vec<ContentSpec>) -> Self {
+        let read = |name: &str| std::fs::read_to_string(state.join(name)).unwrap();
+        let host = read("host.pem");
+        let (key, chain) = host.split_at(host.find("-----BEGIN CERTIFICATE").unwrap());
+        let credentials = Credentials::from_pem(chain, key, &read("authority.pem")).unwrap();
+        let me = credentials.host().clone();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let endpoint = Endpoint::bind(address, credentials, &Settings::default()).unwrap();
+        endpoint.authorise(Authorised::Anyone);
+        Self {
+            manner,
+            me,
+            endpoint,
+            contents,
+            met: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+        }
+    }
+
+    /// What it says a chunk is, and what it sends for it.
+    fn lie(&self, spec: &ContentSpec, chunk: ChunkIndex) -> (ChunkHeader, Bytes) {
+        let length = spec.geometry.len(chunk) as usize;
+        let noise: Vec<u8> = (0u32..)
+            .flat_map(|at| proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
+            .take(length)
+            .collect();
+        let link = Link::forge(spec.geometry, chunk, State::from_bytes(&[7; 32]), &noise);
+        let mut bytes = noise;
+        if self.manner == Manner::FalseBytes {
+            bytes[length / 2] ^= 1;
+        }
+        let header = ChunkHeader {
+            link: Some(WireLink::new(&link, &self.me)),
+            encoding: Encoding::Raw.into(),
+            wire_bytes: u32::try_from(length).unwrap(),
+        };
+        (header, bytes.into())
+    }
+
+    /// Sends a chunk's bytes in its manner.
+    async fn send(&self, sender: &mut Sender, bytes: Bytes) -> anyhow::Result<()> {
+        match self.manner {
+            Manner::FalseBytes | Manner::FalseChain => {
+                sender.write(bytes).await?;
+                sender.finish()?;
+                sender.stopped().await?;
+            }
+            Manner::Silent => std::future::pending().await,
+            Manner::Dribble => {
+                for at in 0..bytes.len() {
+                    sender.write(bytes.slice(at..=at)).await?;
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, mut sender: Sender, mut receiver: Receiver) -> anyhow::Result<()> {
+        let Some(PeerOpen { kind: Some(kind) }) = receiver.receive().await? else {
+            return Ok(());
+        };
+        match kind {
+            peer_open::Kind::Updates(_) => {
+                while receiver.receive::<PeerUpdate>().await?.is_some() {}
+            }
+            peer_open::Kind::Request(request) => {
+                self.heard.fetch_add(1, Ordering::Relaxed);
+                let spec = self
+                    .contents
+                    .iter()
+                    .find(|spec| spec.digest.as_bytes()[..] == request.content[..]);
+                let Some(spec) = spec else { return Ok(()) };
+                if self.manner == Manner::Silent {
+                    std::future::pending::<()>().await;
+                }
+                let (header, bytes) = self.lie(spec, ChunkIndex(request.index));
+                let reply = ChunkReply {
+                    kind: Some(chunk_reply::Kind::Chunk(header)),
+                };
+                sender.send(&reply).await?;
+                self.send(&mut sender, bytes).await?;
+            }
+            peer_open::Kind::Push(_) => {
+                let outcome = match self.manner {
+                    Manner::FalseBytes | Manner::FalseChain => PushOutcome::Already,
+                    Manner::Silent | Manner::Dribble => PushOutcome::Accepted,
+                };
+                let reply = PushReply {
+                    outcome: outcome.into(),
+                };
+                sender.send(&reply).await?;
+                if outcome == PushOutcome::Accepted {
+                    std::future::pending::<()>().await;
+                }
+                sender.finish()?;
+                sender.stopped().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn push(
+        &self,
+        connection: &Connection,
+        spec: &ContentSpec,
+        chunk: ChunkIndex,
+    ) -> anyhow::Result<()> {
+        let (header, bytes) = self.lie(spec, chunk);
+        let (mut sender, mut receiver) = connection.open().await?;
+        let push = ChunkPush {
+            content: spec.digest.as_bytes().to_vec(),
+            index: chunk.0,
+            header: Some(header),
+            spread: None,
+        };
+        let open = PeerOpen {
+            kind: Some(peer_open::Kind::Push(push)),
+        };
+        sender.send(&open).await?;
+        let reply: Option<PushReply> = receiver.receive().await?;
+        if reply.is_some_and(|reply| reply.outcome() == PushOutcome::Accepted) {
+            self.heard.fetch_add(1, Ordering::Relaxed);
+            self.send(&mut sender, bytes).await?;
+            receiver.receive::<PushReply>().await?;
+        }
+        Ok(())
+    }
+
+    /// Says that it holds everything, and pushes what nobody asked for, again and again.
+    async fn pester(&self, connection: &Connection) -> anyhow::Result<()> {
+        let (mut sender, _receiver) = connection.open().await?;
+        let updates = peer_open::Kind::Updates(Updates {});
+        sender
+            .send(&PeerOpen {
+                kind: Some(updates),
+            })
+            .await?;
+        loop {
+            let have = self.contents.iter().map(|spec| Have {
+                content: spec.digest.as_bytes().to_vec(),
+                runs: vec![0, spec.geometry.chunks()],
+                reset: true,
+            });
+            let update = PeerUpdate {
+                have: have.collect(),
+                load: None,
+            };
+            sender.send(&update).await?;
+            for spec in &self.contents {
+                let chunks = spec.geometry.chunks();
+                for chunk in (1..chunks.saturating_sub(1)).map(ChunkIndex) {
+                    // a push that the other side never ends doesn't keep it from the next
+                    let pushed = self.push(connection, spec, chunk);
+                    if let Ok(result) = timeout(Duration::from_secs(20), pushed).await {
+                        result?;
+                    }
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn trade(self: Arc<Self>, connection: Connection) -> anyhow::Result<()> {
+        self.met.fetch_add(1, Ordering::Relaxed);
+        let serve = async {
+            let mut streams = JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = connection.accept() => {
+                        let (sender, receiver) = accepted?;
+                        let rogue = self.clone();
+                        streams.spawn(async move { rogue.answer(sender, receiver).await });
+                    }
+                    Some(_ended) = streams.join_next() => {}
+                }
+            }
+        };
+        tokio::select! {
+            ended = serve => ended,
+            ended = self.pester(&connection) => ended,
+        }
+    }
+}
+
+/// Keeps a session, and trades with every real agent, whoever dials.
+async fn play(
+    rogue: Arc<Rogue>,
+    coordinator: SocketAddr,
+    real: BTreeSet<String>,
+) -> anyhow::Result<()> {
+    let connection = rogue
+        .endpoint
+        .connect(coordinator, &"coordinator".parse()?)
+        .await?;
+    let (mut sender, mut orders) = connection.open().await?;
+    let hello = Hello {
+        version: env!("CARGO_PKG_VERSION").into(),
+        peer_port: rogue.endpoint.local_addr()?.port().into(),
+        ..Hello::default()
+    };
+    let session = coordinator_open::Kind::Session(hello);
+    sender
+        .send(&CoordinatorOpen {
+            kind: Some(session),
+        })
+        .await?;
+    let mut known = BTreeSet::new();
+    let mut jobs = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = orders.receive::<Order>() => {
+                let Some(Order { kind: Some(kind) }) = order? else { continue };
+                let order::Kind::Roster(roster) = kind else { continue };
+                for entry in roster.hosts {
+                    if real.contains(&entry.host) && known.insert(entry.host.clone()) {
+                        let (rogue, host) = (rogue.clone(), entry.host.parse::<HostId>()?);
+                        let address: SocketAddr = entry.address.parse()?;
+                        jobs.spawn(async move {
+                            loop {
+                                if let Ok(connection) = rogue.endpoint.connect(address, &host).await {
+                                    drop(rogue.clone().trade(connection).await);
+                                }
+                                sleep(Duration::from_millis(500)).await;
+                            }
+                        });
+                    }
+                }
+            }
+            incoming = rogue.endpoint.accept() => {
+                let Some(incoming) = incoming else { return Ok(()) };
+                let rogue = rogue.clone();
+                jobs.spawn(async move {
+                    if let Ok(connection) = incoming.establish().await {
+                        drop(rogue.trade(connection).await);
+                    }
+                });
+            }
+            Some(ended) = jobs.join_next() => ended?,
+        }
+    }
+}
+
+#[test]
+fn rogues_of_every_manner_are_finished_without_and_the_liars_named() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let spec = ImageSpec {
+        disk_bytes: 24 << 20,
+        layer_bytes: 8 << 20,
+        nvram_bytes: 4 << 20,
+        mix: Mix {
+            zero_percent: 10,
+            compressible_percent: 10,
+        },
+        ..ImageSpec::default()
+    };
+    let image = spec.generate(&blobs).unwrap();
+    let options = registry::Options {
+        rate_bytes_per_s: Some(6 << 20),
+        ..registry::Options::default()
+    };
+    let registry = runtime.block_on(Registry::start(options)).unwrap();
+    let reference = registry.hold("fleet/macos", "1", &image);
+    let options = Options::on_loopback(
+        env!("CARGO_BIN_EXE_demo"),
+        dir.path(),
+        REAL + MANNERS.len(),
+        registry.addr(),
+    );
+    let mut cluster = Cluster::start(options).unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    let real: BTreeSet<String> = cluster.agents()[..REAL]
+        .iter()
+        .map(|agent| agent.host.clone())
+        .collect();
+    let contents = image.layout().unwrap().contents();
+    let mut rogues = Vec::new();
+    for (at, manner) in MANNERS.into_iter().enumerate() {
+        let at = REAL + at;
+        cluster.kill_agent(at).unwrap();
+        let state = cluster.agents()[at].dir.join("state");
+        let address = std::fs::read_to_string(state.join("coordinator")).unwrap();
+        let coordinator: SocketAddr = address.trim().parse().unwrap();
+        let rogue = runtime.block_on(async { Rogue::new(manner, &state, contents.clone()) });
+        let rogue = Arc::new(rogue);
+        rogues.push(rogue.clone());
+        let real = real.clone();
+        drop(runtime.spawn(async move {
+            loop {
+                drop(play(rogue.clone(), coordinator, real.clone()).await);
+                sleep(Duration::from_millis(500)).await;
+            }
+        }));
+    }
+    let met = |rogue: &Arc<Rogue>| rogue.met.load(Ordering::Relaxed) >= REAL as u64;
+    assert!(wait_until(PATIENCE, || rogues.iter().all(met)));
+
+    let hosts: Vec<&str> = real.iter().map(String::as_str).collect();
+    let staged = cluster
+        .parbake(&["stage", &reference, "--hosts", &hosts.join(",")])
+        .unwrap();
+    assert!(
+        staged.status.success(),
+        "{}",
+        String::from_utf8_lossy(&staged.stderr)
+    );
+    let digest = image.digest.to_string();
+    let present = |at: usize| {
+        let agent = &cluster.agents()[at];
+        let present = agent.present(|line| line["image"].as_str() == Some(&digest));
+        present.is_some()
+    };
+    let all = || (0..REAL).all(present);
+    if !wait_until(PATIENCE, all) {
+        let late = (0..REAL).find(|at| !present(*at)).unwrap();
+        let agent = &cluster.agents()[late];
+        let why = cluster.parbake(&["why", &agent.host]).unwrap();
+        let log = agent.log();
+        let last: Vec<_> = log.iter().rev().take(40).rev().collect();
+        panic!(
+            "{} isn't done: {}{last:#?}",
+            agent.host,
+            String::from_utf8_lossy(&why.stdout)
+        );
+    }
+    for agent in &cluster.agents()[..REAL] {
+        assert!(cluster.verify(agent, &reference).unwrap(), "{}", agent.host);
+    }
+    for rogue in &rogues {
+        let heard = rogue.heard.load(Ordering::Relaxed);
+        println!("{:?} was heard {heard} times", rogue.manner);
+        assert!(heard > 0, "{:?} never got a word in", rogue.manner);
+    }
+    let output = cluster.parbake(&["hosts", "--json"]).unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (at, agent) in cluster.agents().iter().enumerate() {
+        let host = said
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|host| host["host"] == agent.host.as_str())
+            .unwrap();
+        if at < REAL {
+            assert_eq!(host["quarantined"], false, "{host}");
+        }
+        let lies = at.checked_sub(REAL).map(|at| MANNERS[at]);
+        if matches!(lies, Some(Manner::FalseBytes | Manner::FalseChain)) {
+            assert!(host["blames"].as_u64().unwrap() > 0, "{host}");
+        }
+    }
+}
