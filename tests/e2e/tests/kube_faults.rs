@@ -207,31 +207,34 @@ async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll
     let client = world.client.clone();
     others.spawn(async move { scribble(client).await });
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 2);
-    let begun = Instant::now();
-    world.roll("xcode", &new).await.unwrap();
-    world.until_all_run(&new, HOSTS).await.unwrap();
-    let took = begun.elapsed();
-    let overtaken = world
-        .cluster
-        .coordinator_log()
-        .iter()
-        .filter(|line| {
-            line["error"]
-                .as_str()
-                .is_some_and(|text| text.contains("has been modified"))
-        })
-        .count();
-    println!(
-        "{HOSTS} Pods rolled in {took:?} while others wrote to them; {overtaken} writes were given up"
-    );
+    let mut overtaken = 0;
+    // a write is quick: now and then a whole roll gets through between the others'
+    for image in [&new, &old].into_iter().cycle().take(12) {
+        world.rule("xcode", image, 2);
+        let begun = Instant::now();
+        world.roll("xcode", image).await.unwrap();
+        world.until_all_run(image, HOSTS).await.unwrap();
+        let took = begun.elapsed();
+        assert!(took < PATIENCE / 2, "{took:?}");
+        let is_overtaken = |line: &&Value| {
+            let error = line["error"].as_str();
+            error.is_some_and(|text| text.contains("has been modified"))
+        };
+        let log = world.cluster.coordinator_log();
+        overtaken = log.iter().filter(is_overtaken).count();
+        println!(
+            "{HOSTS} Pods rolled in {took:?} while others wrote to them; {overtaken} writes were given up"
+        );
+        if overtaken > 0 {
+            break;
+        }
+    }
     assert!(
         overtaken > 0,
         "no decision was overtaken, so nothing was proved"
     );
     others.shutdown().await;
     world.check().unwrap();
-    assert!(took < PATIENCE / 2, "{took:?}");
 
     // Pods are deleted under the write: a deletion for each label, as soon as it is seen
     let third = world.image("3", 3).unwrap();
