@@ -507,7 +507,7 @@ impl Driver {
                 self.content_closed(image, digest);
             }
         } else if let Some(error) = walked.storage_error {
-            self.storage_failed(&error);
+            self.content_not_stored(id, &error);
         } else if again {
             self.walk_if_whole(id);
         }
@@ -773,7 +773,7 @@ impl Driver {
                     }
                 }
             }
-            Err(error) => self.storage_failed(&error),
+            Err(error) => self.content_not_stored(id, &error),
         }
     }
 
@@ -839,7 +839,7 @@ impl Driver {
             ),
             FetchEnd::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message.clone())),
             // our own trouble: the lease passes on without a word about the registry
-            FetchEnd::Disk(message) => return self.storage_failed(message),
+            FetchEnd::Disk(message) => return self.content_not_stored(id, message),
             FetchEnd::Unwanted => (OriginEnd::Failed, LeaseEnd::Released, None),
         };
         if let Some(content) = self.contents.find(id)

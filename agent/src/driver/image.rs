@@ -522,7 +522,6 @@ impl Driver {
 
     /// The volume failed us while chunks of images arrived: nothing more is taken until it is tried again.
     pub(super) fn storage_failed(&mut self, message: &str) {
-        self.mirror_storage_failed(message);
         self.hold_staging(&Trouble {
             reason: "not_stored",
             message: message.to_owned(),

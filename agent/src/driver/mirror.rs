@@ -393,7 +393,7 @@ impl Driver {
             return;
         };
         match end {
-            // a volume that failed is everybody's trouble, told apart from here
+            // a volume that failed is told of apart from here
             FetchEnd::Done | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
             FetchEnd::Failed(failure) => {
                 wanted.own = None;

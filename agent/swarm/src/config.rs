@@ -79,7 +79,7 @@ pub struct Config {
     pub strikes: u32,
     /// Times that a peer may pass on other makers' lies in a minute. Who does so more often may be making them, and is
     /// quarantined for as long as the first time, without growing: it may still be honest, among many liars (simulator,
-    /// `liars`, 30 hosts × 8 GB, seeds 1–30, runs in which an honest host was shunned with 8 · 16 · 32: 8 · 2 · 1).
+    /// `liars`, 30 hosts × 8 GB, seeds 1–30, runs in which an honest host was shunned with 8 · 16 · 32: 8 · 1 · 0).
     pub misled: u32,
     /// First quarantine; doubles each time.
     pub quarantine: Duration,

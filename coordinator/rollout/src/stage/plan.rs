@@ -88,6 +88,8 @@ struct Image {
     held: BTreeSet<HostId>,
     purpose: Purpose,
     standings: BTreeMap<HostId, (Standing, u64)>,
+    /// Since when a host says that it holds all of it.
+    whole_since: BTreeMap<HostId, Moment>,
     /// Bytes that a host held when it last said that it stages, and when that was.
     staging: BTreeMap<HostId, (u64, Moment)>,
     wanted_at: Moment,
@@ -251,6 +253,7 @@ impl Plan {
         self.hosts.remove(id);
         for image in &mut self.images {
             image.standings.remove(id);
+            image.whole_since.remove(id);
             image.staging.remove(id);
         }
         for content in self.contents.values_mut() {
@@ -401,6 +404,7 @@ impl Plan {
                 held: held.clone(),
                 purpose,
                 standings: BTreeMap::new(),
+                whole_since: BTreeMap::new(),
                 staging: BTreeMap::new(),
                 wanted_at: self.now,
                 bad: None,
@@ -491,6 +495,11 @@ impl Plan {
             self.moved_at = self.now;
         }
         self.grant_wanted |= before.is_none_or(|(before, _)| before != standing);
+        if matches!(standing, Standing::Present | Standing::Installing) {
+            image.whole_since.entry(id.clone()).or_insert(self.now);
+        } else {
+            image.whole_since.remove(&id);
+        }
         match standing {
             Standing::Present | Standing::Installing => {
                 if before.is_none_or(|(before, _)| before != standing) {

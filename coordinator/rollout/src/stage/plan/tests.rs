@@ -825,6 +825,39 @@ fn accused(by: usize, sender: usize, maker: usize, content: Option<usize>) -> Ev
 }
 
 #[test]
+fn who_has_no_whole_copy_cannot_know_what_it_passed_on() {
+    let charged = || {
+        let mut plan = fleet(6);
+        want(&mut plan, 1_500, wanted(0, [0], Selection::All));
+        feed(&mut plan, 1_500, report(3, 0, Standing::Staging, 7));
+        for by in [0, 1, 2] {
+            feed(&mut plan, 2_000, accused(by, 3, 4, Some(0)));
+        }
+        plan
+    };
+    let shunned = |plan: &mut Plan, millis: u64| {
+        feed(plan, millis, Event::Tick);
+        plan.status(at(millis)).quarantined.len()
+    };
+    // it has two minutes from when its copy is whole, and uses them
+    let mut plan = charged();
+    assert_eq!(shunned(&mut plan, 200_000), 0);
+    feed(&mut plan, 201_000, report(3, 0, Standing::Present, 8));
+    assert_eq!(shunned(&mut plan, 320_000), 0);
+    feed(&mut plan, 320_500, accused(3, 4, 4, Some(0)));
+    assert_eq!(shunned(&mut plan, 900_000), 0);
+    // or says nothing
+    let mut plan = charged();
+    feed(&mut plan, 201_000, report(3, 0, Standing::Present, 8));
+    assert_eq!(shunned(&mut plan, 320_900), 0);
+    assert_eq!(shunned(&mut plan, 322_000), 1);
+    // and never to have it whole is no way out
+    let mut plan = charged();
+    assert_eq!(shunned(&mut plan, 481_900), 0);
+    assert_eq!(shunned(&mut plan, 483_000), 1);
+}
+
+#[test]
 fn a_third_of_the_fleet_cannot_shun_an_honest_host() {
     let mut plan = fleet(20);
     for liar in 0..6 {

@@ -11,6 +11,8 @@ use super::*;
 const MOST_PASSED: usize = 4096;
 /// Of one that accuses every maker whose lies it passed on, this many that nobody else accuses are no accident.
 const LONE_WORD: usize = 3;
+/// Who holds no whole copy can't find out yet: so many times as long until it must have known all the same.
+const INCOMPLETE: u32 = 4;
 /// Retractions that one host is believed in the time of a quarantine: a registry's bad day, not a habit.
 const RETRACTIONS: u32 = 16;
 
@@ -180,12 +182,13 @@ impl Plan {
     /// finds it too, when its own copy closes, and accuses whoever it had it from. One that doesn't named an innocent
     /// maker; so did one that accuses maker after maker whom nobody else has anything against.
     fn passed_knowingly(&self, id: &HostId, charges: &Charges) -> usize {
-        let after = self.config.passers_accuse_within;
         let ripe: Vec<(&HostId, &HostId)> = charges
             .passed
             .iter()
-            .filter(|((by, maker, _), since)| {
-                self.now.since(**since) >= after && self.is_trusted(by) && self.is_trusted(maker)
+            .filter(|((by, maker, content), since)| {
+                self.now >= self.should_know(id, content.as_ref(), **since)
+                    && self.is_trusted(by)
+                    && self.is_trusted(maker)
             })
             .map(|((by, maker, _), _)| (by, maker))
             .collect();
@@ -214,6 +217,24 @@ impl Plan {
             .map(|(by, _)| *by)
             .collect();
         by.len()
+    }
+
+    /// By when a host that passed a lie on at `since` has found that out, and has said so.
+    fn should_know(&self, id: &HostId, content: Option<&Digest>, since: Moment) -> Moment {
+        let within = self.config.passers_accuse_within;
+        let Some(content) = content else {
+            return since + within;
+        };
+        let whole = self
+            .images
+            .iter()
+            .filter(|image| image.contents.contains(content))
+            .filter_map(|image| image.whole_since.get(id).copied())
+            .min();
+        match whole {
+            Some(whole) => whole.max(since) + within,
+            None => since + within * INCOMPLETE,
+        }
     }
 
     fn quarantine(&mut self, id: &HostId) {
