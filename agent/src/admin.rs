@@ -1,6 +1,6 @@
 //! Health, metrics and status over HTTP, on loopback unless configured otherwise. Read only; shows no secrets.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use prometheus_client::registry::Registry;
-use proto::{Digest, HostId, message::ImageState};
+use proto::{Digest, HostId, figure::standing_still, message::ImageState};
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -88,7 +88,10 @@ impl Snapshot {
             state: state_name(image.state()).into(),
             ready_references: image.ready_references.clone(),
             reason: image.reason.clone(),
-            message: image.message.clone(),
+            message: match image.still_ms {
+                0 => image.message.clone(),
+                still => standing_still(&image.message, Duration::from_millis(still)),
+            },
             total_bytes: image.total_bytes,
             held_bytes: image.held_bytes,
             origin_bytes: image.origin_bytes,

@@ -93,7 +93,8 @@ impl Shelf {
 
     pub(crate) fn scrub(&self, content: Digest, chunk: ChunkIndex) -> io::Result<bool> {
         match self {
-            Self::Stage(stage) => stage.scrub(content, chunk),
+            // a removed image isn't a damaged one
+            Self::Stage(stage) => Ok(stage.scrub(content, chunk)? || stage.is_gone()),
             Self::Blob(blob) => blob.scrub(chunk),
         }
     }

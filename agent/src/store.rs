@@ -48,7 +48,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::{Digest, HostId, HostKey, Layout};
+use proto::{Digest, HostId, HostKey, Layout, figure::Bytes};
 
 pub use self::{
     install::InstallError,
@@ -215,8 +215,9 @@ pub enum BeginError {
     Reference(#[from] ReferenceError),
     /// The volume has no room for the whole image above its floor. Old images have to go first.
     #[error(
-        "image needs {need_bytes} bytes, and {reserved_bytes} are promised to other images; {free_bytes} are free, \
-         of which {floor_bytes} stay free"
+        "image needs {}, but of {} that are free {} have to stay free and {} are promised to other images; \
+         make room, and it goes on by itself",
+        Bytes(*need_bytes), Bytes(*free_bytes), Bytes(*floor_bytes), Bytes(*reserved_bytes)
     )]
     NoRoom {
         /// What the whole image takes at most, less what it has taken already.

@@ -11,6 +11,7 @@ pub mod chain;
 pub mod chunks;
 pub mod codec;
 pub mod digest;
+pub mod figure;
 pub mod fingerprint;
 pub mod host;
 pub mod image;

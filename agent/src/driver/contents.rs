@@ -545,11 +545,7 @@ impl Driver {
                 .verdicts
                 .iter()
                 .any(|verdict| verdict.chunk == *chunk);
-            let lost = self
-                .contents
-                .find_mut(id)
-                .is_some_and(|content| content.held.remove(*chunk));
-            if lost && !blamed {
+            if self.lose(id, *chunk) && !blamed {
                 self.tell(Event::ChunkLost { id, chunk: *chunk });
             }
         }
@@ -594,7 +590,7 @@ impl Driver {
         content.closed = false;
         let (digest, images) = (content.digest, content.images.clone());
         for chunk in &bad {
-            content.held.remove(*chunk);
+            self.lose(id, *chunk);
         }
         error!(content = %digest, chunks = bad.len(), "bytes on disk changed since they were verified; fetching them again");
         for image in images {
@@ -602,7 +598,6 @@ impl Driver {
         }
         self.count_false(From::Local, bad.len());
         for chunk in bad {
-            self.cache.forget(digest, chunk);
             self.tell(Event::ChunkLost { id, chunk });
         }
     }

@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use proto::{
     Digest,
-    image::Layout,
+    figure::Bytes,
+    image::{ContentSpec, Layout},
     message::{StageOrder, StageState},
 };
 use swarm::Event;
@@ -46,9 +47,10 @@ fn below_floor(volume: Volume) -> Option<Trouble> {
     (volume.free_bytes < volume.floor_bytes).then(|| Trouble {
         reason: "no_room",
         message: format!(
-            "the volume has filled up beside the image: {} bytes are free, and {} have to stay free; it goes on where \
-             it stands when there is room for the rest",
-            volume.free_bytes, volume.floor_bytes
+            "the volume has filled up beside the image: {} are free, and {} have to stay free; it goes on where it \
+             stands when there is room for the rest",
+            Bytes(volume.free_bytes),
+            Bytes(volume.floor_bytes)
         ),
     })
 }
@@ -99,6 +101,8 @@ pub(super) struct Image {
     pub(super) access: Access,
     pub(super) state: StageState,
     stage: Option<Arc<Stage>>,
+    /// When this staging of it began, over restarts of the agent, in Unix milliseconds; 0 before it did.
+    pub(super) begun_at_ms: u64,
     /// Contents whose chain isn't closed yet.
     open: BTreeSet<Digest>,
     pub(super) held_bytes: u64,
@@ -135,6 +139,7 @@ impl Image {
             access,
             state: StageState::Queued,
             stage: None,
+            begun_at_ms: 0,
             open: BTreeSet::new(),
             held_bytes: 0,
             origin_bytes: 0,
@@ -156,6 +161,32 @@ impl Image {
     /// The reference under which the image was ordered first.
     pub(super) fn reference(&self) -> &str {
         self.references.first().map_or("", String::as_str)
+    }
+
+    /// What is told of it belongs to this stage: where it is another one than before, nothing is counted of the one that
+    /// is gone. What the stage holds is counted.
+    fn adopt(&mut self, stage: &Stage) {
+        let begun = stage.begun_at();
+        let since_1970 = begun.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let begun_at_ms = since_1970.map_or(0, millis);
+        if begun_at_ms != self.begun_at_ms {
+            self.forget_counts();
+        }
+        self.begun_at_ms = begun_at_ms;
+        let held = |spec: &ContentSpec| {
+            let chunks = stage.held(spec.digest);
+            let bytes = chunks.iter().map(|chunk| spec.geometry.len(chunk));
+            bytes.map(u64::from).sum::<u64>()
+        };
+        self.held_bytes = self.layout.contents().iter().map(held).sum();
+    }
+
+    fn forget_counts(&mut self) {
+        self.held_bytes = 0;
+        self.origin_bytes = 0;
+        self.peer_bytes = 0;
+        self.local_bytes = 0;
+        self.upload_bytes = 0;
     }
 
     /// Whether chunks of it are still to come.
@@ -188,12 +219,14 @@ impl Driver {
         for recovered in self.store.recovered() {
             let digest = *recovered.layout.digest();
             info!(image = %digest, references = ?recovered.references, present = recovered.present, "found an image of this host");
-            let image = Image::new(
+            let mut image = Image::new(
                 recovered.layout.into(),
                 recovered.manifest.into(),
                 recovered.references,
                 Access::default(),
             );
+            // told at once: where there is no room to go on, what is here is here all the same
+            image.adopt(&recovered.stage);
             self.images.insert(digest, image);
             if recovered.present {
                 self.take_up(digest, recovered.stage, 0);
@@ -312,6 +345,7 @@ impl Driver {
             return;
         };
         image.clear_trouble();
+        image.adopt(&stage);
         image.local_bytes += local_bytes;
         self.metrics
             .received_bytes
@@ -322,21 +356,16 @@ impl Driver {
         image.state = StageState::Staging;
         image.stage = Some(stage.clone());
         image.open.clear();
-        image.held_bytes = 0;
         let contents = image.layout.contents();
         let mut known = Vec::new();
         for (order, spec) in (0u32..).zip(&contents) {
             self.yield_to_image(&spec.digest);
             let held = stage.held(spec.digest);
             let closed = stage.is_closed(spec.digest);
-            if let Some(image) = self.images.get_mut(&digest) {
-                image.held_bytes += held
-                    .iter()
-                    .map(|chunk| u64::from(spec.geometry.len(chunk)))
-                    .sum::<u64>();
-                if !closed {
-                    image.open.insert(spec.digest);
-                }
+            if let Some(image) = self.images.get_mut(&digest)
+                && !closed
+            {
+                image.open.insert(spec.digest);
             }
             let (id, new) = self.contents.add(spec, digest, &stage, held, closed);
             known.push((id, new, order));
@@ -746,6 +775,7 @@ impl Driver {
         self.withdraw(digest);
         if let Some(image) = self.images.get_mut(&digest) {
             image.state = StageState::Gone;
+            image.forget_counts();
             image.ready.clear();
             image.trouble(reason, message);
         }
@@ -774,14 +804,18 @@ mod tests {
     #[test]
     fn staging_stops_below_the_floor_and_not_at_it() {
         let volume = |free_bytes| Volume {
-            total_bytes: 1_000,
+            total_bytes: 1_000_000,
             free_bytes,
-            floor_bytes: 150,
+            floor_bytes: 150_000,
         };
-        assert_eq!(below_floor(volume(150)), None);
-        let trouble = below_floor(volume(149)).unwrap();
+        assert_eq!(below_floor(volume(150_000)), None);
+        let trouble = below_floor(volume(149_999)).unwrap();
         assert_eq!(trouble.reason, "no_room");
-        assert!(trouble.message.contains("149") && trouble.message.contains("150"));
+        assert!(
+            trouble
+                .message
+                .contains("149.9 kB are free, and 150.0 kB have to stay free")
+        );
         // a volume that can't be measured says nothing
         assert_eq!(below_floor(Volume::default()), None);
     }

@@ -1,13 +1,13 @@
 //! What the coordinator, the status page and the metrics are told about this host.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use proto::{
     ChunkIndex, Digest, HostId,
+    figure::Span,
     message::{
         Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginTrouble, Report,
         Retraction, StageState, Volume,
@@ -17,14 +17,14 @@ use swarm::{Event, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::info;
 
-use super::{Driver, Input, MAX_BLAMES};
+use super::{Driver, Input, MAX_BLAMES, image::Trouble};
 use crate::{
     admin::Snapshot,
     metrics::{PartLabel, ReasonLabel, StateLabel},
 };
 
-/// A registry that gives nothing for this long is reported as silent: half of the time after which the coordinator lets a
-/// lease pass on, so that it knows why by then.
+/// A registry that was asked and gives nothing for this long is reported as silent: half of the time after which the
+/// coordinator lets a lease pass on, so that it knows why by then.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
 
 /// A lease that this host holds.
@@ -45,8 +45,8 @@ pub(super) struct OriginWords {
 }
 
 impl Lease {
-    /// This lease as it runs; `silent` where nothing comes and nothing is said.
-    fn state(&self, content: Digest, paced: bool, silent: bool) -> LeaseState {
+    /// This lease as it runs; `silent` is how long nothing has come that the registry owes, where that is long.
+    fn state(&self, content: Digest, paced: bool, silent: Option<Duration>) -> LeaseState {
         let (trouble, message, retry_after) = match &self.trouble {
             Some(words) => {
                 let left = words
@@ -58,12 +58,14 @@ impl Lease {
                 };
                 (trouble, words.error.clone(), left.unwrap_or_default())
             }
-            None if silent => (
-                OriginTrouble::Silent,
-                "nothing comes from the registry".to_owned(),
-                Duration::ZERO,
-            ),
-            None => Default::default(),
+            // bytes may trickle: what is said is what is known
+            None => silent.map_or_else(Default::default, |silent| {
+                let message = format!(
+                    "no whole chunk has come from the registry for {}",
+                    Span(silent)
+                );
+                (OriginTrouble::Silent, message, Duration::ZERO)
+            }),
         };
         LeaseState {
             content: content.as_bytes().to_vec(),
@@ -90,6 +92,26 @@ pub(crate) const fn state_name(state: StageState) -> &'static str {
     }
 }
 
+/// Why an image isn't present, for machines and for people. What is under way needs no reason, and what troubles one
+/// content is none while the others come: it stands beside a host that stands still.
+fn words(
+    state: StageState,
+    trouble: Option<&Trouble>,
+    still: Option<swarm::Standstill>,
+) -> (String, String) {
+    match (state, trouble, still) {
+        (StageState::Staging, _, None) => Default::default(),
+        (_, Some(trouble), _) => (trouble.reason.to_owned(), trouble.message.clone()),
+        // for how long is said beside it: whoever shows it counts on
+        (_, None, Some(still)) => (still.stall.as_str().to_owned(), String::new()),
+        (StageState::Queued, None, None) => (
+            "preparing".to_owned(),
+            "room is reserved, and what other images of this host hold is copied".to_owned(),
+        ),
+        (_, None, None) => Default::default(),
+    }
+}
+
 /// Whether a host of this load steps back. It comes forward again at three quarters of the limit, or it would go back and
 /// forth with its own work.
 const fn steps_back(before: bool, load_percent: u32, limit_percent: u32) -> bool {
@@ -107,12 +129,7 @@ impl Driver {
         self.last_report = Instant::now();
         self.report_due = false;
         let status = self.swarm.status(self.now());
-        let stalls: BTreeMap<ContentId, _> = status
-            .contents
-            .iter()
-            .filter_map(|content| Some((content.id, content.stall?)))
-            .collect();
-        let images: Vec<_> = self.image_states(&stalls);
+        let images: Vec<_> = self.image_states(&status);
         let volume = self.volume();
         self.hello.send_replace(Hello {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -133,18 +150,15 @@ impl Driver {
             .iter()
             .filter_map(|(id, lease)| {
                 let content = self.contents.find(*id)?;
-                let paced = status
-                    .contents
-                    .iter()
-                    .any(|content| content.id == *id && content.paced);
-                let silent = stalls.get(id).is_some_and(|(stall, since)| {
-                    *stall == swarm::Stall::OriginSilent && *since >= SILENT_AFTER
-                });
+                let held = status.content(*id);
+                let paced = held.is_some_and(|held| held.paced);
+                let silent = held.and_then(|held| held.silent);
+                let silent = silent.filter(|silent| *silent >= SILENT_AFTER);
                 Some(lease.state(content.digest, paced, silent))
             })
             .chain(std::mem::take(&mut self.ended_leases))
             .collect();
-        self.count_states(&status, &stalls);
+        self.count_states(&status);
         self.snapshot.send_replace(Arc::new(Snapshot::new(
             &self.me,
             self.session.is_some(),
@@ -207,10 +221,7 @@ impl Driver {
             .collect();
     }
 
-    fn image_states(
-        &self,
-        stalls: &BTreeMap<ContentId, (swarm::Stall, Duration)>,
-    ) -> Vec<ImageState> {
+    fn image_states(&self, status: &swarm::Status) -> Vec<ImageState> {
         let declined = self
             .declined
             .iter()
@@ -223,32 +234,15 @@ impl Driver {
                 ..ImageState::default()
             });
         let images = self.images.values().map(|image| {
-            let stall = || {
-                let contents = image.layout.contents();
-                let ids = contents
-                    .iter()
-                    .filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id));
-                // the one that stalls for the longest speaks for the image, if nothing of it moves
-                ids.filter_map(|id| stalls.get(&id))
-                    .max_by_key(|(_, since)| *since)
+            let contents = image.layout.contents();
+            let ids = contents
+                .iter()
+                .filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id));
+            let still = match image.state {
+                StageState::Staging => status.standstill(&ids.collect::<Vec<_>>()),
+                _ => None,
             };
-            let (reason, message) = match (&image.trouble, image.state) {
-                (Some(trouble), _) => (trouble.reason.to_owned(), trouble.message.clone()),
-                (None, StageState::Queued) => (
-                    "preparing".to_owned(),
-                    "room is reserved, and what other images of this host hold is copied"
-                        .to_owned(),
-                ),
-                (None, StageState::Staging) => {
-                    stall().map_or_else(Default::default, |(stall, since)| {
-                        (
-                            stall.as_str().to_owned(),
-                            format!("no progress for {} s", since.as_secs()),
-                        )
-                    })
-                }
-                _ => Default::default(),
-            };
+            let (reason, message) = words(image.state, image.trouble.as_ref(), still);
             ImageState {
                 manifest: image.digest.as_bytes().to_vec(),
                 reference: image.reference().to_owned(),
@@ -270,6 +264,10 @@ impl Driver {
                     StageState::Present | StageState::Installing => image.ready.clone(),
                     _ => Vec::new(),
                 },
+                still_ms: still.map_or(0, |still| {
+                    u64::try_from(still.since.as_millis()).unwrap_or(u64::MAX)
+                }),
+                begun_at_ms: image.begun_at_ms,
             }
         });
         declined.chain(images).collect()
@@ -400,16 +398,13 @@ impl Driver {
         }
     }
 
-    fn count_states(
-        &self,
-        status: &swarm::Status,
-        stalls: &BTreeMap<ContentId, (swarm::Stall, Duration)>,
-    ) {
+    fn count_states(&self, status: &swarm::Status) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         for reason in swarm::Stall::ALL {
-            let count = stalls
-                .values()
-                .filter(|(stall, _)| *stall == reason)
+            let count = status
+                .contents
+                .iter()
+                .filter(|content| content.stall == Some(reason))
                 .count();
             self.metrics
                 .stalled
@@ -483,7 +478,49 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use super::steps_back;
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
+        let trouble = Trouble {
+            reason: "origin_trouble",
+            message: "connection refused".into(),
+        };
+        let still = Some(swarm::Standstill {
+            stall: swarm::Stall::Throttled,
+            since: Duration::from_secs(65),
+        });
+        let reason = |state, trouble, still| words(state, trouble, still).0;
+        // the registry fails one content, and others come
+        assert_eq!(reason(StageState::Staging, Some(&trouble), None), "");
+        assert_eq!(
+            reason(StageState::Staging, Some(&trouble), still),
+            "origin_trouble"
+        );
+        assert_eq!(
+            words(StageState::Staging, None, still),
+            ("throttled".into(), String::new())
+        );
+        assert_eq!(
+            reason(StageState::Failed, Some(&trouble), None),
+            "origin_trouble"
+        );
+        assert_eq!(reason(StageState::Queued, None, None), "preparing");
+        assert_eq!(reason(StageState::Present, None, None), "");
+    }
+
+    #[test]
+    fn a_registry_is_called_silent_only_when_it_owes_something_for_long() {
+        let lease = Lease::default();
+        let state = |silent| lease.state(Digest::of(b"x"), false, silent);
+        assert_eq!(state(None).trouble(), OriginTrouble::Unspecified);
+        let silent = state(Some(Duration::from_secs(7)));
+        assert_eq!(silent.trouble(), OriginTrouble::Silent);
+        assert_eq!(
+            silent.message,
+            "no whole chunk has come from the registry for 7 s"
+        );
+    }
 
     #[test]
     fn a_busy_host_steps_back_until_it_is_clearly_less_busy() {

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{Digest, Geometry, HostId};
+use proto::{Digest, Geometry, HostId, figure::Bytes};
 use tracing::{info, warn};
 
 use super::blob::{Blob, Paths, Reading, Taints};
@@ -73,7 +73,8 @@ pub(crate) struct Limits {
 pub(crate) enum BeginError {
     /// The budget, or the volume, has no room even after everything that may go went.
     #[error(
-        "the blob cache has no room for {need_bytes} bytes (budget {budget_bytes}, free on its volume {free_bytes})"
+        "the blob cache has no room for {} (budget {}, free on its volume {})",
+        Bytes(*need_bytes), Bytes(*budget_bytes), Bytes(*free_bytes)
     )]
     NoRoom {
         need_bytes: u64,
@@ -81,7 +82,7 @@ pub(crate) enum BeginError {
         free_bytes: u64,
     },
     /// No blob is so large.
-    #[error("blob of {0} bytes is too large")]
+    #[error("blob of {} is too large", Bytes(*.0))]
     TooLarge(u64),
     /// Another size is known of the same digest, so one of the two is wrong.
     #[error("blob has {held} bytes, not {asked}")]

@@ -10,6 +10,7 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 
 use proto::{
@@ -427,6 +428,14 @@ impl Stage {
     pub fn is_closed(&self, content: Digest) -> bool {
         self.find(content)
             .is_some_and(|content| hold(&content.state).ledger.is_closed())
+    }
+
+    /// When this stage was made, over restarts of the agent: its manifest is written once, at its beginning. `None` when
+    /// the volume doesn't tell.
+    #[must_use]
+    pub fn begun_at(&self) -> Option<SystemTime> {
+        let manifest = fs::metadata(self.directory.join(cache::MANIFEST));
+        manifest.and_then(|found| found.modified()).ok()
     }
 
     /// Whether every content is closed: the image can be installed.
@@ -857,7 +866,7 @@ impl Stage {
         Some(self.contents.iter().find(open)?.spec.digest)
     }
 
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }
 

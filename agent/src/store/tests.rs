@@ -666,6 +666,33 @@ fn an_abandoned_stage_leaves_nothing_and_an_installed_image_stays() {
 }
 
 #[test]
+fn a_stage_keeps_its_beginning_over_a_restart_and_one_made_anew_has_another() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    // an hour ago, so that the clock's grain doesn't matter
+    let begun = stage.begun_at().unwrap() - Duration::from_hours(1);
+    let manifest = fs::File::options()
+        .write(true)
+        .open(ours(&home, &sample).join("manifest.json"));
+    manifest.unwrap().set_modified(begun).unwrap();
+    fill(&stage, &sample);
+    store.flush().unwrap();
+    drop((stage, store));
+    let store = open(&home);
+    let recovered = store.recovered().remove(0);
+    assert_eq!(recovered.stage.begun_at(), Some(begun));
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    install(&stage, &[]).unwrap();
+    assert_eq!(stage.begun_at(), Some(begun));
+    drop((recovered, stage));
+    store.forget(*sample.layout.digest()).unwrap();
+    fs::remove_dir_all(home.path().join("cache")).unwrap();
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    assert!(stage.begun_at().unwrap() > begun + Duration::from_mins(59));
+}
+
+#[test]
 fn threads_that_bring_the_same_chunk_store_it_once() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
     let store = open(&home);

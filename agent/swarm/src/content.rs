@@ -1,6 +1,7 @@
 //! One content, as this host sees it.
 
 use alloc::{vec, vec::Vec};
+use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, Geometry, Moment};
 
@@ -21,11 +22,30 @@ pub(crate) struct Lease {
     pub(crate) until: u32,
     /// Chunks before `until` that aren't here.
     pub(crate) ordered: u32,
+    /// When the registry came to owe us chunks after it had owed none.
+    pub(crate) ordered_at: Moment,
     /// Chunks that came and weren't handed on.
     pub(crate) waiting: u32,
     /// Since when a chunk that peers have holds up the fetching.
     pub(crate) blocked_since: Option<Moment>,
+    /// When the lease began, or the registry's last chunk came.
     pub(crate) origin_at: Moment,
+}
+
+impl Lease {
+    /// The registry owes us one chunk more.
+    pub(crate) fn order(&mut self, now: Moment) {
+        if self.ordered == 0 {
+            self.ordered_at = now;
+        }
+        self.ordered += 1;
+    }
+
+    /// How long the registry has given nothing although it owes us chunks; `None` while it owes none. What it owed nobody
+    /// before it was asked isn't counted: the lease may have waited for its turn, for peers or for our own limit.
+    pub(crate) fn silent(&self, now: Moment) -> Option<Duration> {
+        (self.ordered > 0).then(|| now.since(self.origin_at.max(self.ordered_at)))
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -21,5 +21,5 @@ mod swarm;
 pub use action::Action;
 pub use config::Config;
 pub use event::Event;
-pub use status::{Stall, Status};
+pub use status::{Stall, Standstill, Status};
 pub use swarm::Swarm;

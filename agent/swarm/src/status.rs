@@ -14,7 +14,9 @@ pub enum Stall {
     AwaitingLease,
     /// We hold its lease and hold back while what was fetched is being spread.
     Paced,
-    /// We hold its lease and the registry sends nothing.
+    /// We hold its lease and asked the registry a moment ago.
+    Fetching,
+    /// We hold its lease and the registry, which was asked a while ago, sends nothing.
     OriginSilent,
     /// The registry failed us.
     OriginFailed,
@@ -40,9 +42,10 @@ pub enum Stall {
 
 impl Stall {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AwaitingLease,
         Self::Paced,
+        Self::Fetching,
         Self::OriginSilent,
         Self::OriginFailed,
         Self::AwaitingTurn,
@@ -62,6 +65,7 @@ impl Stall {
         match self {
             Self::AwaitingLease => "awaiting_lease",
             Self::Paced => "paced",
+            Self::Fetching => "fetching",
             Self::OriginSilent => "origin_silent",
             Self::OriginFailed => "origin_failed",
             Self::AwaitingTurn => "awaiting_turn",
@@ -75,6 +79,40 @@ impl Stall {
             Self::NotStored => "not_stored",
         }
     }
+
+    /// How much it says about a host that stands still as a whole: of several contents the one with the lowest number
+    /// speaks for the host. First what has failed, then what this host waits for at this moment, then what waits its turn.
+    const fn rank(self) -> u8 {
+        match self {
+            Self::NotStored => 0,
+            Self::OriginFailed => 1,
+            Self::OriginSilent => 2,
+            Self::Throttled => 3,
+            Self::Fetching => 4,
+            Self::PeersSlow => 5,
+            Self::Paced => 6,
+            Self::PeersBusy => 7,
+            Self::AwaitingPush => 8,
+            Self::SourcesQuarantined => 9,
+            Self::NoPeers => 10,
+            Self::NoSource => 11,
+            Self::AwaitingTurn => 12,
+            Self::AwaitingLease => 13,
+        }
+    }
+}
+
+/// A host that gained nothing for this long stands still. Shorter pauses are part of an ordinary run: a window of chunks
+/// is handed on, a layer ends and the next begins.
+pub const STANDS_AFTER: Duration = Duration::from_secs(3);
+
+/// A host that stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standstill {
+    /// What it waits for.
+    pub stall: Stall,
+    /// How long nothing has come.
+    pub since: Duration,
 }
 
 /// Where a content stands.
@@ -92,8 +130,12 @@ pub struct ContentStatus {
     pub leased: bool,
     /// Whether we hold its lease and hold back on purpose while what was fetched is being spread.
     pub paced: bool,
-    /// Since when nothing arrived, and why; `None` while it moves or is complete.
-    pub stall: Option<(Stall, Duration)>,
+    /// How long the registry has given nothing of it although it owes us chunks; `None` while it owes none.
+    pub silent: Option<Duration>,
+    /// Since something of it last arrived, or since it is wanted.
+    pub idle: Duration,
+    /// Why it doesn't grow; `None` while it does, and when it is complete.
+    pub stall: Option<Stall>,
 }
 
 /// Where the swarm stands.
@@ -115,4 +157,122 @@ pub struct Status {
     pub uploads: usize,
     /// Whether leases are self-assigned for want of a coordinator.
     pub headless: bool,
+}
+
+impl Status {
+    /// A content, if it is known.
+    #[must_use]
+    pub fn content(&self, id: ContentId) -> Option<&ContentStatus> {
+        let found = self
+            .contents
+            .binary_search_by_key(&id, |content| content.id);
+        found.ok().map(|at| &self.contents[at])
+    }
+
+    /// Why nothing comes of an image that has these contents, taken as a whole: `None` while anything of it moves or
+    /// moved a moment ago, and when it lacks nothing.
+    ///
+    /// One content that waits says nothing about the host: in an ordinary run most of them wait while others come.
+    #[must_use]
+    pub fn standstill(&self, contents: &[ContentId]) -> Option<Standstill> {
+        let ours = || contents.iter().filter_map(|id| self.content(*id));
+        let since = ours().map(|content| content.idle).min()?;
+        let stall = ours()
+            .filter_map(|content| content.stall)
+            .min_by_key(|stall| stall.rank())?;
+        (since >= STANDS_AFTER).then_some(Standstill { stall, since })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    fn content(id: u32, idle_ms: u64, stall: Option<Stall>) -> ContentStatus {
+        ContentStatus {
+            id: ContentId(id),
+            chunks: 8,
+            held: if stall.is_some() { 3 } else { 8 },
+            requested: 0,
+            leased: false,
+            paced: false,
+            silent: None,
+            idle: Duration::from_millis(idle_ms),
+            stall,
+        }
+    }
+
+    fn status(contents: Vec<ContentStatus>) -> Status {
+        Status {
+            contents,
+            peers: 0,
+            connected: 0,
+            quarantined: Vec::new(),
+            backlog_bytes: 0,
+            upload_bytes_per_second: None,
+            uploads: 0,
+            headless: false,
+        }
+    }
+
+    #[test]
+    fn a_reason_stands_only_beside_a_host_that_stands_still() {
+        let ids = [ContentId(0), ContentId(1)];
+        let waits = || content(0, 60_000, Some(Stall::Throttled));
+        // the other content grows, or grew to its end a moment ago
+        for other in [
+            content(1, 0, None),
+            content(1, 2_999, Some(Stall::PeersSlow)),
+            content(1, 2_999, None),
+        ] {
+            assert_eq!(status(vec![waits(), other]).standstill(&ids), None);
+        }
+        let other = content(1, 3_000, None);
+        let found = status(vec![waits(), other]).standstill(&ids);
+        let expected = Standstill {
+            stall: Stall::Throttled,
+            since: Duration::from_secs(3),
+        };
+        assert_eq!(found, Some(expected));
+        // what moves of another image is none of this one's
+        let strange = content(7, 0, None);
+        let found = status(vec![waits(), strange]).standstill(&ids);
+        assert_eq!(
+            found.map(|found| found.since),
+            Some(Duration::from_secs(60))
+        );
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_lacks_nothing() {
+        let done = status(vec![content(0, 60_000, None)]);
+        assert_eq!(done.standstill(&[ContentId(0)]), None);
+        assert_eq!(done.standstill(&[ContentId(9)]), None);
+        assert_eq!(done.standstill(&[]), None);
+    }
+
+    #[test]
+    fn of_several_contents_the_one_that_says_most_speaks() {
+        let all = |stalls: &[Stall]| {
+            let contents = stalls.iter().zip(0..);
+            let contents = contents.map(|(stall, id)| content(id, 10_000, Some(*stall)));
+            let ids: Vec<ContentId> = (0..64).map(ContentId).collect();
+            status(contents.collect()).standstill(&ids).unwrap().stall
+        };
+        use Stall::*;
+        assert_eq!(
+            all(&[AwaitingLease, AwaitingLease, OriginSilent]),
+            OriginSilent
+        );
+        assert_eq!(all(&[AwaitingTurn, PeersSlow, AwaitingLease]), PeersSlow);
+        assert_eq!(all(&[OriginSilent, NotStored]), NotStored);
+        assert_eq!(all(&Stall::ALL), NotStored);
+        // each has a rank of its own, or two hosts in one situation would tell two stories
+        let mut ranks: Vec<u8> = Stall::ALL.iter().map(|stall| stall.rank()).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        assert_eq!(ranks.len(), Stall::ALL.len());
+    }
 }

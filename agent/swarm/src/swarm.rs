@@ -450,7 +450,7 @@ impl Swarm {
             && chunk.0 < lease.until
         {
             // the shell fetches it again only when it is told to go back: it isn't; peers have it, or the next lease
-            lease.ordered += 1;
+            lease.order(self.now);
         }
         content.announce_anew = true;
         self.unannounced.insert(id);

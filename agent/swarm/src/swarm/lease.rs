@@ -49,6 +49,7 @@ impl Swarm {
             grantor,
             until: 0,
             ordered: 0,
+            ordered_at: now,
             waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
             blocked_since: None,
             origin_at: now,
@@ -166,7 +167,7 @@ impl Swarm {
                     }
                 }
                 lease.blocked_since = None;
-                lease.ordered += 1;
+                lease.order(now);
                 lease.until += 1;
             }
             if lease.until > before {

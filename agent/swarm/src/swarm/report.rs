@@ -3,6 +3,10 @@
 use super::*;
 use crate::status::{ContentStatus, Stall, Status};
 
+/// A registry that was asked this long ago and has given nothing since is silent. Below that it is being asked: a
+/// connection is made, redirects are followed, and a first chunk is decoded.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
+
 impl Swarm {
     /// Where everything stands.
     #[must_use]
@@ -53,28 +57,35 @@ impl Swarm {
                 .lease
                 .as_ref()
                 .is_some_and(|lease| lease.ordered == 0),
-            stall: stalled.then(|| (self.stall(id, content, requested), idle)),
+            silent: content.lease.as_ref().and_then(|lease| lease.silent(now)),
+            idle,
+            stall: stalled.then(|| self.stall(now, id, content, requested)),
         }
     }
 
-    fn stall(&self, id: ContentId, content: &Content, requested: usize) -> Stall {
+    fn stall(&self, now: Moment, id: ContentId, content: &Content, requested: usize) -> Stall {
         if content.not_stored {
             return Stall::NotStored;
         }
+        let mut budget = self.down_bucket;
+        let throttled = !budget.allows(now);
         if let Some(lease) = &content.lease {
             return if lease.blocked_since.is_some() {
                 Stall::PeersSlow
-            } else if lease.ordered == 0 {
-                Stall::Paced
             } else {
-                Stall::OriginSilent
+                match lease.silent(now) {
+                    // our own limit, and not the registry
+                    None if throttled => Stall::Throttled,
+                    None => Stall::Paced,
+                    Some(silent) if silent < SILENT_AFTER => Stall::Fetching,
+                    Some(_) => Stall::OriginSilent,
+                }
             };
         }
         if requested > 0 {
             return Stall::PeersSlow;
         }
-        let mut throttled = self.down_bucket;
-        if !throttled.allows(self.now) {
+        if throttled {
             return Stall::Throttled;
         }
         let heard = content.have.iter().flatten().any(|set| {

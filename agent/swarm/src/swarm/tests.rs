@@ -148,10 +148,7 @@ fn nothing_is_fetched_without_a_lease() {
             .any(|action| matches!(action, Action::Fetch { .. }))
     );
     let status = swarm.status(at(60_000));
-    assert_eq!(
-        status.contents[0].stall.map(|(stall, _)| stall),
-        Some(Stall::AwaitingLease)
-    );
+    assert_eq!(status.contents[0].stall, Some(Stall::AwaitingLease));
 }
 
 #[test]
@@ -650,7 +647,7 @@ fn a_disproved_chunk_is_asked_of_another_and_its_sender_believed() {
 fn a_stall_for_want_of_peers_says_whether_they_are_shunned() {
     let stall = |swarm: &Swarm| {
         let contents = swarm.status(at(1_000)).contents;
-        contents[0].stall.map(|(stall, _)| stall)
+        contents[0].stall
     };
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 8, ChunkSet::empty(8)));
@@ -662,6 +659,73 @@ fn a_stall_for_want_of_peers_says_whether_they_are_shunned() {
     feed(&mut swarm, 1, Event::Disconnected(key(0)));
     feed(&mut swarm, 1, Event::Blamed(key(1)));
     assert_eq!(stall(&swarm), Some(Stall::SourcesQuarantined));
+}
+
+#[test]
+fn a_registry_is_silent_only_from_when_it_was_asked() {
+    let silent = |swarm: &Swarm, millis| {
+        let content = &swarm.status(at(millis)).contents[0];
+        (content.stall, content.silent)
+    };
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    // a minute of waiting for its turn isn't the registry's
+    feed(&mut swarm, 60_000, Event::Leased(ContentId(0)));
+    assert_eq!(
+        silent(&swarm, 60_300),
+        (Some(Stall::Fetching), Some(Duration::from_millis(300)))
+    );
+    assert_eq!(silent(&swarm, 62_999).0, Some(Stall::Fetching));
+    assert_eq!(silent(&swarm, 63_000).0, Some(Stall::OriginSilent));
+    // a chunk that comes from a peer says nothing of the registry
+    feed(&mut swarm, 63_000, announced(0, 0, set(64, [9])));
+    feed(&mut swarm, 63_000, offered(1, 0, 9, None));
+    feed(&mut swarm, 63_000, arrived(0, 9));
+    assert_eq!(silent(&swarm, 63_500).1, Some(Duration::from_millis(3_500)));
+    let chunk = Event::OriginChunk {
+        id: ContentId(0),
+        chunk: ChunkIndex(0),
+        wire_bytes: CHUNK,
+    };
+    feed(&mut swarm, 64_000, chunk);
+    assert_eq!(silent(&swarm, 64_500).1, Some(Duration::from_millis(500)));
+}
+
+#[test]
+fn a_limit_of_our_own_is_never_the_registrys_silence() {
+    let config = Config {
+        lease_window: 2,
+        ..Config::default()
+    };
+    // nobody else is there, so that nothing has to be handed on
+    let mut swarm = among(0, config);
+    feed(
+        &mut swarm,
+        0,
+        Event::Bandwidth {
+            upload_bytes_per_second: 0,
+            download_bytes_per_second: CHUNK / 20,
+        },
+    );
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 1_000, Event::Leased(ContentId(0)));
+    for chunk in 0..2 {
+        let chunk = Event::OriginChunk {
+            id: ContentId(0),
+            chunk: ChunkIndex(chunk),
+            wire_bytes: CHUNK,
+        };
+        feed(&mut swarm, 1_100, chunk);
+    }
+    for second in 2..30 {
+        let now = second * 1_000;
+        feed(&mut swarm, now, Event::Tick);
+        let status = swarm.status(at(now));
+        assert_eq!(status.contents[0].silent, None, "{second} s");
+        let still = status.standstill(&[ContentId(0)]);
+        let expected = (now >= 1_100 + 3_000).then_some(Stall::Throttled);
+        assert_eq!(still.map(|still| still.stall), expected, "{second} s");
+    }
 }
 
 #[test]

@@ -169,13 +169,10 @@ impl World {
                 continue;
             }
             let status = node.swarm.status(moment);
-            let first = status
-                .contents
-                .iter()
-                .find(|content| content.held < content.chunks);
-            match first.and_then(|content| content.stall) {
-                Some((stall, _)) => {
-                    let longest = self.checks.stalls.entry(stall.as_str()).or_default();
+            let ids: Vec<_> = status.contents.iter().map(|content| content.id).collect();
+            match status.standstill(&ids) {
+                Some(still) => {
+                    let longest = self.checks.stalls.entry(still.stall.as_str()).or_default();
                     *longest = longest.max(precise(idle) / 1e9);
                 }
                 None => self.checks.note("a stall without a reason"),
