@@ -13,15 +13,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use proto::Digest;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -79,12 +71,8 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
             state_dir.display()
         );
     }
-    let pin: Digest = format!(
-        "sha256:{}",
-        options.ca_pin.trim().trim_start_matches("sha256:")
-    )
-    .parse()
-    .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
+    let pin = link::parse_pin(&options.ca_pin)
+        .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
     let token = read_token(&options.token_file)?;
     let (request, key_pem) = identity::request()?;
     let question = Enrolment {
@@ -96,7 +84,7 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
         identity::fingerprint(&answer.authority)? == pin,
         "the coordinator answered with another authority than the pinned one"
     );
-    let api = authority_of(&options.api)?;
+    let api = link::api_address(&options.api)?;
     let address = coordinator_address(api, &answer.address);
     let identity = Identity::new(&key_pem, &answer.chain, &answer.authority, &address, api);
     let host = identity.host()?;
@@ -131,21 +119,6 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.trim().to_owned())
 }
 
-/// `host:port` of the API's URL.
-fn authority_of(api: &str) -> anyhow::Result<&str> {
-    let authority = api
-        .strip_prefix("https://")
-        .unwrap_or(api)
-        .trim_end_matches('/');
-    ensure!(
-        authority
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
-        "--api has to be https://host:port, not {api}"
-    );
-    Ok(authority)
-}
-
 /// Where QUIC is, as the coordinator told it: a port alone is one of the host that was asked.
 fn coordinator_address(api: &str, told: &str) -> String {
     match told.strip_prefix(':') {
@@ -169,17 +142,16 @@ async fn ask(
 }
 
 async fn exchange(api: &str, pin: Digest, path: &str, question: Vec<u8>) -> anyhow::Result<Answer> {
-    let authority = authority_of(api)?;
+    let authority = link::api_address(api)?;
     let stream = TcpStream::connect(authority)
         .await
         .with_context(|| format!("connecting to {api}"))?;
-    let connector = TlsConnector::from(Arc::new(pinned(pin)?));
+    let connector = TlsConnector::from(Arc::new(link::pinned(pin)));
     let stream = connector
         .connect(ServerName::try_from(COORDINATOR)?, stream)
         .await
-        .with_context(|| {
-            format!("{api} isn't the pinned coordinator (check --ca-pin and --api)")
-        })?;
+        .map_err(link::HandshakeError::of)
+        .with_context(|| format!("reaching {api} (--api, --ca-pin)"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::post(path)
         .header(header::HOST, authority)
@@ -209,85 +181,11 @@ async fn exchange(api: &str, pin: Digest, path: &str, question: Vec<u8>) -> anyh
     }
 }
 
-/// A TLS client that knows the server by its authority's pin alone.
-fn pinned(pin: Digest) -> anyhow::Result<ClientConfig> {
-    let provider = Arc::new(ring::default_provider());
-    let verifier = PinVerifier {
-        pin,
-        provider: provider.clone(),
-    };
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
-}
-
-/// Accepts a chain that leads, by the ordinary rules, to the one authority with this pin, which it has to contain.
-#[derive(Debug)]
-struct PinVerifier {
-    pin: Digest,
-    provider: Arc<CryptoProvider>,
-}
-
-impl PinVerifier {
-    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
-        &self.provider.signature_verification_algorithms
-    }
-}
-
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let pinned = intermediates
-            .iter()
-            .find(|certificate| Digest::of(certificate) == self.pin);
-        let pinned = pinned.ok_or_else(|| {
-            Error::General("the pinned authority isn't in the server's chain".into())
-        })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(pinned.clone().into_owned())?;
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
-                .build()
-                .map_err(|error| Error::General(error.to_string()))?;
-        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, self.algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, self.algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms().supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
 
-    use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -296,27 +194,6 @@ mod tests {
 
     use super::*;
     use crate::identity::tests::Authority;
-
-    #[test]
-    fn the_api_is_a_host_with_a_port() {
-        for (given, expected) in [
-            (
-                "https://parbake.example.com:7470/",
-                "parbake.example.com:7470",
-            ),
-            ("10.0.0.1:7470", "10.0.0.1:7470"),
-            ("https://[::1]:7470", "[::1]:7470"),
-        ] {
-            assert_eq!(authority_of(given).unwrap(), expected);
-        }
-        for bad in [
-            "https://parbake.example.com",
-            "parbake:x",
-            "https://a:70000",
-        ] {
-            assert!(authority_of(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_port_alone_is_one_of_the_host_that_was_asked() {
@@ -383,6 +260,10 @@ mod tests {
 
         // another fleet's coordinator: it gets nothing, the token least of all
         let stranger = answer(&Authority::new(), pin, &good).await.unwrap_err();
-        assert!(stranger.to_string().contains("pinned"), "{stranger}");
+        let stranger = proto::causes(&*stranger);
+        assert!(
+            stranger.contains("isn't the coordinator with this pin"),
+            "{stranger}"
+        );
     }
 }

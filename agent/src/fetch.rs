@@ -18,8 +18,8 @@ use origin::{
     Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
 };
 use proto::{
-    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Source, State, image::ContentKind,
-    message::PullToken,
+    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Source, State, causes,
+    image::ContentKind, message::PullToken,
 };
 use sha2::Digest as _;
 use swarm::event::ContentId;
@@ -291,7 +291,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         let access = job.access.borrow_and_update().clone();
         let repository = match origin.repository(&job.reference, &access) {
             Ok(repository) => repository,
-            Err(error) => return FetchEnd::Failed(Failure::Settings(format!("{error:#}"))),
+            Err(error) => return FetchEnd::Failed(Failure::Settings(causes(&*error))),
         };
         let broke = match attempt(&repository, job, from_start).await {
             Ok(()) => return FetchEnd::Done,

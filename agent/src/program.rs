@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use link::{Endpoint, Settings};
-use proto::{HostId, message::Hello};
+use proto::{HostId, causes, message::Hello};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -38,8 +38,9 @@ const ERROR: u8 = 2;
 /// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
     if let Err(error) = start_logging(&cli.shared) {
-        start_logging_to(cli.shared.log_format, &cli.shared.log, std::io::stderr);
-        error!(error = format!("{error:#}"), "parbake-agent ends");
+        let shared = &cli.shared;
+        start_logging_to(shared.log_format, &shared.log, colours(), std::io::stderr);
+        error!(error = causes(&*error), "parbake-agent ends");
         return ExitCode::from(ERROR);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -54,7 +55,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
         Err(error) => {
-            error!(error = format!("{error:#}"), "parbake-agent ends");
+            error!(error = causes(&*error), "parbake-agent ends");
             ExitCode::from(ERROR)
         }
     }
@@ -63,25 +64,31 @@ pub fn run(cli: Cli) -> ExitCode {
 fn start_logging(shared: &Shared) -> anyhow::Result<()> {
     let (format, filter) = (shared.log_format, &shared.log);
     match &shared.log_file {
-        None => start_logging_to(format, filter, std::io::stderr),
+        None => start_logging_to(format, filter, colours(), std::io::stderr),
         Some(path) => {
             let file = LogFile::open(path)
                 .with_context(|| format!("opening log file {} (--log-file)", path.display()))?;
-            start_logging_to(format, filter, file);
+            start_logging_to(format, filter, false, file);
         }
     }
     Ok(())
 }
 
-fn start_logging_to<W>(format: LogFormat, filter: &str, writer: W)
+/// Colours are for terminals that can show them, and for people who want them (<https://no-color.org>).
+fn colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stderr().is_terminal() && !refused && !dumb
+}
+
+fn start_logging_to<W>(format: LogFormat, filter: &str, colours: bool, writer: W)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // colours are for terminals
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(colours)
         .with_writer(writer);
     match format {
         LogFormat::Text => log.init(),

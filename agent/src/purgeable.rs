@@ -39,7 +39,7 @@ pub(crate) async fn follow(store: Arc<Store>, home: PathBuf, stop: CancellationT
             Err(error) if !failing => {
                 failing = true;
                 warn!(
-                    error = format!("{error:#}"),
+                    error = proto::causes(&*error),
                     "what macOS would purge isn't known; it doesn't count"
                 );
             }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use link::{ConnectError, Connection, Endpoint, Fault, Receiver, Sender};
 use proto::{
-    HostId,
+    HostId, causes,
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
 };
 use tokio::{net::lookup_host, sync::mpsc, time::sleep};
@@ -72,7 +72,7 @@ pub(crate) async fn keep(
             Ok(()) => pause = RETRY.0,
             // logged once, not at every attempt
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = causes(&*error);
                 if error != last_error {
                     warn!(
                         coordinator = settings.address,
@@ -92,7 +92,7 @@ fn says_expired(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),
         Some(ConnectError::Refused {
-            fault: Fault::Expired,
+            fault: Fault::Expired(_),
             ..
         })
     )
@@ -141,7 +141,7 @@ async fn hold(
     match ended {
         Ok(()) => info!("session with the coordinator ended"),
         Err(error) => warn!(
-            error = format!("{error:#}"),
+            error = causes(&*error),
             "session with the coordinator ended"
         ),
     }
@@ -262,7 +262,7 @@ async fn renew_in_time(
                 *identity = fresh;
             }
             Ok(Err(error)) => warn!(
-                error = format!("{error:#}"),
+                error = causes(&*error),
                 "renewing the certificate failed; trying again"
             ),
             Err(_) => warn!("renewing the certificate took too long; trying again"),
@@ -335,13 +335,13 @@ mod tests {
                 said: String::new(),
             })
         };
-        assert!(says_expired(&refused(Fault::Expired)));
+        assert!(says_expired(&refused(Fault::Expired(None))));
         assert!(!says_expired(&refused(Fault::Unauthorised)));
         // it is the coordinator's certificate that has expired: ours can't help
         let theirs = ConnectError::PeerRefused {
             host,
             address,
-            fault: Fault::Expired,
+            fault: Fault::Expired(None),
         };
         assert!(!says_expired(&theirs.into()));
     }

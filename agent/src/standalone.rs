@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use proto::{
-    HostId,
+    HostId, causes,
     figure::{Bytes, percent},
     image::Layout,
 };
@@ -52,8 +52,9 @@ pub(crate) async fn status(config: &Config, json: bool) -> anyhow::Result<bool> 
     let snapshot = match ask(config).await {
         Ok(snapshot) => snapshot,
         Err(error) => bail!(
-            "no agent answers on {} (is it running? --admin): {error:#}",
-            config.admin
+            "no agent answers on {} (is it running? --admin): {}",
+            config.admin,
+            causes(&*error)
         ),
     };
     if json {

@@ -7,6 +7,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod causes;
 pub mod chain;
 pub mod chunks;
 pub mod codec;
@@ -18,6 +19,7 @@ pub mod image;
 pub mod message;
 pub mod moment;
 
+pub use causes::causes;
 pub use chain::{Ledger, Link, Resume, Source, State};
 pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};
 pub use digest::Digest;

@@ -101,7 +101,7 @@ impl Upstreams {
         let made = self.origin.repository(&reference, &client.access);
         made.map_err(|error| OriginError::Reference {
             what: reference,
-            cause: format!("{error:#}"),
+            cause: proto::causes(&*error),
         })
     }
 

@@ -15,7 +15,7 @@ use quinn::{
 };
 use rustls::{
     crypto::CryptoProvider,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
     version::TLS13,
 };
@@ -32,7 +32,7 @@ use crate::{
     fault::{Fault, clean_bytes},
     identity,
     settings::Settings,
-    verify::Expect,
+    verify::{Expect, Refused, Witness},
 };
 
 /// Who may connect to this endpoint. Every one needs a valid certificate of the fleet besides.
@@ -88,7 +88,7 @@ pub enum ConnectError {
         fault: Fault,
     },
     /// We aren't acceptable to the peer.
-    #[error("{host} at {address} refused us: {}{}", fault.of_us(), quote(said))]
+    #[error("{host} at {address} refused us: {}", refusal(fault, said))]
     Refused {
         /// Who was meant.
         host: HostId,
@@ -153,7 +153,7 @@ pub enum AcceptError {
         fault: Fault,
     },
     /// We aren't acceptable to the peer.
-    #[error("a host at {address} refused us: {}{}", fault.of_us(), quote(said))]
+    #[error("a host at {address} refused us: {}", refusal(fault, said))]
     Refused {
         /// Where.
         address: SocketAddr,
@@ -180,11 +180,14 @@ pub enum AcceptError {
     },
 }
 
-fn quote(said: &str) -> String {
-    if said.is_empty() {
-        String::new()
-    } else {
-        format!(" (it says: {said})")
+/// What the other side has against us. Why a host isn't authorised only the other side knows, so its words go before ours;
+/// times that are told already aren't repeated.
+fn refusal(fault: &Fault, said: &str) -> String {
+    match fault {
+        Fault::Unauthorised if !said.is_empty() => said.to_owned(),
+        Fault::Expired(Some(_)) => fault.of_us().to_string(),
+        _ if said.is_empty() => fault.of_us().to_string(),
+        _ => format!("{} (it says: {said})", fault.of_us()),
     }
 }
 
@@ -214,8 +217,9 @@ struct Shared {
     /// Transport of the side that accepts.
     accepting: Arc<TransportConfig>,
     provider: Arc<CryptoProvider>,
-    /// Read at each outgoing handshake, replaced by a renewal: a lock held for a clone, never across an await.
-    credentials: RwLock<Credentials>,
+    /// Our own credentials, and the verifier of those who connect. Read at each handshake, replaced by a renewal: a lock
+    /// held for a clone, never across an await.
+    own: RwLock<(Credentials, Arc<dyn ClientCertVerifier>)>,
     registry: Arc<Registry>,
     handshakes: Arc<Semaphore>,
 }
@@ -232,6 +236,8 @@ pub(crate) struct Registry(Mutex<Listed>);
 
 struct Listed {
     authorised: Authorised,
+    /// Hosts that aren't let in whatever the list says, and what they are told.
+    turned_away: BTreeMap<HostId, String>,
     /// By number, ascending with age: the first of a host is its oldest.
     connections: BTreeMap<u64, Entry>,
     next: u64,
@@ -257,20 +263,23 @@ impl Endpoint {
         credentials: Credentials,
         settings: &Settings,
     ) -> Result<Self, BindError> {
+        let provider = Arc::new(provider());
+        let verifier = verifier(&credentials, &provider)?;
         let shared = Shared {
             settings: settings.clone(),
             connecting: settings.transport(1),
             accepting: settings.transport(0),
-            provider: Arc::new(provider()),
-            credentials: RwLock::new(credentials.clone()),
+            provider,
+            own: RwLock::new((credentials.clone(), verifier.clone())),
             registry: Arc::new(Registry(Mutex::new(Listed {
                 authorised: Authorised::Only(BTreeSet::new()),
+                turned_away: BTreeMap::new(),
                 connections: BTreeMap::new(),
                 next: 0,
             }))),
             handshakes: Arc::new(Semaphore::new(settings.max_handshakes)),
         };
-        let server = shared.server(&credentials)?;
+        let server = shared.server(&credentials, verifier);
         let mut config = quinn::EndpointConfig::default();
         config
             .max_udp_payload_size(settings.mtu())
@@ -304,17 +313,26 @@ impl Endpoint {
         }
     }
 
+    /// Turns these hosts away from now on, whatever the list says, and tells each its words: what is wrong, and what to do.
+    /// Replaces those that were turned away before. Accepted connections of theirs are closed.
+    pub fn turn_away(&self, hosts: BTreeMap<HostId, String>) {
+        for (connection, words) in self.shared.registry.turn_away(hosts) {
+            connection.close(CloseCode::Unauthorised, &words);
+        }
+    }
+
     /// Uses these credentials for all handshakes from now on. Connections that stand aren't touched.
     ///
     /// # Errors
     /// When the credentials can't be used; the old ones stay.
     pub fn renew(&self, credentials: Credentials) -> Result<(), RenewError> {
-        let server = self.shared.server(&credentials)?;
+        let verifier = verifier(&credentials, &self.shared.provider)?;
+        let server = self.shared.server(&credentials, verifier.clone());
         *self
             .shared
-            .credentials
+            .own
             .write()
-            .unwrap_or_else(PoisonError::into_inner) = credentials;
+            .unwrap_or_else(PoisonError::into_inner) = (credentials, verifier);
         self.quinn.set_server_config(Some(server));
         Ok(())
     }
@@ -379,7 +397,7 @@ impl Endpoint {
             .list(quinn, expected, false, usize::MAX);
         let connection = match connection {
             Admission::Listed { connection, .. } => connection,
-            Admission::Unauthorised(_) => unreachable!("only those who connect to us are checked"),
+            Admission::Unauthorised(..) => unreachable!("only those who connect to us are checked"),
         };
         let mut acceptance = connection.0.quinn.accept_uni().await.map_err(explain)?;
         let mut said = [0];
@@ -523,16 +541,37 @@ const NAME: &str = "parbake";
 /// The reason that a connection gets whose host has left the list.
 const NO_LONGER: &str = "no longer on the authorised list";
 
-impl Shared {
-    fn server(&self, credentials: &Credentials) -> Result<quinn::ServerConfig, RenewError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(
-            credentials.authorities.clone(),
-            self.provider.clone(),
-        )
+/// The verifier of those who connect.
+fn verifier(
+    credentials: &Credentials,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, RenewError> {
+    let authorities = credentials.authorities.clone();
+    WebPkiClientVerifier::builder_with_provider(authorities, provider.clone())
         // the names of the authorities help clients with several certificates; ours have one
         .clear_root_hint_subjects()
         .build()
-        .map_err(|error| RenewError(error.to_string()))?;
+        .map_err(|error| RenewError(error.to_string()))
+}
+
+impl Shared {
+    /// What one connection is accepted with, and what remembers who it was where that is refused.
+    fn witnessed(&self) -> (quinn::ServerConfig, Arc<Witness>) {
+        let (credentials, verifier) = self.own();
+        let witness = Arc::new(Witness::new(verifier));
+        (self.server(&credentials, witness.clone()), witness)
+    }
+
+    fn own(&self) -> (Credentials, Arc<dyn ClientCertVerifier>) {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        own.clone()
+    }
+
+    fn server(
+        &self,
+        credentials: &Credentials,
+        verifier: Arc<dyn ClientCertVerifier>,
+    ) -> quinn::ServerConfig {
         let mut tls = rustls::ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])
             .expect("the provider has suites of TLS 1.3")
@@ -553,15 +592,11 @@ impl Shared {
             .max_incoming(self.settings.max_handshakes.saturating_mul(4))
             .incoming_buffer_size(INCOMING_BYTES)
             .incoming_buffer_size_total(INCOMING_BYTES * 16);
-        Ok(server)
+        server
     }
 
     fn client(&self, expected: &HostId) -> (quinn::ClientConfig, Arc<Expect>) {
-        let credentials = self
-            .credentials
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let (credentials, _) = self.own();
         let expect = Arc::new(Expect::new(
             expected.clone(),
             credentials.authorities,
@@ -625,8 +660,10 @@ impl Incoming {
         shared: &Shared,
         address: SocketAddr,
     ) -> Result<Connection, AcceptError> {
-        let explain = |error| explain_accept(error, address);
-        let quinn = incoming.accept().map_err(explain)?.await.map_err(explain)?;
+        let (server, witness) = shared.witnessed();
+        let explain = |error| explain_accept(error, address, witness.refused());
+        let accepted = incoming.accept_with(Arc::new(server)).map_err(explain)?;
+        let quinn = accepted.await.map_err(explain)?;
         let refuse =
             |quinn: &quinn::Connection, code: CloseCode, host, fault: Fault, said: &str| {
                 quinn.close(code.wire(), said.as_bytes());
@@ -659,8 +696,7 @@ impl Incoming {
                 }
                 connection
             }
-            Admission::Unauthorised(quinn) => {
-                let said = format!("{host} isn't on the authorised list");
+            Admission::Unauthorised(quinn, said) => {
                 return Err(refuse(
                     &quinn,
                     CloseCode::Unauthorised,
@@ -701,14 +737,25 @@ impl fmt::Debug for Incoming {
 }
 
 /// What an error of the handshake means to the side that accepts.
-fn explain_accept(error: ConnectionError, address: SocketAddr) -> AcceptError {
-    match error {
-        ConnectionError::TransportError(error) => AcceptError::PeerRefused {
+fn explain_accept(
+    error: ConnectionError,
+    address: SocketAddr,
+    refused: Option<Refused>,
+) -> AcceptError {
+    match (error, refused) {
+        (ConnectionError::TransportError(_), Some(Refused { host, fault })) => {
+            AcceptError::PeerRefused {
+                host,
+                address,
+                fault,
+            }
+        }
+        (ConnectionError::TransportError(error), None) => AcceptError::PeerRefused {
             host: None,
             address,
             fault: Fault::from_transport(error.code, &error.reason),
         },
-        ConnectionError::ConnectionClosed(close) => {
+        (ConnectionError::ConnectionClosed(close), _) => {
             let said = clean_bytes(&close.reason);
             AcceptError::Refused {
                 address,
@@ -716,7 +763,7 @@ fn explain_accept(error: ConnectionError, address: SocketAddr) -> AcceptError {
                 said,
             }
         }
-        error => AcceptError::Broken {
+        (error, _) => AcceptError::Broken {
             address,
             reason: connection::reason(error),
         },
@@ -739,7 +786,8 @@ enum Admission {
         /// Older connections of the same host, over its limit: to be closed.
         replaced: Vec<Arc<Inner>>,
     },
-    Unauthorised(quinn::Connection),
+    /// With what it is told.
+    Unauthorised(quinn::Connection, String),
 }
 
 impl Registry {
@@ -754,8 +802,14 @@ impl Registry {
         // Declared before the lock, so that it is dropped after it: the drop of a connection's last handle takes the lock.
         let mut standing = Vec::new();
         let mut listed = self.lock();
+        if accepted && let Some(words) = listed.turned_away.get(host) {
+            return Admission::Unauthorised(quinn, words.clone());
+        }
         if accepted && !listed.authorised.allows(host) {
-            return Admission::Unauthorised(quinn);
+            let words = format!(
+                "{host} isn't on the list of authorised hosts; add it to the fleet, and wait for the coordinator's next roster"
+            );
+            return Admission::Unauthorised(quinn, words);
         }
         let mut replaced = Vec::new();
         if accepted {
@@ -799,6 +853,20 @@ impl Registry {
             .filter(|entry| !listed.authorised.allows(&entry.host))
             .filter(|entry| entry.accepted || named(&entry.host))
             .filter_map(|entry| entry.connection.upgrade())
+            .collect()
+    }
+
+    /// Replaces those who are turned away; returns their connections, and what each is told. As for [`Self::authorise`], the
+    /// caller closes and drops them.
+    fn turn_away(&self, hosts: BTreeMap<HostId, String>) -> Vec<(Arc<Inner>, String)> {
+        let mut listed = self.lock();
+        listed.turned_away = hosts;
+        let theirs = listed.connections.values().filter(|entry| entry.accepted);
+        theirs
+            .filter_map(|entry| {
+                let words = listed.turned_away.get(&entry.host)?;
+                Some((entry.connection.upgrade()?, words.clone()))
+            })
             .collect()
     }
 

@@ -1,18 +1,22 @@
 //! Why a handshake was refused, in the words of both sides.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use proto::HostId;
 use quinn::TransportErrorCode;
 
-use crate::identity::IdentityError;
+use crate::{
+    clock::{Untimely, utc},
+    identity::IdentityError,
+};
 
 /// What one side has against the other. The same values serve the side that refuses and the side that is refused:
 /// [`Fault::of_peer`] and [`Fault::of_us`] tell the story from each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The certificate has expired, or isn't valid yet: it wasn't renewed in time, or one of the clocks is wrong.
-    Expired,
+    /// The certificate has expired, or isn't valid yet: it wasn't renewed in time, or one of the clocks is wrong. The times
+    /// are known on the side that refuses, and on the other where it was told them.
+    Expired(Option<Untimely>),
     /// The certificate isn't of an authority that the other side trusts: another fleet, or one side missed a rotation.
     ForeignAuthority,
     /// No certificate was shown: not a parbake host.
@@ -58,7 +62,7 @@ impl Fault {
         }
         let code = u64::from(code);
         match code.wrapping_sub(0x100) {
-            alert::CERTIFICATE_EXPIRED => Self::Expired,
+            alert::CERTIFICATE_EXPIRED => Self::Expired(Untimely::said(said)),
             alert::UNKNOWN_CA | alert::DECRYPT_ERROR => Self::ForeignAuthority,
             alert::CERTIFICATE_REQUIRED => Self::NoCertificate,
             alert::NO_APPLICATION_PROTOCOL => Self::Protocol,
@@ -72,11 +76,34 @@ impl Fault {
         }
     }
 
+    /// Its name, for logs and machines.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Expired(_) => "expired",
+            Self::ForeignAuthority => "foreign_authority",
+            Self::NoCertificate => "no_certificate",
+            Self::Certificate => "certificate",
+            Self::Protocol => "protocol",
+            Self::WrongHost(_) => "wrong_host",
+            Self::Identity(_) => "identity",
+            Self::Unauthorised => "unauthorised",
+            Self::Busy => "busy",
+            Self::Other(_) => "other",
+        }
+    }
+
     /// The fault as the side that refuses tells it: what is wrong with the peer, and what to do.
     #[must_use]
     pub fn of_peer(&self) -> impl fmt::Display {
         match self {
-            Self::Expired => "its certificate has expired or isn't valid yet; \
+            Self::Expired(Some(times)) => format!(
+                "its certificate {}, and by the clock here it is {}; \
+                 set the clock that is wrong, or have it renew its certificate or enrol again",
+                times.bound,
+                utc(times.clock)
+            ),
+            Self::Expired(None) => "its certificate has expired or isn't valid yet; \
                  check both clocks, and have it renew its certificate or enrol again"
                 .to_owned(),
             Self::ForeignAuthority => "its certificate isn't of an authority that we trust; \
@@ -113,7 +140,14 @@ impl Fault {
     #[must_use]
     pub fn of_us(&self) -> impl fmt::Display {
         match self {
-            Self::Expired => "our certificate has expired or isn't valid yet; \
+            Self::Expired(Some(times)) => format!(
+                "our certificate {}, and by its clock it is {}, by ours {}; \
+                 set the clock that is wrong, or renew our certificate",
+                times.bound,
+                utc(times.clock),
+                utc(SystemTime::now())
+            ),
+            Self::Expired(None) => "our certificate has expired or isn't valid yet; \
                  check both clocks, and renew the certificate or enrol again"
                 .to_owned(),
             Self::ForeignAuthority => "it doesn't trust the authority of our certificate; \

@@ -1,4 +1,5 @@
-//! An authenticated QUIC connection that speaks parbake's messages; the only user of quinn.
+//! An authenticated QUIC connection that speaks parbake's messages; the only user of quinn. Beside it, how the coordinator's
+//! API is recognised over TLS.
 //!
 //! Both ends show a certificate of the fleet's own authority; a host's identity is the single DNS name in its leaf
 //! certificate ([`proto::HostId`]). What a connection carries is up to its users: this crate gives them streams on which
@@ -8,15 +9,18 @@
 //! owner of the [`Endpoint`] tells it), reconnect, queue or schedule anything, and keep metrics beyond
 //! [`Connection::stats`].
 
+mod clock;
 mod connection;
 mod credentials;
 mod endpoint;
 mod fault;
 mod identity;
+mod pinned;
 mod settings;
 mod stream;
 mod verify;
 
+pub use clock::{Bound, Untimely, utc};
 pub use connection::{CloseCode, CloseReason, Connection, Stats};
 pub use credentials::{Credentials, CredentialsError};
 pub use endpoint::{
@@ -24,6 +28,7 @@ pub use endpoint::{
 };
 pub use fault::Fault;
 pub use identity::{IdentityError, Leaf, Validity};
+pub use pinned::{ApiAddressError, HandshakeError, api_address, parse_pin, pinned};
 pub use settings::Settings;
 pub use stream::{ReceiveError, Receiver, SendError, Sender, StreamCode};
 

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use link::{
-    ALPN, AcceptError, ConnectError, Credentials, CredentialsError, Endpoint, Fault, IdentityError,
-    Settings,
+    ALPN, AcceptError, Bound, CloseCode, CloseReason, ConnectError, Credentials, CredentialsError,
+    Endpoint, Fault, IdentityError, Settings,
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
@@ -52,9 +52,67 @@ async fn an_expired_certificate_is_refused_by_either_side() {
     let fleet = Authority::new();
     let good = fleet.endpoint("good");
     let late = endpoint(&fleet, &Leaf::expired("late"));
-    let expired = (Fault::Expired, Fault::Expired);
-    assert_eq!(faults(&late, &good, "good").await, expired);
-    assert_eq!(faults(&good, &late, "late").await, expired);
+    let expired = |(there, here): (Fault, Fault)| {
+        let (Fault::Expired(Some(there)), Fault::Expired(Some(here))) = (there, here) else {
+            panic!("times are missing");
+        };
+        // both sides know what the clock showed that refused it, and what the certificate says
+        assert_eq!(there, here);
+        assert!(matches!(there.bound, Bound::Ended(at) if at < there.clock));
+    };
+    expired(faults(&late, &good, "good").await);
+    expired(faults(&good, &late, "late").await);
+}
+
+#[tokio::test]
+async fn a_host_whose_certificate_has_expired_is_named_if_the_certificate_is_the_fleets() {
+    let (fleet, other) = (Authority::new(), Authority::new());
+    let good = fleet.endpoint("good");
+    let name = async |from: &Endpoint| match join(from, &good, "good").await.1.unwrap_err() {
+        AcceptError::PeerRefused { host, .. } => host,
+        other => panic!("{other}"),
+    };
+    let late = endpoint(&fleet, &Leaf::expired("late"));
+    assert_eq!(name(&late).await, Some(host("late")));
+    // anybody can write a name into a certificate
+    let issued = other.issue(&Leaf::expired("late"));
+    let liar = bind(
+        Credentials::from_pem(&issued.chain, &issued.key, &fleet.pem).unwrap(),
+        &Settings::default(),
+    );
+    assert_eq!(name(&liar).await, None);
+}
+
+#[tokio::test]
+async fn a_host_that_is_turned_away_hears_why_and_what_to_do() {
+    let fleet = Authority::new();
+    let (a, b) = (fleet.endpoint("a"), fleet.endpoint("b"));
+    let (there, _here) = join(&a, &b, "b").await;
+    let there = there.unwrap();
+    let words = "a is revoked; the coordinator's operator takes that back";
+    b.turn_away([(host("a"), words.to_owned())].into());
+    assert_eq!(
+        there.closed().await,
+        CloseReason::Peer {
+            code: CloseCode::Unauthorised,
+            reason: words.to_owned()
+        }
+    );
+    let (there, here) = join(&a, &b, "b").await;
+    let there = there.unwrap_err().to_string();
+    assert!(there.ends_with(words), "{there}");
+    let AcceptError::PeerRefused {
+        host: Some(refused),
+        fault: Fault::Unauthorised,
+        ..
+    } = here.unwrap_err()
+    else {
+        panic!("refused for something else");
+    };
+    assert_eq!(refused, host("a"));
+    b.turn_away([].into());
+    let (there, _here) = join(&a, &b, "b").await;
+    there.unwrap();
 }
 
 #[tokio::test]
@@ -68,10 +126,12 @@ async fn a_certificate_that_is_not_valid_yet_is_refused() {
             ..Leaf::of("early")
         },
     );
-    assert_eq!(
-        faults(&early, &good, "good").await,
-        (Fault::Expired, Fault::Expired)
-    );
+    let (there, here) = faults(&early, &good, "good").await;
+    let Fault::Expired(Some(times)) = &here else {
+        panic!("{here:?}");
+    };
+    assert!(matches!(times.bound, Bound::Begins(at) if at > times.clock));
+    assert_eq!(there, here);
 }
 
 #[tokio::test]
@@ -138,7 +198,11 @@ async fn a_host_that_is_not_on_the_list_is_refused_and_told_so() {
     else {
         panic!("{there}");
     };
-    assert_eq!(said, "a isn't on the authorised list");
+    assert_eq!(
+        said,
+        "a isn't on the list of authorised hosts; add it to the fleet, and wait for the coordinator's next roster"
+    );
+    assert!(there.to_string().ends_with(said), "{there}");
     let AcceptError::PeerRefused {
         host: Some(refused),
         fault: Fault::Unauthorised,
