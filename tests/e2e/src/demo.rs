@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
+use proto::figure::Bytes;
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,14 +24,14 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "demo", version, max_term_width = 100)]
 pub struct Cli {
-    /// Hosts, each an agent process with its own tart home.
-    #[arg(long, default_value_t = 8)]
+    /// Hosts, each an agent process with its own tart home: 1 to 250.
+    #[arg(long, default_value_t = 8, value_parser = hosts)]
     hosts: usize,
-    /// Bytes of the raw disk, as in 2GiB or 512MiB.
-    #[arg(long, default_value = "2GiB", value_parser = bytes)]
+    /// Bytes of the raw disk, as in 2GiB or 512MiB; 1MiB at least.
+    #[arg(long, default_value = "2GiB", value_parser = disk_bytes)]
     size: u64,
-    /// Bytes of a raw layer.
-    #[arg(long, default_value = "256MiB", value_parser = bytes)]
+    /// Bytes of a raw layer, 64KiB at least.
+    #[arg(long, default_value = "256MiB", value_parser = layer_bytes)]
     layer_size: u64,
     /// Noise only, which can't be compressed.
     #[arg(long)]
@@ -101,6 +102,38 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is too large"))
 }
 
+/// `parbake stage --wait` ends with the word of the last host, which is in that host's log by then.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
+/// Each host is a process, and has an address of its own in the lab's one network.
+const MOST_HOSTS: usize = 250;
+/// Below it a run measures how fast processes start.
+const LEAST_DISK: u64 = 1 << 20;
+/// What images are cut by.
+const LEAST_LAYER: u64 = 64 << 10;
+
+fn hosts(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(hosts) if (1..=MOST_HOSTS).contains(&hosts) => Ok(hosts),
+        _ => Err(format!("a demo has 1 to {MOST_HOSTS} hosts")),
+    }
+}
+
+fn disk_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        size if size < LEAST_DISK => Err("a disk has 1MiB at least".to_owned()),
+        size => Ok(size),
+    }
+}
+
+fn layer_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        size if size < LEAST_LAYER || !size.is_multiple_of(LEAST_LAYER) => {
+            Err("a layer has a multiple of 64KiB".to_owned())
+        }
+        size => Ok(size),
+    }
+}
+
 /// The rate of a generated image's registry, where none is set.
 const ORIGIN_RATE: u64 = 117_000_000;
 
@@ -166,7 +199,7 @@ fn end(result: anyhow::Result<bool>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("demo: {error:#}");
+            eprintln!("demo: {}", proto::causes(&*error));
             ExitCode::from(2)
         }
     }
@@ -219,6 +252,9 @@ fn demo(cli: &Cli) -> anyhow::Result<bool> {
         (None, None) => bail!("no directory"),
     };
     let result = stage(cli, &dir);
+    if temporary.is_none() {
+        say(&format!("kept: {}", dir.display()));
+    }
     if let Some(temporary) = temporary {
         if cli.keep {
             say(&format!("kept: {}", temporary.keep().display()));
@@ -275,15 +311,31 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
     say(&format!("staging {reference}"));
     let started = SystemTime::now();
     let waiting = cluster.spawn_parbake(&["stage", &reference, "--wait"], Stdio::null())?;
-    let waiting = Ended(waiting);
-    let result = measure(cli, &source, &cluster, started, &reference);
+    let mut waiting = Ended(waiting);
+    // what it shows is its own until it has ended
+    wait_for(&mut waiting.0, Duration::from_secs(cli.timeout))?;
     drop(waiting);
-    let mut answer = result?;
+    let mut answer = measure(cli, &source, &cluster, started, &reference)?;
     answer["peak_rss_bytes"] = cluster.peak_rss_bytes().into();
     cluster.stop();
     drop(source);
     show(cli, &answer)?;
     Ok(answer["all_verified"] == true)
+}
+
+/// Waits until `parbake stage --wait` has ended: that is when every host has the image, or when it has said why none will.
+/// One that is still at it after `patience` is left to whoever looks at the hosts.
+fn wait_for(child: &mut Child, patience: Duration) -> anyhow::Result<()> {
+    let until = Instant::now() + patience;
+    loop {
+        check_interrupted()?;
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => bail!("`parbake stage --wait` ended ({status}); it said why"),
+            None if Instant::now() >= until => return Ok(()),
+            None => cluster::pause(),
+        }
+    }
 }
 
 /// Whether a registry (`host` or `host:port`) can only be this machine.
@@ -310,12 +362,15 @@ fn source(cli: &Cli, dir: &Path) -> anyhow::Result<Source> {
         (spec.disk_bytes, spec.layer_bytes, spec.seed) = (cli.size, cli.layer_size, cli.seed);
         spec
     };
-    say(&format!("making an image of {} MiB", cli.size >> 20));
+    say(&format!(
+        "making an image with a disk of {}",
+        Bytes(cli.size)
+    ));
     let began = Instant::now();
     let image = spec.generate(&blobs)?;
     say(&format!(
-        "made {} MiB of blobs in {:.1} s",
-        image.blob_bytes() >> 20,
+        "made {} of blobs (compressed) in {:.1} s",
+        Bytes(image.blob_bytes()),
         began.elapsed().as_secs_f64()
     ));
     let Some(lab) = &cli.lab else {
@@ -379,7 +434,8 @@ fn measure(
     started: SystemTime,
     reference: &str,
 ) -> anyhow::Result<Value> {
-    let patience = Duration::from_secs(cli.timeout);
+    // what it waited for is in the hosts' logs, or comes any moment
+    let patience = HEARD_WITHIN;
     let (present, image_bytes, raw_bytes, origin) = match source {
         Source::Own(registry, image, _) => {
             let present = cluster.wait_present(&image.digest.to_string(), patience)?;
@@ -525,7 +581,7 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
         println!("{answer}");
     } else {
         let number = |name: &str| answer[name].as_f64().unwrap_or(0.0);
-        let mib = |value: &Value| value.as_u64().unwrap_or(0) >> 20;
+        let amount = |value: &Value| Bytes(value.as_u64().unwrap_or(0));
         println!(
             "hosts verified         {} of {}",
             answer["verified_hosts"], answer["hosts"]
@@ -546,15 +602,15 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
         }
         println!("origin / image         {:.4}", number("origin_over_image"));
         println!(
-            "bytes                  origin {} MiB, peers {} MiB, local {} MiB",
-            mib(&answer["bytes"]["origin"]),
-            mib(&answer["bytes"]["peers"]),
-            mib(&answer["bytes"]["local"])
+            "received               {} from the registry, {} from peers; {} were here already",
+            amount(&answer["bytes"]["origin"]),
+            amount(&answer["bytes"]["peers"]),
+            amount(&answer["bytes"]["local"])
         );
         println!("last chunk → installed {:.2} s", number("install_s"));
         println!(
-            "peak memory            {} MiB (largest agent)",
-            mib(&answer["peak_rss_bytes"])
+            "peak memory            {} (largest agent)",
+            amount(&answer["peak_rss_bytes"])
         );
     }
     std::io::stdout().flush()?;
@@ -564,6 +620,34 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let parsed = |arguments: &[&str]| {
+            let all = ["demo"].iter().chain(arguments);
+            Cli::try_parse_from(all).map_err(|error| error.to_string())
+        };
+        for (arguments, word) in [
+            (["--hosts", "0"], "1 to 250 hosts"),
+            (["--hosts", "1000000"], "1 to 250 hosts"),
+            (["--hosts", "many"], "1 to 250 hosts"),
+            (["--size", "1"], "1MiB at least"),
+            (["--size", "lots"], "use bytes, KiB"),
+            (["--layer-size", "0"], "multiple of 64KiB"),
+            (["--layer-size", "100000"], "multiple of 64KiB"),
+        ] {
+            let error = parsed(&arguments).unwrap_err();
+            assert!(error.contains(word), "{arguments:?}: {error}");
+        }
+        for arguments in [
+            ["--hosts", "1"],
+            ["--hosts", "250"],
+            ["--size", "1MiB"],
+            ["--layer-size", "64KiB"],
+        ] {
+            assert!(parsed(&arguments).is_ok(), "{arguments:?}");
+        }
+    }
 
     #[test]
     fn only_this_machine_is_spoken_to_in_plain_http() {

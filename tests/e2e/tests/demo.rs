@@ -85,6 +85,46 @@ fn a_signal_while_it_stages_leaves_nothing() {
     ended_in("staging ", "HUP", &slow);
 }
 
+/// Runs a demo that can't go well, to its end; what it said.
+fn failed(arguments: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_demo"))
+        .args(["--hosts", "2", "--timeout", "600"])
+        .args(arguments)
+        .env("TMPDIR", dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(output.stdout.is_empty(), "{:?}", output.stdout);
+    assert_eq!(processes_of(dir.path()), [] as [String; 0]);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    said
+}
+
+#[test]
+fn an_error_that_was_printed_ends_the_demo() {
+    // nobody listens on port 1, and nothing is asked of a name that is none
+    for (image, word) in [
+        ("notaref", "isn't an image reference"),
+        ("127.0.0.1:1/x:y", "127.0.0.1:1"),
+    ] {
+        let began = std::time::Instant::now();
+        let said = failed(&["--image", image]);
+        assert!(said.contains(word), "{said}");
+        assert!(
+            said.trim_end()
+                .lines()
+                .last()
+                .is_some_and(|line| line.starts_with("demo: `parbake stage --wait` ended")),
+            "{said}"
+        );
+        assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
+    }
+}
+
 #[test]
 fn a_signal_while_disks_are_compared_leaves_nothing() {
     // comparing two disks takes some hundred milliseconds, the signal a few
