@@ -128,21 +128,45 @@ pub(crate) fn router(api: Api) -> Router {
             post(renew).layer(DefaultBodyLimit::max(MAX_ENROL_BYTES)),
         )
         .route("/healthz", get(|| async { "ok\n" }))
-        .fallback(|| async {
-            Failure::new(
-                StatusCode::NOT_FOUND,
-                "no such route; see docs/OPERATING.md",
-            )
-        })
-        .method_not_allowed_fallback(|| async {
-            Failure::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this route has no such method; see docs/OPERATING.md",
-            )
-        })
+        .fallback(nowhere)
+        .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(api.clone(), count))
         .with_state(api)
+}
+
+/// What is answered before a coordinator serves: that it will.
+pub(crate) fn starting() -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .fallback(|| async { unavailable("the coordinator is starting; ask again in a second") })
+}
+
+/// Who asks may try again at once: a leader is being chosen, or the coordinator starts or stops.
+pub(crate) fn unavailable(error: impl ToString) -> Response {
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, error).into_response()
+}
+
+/// Who has no token isn't told what there is.
+async fn nowhere(State(api): State<Api>, request: Request) -> Response {
+    if let Some(denied) = denied(&api, request.headers()) {
+        return denied;
+    }
+    let path = request.uri().path();
+    let error = match path.starts_with("/v1/pools") || path.starts_with("/v1/pods") {
+        true => {
+            "this coordinator watches no cluster, so it gates no pool and no Pod; `run --kubernetes` does"
+        }
+        false => "no such route; see docs/OPERATING.md",
+    };
+    Failure::new(StatusCode::NOT_FOUND, error).into_response()
+}
+
+async fn no_such_method(State(api): State<Api>, request: Request) -> Response {
+    denied(&api, request.headers()).unwrap_or_else(|| {
+        let error = "this route has no such method; see docs/OPERATING.md";
+        Failure::new(StatusCode::METHOD_NOT_ALLOWED, error).into_response()
+    })
 }
 
 /// A request that failed: status and [`Problem`].
@@ -168,7 +192,12 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.0, Json(Problem { error: self.1 })).into_response()
+        let mut response = (self.0, Json(Problem { error: self.1 })).into_response();
+        if self.0 == StatusCode::SERVICE_UNAVAILABLE {
+            let second = http::HeaderValue::from_static("1");
+            response.headers_mut().insert(header::RETRY_AFTER, second);
+        }
+        response
     }
 }
 
@@ -205,19 +234,27 @@ type Answer<T> = Result<T, Failure>;
 // ---- layers -----------------------------------------------------------------------------------------------------------
 
 async fn authenticate(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if !bearer(request.headers()).is_some_and(|given| given.matches(&api.token)) {
-        let failure = Failure::new(
-            StatusCode::UNAUTHORIZED,
-            "this needs the API's token: `Authorization: Bearer` with what is in api.token of the state directory",
-        );
-        let mut response = failure.into_response();
-        response.headers_mut().insert(
-            header::WWW_AUTHENTICATE,
-            http::HeaderValue::from_static("Bearer"),
-        );
-        return response;
+    match denied(&api, request.headers()) {
+        Some(denied) => denied,
+        None => next.run(request).await,
     }
-    next.run(request).await
+}
+
+/// The answer to who doesn't show the API's token.
+fn denied(api: &Api, headers: &HeaderMap) -> Option<Response> {
+    if bearer(headers).is_some_and(|given| given.matches(&api.token)) {
+        return None;
+    }
+    let failure = Failure::new(
+        StatusCode::UNAUTHORIZED,
+        "this needs the API's token: `Authorization: Bearer` with what is in api.token of the state directory",
+    );
+    let mut response = failure.into_response();
+    let bearer = http::HeaderValue::from_static("Bearer");
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, bearer);
+    Some(response)
 }
 
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<Secret> {
@@ -374,6 +411,13 @@ fn find(view: &View, name: &str) -> Answer<Digest> {
         .map(|(digest, _)| *digest)
         .ok_or_else(|| {
             let name = crate::progress::clean(name);
+            // after a start not everything is wanted again that was: who waits for an image isn't told that nobody wants it
+            if !view.whole {
+                let error = format!(
+                    "image `{name}` isn't among what the coordinator knows to be wanted since it started; it is still finding out: ask again"
+                );
+                return Failure::new(StatusCode::SERVICE_UNAVAILABLE, error);
+            }
             Failure::new(
                 StatusCode::NOT_FOUND,
                 format!("image `{name}` isn't wanted; see `parbake status`"),
@@ -532,6 +576,15 @@ async fn revoke(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -
     } else {
         read(&body)?
     };
+    let named = api.membership.borrow().fleet.hosts.contains_key(&host);
+    let (enrolment, id) = (api.enrolment.clone(), host.clone());
+    let known = blocking(move || enrolment.knows(&id)).await?;
+    if !named && !request.force && !known.map_err(Failure::internal)? {
+        let error = format!(
+            "host {host} isn't in the fleet file and never enrolled; see `parbake hosts`. `\"force\": true` revokes it all the same"
+        );
+        return Err(Failure::new(StatusCode::NOT_FOUND, error));
+    }
     let (enrolment, id) = (api.enrolment.clone(), host.clone());
     let revoked = blocking(move || enrolment.revoke(&id, &request.reason, SystemTime::now()));
     revoked.await?.map_err(Failure::internal)?;
@@ -713,9 +766,9 @@ fn renew_now(api: &Api, certificate: &CertificateDer<'_>, csr: &[u8]) -> Answer<
         .map_err(|error| denied(&error))?;
     let host = &before.host;
     let revoked = api.enrolment.is_revoked(host);
-    if revoked.map_err(Failure::internal)? || !api.membership.borrow().admits(host) {
-        let error = format!("host {host} isn't part of the fleet, or is revoked");
-        return Err(denied(&error));
+    let members = api.membership.borrow().clone();
+    if revoked.map_err(Failure::internal)? || !members.admits(host) {
+        return Err(denied(&members.refusal(host)));
     }
     let enrolled_at = api.enrolment.enrolled_at(host);
     let enrolled_at = enrolled_at.map_err(Failure::internal)?;

@@ -170,6 +170,14 @@ impl Authority {
         })
     }
 
+    /// Whether an authority lives in `dir`, or part of one.
+    #[must_use]
+    pub fn exists(dir: &Path) -> bool {
+        ["ca.key", "ca.pem"]
+            .iter()
+            .any(|name| dir.join(name).exists())
+    }
+
     /// What hosts and operators pin: the SHA-256 of the authority's certificate (DER).
     #[must_use]
     pub fn pin(&self) -> Digest {

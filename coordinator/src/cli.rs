@@ -75,6 +75,9 @@ pub enum Command {
         /// Why, kept with the revocation.
         #[arg(long, default_value = "")]
         reason: String,
+        /// Revoke it although nothing is known of it: it isn't in the fleet file and never enrolled.
+        #[arg(long)]
+        force: bool,
     },
     /// Take a revocation back. Certificates from before it that haven't expired work again.
     Readmit {

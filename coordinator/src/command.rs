@@ -1,7 +1,7 @@
 //! The commands of `parbake-coordinator`: runs the coordinator, and works on its state beside it.
 
 use std::{
-    io::Write as _,
+    io::{IsTerminal as _, Write as _},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -14,7 +14,7 @@ use crate::{
     view::TokenReply,
 };
 use anyhow::{Context as _, bail};
-use proto::HostId;
+use proto::{HostId, causes};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -27,7 +27,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(error) => {
             drop(writeln!(
                 std::io::stderr(),
-                "parbake-coordinator: {error:#}"
+                "parbake-coordinator: {}",
+                causes(&*error)
             ));
             ExitCode::from(2)
         }
@@ -53,15 +54,26 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             json,
         } => token(&shared, &host, lifetime, json),
         Command::Hosts { json } => hosts(&shared, json),
-        Command::Revoke { host, reason } => {
-            let (config, host) = (Config::load(&shared, &Run::default())?, host_id(&host)?);
-            Enrolment::open(&config.state_dir)?.revoke(&host, &reason, SystemTime::now())?;
+        Command::Revoke {
+            host,
+            reason,
+            force,
+        } => {
+            let (config, host) = (existing(&shared)?, host_id(&host)?);
+            let enrolment = Enrolment::open(&config.state_dir)?;
+            if !force && !config.fleet.hosts.contains_key(&host) && !enrolment.knows(&host)? {
+                bail!(
+                    "host {host} isn't in the fleet file and never enrolled, so nothing was revoked; see \
+                     `parbake-coordinator hosts`, or revoke it all the same with --force"
+                );
+            }
+            enrolment.revoke(&host, &reason, SystemTime::now())?;
             say(&format!(
                 "{host} is revoked; a running coordinator closes its sessions within a second or two\n"
             ))
         }
         Command::Readmit { host } => {
-            let (config, host) = (Config::load(&shared, &Run::default())?, host_id(&host)?);
+            let (config, host) = (existing(&shared)?, host_id(&host)?);
             if !Enrolment::open(&config.state_dir)?.readmit(&host, SystemTime::now())? {
                 bail!("host {host} isn't revoked; see `parbake-coordinator hosts`");
             }
@@ -80,12 +92,20 @@ fn log(shared: &Shared) -> anyhow::Result<()> {
         EnvFilter::try_new(&shared.log).with_context(|| format!("--log {}", shared.log))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours())
         .with_writer(std::io::stderr);
     match shared.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Colours are for terminals that can show them, and for people who want them (<https://no-color.org>).
+fn colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stderr().is_terminal() && !refused && !dumb
 }
 
 fn serve(shared: Shared, options: Run) -> anyhow::Result<()> {
@@ -132,13 +152,27 @@ fn host_id(text: &str) -> anyhow::Result<HostId> {
     text.parse().with_context(|| format!("host `{text}`"))
 }
 
-fn authority(shared: &Shared) -> anyhow::Result<Authority> {
+/// The settings, where a coordinator has run on their state directory. Nothing is made in one where none has: an authority
+/// that comes about by a question in the wrong place is one that no host knows.
+fn existing(shared: &Shared) -> anyhow::Result<Config> {
     let config = Config::load(shared, &Run::default())?;
+    if !Authority::exists(&config.state_dir.join("authority")) {
+        bail!(
+            "no coordinator ever ran on {}: there is no authority; start one first, or name its directory \
+             (--config FLEET.toml, --state-dir DIR)",
+            config.state_dir.display()
+        );
+    }
+    Ok(config)
+}
+
+fn authority(shared: &Shared) -> anyhow::Result<Authority> {
+    let config = existing(shared)?;
     Ok(Authority::open(&config.state_dir.join("authority"))?)
 }
 
 fn token(shared: &Shared, host: &str, lifetime: Option<u64>, json: bool) -> anyhow::Result<()> {
-    let config = Config::load(shared, &Run::default())?;
+    let config = existing(shared)?;
     let host = host_id(host)?;
     // Only a fleet file that names hosts can say that one is missing: `open` may be a flag of the running coordinator.
     if !config.fleet.hosts.is_empty() && !config.fleet.admits(&host) {
@@ -162,7 +196,7 @@ fn token(shared: &Shared, host: &str, lifetime: Option<u64>, json: bool) -> anyh
 }
 
 fn hosts(shared: &Shared, json: bool) -> anyhow::Result<()> {
-    let config = Config::load(shared, &Run::default())?;
+    let config = existing(shared)?;
     let enrolment = Enrolment::open(&config.state_dir)?;
     let (enrolled, revoked) = (enrolment.enrolled()?, enrolment.revoked()?);
     let mut ids: Vec<&HostId> = config
@@ -183,7 +217,8 @@ fn hosts(shared: &Shared, json: bool) -> anyhow::Result<()> {
             "zone": zone.unwrap_or_default(),
             "named": zone.is_some(),
             "enrolled_at": enrolled.get(id),
-            "revoked_at": revoked.get(id),
+            "revoked_at": revoked.get(id).map(|revocation| revocation.at_unix),
+            "revoked_reason": revoked.get(id).map(|revocation| revocation.reason.as_str()),
         }));
         let named = if zone.is_some() { "named" } else { "not named" };
         let state = match (enrolled.contains_key(id), revoked.contains_key(id)) {
@@ -191,7 +226,12 @@ fn hosts(shared: &Shared, json: bool) -> anyhow::Result<()> {
             (true, false) => "enrolled",
             (false, false) => "never enrolled",
         };
-        text.push_str(&format!("{id:<24} {state:<16} {named}\n"));
+        let reason = revoked.get(id).map(|revocation| revocation.reason.as_str());
+        let reason = match reason {
+            None | Some("") => String::new(),
+            Some(reason) => format!(": {}", crate::progress::clean(reason)),
+        };
+        text.push_str(&format!("{id:<24} {state:<16} {named}{reason}\n"));
     }
     if json {
         text = format!("{}\n", serde_json::to_string(&list)?);

@@ -32,18 +32,24 @@ use crate::{
 
 mod ask;
 mod claims;
+#[cfg(test)]
+mod histories;
 mod hosts;
 mod keeper;
 mod mirror;
 mod orders;
 mod presence;
+mod refusals;
 mod show;
 #[cfg(test)]
 mod tests;
+mod took;
+mod words;
 
 pub(crate) use claims::stricter;
 pub(crate) use keeper::{Keep, QUEUE as KEEPER_QUEUE, keep};
 pub(crate) use presence::PresenceView;
+pub(crate) use refusals::Refused;
 pub(crate) use show::View;
 
 /// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.
@@ -88,6 +94,8 @@ pub(crate) enum Input {
     },
     /// A session ended.
     Closed { host: HostId, session: u64 },
+    /// A handshake failed because one side didn't take the other.
+    Refused(Refused),
     /// An operator asks.
     Asked(Ask),
     /// All that operators had asked for before this start was asked for again.
@@ -264,10 +272,9 @@ struct Wanted {
     token: Option<(PullToken, Moment)>,
     /// When the next pull token is asked for; none while one is on its way or none is handed down.
     token_due: Option<Moment>,
-    changed_at: Moment,
-    staged: Option<Duration>,
-    /// What the last lease holder that its registry failed had to say.
-    origin_words: String,
+    took: took::Took,
+    /// What the last lease holder that its registry failed had to say, and when.
+    origin_said: Option<(Moment, String)>,
     /// Hosts that lost it, and when they are ordered to stage it again.
     restage: BTreeMap<HostId, Restage>,
 }
@@ -304,6 +311,7 @@ pub(crate) struct Driver {
     /// Contents that a holder found bad, and what it said.
     bad_contents: BTreeMap<Digest, String>,
     quarantined: BTreeSet<HostId>,
+    refusals: refusals::Refusals,
     /// Counts rosters; later ones are larger over restarts too.
     epoch: u64,
     /// Hosts whose roster is to be sent.
@@ -321,6 +329,9 @@ pub(crate) struct Driver {
     registries: Arc<Registries>,
     metrics: Metrics,
     jobs: JoinSet<Input>,
+    /// A test's own clock.
+    #[cfg(test)]
+    frozen: Option<Moment>,
 }
 
 /// What a driver is made of.
@@ -359,6 +370,7 @@ impl Driver {
             recalled: false,
             mirror: mirror::Mirrored::default(),
             quarantined: BTreeSet::new(),
+            refusals: refusals::Refusals::default(),
             epoch: u64::try_from(since_1970.as_millis()).unwrap_or(0),
             rosters: BTreeSet::new(),
             roster_due: None,
@@ -374,6 +386,8 @@ impl Driver {
             registries: parts.registries,
             metrics: parts.metrics,
             jobs: JoinSet::new(),
+            #[cfg(test)]
+            frozen: None,
         };
         let now = this.now();
         this.join(now, parts.membership);
@@ -422,7 +436,17 @@ impl Driver {
     }
 
     fn now(&self) -> Moment {
+        #[cfg(test)]
+        if let Some(now) = self.frozen {
+            return now;
+        }
         Moment::START + self.started.elapsed()
+    }
+
+    /// The wall clock, in Unix milliseconds: only for what is kept over restarts.
+    fn unix_ms() -> u64 {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// When something is due, if nothing happens before.
@@ -471,6 +495,7 @@ impl Driver {
                 report,
             } => self.report(now, &host, session, &report),
             Input::Closed { host, session } => self.close(now, &host, session),
+            Input::Refused(refused) => self.refused(now, refused),
             Input::Asked(ask) => self.answer(now, ask),
             Input::Recalled => {
                 self.recalled = true;

@@ -85,7 +85,16 @@ struct TokenRecord {
     expires_unix: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// When a host was revoked, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revocation {
+    /// Unix seconds; 0 where the record doesn't tell.
+    pub at_unix: u64,
+    /// The operator's words; may be empty.
+    pub reason: String,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct HostRecord {
     at_unix: u64,
     #[serde(default)]
@@ -205,7 +214,10 @@ impl Enrolment {
     /// # Errors
     /// When the directory can't be read.
     pub fn enrolled(&self) -> Result<BTreeMap<HostId, u64>, RecordError> {
-        list(&self.enrolled)
+        let enrolled = list(&self.enrolled)?.into_iter();
+        Ok(enrolled
+            .map(|(host, record)| (host, record.at_unix))
+            .collect())
     }
 
     /// When this host enrolled last (Unix seconds), if it did; a record that doesn't tell is none. Blocks.
@@ -223,12 +235,38 @@ impl Enrolment {
         }
     }
 
-    /// The hosts that are revoked, and since when (Unix seconds). Blocks.
+    /// The hosts that are revoked, since when and why. Blocks.
     ///
     /// # Errors
     /// When the directory can't be read. Callers close the gate then: a host counts as revoked sooner than not.
-    pub fn revoked(&self) -> Result<BTreeMap<HostId, u64>, RecordError> {
-        list(&self.revoked)
+    pub fn revoked(&self) -> Result<BTreeMap<HostId, Revocation>, RecordError> {
+        let revoked = list(&self.revoked)?.into_iter();
+        Ok(revoked
+            .map(|(host, record)| {
+                let revocation = Revocation {
+                    at_unix: record.at_unix,
+                    reason: record.reason,
+                };
+                (host, revocation)
+            })
+            .collect())
+    }
+
+    /// Whether anything is known of a host: it enrolled, was revoked, or a token waits for it. Blocks.
+    ///
+    /// # Errors
+    /// When a directory can't be read.
+    pub fn knows(&self, host: &HostId) -> Result<bool, RecordError> {
+        let enrolled = self.enrolled.join(host.as_str());
+        if enrolled.try_exists().map_err(at(&enrolled))? || self.is_revoked(host)? {
+            return Ok(true);
+        }
+        let names = durable::names(&self.tokens).map_err(at(&self.tokens))?;
+        Ok(names.iter().any(|name| {
+            let record = fs::read(self.tokens.join(name)).ok();
+            let record = record.and_then(|text| serde_json::from_slice::<TokenRecord>(&text).ok());
+            record.is_some_and(|record| record.host == host.as_str())
+        }))
     }
 
     /// Revokes a host: its sessions end, it gets no certificate any more, it leaves every roster. Blocks.
@@ -307,15 +345,14 @@ fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
 }
 
 /// A record that doesn't parse still counts, with an unknown time: the file's name is the fact.
-fn list(dir: &Path) -> Result<BTreeMap<HostId, u64>, RecordError> {
+fn list(dir: &Path) -> Result<BTreeMap<HostId, HostRecord>, RecordError> {
     let mut hosts = BTreeMap::new();
     for name in durable::names(dir).map_err(at(dir))? {
         let Ok(host) = name.parse() else { continue };
-        let at_unix = fs::read(dir.join(&name))
+        let record = fs::read(dir.join(&name))
             .ok()
-            .and_then(|text| serde_json::from_slice::<HostRecord>(&text).ok())
-            .map_or(0, |record| record.at_unix);
-        hosts.insert(host, at_unix);
+            .and_then(|text| serde_json::from_slice::<HostRecord>(&text).ok());
+        hosts.insert(host, record.unwrap_or_default());
     }
     Ok(hosts)
 }

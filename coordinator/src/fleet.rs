@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     cli::{Run, Shared},
     config::{Config, Fleet, HostEntry},
-    enrolment::{Enrolment, RecordError},
+    enrolment::{Enrolment, RecordError, Revocation},
 };
 
 /// How often the files are looked at: a revocation made by the command line counts after this long.
@@ -31,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Membership {
     pub(crate) fleet: Fleet,
     pub(crate) enrolled: BTreeSet<HostId>,
-    pub(crate) revoked: BTreeSet<HostId>,
+    pub(crate) revoked: BTreeMap<HostId, Revocation>,
 }
 
 impl Membership {
@@ -40,13 +40,25 @@ impl Membership {
         Ok(Self {
             fleet,
             enrolled: enrolment.enrolled()?.into_keys().collect(),
-            revoked: enrolment.revoked()?.into_keys().collect(),
+            revoked: enrolment.revoked()?,
         })
     }
 
     /// Whether this host may have a session now.
     pub(crate) fn admits(&self, host: &HostId) -> bool {
-        self.fleet.admits(host) && !self.revoked.contains(host)
+        self.fleet.admits(host) && !self.revoked.contains_key(host)
+    }
+
+    /// What a host is told that isn't admitted. Why it was revoked is the operators' own business: it may have been stolen.
+    pub(crate) fn refusal(&self, host: &HostId) -> String {
+        match self.revoked.contains_key(host) {
+            true => {
+                format!("{host} is revoked; `parbake-coordinator readmit {host}` takes that back")
+            }
+            false => {
+                format!("{host} isn't part of the fleet; add it to [[hosts]] of the fleet file")
+            }
+        }
     }
 
     /// The hosts that are part of the fleet: those that it names, and in an open fleet those that enrolled.
@@ -179,7 +191,7 @@ mod tests {
                 .into(),
             },
             enrolled: [host("a"), host("c")].into(),
-            revoked: [host("b")].into(),
+            revoked: [(host("b"), Revocation::default())].into(),
         };
         let names = |membership: &Membership| -> Vec<String> {
             membership

@@ -7,8 +7,9 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use http::Method;
+use proto::causes;
 use serde::Serialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::view::{
     HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest,
@@ -16,8 +17,10 @@ use crate::view::{
 
 mod bars;
 pub(crate) mod client;
+mod follow;
+pub(crate) mod frame;
 mod roll;
-mod text;
+pub(crate) mod text;
 
 use client::{Client, Target};
 
@@ -167,7 +170,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) => {
-            drop(writeln!(std::io::stderr(), "parbake: {error:#}"));
+            drop(writeln!(std::io::stderr(), "parbake: {}", causes(&*error)));
             ExitCode::from(2)
         }
     }
@@ -178,7 +181,7 @@ pub fn main(cli: Cli) -> ExitCode {
 /// # Errors
 /// When the coordinator can't be reached or refuses. The error names thing, cause and next step.
 pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    let client = Client::new(Target::of(&cli.connection)?)?;
+    let client = Client::new(Target::of(&cli.connection)?);
     match cli.command {
         Command::Stage {
             image,
@@ -239,15 +242,18 @@ async fn stage(
     json: bool,
 ) -> anyhow::Result<Outcome> {
     let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let reply: StageReply = client
-        .read(Method::POST, "/v1/images", Some(request))
-        .await?;
+    let post = async || client.read(Method::POST, "/v1/images", Some(request)).await;
+    let reply: StageReply = match wait {
+        // asked twice it is wanted once
+        true => follow::ask(client, deadline, post).await?,
+        false => post().await?,
+    };
     tell(&text::short_of_room(&reply.short_of_room));
     if !wait {
         print(json, &reply, || text::image(&reply.image))?;
         return Ok(Outcome::Yes);
     }
-    let ended = follow(client, reply.image, request.hosts.as_deref(), deadline).await?;
+    let ended = follow::follow(client, reply.image, request.hosts.as_deref(), deadline).await?;
     tell(&ended.story);
     print(json, &ended.image, || text::image(&ended.image))?;
     Ok(ended.outcome)
@@ -258,77 +264,6 @@ struct Ended {
     outcome: Outcome,
     /// Why it ended when it isn't staged.
     story: String,
-}
-
-/// Follows an image until it is settled on the selected hosts. A broken connection is made anew: staging goes on without us.
-async fn follow(
-    client: &Client,
-    first: ImageView,
-    hosts: Option<&[String]>,
-    deadline: Option<Instant>,
-) -> anyhow::Result<Ended> {
-    let mut show = bars::Show::new();
-    let mut image = first;
-    let path = format!("/v1/images/{}/events", client::segment(&image.digest));
-    let mut failures = 0;
-    loop {
-        if let Some(ended) = settled(&image, hosts) {
-            show.finish(&image);
-            return Ok(ended);
-        }
-        show.update(&image);
-        let mut lines = match within(deadline, client.lines(&path)).await {
-            None => return Ok(late(image)),
-            Some(Ok(lines)) => lines,
-            Some(Err(error)) if failures < 30 => {
-                failures += 1;
-                if failures == 1 {
-                    tell(&format!(
-                        "the coordinator can't be reached, staging goes on without it: {error:#}\n"
-                    ));
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            }
-            Some(Err(error)) => return Err(error),
-        };
-        loop {
-            match within(deadline, lines.next::<ImageView>()).await {
-                None => return Ok(late(image)),
-                Some(Ok(Some(line))) => {
-                    failures = 0;
-                    image = line;
-                    if let Some(ended) = settled(&image, hosts) {
-                        show.finish(&image);
-                        return Ok(ended);
-                    }
-                    show.update(&image);
-                }
-                // The coordinator stopped or the network broke: ask again.
-                Some(Ok(None) | Err(_)) => break,
-            }
-        }
-        failures += 1;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        None => Some(work.await),
-        Some(deadline) => timeout_at(deadline, work).await.ok(),
-    }
-}
-
-fn late(image: ImageView) -> Ended {
-    Ended {
-        story: format!(
-            "not staged in time; it goes on: parbake status {}\n",
-            image.digest
-        ),
-        image,
-        outcome: Outcome::No,
-    }
 }
 
 /// The end, if this is one: all present, or nobody left who may still get it.
@@ -452,6 +387,7 @@ mod tests {
             upload_bytes: 0,
             bytes_per_second: 0,
             eta_seconds: None,
+            began_at: None,
             presence_age_ms: None,
             golden: false,
             failed_seconds,
@@ -465,6 +401,7 @@ mod tests {
             state: ImageState::Staging,
             reason: None,
             message: String::new(),
+            disk_bytes: 10,
             raw_bytes: 10,
             registry_bytes: 5,
             contents: 1,

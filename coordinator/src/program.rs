@@ -41,6 +41,8 @@ use crate::{
     wants::{Asked, Files, StateError, Want},
 };
 
+/// Clients of the API that wait to be told of because they don't take its certificate; more are dropped.
+const REFUSALS: usize = 16;
 /// After a failed attempt at what was asked for before a change of leader.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -111,6 +113,8 @@ pub(crate) struct Base {
     pub(crate) token: Secret,
     api: SocketAddr,
     admin: SocketAddr,
+    /// Clients that don't take the API's certificate.
+    refused: mpsc::Receiver<driver::Refused>,
     tasks: JoinSet<&'static str>,
     lock: File,
 }
@@ -154,7 +158,9 @@ impl Base {
         let renewal = renew(lifetime, "API", move || shown.renew(), shutdown.clone());
         tasks.spawn(part("renewal of the API's certificate", renewal));
         let router = serve::latest(routes_seen);
-        let serving = serve::serve(api_listener, Some(tls), router, shutdown.clone());
+        let (refusals, refused) = mpsc::channel(REFUSALS);
+        let guarded = serve::Guarded { tls, refusals };
+        let serving = serve::serve(api_listener, Some(guarded), router, shutdown.clone());
         tasks.spawn(part("API", serving));
         let router = admin::router(Admin {
             registry: Arc::new(registry),
@@ -170,6 +176,7 @@ impl Base {
             token,
             api,
             admin,
+            refused,
             tasks,
             lock,
         })
@@ -224,7 +231,7 @@ impl Coordinator {
         shutdown: CancellationToken,
     ) -> Result<Self, RunError> {
         let lock = lock(&config.state_dir)?;
-        let base = Base::open(&config, lock, Router::new(), shutdown.clone()).await?;
+        let base = Base::open(&config, lock, api::starting(), shutdown.clone()).await?;
         let (this, _doors) = Self::start_on(
             base,
             config,
@@ -254,6 +261,7 @@ impl Coordinator {
             token,
             api: api_address,
             admin: admin_address,
+            refused,
             mut tasks,
             lock,
         } = base;
@@ -312,6 +320,8 @@ impl Coordinator {
         };
         let again = ask_again(asked, registries.clone(), inbox.clone(), shutdown.clone());
         tasks.spawn(part("what was asked before", again));
+        let told = tell_refusals(refused, inbox.clone(), shutdown.clone());
+        tasks.spawn(part("refusals", told));
         let (followers, enrolments) = Api::semaphores();
         let api = Api {
             inbox: inbox.clone(),
@@ -490,19 +500,34 @@ pub(crate) fn lock(dir: &Path) -> Result<File, RunError> {
 pub(crate) fn api_token(dir: &Path) -> Result<Secret, RunError> {
     let path = dir.join("api.token");
     match std::fs::read_to_string(&path) {
-        Ok(text) if text.trim().len() >= 32 => Ok(Secret::from_text(&text)),
-        Ok(_) => Err(state(&path)(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "holds less than 32 characters; remove it to have a new token made",
-        ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let token = Secret::random();
-            let text = format!("{}\n", token.expose());
-            durable::write(&path, text.as_bytes(), durable::SECRET).map_err(state(&path))?;
-            Ok(token)
-        }
-        Err(error) => Err(state(&path)(error)),
+        Ok(text) if is_token(&text) => return Ok(Secret::from_text(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // a torn file, or bytes that are no text: as good as lost
+        Ok(_) => set_aside(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => set_aside(&path)?,
+        Err(error) => return Err(state(&path)(error)),
     }
+    let token = Secret::random();
+    let text = format!("{}\n", token.expose());
+    durable::write(&path, text.as_bytes(), durable::SECRET).map_err(state(&path))?;
+    Ok(token)
+}
+
+/// One line of printable characters, long enough not to be guessed: what an HTTP header can carry.
+fn is_token(text: &str) -> bool {
+    let token = text.trim();
+    token.len() >= 32 && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A token that can't be used is kept beside, and another one is made: whoever has the old one is refused by name.
+fn set_aside(path: &Path) -> Result<(), RunError> {
+    let aside = path.with_extension("token.damaged");
+    error!(
+        file = %path.display(),
+        aside = %aside.display(),
+        "the API's token is damaged; it is set aside and a new one is made: give it to operators and pipelines"
+    );
+    std::fs::rename(path, &aside).map_err(state(path))
 }
 
 async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, RunError> {
@@ -529,6 +554,24 @@ fn link_settings() -> Settings {
         send_window: 4 << 20,
         max_streams: 16,
         ..Settings::default()
+    }
+}
+
+/// Hands on who didn't take the API's certificate, until `shutdown`.
+async fn tell_refusals(
+    mut refused: mpsc::Receiver<driver::Refused>,
+    inbox: mpsc::Sender<driver::Input>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let next = tokio::select! {
+            () = shutdown.cancelled() => return,
+            next = refused.recv() => next,
+        };
+        let Some(refused) = next else {
+            return shutdown.cancelled().await;
+        };
+        drop(inbox.send(driver::Input::Refused(refused)).await);
     }
 }
 
@@ -560,6 +603,7 @@ async fn ask_again(
             let want = Box::new(Want {
                 references: asked.references,
                 wanted_at: asked.wanted_at,
+                timing: asked.timing,
                 ..want
             });
             // nobody waits for the answer

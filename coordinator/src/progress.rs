@@ -1,16 +1,23 @@
-//! One image on one host as it was reported, made fit to show: numbers that never fall, a smoothed rate.
+//! One image on one host as it was reported, made fit to show: numbers that never fall while one staging lasts, a rate that
+//! ends when nothing moves, and words that don't outlive what they speak of.
 //!
 //! An agent counts bytes since its own start, drops chunks that were proved false, and may lie. What is shown here only
-//! grows while the image is being staged, and never passes the image's size. It starts anew when presence was lost.
+//! grows while one staging lasts, and never passes the image's size. The numbers begin anew with another staging (the host
+//! says when it began), and when presence was lost.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-use proto::{Moment, message};
+use proto::{Moment, figure::standing_still, message};
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
-/// The rate is smoothed over about this time: long enough for bars that don't jump, short enough to show a stall.
-const SMOOTHING: Duration = Duration::from_secs(5);
+/// The rate is what came within this time: long enough for chunks of a slow line, short enough that a rate and a time to
+/// go are gone a few seconds after the last chunk.
+const WINDOW: Duration = Duration::from_secs(5);
+/// Samples of a rate are at least this far apart, so that there are few.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+/// A rate over less time than this would jump.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// Longest text of a host that is kept.
 const MAX_TEXT: usize = 500;
 
@@ -20,6 +27,10 @@ pub(crate) struct Progress {
     pub(crate) state: HostState,
     reason: String,
     message: String,
+    /// For how long the host stood still when it last said so, and when that was.
+    still: Option<(Moment, Duration)>,
+    /// Which staging the numbers belong to, as the host names it; 0 where it doesn't.
+    begun_at_ms: u64,
     /// What the image's layout says, where it is known; else what the host says.
     total_bytes: u64,
     held_bytes: u64,
@@ -27,11 +38,50 @@ pub(crate) struct Progress {
     peers: Counter,
     local: Counter,
     upload: Counter,
-    bytes_per_second: f64,
-    measured: Option<(Moment, u64)>,
+    rate: Rate,
     presence: Option<(Moment, u64)>,
     golden: bool,
     failed_since: Option<Moment>,
+}
+
+/// What was held when, for as long as the rate looks back.
+#[derive(Clone, Debug, Default)]
+struct Rate {
+    samples: VecDeque<(Moment, u64)>,
+}
+
+impl Rate {
+    fn sample(&mut self, now: Moment, held: u64) {
+        // what was held at the window's beginning is known from the last sample before it
+        while self
+            .samples
+            .get(1)
+            .is_some_and(|(at, _)| now.since(*at) >= WINDOW)
+        {
+            self.samples.pop_front();
+        }
+        // the first one is what everything is measured against
+        let many = self.samples.len() > 1;
+        match self.samples.back_mut() {
+            Some((at, last)) if many && now.since(*at) < SAMPLE_EVERY => *last = held,
+            _ => self.samples.push_back((now, held)),
+        }
+    }
+
+    /// Bytes per second within the window that ends now; 0 when nothing came.
+    fn bytes_per_second(&self, now: Moment) -> u64 {
+        let Some((first, _)) = self.samples.front() else {
+            return 0;
+        };
+        let (_, last) = self.samples.back().copied().unwrap_or_default();
+        let begins = now - WINDOW;
+        let before = self.samples.iter().take_while(|(at, _)| *at <= begins);
+        let before = before.last().or(self.samples.front());
+        let came = last.saturating_sub(before.map_or(0, |(_, held)| *held));
+        let span = now.since(*first).min(WINDOW).max(SHORTEST);
+        let rate = u128::from(came) * 1_000_000 / span.as_micros();
+        u64::try_from(rate).unwrap_or(u64::MAX)
+    }
 }
 
 /// A count that goes on where it stood when its source started again from less.
@@ -73,14 +123,15 @@ impl Progress {
             state: HostState::Waiting,
             reason: String::new(),
             message: String::new(),
+            still: None,
+            begun_at_ms: 0,
             total_bytes: 0,
             held_bytes: 0,
             origin: Counter::default(),
             peers: Counter::default(),
             local: Counter::default(),
             upload: Counter::default(),
-            bytes_per_second: 0.0,
-            measured: None,
+            rate: Rate::default(),
             presence: None,
             golden: false,
             failed_since: None,
@@ -95,23 +146,41 @@ impl Progress {
         total_bytes: Option<u64>,
     ) {
         let state = state(report.state);
-        if state == HostState::Gone || self.state == HostState::Gone {
+        let begun = report.begun_at_ms;
+        if state == HostState::Gone
+            || self.state == HostState::Gone
+            || (begun != 0 && self.begun_at_ms != 0 && begun != self.begun_at_ms)
+        {
             // Another staging begins from nothing, and its numbers too.
             *self = Self::new();
+        }
+        if begun != 0 {
+            self.begun_at_ms = begun;
         }
         self.failed_since = match (state, self.failed_since) {
             (HostState::Failed, None) => Some(now),
             (HostState::Failed, since) => since,
             _ => None,
         };
+        if self.state == HostState::Present
+            && !matches!(state, HostState::Present | HostState::Installing)
+        {
+            // what was whole isn't any more: what there is counts, and not what there was
+            self.held_bytes = 0;
+        }
+        if state == HostState::Staging && self.state != HostState::Staging {
+            // what the host had before, or copied from another image, didn't come at any rate
+            self.rate = Rate::default();
+        }
         self.state = state;
         self.reason = clean(&report.reason);
         self.message = clean(&report.message);
+        self.still = (report.still_ms > 0).then(|| (now, Duration::from_millis(report.still_ms)));
         self.total_bytes = total_bytes.unwrap_or(report.total_bytes);
-        let held = if state == HostState::Present {
-            self.total_bytes
-        } else {
-            report.held_bytes.min(self.total_bytes)
+        let held = match state {
+            HostState::Present => self.total_bytes,
+            HostState::Gone => 0,
+            _ => report.held_bytes.min(self.total_bytes),
         };
         self.held_bytes = self.held_bytes.max(held);
         self.origin.report(report.origin_bytes);
@@ -120,65 +189,41 @@ impl Progress {
         self.upload.report(report.upload_bytes);
         self.golden = report.golden;
         self.presence = (state == HostState::Present).then_some((now, report.presence_age_ms));
-        self.measure(now);
+        self.rate.sample(now, self.held_bytes);
     }
 
-    /// Forgets that the host was heard of: its session is lost. What it holds stays on show.
+    /// The host's session is lost: what it holds stays on show, and what it was doing doesn't.
     pub(crate) fn disconnected(&mut self) {
-        self.bytes_per_second = 0.0;
-        self.measured = None;
-    }
-
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "a rate for people; bytes are far below 2^52"
-    )]
-    fn measure(&mut self, now: Moment) {
-        let Some((before, held)) = self.measured else {
-            self.measured = Some((now, self.held_bytes));
-            return;
-        };
-        let elapsed = now.since(before);
-        if elapsed < Duration::from_millis(200) {
-            return;
-        }
-        let moved = self.held_bytes.saturating_sub(held) as f64;
-        let rate = moved / elapsed.as_secs_f64();
-        let weight = 1.0 - (-elapsed.as_secs_f64() / SMOOTHING.as_secs_f64()).exp();
-        self.bytes_per_second = if self.bytes_per_second == 0.0 {
-            rate
-        } else {
-            self.bytes_per_second + weight * (rate - self.bytes_per_second)
-        };
-        self.measured = Some((now, self.held_bytes));
+        self.rate = Rate::default();
+        self.still = None;
+        self.reason.clear();
+        self.message.clear();
     }
 
     pub(crate) const fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
 
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the rate is a positive number far below 2^63; a cast saturates"
-    )]
     pub(crate) fn view(&self, now: Moment, host: &str, connected: bool) -> HostProgress {
-        let moving = connected && self.state == HostState::Staging;
-        // A host that stopped reporting doesn't keep its rate.
-        let silent = self
-            .measured
-            .is_some_and(|(at, _)| now.since(at) > 2 * SMOOTHING);
-        let rate = if moving && !silent {
-            self.bytes_per_second as u64
-        } else {
-            0
+        let staging = connected && self.state == HostState::Staging;
+        let still = self.still.filter(|_| connected);
+        // who says that nothing comes knows it before the window has passed
+        let rate = match staging && still.is_none() {
+            true => self.rate.bytes_per_second(now),
+            false => 0,
+        };
+        // a host of an earlier version gives the reason of one content, also while others come
+        let stands = !staging || rate == 0;
+        let message = match still {
+            Some((at, since)) => standing_still(&self.message, since + now.since(at)),
+            None => self.message.clone(),
         };
         let left = self.total_bytes.saturating_sub(self.held_bytes);
         HostProgress {
             host: host.to_owned(),
             state: self.state,
-            reason: (!self.reason.is_empty()).then(|| self.reason.clone()),
-            message: self.message.clone(),
+            reason: (stands && !self.reason.is_empty()).then(|| self.reason.clone()),
+            message: if stands { message } else { String::new() },
             connected,
             total_bytes: self.total_bytes,
             held_bytes: self.held_bytes,
@@ -189,7 +234,8 @@ impl Progress {
             },
             upload_bytes: self.upload.value(),
             bytes_per_second: rate,
-            eta_seconds: left.checked_div(rate).filter(|_| moving),
+            eta_seconds: left.checked_div(rate),
+            began_at: (self.begun_at_ms > 0).then_some(self.begun_at_ms / 1_000),
             presence_age_ms: self.presence.map(|(at, age)| {
                 age.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
             }),
@@ -256,16 +302,146 @@ mod tests {
     }
 
     #[test]
-    fn rate_and_eta_follow_what_moves_and_end_with_silence() {
+    fn rate_and_eta_follow_what_moves_and_end_with_it() {
         let mut progress = Progress::new();
+        let staging = message::StageState::Staging;
         for second in 0..=10 {
-            let report = report(message::StageState::Staging, second * 5, 0);
+            let report = report(staging, second * 5, 0);
             progress.report(at(second), &report, Some(100));
         }
-        let view = progress.view(at(10), "h", true);
-        assert_eq!((view.bytes_per_second, view.eta_seconds), (5, Some(10)));
-        assert_eq!(progress.view(at(21), "h", true).eta_seconds, None);
-        assert_eq!(progress.view(at(10), "h", false).bytes_per_second, 0);
+        let rate = |progress: &Progress, second| {
+            let view = progress.view(at(second), "h", true);
+            (view.bytes_per_second, view.eta_seconds)
+        };
+        assert_eq!(rate(&progress, 10), (5, Some(10)));
+        // nothing is reported any more
+        assert_eq!(rate(&progress, 12), (3, Some(16)));
+        assert_eq!(rate(&progress, 14), (1, Some(50)));
+        assert_eq!(rate(&progress, 15), (0, None));
+        assert_eq!(rate(&progress, 1_000), (0, None));
+        // and again, with reports that say the same
+        let mut same = progress.clone();
+        for second in 11..=15 {
+            same.report(at(second), &report(staging, 50, 0), Some(100));
+        }
+        assert_eq!(rate(&same, 15), (0, None));
+        let away = progress.view(at(10), "h", false);
+        assert_eq!((away.bytes_per_second, away.eta_seconds), (0, None));
+    }
+
+    #[test]
+    fn what_was_here_before_came_at_no_rate() {
+        let mut progress = Progress::new();
+        progress.report(at(1), &report(message::StageState::Queued, 0, 0), Some(100));
+        // a copy of another image's layers, in the moment in which staging begins
+        for (second, held) in [(2, 60), (3, 61)] {
+            progress.report(
+                at(second),
+                &report(message::StageState::Staging, held, 0),
+                Some(100),
+            );
+        }
+        assert_eq!(progress.view(at(3), "h", true).bytes_per_second, 1);
+    }
+
+    #[test]
+    fn a_rate_is_measured_by_few_samples_however_often_a_host_reports() {
+        let mut progress = Progress::new();
+        for report_ in 0..5_000u64 {
+            let now = Moment::START + Duration::from_millis(5 * report_);
+            let report = report(message::StageState::Staging, report_ * 50, 0);
+            progress.report(now, &report, Some(1_000_000));
+            assert!(progress.rate.samples.len() <= 24);
+        }
+        let now = Moment::START + Duration::from_secs(25);
+        let rate = progress.view(now, "h", true).bytes_per_second;
+        assert!((9_500..=10_500).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn a_standstill_counts_on_and_has_neither_rate_nor_time_to_go() {
+        let mut progress = Progress::new();
+        let staging = message::StageState::Staging;
+        progress.report(at(0), &report(staging, 0, 0), Some(100));
+        progress.report(at(1), &report(staging, 40, 0), Some(100));
+        let mut still = report(staging, 40, 0);
+        (still.reason, still.still_ms) = ("throttled".into(), 3_000);
+        progress.report(at(4), &still, Some(100));
+        let shown = progress.view(at(9), "h", true);
+        assert_eq!(shown.reason.as_deref(), Some("throttled"));
+        assert_eq!(shown.message, "no progress for 8 s");
+        assert_eq!((shown.bytes_per_second, shown.eta_seconds), (0, None));
+        // it moves again
+        progress.report(at(10), &report(staging, 50, 0), Some(100));
+        let shown = progress.view(at(10), "h", true);
+        assert_eq!((shown.reason, shown.message.as_str()), (None, ""));
+        assert!(shown.bytes_per_second > 0);
+        // a host that is away says nothing
+        progress.report(at(14), &still, Some(100));
+        progress.disconnected();
+        let shown = progress.view(at(20), "h", false);
+        assert_eq!((shown.reason, shown.message.as_str()), (None, ""));
+        assert_eq!(shown.held_bytes, 50);
+    }
+
+    #[test]
+    fn an_earlier_hosts_reason_of_one_content_isnt_shown_while_others_come() {
+        let mut progress = Progress::new();
+        for second in 0..5 {
+            let mut moving = report(message::StageState::Staging, second * 10, 0);
+            moving.reason = "throttled".into();
+            moving.message = "no progress for 5 s".into();
+            progress.report(at(second), &moving, Some(100));
+        }
+        let shown = progress.view(at(4), "h", true);
+        assert_eq!((shown.reason, shown.message.as_str()), (None, ""));
+        assert!(progress.view(at(10), "h", true).reason.is_some());
+    }
+
+    #[test]
+    fn a_staging_that_begins_anew_has_its_own_numbers() {
+        let life = |begun, state, held, origin| message::ImageState {
+            begun_at_ms: begun,
+            ..report(state, held, origin)
+        };
+        let (staging, queued) = (message::StageState::Staging, message::StageState::Queued);
+        let mut progress = Progress::new();
+        progress.report(at(1), &life(7_000, staging, 60, 30), Some(100));
+        // the agent was killed and lost a second
+        progress.report(at(2), &life(7_000, staging, 55, 0), Some(100));
+        progress.report(at(3), &life(7_000, staging, 56, 4), Some(100));
+        let shown = progress.view(at(3), "h", true);
+        assert_eq!((shown.held_bytes, shown.bytes.origin), (60, 34));
+        assert_eq!(shown.began_at, Some(7));
+        // its files were removed while it staged: another staging, without its presence ever having been lost
+        progress.report(at(4), &life(0, queued, 0, 0), Some(100));
+        progress.report(at(5), &life(9_000, staging, 2, 1), Some(100));
+        let shown = progress.view(at(5), "h", true);
+        assert_eq!((shown.held_bytes, shown.bytes.origin), (2, 1));
+        assert_eq!(shown.began_at, Some(9));
+    }
+
+    #[test]
+    fn a_host_that_lost_an_image_holds_nothing_of_it_whatever_it_says() {
+        let mut progress = Progress::new();
+        let present = report(message::StageState::Present, 100, 7);
+        progress.report(at(1), &present, Some(100));
+        // hosts of earlier versions count on
+        for state in [
+            message::StageState::Gone,
+            message::StageState::Queued,
+            message::StageState::Staging,
+        ] {
+            let held = u64::from(state == message::StageState::Gone) * 100;
+            progress.report(at(2), &report(state, held, 7), Some(100));
+            assert_eq!(progress.view(at(2), "h", true).held_bytes, 0, "{state:?}");
+        }
+        // rot was found in an image that was whole
+        let mut progress = Progress::new();
+        progress.report(at(1), &present, Some(100));
+        let mending = report(message::StageState::Staging, 97, 7);
+        progress.report(at(2), &mending, Some(100));
+        assert_eq!(progress.view(at(2), "h", true).held_bytes, 97);
     }
 
     #[test]

@@ -21,7 +21,11 @@ use proto::{
 };
 use tokio::time::timeout;
 
-use crate::{config::Origin, enrolment::unix, wants::Want};
+use crate::{
+    config::Origin,
+    enrolment::unix,
+    wants::{Timing, Want},
+};
 
 /// A registry answers for a manifest within this time, retries included.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -285,6 +289,7 @@ impl Registries {
             hosts,
             plain_http: self.speaks_plainly(parsed.registry()),
             wanted_at: unix(SystemTime::now()),
+            timing: Timing::New,
         })
     }
 

@@ -2,9 +2,10 @@
 
 use std::{
     convert::Infallible,
-    fmt,
+    fmt, io,
+    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{Router, extract::Request, response::Response};
@@ -13,15 +14,16 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use link::utc;
 use rustls::{
-    ServerConfig,
+    AlertDescription, ServerConfig,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -29,7 +31,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::authority::Identity;
+use crate::{authority::Identity, driver::Refused};
 
 /// A client is through the TLS handshake, and sends its request's head, within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,10 +105,45 @@ pub(crate) fn latest(routes: watch::Receiver<Router>) -> Router {
     })
 }
 
+/// TLS, and who is told of clients that don't take its certificate.
+#[derive(Clone)]
+pub(crate) struct Guarded {
+    pub(crate) tls: TlsAcceptor,
+    pub(crate) refusals: mpsc::Sender<Refused>,
+}
+
+impl Guarded {
+    /// A handshake failed. A client whose clock is wrong is worth a word: it may be a host, which can't say so itself.
+    fn failed(&self, remote: SocketAddr, error: &io::Error) {
+        debug!(%remote, %error, "TLS handshake failed");
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+        if !matches!(
+            tls,
+            Some(rustls::Error::AlertReceived(
+                AlertDescription::CertificateExpired
+            ))
+        ) {
+            return;
+        }
+        let refused = Refused {
+            host: None,
+            address: SocketAddr::new(remote.ip().to_canonical(), remote.port()),
+            reason: "expired",
+            message: format!(
+                "by its clock the certificate of this coordinator's API isn't good, and by the clock here it is {}; \
+                 set the clock that is wrong",
+                utc(SystemTime::now())
+            ),
+        };
+        // one of many: the next attempt tells it again
+        drop(self.refusals.try_send(refused));
+    }
+}
+
 /// Serves until `shutdown`, and then lets requests finish for a moment.
 pub(crate) async fn serve(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Guarded>,
     router: Router,
     shutdown: CancellationToken,
 ) {
@@ -138,7 +175,7 @@ pub(crate) async fn serve(
         };
         let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
         connections.spawn(async move {
-            one(stream, tls, router, shutdown).await;
+            one(stream, remote, tls, router, shutdown).await;
             drop(slot);
         });
     }
@@ -151,7 +188,8 @@ pub(crate) async fn serve(
 
 async fn one(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    remote: SocketAddr,
+    tls: Option<Guarded>,
     router: Router,
     shutdown: CancellationToken,
 ) {
@@ -161,9 +199,9 @@ async fn one(
     }
     match tls {
         None => speak(stream, router, shutdown).await,
-        Some(tls) => match timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+        Some(guarded) => match timeout(HEAD_TIMEOUT, guarded.tls.accept(stream)).await {
             Ok(Ok(stream)) => speak(stream, router, shutdown).await,
-            Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
+            Ok(Err(error)) => guarded.failed(remote, &error),
             Err(_) => debug!("TLS handshake took too long"),
         },
     }

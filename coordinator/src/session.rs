@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     authority::Authority,
-    driver::{Input, ORDERS, Opened},
+    driver::{Input, ORDERS, Opened, Refused},
     fleet::Membership,
     metrics::Metrics,
 };
@@ -80,15 +80,12 @@ impl Sessions {
 /// Takes in hosts until `shutdown`, then tells them and leaves.
 pub(crate) async fn accept(endpoint: Endpoint, sessions: Sessions, shutdown: CancellationToken) {
     let mut membership = sessions.membership.clone();
-    endpoint.authorise(authorised(&membership.borrow_and_update()));
+    admit(&endpoint, &membership.borrow_and_update());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Ok(()) = membership.changed() => {
-                let allowed = authorised(&membership.borrow_and_update());
-                endpoint.authorise(allowed);
-            }
+            Ok(()) = membership.changed() => admit(&endpoint, &membership.borrow_and_update()),
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
                     connections.spawn(connection(incoming, sessions.clone()));
@@ -112,14 +109,17 @@ pub(crate) async fn accept(endpoint: Endpoint, sessions: Sessions, shutdown: Can
     connections.shutdown().await;
 }
 
-/// In an open fleet anybody with a certificate; who is revoked is turned away on its connection.
-fn authorised(membership: &Membership) -> Authorised {
-    if membership.fleet.open {
+/// Lets in who belongs to the fleet: in an open one anybody with a certificate who isn't revoked.
+fn admit(endpoint: &Endpoint, membership: &Membership) {
+    let revoked = membership.revoked.keys();
+    let revoked = revoked.map(|host| (host.clone(), membership.refusal(host)));
+    endpoint.turn_away(revoked.collect());
+    endpoint.authorise(if membership.fleet.open {
         Authorised::Anyone
     } else {
         let members: BTreeSet<HostId> = membership.members().into_keys().cloned().collect();
         Authorised::Only(members)
-    }
+    });
 }
 
 async fn connection(incoming: Incoming, sessions: Sessions) {
@@ -127,7 +127,11 @@ async fn connection(incoming: Incoming, sessions: Sessions) {
     let connection = match incoming.establish().await {
         Ok(connection) => connection,
         Err(error) => {
-            info!(%remote, %error, "connection refused");
+            match Refused::of(&error) {
+                // the driver knows whose address that is, and logs it. Where it has much to do others come first
+                Some(refused) => drop(sessions.inbox.try_send(Input::Refused(refused))),
+                None => info!(%remote, %error, "handshake failed"),
+            }
             return;
         }
     };
@@ -135,12 +139,11 @@ async fn connection(incoming: Incoming, sessions: Sessions) {
     let mut membership = sessions.membership.clone();
     let mut streams = JoinSet::new();
     loop {
-        if !membership.borrow_and_update().admits(&host) {
-            info!(%host, %remote, "host isn't part of the fleet or is revoked; its connection is closed");
-            connection.close(
-                CloseCode::Unauthorised,
-                "host isn't part of the fleet, or is revoked",
-            );
+        let members = membership.borrow_and_update().clone();
+        if !members.admits(&host) {
+            let words = members.refusal(&host);
+            warn!(%host, %remote, reason = words, "host's connection is closed");
+            connection.close(CloseCode::Unauthorised, &words);
             break;
         }
         tokio::select! {
@@ -219,10 +222,9 @@ async fn renew(host: &HostId, renewal: &Renewal, sessions: &Sessions) -> Renewed
         return refuse("coordinator is stopping".to_owned());
     };
     // The connection was let in, but that may be a while ago.
-    if !sessions.membership.borrow().admits(host) {
-        return refuse(format!(
-            "host {host} isn't part of the fleet, or is revoked"
-        ));
+    let members = sessions.membership.borrow().clone();
+    if !members.admits(host) {
+        return refuse(members.refusal(host));
     }
     let (authority, lifetime) = (sessions.authority.clone(), sessions.certificate_lifetime);
     let (id, csr) = (host.clone(), renewal.csr.clone());

@@ -67,9 +67,13 @@ pub struct ImageView {
     /// The same in a holder's words, naming layer and cause, where it was told.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Bytes that a host with nothing has to receive.
+    /// Bytes of its disk, raw; 0 from a coordinator that doesn't say.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Bytes of all its contents, each once, as a host holds them: raw, but for layers whose raw digest the manifest lacks.
+    /// Zeros count, and cost nothing on the way.
     pub raw_bytes: u64,
-    /// Bytes that leave the registry when each blob is fetched once.
+    /// Bytes that leave the registry when each blob is fetched once: compressed.
     pub registry_bytes: u64,
     /// Contents, and how many of them are complete on some host.
     pub contents: u64,
@@ -116,7 +120,7 @@ pub struct SourceBytes {
     pub local: u64,
 }
 
-/// An image on one host. The numbers of bytes never fall while it is being staged.
+/// An image on one host. The numbers of bytes never fall while one staging lasts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostProgress {
     /// The host.
@@ -137,10 +141,14 @@ pub struct HostProgress {
     pub bytes: SourceBytes,
     /// Wire bytes sent to peers.
     pub upload_bytes: u64,
-    /// Raw bytes per second, smoothed; 0 when nothing moves.
+    /// Raw bytes per second within the last five; 0 when nothing came, and while the host is away.
     pub bytes_per_second: u64,
     /// Seconds until it is whole at this rate; absent when nothing moves.
     pub eta_seconds: Option<u64>,
+    /// Unix seconds when this staging of it began; absent where the host doesn't say. The numbers of another one begin
+    /// anew.
+    #[serde(default)]
+    pub began_at: Option<u64>,
     /// Milliseconds since the host checked on its disk that it is present; absent when it isn't.
     pub presence_age_ms: Option<u64>,
     /// Whether the golden exists.
@@ -163,7 +171,7 @@ pub struct LeaseView {
 }
 
 /// A host, and why it is as it is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostView {
     /// The host.
     pub host: String,
@@ -175,6 +183,12 @@ pub struct HostView {
     pub connected: bool,
     /// Whether it is revoked.
     pub revoked: bool,
+    /// When it was revoked (Unix seconds), and the operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<RevocationView>,
+    /// How it was last turned away, since its last session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<RefusalView>,
     /// Whether the fleet shuns it because of what other hosts blame it for.
     pub quarantined: bool,
     /// Where peers reach it.
@@ -193,6 +207,26 @@ pub struct HostView {
     pub images: Vec<HostImage>,
     /// What keeps it from having everything that it shall hold; empty when nothing does.
     pub why: Vec<String>,
+}
+
+/// A host's revocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationView {
+    /// Unix seconds; 0 where the record doesn't say.
+    pub at: u64,
+    /// Why, in the words of whoever revoked it; may be empty.
+    pub reason: String,
+}
+
+/// A handshake between a host and the coordinator that failed because one didn't take the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalView {
+    /// Seconds since then.
+    pub seconds_ago: u64,
+    /// Where the host called from.
+    pub address: String,
+    /// What is wrong, and what to do.
+    pub message: String,
 }
 
 /// A host's volume.
@@ -435,6 +469,8 @@ impl std::fmt::Debug for TokenReply {
 pub struct RevokeRequest {
     /// Why, kept with the revocation.
     pub reason: String,
+    /// Revoke a host that nothing is known of, too: it has a certificate that the records don't tell of, or will have one.
+    pub force: bool,
 }
 
 /// `PUT /v1/bandwidth` and its answer: what each host may use, in bytes per second; 0 for no limit.

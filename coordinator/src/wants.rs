@@ -36,6 +36,47 @@ pub(crate) struct Want {
     pub(crate) plain_http: bool,
     /// Unix seconds.
     pub(crate) wanted_at: u64,
+    /// What is known of the time that it takes.
+    pub(crate) timing: Timing,
+}
+
+/// What is known of the time that it takes to bring an image everywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Timing {
+    /// It is asked for now.
+    #[default]
+    New,
+    /// It was asked for before this start.
+    Known(Timed),
+    /// The same, and nobody wrote down when.
+    Unknown,
+}
+
+/// The time that an image takes, as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Timed {
+    /// When what is wanted of it was last changed, in Unix milliseconds.
+    pub(crate) asked_at_ms: u64,
+    /// How long it took from then until it was everywhere; none before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) staged_ms: Option<u64>,
+}
+
+impl Timing {
+    /// As it is read back.
+    const fn kept(timed: Option<Timed>) -> Self {
+        match timed {
+            Some(timed) => Self::Known(timed),
+            None => Self::Unknown,
+        }
+    }
+
+    const fn timed(self) -> Option<Timed> {
+        match self {
+            Self::Known(timed) => Some(timed),
+            Self::New | Self::Unknown => None,
+        }
+    }
 }
 
 impl Want {
@@ -84,6 +125,8 @@ struct WantFile {
     media_type: String,
     plain_http: bool,
     wanted_at: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timed: Option<Timed>,
     manifest: String,
 }
 
@@ -96,6 +139,8 @@ struct AskedFile {
     references: BTreeSet<String>,
     hosts: Option<BTreeSet<String>>,
     wanted_at: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timed: Option<Timed>,
 }
 
 /// What another replica was asked for, and this one has no manifest of.
@@ -105,6 +150,7 @@ pub(crate) struct Asked {
     pub(crate) references: BTreeSet<String>,
     pub(crate) hosts: Option<BTreeSet<HostId>>,
     pub(crate) wanted_at: u64,
+    pub(crate) timing: Timing,
 }
 
 impl Files {
@@ -128,10 +174,17 @@ impl Files {
     /// doesn't keep the fleet from being served. Blocks.
     pub(crate) fn load(&self) -> Result<Kept, StateError> {
         let mut kept = Kept {
-            bandwidth: self.small("bandwidth.json")?,
+            bandwidth: self.small(
+                "bandwidth.json",
+                "no limits are in force: set them again (PUT /v1/bandwidth)",
+            )?,
             ..Kept::default()
         };
-        let roster: BTreeMap<String, Place> = self.small("roster.json")?.unwrap_or_default();
+        let roster: Option<BTreeMap<String, Place>> = self.small(
+            "roster.json",
+            "nothing is to be done: hosts say where they are when they connect",
+        )?;
+        let roster = roster.unwrap_or_default();
         for (host, place) in roster {
             if let Ok(host) = host.parse() {
                 kept.roster.insert(host, place);
@@ -142,7 +195,7 @@ impl Files {
             let bytes = fs::read(&path).map_err(at(&path))?;
             match parse(&name, &bytes) {
                 Ok(want) => kept.wants.push(want),
-                Err(reason) => self.set_aside(&path, &reason)?,
+                Err(reason) => self.set_aside(&path, &reason, "stage the image again")?,
             }
         }
         kept.wants
@@ -160,7 +213,11 @@ impl Files {
             match parsed {
                 Ok(found) if wants.iter().any(|want| want.digest() == found.digest) => {}
                 Ok(found) => asked.push(found),
-                Err(reason) => self.set_aside(&path, &reason)?,
+                // the same stands in wants/, whole
+                Err(reason) if is_wanted(&name, wants) => {
+                    self.set_aside(&path, &reason, "nothing is lost: the image is wanted still")?;
+                }
+                Err(reason) => self.set_aside(&path, &reason, "stage the image again")?,
             }
         }
         asked.sort_by_key(|asked| (asked.wanted_at, asked.digest));
@@ -177,6 +234,7 @@ impl Files {
             references: want.references.clone(),
             hosts: hosts.clone(),
             wanted_at: want.wanted_at,
+            timed: want.timing.timed(),
         };
         self.write(&self.asked.join(want.digest().hex().to_string()), &asked)?;
         let file = WantFile {
@@ -185,6 +243,7 @@ impl Files {
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
             wanted_at: want.wanted_at,
+            timed: want.timing.timed(),
             manifest: STANDARD.encode(&want.manifest),
         };
         self.write(&self.wants.join(want.digest().hex().to_string()), &file)
@@ -223,7 +282,11 @@ impl Files {
         durable::write(path, &text, durable::SECRET).map_err(at(path))
     }
 
-    fn small<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, StateError> {
+    fn small<T: for<'de> Deserialize<'de>>(
+        &self,
+        name: &str,
+        next: &'static str,
+    ) -> Result<Option<T>, StateError> {
         let path = self.dir.join(name);
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -233,23 +296,31 @@ impl Files {
         match serde_json::from_slice(&text) {
             Ok(value) => Ok(Some(value)),
             Err(error) => {
-                self.set_aside(&path, &error.to_string())?;
+                self.set_aside(&path, &error.to_string(), next)?;
                 Ok(None)
             }
         }
     }
 
-    fn set_aside(&self, path: &Path, reason: &str) -> Result<(), StateError> {
+    /// `next`: what an operator has to do about it.
+    fn set_aside(&self, path: &Path, reason: &str, next: &'static str) -> Result<(), StateError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let aside = self.dir.join(format!("{name}.damaged"));
         error!(
             file = %path.display(),
             aside = %aside.display(),
             reason,
-            "state file is damaged; set aside: stage the image again"
+            next,
+            "state file is damaged; it is set aside"
         );
         fs::rename(path, &aside).map_err(at(path))
     }
+}
+
+fn is_wanted(name: &str, wants: &[Want]) -> bool {
+    wants
+        .iter()
+        .any(|want| want.digest().hex().to_string() == name)
 }
 
 fn parse_hosts(hosts: Option<BTreeSet<String>>) -> Result<Option<BTreeSet<HostId>>, String> {
@@ -266,6 +337,7 @@ fn parse_asked(name: &str, bytes: &[u8]) -> Result<Asked, String> {
         references: file.references,
         hosts: parse_hosts(file.hosts)?,
         wanted_at: file.wanted_at,
+        timing: Timing::kept(file.timed),
     })
 }
 
@@ -284,6 +356,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         hosts,
         plain_http: file.plain_http,
         wanted_at: file.wanted_at,
+        timing: Timing::kept(file.timed),
     })
 }
 
@@ -345,6 +418,7 @@ pub(crate) mod tests {
             hosts: None,
             plain_http: true,
             wanted_at: 5,
+            timing: Timing::New,
         }
     }
 
@@ -355,6 +429,11 @@ pub(crate) mod tests {
         let (one, mut two) = (want("one", 2, 100), want("two", 1, 100));
         two.hosts = Some(["mini-1".parse().unwrap()].into());
         two.wanted_at = 4;
+        let timed = Timed {
+            asked_at_ms: 4_200,
+            staged_ms: Some(27_600),
+        };
+        two.timing = Timing::Known(timed);
         files.keep(&one).unwrap();
         files.keep(&two).unwrap();
         files
@@ -374,6 +453,8 @@ pub(crate) mod tests {
         let digests: Vec<_> = kept.wants.iter().map(Want::digest).collect();
         assert_eq!(digests, [two.digest(), one.digest()]);
         assert_eq!(kept.wants[0].hosts, two.hosts);
+        assert_eq!(kept.wants[0].timing, two.timing);
+        assert_eq!(kept.wants[1].timing, Timing::Unknown);
         assert_eq!(kept.wants[1].manifest, one.manifest);
         assert_eq!(kept.bandwidth.unwrap().upload_bytes_per_second, 7);
         assert_eq!(kept.roster, roster);
@@ -384,7 +465,10 @@ pub(crate) mod tests {
         let asked = files.asked(&[]).unwrap();
         let digests: Vec<_> = asked.iter().map(|asked| asked.digest).collect();
         assert_eq!(digests, [two.digest(), one.digest()]);
-        assert_eq!(asked[0].hosts, two.hosts);
+        assert_eq!(
+            (asked[0].hosts.clone(), asked[0].timing),
+            (two.hosts.clone(), two.timing)
+        );
         assert_eq!(files.asked(&[two.clone()]).unwrap().len(), 1);
         files.keep(&one).unwrap();
         files.keep(&two).unwrap();

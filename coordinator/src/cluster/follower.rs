@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::DefaultBodyLimit,
-    response::{IntoResponse as _, Response},
+    response::Response,
     routing::{get, post},
 };
-use http::{Method, StatusCode};
+use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use proto::Digest;
@@ -21,9 +21,9 @@ use tracing::debug;
 
 use super::lease::Leadership;
 use crate::{
+    api::unavailable,
     operator::client::{Client as ApiClient, Target},
     secret::Secret,
-    view::Problem,
 };
 
 /// The largest admission review that is read: two Pods of the largest size that etcd keeps.
@@ -69,9 +69,10 @@ impl Forward {
             self.pin,
             self.token.clone(),
         );
-        ApiClient::new(target)?
+        let judged = ApiClient::new(target)
             .read(Method::POST, "/v1/webhook/pods", Some(review))
-            .await
+            .await?;
+        Ok(judged)
     }
 }
 
@@ -110,7 +111,7 @@ fn elsewhere(leader: Option<String>) -> Response {
         || "no coordinator leads yet; ask again in a moment".to_owned(),
         |leader| format!("this coordinator doesn't lead; {leader} does: ask again in a moment"),
     );
-    (StatusCode::SERVICE_UNAVAILABLE, Json(Problem { error })).into_response()
+    unavailable(error)
 }
 
 async fn answer(review: &Value, leader: Option<String>, forward: Option<Forward>) -> Value {

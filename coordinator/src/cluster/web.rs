@@ -35,7 +35,11 @@ use super::{
     index::ObjectKey,
     keeper::{Admission, Drain, Question},
 };
-use crate::{api::bearer, secret::Secret, view::Problem};
+use crate::{
+    api::{bearer, unavailable},
+    secret::Secret,
+    view::Problem,
+};
 
 /// The largest admission review: two Pods of 1.5 MB.
 const MAX_REVIEW_BYTES: usize = 4 << 20;
@@ -116,10 +120,7 @@ fn failure(status: StatusCode, error: impl ToString) -> Response {
 }
 
 fn late() -> Response {
-    failure(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "the coordinator is busy or stopping; ask again in a moment",
-    )
+    unavailable("the coordinator is busy or stopping; ask again in a moment")
 }
 
 async fn ask<T>(web: &Web, make: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {

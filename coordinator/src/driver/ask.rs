@@ -8,11 +8,12 @@ use tracing::{error, info, warn};
 
 use super::{
     Ask, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, claims::Claim, keeper,
+    took::Took,
 };
 use crate::{
     progress::Progress,
     view::{HostState, ShortOfRoom, StageReply},
-    wants::Want,
+    wants::{Timing, Want},
 };
 
 impl Driver {
@@ -237,6 +238,7 @@ impl Driver {
     pub(super) fn enter(&mut self, now: Moment, want: Want) {
         let image = want.digest();
         let claim = Claim::of(&want);
+        let timing = want.timing;
         match self.wants.get_mut(&image) {
             None => {
                 let wanted = self.wanted(now, want, Some(claim), None);
@@ -247,12 +249,43 @@ impl Driver {
                     Some(before) => before.join(claim),
                     None => claim,
                 });
+                let before = Claim::of(&wanted.want);
                 wanted.refresh();
                 wanted.order = None;
-                wanted.changed_at = now;
-                wanted.staged = None;
+                if let (Took::Untold, Timing::Known(_)) = (wanted.took, timing) {
+                    // the cluster wanted it first after a start, and knows no time
+                    wanted.took = Took::of(timing, now, Self::unix_ms(), false);
+                } else if Claim::of(&wanted.want) != before {
+                    self.time_anew(now, &image);
+                }
             }
         }
+    }
+
+    /// What is wanted of an image has changed.
+    pub(super) fn time_anew(&mut self, now: Moment, image: &Digest) {
+        let Some(wanted) = self.wants.get(image) else {
+            return;
+        };
+        let everywhere = self.is_everywhere(&wanted.want);
+        if let Some(wanted) = self.wants.get_mut(image) {
+            wanted.took.anew(now, Self::unix_ms(), everywhere);
+        }
+    }
+
+    /// Whether every host that shall hold this has it by its own last word, under all its names.
+    fn is_everywhere(&self, want: &Want) -> bool {
+        let image = want.digest();
+        let has = |host: &HostId| {
+            self.hosts.get(host).is_some_and(|known| {
+                let progress = known.images.get(&image);
+                let names = known.word.holdings.get(&image);
+                progress.is_some_and(|progress| progress.state == HostState::Present)
+                    && names.is_some_and(|names| want.references.is_subset(names))
+            })
+        };
+        self.selected(want.hosts.as_ref())
+            .is_ok_and(|selected| selected.iter().all(has))
     }
 
     pub(super) fn wanted(
@@ -263,6 +296,8 @@ impl Driver {
         cluster: Option<Claim>,
     ) -> Wanted {
         let token_due = self.registries.hands_down(&want).then_some(now);
+        let everywhere = self.is_everywhere(&want);
+        let took = Took::of(want.timing, now, Self::unix_ms(), everywhere);
         let held = cluster
             .iter()
             .flat_map(|claim| claim.held.clone())
@@ -276,9 +311,8 @@ impl Driver {
             ordered: BTreeSet::new(),
             token: None,
             token_due,
-            changed_at: now,
-            staged: None,
-            origin_words: String::new(),
+            took,
+            origin_said: None,
             restage: BTreeMap::new(),
         }
     }

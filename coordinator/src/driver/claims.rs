@@ -10,7 +10,10 @@ use rollout::stage::Event;
 use tracing::{error, info};
 
 use super::{Driver, Limits, MAX_WANTS, Placed, Wanted, orders::bandwidth};
-use crate::{view::BandwidthRequest, wants::Want};
+use crate::{
+    view::BandwidthRequest,
+    wants::{Timing, Want},
+};
 
 /// What one side wants of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +82,7 @@ impl Wanted {
         Some(Want {
             references: asked.references,
             hosts: asked.hosts,
+            timing: self.took.timing(),
             ..self.want.clone()
         })
     }
@@ -124,8 +128,7 @@ impl Driver {
                         continue;
                     }
                     wanted.order = None;
-                    wanted.changed_at = now;
-                    wanted.staged = None;
+                    self.time_anew(now, &image);
                 }
                 None if full => {
                     if !self.waiting.contains_key(&image) {
@@ -148,6 +151,12 @@ impl Driver {
     fn begin_placed(&mut self, now: Moment, want: Want, claim: Claim) {
         let image = want.digest();
         info!(%image, references = ?want.references, "image is wanted by the cluster");
+        // the first that the cluster says after a start was wanted before it, nobody knows since when
+        let timing = match self.placed {
+            true => Timing::New,
+            false => Timing::Unknown,
+        };
+        let want = Want { timing, ..want };
         let wanted = self.wanted(now, want, None, Some(claim));
         self.wants.insert(image, wanted);
         self.tell_wanted(now, image);

@@ -7,7 +7,7 @@ use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, Opened, ROSTER_KEEP, Session,
+    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, Opened, ROSTER_KEEP, Refused, Session,
     orders::bandwidth,
 };
 use crate::{
@@ -18,6 +18,9 @@ use crate::{
     view::VolumeView,
     wants::Place,
 };
+
+/// The same trouble with a registry is logged again when nothing was heard of it for this long.
+const ORIGIN_SAYS_ANEW: Duration = Duration::from_mins(1);
 
 impl Driver {
     pub(super) fn join(&mut self, now: Moment, membership: Arc<Membership>) {
@@ -122,6 +125,7 @@ impl Driver {
             since: now,
         });
         known.lost_at = None;
+        self.refusals.forget(&host);
         known.version = progress::clean(&hello.version);
         known.volume = hello.volume.as_ref().map(volume);
         for wanted in self.wants.values_mut() {
@@ -144,6 +148,38 @@ impl Driver {
         if !self.quarantined.is_empty() {
             let limits = self.limits();
             self.order(&host, limits);
+        }
+    }
+
+    /// A handshake was refused: it is kept for whoever asks why the host is away.
+    pub(super) fn refused(&mut self, now: Moment, refused: Refused) {
+        let host = refused.host.clone().or_else(|| self.at(refused.address));
+        let part = |host: &HostId| {
+            self.hosts.contains_key(host) || self.membership.revoked.contains_key(host)
+        };
+        let known = host.clone().filter(part);
+        let (address, reason, error) = (refused.address, refused.reason, refused.message.clone());
+        if self.refusals.note(now, known, refused) {
+            let host = host.map(tracing::field::display);
+            warn!(host, %address, reason, error, "a host and this coordinator don't take each other");
+        } else {
+            debug!(%address, reason, error, "a host and this coordinator don't take each other");
+        }
+    }
+
+    /// The host that peers reach at this address, or the only one on that machine: who refuses us doesn't say who it is.
+    fn at(&self, address: SocketAddr) -> Option<HostId> {
+        let places = || {
+            let hosts = self.hosts.iter();
+            hosts.filter_map(|(host, known)| Some((host, known.place.as_ref()?.address)))
+        };
+        if let Some((host, _)) = places().find(|(_, place)| *place == address) {
+            return Some(host.clone());
+        }
+        let mut there = places().filter(|(_, place)| place.ip() == address.ip());
+        match (there.next(), there.next()) {
+            (Some((host, _)), None) => Some(host.clone()),
+            _ => None,
         }
     }
 
@@ -331,8 +367,8 @@ impl Driver {
                         Some(word::Trouble::Failing)
                     }
                 };
-                if trouble.is_some() {
-                    self.note_origin(host, content, &lease.message);
+                if let Some(trouble) = trouble {
+                    self.note_origin(now, host, content, trouble, &lease.message);
                 }
                 self.plan.handle(
                     now,
@@ -359,7 +395,7 @@ impl Driver {
         ) {
             warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
             if end == word::LeaseEnd::OriginFailed {
-                self.note_origin(host, content, &message);
+                self.note_origin(now, host, content, word::Trouble::Failing, &message);
             }
             if end == word::LeaseEnd::ContentBad && self.bad_contents.len() < MAX_BAD_CONTENTS {
                 self.bad_contents.insert(content, message);
@@ -377,22 +413,44 @@ impl Driver {
         );
     }
 
-    /// Remembers what a holder says about its registry: it is shown while the registry is left alone.
-    fn note_origin(&mut self, host: &HostId, content: Digest, message: &str) {
-        let message = progress::clean(message);
+    /// Remembers what a holder says about its registry: it is shown while the registry is left alone. The log has it once
+    /// for each outage.
+    fn note_origin(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        content: Digest,
+        trouble: word::Trouble,
+        message: &str,
+    ) {
+        let error = progress::clean(message);
         let mut news = false;
         for wanted in self.wants.values_mut() {
-            if wanted.origin_words == message {
+            let contents = wanted.want.layout.contents();
+            if !contents.iter().any(|of| of.digest == content) {
                 continue;
             }
-            let contents = wanted.want.layout.contents();
-            if contents.iter().any(|of| of.digest == content) {
-                wanted.origin_words.clone_from(&message);
-                news = true;
-            }
+            let same = wanted.origin_said.as_ref().is_some_and(|(at, said)| {
+                // a silence has other words each time
+                let alike = *said == error || trouble == word::Trouble::Silent;
+                alike && now.since(*at) < ORIGIN_SAYS_ANEW
+            });
+            news |= !same;
+            wanted.origin_said = Some((now, error.clone()));
         }
-        if news {
-            warn!(%host, %content, error = message, "the registry fails the holder of a lease");
+        if !news {
+            return;
+        }
+        match trouble {
+            word::Trouble::Failing => {
+                warn!(%host, %content, error, "the registry fails the holder of a lease");
+            }
+            word::Trouble::Silent => {
+                warn!(%host, %content, error, "the registry is silent to the holder of a lease");
+            }
+            word::Trouble::Throttled(wish) => {
+                warn!(%host, %content, error, wish_s = wish.as_secs(), "the registry asked to be left alone");
+            }
         }
     }
 

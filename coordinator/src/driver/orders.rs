@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use proto::{Digest, HostId, Moment, message};
-use rollout::stage::{Action, Event};
+use rollout::stage::{Action, Event, RevokeCause};
 use tracing::{debug, error, warn};
 
 use super::{
@@ -51,9 +51,20 @@ impl Driver {
                     };
                     self.order(&host, kind(message::order::Kind::Lease(order)));
                 }
-                Action::Revoke { host, content } => {
-                    Metrics::count(&self.metrics.lease_ends, "revoked");
-                    debug!(%host, %content, "lease revoked");
+                Action::Revoke {
+                    host,
+                    content,
+                    cause,
+                } => {
+                    match cause {
+                        RevokeCause::OriginFailed => {
+                            Metrics::count(&self.metrics.lease_ends, "origin_failed");
+                        }
+                        RevokeCause::Ended => Metrics::count(&self.metrics.lease_ends, "revoked"),
+                        // counted when it ended
+                        RevokeCause::NotHeld => {}
+                    }
+                    debug!(%host, %content, ?cause, "lease revoked");
                     let order = message::LeaseRevoke {
                         content: content.as_bytes().to_vec(),
                     };

@@ -10,7 +10,7 @@ use proto::{Digest, HostId, Moment, image::ContentKind};
 use rollout::stage::status::{HostReason, HostStatus, ImageReason, ImageStatus, Status};
 use tracing::info;
 
-use super::{Driver, Host, StageError, Wanted};
+use super::{Driver, Host, Keep, StageError, Wanted, keeper, words};
 use crate::{
     metrics::{self, SourceLabel, StateLabel},
     progress::Progress,
@@ -21,6 +21,9 @@ use crate::{
     wants::Want,
 };
 
+/// What is said of a host that is quarantined.
+const SHUNNED: &str = "the fleet shuns it: several hosts proved that it sent false data";
+
 /// What the driver shows: a snapshot that readers share.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
@@ -30,6 +33,8 @@ pub(crate) struct View {
     pub(crate) hosts: BTreeMap<HostId, Arc<HostView>>,
     /// What the cluster wants and waits until fewer images are wanted.
     pub(crate) waiting: BTreeSet<Digest>,
+    /// Whether all that was wanted before this start is among the images, as far as it is wanted still.
+    pub(crate) whole: bool,
 }
 
 impl Driver {
@@ -44,6 +49,7 @@ impl Driver {
             }
         }
         view.waiting = self.waiting.keys().copied().collect();
+        view.whole = self.recalled && self.placed;
         self.note_staged(now, &mut view);
         let mut by_host: BTreeMap<&HostId, Vec<(&ImageStatus, &HostStatus)>> = BTreeMap::new();
         // what clients of mirrors wait for isn't an image
@@ -58,8 +64,10 @@ impl Driver {
             let shown = self.host_view(now, host, known, &wanted);
             view.hosts.insert(host.clone(), Arc::new(shown));
         }
-        for host in &self.membership.revoked {
-            let shown = revoked_view(host, self.membership.fleet.hosts.contains_key(host));
+        for (host, revocation) in &self.membership.revoked {
+            let named = self.membership.fleet.hosts.contains_key(host);
+            let refusal = self.refusals.of(now, host);
+            let shown = words::revoked(host, named, revocation, refusal);
             view.hosts.insert(host.clone(), Arc::new(shown));
         }
         self.measure(&view, &status);
@@ -107,8 +115,10 @@ impl Driver {
                 Some(ImageReason::ContentBad(content)) => {
                     self.bad_contents.get(&content).cloned().unwrap_or_default()
                 }
-                _ => origin_message(wanted, image).unwrap_or_default(),
+                _ if state == ImageState::Present => String::new(),
+                _ => self.image_words(now, wanted, image),
             },
+            disk_bytes: layout.disk_bytes(),
             raw_bytes: layout.content_bytes(),
             registry_bytes: layout.blob_bytes(),
             contents: image.contents as u64,
@@ -117,7 +127,7 @@ impl Driver {
             hosts_present,
             hosts_failed: count(HostState::Failed),
             wanted_at: wanted.want.wanted_at,
-            staged_seconds: wanted.staged.map(|took| took.as_secs_f64()),
+            staged_seconds: wanted.took.told().map(|took| took.as_secs_f64()),
             hosts,
             leases: leases
                 .map(|lease| LeaseView {
@@ -128,6 +138,24 @@ impl Driver {
                 })
                 .collect(),
         })
+    }
+
+    fn image_words(&self, now: Moment, wanted: &Wanted, image: &ImageStatus) -> String {
+        let lacking = image.hosts.iter().filter(|host| {
+            matches!(
+                host.reason,
+                Some(HostReason::Disconnected | HostReason::Quarantined)
+            )
+        });
+        let away: Vec<_> = lacking
+            .map(|host| {
+                let known = self.hosts.get(&host.host);
+                let lost_at = known.and_then(|known| known.lost_at);
+                (host.host.clone(), words::since(now, lost_at))
+            })
+            .collect();
+        let said = wanted.origin_said.as_ref().map(|(_, said)| said.as_str());
+        words::image(image, said.filter(|said| !said.is_empty()), &away)
     }
 
     fn placement(&self, now: Moment, image: &Digest, status: &HostStatus) -> HostProgress {
@@ -170,24 +198,40 @@ impl Driver {
                 if !own || shown.reason.is_none() {
                     shown.reason = Some(reason.as_str().to_owned());
                 }
+                if reason == HostReason::Quarantined {
+                    shown.message = SHUNNED.to_owned();
+                }
             }
+        }
+        if !connected {
+            let lost_at = known.and_then(|known| known.lost_at);
+            shown.message = words::away(words::since(now, lost_at));
         }
         shown
     }
 
     /// Notes when an image has come to be everywhere.
     fn note_staged(&mut self, now: Moment, view: &mut View) {
+        // a restart neither counts it again nor forgets how long it took
+        let mut staged = Vec::new();
         for (image, shown) in &mut view.images {
             let Some(wanted) = self.wants.get_mut(image) else {
                 continue;
             };
-            if shown.state == ImageState::Present && wanted.staged.is_none() {
-                let took = now.since(wanted.changed_at);
-                wanted.staged = Some(took);
-                self.metrics.stage_seconds.observe(took.as_secs_f64());
-                info!(%image, hosts = shown.hosts_present, elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "image is staged everywhere");
-                Arc::make_mut(shown).staged_seconds = Some(took.as_secs_f64());
+            if shown.state != ImageState::Present {
+                continue;
             }
+            let Some(took) = wanted.took.everywhere(now) else {
+                continue;
+            };
+            self.metrics.stage_seconds.observe(took.as_secs_f64());
+            let reference = wanted.want.references.first().map_or("", String::as_str);
+            info!(%image, reference, hosts = shown.hosts_present, elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "image is staged everywhere");
+            Arc::make_mut(shown).staged_seconds = Some(took.as_secs_f64());
+            staged.extend(wanted.asked_want());
+        }
+        for want in staged {
+            self.keep(Keep::Want(Box::new(want), keeper::Answer::none()));
         }
     }
 
@@ -222,26 +266,31 @@ impl Driver {
                 wanted: true,
                 progress: self.placement(now, &image.image, status),
             };
+            let registry = matches!(
+                image.reason,
+                Some(ImageReason::OriginDown | ImageReason::OriginThrottled)
+            );
             if shown.progress.state != HostState::Present
-                && let Some(words) = found.and_then(|wanted| origin_message(wanted, image))
+                && registry
+                && let Some(wanted) = found
             {
-                origins.push(format!("{}: {words}", name(&shown)));
+                let words = self.image_words(now, wanted, image);
+                origins.push(format!("{}: {words}", words::name(&shown)));
             }
             images.insert(image.image, shown);
         }
         let mut why = Vec::new();
+        let refusal = self.refusals.of(now, host);
         if known.session.is_none() {
-            why.push(known.lost_at.map_or_else(
-                || "has had no session since the coordinator started; is its agent running and enrolled?".to_owned(),
-                |lost| format!("its session was lost {} s ago", now.since(lost).as_secs()),
-            ));
+            let since = words::since(now, known.lost_at);
+            why.extend(words::no_session(since, refusal.as_ref()));
         }
         if quarantined {
-            why.push("the fleet shuns it: several hosts proved that it sent false data".to_owned());
+            why.push(SHUNNED.to_owned());
         }
         for image in images.values().filter(|image| image.wanted) {
             if image.progress.state != HostState::Present {
-                why.push(why_not(image));
+                why.push(words::not_present(image));
             }
         }
         why.extend(origins);
@@ -251,6 +300,8 @@ impl Driver {
             named: self.membership.fleet.hosts.contains_key(host),
             connected: known.session.is_some(),
             revoked: false,
+            revocation: None,
+            refusal,
             quarantined,
             address: known.place.as_ref().map(|place| place.address.to_string()),
             version: known.version.clone(),
@@ -430,76 +481,6 @@ impl Driver {
                 ContentKind::Blob => content.geometry.size(),
             })
             .sum()
-    }
-}
-
-/// What is to be said about an image's registry while it is left alone: the last holder's words, and until when.
-fn origin_message(wanted: &Wanted, image: &ImageStatus) -> Option<String> {
-    let reason = image.reason?;
-    if !matches!(
-        reason,
-        ImageReason::OriginDown | ImageReason::OriginThrottled
-    ) {
-        return None;
-    }
-    let words = if wanted.origin_words.is_empty() {
-        "the registry fails"
-    } else {
-        wanted.origin_words.as_str()
-    };
-    Some(match image.origin_retry_in {
-        Some(left) => format!(
-            "{} ({words}); it is asked again in {} s",
-            reason.as_str(),
-            left.as_millis().div_ceil(1_000)
-        ),
-        None => format!(
-            "{} ({words}); one host tries whether it is back",
-            reason.as_str()
-        ),
-    })
-}
-
-fn name(image: &HostImage) -> &str {
-    image.references.first().unwrap_or(&image.digest)
-}
-
-fn why_not(image: &HostImage) -> String {
-    let name = name(image);
-    let progress = &image.progress;
-    let reason = progress.reason.as_deref().unwrap_or("unknown");
-    let mut text = format!("{name}: {} ({reason})", progress.state.as_str());
-    if progress.total_bytes > 0 && progress.held_bytes > 0 {
-        text.push_str(&format!(
-            ", {} of {} bytes",
-            progress.held_bytes, progress.total_bytes
-        ));
-    }
-    if !progress.message.is_empty() {
-        text.push_str(": ");
-        text.push_str(&progress.message);
-    }
-    text
-}
-
-fn revoked_view(host: &HostId, named: bool) -> HostView {
-    HostView {
-        host: host.to_string(),
-        zone: String::new(),
-        named,
-        connected: false,
-        revoked: true,
-        quarantined: false,
-        address: None,
-        version: String::new(),
-        volume: None,
-        backlog_bytes: 0,
-        upload_bytes_per_second: 0,
-        blames: 0,
-        images: Vec::new(),
-        why: vec![format!(
-            "it is revoked; `parbake-coordinator readmit {host}` takes that back"
-        )],
     }
 }
 

@@ -10,10 +10,12 @@ use crate::{
     wants::tests::want,
 };
 
+mod words;
+
 pub(super) struct World {
     pub(super) driver: Driver,
-    view: watch::Receiver<Arc<View>>,
-    keeper: Receiver<Keep>,
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) keeper: Receiver<Keep>,
     sessions: u64,
 }
 
@@ -38,22 +40,28 @@ impl World {
     }
 
     fn of(kubernetes: bool) -> Self {
+        Self::after(kubernetes, BTreeSet::new(), Kept::default())
+    }
+
+    /// One that starts again, with the hosts that enrolled before and what was kept.
+    pub(super) fn after(kubernetes: bool, enrolled: BTreeSet<HostId>, kept: Kept) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), kubernetes);
         let (publish, view) = watch::channel(Arc::default());
-        let (keeper, kept) = mpsc::channel(KEEPER_QUEUE);
+        let (keeper, writes) = mpsc::channel(KEEPER_QUEUE);
         let membership = Membership {
             fleet: Fleet {
                 open: true,
                 ..Fleet::default()
             },
+            enrolled,
             ..Membership::default()
         };
         let driver = Driver::new(Parts {
             presence: watch::channel(Arc::default()).0,
             registries: Arc::new(Registries::new(config.origin.clone()).unwrap()),
             config,
-            kept: Kept::default(),
+            kept,
             membership: Arc::new(membership),
             publish,
             keeper,
@@ -63,7 +71,7 @@ impl World {
         Self {
             driver,
             view,
-            keeper: kept,
+            keeper: writes,
             sessions: 0,
         }
     }
@@ -86,12 +94,21 @@ impl World {
         host: &str,
         hello: message::Hello,
     ) -> (u64, Receiver<Arc<message::Order>>) {
+        self.open_from(host, hello, "10.0.0.9:40000")
+    }
+
+    pub(super) fn open_from(
+        &mut self,
+        host: &str,
+        hello: message::Hello,
+        remote: &str,
+    ) -> (u64, Receiver<Arc<message::Order>>) {
         let (orders, queue) = mpsc::channel(ORDERS);
         self.sessions += 1;
         self.driver.apply(Input::Opened(Box::new(Opened {
             host: host.parse().unwrap(),
             session: self.sessions,
-            remote: "10.0.0.9:40000".parse().unwrap(),
+            remote: remote.parse().unwrap(),
             hello,
             orders,
         })));
@@ -130,7 +147,7 @@ impl World {
         self.driver.flush();
     }
 
-    fn host(&self, host: &str) -> Arc<HostView> {
+    pub(super) fn host(&self, host: &str) -> Arc<HostView> {
         self.view.borrow().hosts[&host.parse::<HostId>().unwrap()].clone()
     }
 }

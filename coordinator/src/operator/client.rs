@@ -9,16 +9,9 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use proto::Digest;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, ring},
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
+use link::HandshakeError;
+use proto::{Digest, causes};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -46,6 +39,8 @@ pub(crate) struct Target {
     address: String,
     pin: Digest,
     token: Secret,
+    /// The file that the token was read from.
+    token_file: Option<PathBuf>,
 }
 
 impl Target {
@@ -54,6 +49,7 @@ impl Target {
             address,
             pin,
             token,
+            token_file: None,
         }
     }
 
@@ -61,11 +57,7 @@ impl Target {
     pub(crate) fn of(options: &Connection) -> anyhow::Result<Self> {
         let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
         let address = match (&options.api, in_state("addresses.json")) {
-            (Some(api), _) => api
-                .strip_prefix("https://")
-                .unwrap_or(api)
-                .trim_end_matches('/')
-                .to_owned(),
+            (Some(api), _) => link::api_address(api)?.to_owned(),
             (None, Some(path)) => {
                 let addresses: Addresses =
                     serde_json::from_str(&read(&path)?).with_context(|| {
@@ -82,21 +74,13 @@ impl Target {
                  or --state-dir on the coordinator's own machine"
             ),
         };
-        if !address
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-        {
-            bail!("--api has to be https://host:port, not {address}");
-        }
         let pin = match (
             &options.ca_pin,
             options.ca.clone().or(in_state("authority/ca.pem")),
         ) {
-            (Some(pin), _) => format!("sha256:{}", pin.trim().trim_start_matches("sha256:"))
-                .parse()
-                .context(
-                    "--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints",
-                )?,
+            (Some(pin), _) => link::parse_pin(pin).context(
+                "--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints",
+            )?,
             (None, Some(path)) => {
                 let certificate = CertificateDer::from_pem_slice(read(&path)?.as_bytes())
                     .map_err(|error| anyhow!("{}: {error}", path.display()))?;
@@ -112,6 +96,7 @@ impl Target {
             address,
             pin,
             token: Secret::from_text(&read(&path)?),
+            token_file: Some(path),
         })
     }
 }
@@ -133,6 +118,50 @@ pub(crate) fn segment(name: &str) -> String {
     text
 }
 
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// Nobody answered, or the line broke, or who answered doesn't serve yet. Another try may do.
+    #[error("{cause}")]
+    Away {
+        /// What happened.
+        cause: String,
+        /// Whether nobody has answered at all: it may be the wrong address.
+        unheard: bool,
+    },
+    /// Another server answers than the pinned one, or a clock is wrong.
+    #[error("{address}: {cause}")]
+    Stranger {
+        /// Who was asked.
+        address: String,
+        /// What is wrong.
+        cause: HandshakeError,
+    },
+    /// The coordinator answered, but not with what was asked for.
+    #[error("{text}")]
+    Refused {
+        /// Its answer's status.
+        status: StatusCode,
+        /// Its words.
+        text: String,
+    },
+    /// The question can't be asked, or the answer isn't understood.
+    #[error("{0}")]
+    Odd(String),
+}
+
+impl CallError {
+    /// Whether another try may do.
+    pub(crate) const fn passes(&self) -> bool {
+        matches!(self, Self::Away { .. })
+    }
+
+    /// Whether it is this answer.
+    pub(crate) fn is(&self, wanted: StatusCode) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status == wanted)
+    }
+}
+
 /// The client. Each call is a connection of its own: there are few.
 pub(crate) struct Client {
     target: Target,
@@ -146,23 +175,14 @@ struct Exchange {
 }
 
 impl Client {
-    pub(crate) fn new(target: Target) -> anyhow::Result<Self> {
-        let provider = Arc::new(ring::default_provider());
-        let verifier = Pinned {
-            pin: target.pin,
-            provider: provider.clone(),
-        };
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .context("setting up TLS")?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self {
-            target,
-            tls: Arc::new(config).into(),
-        })
+    pub(crate) fn new(target: Target) -> Self {
+        let tls = Arc::new(link::pinned(target.pin)).into();
+        Self { target, tls }
+    }
+
+    /// Whom it asks.
+    pub(crate) fn address(&self) -> &str {
+        &self.target.address
     }
 
     /// Calls, and reads the JSON that comes back.
@@ -171,24 +191,25 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> anyhow::Result<T> {
+    ) -> Result<T, CallError> {
         let answer = self.call(method, path, body).await?;
-        serde_json::from_slice(&answer).with_context(|| {
-            format!(
-                "{} answers in words that this version doesn't know",
-                self.target.address
-            )
+        serde_json::from_slice(&answer).map_err(|error| {
+            let address = &self.target.address;
+            CallError::Odd(format!(
+                "{address} answers in words that this version doesn't know: {error}"
+            ))
         })
     }
 
     /// What stands at this path, if anything does.
-    pub(crate) async fn find<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Option<T>> {
+    pub(crate) async fn find<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Option<T>, CallError> {
         match self.read(Method::GET, path, None::<&()>).await {
             Ok(found) => Ok(Some(found)),
-            Err(error) => match error.downcast_ref::<Refusal>() {
-                Some(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
-                _ => Err(error),
-            },
+            Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -198,37 +219,38 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> anyhow::Result<Bytes> {
+    ) -> Result<Bytes, CallError> {
         let whole = async {
             let exchange = self.exchange(method, path, body).await?;
             let body = Limited::new(exchange.response.into_body(), MAX_ANSWER_BYTES);
             let body = body.collect().await;
             Ok(body
-                .map_err(|error| anyhow!("reading the answer of {}: {error}", self.target.address))?
+                .map_err(|error| self.away(&format!("reading its answer: {}", causes(&*error))))?
                 .to_bytes())
         };
-        timeout(ANSWER_TIMEOUT, whole).await.with_context(|| {
-            format!(
-                "{} didn't answer within {} s",
-                self.target.address,
-                ANSWER_TIMEOUT.as_secs()
-            )
-        })?
+        timeout(ANSWER_TIMEOUT, whole)
+            .await
+            .map_err(|_| self.away(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))?
     }
 
     /// Calls, and returns the answer line by line as it comes.
-    pub(crate) async fn lines(&self, path: &str) -> anyhow::Result<Lines> {
-        let exchange = timeout(
-            ANSWER_TIMEOUT,
-            self.exchange(Method::GET, path, None::<&()>),
-        )
-        .await;
-        let exchange =
-            exchange.with_context(|| format!("{} didn't answer", self.target.address))??;
+    pub(crate) async fn lines(&self, path: &str) -> Result<Lines, CallError> {
+        let exchange = self.exchange(Method::GET, path, None::<&()>);
+        let exchange = timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| {
+            self.away(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
+        })??;
         Ok(Lines {
             exchange,
             buffer: BytesMut::new(),
         })
+    }
+
+    /// The line broke, or nobody answered in time.
+    fn away(&self, cause: &str) -> CallError {
+        CallError::Away {
+            cause: format!("{}: {cause}", self.target.address),
+            unheard: false,
+        }
     }
 
     async fn exchange(
@@ -236,34 +258,47 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> anyhow::Result<Exchange> {
+    ) -> Result<Exchange, CallError> {
         let address = &self.target.address;
         let connect = async {
-            let stream = TcpStream::connect(address.as_str())
-                .await
-                .with_context(|| {
-                    format!("connecting to the coordinator at {address}; does it run?")
-                })?;
-            let name = ServerName::try_from(COORDINATOR).context("the coordinator's name")?;
-            let stream = self.tls.connect(name, stream).await.with_context(|| {
-                format!("{address} isn't the coordinator with this pin; compare with `parbake-coordinator pin`")
+            let stream = TcpStream::connect(address.as_str()).await;
+            let stream = stream.map_err(|error| CallError::Away {
+                cause: format!("connecting to the coordinator at {address}; does it run?: {error}"),
+                unheard: true,
             })?;
-            anyhow::Ok(http1::handshake(TokioIo::new(stream)).await?)
+            let name = ServerName::try_from(COORDINATOR)
+                .map_err(|error| CallError::Odd(error.to_string()))?;
+            let tls = self.tls.connect(name, stream).await;
+            let stream = tls.map_err(|error| match HandshakeError::of(error) {
+                broken @ HandshakeError::Broken(_) => self.away(&broken.to_string()),
+                cause => CallError::Stranger {
+                    address: address.clone(),
+                    cause,
+                },
+            })?;
+            http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| self.away(&causes(&error)))
         };
         let (mut sender, connection) =
-            timeout(CONNECT_TIMEOUT, connect).await.with_context(|| {
-                format!(
-                    "{address} didn't take the connection within {} s",
-                    CONNECT_TIMEOUT.as_secs()
-                )
-            })??;
+            timeout(CONNECT_TIMEOUT, connect)
+                .await
+                .map_err(|_| CallError::Away {
+                    cause: format!(
+                        "{address} didn't take the connection within {} s",
+                        CONNECT_TIMEOUT.as_secs()
+                    ),
+                    unheard: true,
+                })??;
         let mut driving = JoinSet::new();
         driving.spawn(async move {
             // Its error reaches the request and the body too.
             drop(connection.await);
         });
         let body = match body {
-            Some(body) => serde_json::to_vec(body).context("writing the request")?,
+            Some(body) => {
+                serde_json::to_vec(body).map_err(|error| CallError::Odd(error.to_string()))?
+            }
             None => Vec::new(),
         };
         let request = Request::builder()
@@ -276,11 +311,15 @@ impl Client {
                 format!("Bearer {}", self.target.token.expose()),
             )
             .body(Full::new(Bytes::from(body)))
-            .context("making the request (is the token file a token?)")?;
+            .map_err(|error| {
+                CallError::Odd(format!(
+                    "making the request (is the token file a token?): {error}"
+                ))
+            })?;
         let response = sender
             .send_request(request)
             .await
-            .with_context(|| format!("asking {address}"))?;
+            .map_err(|error| self.away(&causes(&error)))?;
         let status = response.status();
         let exchange = Exchange {
             response,
@@ -295,24 +334,30 @@ impl Client {
         let body = body
             .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default();
-        Err(refusal(status, &body))
+        Err(self.refusal(status, &body))
     }
-}
 
-/// The coordinator answered, but not with what was asked for.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-pub(crate) struct Refusal {
-    pub(crate) status: StatusCode,
-    text: String,
-}
-
-fn refusal(status: StatusCode, body: &[u8]) -> anyhow::Error {
-    let text = match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => problem.error,
-        Err(_) => format!("the coordinator answers {status}"),
-    };
-    Refusal { status, text }.into()
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> CallError {
+        let said = serde_json::from_slice::<Problem>(body).map(|problem| problem.error);
+        match (status, &self.target.token_file) {
+            // it starts, stops, or isn't the one that leads
+            (StatusCode::SERVICE_UNAVAILABLE, _) => CallError::Away {
+                cause: said.unwrap_or_else(|_| "the coordinator isn't ready".to_owned()),
+                unheard: false,
+            },
+            (StatusCode::UNAUTHORIZED, Some(file)) => CallError::Refused {
+                status,
+                text: format!(
+                    "the coordinator doesn't accept the token in {}; it has to be what api.token of its state directory holds",
+                    file.display()
+                ),
+            },
+            _ => CallError::Refused {
+                status,
+                text: said.unwrap_or_else(|_| format!("the coordinator answers {status}")),
+            },
+        }
+    }
 }
 
 /// An answer of lines of JSON.
@@ -322,86 +367,38 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// The next line; `None` at the end. Not cancel safe only in what a broken line would cost: the next one.
-    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
+    /// The next line; `None` at the end. Errors are those of a line that broke. Not cancel safe only in what a broken line
+    /// would cost: the next one.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CallError> {
+        let away = |cause: String| CallError::Away {
+            cause,
+            unheard: false,
+        };
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
-                return Ok(Some(
-                    serde_json::from_slice(&line).context("a line of progress")?,
-                ));
+                return serde_json::from_slice(&line).map(Some).map_err(|error| {
+                    CallError::Odd(format!("a line of progress isn't understood: {error}"))
+                });
             }
             if self.buffer.len() > MAX_ANSWER_BYTES {
-                bail!("a line of progress is too long");
+                return Err(CallError::Odd("a line of progress is too long".to_owned()));
             }
             let frame = timeout(LINE_TIMEOUT, self.exchange.response.body_mut().frame()).await;
-            match frame.context("the coordinator went silent")? {
-                None => return Ok(None),
-                Some(frame) => {
-                    if let Ok(data) = frame.context("following progress")?.into_data() {
+            match frame {
+                Err(_) => {
+                    let silent = LINE_TIMEOUT.as_secs();
+                    return Err(away(format!("nothing has come for {silent} s")));
+                }
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => return Err(away(causes(&error))),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
                     }
                 }
             }
         }
-    }
-}
-
-/// Accepts a chain that leads by the ordinary rules to the one authority with this pin, which it has to contain.
-#[derive(Debug)]
-struct Pinned {
-    pin: Digest,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let pinned = intermediates
-            .iter()
-            .find(|certificate| Digest::of(certificate) == self.pin)
-            .ok_or_else(|| {
-                rustls::Error::General(
-                    "the pinned authority isn't in the server's chain".to_owned(),
-                )
-            })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(pinned.clone().into_owned())?;
-        WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 isn't spoken".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }
 
@@ -434,5 +431,11 @@ mod tests {
                 .to_string()
                 .contains("host:port")
         );
+        let plain = Connection {
+            api: Some("http://parbake.example.com:7470".into()),
+            ..Connection::default()
+        };
+        let error = Target::of(&plain).unwrap_err().to_string();
+        assert!(error.contains("use https://"), "{error}");
     }
 }

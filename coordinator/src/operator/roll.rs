@@ -2,21 +2,23 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use http::Method;
 use tokio::time::Instant;
 
 use super::{
     Outcome,
-    client::{self, Client},
+    client::{self, CallError, Client},
+    follow::{self, Touch},
     print, tell, text,
 };
 use crate::view::{HostView, PodView, PoolView};
 
 /// How often a roll that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A coordinator that can't be reached is asked again so often while a roll is waited for: another may be taking over.
-const PATIENCE: u32 = 60;
+/// A pool that isn't known any more is looked for this long while its roll is waited for: another coordinator may be taking
+/// over.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host's reasons, or a Pod's.
 pub(super) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Result<Outcome> {
@@ -27,8 +29,9 @@ pub(super) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
             client::segment(pod)
         );
         let pod: Option<PodView> = client.find(&path).await?;
-        let pod =
-            pod.with_context(|| format!("there is no Pod {name}, or no cluster is watched"))?;
+        let pod = pod.with_context(|| {
+            format!("there is no Pod {name}, or the coordinator watches no cluster")
+        })?;
         return shown(&pod, json);
     }
     let path = format!("/v1/hosts/{}", client::segment(name));
@@ -40,8 +43,11 @@ pub(super) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
             false => Outcome::No,
         });
     }
-    let found: Vec<PodView> = pools(client)
+    // outside of a cluster there are no Pods, and no words about them
+    let found: Vec<PodView> = client
+        .find::<Vec<PoolView>>("/v1/pools")
         .await?
+        .unwrap_or_default()
         .into_iter()
         .flat_map(|pool| pool.pods)
         .filter(|pod| pod.name == name)
@@ -71,22 +77,25 @@ fn shown(pod: &PodView, json: bool) -> anyhow::Result<Outcome> {
     })
 }
 
-async fn pools(client: &Client) -> anyhow::Result<Vec<PoolView>> {
-    Ok(client.find("/v1/pools").await?.unwrap_or_default())
+/// The pools that are gated. A coordinator without a cluster says that it has none to gate, in its own words.
+async fn pools(client: &Client) -> Result<Vec<PoolView>, CallError> {
+    client.read(Method::GET, "/v1/pools", None::<&()>).await
 }
 
-/// The pool that a name means.
-async fn pool(client: &Client, name: &str) -> anyhow::Result<PoolView> {
-    let mut found: Vec<PoolView> = pools(client)
-        .await?
+/// The pool that a name means among these.
+fn pool(pools: Vec<PoolView>, name: &str) -> anyhow::Result<Option<PoolView>> {
+    let mut found: Vec<PoolView> = pools
         .into_iter()
         .filter(|pool| pool.name == name || format!("{}/{}", pool.namespace, pool.name) == name)
         .collect();
     match (found.pop(), found.is_empty()) {
-        (Some(pool), true) => Ok(pool),
         (Some(_), false) => bail!("several pools are called `{name}`; write it as namespace/name"),
-        (None, _) => bail!("no pool `{name}` is gated; see `parbake roll`"),
+        (found, _) => Ok(found),
     }
+}
+
+fn unknown(name: &str) -> anyhow::Error {
+    anyhow!("no pool `{name}` is gated; see `parbake roll`")
 }
 
 /// How far rolls are.
@@ -105,30 +114,44 @@ pub(super) async fn show(
         })?;
         return Ok(outcome(&pools));
     };
-    let mut shown = pool(client, name).await?;
     let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut failures = 0;
+    let first = match wait {
+        true => follow::ask(client, deadline, async || pools(client).await).await?,
+        false => pools(client).await?,
+    };
+    let mut shown = pool(first, name)?.ok_or_else(|| unknown(name))?;
+    let mut touch = Touch::new(Instant::now());
+    let mut missing_since = None;
     while wait && shown.stale > 0 {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            tell("not rolled in time; it goes on\n");
+            let away = touch.contact(Instant::now()).words("the roll");
+            let goes_on = away.unwrap_or_else(|| "it goes on".to_owned());
+            tell(&format!("not rolled in time; {goes_on}\n"));
             break;
         }
         tokio::time::sleep(LOOK_EVERY).await;
-        match pool(client, name).await {
-            Ok(now) => {
-                failures = 0;
-                if (now.stale, now.in_flight) != (shown.stale, shown.in_flight) {
-                    tell(&text::pool(&now));
+        match pools(client).await {
+            Ok(found) => match pool(found, name)? {
+                Some(now) => {
+                    (touch, missing_since) = (Touch::new(Instant::now()), None);
+                    if (now.stale, now.in_flight) != (shown.stale, shown.in_flight) {
+                        tell(&text::pool(&now));
+                    }
+                    shown = now;
                 }
-                shown = now;
-            }
-            Err(error) if failures < PATIENCE => {
-                failures += 1;
-                if failures == 1 {
-                    tell(&format!("the roll goes on, but can't be seen: {error:#}\n"));
+                // a coordinator that has just taken over doesn't know its pools yet
+                None => {
+                    touch.heard(Instant::now());
+                    if missing_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                        return Err(unknown(name));
+                    }
                 }
-            }
-            Err(error) => return Err(error),
+            },
+            Err(error) if error.passes() => touch.lost(Instant::now(), error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(words) = touch.due(Instant::now(), "the roll") {
+            tell(&words);
         }
     }
     print(json, &shown, || text::roll(&shown))?;
@@ -145,13 +168,13 @@ fn outcome(pools: &[PoolView]) -> Outcome {
 /// Holds a pool or an ImagePrePull, or lets it go on.
 pub(super) async fn pause(client: &Client, name: &str, paused: bool) -> anyhow::Result<Outcome> {
     // one that gates nothing isn't among the pools, but its staging can be held
-    let (namespace, name) = match (pool(client, name).await, name.split_once('/')) {
-        (Ok(pool), _) => (pool.namespace, pool.name),
-        (Err(_), Some((namespace, name))) => (namespace.to_owned(), name.to_owned()),
-        (Err(error), None) => {
-            return Err(
-                error.context("an ImagePrePull without a gate is written as namespace/name")
-            );
+    let found = pool(pools(client).await?, name)?;
+    let (namespace, name) = match (found, name.split_once('/')) {
+        (Some(pool), _) => (pool.namespace, pool.name),
+        (None, Some((namespace, name))) => (namespace.to_owned(), name.to_owned()),
+        (None, None) => {
+            return Err(unknown(name)
+                .context("an ImagePrePull without a gate is written as namespace/name"));
         }
     };
     let path = format!(

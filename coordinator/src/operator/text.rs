@@ -2,86 +2,93 @@
 
 use std::fmt::Write as _;
 
+use proto::figure::{Bytes, Span, percent};
+
 use crate::view::{
     HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView, PoolView,
     ShortOfRoom,
 };
 
-/// Bytes with a unit of thousands, as disks and networks are sold.
-pub(super) fn bytes(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [
-        ("TB", 1_000_000_000_000),
-        ("GB", 1_000_000_000),
-        ("MB", 1_000_000),
-        ("kB", 1_000),
-    ];
-    for (name, unit) in UNITS {
-        if bytes >= unit {
-            let tenths = bytes / (unit / 10);
-            return format!("{}.{} {name}", tenths / 10, tenths % 10);
-        }
-    }
-    format!("{bytes} B")
-}
-
-/// Seconds as people say them.
-pub(super) fn seconds(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
-    }
-}
-
-/// Whole percent, 100 only when all is there.
-pub(super) const fn percent(part: u64, whole: u64) -> u64 {
-    match (part as u128 * 100).checked_div(whole as u128) {
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "a part of a hundred, when part is at most whole"
-        )]
-        Some(percent) => percent as u64,
-        None => 0,
-    }
-}
-
 /// One line of an image on a host.
-pub(super) fn progress(host: &HostProgress) -> String {
+pub(crate) fn progress(host: &HostProgress) -> String {
     let mut text = format!(
-        "{} {:>3}% of {}",
-        host.state.as_str(),
-        percent(host.held_bytes, host.total_bytes),
-        bytes(host.total_bytes)
+        "{:>3}% of {}: {}",
+        percent(held(host), host.total_bytes),
+        Bytes(host.total_bytes),
+        host_words(host, true)
     );
-    if host.bytes_per_second > 0 {
-        _ = write!(text, ", {}/s", bytes(host.bytes_per_second));
-    }
-    if let Some(eta) = host.eta_seconds {
-        _ = write!(text, ", {} to go", seconds(eta));
-    }
-    let sources = host.bytes;
-    if sources.origin + sources.peers + sources.local > 0 {
-        _ = write!(
-            text,
-            "; registry {}, peers {}, local {}",
-            bytes(sources.origin),
-            bytes(sources.peers),
-            bytes(sources.local)
-        );
-    }
-    if host.state != HostState::Present {
-        if let Some(reason) = &host.reason {
-            _ = write!(text, "; {reason}");
-        }
-        if !host.message.is_empty() {
-            _ = write!(text, ": {}", host.message);
-        }
+    if let Some(received) = received(std::slice::from_ref(host)) {
+        _ = write!(text, "; {received}");
     }
     text
 }
 
+/// What is there of an image, as it is to be shown: all of one that is present.
+const fn held(host: &HostProgress) -> u64 {
+    match host.state {
+        HostState::Present => host.total_bytes,
+        _ => host.held_bytes,
+    }
+}
+
+/// What a host does with an image: how fast it comes while it does, and else why it doesn't. `fresh`: what moves is said;
+/// old words say what was last known only.
+pub(crate) fn host_words(host: &HostProgress, fresh: bool) -> String {
+    let mut text = host.state.as_str().to_owned();
+    if fresh && host.bytes_per_second > 0 {
+        _ = write!(text, ", {}/s", Bytes(host.bytes_per_second));
+        if let Some(eta) = host.eta_seconds {
+            _ = write!(text, ", {} to go", Span::seconds(eta));
+        }
+    }
+    if host.state == HostState::Present && host.connected {
+        return text;
+    }
+    // what is under way is its own reason
+    let reason = host.reason.as_deref();
+    let reason = reason.filter(|reason| *reason != host.state.as_str());
+    if let Some(reason) = reason {
+        _ = write!(text, " ({reason})");
+    }
+    if !host.message.is_empty() && (fresh || host.state != HostState::Staging) {
+        _ = write!(text, ": {}", host.message);
+    }
+    text
+}
+
+/// Bytes that came, by where they came from; `None` when none did. What came over the network is packed, what was here
+/// already isn't.
+pub(crate) fn received(hosts: &[HostProgress]) -> Option<String> {
+    let sum = |of: fn(&HostProgress) -> u64| hosts.iter().map(of).fold(0, u64::saturating_add);
+    let origin = sum(|host| host.bytes.origin);
+    let peers = sum(|host| host.bytes.peers);
+    let local = sum(|host| host.bytes.local);
+    let mut parts = Vec::new();
+    if origin + peers > 0 {
+        parts.push(format!(
+            "received {} (registry {}, peers {})",
+            Bytes(origin + peers),
+            Bytes(origin),
+            Bytes(peers)
+        ));
+    }
+    if local > 0 {
+        parts.push(format!("{} were here already", Bytes(local)));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Why an image isn't everywhere, where that isn't only that it is under way.
+pub(crate) fn image_words(image: &ImageView) -> Option<String> {
+    if !image.message.is_empty() {
+        return Some(image.message.clone());
+    }
+    let reason = image.reason.as_deref()?;
+    (reason != "moving").then(|| reason.to_owned())
+}
+
 /// An image and its hosts.
-pub(super) fn image(image: &ImageView) -> String {
+pub(crate) fn image(image: &ImageView) -> String {
     let state = match image.state {
         ImageState::Staging => "staging",
         ImageState::Present => "present everywhere",
@@ -89,32 +96,49 @@ pub(super) fn image(image: &ImageView) -> String {
         ImageState::Cancelled => "cancelled",
     };
     let mut text = format!(
-        "{}\n  {}\n  {state}: {} of {} hosts, {} raw, {} in the registry",
+        "{}\n  {}\n  {state}: {} of {} hosts; {}, {} in the registry (compressed)",
         image.references.join(", "),
         image.digest,
         image.hosts_present,
         image.hosts_selected,
-        bytes(image.raw_bytes),
-        bytes(image.registry_bytes),
+        size(image.disk_bytes, image.raw_bytes),
+        Bytes(image.registry_bytes),
     );
     if let Some(took) = image.staged_seconds {
-        _ = write!(text, ", staged in {took:.1} s");
-    }
-    if let Some(reason) = &image.reason {
-        _ = write!(text, " ({reason})");
+        _ = write!(text, "; staged in {took:.1} s");
     }
     text.push('\n');
-    if !image.message.is_empty() {
-        _ = writeln!(text, "  {}", image.message);
+    if let Some(words) = image_words(image) {
+        let reason = image.reason.as_deref();
+        let reason = reason.filter(|reason| *reason != words);
+        let reason = reason.map(|reason| format!(" ({reason})"));
+        _ = writeln!(text, "  {words}{}", reason.unwrap_or_default());
     }
+    let name = image.hosts.iter().map(|host| host.host.len()).max();
+    let name = name.unwrap_or(0);
     for host in &image.hosts {
-        _ = writeln!(text, "  {:<24} {}", host.host, progress(host));
+        _ = writeln!(text, "  {:<name$}  {}", host.host, progress(host));
     }
     text
 }
 
+/// How large an image is. What its parts come to is less than its disk where parts are equal, or where a part is only known
+/// compressed.
+fn size(disk_bytes: u64, raw_bytes: u64) -> String {
+    // a coordinator of an earlier version doesn't say how large the disk is; a nvram isn't worth a word
+    match disk_bytes {
+        0 => format!("{} raw", Bytes(raw_bytes)),
+        disk if disk.abs_diff(raw_bytes) <= disk / 50 => format!("{} raw", Bytes(raw_bytes)),
+        disk => format!(
+            "disk {}, contents {} (each once)",
+            Bytes(disk),
+            Bytes(raw_bytes)
+        ),
+    }
+}
+
 /// Why an image isn't staged, host by host.
-pub(super) fn failures(image: &ImageView) -> String {
+pub(crate) fn failures(image: &ImageView) -> String {
     let mut text = String::new();
     for host in &image.hosts {
         if host.state != HostState::Present {
@@ -136,31 +160,44 @@ pub(super) fn failures(image: &ImageView) -> String {
 }
 
 /// Hosts that lack room.
-pub(super) fn short_of_room(hosts: &[ShortOfRoom]) -> String {
+pub(crate) fn short_of_room(hosts: &[ShortOfRoom]) -> String {
     let mut text = String::new();
     for host in hosts {
         _ = writeln!(
             text,
             "{} lacks room: {} to store, {} free of which {} have to stay free",
             host.host,
-            bytes(host.needed_bytes),
-            bytes(host.free_bytes),
-            bytes(host.floor_bytes)
+            Bytes(host.needed_bytes),
+            Bytes(host.free_bytes),
+            Bytes(host.floor_bytes)
         );
     }
     text
 }
 
 /// The fleet.
-pub(super) fn hosts(hosts: &[HostView]) -> String {
+pub(crate) fn hosts(hosts: &[HostView]) -> String {
     if hosts.is_empty() {
         return "the fleet has no hosts\n".to_owned();
     }
     let mut text = String::new();
     for host in hosts {
-        let state = if host.revoked {
-            "revoked"
-        } else if host.quarantined {
+        if host.revoked {
+            let reason = host
+                .revocation
+                .as_ref()
+                .map(|revocation| &revocation.reason);
+            let reason = reason.filter(|reason| !reason.is_empty());
+            let reason = reason.map(|reason| format!(" ({reason})"));
+            _ = writeln!(
+                text,
+                "{:<24} revoked{}",
+                host.host,
+                reason.unwrap_or_default()
+            );
+            continue;
+        }
+        let state = if host.quarantined {
             "quarantined"
         } else if host.connected {
             "connected"
@@ -182,8 +219,8 @@ pub(super) fn hosts(hosts: &[HostView]) -> String {
             _ = write!(
                 text,
                 ", {} free of {}",
-                bytes(volume.free_bytes),
-                bytes(volume.total_bytes)
+                Bytes(volume.free_bytes),
+                Bytes(volume.total_bytes)
             );
         }
         if !host.zone.is_empty() {
@@ -195,9 +232,9 @@ pub(super) fn hosts(hosts: &[HostView]) -> String {
 }
 
 /// Why a host is as it is.
-pub(super) fn why(host: &HostView) -> String {
+pub(crate) fn why(host: &HostView) -> String {
     if host.why.is_empty() {
-        return format!("{}: has everything that it shall have\n", host.host);
+        return format!("{}: nothing is missing\n", host.host);
     }
     let mut text = String::new();
     for reason in &host.why {
@@ -207,7 +244,7 @@ pub(super) fn why(host: &HostView) -> String {
 }
 
 /// A pool's roll, in one line.
-pub(super) fn pool(pool: &PoolView) -> String {
+pub(crate) fn pool(pool: &PoolView) -> String {
     let mut text = format!(
         "{}/{} (gate: {})\n  {}\n  ",
         pool.namespace, pool.name, pool.mode, pool.image
@@ -237,7 +274,7 @@ pub(super) fn pool(pool: &PoolView) -> String {
 }
 
 /// A pool with its Pods.
-pub(super) fn roll(pool_: &PoolView) -> String {
+pub(crate) fn roll(pool_: &PoolView) -> String {
     let mut text = pool(pool_);
     for pod in pool_.pods.iter().filter(|pod| pod.stale || pod.in_flight) {
         let node = pod.node.as_deref().unwrap_or("no node");
@@ -252,7 +289,7 @@ pub(super) fn roll(pool_: &PoolView) -> String {
 }
 
 /// Why a Pod may drain, or may not.
-pub(super) fn pod(pod: &PodView) -> String {
+pub(crate) fn pod(pod: &PodView) -> String {
     let pool = pod.pool.as_deref().unwrap_or("no pool");
     format!(
         "{}/{} ({pool}): {} [{}]\n",
@@ -261,14 +298,14 @@ pub(super) fn pod(pod: &PodView) -> String {
 }
 
 /// What an image would move.
-pub(super) fn plan(plan: &PlanReply) -> String {
+pub(crate) fn plan(plan: &PlanReply) -> String {
     let mut text = format!(
-        "{}\n  {}\n  {} raw, {} in the registry, of which {} would leave it\n",
+        "{}\n  {}\n  {} raw, {} in the registry (compressed), of which {} would leave it\n",
         plan.reference,
         plan.digest,
-        bytes(plan.raw_bytes),
-        bytes(plan.registry_bytes),
-        bytes(plan.origin_bytes)
+        Bytes(plan.raw_bytes),
+        Bytes(plan.registry_bytes),
+        Bytes(plan.origin_bytes)
     );
     match &plan.bound_by {
         None => text.push_str("  nothing has to move\n"),
@@ -277,7 +314,7 @@ pub(super) fn plan(plan: &PlanReply) -> String {
                 text,
                 "  at best in {:.1} s, bound by {bound} (registry {}/s)",
                 plan.predicted_seconds,
-                bytes(plan.origin_bytes_per_second)
+                Bytes(plan.origin_bytes_per_second)
             );
         }
     }
@@ -287,8 +324,8 @@ pub(super) fn plan(plan: &PlanReply) -> String {
         } else {
             format!(
                 "{} to move ({} raw)",
-                bytes(host.move_bytes),
-                bytes(host.missing_bytes)
+                Bytes(host.move_bytes),
+                Bytes(host.missing_bytes)
             )
         };
         let away = if host.connected { "" } else { ", away" };
@@ -300,21 +337,4 @@ pub(super) fn plan(plan: &PlanReply) -> String {
         _ = writeln!(text, "  {:<24} {what}{away}{short}", host.host);
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_are_short_and_never_say_more_than_there_is() {
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1_000), "1.0 kB");
-        assert_eq!(bytes(57_990_000_000), "57.9 GB");
-        assert_eq!(seconds(59), "59 s");
-        assert_eq!(seconds(3_600), "1 h 0 min");
-        assert_eq!(percent(999, 1_000), 99);
-        assert_eq!(percent(1_000, 1_000), 100);
-        assert_eq!(percent(0, 0), 0);
-    }
 }

@@ -31,6 +31,8 @@ use crate::{
     wants::tests::manifest,
 };
 
+mod words;
+
 /// Far longer than anything here takes, far shorter than a test run's patience.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -203,7 +205,7 @@ impl World {
     }
 
     fn client_with(&self, token: Secret, pin: Digest) -> Client {
-        Client::new(Target::new(self.addresses().api.to_string(), pin, token)).unwrap()
+        Client::new(Target::new(self.addresses().api.to_string(), pin, token))
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
@@ -218,7 +220,31 @@ impl World {
         path: &str,
         body: Value,
     ) -> anyhow::Result<T> {
-        self.client().read(Method::POST, path, Some(&body)).await
+        let client = self.client();
+        Ok(client.read(Method::POST, path, Some(&body)).await?)
+    }
+
+    /// What a scraper reads.
+    async fn metrics(&self) -> String {
+        let stream = tokio::net::TcpStream::connect(self.addresses().admin)
+            .await
+            .unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
+                .await
+                .unwrap();
+        let mut driving = JoinSet::new();
+        driving.spawn(connection);
+        let request = http::Request::get("/metrics")
+            .header("host", "x")
+            .body(String::new())
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let body = http_body_util::BodyExt::collect(response.into_body())
+            .await
+            .unwrap()
+            .to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
     }
 
     fn reference(&self, tag: &str) -> String {
@@ -884,25 +910,7 @@ async fn a_second_coordinator_on_one_state_refuses_and_metrics_are_served() {
     let second = Coordinator::start(config, None, CancellationToken::new()).await;
     assert!(matches!(second, Err(RunError::Locked(_))));
 
-    let stream = tokio::net::TcpStream::connect(world.addresses().admin)
-        .await
-        .unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
-            .await
-            .unwrap();
-    let mut driving = JoinSet::new();
-    driving.spawn(connection);
-    let request = http::Request::get("/metrics")
-        .header("host", "x")
-        .body(String::new())
-        .unwrap();
-    let response = sender.send_request(request).await.unwrap();
-    let body = http_body_util::BodyExt::collect(response.into_body())
-        .await
-        .unwrap()
-        .to_bytes();
-    let text = String::from_utf8(body.to_vec()).unwrap();
+    let text = world.metrics().await;
     assert!(
         text.contains("parbake_coordinator_hosts{state=\"disconnected\"} 2"),
         "{text}"

@@ -356,7 +356,9 @@ impl Cluster {
             .spawn()?)
     }
 
-    fn operator(&self, arguments: &[&str]) -> Command {
+    /// An operator's command that isn't started yet.
+    #[must_use]
+    pub fn operator(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(&self.options.coordinator, "parbake");
         let token = self.options.dir.join("coordinator/state/api.token");
         command

@@ -4,6 +4,17 @@ use alloc::vec::Vec;
 
 use proto::{Digest, HostId};
 
+/// Why a lease is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RevokeCause {
+    /// The registry failed its holder, or asked to be left alone.
+    OriginFailed,
+    /// It made no progress, or what it was for isn't wanted there any more.
+    Ended,
+    /// The host speaks of a lease that it doesn't hold: nothing ends by this.
+    NotHeld,
+}
+
 /// What the shell shall do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -50,6 +61,8 @@ pub enum Action {
         host: HostId,
         /// The content.
         content: Digest,
+        /// Why.
+        cause: RevokeCause,
     },
     /// Tell every host to drop what it has of this maker, of a content from a chunk on: its own word took it back.
     Retract {

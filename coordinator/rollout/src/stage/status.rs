@@ -16,8 +16,10 @@ pub enum ImageReason {
     NoHosts,
     /// No host is selected for now; some keep what they have of it.
     Held,
-    /// No selected host that lacks it is connected.
+    /// No selected host is connected.
     NoHostConnected,
+    /// Every selected host that is connected has it; those that lack it are away or shunned.
+    HostsAway,
     /// Contents of images that were wanted earlier are fetched first.
     AwaitingTurn,
     /// The registry failed; the next try waits.
@@ -39,6 +41,7 @@ impl ImageReason {
             Self::NoHosts => "no_hosts",
             Self::Held => "held",
             Self::NoHostConnected => "no_host_connected",
+            Self::HostsAway => "hosts_away",
             Self::AwaitingTurn => "awaiting_turn",
             Self::OriginDown => "origin_down",
             Self::OriginThrottled => "origin_throttled",

@@ -391,19 +391,8 @@ impl Stand {
     fn enrol(&mut self) {
         let host = crate::view::HostView {
             host: "mac-0".into(),
-            zone: String::new(),
-            named: false,
             connected: true,
-            revoked: false,
-            quarantined: false,
-            address: None,
-            version: String::new(),
-            volume: None,
-            backlog_bytes: 0,
-            upload_bytes_per_second: 0,
-            blames: 0,
-            images: Vec::new(),
-            why: Vec::new(),
+            ..crate::view::HostView::default()
         };
         let hosts = [("mac-0".parse().unwrap(), Arc::new(host))].into();
         let view = View {

@@ -286,7 +286,7 @@ impl World {
                     self.tell(host, swarm::Event::Leased(ContentId(content)));
                 }
             }
-            stage::Action::Revoke { host, content } => {
+            stage::Action::Revoke { host, content, .. } => {
                 if self.office.leases.get(&content) == Some(&host) {
                     self.office.leases.remove(&content);
                 }

@@ -1,7 +1,7 @@
 //! Leases: who fetches which content from the registry.
 
 use super::*;
-use crate::stage::event::LeaseEnd;
+use crate::stage::{action::RevokeCause, event::LeaseEnd};
 
 /// What is granted next.
 struct Grant {
@@ -409,10 +409,11 @@ impl Plan {
         Some(lease)
     }
 
-    pub(super) fn revoke(&mut self, host: &HostId, content: Digest) {
+    pub(super) fn revoke(&mut self, host: &HostId, content: Digest, cause: RevokeCause) {
         self.actions.push_back(Action::Revoke {
             host: host.clone(),
             content,
+            cause,
         });
     }
 
@@ -427,7 +428,7 @@ impl Plan {
         let now = self.now;
         let Some(content) = self.contents.get_mut(&digest) else {
             if self.hosts.contains_key(id) {
-                self.revoke(id, digest);
+                self.revoke(id, digest, RevokeCause::NotHeld);
             }
             return;
         };
@@ -451,7 +452,7 @@ impl Plan {
                 }
                 self.origin_trouble(digest, trouble);
             }
-            Some(_) => self.revoke(id, digest),
+            Some(_) => self.revoke(id, digest, RevokeCause::NotHeld),
             None => {
                 let usable = self
                     .hosts
@@ -478,7 +479,7 @@ impl Plan {
                     self.begin(id, digest, chunks, registry, purpose);
                     self.origin_trouble(digest, trouble);
                 } else if self.hosts.contains_key(id) {
-                    self.revoke(id, digest);
+                    self.revoke(id, digest, RevokeCause::NotHeld);
                 }
             }
         }
@@ -625,7 +626,11 @@ impl Plan {
             .collect();
         for (id, digest) in over {
             let lease = self.end(digest);
-            self.revoke(&id, digest);
+            let cause = match &lease {
+                Some(lease) if lease.trouble.is_some() => RevokeCause::OriginFailed,
+                _ => RevokeCause::Ended,
+            };
+            self.revoke(&id, digest, cause);
             if let Some(content) = self.contents.get_mut(&digest) {
                 content.tried.insert(id.clone());
             }
@@ -658,7 +663,7 @@ impl Plan {
         for digest in held {
             self.end(digest);
             if tell {
-                self.revoke(id, digest);
+                self.revoke(id, digest, RevokeCause::Ended);
             }
         }
     }
@@ -683,7 +688,7 @@ impl Plan {
             .collect();
         for (host, digest) in over {
             self.end(digest);
-            self.revoke(&host, digest);
+            self.revoke(&host, digest, RevokeCause::Ended);
         }
     }
 

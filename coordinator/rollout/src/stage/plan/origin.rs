@@ -7,6 +7,7 @@
 //! they count by host, that costs the wait.
 
 use super::*;
+use crate::stage::action::RevokeCause;
 
 /// What is known of one registry.
 #[derive(Debug, Default)]
@@ -191,7 +192,7 @@ impl Plan {
             .collect();
         for (host, digest) in troubled {
             self.end(digest);
-            self.revoke(&host, digest);
+            self.revoke(&host, digest, RevokeCause::OriginFailed);
         }
     }
 

@@ -114,7 +114,15 @@ impl Plan {
             matches!(reason, HostReason::Disconnected | HostReason::Quarantined)
         };
         if lacking.iter().all(away) {
-            return Some(ImageReason::NoHostConnected);
+            let connected = |host: &HostStatus| {
+                self.hosts
+                    .get(&host.host)
+                    .is_some_and(|host| host.connected)
+            };
+            return Some(match hosts.iter().any(connected) {
+                true => ImageReason::HostsAway,
+                false => ImageReason::NoHostConnected,
+            });
         }
         if lacking
             .iter()

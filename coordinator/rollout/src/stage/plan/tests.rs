@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::stage::{
+    action::RevokeCause,
     event::LeaseEnd,
     status::{HostReason, ImageReason},
 };
@@ -258,9 +259,11 @@ fn a_lease_without_progress_passes_to_another_host() {
     feed(&mut plan, 8_000, progress(5, false));
     assert_eq!(feed(&mut plan, 17_900, Event::Tick), []);
     let actions = feed(&mut plan, 18_500, Event::Tick);
+    // nobody said that the registry is to blame
     assert!(actions.contains(&Action::Revoke {
         host: holder.clone(),
-        content
+        content,
+        cause: RevokeCause::Ended,
     }));
     let next = grants(&actions);
     assert_eq!(next.len(), 1);
@@ -369,11 +372,16 @@ fn running(host: &HostId, content: Digest, chunks: u32, trouble: Option<Trouble>
     }
 }
 
+/// Leases that are taken back because the registry fails them. Here none is taken back for another reason.
 fn revokes(actions: &[Action]) -> usize {
-    actions
-        .iter()
-        .filter(|action| matches!(action, Action::Revoke { .. }))
-        .count()
+    let revoked = actions.iter().filter_map(|action| match action {
+        Action::Revoke { cause, .. } => Some(*cause),
+        _ => None,
+    });
+    let revoked: Vec<RevokeCause> = revoked.collect();
+    let failed = |cause: &RevokeCause| *cause == RevokeCause::OriginFailed;
+    assert!(revoked.iter().all(failed), "{actions:?}");
+    revoked.len()
 }
 
 #[test]
@@ -418,7 +426,12 @@ fn after_its_wish_one_lease_asks_first() {
             assert_eq!(revokes(&feed(&mut plan, millis + 100, report)), 1);
             // a report that crossed the revocation doesn't bring the lease back
             let late = running(&host, content, 0, wish(30));
-            assert_eq!(revokes(&feed(&mut plan, millis + 200, late)), 1);
+            let again = Action::Revoke {
+                host,
+                content,
+                cause: RevokeCause::NotHeld,
+            };
+            assert_eq!(feed(&mut plan, millis + 200, late), [again]);
         }
     }
     assert!(asked[0] >= 63_000, "{asked:?}");
@@ -711,6 +724,21 @@ fn what_a_killed_holder_had_not_journaled_is_leased_again_at_once() {
     let actions = feed(&mut plan, 11_000, report(0, 0, Standing::Staging, 150));
     let again: Vec<Digest> = grants(&actions).into_iter().map(|(_, what)| what).collect();
     assert_eq!(again, [late], "what it flushed long ago isn't doubted");
+}
+
+#[test]
+fn hosts_that_are_away_are_told_from_a_fleet_without_sessions() {
+    let mut plan = fleet(3);
+    want(&mut plan, 2_000, wanted(0, [0], Selection::All));
+    feed(&mut plan, 3_000, report(0, 0, Standing::Present, 100));
+    feed(&mut plan, 3_000, report(1, 0, Standing::Present, 100));
+    feed(&mut plan, 4_000, Event::HostDisconnected(host(2)));
+    let reason = |plan: &Plan| plan.status(at(5_000)).images[0].reason;
+    assert_eq!(reason(&plan), Some(ImageReason::HostsAway));
+    feed(&mut plan, 5_000, Event::HostDisconnected(host(0)));
+    assert_eq!(reason(&plan), Some(ImageReason::HostsAway));
+    feed(&mut plan, 5_000, Event::HostDisconnected(host(1)));
+    assert_eq!(reason(&plan), Some(ImageReason::NoHostConnected));
 }
 
 #[test]
@@ -1148,7 +1176,7 @@ proptest! {
                         prop_assert!(plan.hosts[&host].quarantined_until.is_none(), "granted to a shunned host");
                         prop_assert!(leases.insert(content, host).is_none(), "leased twice");
                     }
-                    Action::Revoke { host, content } => {
+                    Action::Revoke { host, content, .. } => {
                         if leases.get(&content) == Some(&host) {
                             leases.remove(&content);
                         }

@@ -1,0 +1,993 @@
+//! Histories of a staging, played through the views and through what people read of them: nothing that is shown is false
+//! or stale, and no bar goes back.
+//!
+//! A history is a fleet and what happens to it, second by second. A model of the hosts says what is true: what each holds,
+//! when something of it last came, whether it has a session. It reports as agents do. After each second the image, the hosts and
+//! the lines and pictures made of them are compared with the model.
+
+use std::collections::BTreeMap;
+
+use proto::figure::{Bytes, Span, percent};
+use tokio::sync::mpsc::Receiver;
+
+use super::{tests::World, *};
+use crate::{
+    operator::{
+        frame::{self, Contact, FRESH, Memory, Room},
+        text,
+    },
+    view::{HostProgress, HostState, ImageState, ImageView},
+    wants::tests::want,
+};
+
+/// The model goes on in steps of this length: as long as agents wait between reports.
+const STEP_MS: u64 = 500;
+/// Raw bytes of the image's one layer.
+const LAYER: u64 = 120_000_000;
+/// After this long without a chunk a host says that it stands still.
+const STANDS_MS: u64 = 3_000;
+/// A host without news reports this often.
+const REPORT_MS: u64 = 5_000;
+
+/// What happens.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// These hosts get so many bytes a second from now on, and where they get none, this is why.
+    Rate(Hosts, u64, &'static str),
+    /// These agents die; after a restart the last second of what they held is gone, and they count anew.
+    Kill(Hosts),
+    Restart(Hosts),
+    /// The coordinator dies, and comes back.
+    CoordinatorDies,
+    CoordinatorReturns,
+    /// The registry answers every lease like this; empty: it gives.
+    Registry(&'static str),
+    /// Somebody removes the image from these hosts.
+    Remove(Hosts),
+    /// These hosts can't go on, for this reason; they can again.
+    Fail(Hosts, &'static str, &'static str),
+    Mend(Hosts),
+}
+
+/// Some of the hosts, by number.
+#[derive(Clone, Copy, Debug)]
+enum Hosts {
+    All,
+    One(usize),
+}
+
+impl Hosts {
+    fn has(self, number: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(one) => one == number,
+        }
+    }
+}
+
+/// A host as it is.
+struct Truth {
+    name: String,
+    alive: bool,
+    session: Option<(u64, Receiver<Arc<message::Order>>)>,
+    /// Without a session since then, as the coordinator knows it; `None`: it hasn't heard of the host since its start.
+    lost_at: Option<u64>,
+    ordered: bool,
+    state: HostState,
+    held: u64,
+    /// The most that was held in this staging: what is shown doesn't go back.
+    most: u64,
+    /// The most of it that this coordinator was told since its start.
+    told: u64,
+    begun_at_ms: u64,
+    rate: u64,
+    cause: &'static str,
+    failed: Option<(&'static str, &'static str)>,
+    moved_at: u64,
+    received: u64,
+    reported_at: u64,
+    dirty: bool,
+    leases: Vec<Vec<u8>>,
+}
+
+impl Truth {
+    fn new(number: usize) -> Self {
+        Self {
+            name: format!("mini-{number:04}"),
+            alive: true,
+            session: None,
+            lost_at: None,
+            ordered: false,
+            state: HostState::Waiting,
+            held: 0,
+            most: 0,
+            told: 0,
+            begun_at_ms: 0,
+            rate: 0,
+            cause: "awaiting_lease",
+            failed: None,
+            moved_at: 0,
+            received: 0,
+            reported_at: 0,
+            dirty: true,
+            leases: Vec::new(),
+        }
+    }
+
+    /// A staging begins from nothing.
+    fn begin(&mut self, now: u64) {
+        (self.state, self.held, self.most, self.received) = (HostState::Queued, 0, 0, 0);
+        self.told = 0;
+        self.begun_at_ms = 1_000_000 + now;
+        self.moved_at = now;
+        self.dirty = true;
+    }
+
+    /// A step of its life. `total`: of the image.
+    fn live(&mut self, now: u64, total: u64) {
+        if !self.alive {
+            return;
+        }
+        match self.state {
+            HostState::Queued => (self.state, self.dirty) = (HostState::Staging, true),
+            HostState::Staging if self.failed.is_some() => {
+                (self.state, self.dirty) = (HostState::Failed, true);
+            }
+            HostState::Failed if self.failed.is_none() => {
+                (self.state, self.dirty) = (HostState::Staging, true);
+                self.moved_at = now;
+            }
+            HostState::Staging if self.rate > 0 => {
+                let came = (self.rate * STEP_MS / 1_000).min(total - self.held);
+                self.held += came;
+                self.most = self.most.max(self.held);
+                self.received += came / 2;
+                (self.moved_at, self.dirty) = (now, true);
+                if self.held == total {
+                    self.state = HostState::Installing;
+                }
+            }
+            HostState::Installing => (self.state, self.dirty) = (HostState::Present, true),
+            _ => {}
+        }
+    }
+
+    fn still_ms(&self, now: u64) -> u64 {
+        let still = now - self.moved_at;
+        match self.state == HostState::Staging && still >= STANDS_MS {
+            true => still,
+            false => 0,
+        }
+    }
+
+    fn state(&self, image: &Want, now: u64) -> message::ImageState {
+        let state = match self.state {
+            HostState::Queued => message::StageState::Queued,
+            HostState::Staging => message::StageState::Staging,
+            HostState::Installing => message::StageState::Installing,
+            HostState::Present => message::StageState::Present,
+            HostState::Failed => message::StageState::Failed,
+            HostState::Gone | HostState::Waiting => message::StageState::Gone,
+        };
+        let still_ms = self.still_ms(now);
+        let (reason, message) = match self.failed {
+            Some((reason, message)) if self.state == HostState::Failed => (reason, message),
+            _ if still_ms > 0 => (self.cause, ""),
+            _ => ("", ""),
+        };
+        message::ImageState {
+            manifest: image.digest().as_bytes().to_vec(),
+            reference: image.references.first().unwrap().clone(),
+            state: state.into(),
+            reason: reason.into(),
+            message: message.into(),
+            total_bytes: image.layout.content_bytes(),
+            held_bytes: self.held,
+            origin_bytes: self.received / 4,
+            peer_bytes: self.received - self.received / 4,
+            still_ms,
+            begun_at_ms: self.begun_at_ms,
+            ready_references: match self.state {
+                HostState::Present => image.references.iter().cloned().collect(),
+                _ => Vec::new(),
+            },
+            ..message::ImageState::default()
+        }
+    }
+
+    fn images(&self, image: &Want, now: u64) -> Vec<message::ImageState> {
+        match self.state {
+            HostState::Waiting => Vec::new(),
+            _ => vec![self.state(image, now)],
+        }
+    }
+}
+
+/// A fleet, its coordinator and who waits for the image.
+struct Play {
+    world: Option<World>,
+    image: Want,
+    total: u64,
+    hosts: Vec<Truth>,
+    registry: &'static str,
+    now: u64,
+    /// The driver's own clock begins with each of its lives.
+    driver_began: u64,
+    /// What the command line knows.
+    memory: Memory,
+    shown: Option<ImageView>,
+    raw: Option<ImageView>,
+    heard_at: u64,
+    away_since: Option<u64>,
+    /// What was shown of each host before: held, and which staging that was.
+    before: BTreeMap<String, (u64, u64)>,
+    staged_seconds: Option<f64>,
+    times_logged: u64,
+}
+
+impl Play {
+    fn new(hosts: usize) -> Self {
+        let image = want("history", 1, LAYER);
+        let total = image.layout.content_bytes();
+        let mut play = Self {
+            world: None,
+            image,
+            total,
+            hosts: (0..hosts).map(Truth::new).collect(),
+            registry: "",
+            now: 0,
+            driver_began: 0,
+            memory: Memory::default(),
+            shown: None,
+            raw: None,
+            heard_at: 0,
+            away_since: None,
+            before: BTreeMap::new(),
+            staged_seconds: None,
+            times_logged: 0,
+        };
+        play.start_coordinator(Kept::default());
+        play.connect();
+        let (reply, _answer) = oneshot::channel();
+        let want = Box::new(play.image.clone());
+        play.world()
+            .driver
+            .apply(Input::Asked(Ask::Stage { want, reply }));
+        play.look();
+        play
+    }
+
+    fn world(&mut self) -> &mut World {
+        self.world.as_mut().expect("the coordinator runs")
+    }
+
+    fn start_coordinator(&mut self, kept: Kept) {
+        let enrolled = self.hosts.iter().map(|host| host.name.parse().unwrap());
+        let mut world = World::after(false, enrolled.collect(), kept);
+        self.driver_began = self.now;
+        world.driver.frozen = Some(Moment::START);
+        world.driver.apply(Input::Recalled);
+        self.world = Some(world);
+    }
+
+    /// Every agent that runs and has no session gets one.
+    fn connect(&mut self) {
+        let (now, image) = (self.now, self.image.clone());
+        let Some(world) = &mut self.world else { return };
+        for (number, host) in self.hosts.iter_mut().enumerate() {
+            if !host.alive || host.session.is_some() {
+                continue;
+            }
+            let hello = message::Hello {
+                images: host.images(&image, now),
+                ..World::hello()
+            };
+            let remote = format!("10.0.{}.{}:7471", number / 250, number % 250 + 1);
+            host.session = Some(world.open_from(&host.name, hello, &remote));
+            host.told = host.told.max(host.held);
+            (host.reported_at, host.dirty) = (now, true);
+        }
+    }
+
+    fn happen(&mut self, step: Step) {
+        let now = self.now;
+        match step {
+            Step::Rate(which, rate, cause) => {
+                for (_, host) in which.of(&mut self.hosts) {
+                    (host.rate, host.cause) = (rate, cause);
+                }
+            }
+            Step::Kill(which) => {
+                for (_, host) in which.of(&mut self.hosts) {
+                    host.alive = false;
+                    host.leases.clear();
+                    // what wasn't journaled: half a second, and what it counted
+                    host.held = host.held.saturating_sub(host.rate / 2);
+                    host.received = 0;
+                    if let (Some((session, _)), Some(world)) =
+                        (host.session.take(), &mut self.world)
+                    {
+                        let id = host.name.parse().unwrap();
+                        world.driver.apply(Input::Closed { host: id, session });
+                        host.lost_at = Some(now);
+                    }
+                }
+            }
+            Step::Restart(which) => {
+                for (_, host) in which.of(&mut self.hosts) {
+                    host.alive = true;
+                    host.moved_at = now;
+                    if host.state == HostState::Staging {
+                        host.state = HostState::Queued;
+                    }
+                }
+                self.connect();
+            }
+            Step::CoordinatorDies => {
+                self.world = None;
+                self.away_since = Some(now);
+                for host in &mut self.hosts {
+                    host.session = None;
+                    host.lost_at = None;
+                    host.told = 0;
+                    host.leases.clear();
+                }
+            }
+            Step::CoordinatorReturns => {
+                let mut kept = self.image.clone();
+                kept.timing = self.kept_timing();
+                self.start_coordinator(Kept {
+                    wants: vec![kept],
+                    ..Kept::default()
+                });
+            }
+            Step::Registry(words) => self.registry = words,
+            Step::Remove(which) => {
+                for (_, host) in which.of(&mut self.hosts) {
+                    (host.state, host.held, host.most, host.received) = (HostState::Gone, 0, 0, 0);
+                    (host.dirty, host.ordered, host.told) = (true, false, 0);
+                }
+            }
+            Step::Fail(which, reason, message) => {
+                for (_, host) in which.of(&mut self.hosts) {
+                    host.failed = Some((reason, message));
+                }
+            }
+            Step::Mend(which) => {
+                for (_, host) in which.of(&mut self.hosts) {
+                    host.failed = None;
+                }
+            }
+        }
+    }
+
+    /// As the last file that the coordinator wrote says. The model's clock is no wall clock: what was asked for was asked for
+    /// `now` ago.
+    fn kept_timing(&self) -> crate::wants::Timing {
+        use crate::wants::{Timed, Timing};
+        Timing::Known(Timed {
+            asked_at_ms: Driver::unix_ms().saturating_sub(self.now),
+            staged_ms: self
+                .staged_seconds
+                .map(|took| u64::try_from(Duration::from_secs_f64(took).as_millis()).unwrap()),
+        })
+    }
+
+    /// Half a second passes.
+    fn pass(&mut self) {
+        self.now += STEP_MS;
+        let (now, total, image, registry) =
+            (self.now, self.total, self.image.clone(), self.registry);
+        for host in &mut self.hosts {
+            host.live(now, total);
+        }
+        let Some(world) = &mut self.world else { return };
+        world.driver.frozen = Some(Moment::START + Duration::from_millis(now - self.driver_began));
+        for host in &mut self.hosts {
+            let Some((session, mut queue)) = host.session.take() else {
+                continue;
+            };
+            while let Ok(order) = queue.try_recv() {
+                match order.kind.as_ref() {
+                    Some(message::order::Kind::Stage(_))
+                        if !host.ordered
+                            && matches!(host.state, HostState::Waiting | HostState::Gone) =>
+                    {
+                        host.ordered = true;
+                        host.state = HostState::Waiting;
+                    }
+                    Some(message::order::Kind::Lease(grant)) => {
+                        host.leases.push(grant.content.clone());
+                    }
+                    Some(message::order::Kind::Revoke(revoke)) => {
+                        host.leases.retain(|lease| *lease != revoke.content);
+                    }
+                    _ => {}
+                }
+            }
+            host.session = Some((session, queue));
+            if host.ordered && host.state == HostState::Waiting {
+                host.begin(now);
+            }
+            if !host.dirty && now - host.reported_at < REPORT_MS {
+                continue;
+            }
+            (host.dirty, host.reported_at) = (false, now);
+            host.told = host.told.max(host.held);
+            let lease = |content: &Vec<u8>| message::LeaseState {
+                content: content.clone(),
+                chunks: u32::try_from(host.held >> 20).unwrap() + 1,
+                message: registry.into(),
+                trouble: match registry {
+                    "" => message::OriginTrouble::Unspecified.into(),
+                    _ => message::OriginTrouble::Failing.into(),
+                },
+                ..message::LeaseState::default()
+            };
+            let report = message::Report {
+                images: host.images(&image, now),
+                leases: host.leases.iter().map(lease).collect(),
+                ..message::Report::default()
+            };
+            let id = host.name.parse().unwrap();
+            let report = Box::new(report);
+            world.driver.apply(Input::Reported {
+                host: id,
+                session,
+                report,
+            });
+        }
+        // the registry's trouble is told at once
+        world.driver.apply(Input::Tick);
+        world.driver.flush();
+        while let Ok(keep) = world.keeper.try_recv() {
+            keep.done();
+        }
+    }
+
+    /// The command line hears of it.
+    fn look(&mut self) {
+        let Some(world) = &mut self.world else { return };
+        let now = world.driver.now();
+        world.driver.show(now);
+        let view = world.view.borrow().clone();
+        let raw = ImageView::clone(&view.images[&self.image.digest()]);
+        self.shown = Some(self.memory.recall(&raw, None));
+        if let (Some(took), None) = (raw.staged_seconds, self.staged_seconds) {
+            self.staged_seconds = Some(took);
+            self.times_logged += 1;
+        }
+        self.raw = Some(raw);
+        (self.heard_at, self.away_since) = (self.now, None);
+    }
+
+    fn contact(&self) -> Contact {
+        let away = self.away_since.map(|since| {
+            let since = Duration::from_millis(self.now - since);
+            (since, "connection refused".to_owned())
+        });
+        Contact {
+            heard_ago: Duration::from_millis(self.now - self.heard_at),
+            away: away.filter(|(since, _)| *since >= Duration::from_secs(1)),
+        }
+    }
+
+    // ---- what has to be true ----------------------------------------------------------------------------------
+
+    fn check(&mut self) {
+        if self.world.is_some() {
+            let raw = self.raw.clone().unwrap();
+            for (number, shown) in raw.hosts.iter().enumerate() {
+                self.check_host(number, shown);
+            }
+            self.check_image(&raw);
+            self.check_whys(&raw);
+        }
+        self.check_bars();
+        for (columns, rows) in [(40, 10), (80, 24), (120, 60)] {
+            self.check_picture(Room { columns, rows });
+        }
+        self.check_line();
+    }
+
+    /// What the API says of a host against what is true of it.
+    fn check_host(&self, number: usize, shown: &HostProgress) {
+        let (host, now) = (&self.hosts[number], self.now);
+        let at = format!("{} s, {}: {shown:?}", now / 1_000, host.name);
+        assert_eq!(shown.host, host.name, "{at}");
+        assert_eq!(shown.connected, host.session.is_some(), "{at}");
+        assert!(shown.held_bytes <= shown.total_bytes, "{at}");
+        assert_eq!(
+            shown.eta_seconds.is_some(),
+            shown.bytes_per_second > 0,
+            "{at}"
+        );
+        let silent_for = now - host.moved_at;
+        if shown.bytes_per_second > 0 {
+            assert!(shown.connected && silent_for < 5_000, "{at}");
+            assert_eq!(shown.state, HostState::Staging, "{at}");
+            let most = host.rate.max(LAYER / 5);
+            assert!(shown.bytes_per_second <= most * 11 / 10, "{at}");
+        }
+        if !shown.connected {
+            let words = match host.lost_at {
+                Some(lost_at) => {
+                    let since = Span::seconds((now - lost_at) / 1_000);
+                    format!("no session for {since}")
+                }
+                None => "no session since the coordinator started".to_owned(),
+            };
+            assert_eq!(shown.message, words, "{at}");
+            assert_eq!(
+                shown.reason.as_deref().unwrap_or("disconnected"),
+                "disconnected"
+            );
+            return;
+        }
+        // what is told is what was true at the last report
+        assert_eq!(
+            shown.held_bytes,
+            if shown.state == HostState::Present {
+                self.total
+            } else {
+                host.told
+            },
+            "{at}"
+        );
+        match host.state {
+            HostState::Waiting => {}
+            state => assert_eq!(shown.state, state, "{at}"),
+        }
+        match (shown.state, shown.reason.as_deref()) {
+            (HostState::Staging, Some("staging") | None) => {
+                assert_eq!(shown.message, "", "{at}");
+                // it says so with its next report, 5 s later at the latest
+                assert!(silent_for < STANDS_MS + REPORT_MS, "{at}");
+            }
+            (HostState::Staging, Some(reason)) => {
+                assert_eq!(reason, host.cause, "{at}");
+                assert!(silent_for >= STANDS_MS, "{at}");
+                assert_eq!(shown.bytes_per_second, 0, "{at}");
+                let span = Span::seconds(silent_for / 1_000);
+                assert_eq!(shown.message, format!("no progress for {span}"), "{at}");
+            }
+            (HostState::Failed, reason) => {
+                let (expected, message) = host.failed.unwrap();
+                assert_eq!(
+                    (reason, shown.message.as_str()),
+                    (Some(expected), message),
+                    "{at}"
+                );
+            }
+            (HostState::Present, reason) => assert_eq!(reason, None, "{at}"),
+            _ => {}
+        }
+    }
+
+    fn check_image(&self, image: &ImageView) {
+        let at = format!(
+            "{} s: {:?} {}",
+            self.now / 1_000,
+            image.reason,
+            image.message
+        );
+        let present = self
+            .hosts
+            .iter()
+            .filter(|host| host.state == HostState::Present);
+        let present = present.count();
+        let heard = image
+            .hosts
+            .iter()
+            .filter(|host| host.state == HostState::Present);
+        assert!(heard.count() <= present, "{at}");
+        let everywhere = image.hosts_present == image.hosts_selected;
+        assert_eq!(image.state == ImageState::Present, everywhere, "{at}");
+        if everywhere {
+            assert_eq!((&image.reason, image.message.as_str()), (&None, ""), "{at}");
+        }
+        match image.reason.as_deref() {
+            Some("origin_down") => {
+                // its own words, or what was said before it gave again a moment ago
+                assert!(
+                    image
+                        .message
+                        .starts_with("the registry fails: connection refused"),
+                    "{at}"
+                );
+                assert!(
+                    image.message.contains("asked again in")
+                        || image.message.contains("one host tries"),
+                    "{at}"
+                );
+            }
+            Some("hosts_away" | "no_host_connected") => {
+                let away = self.hosts.iter().filter(|host| host.session.is_none());
+                let lacking = away.filter(|host| host.state != HostState::Present);
+                for host in lacking.take(3) {
+                    assert!(image.message.contains(&host.name), "{at}");
+                }
+                let some = self.hosts.iter().any(|host| host.session.is_some());
+                assert_eq!(image.reason.as_deref() == Some("hosts_away"), some, "{at}");
+            }
+            Some("moving") => assert_eq!(image.message, "", "{at}"),
+            _ => {}
+        }
+        if let (Some(told), Some(first)) = (image.staged_seconds, self.staged_seconds) {
+            assert!(
+                (told - first).abs() < 0.01,
+                "staged in {told} s, and {first} s before"
+            );
+        }
+    }
+
+    /// What `parbake why HOST` says.
+    fn check_whys(&mut self, image: &ImageView) {
+        let hosts: Vec<_> = image
+            .hosts
+            .iter()
+            .take(3)
+            .map(|host| host.host.clone())
+            .collect();
+        for (number, name) in hosts.iter().enumerate() {
+            let view = self.world.as_ref().unwrap().host(name);
+            let host = &self.hosts[number];
+            let why = view.why.join("\n");
+            let at = format!("{} s, {name}: {why}", self.now / 1_000);
+            let lacks = image.hosts[number].state != HostState::Present;
+            assert_eq!(why.contains("history"), lacks, "{at}");
+            match (host.session.is_some(), host.lost_at) {
+                (true, _) => assert!(!why.contains("session"), "{at}"),
+                (false, Some(lost_at)) => {
+                    let since = Span::seconds((self.now - lost_at) / 1_000);
+                    assert!(
+                        why.contains(&format!("its session was lost {since} ago")),
+                        "{at}"
+                    );
+                    assert!(!why.contains("no progress"), "{at}");
+                }
+                (false, None) => assert!(why.contains("no session since"), "{at}"),
+            }
+            if lacks && host.told > 0 && host.session.is_some() {
+                let figures = format!("{} of {} verified", Bytes(host.told), Bytes(self.total));
+                assert!(why.contains(&figures), "{at}");
+            }
+            let shown = text::why(&view);
+            assert_eq!(shown.lines().count(), view.why.len().max(1), "{at}");
+        }
+        let listed = text::image(image);
+        let rows = listed.lines().filter(|line| line.contains("mini-")).count();
+        assert!(rows >= image.hosts.len(), "{listed}");
+    }
+
+    /// No bar goes back while one staging lasts, whatever happens to agents and coordinator.
+    fn check_bars(&mut self) {
+        let Some(shown) = &self.shown else { return };
+        for (host, truth) in shown.hosts.iter().zip(&self.hosts) {
+            let held = match host.state {
+                HostState::Present => host.total_bytes,
+                _ => host.held_bytes,
+            };
+            let at = format!("{} s: {host:?}", self.now / 1_000);
+            if let Some((before, begun)) = self.before.get(&host.host) {
+                let same = *begun == truth.begun_at_ms && truth.state != HostState::Gone;
+                assert!(held >= *before || !same, "{at}: {before} before");
+            }
+            // nothing is claimed that never was there
+            let most = match truth.state {
+                HostState::Present | HostState::Installing => self.total,
+                _ => truth.most,
+            };
+            if self.heard_at == self.now {
+                assert!(held <= most, "{at}: {most} at most");
+            }
+            self.before
+                .insert(host.host.clone(), (held, truth.begun_at_ms));
+        }
+    }
+
+    fn check_line(&self) {
+        let (shown, contact) = (self.shown.as_ref().unwrap(), self.contact());
+        let line = frame::line(shown, &contact);
+        self.check_words(&line, shown, &contact);
+        assert!(!line.contains('\n'));
+    }
+
+    /// What the first line of a picture and the line of a pipe have in common.
+    fn check_words(&self, line: &str, shown: &ImageView, contact: &Contact) {
+        let at = format!("{} s: {line}", self.now / 1_000);
+        let sum = |of: fn(&HostProgress) -> u64| shown.hosts.iter().map(of).sum::<u64>();
+        let held = sum(|host| match host.state {
+            HostState::Present => host.total_bytes,
+            _ => host.held_bytes,
+        });
+        let total = sum(|host| host.total_bytes);
+        let present = shown
+            .hosts
+            .iter()
+            .filter(|host| host.state == HostState::Present)
+            .count();
+        let head = format!(
+            "{present} of {} hosts, {}% of {}",
+            shown.hosts.len(),
+            percent(held, total),
+            Bytes(total)
+        );
+        assert!(line.starts_with(&head), "{at}; should begin with {head}");
+        assert_eq!(percent(held, total) == 100, held == total, "{at}");
+        let rate = sum(|host| host.bytes_per_second);
+        let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
+        assert_eq!(line.contains("/s, "), fresh && rate > 0, "{at}");
+        assert_eq!(line.contains("to go"), fresh && rate > 0, "{at}");
+        match &contact.away {
+            Some((since, _)) => {
+                let (since, heard) = (Span(*since), Span(contact.heard_ago));
+                let words = format!(
+                    "can't be reached for {since}; staging goes on; last heard {heard} ago"
+                );
+                assert!(line.contains(&words), "{at}");
+            }
+            None => assert!(!line.contains("can't be reached"), "{at}"),
+        }
+        let away = shown.hosts.iter().filter(|host| !host.connected).count();
+        assert_eq!(line.contains(&format!("{away} away")), away > 0, "{at}");
+    }
+
+    fn check_picture(&self, room: Room) {
+        let (shown, contact) = (self.shown.as_ref().unwrap(), self.contact());
+        let picture = frame::picture(shown, &contact, room);
+        let at = format!("{} s, {room:?}:\n{}", self.now / 1_000, picture.join("\n"));
+        assert!(picture.len() < room.rows.max(4), "{at}");
+        for line in &picture {
+            assert!(line.chars().count() <= room.columns, "{at}\n{line}");
+        }
+        // at 80 columns what matters of the fleet and of each host is in sight
+        if room.columns < 80 {
+            return;
+        }
+        let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
+        if !fresh {
+            assert!(!at.contains("/s,"), "{at}");
+            assert!(picture[1].contains("last heard"), "{at}");
+        }
+        let rows = picture.iter().filter(|line| line.starts_with("mini-"));
+        let mut drawn = 0;
+        for row in rows {
+            drawn += 1;
+            let (name, rest) = row.split_once(' ').unwrap();
+            let host = shown.hosts.iter().find(|host| host.host == name).unwrap();
+            let (bar, words) = rest
+                .trim_start_matches(['[', ' '])
+                .split_once(']')
+                .map_or(("", ""), |both| both);
+            let held = match host.state {
+                HostState::Present => host.total_bytes,
+                _ => host.held_bytes,
+            };
+            let percent = percent(held, host.total_bytes);
+            assert!(
+                words
+                    .trim_start()
+                    .starts_with(&format!("{percent}% {}", host.state.as_str())),
+                "{at}\n{row}"
+            );
+            // full when all is there, and not before
+            assert_eq!(
+                !bar.is_empty() && bar.chars().all(|c| c == '='),
+                percent == 100,
+                "{at}\n{row}"
+            );
+            if fresh && host.bytes_per_second > 0 {
+                let rate = format!(
+                    "{}/s, {} to go",
+                    Bytes(host.bytes_per_second),
+                    Span::seconds(host.eta_seconds.unwrap())
+                );
+                assert!(row.contains(&rate), "{at}\n{row}");
+            }
+            if let (HostState::Staging, Some(reason)) = (host.state, &host.reason)
+                && reason != "staging"
+            {
+                assert!(row.contains(reason.as_str()), "{at}\n{row}");
+            }
+        }
+        if drawn < shown.hosts.len() {
+            let rest = format!("and {} more: ", shown.hosts.len() - drawn);
+            assert!(picture.last().unwrap().starts_with(&rest), "{at}");
+        }
+    }
+}
+
+impl Hosts {
+    fn of(self, hosts: &mut [Truth]) -> impl Iterator<Item = (usize, &mut Truth)> {
+        let hosts = hosts.iter_mut().enumerate();
+        hosts.filter(move |(number, _)| self.has(*number))
+    }
+}
+
+/// What happens at which second.
+type History = &'static [(u64, Step)];
+
+const RUN: u64 = LAYER / 40;
+
+/// Name, what happens, and for how many seconds it is watched.
+const HISTORIES: &[(&str, History, u64)] = &[
+    (
+        "an ordinary run",
+        &[(1, Step::Rate(Hosts::All, RUN, "awaiting_lease"))],
+        50,
+    ),
+    (
+        "an agent is killed amid it, is away, and comes back",
+        &[
+            (1, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+            (10, Step::Kill(Hosts::One(0))),
+            (31, Step::Restart(Hosts::One(0))),
+        ],
+        75,
+    ),
+    (
+        "the coordinator is away for a minute, and hosts go on",
+        &[
+            (1, Step::Rate(Hosts::All, RUN / 2, "awaiting_lease")),
+            (15, Step::CoordinatorDies),
+            (75, Step::CoordinatorReturns),
+        ],
+        110,
+    ),
+    (
+        "the coordinator restarts when all is done, and again",
+        &[
+            (1, Step::Rate(Hosts::All, RUN * 2, "awaiting_lease")),
+            (40, Step::CoordinatorDies),
+            (42, Step::CoordinatorReturns),
+            (60, Step::CoordinatorDies),
+            (70, Step::CoordinatorReturns),
+        ],
+        90,
+    ),
+    (
+        "the registry goes down and comes back",
+        &[
+            (1, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+            (12, Step::Registry("connection refused")),
+            (12, Step::Rate(Hosts::All, 0, "origin_trouble")),
+            (40, Step::Registry("")),
+            (40, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+        ],
+        90,
+    ),
+    (
+        "the image is removed from a host and staged anew there",
+        &[
+            (1, Step::Rate(Hosts::All, RUN * 4, "awaiting_lease")),
+            (20, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+            (21, Step::Remove(Hosts::One(0))),
+        ],
+        75,
+    ),
+    (
+        "it is removed while the coordinator is away",
+        &[
+            (1, Step::Rate(Hosts::All, RUN * 4, "awaiting_lease")),
+            (20, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+            (21, Step::CoordinatorDies),
+            (22, Step::Remove(Hosts::One(0))),
+            (30, Step::CoordinatorReturns),
+        ],
+        85,
+    ),
+    (
+        "a limit of the hosts' own lets a chunk through every few seconds",
+        &[
+            (1, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+            (8, Step::Rate(Hosts::All, 0, "throttled")),
+            (15, Step::Rate(Hosts::All, 2 << 20, "throttled")),
+            (16, Step::Rate(Hosts::All, 0, "throttled")),
+            (25, Step::Rate(Hosts::All, 2 << 20, "throttled")),
+            (26, Step::Rate(Hosts::All, 0, "throttled")),
+        ],
+        45,
+    ),
+    (
+        "a host has no room, is mended and goes on where it was",
+        &[
+            (1, Step::Rate(Hosts::All, RUN, "awaiting_lease")),
+            (
+                10,
+                Step::Fail(
+                    Hosts::One(0),
+                    "no_room",
+                    "the image needs 140.0 GB, and 96.2 GB are free",
+                ),
+            ),
+            (30, Step::Mend(Hosts::One(0))),
+        ],
+        70,
+    ),
+    (
+        "everything at once",
+        &[
+            (1, Step::Rate(Hosts::All, RUN / 2, "awaiting_lease")),
+            (5, Step::Kill(Hosts::One(0))),
+            (9, Step::CoordinatorDies),
+            (10, Step::Rate(Hosts::All, 0, "no_source")),
+            (14, Step::Restart(Hosts::One(0))),
+            (25, Step::CoordinatorReturns),
+            (30, Step::Registry("connection refused")),
+            (45, Step::Registry("")),
+            (45, Step::Rate(Hosts::All, RUN * 3, "awaiting_lease")),
+            (70, Step::Remove(Hosts::All)),
+            (80, Step::Kill(Hosts::All)),
+            (95, Step::Restart(Hosts::All)),
+        ],
+        180,
+    ),
+];
+
+fn play(name: &str, hosts: usize, history: History, seconds: u64, watch_every: u64) {
+    let mut play = Play::new(hosts);
+    let mut next = history.iter().peekable();
+    for second in 1..=seconds {
+        while let Some((_, step)) = next.next_if(|(at, _)| *at == second) {
+            play.happen(*step);
+        }
+        for _ in 0..1_000 / STEP_MS {
+            play.pass();
+        }
+        // agents come back to a coordinator within a second or two
+        if second % 2 == 0 {
+            play.connect();
+        }
+        play.look();
+        if second % watch_every == 0 {
+            play.check();
+        }
+    }
+    assert!(next.next().is_none(), "{name}: the end wasn't reached");
+    assert!(play.times_logged <= 1, "{name}");
+}
+
+#[test]
+fn nothing_that_is_shown_of_a_staging_is_false_or_stale() {
+    for (name, history, seconds) in HISTORIES {
+        for hosts in [1, 3, 40] {
+            println!("{name}, {hosts} hosts");
+            play(name, hosts, history, *seconds, 1);
+        }
+    }
+}
+
+#[test]
+fn a_thousand_hosts_are_shown_as_truly_as_one() {
+    // what is told of a thousand is made as of one; the last history has something of each
+    let (name, history, seconds) = HISTORIES.last().unwrap();
+    play(name, 1_000, history, *seconds, 15);
+}
+
+#[test]
+fn a_staging_that_ends_is_shown_to_its_end() {
+    let mut play = Play::new(3);
+    play.happen(Step::Rate(Hosts::All, LAYER, "awaiting_lease"));
+    for _ in 0..10 {
+        play.pass();
+        play.look();
+    }
+    let room = Room {
+        columns: 80,
+        rows: 24,
+    };
+    let picture = frame::picture(play.shown.as_ref().unwrap(), &play.contact(), room);
+    let bar = "=".repeat(23);
+    assert_eq!(
+        picture,
+        [
+            "3 of 3 hosts, 100% of 360.0 MB; received 180.0 MB (registry 45.0 MB, peers 135.…"
+                .to_owned(),
+            format!("mini-0000 [{bar}] 100% present"),
+            format!("mini-0001 [{bar}] 100% present"),
+            format!("mini-0002 [{bar}] 100% present"),
+        ]
+    );
+    assert_eq!(play.times_logged, 1);
+}

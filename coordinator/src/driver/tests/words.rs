@@ -1,0 +1,203 @@
+//! What is said of hosts that are away, turned away or revoked, and of registries.
+
+use super::*;
+use crate::{driver::Refused, enrolment::Revocation, metrics::encode};
+
+fn refused(host: Option<&str>, address: &str, message: &str) -> Input {
+    Input::Refused(Refused {
+        host: host.map(|host| host.parse().unwrap()),
+        address: address.parse().unwrap(),
+        reason: "expired",
+        message: message.into(),
+    })
+}
+
+fn why(world: &mut World, host: &str) -> String {
+    world.settle();
+    world.host(host).why.join("\n")
+}
+
+/// A host that had a session, and lost it.
+fn lost(world: &mut World, host: &str, remote: &str) {
+    let at: SocketAddr = remote.parse().unwrap();
+    let hello = message::Hello {
+        peer_port: at.port().into(),
+        ..World::hello()
+    };
+    let (session, _queue) = world.open_from(host, hello, remote);
+    world.driver.apply(Input::Closed {
+        host: host.parse().unwrap(),
+        session,
+    });
+}
+
+#[tokio::test]
+async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
+    let mut world = World::new();
+    lost(&mut world, "mini-1", "10.0.0.1:7471");
+    lost(&mut world, "mini-2", "10.0.0.2:7471");
+    lost(&mut world, "mini-3", "10.0.0.2:7472");
+    let before = why(&mut world, "mini-1");
+    assert!(before.contains("its session was lost"), "{before}");
+    assert!(before.contains("parbake-agent status"), "{before}");
+    // by its certificate, from wherever it calls
+    let clock =
+        "its certificate ended 2026-11-28 14:05:12 UTC, and by the clock here it is 2027-01-07";
+    world
+        .driver
+        .apply(refused(Some("mini-1"), "192.0.2.9:1", clock));
+    let now = why(&mut world, "mini-1");
+    assert!(
+        now.contains(clock) && now.contains("from 192.0.2.9:1"),
+        "{now}"
+    );
+    // who refuses us doesn't say who it is: the address of its peers' socket does
+    world.driver.apply(refused(
+        None,
+        "10.0.0.2:7472",
+        "by its clock it is 2026-11-26",
+    ));
+    assert!(why(&mut world, "mini-3").contains("by its clock"));
+    assert!(!why(&mut world, "mini-2").contains("by its clock"));
+    // two hosts share that machine, one has the other to itself
+    world
+        .driver
+        .apply(refused(None, "10.0.0.2:50000", "somebody's"));
+    world.driver.apply(refused(
+        None,
+        "10.0.0.1:50000",
+        "it doesn't take the API's certificate",
+    ));
+    assert!(!why(&mut world, "mini-2").contains("somebody's"));
+    assert!(!why(&mut world, "mini-3").contains("somebody's"));
+    assert!(why(&mut world, "mini-1").contains("the API's certificate"));
+    // a session ends the story
+    let (_, _queue) = world.open_from("mini-1", World::hello(), "10.0.0.1:7471");
+    assert_eq!(why(&mut world, "mini-1"), "");
+    assert_eq!(world.host("mini-1").refusal, None);
+}
+
+#[tokio::test]
+async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
+    let mut world = World::new();
+    let mut membership = (*world.driver.membership).clone();
+    let revocation = Revocation {
+        at_unix: 1_795_874_712,
+        reason: "disk died\u{1b}[2J".into(),
+    };
+    membership
+        .revoked
+        .insert("mini-3".parse().unwrap(), revocation);
+    let now = world.driver.now();
+    world.driver.join(now, Arc::new(membership));
+    world.driver.apply(refused(
+        Some("mini-3"),
+        "10.0.0.3:7471",
+        "mini-3 is revoked",
+    ));
+    let said = why(&mut world, "mini-3");
+    assert!(
+        said.starts_with(
+            "it is revoked since 2026-11-28 14:05:12 UTC (disk died [2J); \
+             `parbake-coordinator readmit mini-3` takes that back\n"
+        ),
+        "{said}"
+    );
+    assert!(
+        said.contains("from 10.0.0.3:7471: mini-3 is revoked"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_registry_that_fails_is_counted_as_that_and_ends_in_nobodys_revocation() {
+    let mut world = World::new();
+    let (metrics, registry) = Metrics::new();
+    world.driver.metrics = metrics;
+    let (session, mut queue) = world.open("a", World::hello());
+    world.stage("one").unwrap();
+    let image = want("one", 1, 1 << 20);
+    let staging = message::ImageState {
+        manifest: image.digest().as_bytes().to_vec(),
+        state: message::StageState::Staging.into(),
+        ..message::ImageState::default()
+    };
+    let lease = |content: &[u8]| message::LeaseState {
+        content: content.to_vec(),
+        trouble: message::OriginTrouble::Failing.into(),
+        message: "connection refused".into(),
+        ..message::LeaseState::default()
+    };
+    let mut leases: Vec<Vec<u8>> = Vec::new();
+    for second in 0..8 {
+        world.driver.frozen = Some(Moment::START + Duration::from_secs(10 + second));
+        for order in taken(&mut queue, |kind| match kind {
+            Kind::Lease(grant) => Some(grant.content.clone()),
+            _ => None,
+        }) {
+            leases.push(order);
+        }
+        let report = message::Report {
+            images: vec![staging.clone()],
+            leases: leases.iter().map(|content| lease(content)).collect(),
+            ..message::Report::default()
+        };
+        world.report("a", session, report);
+        world.driver.apply(Input::Tick);
+    }
+    assert!(!leases.is_empty());
+    let shown = world.driver.show_image(world.driver.now(), &image.digest());
+    let shown = shown.unwrap();
+    assert_eq!(shown.reason.as_deref(), Some("origin_down"));
+    assert!(
+        shown
+            .message
+            .starts_with("the registry fails: connection refused; it is asked again in"),
+        "{}",
+        shown.message
+    );
+    let text = encode(&registry);
+    let count = |outcome: &str| -> u64 {
+        let line = format!("parbake_coordinator_lease_ends_total{{outcome=\"{outcome}\"}} ");
+        let line = text.lines().find_map(|found| found.strip_prefix(&line));
+        line.unwrap().parse().unwrap()
+    };
+    assert!(count("origin_failed") > 0, "{text}");
+    assert_eq!(count("revoked"), 0);
+}
+
+#[tokio::test]
+async fn an_image_that_lacks_only_hosts_that_are_away_names_them() {
+    let mut world = World::new();
+    let image = want("one", 1, 1 << 20);
+    let name = image.references.first().unwrap().clone();
+    let (a, _queue) = world.open("a", World::hello());
+    lost(&mut world, "b", "10.0.0.2:7471");
+    world.stage("one").unwrap();
+    let present = message::ImageState {
+        manifest: image.digest().as_bytes().to_vec(),
+        state: message::StageState::Present.into(),
+        ready_references: vec![name],
+        ..message::ImageState::default()
+    };
+    let report = message::Report {
+        images: vec![present],
+        ..message::Report::default()
+    };
+    world.report("a", a, report);
+    world.settle();
+    let shown = world.view.borrow().images[&image.digest()].clone();
+    assert_eq!(shown.reason.as_deref(), Some("hosts_away"));
+    assert!(
+        shown.message.starts_with("1 host is away or shunned: b (")
+            && shown.message.ends_with("); it goes on when it is back"),
+        "{}",
+        shown.message
+    );
+    let host = &shown.hosts[1];
+    assert!(
+        host.message.starts_with("no session for "),
+        "{}",
+        host.message
+    );
+}

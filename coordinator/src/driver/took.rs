@@ -1,0 +1,149 @@
+//! How long it took to bring an image everywhere. That is told, counted and logged once, and outlives the coordinator.
+
+use std::time::Duration;
+
+use proto::Moment;
+
+use crate::wants::{Timed, Timing};
+
+/// The time of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Took {
+    /// It isn't everywhere since the request that last changed what is wanted.
+    Open {
+        /// This process's part of the time begins here.
+        since: Moment,
+        /// What had passed before, by the wall clock.
+        before: Duration,
+        asked_at_ms: u64,
+    },
+    /// It took so long.
+    Done { took: Duration, asked_at_ms: u64 },
+    /// It was everywhere when it was asked for, or nobody knows since when it is wanted: there is nothing to tell.
+    Untold,
+}
+
+impl Took {
+    /// What a want says of itself; `everywhere`: every selected host has it already. `unix_ms` is now.
+    pub(super) fn of(timing: Timing, now: Moment, unix_ms: u64, everywhere: bool) -> Self {
+        match timing {
+            Timing::New if everywhere => Self::Untold,
+            Timing::New => Self::Open {
+                since: now,
+                before: Duration::ZERO,
+                asked_at_ms: unix_ms,
+            },
+            Timing::Unknown => Self::Untold,
+            Timing::Known(timed) => match timed.staged_ms {
+                Some(staged) => Self::Done {
+                    took: Duration::from_millis(staged),
+                    asked_at_ms: timed.asked_at_ms,
+                },
+                None => Self::Open {
+                    since: now,
+                    // a clock that was set back counts for nothing
+                    before: Duration::from_millis(unix_ms.saturating_sub(timed.asked_at_ms)),
+                    asked_at_ms: timed.asked_at_ms,
+                },
+            },
+        }
+    }
+
+    /// What is wanted has changed: it is timed anew, unless it is everywhere all the same.
+    pub(super) fn anew(&mut self, now: Moment, unix_ms: u64, everywhere: bool) {
+        if !everywhere {
+            *self = Self::of(Timing::New, now, unix_ms, false);
+        }
+    }
+
+    /// It is everywhere: how long that took, the first time.
+    pub(super) fn everywhere(&mut self, now: Moment) -> Option<Duration> {
+        let Self::Open {
+            since,
+            before,
+            asked_at_ms,
+        } = *self
+        else {
+            return None;
+        };
+        // to the millisecond, as it is kept
+        let took = before + now.since(since);
+        let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        *self = Self::Done { took, asked_at_ms };
+        Some(took)
+    }
+
+    /// What is told.
+    pub(super) const fn told(&self) -> Option<Duration> {
+        match self {
+            Self::Done { took, .. } => Some(*took),
+            Self::Open { .. } | Self::Untold => None,
+        }
+    }
+
+    /// As it is kept.
+    pub(super) fn timing(&self) -> Timing {
+        match self {
+            Self::Open { asked_at_ms, .. } => Timing::Known(Timed {
+                asked_at_ms: *asked_at_ms,
+                staged_ms: None,
+            }),
+            Self::Done { took, asked_at_ms } => Timing::Known(Timed {
+                asked_at_ms: *asked_at_ms,
+                staged_ms: Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            }),
+            Self::Untold => Timing::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::START + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_time_is_told_once_and_outlives_the_coordinator() {
+        let mut took = Took::of(Timing::New, at(100), 1_000_000, false);
+        assert_eq!(took.told(), None);
+        // a restart ten seconds later: this process's clock begins anew
+        let mut took_after = Took::of(took.timing(), at(0), 1_010_000, false);
+        assert_eq!(took_after.everywhere(at(3)), Some(Duration::from_secs(13)));
+        assert_eq!(took_after.everywhere(at(4)), None);
+        let exact = at(127) + Duration::from_micros(81);
+        assert_eq!(took.everywhere(exact), Some(Duration::from_secs(27)));
+        // and one after it was everywhere
+        let mut restarted = Took::of(took.timing(), at(0), 9_000_000, false);
+        assert_eq!(restarted.told(), Some(Duration::from_secs(27)));
+        assert_eq!(restarted.everywhere(at(1)), None);
+    }
+
+    #[test]
+    fn what_was_there_already_took_no_time() {
+        let mut took = Took::of(Timing::New, at(0), 0, true);
+        assert_eq!((took.everywhere(at(1)), took.told()), (None, None));
+        let mut took = Took::of(Timing::Unknown, at(0), 0, false);
+        assert_eq!((took.everywhere(at(1)), took.told()), (None, None));
+        // asked for again, it keeps its time; asked for on more hosts, it has another one
+        let mut took = Took::of(Timing::New, at(0), 0, false);
+        took.everywhere(at(31));
+        took.anew(at(50), 50_000, true);
+        assert_eq!(took.told(), Some(Duration::from_secs(31)));
+        took.anew(at(60), 60_000, false);
+        assert_eq!(took.told(), None);
+        assert_eq!(took.everywhere(at(65)), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_adds_nothing() {
+        let timed = Timed {
+            asked_at_ms: 5_000,
+            staged_ms: None,
+        };
+        let mut took = Took::of(Timing::Known(timed), at(0), 1_000, false);
+        assert_eq!(took.everywhere(at(2)), Some(Duration::from_secs(2)));
+    }
+}

@@ -1,0 +1,193 @@
+//! What the driver says in words: of images that aren't everywhere, of hosts that are away, of what keeps a host from having
+//! what is wanted there. Each is made of facts that are handed in; nothing here decides.
+
+use std::time::{Duration, SystemTime};
+
+use link::utc;
+use proto::{
+    HostId, Moment,
+    figure::{Bytes, Span},
+};
+use rollout::stage::status::{ImageReason, ImageStatus};
+
+use crate::{
+    enrolment::Revocation,
+    view::{HostImage, HostView, RefusalView, RevocationView},
+};
+
+/// Hosts that are named in one sentence; more are counted.
+const NAMED: usize = 3;
+
+/// Why an image isn't everywhere, for people; empty while it is only under way. `said`: what the last lease holder that the
+/// registry failed had to say. `away`: hosts that lack it and have no session, and for how long, where that is known.
+pub(super) fn image(
+    status: &ImageStatus,
+    said: Option<&str>,
+    away: &[(HostId, Option<Duration>)],
+) -> String {
+    let Some(reason) = status.reason else {
+        return String::new();
+    };
+    match reason {
+        ImageReason::Moving | ImageReason::ContentBad(_) => String::new(),
+        ImageReason::NoHosts => "none of the selected hosts is part of the fleet".to_owned(),
+        ImageReason::Held => "no host is selected for now; what is there is kept".to_owned(),
+        ImageReason::NoHostConnected => format!("no host is connected: {}", named(away)),
+        ImageReason::HostsAway => {
+            let (count, they) = match away.len() {
+                1 => ("1 host is".to_owned(), "it is"),
+                many => (format!("{many} hosts are"), "they are"),
+            };
+            format!(
+                "{count} away or shunned: {}; it goes on when {they} back",
+                named(away)
+            )
+        }
+        ImageReason::AwaitingTurn => "images that were wanted earlier are fetched first".to_owned(),
+        ImageReason::HostsFailed => {
+            "the hosts that lack it can't stage it for now; `parbake why HOST` has the cause"
+                .to_owned()
+        }
+        ImageReason::OriginDown => registry("the registry fails", said, status.origin_retry_in),
+        ImageReason::OriginThrottled => registry(
+            "the registry asked to be left alone",
+            said,
+            status.origin_retry_in,
+        ),
+    }
+}
+
+fn registry(what: &str, said: Option<&str>, retry_in: Option<Duration>) -> String {
+    let mut text = what.to_owned();
+    if let Some(said) = said {
+        text.push_str(": ");
+        text.push_str(said);
+    }
+    text.push_str(&match retry_in {
+        // never before it is due
+        Some(left) => format!(
+            "; it is asked again in {}",
+            Span::seconds(u64::try_from(left.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX))
+        ),
+        None => "; one host tries whether it is back".to_owned(),
+    });
+    text
+}
+
+fn named(away: &[(HostId, Option<Duration>)]) -> String {
+    let mut names: Vec<String> = away
+        .iter()
+        .take(NAMED)
+        .map(|(host, since)| match since {
+            Some(since) => format!("{host} ({})", Span(*since)),
+            None => host.to_string(),
+        })
+        .collect();
+    if away.len() > NAMED {
+        names.push(format!("and {} more", away.len() - NAMED));
+    }
+    names.join(", ")
+}
+
+/// What is known of a host without a session, for the row of an image on it.
+pub(super) fn away(since: Option<Duration>) -> String {
+    match since {
+        Some(since) => format!("no session for {}", Span(since)),
+        None => "no session since the coordinator started".to_owned(),
+    }
+}
+
+/// Why a host has no session, and what to do.
+pub(super) fn no_session(since: Option<Duration>, refusal: Option<&RefusalView>) -> Vec<String> {
+    let lost = match since {
+        Some(since) => format!("its session was lost {} ago", Span(since)),
+        None => "has had no session since the coordinator started".to_owned(),
+    };
+    match refusal {
+        Some(refusal) => vec![lost, turned_away(refusal)],
+        None => vec![format!(
+            "{lost}; it goes on when it is back: look at the machine, at its agent (`parbake-agent status`) and at UDP 7470"
+        )],
+    }
+}
+
+fn turned_away(refusal: &RefusalView) -> String {
+    format!(
+        "{} ago, from {}: {}",
+        Span::seconds(refusal.seconds_ago),
+        refusal.address,
+        refusal.message
+    )
+}
+
+/// Why an image isn't present on a host.
+pub(super) fn not_present(image: &HostImage) -> String {
+    let progress = &image.progress;
+    let mut text = format!("{}: {}", name(image), progress.state.as_str());
+    let reason = progress.reason.as_deref();
+    if let Some(reason) = reason.filter(|reason| *reason != progress.state.as_str()) {
+        text.push_str(&format!(" ({reason})"));
+    }
+    if progress.total_bytes > 0 && progress.held_bytes > 0 {
+        text.push_str(&format!(
+            ", {} of {} verified",
+            Bytes(progress.held_bytes),
+            Bytes(progress.total_bytes)
+        ));
+    }
+    if progress.bytes_per_second > 0 {
+        text.push_str(&format!(", {}/s", Bytes(progress.bytes_per_second)));
+    }
+    // that it is away is said once, for all its images
+    if progress.connected && !progress.message.is_empty() {
+        text.push_str(": ");
+        text.push_str(&progress.message);
+    }
+    text
+}
+
+/// What people call an image.
+pub(super) fn name(image: &HostImage) -> &str {
+    image.references.first().unwrap_or(&image.digest)
+}
+
+/// A host that is revoked.
+pub(super) fn revoked(
+    host: &HostId,
+    named: bool,
+    revocation: &Revocation,
+    refusal: Option<RefusalView>,
+) -> HostView {
+    let mut what = "it is revoked".to_owned();
+    if revocation.at_unix > 0 {
+        let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(revocation.at_unix));
+        if let Some(at) = at {
+            what.push_str(&format!(" since {}", utc(at)));
+        }
+    }
+    if !revocation.reason.is_empty() {
+        let reason = crate::progress::clean(&revocation.reason);
+        what.push_str(&format!(" ({reason})"));
+    }
+    let mut why = vec![format!(
+        "{what}; `parbake-coordinator readmit {host}` takes that back"
+    )];
+    why.extend(refusal.as_ref().map(turned_away));
+    HostView {
+        host: host.to_string(),
+        named,
+        revoked: true,
+        revocation: Some(RevocationView {
+            at: revocation.at_unix,
+            reason: revocation.reason.clone(),
+        }),
+        refusal,
+        why,
+        ..HostView::default()
+    }
+}
+
+/// Since when a host has had no session.
+pub(super) fn since(now: Moment, lost_at: Option<Moment>) -> Option<Duration> {
+    lost_at.map(|at| now.since(at))
+}
