@@ -157,9 +157,11 @@ impl Progress {
         if begun != 0 {
             self.begun_at_ms = begun;
         }
+        let gained = report.held_bytes > self.held_bytes;
         self.failed_since = match (state, self.failed_since) {
-            (HostState::Failed, None) => Some(now),
-            (HostState::Failed, since) => since,
+            (HostState::Failed, since) => since.or(Some(now)),
+            // an attempt that brings nothing is the same failure
+            (HostState::Queued | HostState::Staging, since) if !gained => since,
             _ => None,
         };
         if self.state == HostState::Present
@@ -190,6 +192,13 @@ impl Progress {
         self.golden = report.golden;
         self.presence = (state == HostState::Present).then_some((now, report.presence_age_ms));
         self.rate.sample(now, self.held_bytes);
+    }
+
+    /// Somebody has the host try again at once: what failed before this isn't held against it.
+    pub(crate) const fn urged(&mut self, now: Moment) {
+        if self.failed_since.is_some() {
+            self.failed_since = Some(now);
+        }
     }
 
     /// The host's session is lost: what it holds stays on show, and what it was doing doesn't.
@@ -240,7 +249,10 @@ impl Progress {
                 age.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
             }),
             golden: self.golden,
-            failed_seconds: self.failed_since.map(|since| now.since(since).as_secs()),
+            failed_seconds: self
+                .failed_since
+                .filter(|_| self.state == HostState::Failed)
+                .map(|since| now.since(since).as_secs()),
         }
     }
 }
@@ -442,6 +454,33 @@ mod tests {
         let mending = report(message::StageState::Staging, 97, 7);
         progress.report(at(2), &mending, Some(100));
         assert_eq!(progress.view(at(2), "h", true).held_bytes, 97);
+    }
+
+    #[test]
+    fn attempts_that_bring_nothing_are_one_failure_until_somebody_has_it_try_again() {
+        use message::StageState::{Failed, Queued, Staging};
+        let mut progress = Progress::new();
+        let mut failed = |seconds, state, held| {
+            progress.report(at(seconds), &report(state, held, 0), Some(1_000));
+            progress.view(at(seconds), "a", true).failed_seconds
+        };
+        assert_eq!(failed(0, Staging, 100), None);
+        assert_eq!(failed(1, Failed, 100), Some(0));
+        // it tries by itself
+        assert_eq!(failed(6, Queued, 0), None);
+        assert_eq!(failed(6, Staging, 100), None);
+        assert_eq!(failed(7, Failed, 100), Some(6));
+        // it gained something
+        assert_eq!(failed(17, Staging, 200), None);
+        assert_eq!(failed(18, Failed, 200), Some(0));
+        assert_eq!(failed(48, Failed, 200), Some(30));
+        progress.urged(at(50));
+        let seconds = |progress: &Progress, now| progress.view(at(now), "a", true).failed_seconds;
+        assert_eq!(seconds(&progress, 50), Some(0));
+        assert_eq!(seconds(&progress, 59), Some(9));
+        let mut well = Progress::new();
+        well.urged(at(50));
+        assert_eq!(seconds(&well, 51), None);
     }
 
     #[test]

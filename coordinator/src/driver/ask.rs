@@ -106,24 +106,23 @@ impl Driver {
         info!(%image, reference, hosts = selected.len(), "image is wanted");
         self.enter(now, want);
         self.tell_wanted(now, image);
-        self.urge(&image);
+        self.urge(now, &image);
         Ok((image, short))
     }
 
     /// An operator asks again: hosts that failed or lost the image try at once, and their pauses start anew.
-    fn urge(&mut self, image: &Digest) {
+    fn urge(&mut self, now: Moment, image: &Digest) {
         let Some(wanted) = self.wants.get_mut(image) else {
             return;
         };
         wanted.restage.clear();
         for host in wanted.ordered.clone() {
-            let held = self
-                .hosts
-                .get(&host)
-                .and_then(|known| known.images.get(image));
-            if held.is_some_and(|progress| {
-                matches!(progress.state, HostState::Failed | HostState::Gone)
-            }) {
+            let known = self.hosts.get_mut(&host);
+            let Some(progress) = known.and_then(|known| known.images.get_mut(image)) else {
+                continue;
+            };
+            progress.urged(now);
+            if matches!(progress.state, HostState::Failed | HostState::Gone) {
                 self.order_stage(&host, *image);
             }
         }

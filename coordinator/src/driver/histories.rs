@@ -748,8 +748,16 @@ impl Play {
         let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
         if !fresh {
             assert!(!at.contains("/s,"), "{at}");
-            assert!(picture[1].contains("last heard"), "{at}");
         }
+        // what is said of the fleet is in sight as a whole
+        let said: Vec<&str> = picture.iter().take(4).map(String::as_str).collect();
+        let said = said.join(" ");
+        let line = frame::line(shown, &contact);
+        let counts = line
+            .split_once("; ")
+            .map_or(line.as_str(), |(counts, _)| counts);
+        assert!(said.starts_with(counts), "{at}");
+        assert_eq!(said.contains("last heard"), !fresh, "{at}");
         let rows = picture.iter().filter(|line| line.starts_with("mini-"));
         let mut drawn = 0;
         for row in rows {
@@ -982,8 +990,8 @@ fn a_staging_that_ends_is_shown_to_its_end() {
     assert_eq!(
         picture,
         [
-            "3 of 3 hosts, 100% of 360.0 MB; received 180.0 MB (registry 45.0 MB, peers 135.…"
-                .to_owned(),
+            "3 of 3 hosts, 100% of 360.0 MB; received 180.0 MB (registry 45.0 MB, peers".to_owned(),
+            "135.0 MB)".to_owned(),
             format!("mini-0000 [{bar}] 100% present"),
             format!("mini-0001 [{bar}] 100% present"),
             format!("mini-0002 [{bar}] 100% present"),

@@ -126,7 +126,7 @@ pub(crate) enum CallError {
     Away {
         /// What happened.
         cause: String,
-        /// Whether nobody has answered at all: it may be the wrong address.
+        /// Whether nobody has shown to be the coordinator yet: it may be the wrong address.
         unheard: bool,
     },
     /// Another server answers than the pinned one, or a clock is wrong.
@@ -270,7 +270,11 @@ impl Client {
                 .map_err(|error| CallError::Odd(error.to_string()))?;
             let tls = self.tls.connect(name, stream).await;
             let stream = tls.map_err(|error| match HandshakeError::of(error) {
-                broken @ HandshakeError::Broken(_) => self.away(&broken.to_string()),
+                // it may be no coordinator at all
+                broken @ HandshakeError::Broken(_) => CallError::Away {
+                    cause: format!("{address}: {broken}"),
+                    unheard: true,
+                },
                 cause => CallError::Stranger {
                     address: address.clone(),
                     cause,
@@ -411,6 +415,29 @@ mod tests {
         assert_eq!(
             segment("ghcr.io/a/b:c@sha256:0"),
             "ghcr.io%2Fa%2Fb%3Ac%40sha256%3A0"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_answers_without_tls_may_be_the_wrong_address() {
+        use tokio::io::AsyncWriteExt as _;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let client = Client::new(Target::new(address, Digest::of(b"a"), Secret::random()));
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .unwrap();
+            stream
+        };
+        let asked = client.call(Method::GET, "/v1/images", None::<&()>);
+        let (asked, _stream) = tokio::join!(asked, answer);
+        let error = asked.unwrap_err();
+        assert!(
+            matches!(&error, CallError::Away { unheard: true, cause } if cause.contains("the TLS handshake broke off")),
+            "{error}"
         );
     }
 

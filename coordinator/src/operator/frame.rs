@@ -15,6 +15,8 @@ pub(crate) const FRESH: Duration = Duration::from_secs(7);
 const MAX_NAME: usize = 24;
 /// Columns of a bar at most, and at least. A bar gives way to the words beside it.
 const BAR: (usize, usize) = (24, 8);
+/// A screen of so many rows has two for each sentence on the fleet.
+const TALL: usize = 10;
 /// Columns that the words beside a bar have before it shrinks: a state, a rate and a time to go.
 const WORDS: usize = 40;
 
@@ -170,13 +172,16 @@ fn held(host: &HostProgress) -> u64 {
     }
 }
 
-/// A picture of the image for a terminal: the fleet in a line, the coordinator or the registry in another where there is
+/// A picture of the image for a terminal: a sentence on the fleet, another on the coordinator or the registry where there is
 /// something to say, and as many hosts as there is room for, first those that need somebody. No line is longer than the
 /// room, and there are no more of them than it has rows.
 pub(crate) fn picture(image: &ImageView, contact: &Contact, room: Room) -> Vec<String> {
     let columns = room.columns.max(20);
-    let mut lines = vec![counts(&image.hosts, contact.is_fresh())];
-    lines.extend(words(image, contact));
+    let each = if room.rows < TALL { 1 } else { 2 };
+    let mut lines = wrapped(&counts(&image.hosts, contact.is_fresh()), columns, each);
+    if let Some(words) = words(image, contact) {
+        lines.extend(wrapped(&words, columns, each));
+    }
     // the cursor needs a row of its own
     let rows = room.rows.saturating_sub(lines.len() + 1).max(1);
     let mut order: Vec<&HostProgress> = image.hosts.iter().collect();
@@ -241,6 +246,31 @@ fn filled(percent: u64, columns: usize) -> String {
     let tip = usize::from(percent > 0 && full < columns);
     let bar = "=".repeat(full) + &">".repeat(tip);
     format!("{bar:<columns$}")
+}
+
+/// In as many lines as it takes, broken at spaces but not between a number and what it counts, and in `most` at most: what is
+/// over goes on in the last one.
+fn wrapped(text: &str, columns: usize, most: usize) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match parts.last_mut() {
+            Some(number) if number.ends_with(|end: char| end.is_ascii_digit()) => {
+                *number = format!("{number} {word}");
+            }
+            _ => parts.push(word.to_owned()),
+        }
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        let many = lines.len() >= most;
+        match lines.last_mut() {
+            Some(line) if many || line.chars().count() + 1 + part.chars().count() <= columns => {
+                *line = format!("{line} {part}");
+            }
+            _ => lines.push(part),
+        }
+    }
+    lines
 }
 
 /// At most so many characters, without the end of what is longer.
@@ -357,7 +387,8 @@ mod tests {
         assert_eq!(
             picture(&fleet(), &fresh(), SCREEN),
             [
-                "1 of 5 hosts, 51% of 5.0 GB, 52.6 MB/s, 11 s to go for those that move, 1 faile…",
+                "1 of 5 hosts, 51% of 5.0 GB, 52.6 MB/s, 11 s to go for those that move,",
+                "1 failed, 1 away; received 249.5 MB (registry 85.6 MB, peers 163.9 MB)",
                 "berlin-rack…ini-m4pro-12 [===>    ]  43% staging, 52.6 MB/s, 11 s to go",
                 "mini-2                   [=======>]  99% staging (throttled): no progress for 1…",
                 "mini-3                   [=>      ]  14% waiting (disconnected): no session for…",
@@ -399,14 +430,17 @@ mod tests {
         );
         let drawn = picture(&fleet(), &contact, SCREEN);
         assert_eq!(
-            drawn[1],
-            "the coordinator can't be reached for 12 s; staging goes on; last heard 23 s ago…"
+            drawn[2..4],
+            [
+                "the coordinator can't be reached for 12 s; staging goes on; last heard 23 s ago",
+                "(connection refused)"
+            ]
         );
-        assert!(drawn[2].ends_with("43% staging"), "{}", drawn[2]);
+        assert!(drawn[4].ends_with("43% staging"), "{}", drawn[4]);
         assert!(
-            drawn[3].ends_with("99% staging (throttled)"),
+            drawn[5].ends_with("99% staging (throttled)"),
             "{}",
-            drawn[3]
+            drawn[5]
         );
         // it is silent, and may be there
         let contact = Contact {
@@ -463,6 +497,25 @@ mod tests {
             }
         }
         assert!(picture(&image(Vec::new()), &fresh(), SCREEN)[0].starts_with("0 of 0 hosts, 0%"));
+    }
+
+    #[test]
+    fn a_sentence_is_broken_at_spaces_and_no_word_of_it_is_lost() {
+        let text = "a bb ccc dddd äöü";
+        assert_eq!(wrapped(text, 6, 9), ["a bb", "ccc", "dddd", "äöü"]);
+        assert_eq!(wrapped(text, 8, 9), ["a bb ccc", "dddd äöü"]);
+        assert_eq!(wrapped(text, 2, 2), ["a", "bb ccc dddd äöü"]);
+        assert_eq!(wrapped(text, 80, 2), [text]);
+        assert_eq!(wrapped("", 80, 2), [""]);
+        assert_eq!(
+            wrapped("it has 9 MB, 2 to go", 9, 9),
+            ["it has", "9 MB,", "2 to go"]
+        );
+        for columns in 1..30 {
+            for most in 1..6 {
+                assert_eq!(wrapped(text, columns, most).join(" "), text);
+            }
+        }
     }
 
     #[test]

@@ -602,7 +602,7 @@ fn show(cli: &Cli, answer: &Value) -> anyhow::Result<()> {
         }
         println!("origin / image         {:.4}", number("origin_over_image"));
         println!(
-            "received               {} from the registry, {} from peers; {} were here already",
+            "received               {} from the registry, {} from peers; {} was here",
             amount(&answer["bytes"]["origin"]),
             amount(&answer["bytes"]["peers"]),
             amount(&answer["bytes"]["local"])
