@@ -1,7 +1,9 @@
-//! What the store costs: `cargo bench -p agent --bench store [-- --mib N]`.
+//! What the store costs: `cargo bench -p agent --bench store [-- --mib N] [--dir PATH]`.
 //!
 //! Writes an image of incompressible chunks through a stage with two threads and a flush every 500 ms, beside the same
-//! bytes written to a plain file and synced; then opens the store again, installs, verifies, and decodes a layer.
+//! bytes written to a plain file and synced; then opens the store again, installs, verifies, begins a second image of the
+//! same layers, and decodes a layer. `--dir` is on the volume to measure: the second image is a clone where the volume can
+//! clone files (APFS; XFS and Btrfs on Linux), and a copy elsewhere.
 
 #![expect(
     clippy::print_stdout,
@@ -62,12 +64,35 @@ fn cpu_seconds() -> f64 {
     Duration::try_from(time).unwrap().as_secs_f64()
 }
 
+/// An image of these layers.
+fn image_of(layers: &[Vec<u8>], nvram: &[u8; 5]) -> (Layout, Vec<u8>) {
+    let mut descriptors = vec![
+        json!({"mediaType": image::CONFIG_TYPE, "digest": Digest::of(b"{}").to_string(), "size": 2}),
+        json!({"mediaType": image::NVRAM_TYPE, "digest": Digest::of(nvram).to_string(), "size": 5}),
+    ];
+    for raw in layers {
+        descriptors.push(json!({
+            "mediaType": image::DISK_TYPE, "digest": Digest::of(&raw[..9]).to_string(), "size": 9,
+            "annotations": {
+                image::RAW_SIZE_ANNOTATION: raw.len().to_string(),
+                image::RAW_DIGEST_ANNOTATION: Digest::of(raw).to_string(),
+            },
+        }));
+    }
+    let manifest = serde_json::to_vec(&json!({"schemaVersion": 2, "layers": descriptors})).unwrap();
+    let layout = Layout::parse(&manifest, &Digest::of(&manifest)).unwrap();
+    (layout, manifest)
+}
+
 fn main() {
-    let mut arguments = std::env::args().skip_while(|argument| argument != "--mib");
-    let mib: usize = arguments
-        .nth(1)
-        .map_or(1024, |mib| mib.parse().expect("--mib takes a number"));
-    let home = tempfile::tempdir().unwrap();
+    let option = |name: &str| {
+        let mut arguments = std::env::args().skip_while(|argument| argument != name);
+        arguments.nth(1)
+    };
+    let mib: usize = option("--mib").map_or(1024, |mib| mib.parse().expect("--mib takes a number"));
+    let home = option("--dir")
+        .map_or_else(tempfile::tempdir, tempfile::tempdir_in)
+        .unwrap();
     let host: HostId = "bench".parse().unwrap();
     let source = Source {
         sender: host.key(),
@@ -79,21 +104,7 @@ fn main() {
         let size = (mib - at * LAYER_MIB).min(LAYER_MIB) << 20;
         layers.push(noise(size, at as u64 + 1));
     }
-    let mut descriptors = vec![
-        json!({"mediaType": image::CONFIG_TYPE, "digest": Digest::of(b"{}").to_string(), "size": 2}),
-        json!({"mediaType": image::NVRAM_TYPE, "digest": Digest::of(b"nvram").to_string(), "size": 5}),
-    ];
-    for raw in &layers {
-        descriptors.push(json!({
-            "mediaType": image::DISK_TYPE, "digest": Digest::of(&raw[..9]).to_string(), "size": 9,
-            "annotations": {
-                image::RAW_SIZE_ANNOTATION: raw.len().to_string(),
-                image::RAW_DIGEST_ANNOTATION: Digest::of(raw).to_string(),
-            },
-        }));
-    }
-    let manifest = serde_json::to_vec(&json!({"schemaVersion": 2, "layers": descriptors})).unwrap();
-    let layout = Layout::parse(&manifest, &Digest::of(&manifest)).unwrap();
+    let (layout, manifest) = image_of(&layers, b"nvram");
 
     let timer = Timer::start();
     let mut chunks: Vec<(Digest, ChunkIndex, Link, &[u8])> = Vec::new();
@@ -161,6 +172,8 @@ fn main() {
         done.store(true, Ordering::Release);
         flusher.thread().unpark();
     });
+    // the flusher may have seen the end before the last chunks
+    stage.flush().unwrap();
     let through = timer.print("stage, write + journal + sync", mib << 20);
     println!("stage / plain file: {:.2}", bare / through);
 
@@ -181,6 +194,15 @@ fn main() {
     let timer = Timer::start();
     verify(home.path(), REFERENCE, |_, _| {}).unwrap();
     timer.print("verify", mib << 20);
+
+    let (next, next_manifest) = image_of(&layers, b"other");
+    let timer = Timer::start();
+    let (stage, copied) = store
+        .begin(&next, &next_manifest, &["localhost/bench:two".into()])
+        .unwrap();
+    timer.print("second image, copy or clone", mib << 20);
+    assert_eq!(copied, (mib << 20) as u64 + 2);
+    drop((stage, store));
 
     let mut raw = layers.swap_remove(0);
     drop(layers);
