@@ -9,7 +9,7 @@ use proto::{
 
 use crate::{
     mirror::blob::Blob,
-    store::{HeldChunk, Stage, WriteError},
+    store::{HeldChunk, Stage, WriteError, held::Look},
 };
 
 /// A place of a content's bytes. Calls block on the disk, as those of what stands behind it.
@@ -95,7 +95,7 @@ impl Shelf {
         match self {
             // a removed image isn't a damaged one
             Self::Stage(stage) => Ok(stage.scrub(content, chunk)? || stage.is_gone()),
-            Self::Blob(blob) => blob.scrub(chunk),
+            Self::Blob(blob) => Ok(matches!(blob.look(chunk)?, Look::Sound(_))),
         }
     }
 }

@@ -21,7 +21,7 @@
 //! - *Writing*: data are synced first, then the journal, at each [`Store::flush`]. Chunks since the last flush are lost
 //!   (fetched again); a torn last batch is cut off; no chunk is believed that the journal doesn't vouch for, and the
 //!   journal vouches for nothing that isn't on disk. After `kill -9` alone (no power loss) the same holds.
-//! - *Dropping a false chunk*: the drop is in the journal before its place is written again.
+//! - *Dropping a chunk*, false or rotten: the drop is in the journal before its place is written again ([`held`]).
 //! - *Decoding a blob*: not journaled until the disk is synced; it is decoded again.
 //! - *Installing*, in this order; each step can be repeated, and [`Stage::install`] repeats them all:
 //!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
@@ -33,8 +33,11 @@
 //!   5. `status.json` says installed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so a rest is no stage any more.
 
+mod files;
+pub(crate) mod held;
 mod install;
 pub(crate) mod journal;
+mod recover;
 mod stage;
 mod status;
 mod verify;
@@ -42,23 +45,31 @@ mod verify;
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use proto::{Digest, HostId, HostKey, Layout, figure::Bytes};
+use proto::{ChunkIndex, Digest, Layout, figure::Bytes};
 
 pub use self::{
+    held::{HeldChunk, WriteError},
     install::InstallError,
-    stage::{DecodeLayerError, HeldChunk, Stage, WriteError},
+    stage::{DecodeLayerError, Stage},
     verify::{Verified, VerifyError, verify},
 };
-use self::{stage::IMAGE, status::Status};
+use self::{
+    held::{Hosts, hold},
+    recover::{Loaded, load, remove},
+    stage::IMAGE,
+    status::Status,
+};
 use crate::{
     platform::{self, DirectoryLock, LockError, Space},
-    tart::{ParseReferenceError, Reference, Version, cache},
+    tart::{ParseReferenceError, Reference, Version},
 };
 
 /// Our directory in tart's home.
@@ -120,8 +131,24 @@ pub struct Store {
 pub(crate) struct Shared {
     home: PathBuf,
     options: Options,
-    /// The ids of hosts that made links, by the keys under which ledgers know them.
-    hosts: Mutex<BTreeMap<HostKey, HostId>>,
+    hosts: Arc<Hosts>,
+    /// What was found on the disk and isn't told yet.
+    news: Mutex<Vec<News>>,
+    has_news: AtomicBool,
+}
+
+/// What the store finds out by itself: whoever stages images has to act on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The bytes of a chunk aren't what they were when they were verified, or can't be read. It isn't held any more.
+    Rotted {
+        /// The image in whose files it lies.
+        image: Digest,
+        /// The content.
+        content: Digest,
+        /// The chunk.
+        chunk: ChunkIndex,
+    },
 }
 
 /// An image that a process before this one left here.
@@ -284,7 +311,9 @@ impl Store {
         let shared = Arc::new(Shared {
             home,
             options,
-            hosts: Mutex::default(),
+            hosts: Arc::default(),
+            news: Mutex::default(),
+            has_news: AtomicBool::new(false),
         });
         let mut stages = BTreeMap::new();
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
@@ -294,11 +323,11 @@ impl Store {
                 continue;
             };
             match load(&shared, &path, image) {
-                Ok(Some(stage)) => {
-                    stages.insert(image, Arc::new(stage));
+                Ok(Loaded::Stage(stage)) => {
+                    stages.insert(image, Arc::new(*stage));
                 }
-                Ok(None) => {
-                    tracing::info!(%image, "pruning a stage that can't go on");
+                Ok(unusable) => {
+                    unusable.log(&image);
                     remove(&path).map_err(failed("removing", &path))?;
                 }
                 Err(error) => {
@@ -552,6 +581,15 @@ impl Store {
         result
     }
 
+    /// What was found out since the last call, in order. Costs nothing where there is none.
+    #[must_use]
+    pub fn take_news(&self) -> Vec<News> {
+        if !self.shared.has_news.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *hold(&self.shared.news))
+    }
+
     /// What is held of this image.
     #[must_use]
     pub fn stage(&self, image: &Digest) -> Option<Arc<Stage>> {
@@ -631,14 +669,9 @@ impl Shared {
         self.home.join(ROOT).join(image.hex().to_string())
     }
 
-    fn know(&self, host: &HostId) {
-        hold(&self.hosts)
-            .entry(host.key())
-            .or_insert_with(|| host.clone());
-    }
-
-    fn host(&self, key: HostKey) -> Option<HostId> {
-        hold(&self.hosts).get(&key).cloned()
+    fn tell(&self, news: News) {
+        hold(&self.news).push(news);
+        self.has_news.store(true, Ordering::Release);
     }
 }
 
@@ -670,81 +703,12 @@ fn parse_references(
     references.iter().map(parse).collect()
 }
 
-/// What a directory of ours holds; `None` when it is a leftover.
-fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io::Result<Option<Stage>> {
-    let Some(status) = Status::read(directory)? else {
-        return Ok(None);
-    };
-    let manifest = match fs::read(directory.join(cache::MANIFEST)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let Ok(layout) = Layout::parse(&manifest, &image) else {
-        return Ok(None);
-    };
-    let building = directory.join(IMAGE);
-    let in_cache = status
-        .references
-        .iter()
-        .map(|reference| cache::image_directory(&shared.home, reference, &image));
-    let is_ours = |path: &PathBuf| {
-        fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| disk.ino() == status.disk_inode)
-    };
-    let installed = in_cache.into_iter().find(is_ours);
-    let (files, status) = match &installed {
-        Some(path) => (
-            path,
-            Status {
-                installed: true,
-                ..status
-            },
-        ),
-        None if is_ours(&building) => (
-            &building,
-            Status {
-                installed: false,
-                ..status
-            },
-        ),
-        None => return Ok(None),
-    };
-    let opened = Stage::reopen(
-        shared.clone(),
-        layout,
-        &manifest,
-        status,
-        directory.to_owned(),
-        files,
-    );
-    match opened {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Ok(Some(stage)) if installed.is_some() && !stage.is_complete() => Ok(None),
-        other => other,
-    }
-}
-
-/// Removes a directory of ours, the status first.
-fn remove(directory: &Path) -> io::Result<()> {
-    let missing_is_fine = |result: io::Result<()>| match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    missing_is_fine(fs::remove_file(directory.join(status::STATUS)))?;
-    missing_is_fine(fs::remove_dir_all(directory))
-        .map_err(|error| io_at("removing", directory, error))
-}
-
 /// The same error, with what was attempted on what.
 fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
         format!("{action} {}: {error}", path.display()),
     )
-}
-
-/// Locks a mutex whose state is whole between statements: a panic elsewhere doesn't take it along.
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
         is_away, is_refusal,
     },
     shelf::Shelf,
-    store::Stage,
+    store::{Stage, held::Look},
 };
 
 /// Blobs that clients want at one time; wishes beyond are turned away. 256 connections can't want more.
@@ -231,6 +231,12 @@ impl Driver {
             info!(content = %digest, bytes = blob.size(), "a client of the mirror wants a blob");
             let id = self.contents.add_blob(&blob);
             self.introduce(id, 0);
+            if blob.is_unread() {
+                self.spawn_blocking(move || Input::Dropped {
+                    id,
+                    result: blob.read_again().map_err(|error| error.to_string()),
+                });
+            }
             self.walk_if_whole(id);
             self.mirror.changed = true;
             self.report(false);
@@ -595,9 +601,10 @@ fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
         .min(blob.geometry().chunks());
     // what can't be read shows by other means: the volume is failing
     let good = blob.load_links().unwrap_or(true)
+        && !blob.is_rotten()
         && (first..end)
             .map(ChunkIndex)
-            .all(|chunk| !matches!(blob.scrub(chunk), Ok(false)));
+            .all(|chunk| !matches!(blob.look(chunk), Ok(Look::Rotten | Look::Missing)));
     // evicted meanwhile: that is no rot
     let good = good || blob.is_gone();
     if !good && let Err(error) = blobs.discard(&digest) {

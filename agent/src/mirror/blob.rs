@@ -18,15 +18,15 @@ use std::{
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use origin::OriginError;
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
     chain::{Entered, Verdict},
 };
 use tokio::sync::watch;
@@ -36,7 +36,8 @@ use crate::{
     platform,
     store::{
         HeldChunk, WriteError,
-        journal::{Journal, Record},
+        held::{Access, Chunks, Files, Held, Hosts, Look, hold},
+        journal::Journal,
     },
 };
 
@@ -150,23 +151,28 @@ pub(crate) struct News {
     pub(crate) trouble: Option<Trouble>,
 }
 
+/// What all blobs of a cache share.
+#[derive(Debug)]
+pub(crate) struct Common {
+    /// This host.
+    pub(super) me: HostId,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) taints: Taints,
+}
+
 /// A blob. Shared by threads; calls that say so block on the disk.
 #[derive(Debug)]
 pub(crate) struct Blob {
     digest: Digest,
-    geometry: Geometry,
-    me: HostKey,
-    /// Where its bytes are while it arrives, and when it is whole.
+    common: Arc<Common>,
+    /// Where its bytes are while it arrives. When it is whole they rest elsewhere.
     arriving: PathBuf,
-    resting: PathBuf,
     whole: AtomicBool,
     gone: AtomicBool,
     parked: AtomicBool,
-    state: Mutex<Inner>,
-    written: Condvar,
-    /// Filled by every writing thread, emptied by whoever flushes. Locked after `state` where both are.
-    pending: Mutex<Vec<Record>>,
-    journal: Mutex<Option<Journal>>,
+    file: Arc<BlobFile>,
+    /// Absent for a whole blob whose links nobody needed yet, and for one that is parked.
+    held: Mutex<Option<Arc<Held<Arc<BlobFile>>>>>,
     /// End of the bytes that left without being proved to the end.
     given: AtomicU64,
     readers: AtomicUsize,
@@ -174,19 +180,71 @@ pub(crate) struct Blob {
     /// When it was last asked for or read, for the order in which blobs go.
     pub(super) used: Mutex<Instant>,
     news: watch::Sender<News>,
-    taints: Arc<Taints>,
 }
 
+/// A blob's file, and how far it may leave before its chain is closed.
 #[derive(Debug)]
-struct Inner {
-    /// Absent for a whole blob whose links nobody needed yet.
-    ledger: Option<Ledger>,
-    file: Option<Arc<File>>,
-    makers: BTreeMap<HostKey, HostId>,
-    writing: BTreeSet<ChunkIndex>,
-    drops: u64,
-    /// Chunks from the first on that we had from the registry, each ending where the next starts.
-    run: u32,
+struct BlobFile {
+    geometry: Geometry,
+    me: HostKey,
+    resting: PathBuf,
+    /// Opened when it is needed, where the blob is whole.
+    file: Mutex<Option<Arc<File>>>,
+    /// Chunks from the first on that we had from the registry, each ending where the next starts. Changed under the lock of
+    /// the content's chunks alone.
+    run: AtomicU32,
+    /// A chunk isn't any more what it was when it was verified.
+    rotten: AtomicBool,
+}
+
+impl BlobFile {
+    fn open(&self) -> io::Result<Arc<File>> {
+        let mut file = hold(&self.file);
+        if let Some(file) = &*file {
+            return Ok(file.clone());
+        }
+        Ok(file.insert(Arc::new(File::open(&self.resting)?)).clone())
+    }
+}
+
+impl Files for Arc<BlobFile> {
+    fn each(
+        &self,
+        _content: usize,
+        _access: Access,
+        run: &mut dyn FnMut(usize, &File, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        run(0, &*self.open()?, 0)
+    }
+
+    fn sync(&self, _contents: &BTreeSet<usize>) -> io::Result<()> {
+        crate::store::held::sync_data(&*self.open()?)
+    }
+
+    fn rotted(&self, _content: usize, _chunk: ChunkIndex) {
+        self.rotten.store(true, Ordering::Release);
+    }
+
+    fn changed(&self, _content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {
+        let mut run = self.run.load(Ordering::Acquire);
+        if let Some(lost) = lost {
+            // bytes from there on can't be relied on any more
+            run = run.min(lost.0);
+        }
+        let mut before = match run.checked_sub(1).map(ChunkIndex) {
+            None => Some(State::INITIAL),
+            Some(last) => chunks.read_link(last).map(|(link, _)| link.after),
+        };
+        while run < self.geometry.chunks()
+            && let Some((link, source)) = chunks.read_link(ChunkIndex(run))
+            && source.sender == self.me
+            && Some(link.before) == before
+        {
+            before = Some(link.after);
+            run += 1;
+        }
+        self.run.store(run, Ordering::Release);
+    }
 }
 
 /// Somebody reads a blob; it isn't evicted meanwhile, and its fetch goes on.
@@ -221,14 +279,12 @@ impl Blob {
     pub(super) fn begin(
         digest: Digest,
         geometry: Geometry,
-        me: &HostId,
         paths: Paths,
-        taints: Arc<Taints>,
+        common: &Arc<Common>,
     ) -> io::Result<Self> {
-        let blob = Self::new(digest, geometry, me, paths, taints, false);
+        let blob = Self::new(digest, geometry, paths, common, false);
         let journal_path = links(&blob.arriving);
-        let found = blob.arriving.exists();
-        let opened = if found {
+        let opened = if blob.arriving.exists() {
             Journal::open(&journal_path, &digest)?
         } else {
             None
@@ -240,22 +296,19 @@ impl Blob {
             .truncate(opened.is_none())
             .open(&blob.arriving)?;
         file.set_len(geometry.size())?;
+        *hold(&blob.file.file) = Some(Arc::new(file));
         let (journal, records) = match opened {
             Some(opened) => opened,
             None => (Journal::create(&journal_path, &digest)?, Vec::new()),
         };
-        let resumed = !records.is_empty();
-        {
-            let mut inner = hold(&blob.state);
-            inner.file = Some(Arc::new(file));
-            inner.ledger = Some(replay(digest, geometry, records, &mut inner.makers));
-            inner.grow_run(blob.me, geometry);
-        }
-        if resumed {
+        if !records.is_empty() {
             // clients of the process before may hold any of it
             blob.given.store(geometry.size(), Ordering::Release);
         }
-        *hold(&blob.journal) = Some(journal);
+        let held = blob.hold_chunks();
+        held.set_journal(Some(journal));
+        held.replay(records);
+        *hold(&blob.held) = Some(Arc::new(held));
         Ok(blob)
     }
 
@@ -263,60 +316,63 @@ impl Blob {
     pub(super) fn resting(
         digest: Digest,
         geometry: Geometry,
-        me: &HostId,
         paths: Paths,
-        taints: Arc<Taints>,
+        common: &Arc<Common>,
     ) -> Self {
-        Self::new(digest, geometry, me, paths, taints, true)
+        Self::new(digest, geometry, paths, common, true)
     }
 
     fn new(
         digest: Digest,
         geometry: Geometry,
-        me: &HostId,
         paths: Paths,
-        taints: Arc<Taints>,
+        common: &Arc<Common>,
         whole: bool,
     ) -> Self {
+        let file = BlobFile {
+            geometry,
+            me: common.me.key(),
+            resting: paths.resting,
+            file: Mutex::default(),
+            run: AtomicU32::new(0),
+            rotten: AtomicBool::new(false),
+        };
         Self {
             digest,
-            geometry,
-            me: me.key(),
+            common: common.clone(),
             arriving: paths.arriving,
-            resting: paths.resting,
             whole: AtomicBool::new(whole),
             gone: AtomicBool::new(false),
             parked: AtomicBool::new(false),
-            state: Mutex::new(Inner {
-                ledger: None,
-                file: None,
-                makers: BTreeMap::from([(me.key(), me.clone())]),
-                writing: BTreeSet::new(),
-                drops: 0,
-                run: 0,
-            }),
-            written: Condvar::new(),
-            pending: Mutex::default(),
-            journal: Mutex::new(None),
+            file: Arc::new(file),
+            held: Mutex::default(),
             given: AtomicU64::new(0),
             readers: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
             news: watch::Sender::new(News::default()),
-            taints,
         }
+    }
+
+    fn hold_chunks(&self) -> Held<Arc<BlobFile>> {
+        let content = [(self.digest, self.geometry())];
+        Held::new(self.file.clone(), content, self.common.hosts.clone())
+    }
+
+    fn chunks(&self) -> Option<Arc<Held<Arc<BlobFile>>>> {
+        hold(&self.held).clone()
     }
 
     pub(crate) const fn digest(&self) -> Digest {
         self.digest
     }
 
-    pub(crate) const fn geometry(&self) -> Geometry {
-        self.geometry
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.file.geometry
     }
 
-    pub(crate) const fn size(&self) -> u64 {
-        self.geometry.size()
+    pub(crate) fn size(&self) -> u64 {
+        self.geometry().size()
     }
 
     /// Whether every byte is here and verified.
@@ -362,10 +418,10 @@ impl Blob {
         if self.is_whole() {
             return size;
         }
-        let inner = hold(&self.state);
         // the last chunk is held back: with it a client would have a complete blob before anybody knows that it is true
-        let last = self.geometry.chunks().saturating_sub(1);
-        let end = u64::from(inner.run.min(last)) * proto::CHUNK_BYTES;
+        let last = self.geometry().chunks().saturating_sub(1);
+        let run = self.file.run.load(Ordering::Acquire);
+        let end = u64::from(run.min(last)) * proto::CHUNK_BYTES;
         end.max(offset).min(size)
     }
 
@@ -398,34 +454,29 @@ impl Blob {
 
     /// The file to read from; it stays readable when the blob is evicted.
     pub(crate) fn file(&self) -> io::Result<Arc<File>> {
-        let mut inner = hold(&self.state);
-        if let Some(file) = &inner.file {
-            return Ok(file.clone());
-        }
-        if self.is_gone() {
+        if self.is_gone() && hold(&self.file.file).is_none() {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
-        let file = Arc::new(File::open(&self.resting)?);
-        inner.file = Some(file.clone());
-        Ok(file)
+        self.file.open()
     }
 
     /// Closes the file of a whole blob that nobody reads: a process may have few files open on macOS.
     pub(super) fn rest(&self) {
         if self.is_whole() && self.readers.load(Ordering::Acquire) == 0 {
-            hold(&self.state).file = None;
+            *hold(&self.file.file) = None;
         }
     }
 
     /// Closes the files of a blob that has arrived in part, and that nobody else knows of. It is of no use from then on: who
     /// wants it begins it anew.
     pub(super) fn park(&self) {
+        let mut held = hold(&self.held);
         // what isn't flushed yet is before the next time
-        if self.is_whole() || !hold(&self.pending).is_empty() {
+        if self.is_whole() || held.as_ref().is_some_and(|held| !held.is_flushed()) {
             return;
         }
-        hold(&self.state).file = None;
-        *hold(&self.journal) = None;
+        *held = None;
+        *hold(&self.file.file) = None;
         self.parked.store(true, Ordering::Release);
     }
 
@@ -467,30 +518,31 @@ impl Blob {
     /// # Errors
     /// When they can't be read now: that says nothing of the blob.
     pub(crate) fn load_links(&self) -> io::Result<bool> {
-        let mut inner = hold(&self.state);
-        if inner.ledger.is_some() {
+        let mut held = hold(&self.held);
+        if held.is_some() {
             return Ok(true);
         }
-        let Some((_, records)) = Journal::open(&links(&self.resting), &self.digest)? else {
+        let Some((_, records)) = Journal::open(&links(&self.file.resting), &self.digest)? else {
             return Ok(false);
         };
-        let ledger = replay(self.digest, self.geometry, records, &mut inner.makers);
-        let closed = ledger.is_closed();
+        let chunks = self.hold_chunks();
+        chunks.replay(records);
+        let closed = chunks.is_closed(0);
         if closed {
-            inner.ledger = Some(ledger);
+            *held = Some(Arc::new(chunks));
         }
         Ok(closed)
     }
 
     pub(crate) fn held(&self) -> ChunkSet {
-        hold(&self.state).ledger.as_ref().map_or_else(
-            || ChunkSet::empty(self.geometry.chunks()),
-            |ledger| ledger.held().clone(),
+        self.chunks().map_or_else(
+            || ChunkSet::empty(self.geometry().chunks()),
+            |chunks| chunks.held(0),
         )
     }
 
     pub(crate) fn link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
-        hold(&self.state).ledger.as_ref()?.link(chunk)
+        self.chunks()?.link(0, chunk)
     }
 
     /// Whether the chunk with this byte came from the registry to this host, rather than from a peer.
@@ -499,15 +551,24 @@ impl Blob {
         chunk
             .ok()
             .and_then(|chunk| self.link(chunk))
-            .is_some_and(|(_, source)| source.sender == self.me)
+            .is_some_and(|(_, source)| source.sender == self.file.me)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.is_whole()
-            || hold(&self.state)
-                .ledger
-                .as_ref()
-                .is_some_and(Ledger::is_closed)
+        self.is_whole() || self.chunks().is_some_and(|chunks| chunks.is_closed(0))
+    }
+
+    /// Whether a chunk isn't any more what it was when it was verified.
+    pub(crate) fn is_rotten(&self) -> bool {
+        self.file.rotten.load(Ordering::Acquire)
+    }
+
+    /// Whether some of it is here by the word of an earlier process alone. Nothing of that leaves this host.
+    pub(crate) fn is_unread(&self) -> bool {
+        !self.is_whole()
+            && self
+                .chunks()
+                .is_some_and(|chunks| !chunks.unread(0).is_empty())
     }
 
     /// Stores a chunk whose link was found to hold. As [`Stage::write`](crate::store::Stage::write). Blocks.
@@ -519,127 +580,67 @@ impl Blob {
         source: Source,
         maker: &HostId,
     ) -> Result<Entered, WriteError> {
-        let content = self.digest;
-        let failed = |error: io::Error| {
-            if error.kind() == io::ErrorKind::StorageFull {
-                WriteError::NoRoom { content, chunk }
-            } else {
-                WriteError::Io {
-                    content,
-                    chunk,
-                    error,
-                }
-            }
-        };
-        if !self.geometry.contains(chunk) || bytes.len() != self.geometry.len(chunk) as usize {
-            return Err(WriteError::Length {
-                content,
-                chunk,
-                bytes: bytes.len(),
-            });
-        }
-        let mut inner = hold(&self.state);
-        while inner.writing.contains(&chunk) {
-            inner = self
-                .written
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        if self.is_gone() {
-            return Err(WriteError::Gone);
-        }
-        let held = |inner: &Inner| {
-            inner
-                .ledger
-                .as_ref()
-                .is_none_or(|ledger| ledger.held().contains(chunk))
-        };
-        if held(&inner) {
+        if self.is_whole() {
             return Ok(Entered::Held);
         }
-        let Some(file) = inner.file.clone() else {
-            return Err(WriteError::Gone);
-        };
-        inner.writing.insert(chunk);
-        drop(inner);
-        let result = file.write_all_at(bytes, self.geometry.offset(chunk));
-        let mut inner = hold(&self.state);
-        inner.writing.remove(&chunk);
-        self.written.notify_all();
-        result.map_err(failed)?;
-        let Some(ledger) = &mut inner.ledger else {
-            return Err(WriteError::Gone);
-        };
-        let entered = ledger.enter(chunk, link, source)?;
-        inner.makers.insert(maker.key(), maker.clone());
-        inner.grow_run(self.me, self.geometry);
-        hold(&self.pending).push(Record::Held {
-            content,
-            chunk,
-            link,
-            zero: false,
-            sender: source.sender,
-            maker: maker.clone(),
-        });
-        drop(inner);
-        self.news.send_modify(|news| {
-            news.revision += 1;
-            news.trouble = None;
-        });
+        let chunks = self.chunks().ok_or(WriteError::Gone)?;
+        let entered = chunks.write(0, chunk, bytes, link, source, maker)?;
+        if entered == Entered::New {
+            self.news.send_modify(|news| {
+                news.revision += 1;
+                news.trouble = None;
+            });
+        }
         Ok(entered)
     }
 
-    /// A held chunk. Blocks.
+    /// A held chunk. What an earlier process left is compared with its link first. Blocks.
     pub(crate) fn read(&self, chunk: ChunkIndex) -> io::Result<Option<HeldChunk>> {
-        let (link, source, drops, maker) = {
-            let inner = hold(&self.state);
-            let Some((link, source)) = inner.ledger.as_ref().and_then(|ledger| ledger.link(chunk))
-            else {
-                return Ok(None);
-            };
-            let maker = inner.makers.get(&source.maker).cloned();
-            (link, source, inner.drops, maker)
-        };
-        let mut bytes = vec![0; self.geometry.len(chunk) as usize];
-        self.file()?
-            .read_exact_at(&mut bytes, self.geometry.offset(chunk))?;
-        if hold(&self.state).drops != drops || self.is_gone() {
-            return Ok(None);
+        match self.chunks() {
+            Some(chunks) => chunks.read(0, chunk),
+            None => Ok(None),
         }
-        Ok(maker.map(|maker| HeldChunk {
-            bytes,
-            link,
-            source,
-            maker,
-        }))
+    }
+
+    /// A held chunk, compared with its link. Blocks.
+    pub(crate) fn look(&self, chunk: ChunkIndex) -> io::Result<Look> {
+        let Some(chunks) = self.chunks() else {
+            return Ok(Look::Missing);
+        };
+        let look = chunks.look(0, chunk)?;
+        if look == Look::Rotten && !self.is_whole() {
+            self.mislead(chunk);
+            self.flush()?;
+        }
+        Ok(look)
+    }
+
+    /// Compares what an earlier process left with its links. The chunks that rotted, and aren't held any more. Blocks.
+    pub(crate) fn read_again(&self) -> io::Result<Vec<ChunkIndex>> {
+        let unread = self.chunks().map(|chunks| chunks.unread(0));
+        let mut rotten = Vec::new();
+        for chunk in unread.iter().flat_map(ChunkSet::iter) {
+            if self.look(chunk)? == Look::Rotten {
+                rotten.push(chunk);
+            }
+        }
+        self.promise();
+        Ok(rotten)
     }
 
     /// Walks back from the digest, drops what this proves false, and where the chain is closed makes the blob whole.
     /// Blocks.
     pub(crate) fn walk(&self) -> io::Result<Vec<Verdict>> {
-        let verdicts = {
-            let mut inner = hold(&self.state);
-            let Some(ledger) = &mut inner.ledger else {
-                return Ok(Vec::new());
-            };
-            let verdicts = ledger.walk();
-            let closed = ledger.is_closed();
-            if let Some(first) = verdicts.first() {
-                inner.lose(first.chunk);
-                for verdict in &verdicts {
-                    hold(&self.pending).push(Record::Dropped {
-                        content: self.digest,
-                        chunk: verdict.chunk,
-                    });
-                }
-            } else if !closed {
-                return Ok(verdicts);
-            }
-            verdicts
+        let Some(chunks) = self.chunks() else {
+            return Ok(Vec::new());
         };
+        let verdicts = chunks.drop_false(0);
         if let Some(first) = verdicts.first() {
             self.mislead(first.chunk);
             self.flush()?;
+        }
+        if self.is_closed() && self.is_unread() {
+            self.read_again()?;
         }
         if self.is_closed() {
             self.finish()?;
@@ -649,16 +650,8 @@ impl Blob {
 
     /// Drops a chunk whose bytes turned out not to be the registry's. Blocks.
     pub(crate) fn forget_chunk(&self, chunk: ChunkIndex) -> io::Result<()> {
-        {
-            let mut inner = hold(&self.state);
-            if let Some(ledger) = &mut inner.ledger {
-                ledger.forget(chunk);
-            }
-            inner.lose(chunk);
-            hold(&self.pending).push(Record::Dropped {
-                content: self.digest,
-                chunk,
-            });
+        if let Some(chunks) = self.chunks() {
+            chunks.forget(0, chunk);
         }
         self.mislead(chunk);
         self.flush()
@@ -666,89 +659,41 @@ impl Blob {
 
     /// Drops the unproved chunks from `from` on that this host made: it took them back. Blocks.
     pub(crate) fn retract(&self, maker: HostKey, from: ChunkIndex) -> io::Result<Vec<ChunkIndex>> {
-        let chunks = {
-            let mut inner = hold(&self.state);
-            let chunks = inner
-                .ledger
-                .as_ref()
-                .map_or_else(Vec::new, |ledger| ledger.doubtful(maker, from));
-            for chunk in &chunks {
-                if let Some(ledger) = &mut inner.ledger {
-                    ledger.forget(*chunk);
-                }
-                inner.lose(*chunk);
-                hold(&self.pending).push(Record::Dropped {
-                    content: self.digest,
-                    chunk: *chunk,
-                });
-            }
-            chunks
+        let Some(chunks) = self.chunks() else {
+            return Ok(Vec::new());
         };
-        if let Some(first) = chunks.first() {
+        let lost = chunks.retract(0, maker, from);
+        if let Some(first) = lost.first() {
             self.mislead(*first);
             self.flush()?;
         }
-        Ok(chunks)
+        Ok(lost)
     }
 
     /// Drops everything: the registry's bytes don't end in the digest. Blocks.
     pub(crate) fn forget_all(&self) -> io::Result<()> {
-        for chunk in self.held().iter() {
-            let mut inner = hold(&self.state);
-            if let Some(ledger) = &mut inner.ledger {
-                ledger.forget(chunk);
+        if let Some(chunks) = self.chunks() {
+            for chunk in chunks.held(0).iter() {
+                chunks.forget(0, chunk);
             }
-            inner.lose(chunk);
-            hold(&self.pending).push(Record::Dropped {
-                content: self.digest,
-                chunk,
-            });
         }
         self.mislead(ChunkIndex(0));
         self.flush()
     }
 
-    /// Reads a chunk of a whole blob again; whether it still fits its link. Blocks.
-    pub(crate) fn scrub(&self, chunk: ChunkIndex) -> io::Result<bool> {
-        let Some(held) = self.read(chunk)? else {
-            return Ok(false);
-        };
-        Ok(held.link.holds(self.geometry, chunk, &held.bytes))
-    }
-
     /// Bytes that may have left from this chunk on are false. Whoever got them is ended by the epoch; those who begin now
     /// have nothing from here on.
     fn mislead(&self, chunk: ChunkIndex) {
-        let offset = self.geometry.offset(chunk);
+        let offset = self.geometry().offset(chunk);
         if offset < self.given.fetch_min(offset, Ordering::AcqRel) {
-            self.taints.add(self.digest);
+            self.common.taints.add(self.digest);
             self.news.send_modify(|news| news.epoch += 1);
         }
     }
 
-    /// Makes what was written survive a crash: data first, then the journal that vouches for them. Blocks.
+    /// Makes what was written survive a crash. As [`Held::flush`]. Blocks.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        if self.is_gone() {
-            return Ok(());
-        }
-        let mut journal = hold(&self.journal);
-        let Some(open) = journal.as_mut() else {
-            return Ok(());
-        };
-        let records = std::mem::take(&mut *hold(&self.pending));
-        if records.is_empty() {
-            return Ok(());
-        }
-        let result = self
-            .file()
-            .and_then(|file| platform::sync_data(&file))
-            .and_then(|()| open.append(&records));
-        if result.is_err() {
-            let mut pending = hold(&self.pending);
-            let later = std::mem::replace(&mut *pending, records);
-            pending.extend(later);
-        }
-        result
+        self.chunks().map_or(Ok(()), |chunks| chunks.flush())
     }
 
     /// The chain is closed: after data and journal are synced, the files move to where only whole blobs lie. A crash
@@ -759,12 +704,15 @@ impl Blob {
         }
         self.flush()?;
         platform::sync_full(&*self.file()?)?;
-        fs::rename(links(&self.arriving), links(&self.resting))?;
-        fs::rename(&self.arriving, &self.resting)?;
-        if let Some(directory) = self.resting.parent() {
+        let resting = &self.file.resting;
+        fs::rename(links(&self.arriving), links(resting))?;
+        fs::rename(&self.arriving, resting)?;
+        if let Some(directory) = resting.parent() {
             platform::sync_directory(directory)?;
         }
-        *hold(&self.journal) = None;
+        if let Some(chunks) = self.chunks() {
+            chunks.set_journal(None);
+        }
         self.whole.store(true, Ordering::Release);
         self.news.send_modify(|news| {
             news.revision += 1;
@@ -775,21 +723,24 @@ impl Blob {
 
     /// It rotted on disk: bytes that left lately may have been false.
     pub(super) fn condemn(&self) {
-        self.taints.add(self.digest);
+        self.common.taints.add(self.digest);
         self.news.send_modify(|news| news.epoch += 1);
     }
 
     /// Removes it from the disk. Clients that hold a part of it that wasn't proved can't go on. Blocks.
     pub(super) fn remove(&self) -> io::Result<()> {
         self.gone.store(true, Ordering::Release);
+        if let Some(chunks) = self.chunks() {
+            chunks.set_gone();
+        }
         if !self.is_whole() && self.given.load(Ordering::Acquire) > 0 {
-            self.taints.add(self.digest);
+            self.common.taints.add(self.digest);
         }
         // readers of an arriving blob would wait for nothing
         self.set_trouble(Some(Trouble::Stalled(
             "it was removed from the cache".into(),
         )));
-        for path in [&self.arriving, &self.resting] {
+        for path in [&self.arriving, &self.file.resting] {
             for path in [path.clone(), links(path)] {
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -801,75 +752,9 @@ impl Blob {
     }
 }
 
-impl Inner {
-    /// Bytes from this chunk on can't be relied on any more.
-    fn lose(&mut self, chunk: ChunkIndex) {
-        self.run = self.run.min(chunk.0);
-        self.drops += 1;
-    }
-
-    fn grow_run(&mut self, me: HostKey, geometry: Geometry) {
-        let Some(ledger) = &self.ledger else { return };
-        let mut before = match self.run.checked_sub(1) {
-            None => State::INITIAL,
-            Some(last) => match ledger.link(ChunkIndex(last)) {
-                Some((link, _)) => link.after,
-                None => return,
-            },
-        };
-        while self.run < geometry.chunks() {
-            match ledger.link(ChunkIndex(self.run)) {
-                Some((link, source)) if source.sender == me && link.before == before => {
-                    before = link.after;
-                    self.run += 1;
-                }
-                _ => return,
-            }
-        }
-    }
-}
-
-/// The ledger that these records make.
-fn replay(
-    digest: Digest,
-    geometry: Geometry,
-    records: Vec<Record>,
-    makers: &mut BTreeMap<HostKey, HostId>,
-) -> Ledger {
-    let mut ledger = Ledger::new(digest, geometry);
-    for record in records {
-        match record {
-            Record::Held {
-                chunk,
-                link,
-                sender,
-                maker,
-                ..
-            } => {
-                let source = Source {
-                    sender,
-                    maker: maker.key(),
-                };
-                // a record that can't be true is left out: its chunk is fetched again
-                if ledger.enter(chunk, link, source).is_ok() {
-                    makers.insert(maker.key(), maker);
-                }
-            }
-            Record::Dropped { chunk, .. } => ledger.forget(chunk),
-            Record::Decoded { .. } => {}
-        }
-    }
-    ledger.walk();
-    ledger
-}
-
 /// Where the links of the blob at this path lie.
 fn links(path: &std::path::Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".links");
     name.into()
-}
-
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -26,7 +26,7 @@ use std::{
 use proto::{Digest, Geometry, HostId, figure::Bytes};
 use tracing::{info, warn};
 
-use super::blob::{Blob, Paths, Reading, Taints};
+use super::blob::{Blob, Common, Paths, Reading, Taints};
 use crate::platform::{self, DirectoryLock, LockError, Space};
 
 const WHOLE: &str = "whole";
@@ -37,14 +37,13 @@ const TAINTS: &str = "tainted";
 #[derive(Debug)]
 pub(crate) struct Blobs {
     root: PathBuf,
-    me: HostId,
+    common: Arc<Common>,
     budget_bytes: u64,
     floor_percent: u8,
     space: fn(&Path) -> io::Result<Space>,
     _lock: DirectoryLock,
     /// Changed by connections and the driver's jobs; held for look-ups, and while a blob's files are made or removed.
     inner: Mutex<Inner>,
-    taints: Arc<Taints>,
     /// Of the room that looks free: images under construction will take it.
     spoken_for_bytes: AtomicU64,
 }
@@ -118,15 +117,19 @@ impl Blobs {
             Err(LockError::Busy { .. }) => return Err(OpenError::InUse(root.into())),
             Err(LockError::Io { error, .. }) => return Err(at(error)),
         };
+        let common = Common {
+            me: me.clone(),
+            hosts: Arc::default(),
+            taints: Taints::open(root.join(TAINTS)).map_err(at)?,
+        };
         let this = Self {
             root: root.into(),
-            me: me.clone(),
+            common: Arc::new(common),
             budget_bytes: limits.budget_bytes,
             floor_percent: limits.floor_percent,
             space: limits.space,
             _lock: lock,
             inner: Mutex::default(),
-            taints: Arc::new(Taints::open(root.join(TAINTS)).map_err(at)?),
             spoken_for_bytes: AtomicU64::new(0),
         };
         this.load().map_err(at)?;
@@ -156,11 +159,11 @@ impl Blobs {
                 let Ok(geometry) = Geometry::new(found.len()) else {
                     continue;
                 };
-                let (paths, taints) = (self.paths(&digest), self.taints.clone());
+                let paths = self.paths(&digest);
                 let blob = if whole {
-                    Blob::resting(digest, geometry, &self.me, paths, taints)
+                    Blob::resting(digest, geometry, paths, &self.common)
                 } else {
-                    match Blob::begin(digest, geometry, &self.me, paths, taints) {
+                    match Blob::begin(digest, geometry, paths, &self.common) {
                         Ok(blob) => {
                             blob.park();
                             blob
@@ -196,7 +199,7 @@ impl Blobs {
 
     /// Whether a client that holds a part of this blob may go on from there.
     pub(crate) fn may_resume(&self, digest: &Digest) -> bool {
-        !self.taints.covers(digest)
+        !self.common.taints.covers(digest)
     }
 
     /// Begins to read the blob, made where it isn't here. Others go, where it needs their room. Blocks.
@@ -208,8 +211,8 @@ impl Blobs {
                 if !blob.is_parked() {
                     return Ok(blob.read_on());
                 }
-                let (paths, taints) = (self.paths(&digest), self.taints.clone());
-                let blob = Arc::new(Blob::begin(digest, geometry, &self.me, paths, taints)?);
+                let paths = self.paths(&digest);
+                let blob = Arc::new(Blob::begin(digest, geometry, paths, &self.common)?);
                 let reading = blob.read_on();
                 inner.blobs.insert(digest, blob);
                 return Ok(reading);
@@ -224,8 +227,8 @@ impl Blobs {
             self.drop_blob(&mut inner, &digest)?;
         }
         self.make_room(&mut inner, size)?;
-        let (paths, taints) = (self.paths(&digest), self.taints.clone());
-        let blob = Arc::new(Blob::begin(digest, geometry, &self.me, paths, taints)?);
+        let paths = self.paths(&digest);
+        let blob = Arc::new(Blob::begin(digest, geometry, paths, &self.common)?);
         if geometry.is_empty() {
             // nothing arrives, so nothing would close its chain
             blob.walk()?;

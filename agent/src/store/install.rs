@@ -9,8 +9,8 @@ use std::{
 use proto::Digest;
 
 use super::{
-    DecodeLayerError, ReferenceError, Stage, hold, io_at, parse_references, remove, stage::IMAGE,
-    status::STATUS,
+    DecodeLayerError, ReferenceError, Stage, held::hold, io_at, parse_references, remove,
+    stage::IMAGE, status::STATUS,
 };
 use crate::{
     platform::{self, LockError},
@@ -249,10 +249,9 @@ impl Stage {
 
     /// Whether this directory holds our disk, whole, and the other parts.
     pub(super) fn is_ours(&self, directory: &Path) -> bool {
-        let inode = hold(&self.status).disk_inode;
-        fs::metadata(directory.join(cache::DISK))
-            .is_ok_and(|disk| disk.ino() == inode && disk.len() == self.layout.disk_bytes())
-            && cache::is_complete(directory)
+        fs::metadata(directory.join(cache::DISK)).is_ok_and(|disk| {
+            self.held.files().has_body(disk.ino()) && disk.len() == self.layout.disk_bytes()
+        }) && cache::is_complete(directory)
     }
 
     /// A directory of tart's cache that holds the image.

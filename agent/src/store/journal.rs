@@ -26,6 +26,7 @@ use std::{
 
 use proto::{ChunkIndex, Digest, Fingerprint, HostId, HostKey, Link, Resume, State};
 
+use super::held::sync_data;
 use crate::platform;
 
 const MAGIC: &[u8; 16] = b"parbake journal\x01";
@@ -149,7 +150,7 @@ impl Journal {
             self.file.write_all_at(&batch, end)?;
             end += batch.len() as u64;
         }
-        platform::sync_data(&self.file)?;
+        sync_data(&self.file)?;
         (self.end, self.check, self.contents, self.hosts) = (end, check, contents, hosts);
         Ok(())
     }

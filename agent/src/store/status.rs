@@ -31,23 +31,32 @@ struct File {
 }
 
 impl Status {
-    /// Reads a status; `None` when there is none, or none that this version understands.
+    /// Reads a status; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when it is none that this version understands.
     pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
         let bytes = match fs::read(directory.join(STATUS)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let file: Option<File> = serde_json::from_slice(&bytes).ok();
-        Ok(file
-            .filter(|file| file.version == VERSION)
-            .and_then(|file| {
-                let references = file.references.iter().map(|text| text.parse().ok());
-                Some(Self {
-                    references: references.collect::<Option<_>>()?,
-                    disk_inode: file.disk_inode,
-                    installed: file.installed,
-                })
-            }))
+        let damaged = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+        let file: File =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if file.version != VERSION {
+            return Err(damaged(format!(
+                "it is of version {}, not {VERSION}",
+                file.version
+            )));
+        }
+        let references = file.references.iter().map(|text| text.parse::<Reference>());
+        Ok(Some(Self {
+            references: references
+                .collect::<Result<_, _>>()
+                .map_err(|error| damaged(error.to_string()))?,
+            disk_inode: file.disk_inode,
+            installed: file.installed,
+        }))
     }
 
     /// Writes the status so that it survives a crash.

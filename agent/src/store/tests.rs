@@ -1,19 +1,19 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{FileExt as _, symlink},
+    os::unix::fs::{FileExt as _, MetadataExt as _, symlink},
 };
 
 use proptest::prelude::*;
 use proto::{
-    CHUNK_BYTES, ChunkIndex, Geometry, Link, Source, State,
+    CHUNK_BYTES, ChunkIndex, Geometry, HostId, Link, Source, State,
     chain::{Entered, RejectLinkError},
     image,
 };
 use tempfile::TempDir;
 
 use super::{install::interrupted::STEPS_LEFT, *};
-use crate::apple_lz4;
+use crate::{apple_lz4, tart::cache};
 
 /// An image with everything that matters: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels as
 /// a blob.

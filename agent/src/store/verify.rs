@@ -204,7 +204,8 @@ fn find(home: &Path, reference: &Reference) -> Result<(PathBuf, Digest), VerifyE
 /// The directory of an image that this host staged, by the references that were noted of it.
 fn find_staged(home: &Path, digest: Digest) -> Result<(PathBuf, Digest), VerifyError> {
     let path = home.join(ROOT).join(digest.hex().to_string());
-    let status = Status::read(&path).map_err(at(&path))?.unwrap_or_default();
+    let status = Status::read(&path);
+    let status = status.map_err(at(&path))?.unwrap_or_default();
     let places = status.references.iter();
     let mut places = places.map(|reference| cache::image_directory(home, reference, &digest));
     let found = places.find(|place| cache::is_complete(place));

@@ -1,7 +1,7 @@
 use proto::{ChunkIndex, Link, Source, State};
 
 use super::*;
-use crate::mirror::blob::Trouble;
+use crate::{mirror::blob::Trouble, store::held::Look};
 
 fn me() -> HostId {
     "mac-1".parse().unwrap()
@@ -202,6 +202,10 @@ fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
 
     let reading = blobs.begin(open_digest, half.len() as u64).unwrap();
     assert_eq!(reading.blob.held().count(), 2);
+    // nothing leaves by the word of a journal alone
+    assert!(reading.blob.is_unread());
+    assert_eq!(reading.blob.ready(0), 0);
+    assert_eq!(reading.blob.read_again().unwrap(), []);
     assert_eq!(reading.blob.ready(0), 2 << 20);
     // clients of the process before may hold any of it
     reading.blob.forget_chunk(ChunkIndex(1)).unwrap();
@@ -303,13 +307,14 @@ fn what_rotted_is_found_and_dropped() {
     let content = bytes(20, 5 << 19);
     let digest = kept(&blobs, &content);
     let blob = blobs.find(&digest).unwrap();
-    assert!(blob.scrub(ChunkIndex(1)).unwrap());
+    let sound = |chunk| matches!(blob.look(ChunkIndex(chunk)).unwrap(), Look::Sound(_));
+    assert!(sound(1));
     let path = dir.path().join(WHOLE).join(digest.hex().to_string());
     let mut rotten = content.clone();
     rotten[(1 << 20) + 7] ^= 1;
     fs::write(&path, &rotten).unwrap();
-    assert!(blob.scrub(ChunkIndex(0)).unwrap());
-    assert!(!blob.scrub(ChunkIndex(1)).unwrap());
+    assert!(sound(0) && !blob.is_rotten());
+    assert!(!sound(1) && blob.is_rotten());
     let reading = blob.read_on();
     blobs.discard(&digest).unwrap();
     assert!(reading.is_misled() && blobs.find(&digest).is_none() && !path.exists());

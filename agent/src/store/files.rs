@@ -1,0 +1,275 @@
+//! The files of one image on this host: its bodies, and the blobs of layers that travel as they are in the registry.
+//!
+//! A *body* is one directory's `disk.img`, `config.json` and `nvram.bin`. An image has one under construction, and once it is
+//! installed one in each repository of tart's cache that names it. Bodies never share an inode: what edits one edits no other. All
+//! of them are written when a chunk is; the first is read.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use proto::{
+    ChunkIndex, Digest, Layout,
+    image::{ContentSpec, Place},
+};
+
+use super::{
+    News, Shared,
+    held::{Access, Files, sync_data},
+    io_at,
+};
+use crate::{platform, tart::cache};
+
+/// Blobs of layers without a raw digest, in the stage's own directory.
+const BLOBS: &str = "blobs";
+
+/// The files of one directory that holds the image.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// Inode of its disk. A rename keeps it, so it tells our disk from one that tart made under the same name.
+    pub(super) inode: u64,
+    pub(super) disk: File,
+    config: File,
+    nvram: File,
+}
+
+impl Body {
+    /// A body of this layout in a directory, whose files are made where they aren't there.
+    pub(super) fn create(directory: &Path, layout: &Layout) -> io::Result<Self> {
+        let open = |name: &str, size: u64| {
+            let path = directory.join(name);
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(|error| io_at("creating", &path, error))?;
+            file.set_len(size)
+                .map_err(|error| io_at("resizing", &path, error))?;
+            Ok::<_, io::Error>(file)
+        };
+        let disk = open(cache::DISK, layout.disk_bytes())?;
+        Ok(Self {
+            inode: disk.metadata()?.ino(),
+            disk,
+            config: open(cache::CONFIG, layout.config().size)?,
+            nvram: open(cache::NVRAM, layout.nvram().size)?,
+        })
+    }
+
+    /// The body that lies in a directory. An `installed` one that may only be read is read, and can't be mended.
+    pub(super) fn open(directory: &Path, installed: bool) -> io::Result<Self> {
+        let open = |name: &str| {
+            let path = directory.join(name);
+            match OpenOptions::new().read(true).write(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && installed => {
+                    tracing::warn!(path = %path.display(), "an installed image may only be read: it is served, but can't be mended");
+                    File::open(&path)
+                }
+                other => other,
+            }
+        };
+        let disk = open(cache::DISK)?;
+        Ok(Self {
+            inode: disk.metadata()?.ino(),
+            disk,
+            config: open(cache::CONFIG)?,
+            nvram: open(cache::NVRAM)?,
+        })
+    }
+
+    /// Whether its files have the sizes of this layout.
+    pub(super) fn fits(&self, layout: &Layout) -> io::Result<bool> {
+        Ok(self.disk.metadata()?.len() == layout.disk_bytes()
+            && self.config.metadata()?.len() == layout.config().size
+            && self.nvram.metadata()?.len() == layout.nvram().size)
+    }
+
+    fn files(&self) -> [&File; 3] {
+        [&self.disk, &self.config, &self.nvram]
+    }
+
+    /// Bytes that it takes from the volume, as far as the volume tells: shared ones are counted too.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        let taken = |file: &File| file.metadata().map_or(0, |found| found.blocks() * 512);
+        self.files().into_iter().map(taken).sum()
+    }
+
+    /// Syncs its files to the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.files().into_iter().try_for_each(platform::sync_full)
+    }
+}
+
+/// Where a content's bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Where {
+    /// At this offset of the disk.
+    Disk(u64),
+    Config,
+    Nvram,
+    /// In a file of its own, whose layers are decoded from it.
+    Blob,
+}
+
+/// The files of an image.
+#[derive(Debug)]
+pub(crate) struct ImageFiles {
+    shared: Arc<Shared>,
+    image: Digest,
+    /// `.parbake/<hex>`.
+    directory: PathBuf,
+    contents: Vec<(Digest, Vec<Where>)>,
+    /// The first is read. Never empty.
+    bodies: RwLock<Vec<Arc<Body>>>,
+}
+
+impl ImageFiles {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        layout: &Layout,
+        directory: &Path,
+        bodies: Vec<Body>,
+    ) -> Self {
+        let contents = layout.contents();
+        Self {
+            shared,
+            image: *layout.digest(),
+            directory: directory.to_owned(),
+            contents: contents
+                .iter()
+                .map(|spec| (spec.digest, places_of(spec)))
+                .collect(),
+            bodies: RwLock::new(bodies.into_iter().map(Arc::new).collect()),
+        }
+    }
+
+    /// Makes the directory for blobs.
+    pub(super) fn create_blobs(directory: &Path) -> io::Result<()> {
+        let blobs = directory.join(BLOBS);
+        fs::create_dir_all(&blobs).map_err(|error| io_at("creating", &blobs, error))
+    }
+
+    pub(super) fn places(&self, content: usize) -> &[Where] {
+        &self.contents[content].1
+    }
+
+    pub(super) fn bodies(&self) -> Vec<Arc<Body>> {
+        let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
+        bodies.clone()
+    }
+
+    pub(super) fn has_body(&self, inode: u64) -> bool {
+        let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
+        bodies.iter().any(|body| body.inode == inode)
+    }
+
+    pub(super) fn blob_path(&self, content: usize) -> PathBuf {
+        self.directory
+            .join(BLOBS)
+            .join(self.contents[content].0.hex().to_string())
+    }
+
+    /// Bytes that the first body and the blobs take from the volume.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        let blobs = fs::read_dir(self.directory.join(BLOBS))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512));
+        let body = self.bodies().first().map_or(0, |body| body.taken_bytes());
+        blobs.sum::<u64>() + body
+    }
+}
+
+impl Files for ImageFiles {
+    fn each(
+        &self,
+        content: usize,
+        access: Access,
+        run: &mut dyn FnMut(usize, &File, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut number = 0;
+        for body in self.bodies() {
+            for place in &self.contents[content].1 {
+                match place {
+                    Where::Disk(offset) => run(number, &body.disk, *offset)?,
+                    Where::Config => run(number, &body.config, 0)?,
+                    Where::Nvram => run(number, &body.nvram, 0)?,
+                    Where::Blob => continue,
+                }
+                number += 1;
+            }
+        }
+        if self.contents[content].1.contains(&Where::Blob) {
+            // Opened each time: images of this old kind have hundreds, more than a process may have open on macOS.
+            let write = access == Access::Write;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(write)
+                .create(write)
+                .truncate(false)
+                .open(self.blob_path(content))?;
+            run(number, &file, 0)?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self, contents: &BTreeSet<usize>) -> io::Result<()> {
+        let places = |wanted: fn(&Where) -> bool| {
+            contents
+                .iter()
+                .any(|content| self.contents[*content].1.iter().any(wanted))
+        };
+        // a blob's layers are decoded onto the disk
+        let disk = places(|place| matches!(place, Where::Disk(_) | Where::Blob));
+        let config = places(|place| *place == Where::Config);
+        let nvram = places(|place| *place == Where::Nvram);
+        for body in self.bodies() {
+            let written = [disk, config, nvram].into_iter().zip(body.files());
+            for (_, file) in written.filter(|(written, _)| *written) {
+                sync_data(file)?;
+            }
+        }
+        let mut blobs = false;
+        for content in contents {
+            if self.contents[*content].1.contains(&Where::Blob) {
+                sync_data(&File::open(self.blob_path(*content))?)?;
+                blobs = true;
+            }
+        }
+        if blobs {
+            platform::sync_directory(&self.directory.join(BLOBS))?;
+        }
+        Ok(())
+    }
+
+    fn rotted(&self, content: usize, chunk: ChunkIndex) {
+        self.shared.tell(News::Rotted {
+            image: self.image,
+            content: self.contents[content].0,
+            chunk,
+        });
+    }
+}
+
+fn places_of(spec: &ContentSpec) -> Vec<Where> {
+    let mut places: Vec<_> = spec
+        .places
+        .iter()
+        .map(|place| match place {
+            Place::Disk { offset } => Where::Disk(*offset),
+            Place::Config => Where::Config,
+            Place::Nvram => Where::Nvram,
+            Place::Encoded { .. } => Where::Blob,
+        })
+        .collect();
+    places.dedup();
+    places
+}

@@ -1,0 +1,899 @@
+//! The chunks of some contents on this host's disk, with the links that prove them and the journal that vouches for them.
+//! Images ([`Stage`](super::Stage)) and blobs of the mirror stand on it; each brings its own [`Files`].
+//!
+//! The rules that a crash, a failing volume and a rotting disk must not break are here, once:
+//! - **The journal never claims what the disk may not have.** [`Held::flush`] syncs the data, then appends the records.
+//! - **A place isn't written again before the journal has the drop of what stood there.** A dropped chunk is *barred*
+//!   until a flush succeeded; who wants to write it flushes first. Otherwise a crash could bring the old link back over
+//!   new bytes.
+//! - **A sync that failed vouches for nothing.** The system may have thrown the data away, and the next sync succeeds all
+//!   the same. Every chunk that no journal vouches for yet is dropped then.
+//! - **What an earlier process journaled is believed, but not trusted**: those chunks are *unread* until their bytes were
+//!   compared with their links once. Nothing unread leaves this host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use proto::{
+    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source,
+    chain::{Entered, RejectLinkError, Verdict},
+};
+
+use super::journal::{Journal, Record};
+use crate::platform;
+
+/// Where the bytes of contents lie. Contents go by their number in the order in which [`Held::new`] was given them.
+pub(crate) trait Files: fmt::Debug {
+    /// Runs on each place of a content, with the place's number and the offset at which the content starts in the file.
+    /// The first place is the one that is read. Stops at the first error.
+    fn each(
+        &self,
+        content: usize,
+        access: Access,
+        run: &mut dyn FnMut(usize, &File, u64) -> io::Result<()>,
+    ) -> io::Result<()>;
+
+    /// Makes what was written to these contents survive a crash.
+    fn sync(&self, contents: &BTreeSet<usize>) -> io::Result<()>;
+
+    /// A chunk isn't held any more because its bytes aren't what its link says, or can't be read. Called without a lock.
+    fn rotted(&self, content: usize, chunk: ChunkIndex);
+
+    /// Chunks came, were compared, or (`lost`) were dropped. Called under the content's lock: it has to be quick.
+    fn changed(&self, content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {
+        let _ = (content, chunks, lost);
+    }
+}
+
+/// What a place is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// The ids of hosts that made links, by the keys under which ledgers know them. Shared by all that stand on one volume.
+#[derive(Debug, Default)]
+pub(crate) struct Hosts(Mutex<BTreeMap<HostKey, HostId>>);
+
+impl Hosts {
+    fn know(&self, host: &HostId) {
+        hold(&self.0)
+            .entry(host.key())
+            .or_insert_with(|| host.clone());
+    }
+
+    fn find(&self, key: HostKey) -> Option<HostId> {
+        hold(&self.0).get(&key).cloned()
+    }
+}
+
+/// Why a chunk wasn't stored.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The link can't be true: its sender lies. The bytes are dropped.
+    #[error(transparent)]
+    Rejected(#[from] RejectLinkError),
+    /// The image has no such content.
+    #[error("image has no content {0}")]
+    UnknownContent(Digest),
+    /// The chunk's bytes aren't as many as its geometry says: the caller hasn't checked the link.
+    #[error("chunk {chunk} of {content} has {bytes} bytes")]
+    Length {
+        /// The content.
+        content: Digest,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// What was given.
+        bytes: usize,
+    },
+    /// The image was abandoned or removed meanwhile.
+    #[error("image is gone from this host")]
+    Gone,
+    /// The volume is full. What is held stays; writing can go on when there is room.
+    #[error("volume is full while storing chunk {chunk} of {content}")]
+    NoRoom {
+        /// The content.
+        content: Digest,
+        /// The chunk.
+        chunk: ChunkIndex,
+    },
+    /// The volume failed.
+    #[error("storing chunk {chunk} of {content}: {error}")]
+    Io {
+        /// The content.
+        content: Digest,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+/// A chunk as it is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldChunk {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Its link, which holds for them.
+    pub link: Link,
+    /// Who sent it here, and who made it.
+    pub source: Source,
+    /// The maker's id, to pass on with the link.
+    pub maker: HostId,
+}
+
+/// What is known of a held chunk without its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) link: Link,
+    pub(crate) source: Source,
+    pub(crate) maker: HostId,
+    /// All its bytes are zero.
+    pub(crate) zero: bool,
+    /// It is known by the word of an earlier process alone.
+    unread: bool,
+}
+
+impl Claim {
+    /// Whether these bytes are the claimed ones.
+    pub(crate) fn fits(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
+        // that the link holds for zeros was found when they came: to look for others is ten times as fast
+        if self.zero && !self.unread {
+            return is_zero(bytes);
+        }
+        (!self.zero || is_zero(bytes)) && self.link.holds(geometry, chunk, bytes)
+    }
+
+    fn with(self, bytes: Vec<u8>) -> HeldChunk {
+        HeldChunk {
+            bytes,
+            link: self.link,
+            source: self.source,
+            maker: self.maker,
+        }
+    }
+}
+
+/// What a look at a chunk's bytes on the disk found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// The bytes are those of the link, at every place.
+    Sound(HeldChunk),
+    /// They aren't, or can't be read. The chunk isn't held any more.
+    Rotten,
+    /// The chunk isn't held.
+    Missing,
+}
+
+/// The chunks of some contents that share a journal. Shared by threads; calls that touch bytes block on the disk.
+#[derive(Debug)]
+pub(crate) struct Held<F> {
+    files: F,
+    contents: Vec<Content>,
+    index: BTreeMap<Digest, usize>,
+    hosts: std::sync::Arc<Hosts>,
+    /// Absent where nothing more is written. Locked before a content's state where both are.
+    journal: Mutex<Option<Journal>>,
+    /// What happened since the last flush. Filled by every writing thread, emptied by whoever flushes; locked after a
+    /// content's state where both are.
+    pending: Mutex<Pending>,
+    gone: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Content {
+    digest: Digest,
+    geometry: Geometry,
+    /// Changed by whichever thread stores or drops a chunk; held for a comparison, never while the disk works.
+    chunks: Mutex<Chunks>,
+    /// A chunk left `Chunks::writing`.
+    written: Condvar,
+}
+
+/// What is known of a content's chunks.
+#[derive(Debug)]
+pub(crate) struct Chunks {
+    ledger: Ledger,
+    zero: ChunkSet,
+    /// Held by the word of an earlier process; their bytes weren't compared since.
+    unread: ChunkSet,
+    /// Their bytes on disk are changing: nobody else writes them, and they aren't held.
+    writing: BTreeSet<ChunkIndex>,
+    /// Dropped, and the journal doesn't say so yet: nobody writes them.
+    barred: BTreeSet<ChunkIndex>,
+    /// Counts drops, so that a reader notices one that came between looking and reading.
+    drops: u64,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    records: Vec<Record>,
+    /// Contents that were written to.
+    dirty: BTreeSet<usize>,
+    /// Syncs that failed so far: what was being written meanwhile may be lost with what was written before.
+    failures: u64,
+}
+
+/// A place in the order of writers: this chunk is the caller's to write.
+struct Turn<'a> {
+    content: &'a Content,
+    at: usize,
+    chunk: ChunkIndex,
+    failures: u64,
+}
+
+impl Chunks {
+    /// The link of a chunk that is held and whose bytes were compared with it in this process.
+    pub(crate) fn read_link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
+        self.ledger
+            .link(chunk)
+            .filter(|_| !self.unread.contains(chunk))
+    }
+}
+
+impl<F: Files> Held<F> {
+    /// Nothing of these contents yet, and nothing that vouches.
+    pub(crate) fn new(
+        files: F,
+        contents: impl IntoIterator<Item = (Digest, Geometry)>,
+        hosts: std::sync::Arc<Hosts>,
+    ) -> Self {
+        let contents: Vec<_> = contents
+            .into_iter()
+            .map(|(digest, geometry)| Content::new(digest, geometry))
+            .collect();
+        let index = (0..)
+            .zip(&contents)
+            .map(|(at, content)| (content.digest, at))
+            .collect();
+        Self {
+            files,
+            contents,
+            index,
+            hosts,
+            journal: Mutex::default(),
+            pending: Mutex::default(),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    /// Journals into this one from now on.
+    pub(crate) fn set_journal(&self, journal: Option<Journal>) {
+        *hold(&self.journal) = journal;
+    }
+
+    /// Believes the records of an earlier process; what they say is held is unread. What isn't of these contents is passed
+    /// over, and what the chain disproves is dropped.
+    pub(crate) fn replay(&self, records: Vec<Record>) {
+        for record in records {
+            match record {
+                Record::Held {
+                    content,
+                    chunk,
+                    link,
+                    zero,
+                    sender,
+                    maker,
+                } => {
+                    let Some(content) = self.find(&content).map(|at| &self.contents[at]) else {
+                        continue;
+                    };
+                    let source = Source {
+                        sender,
+                        maker: maker.key(),
+                    };
+                    let mut chunks = hold(&content.chunks);
+                    // a record that can't be true is left out: its chunk is fetched again
+                    if let Ok(Entered::New) = chunks.ledger.enter(chunk, link, source) {
+                        chunks.unread.insert(chunk);
+                        if zero {
+                            chunks.zero.insert(chunk);
+                        }
+                        self.hosts.know(&maker);
+                    }
+                }
+                Record::Dropped { content, chunk } => {
+                    if let Some(at) = self.find(&content) {
+                        hold(&self.contents[at].chunks).forget(chunk);
+                    }
+                }
+                Record::Decoded { .. } => {}
+            }
+        }
+        for at in 0..self.contents.len() {
+            self.drop_false(at);
+        }
+    }
+
+    pub(crate) const fn files(&self) -> &F {
+        &self.files
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.contents.len()
+    }
+
+    /// The number of a content.
+    pub(crate) fn find(&self, content: &Digest) -> Option<usize> {
+        self.index.get(content).copied()
+    }
+
+    pub(crate) fn digest(&self, at: usize) -> Digest {
+        self.contents[at].digest
+    }
+
+    pub(crate) fn geometry(&self, at: usize) -> Geometry {
+        self.contents[at].geometry
+    }
+
+    /// The chunks that are on disk and fit their links.
+    pub(crate) fn held(&self, at: usize) -> ChunkSet {
+        self.chunks(at).ledger.held().clone()
+    }
+
+    pub(crate) fn is_held(&self, at: usize, chunk: ChunkIndex) -> bool {
+        self.chunks(at).ledger.held().contains(chunk)
+    }
+
+    /// Whether the content is complete and its chain closed.
+    pub(crate) fn is_closed(&self, at: usize) -> bool {
+        self.chunks(at).ledger.is_closed()
+    }
+
+    pub(crate) fn is_proved(&self, at: usize, chunk: ChunkIndex) -> bool {
+        self.chunks(at).ledger.is_proved(chunk)
+    }
+
+    pub(crate) fn link(&self, at: usize, chunk: ChunkIndex) -> Option<(Link, Source)> {
+        self.chunks(at).ledger.link(chunk)
+    }
+
+    /// The chunks that are held by the word of an earlier process alone.
+    pub(crate) fn unread(&self, at: usize) -> ChunkSet {
+        self.chunks(at).unread.clone()
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Nothing is read or written any more.
+    pub(crate) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// What is known of a held chunk.
+    pub(crate) fn claim(&self, at: usize, chunk: ChunkIndex) -> Option<Claim> {
+        let chunks = self.chunks(at);
+        self.claim_of(&chunks, chunk)
+    }
+
+    fn claim_of(&self, chunks: &Chunks, chunk: ChunkIndex) -> Option<Claim> {
+        let (link, source) = chunks.ledger.link(chunk)?;
+        Some(Claim {
+            link,
+            source,
+            maker: self.hosts.find(source.maker)?,
+            zero: chunks.zero.contains(chunk),
+            unread: chunks.unread.contains(chunk),
+        })
+    }
+
+    // ---- storing --------------------------------------------------------------------------------------------------
+
+    /// Stores a chunk whose link was found to hold, at every place. Zeros become holes. A chunk that is held already stays
+    /// as it is; one that another thread is storing is waited for.
+    ///
+    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on.
+    ///
+    /// # Errors
+    /// When the link is rejected, or the volume fails. The chunk isn't held then.
+    pub(crate) fn write(
+        &self,
+        at: usize,
+        chunk: ChunkIndex,
+        bytes: &[u8],
+        link: Link,
+        source: Source,
+        maker: &HostId,
+    ) -> Result<Entered, WriteError> {
+        let content = &self.contents[at];
+        let geometry = content.geometry;
+        if !geometry.contains(chunk) {
+            return Err(RejectLinkError::NoSuchChunk(chunk).into());
+        }
+        if bytes.len() != geometry.len(chunk) as usize {
+            return Err(WriteError::Length {
+                content: content.digest,
+                chunk,
+                bytes: bytes.len(),
+            });
+        }
+        let Some(turn) = self.take_turn(at, chunk)? else {
+            return Ok(Entered::Held);
+        };
+        let zero = is_zero(bytes);
+        let offset = geometry.offset(chunk);
+        let put = &mut |_, file: &File, base| put(file, base + offset, bytes, zero);
+        let written = self.files.each(at, Access::Write, put);
+        let claim = Claim {
+            link,
+            source,
+            maker: maker.clone(),
+            zero,
+            unread: false,
+        };
+        self.end_turn(&turn, written, &claim)
+    }
+
+    /// Takes a chunk whose bytes lie at some of its places already: those where `there`. They are compared with the claim
+    /// where they lie, and other places get a copy of them. `None` where they aren't the claimed bytes: nothing was changed.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub(crate) fn adopt(
+        &self,
+        at: usize,
+        chunk: ChunkIndex,
+        claim: &Claim,
+        there: &dyn Fn(usize) -> bool,
+    ) -> Result<Option<Entered>, WriteError> {
+        let geometry = self.contents[at].geometry;
+        let Some(turn) = self.take_turn(at, chunk)? else {
+            return Ok(Some(Entered::Held));
+        };
+        let offset = geometry.offset(chunk);
+        let mut bytes = vec![0; geometry.len(chunk) as usize];
+        let mut other = Vec::new();
+        let mut found = false;
+        let looked = self.files.each(at, Access::Read, &mut |place, file, base| {
+            if !found && there(place) {
+                file.read_exact_at(&mut bytes, base + offset)?;
+                found = claim.fits(geometry, chunk, &bytes);
+            }
+            Ok(())
+        });
+        if looked.is_err() || !found {
+            self.leave_turn(&turn);
+            return Ok(None);
+        }
+        let written = self
+            .files
+            .each(at, Access::Write, &mut |place, file, base| {
+                if there(place) {
+                    other.resize(bytes.len(), 0);
+                    file.read_exact_at(&mut other, base + offset)?;
+                    if other == bytes {
+                        return Ok(());
+                    }
+                }
+                put(file, base + offset, &bytes, claim.zero)
+            });
+        self.end_turn(&turn, written, claim).map(Some)
+    }
+
+    /// Waits until the chunk may be written by the caller; `None` where it is held.
+    fn take_turn(&self, at: usize, chunk: ChunkIndex) -> Result<Option<Turn<'_>>, WriteError> {
+        let content = &self.contents[at];
+        loop {
+            let mut chunks = hold(&content.chunks);
+            while chunks.writing.contains(&chunk) {
+                chunks = content
+                    .written
+                    .wait(chunks)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            if self.is_gone() {
+                return Err(WriteError::Gone);
+            }
+            if chunks.ledger.held().contains(chunk) {
+                return Ok(None);
+            }
+            if !chunks.barred.contains(&chunk) {
+                chunks.writing.insert(chunk);
+                break;
+            }
+            drop(chunks);
+            self.flush()
+                .map_err(|error| not_stored(content.digest, chunk, error))?;
+        }
+        Ok(Some(Turn {
+            content,
+            at,
+            chunk,
+            failures: hold(&self.pending).failures,
+        }))
+    }
+
+    fn leave_turn(&self, turn: &Turn<'_>) {
+        hold(&turn.content.chunks).writing.remove(&turn.chunk);
+        turn.content.written.notify_all();
+    }
+
+    fn end_turn(
+        &self,
+        turn: &Turn<'_>,
+        written: io::Result<()>,
+        claim: &Claim,
+    ) -> Result<Entered, WriteError> {
+        let (digest, chunk) = (turn.content.digest, turn.chunk);
+        let mut chunks = hold(&turn.content.chunks);
+        chunks.writing.remove(&chunk);
+        turn.content.written.notify_all();
+        written.map_err(|error| not_stored(digest, chunk, error))?;
+        // a sync that fails from here on sees the chunk among those that it has to drop
+        let mut pending = hold(&self.pending);
+        if pending.failures != turn.failures {
+            let lost = io::Error::other("the volume failed while it was written");
+            return Err(not_stored(digest, chunk, lost));
+        }
+        let entered = chunks.ledger.enter(chunk, claim.link, claim.source)?;
+        if claim.zero {
+            chunks.zero.insert(chunk);
+        }
+        self.hosts.know(&claim.maker);
+        pending.dirty.insert(turn.at);
+        pending.records.push(Record::Held {
+            content: digest,
+            chunk,
+            link: claim.link,
+            zero: claim.zero,
+            sender: claim.source.sender,
+            maker: claim.maker.clone(),
+        });
+        self.files.changed(turn.at, &chunks, None);
+        Ok(entered)
+    }
+
+    // ---- reading --------------------------------------------------------------------------------------------------
+
+    /// A held chunk; `None` when it isn't held, was dropped while it was read, or all is gone. Unread bytes are compared with
+    /// their link first.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub(crate) fn read(&self, at: usize, chunk: ChunkIndex) -> io::Result<Option<HeldChunk>> {
+        let content = &self.contents[at];
+        let (claim, drops) = {
+            let chunks = hold(&content.chunks);
+            if chunks.unread.contains(chunk) {
+                drop(chunks);
+                return Ok(match self.look(at, chunk)? {
+                    Look::Sound(held) => Some(held),
+                    Look::Rotten | Look::Missing => None,
+                });
+            }
+            let Some(claim) = self.claim_of(&chunks, chunk) else {
+                return Ok(None);
+            };
+            (claim, chunks.drops)
+        };
+        let offset = content.geometry.offset(chunk);
+        let mut bytes = vec![0; content.geometry.len(chunk) as usize];
+        if !claim.zero {
+            self.files
+                .each(at, Access::Read, &mut |place, file, base| match place {
+                    0 => file.read_exact_at(&mut bytes, base + offset),
+                    _ => Ok(()),
+                })?;
+        }
+        if hold(&content.chunks).drops != drops || self.is_gone() {
+            return Ok(None);
+        }
+        Ok(Some(claim.with(bytes)))
+    }
+
+    /// Reads a held chunk at each of its places and compares it with its link. One that isn't what the link says is dropped; the
+    /// caller flushes.
+    ///
+    /// # Errors
+    /// When the volume fails: that says nothing of the chunk.
+    pub(crate) fn look(&self, at: usize, chunk: ChunkIndex) -> io::Result<Look> {
+        let content = &self.contents[at];
+        loop {
+            let (claim, drops) = {
+                let chunks = hold(&content.chunks);
+                let Some(claim) = self.claim_of(&chunks, chunk) else {
+                    return Ok(Look::Missing);
+                };
+                (claim, chunks.drops)
+            };
+            let found = self.compare(at, chunk, &claim)?;
+            if self.is_gone() {
+                return Ok(Look::Missing);
+            }
+            let mut chunks = hold(&content.chunks);
+            if chunks.drops != drops {
+                // perhaps of this chunk, which has been written again since
+                continue;
+            }
+            if let Some(bytes) = found {
+                if chunks.unread.remove(chunk) {
+                    self.files.changed(at, &chunks, None);
+                }
+                return Ok(Look::Sound(claim.with(bytes)));
+            }
+            self.lose(at, &mut chunks, chunk);
+            drop(chunks);
+            self.files.rotted(at, chunk);
+            return Ok(Look::Rotten);
+        }
+    }
+
+    /// The chunk's bytes, where every place has those that the claim says.
+    fn compare(&self, at: usize, chunk: ChunkIndex, claim: &Claim) -> io::Result<Option<Vec<u8>>> {
+        let geometry = self.contents[at].geometry;
+        let offset = geometry.offset(chunk);
+        let mut first = vec![0; geometry.len(chunk) as usize];
+        let mut other = Vec::new();
+        let mut sound = true;
+        let compared = self.files.each(at, Access::Read, &mut |place, file, base| {
+            if place == 0 {
+                file.read_exact_at(&mut first, base + offset)?;
+                sound = claim.fits(geometry, chunk, &first);
+            } else {
+                other.resize(first.len(), 0);
+                file.read_exact_at(&mut other, base + offset)?;
+                sound &= other == first;
+            }
+            Ok(())
+        });
+        match compared {
+            Ok(()) => Ok(sound.then_some(first)),
+            Err(error) if is_lost(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    // ---- dropping -------------------------------------------------------------------------------------------------
+
+    /// Walks back from the content's digest and drops what this proves false ([`Ledger::walk`]). The caller flushes.
+    pub(crate) fn drop_false(&self, at: usize) -> Vec<Verdict> {
+        let mut chunks = self.chunks(at);
+        let verdicts = chunks.ledger.walk();
+        for verdict in &verdicts {
+            self.lose(at, &mut chunks, verdict.chunk);
+        }
+        verdicts
+    }
+
+    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place. Whether it was
+    /// held. The caller flushes.
+    pub(crate) fn forget(&self, at: usize, chunk: ChunkIndex) -> bool {
+        let mut chunks = self.chunks(at);
+        let held = chunks.ledger.held().contains(chunk);
+        if held {
+            self.lose(at, &mut chunks, chunk);
+        }
+        held
+    }
+
+    /// Drops the unproved chunks from `from` on that this host made: it took them back. The caller flushes.
+    pub(crate) fn retract(&self, at: usize, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
+        let mut chunks = self.chunks(at);
+        let doubtful = chunks.ledger.doubtful(maker, from);
+        for chunk in &doubtful {
+            self.lose(at, &mut chunks, *chunk);
+        }
+        doubtful
+    }
+
+    /// The chunk isn't held any more, and its place isn't written before the journal says so.
+    fn lose(&self, at: usize, chunks: &mut Chunks, chunk: ChunkIndex) {
+        chunks.forget(chunk);
+        chunks.barred.insert(chunk);
+        hold(&self.pending).records.push(Record::Dropped {
+            content: self.contents[at].digest,
+            chunk,
+        });
+        self.files.changed(at, chunks, Some(chunk));
+    }
+
+    // ---- the journal ----------------------------------------------------------------------------------------------
+
+    /// Bytes of a content changed otherwise than by chunks.
+    pub(crate) fn touch(&self, at: usize) {
+        hold(&self.pending).dirty.insert(at);
+    }
+
+    /// A fact that isn't about a chunk, and whose data are synced already.
+    pub(crate) fn note(&self, record: Record) {
+        hold(&self.pending).records.push(record);
+    }
+
+    pub(crate) fn is_flushed(&self) -> bool {
+        let pending = hold(&self.pending);
+        pending.records.is_empty() && pending.dirty.is_empty()
+    }
+
+    /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. Cheap when nothing
+    /// happened.
+    ///
+    /// # Errors
+    /// When the volume fails. If the data weren't synced, every chunk that the journal doesn't vouch for yet isn't held any
+    /// more. If only the journal wasn't, the next call tries again.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        if self.is_gone() {
+            return Ok(());
+        }
+        let mut journal = hold(&self.journal);
+        let (records, dirty) = {
+            let mut pending = hold(&self.pending);
+            (
+                std::mem::take(&mut pending.records),
+                std::mem::take(&mut pending.dirty),
+            )
+        };
+        if records.is_empty() && dirty.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.files.sync(&dirty) {
+            self.unvouch(records);
+            return Err(error);
+        }
+        // without a journal nothing is vouched for, and nothing has to be taken back
+        if let Some(journal) = journal.as_mut()
+            && let Err(error) = journal.append(&records)
+        {
+            let mut pending = hold(&self.pending);
+            let later = std::mem::replace(&mut pending.records, records);
+            pending.records.extend(later);
+            return Err(error);
+        }
+        for record in &records {
+            if let Record::Dropped { content, chunk } = record
+                && let Some(at) = self.find(content)
+            {
+                self.chunks(at).barred.remove(chunk);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what a failed sync covered: these records' chunks, and those that came while it ran. Drops stay to be journaled.
+    fn unvouch(&self, mut records: Vec<Record>) {
+        {
+            let mut pending = hold(&self.pending);
+            pending.failures += 1;
+            records.append(&mut pending.records);
+            pending.dirty.clear();
+        }
+        for record in records {
+            match record {
+                Record::Held {
+                    content,
+                    chunk,
+                    link,
+                    ..
+                } => {
+                    let Some(at) = self.find(&content) else {
+                        continue;
+                    };
+                    let mut chunks = self.chunks(at);
+                    // one that was dropped since has its own record
+                    if chunks.ledger.link(chunk).is_some_and(|held| held.0 == link) {
+                        self.lose(at, &mut chunks, chunk);
+                    }
+                }
+                Record::Dropped { .. } => hold(&self.pending).records.push(record),
+                // it is decoded again
+                Record::Decoded { .. } => {}
+            }
+        }
+    }
+
+    fn chunks(&self, at: usize) -> MutexGuard<'_, Chunks> {
+        hold(&self.contents[at].chunks)
+    }
+}
+
+impl Content {
+    fn new(digest: Digest, geometry: Geometry) -> Self {
+        let none = ChunkSet::empty(geometry.chunks());
+        Self {
+            digest,
+            geometry,
+            chunks: Mutex::new(Chunks {
+                ledger: Ledger::new(digest, geometry),
+                zero: none.clone(),
+                unread: none,
+                writing: BTreeSet::new(),
+                barred: BTreeSet::new(),
+                drops: 0,
+            }),
+            written: Condvar::new(),
+        }
+    }
+}
+
+impl Chunks {
+    fn forget(&mut self, chunk: ChunkIndex) {
+        self.ledger.forget(chunk);
+        self.zero.remove(chunk);
+        self.unread.remove(chunk);
+        self.drops += 1;
+    }
+}
+
+fn not_stored(content: Digest, chunk: ChunkIndex, error: io::Error) -> WriteError {
+    if error.kind() == io::ErrorKind::StorageFull {
+        WriteError::NoRoom { content, chunk }
+    } else {
+        WriteError::Io {
+            content,
+            chunk,
+            error,
+        }
+    }
+}
+
+/// Whether the error says that the bytes themselves are lost: the file is shorter or gone, or a sector can't be read. Other errors
+/// (no more memory, files or network) say nothing of the bytes.
+fn is_lost(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound
+    ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// Writes bytes, or makes a hole where they are zeros. Always punched, never skipped: the disk may have begun as a
+/// clone, and a dropped chunk may have left its bytes.
+pub(super) fn put(file: &File, offset: u64, bytes: &[u8], zero: bool) -> io::Result<()> {
+    if zero {
+        platform::punch_hole(file, offset, bytes.len() as u64)
+    } else {
+        file.write_all_at(bytes, offset)
+    }
+}
+
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    let quiet = |chunk: &[u8; 64]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
+    words.iter().all(quiet) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// Makes what was written to the file reach the disk before the journal says so.
+pub(crate) fn sync_data(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    failing::strike()?;
+    platform::sync_data(file)
+}
+
+/// Locks a mutex whose state is whole between statements: a panic elsewhere doesn't take it along.
+pub(crate) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+pub(crate) mod failing {
+    use std::{cell::Cell, io};
+
+    thread_local! {
+        /// Syncs of data and journals that go well in this thread before one fails.
+        pub(crate) static SYNCS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    pub(crate) fn strike() -> io::Result<()> {
+        let left = SYNCS_LEFT.get();
+        SYNCS_LEFT.set(left.checked_sub(1).unwrap_or(usize::MAX));
+        if left == 0 {
+            return Err(io::Error::from_raw_os_error(
+                rustix::io::Errno::IO.raw_os_error(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

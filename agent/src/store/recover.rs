@@ -1,0 +1,131 @@
+//! What a process before this one left: which of it can go on, and what is thrown away, by name.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use proto::{Digest, Layout};
+
+use super::{
+    Shared,
+    files::Body,
+    io_at,
+    journal::Journal,
+    stage::{IMAGE, JOURNAL, Stage},
+    status::{self, Status},
+};
+use crate::tart::cache;
+
+/// What a directory of ours holds.
+pub(super) enum Loaded {
+    /// A stage, or an installed image.
+    Stage(Box<Stage>),
+    /// A rest of a beginning or a forgetting that a crash ended, or of an image that tart removed.
+    Leftover,
+    /// Something that can't be used, and why.
+    Damaged {
+        /// What is damaged.
+        file: PathBuf,
+        /// How.
+        reason: String,
+    },
+}
+
+impl Loaded {
+    /// Says what is thrown away.
+    pub(super) fn log(&self, image: &Digest) {
+        match self {
+            Self::Damaged { file, reason } => {
+                tracing::warn!(%image, file = %file.display(), reason, "what was staged of an image can't be used; it is staged anew");
+            }
+            Self::Stage(_) | Self::Leftover => {
+                tracing::info!(%image, "removing what is left of a stage that was ended");
+            }
+        }
+    }
+}
+
+/// Opens what a directory of ours holds.
+///
+/// # Errors
+/// When it can't be read now, which says nothing of it.
+pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io::Result<Loaded> {
+    let damaged = |file: PathBuf, reason: String| Ok(Loaded::Damaged { file, reason });
+    let status_path = directory.join(status::STATUS);
+    let status = match Status::read(directory) {
+        Ok(Some(status)) => status,
+        Ok(None) => return Ok(Loaded::Leftover),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return damaged(status_path, error.to_string());
+        }
+        Err(error) => return Err(error),
+    };
+    let manifest_path = directory.join(cache::MANIFEST);
+    let manifest = match fs::read(&manifest_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return damaged(manifest_path, "it is missing".into());
+        }
+        other => other?,
+    };
+    let layout = match Layout::parse(&manifest, &image) {
+        Ok(layout) => layout,
+        Err(error) => return damaged(manifest_path, error.to_string()),
+    };
+    let is_ours = |path: &PathBuf| {
+        fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| disk.ino() == status.disk_inode)
+    };
+    let building = directory.join(IMAGE);
+    let mut in_cache = status
+        .references
+        .iter()
+        .map(|reference| cache::image_directory(&shared.home, reference, &image));
+    let (files, installed) = match in_cache.find(is_ours) {
+        Some(path) => (path, true),
+        None if is_ours(&building) => (building, false),
+        None => return Ok(Loaded::Leftover),
+    };
+    let body = match Body::open(&files, installed) {
+        // a part of it was removed
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Leftover),
+        other => other?,
+    };
+    if !body.fits(&layout)? {
+        return damaged(files, "its files don't have the sizes of the image".into());
+    }
+    let journal_path = directory.join(JOURNAL);
+    let Some((journal, records)) = Journal::open(&journal_path, layout.digest())? else {
+        return damaged(journal_path, "it isn't the journal of this image".into());
+    };
+    let status = Status {
+        installed,
+        ..status
+    };
+    let stage = Stage::assemble(
+        shared.clone(),
+        layout,
+        &manifest,
+        status,
+        directory.to_owned(),
+        vec![body],
+        journal,
+    );
+    stage.replay(records);
+    if installed && !stage.is_complete() {
+        return damaged(journal_path, "it lacks chunks of an installed image".into());
+    }
+    Ok(Loaded::Stage(Box::new(stage)))
+}
+
+/// Removes a directory of ours, the status first.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    let missing_is_fine = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    missing_is_fine(fs::remove_file(directory.join(status::STATUS)))?;
+    missing_is_fine(fs::remove_dir_all(directory))
+        .map_err(|error| io_at("removing", directory, error))
+}
