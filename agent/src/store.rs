@@ -27,7 +27,7 @@
 //!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
 //!   2. `image/` renamed into the cache (or exchanged with what tart put there): the inode in `status.json` tells the
 //!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone although
-//!      nothing points to it yet.
+//!      nothing points to it yet. Into a second repository goes a twin ([`twin`]), whose inode is noted first.
 //!   3. the tag's symlink made under another name and renamed over: the old target or the new, never none.
 //!   4. the marker removed, when only a tag names the image: until then tart keeps it a little too well.
 //!   5. `status.json` says installed.
@@ -40,6 +40,7 @@ pub(crate) mod journal;
 mod recover;
 mod stage;
 mod status;
+mod twin;
 mod verify;
 
 use std::{
@@ -118,10 +119,6 @@ pub struct Volume {
 pub struct Store {
     shared: Arc<Shared>,
     _lock: DirectoryLock,
-    /// Read and changed by the driver's blocking jobs; held for look-ups only.
-    stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
-    /// What would be free after a purge, beyond what is, and since when that is known. Held for a look.
-    purgeable: Mutex<Option<(u64, Instant)>>,
     /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
     changing: Mutex<()>,
 }
@@ -132,6 +129,10 @@ pub(crate) struct Shared {
     home: PathBuf,
     options: Options,
     hosts: Arc<Hosts>,
+    /// Read and changed by the driver's blocking jobs; held for look-ups only.
+    stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
+    /// What would be free after a purge, beyond what is, and since when that is known. Held for a look.
+    purgeable: Mutex<Option<(u64, Instant)>>,
     /// What was found on the disk and isn't told yet.
     news: Mutex<Vec<News>>,
     has_news: AtomicBool,
@@ -234,6 +235,24 @@ pub enum ReferenceError {
     },
 }
 
+/// There is no room on the volume above its floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "image needs {}, but of {} that are free {} have to stay free and {} are promised to other images; make room, and \
+     it goes on by itself",
+    Bytes(*need_bytes), Bytes(*free_bytes), Bytes(*floor_bytes), Bytes(*reserved_bytes)
+)]
+pub struct NoRoomError {
+    /// What the whole image takes at most, less what it has taken already.
+    pub need_bytes: u64,
+    /// What other unfinished images may still take.
+    pub reserved_bytes: u64,
+    /// What is free.
+    pub free_bytes: u64,
+    /// What has to stay free.
+    pub floor_bytes: u64,
+}
+
 /// Why an image isn't begun.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
@@ -241,21 +260,8 @@ pub enum BeginError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     /// The volume has no room for the whole image above its floor. Old images have to go first.
-    #[error(
-        "image needs {}, but of {} that are free {} have to stay free and {} are promised to other images; \
-         make room, and it goes on by itself",
-        Bytes(*need_bytes), Bytes(*free_bytes), Bytes(*floor_bytes), Bytes(*reserved_bytes)
-    )]
-    NoRoom {
-        /// What the whole image takes at most, less what it has taken already.
-        need_bytes: u64,
-        /// What other unfinished images may still take.
-        reserved_bytes: u64,
-        /// What is free.
-        free_bytes: u64,
-        /// What has to stay free.
-        floor_bytes: u64,
-    },
+    #[error(transparent)]
+    NoRoom(#[from] NoRoomError),
     /// Copying what other images of this host hold failed on our side.
     #[error("copying what is already here: {0}")]
     Copy(#[from] WriteError),
@@ -312,10 +318,11 @@ impl Store {
             home,
             options,
             hosts: Arc::default(),
+            stages: Mutex::default(),
+            purgeable: Mutex::default(),
             news: Mutex::default(),
             has_news: AtomicBool::new(false),
         });
-        let mut stages = BTreeMap::new();
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
             let path = entry.map_err(failed("reading", &root))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
@@ -324,7 +331,7 @@ impl Store {
             };
             match load(&shared, &path, image) {
                 Ok(Loaded::Stage(stage)) => {
-                    stages.insert(image, Arc::new(*stage));
+                    hold(&shared.stages).insert(image, Arc::new(*stage));
                 }
                 Ok(unusable) => {
                     unusable.log(&image);
@@ -338,8 +345,6 @@ impl Store {
         Ok(Self {
             shared,
             _lock: lock,
-            stages: Mutex::new(stages),
-            purgeable: Mutex::default(),
             changing: Mutex::default(),
         })
     }
@@ -390,7 +395,8 @@ impl Store {
         let changing = hold(&self.changing);
         let (stage, base) = match self.stage(layout.digest()) {
             Some(stage) if !stage.is_installed() || stage.is_there() => {
-                self.reserve(stage.outstanding_bytes(), layout.digest())?;
+                self.shared
+                    .reserve(stage.outstanding_bytes(), layout.digest())?;
                 stage.add_references(&references)?;
                 (stage, None)
             }
@@ -398,11 +404,12 @@ impl Store {
                 if found.is_some() {
                     self.drop_stage(layout.digest())?;
                 }
-                self.reserve(stage::needed_bytes(layout), layout.digest())?;
+                self.shared
+                    .reserve(stage::needed_bytes(layout), layout.digest())?;
                 let base = self.most_similar(layout);
                 let (stage, cloned) = self.create(layout, manifest, references, base.as_deref())?;
                 let stage = Arc::new(stage);
-                hold(&self.stages).insert(*layout.digest(), stage.clone());
+                hold(&self.shared.stages).insert(*layout.digest(), stage.clone());
                 (stage, base.filter(|_| cloned))
             }
         };
@@ -450,17 +457,14 @@ impl Store {
         make_room: impl FnOnce(u64) -> bool,
     ) -> Result<(Arc<Stage>, u64), BeginError> {
         match self.begin(layout, manifest, references) {
-            Err(BeginError::NoRoom {
-                need_bytes,
-                reserved_bytes,
-                free_bytes,
-                floor_bytes,
-            }) if make_room(
-                need_bytes
-                    .saturating_add(reserved_bytes)
-                    .saturating_add(floor_bytes)
-                    .saturating_sub(free_bytes),
-            ) =>
+            Err(BeginError::NoRoom(short))
+                if make_room(
+                    short
+                        .need_bytes
+                        .saturating_add(short.reserved_bytes)
+                        .saturating_add(short.floor_bytes)
+                        .saturating_sub(short.free_bytes),
+                ) =>
             {
                 self.begin(layout, manifest, references)
             }
@@ -471,10 +475,8 @@ impl Store {
     /// What the images under construction will still take of the room that looks free.
     #[must_use]
     pub fn outstanding_bytes(&self) -> u64 {
-        self.all()
-            .into_iter()
-            .map(|stage| stage.outstanding_bytes())
-            .sum()
+        let all = self.all().into_iter();
+        all.map(|stage| stage.outstanding_bytes()).sum()
     }
 
     fn create(
@@ -526,39 +528,10 @@ impl Store {
         (common(&best) > 0).then_some(best)
     }
 
-    fn reserve(&self, need_bytes: u64, image: &Digest) -> Result<(), BeginError> {
-        let volume = self.volume();
-        let others = self.all().into_iter();
-        let others = others.filter(|stage| stage.layout.digest() != image);
-        let reserved_bytes = others.map(|stage| stage.outstanding_bytes()).sum();
-        if has_room(volume, need_bytes, reserved_bytes) {
-            return Ok(());
-        }
-        Err(BeginError::NoRoom {
-            need_bytes,
-            reserved_bytes,
-            free_bytes: volume.free_bytes,
-            floor_bytes: volume.floor_bytes,
-        })
-    }
-
     /// The room on tart's volume. Zeros when it can't be read, so that nothing is begun.
     #[must_use]
     pub fn volume(&self) -> Volume {
-        let space = (self.shared.options.space)(&self.shared.home).unwrap_or_else(|error| {
-            tracing::warn!(home = %self.shared.home.display(), %error, "the volume's room can't be read");
-            Space::default()
-        });
-        let percent = u64::from(self.shared.options.floor_percent.min(100));
-        let purgeable = hold(&self.purgeable)
-            .filter(|(_, since)| since.elapsed() < PURGEABLE_FOR)
-            .map_or(0, |(bytes, _)| bytes);
-        let free_bytes = space.free_bytes.saturating_add(purgeable);
-        Volume {
-            total_bytes: space.total_bytes,
-            free_bytes: free_bytes.min(space.total_bytes),
-            floor_bytes: space.total_bytes / 100 * percent,
-        }
+        self.shared.volume()
     }
 
     /// The system says that the volume would take so many bytes if it purged what it can: from now on, for a few minutes, the
@@ -566,7 +539,7 @@ impl Store {
     pub fn set_capacity(&self, capacity_bytes: u64) {
         let space = (self.shared.options.space)(&self.shared.home).unwrap_or_default();
         let purgeable = capacity_bytes.saturating_sub(space.free_bytes);
-        *hold(&self.purgeable) = Some((purgeable, Instant::now()));
+        *hold(&self.shared.purgeable) = Some((purgeable, Instant::now()));
     }
 
     /// Flushes every stage ([`Stage::flush`]).
@@ -593,7 +566,7 @@ impl Store {
     /// What is held of this image.
     #[must_use]
     pub fn stage(&self, image: &Digest) -> Option<Arc<Stage>> {
-        hold(&self.stages).get(image).cloned()
+        hold(&self.shared.stages).get(image).cloned()
     }
 
     /// Looks at the disk: which installed images tart finds, and under which references. A few system calls for each,
@@ -607,6 +580,7 @@ impl Store {
                 continue;
             }
             if stage.is_there() {
+                stage.held.files().drop_removed_bodies();
                 presence.push(Presence {
                     digest: *stage.layout.digest(),
                     references: stage.present_references(),
@@ -650,7 +624,7 @@ impl Store {
     }
 
     fn drop_stage(&self, image: &Digest) -> io::Result<()> {
-        let stage = hold(&self.stages).remove(image);
+        let stage = hold(&self.shared.stages).remove(image);
         if let Some(stage) = stage {
             // Not while it is being installed: what is renamed then is found and kept by the next beginning.
             let _installing = hold(&stage.installing);
@@ -660,13 +634,58 @@ impl Store {
     }
 
     fn all(&self) -> Vec<Arc<Stage>> {
-        hold(&self.stages).values().cloned().collect()
+        self.shared.all()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // each of them knows what it shares with the others
+        hold(&self.shared.stages).clear();
     }
 }
 
 impl Shared {
     fn directory(&self, image: &Digest) -> PathBuf {
         self.home.join(ROOT).join(image.hex().to_string())
+    }
+
+    fn all(&self) -> Vec<Arc<Stage>> {
+        hold(&self.stages).values().cloned().collect()
+    }
+
+    fn volume(&self) -> Volume {
+        let space = (self.options.space)(&self.home).unwrap_or_else(|error| {
+            tracing::warn!(home = %self.home.display(), %error, "the volume's room can't be read");
+            Space::default()
+        });
+        let percent = u64::from(self.options.floor_percent.min(100));
+        let purgeable = hold(&self.purgeable)
+            .filter(|(_, since)| since.elapsed() < PURGEABLE_FOR)
+            .map_or(0, |(bytes, _)| bytes);
+        let free_bytes = space.free_bytes.saturating_add(purgeable);
+        Volume {
+            total_bytes: space.total_bytes,
+            free_bytes: free_bytes.min(space.total_bytes),
+            floor_bytes: space.total_bytes / 100 * percent,
+        }
+    }
+
+    /// Whether an image may take so much, beside what others may still take and the floor.
+    fn reserve(&self, need_bytes: u64, image: &Digest) -> Result<(), NoRoomError> {
+        let volume = self.volume();
+        let others = self.all().into_iter();
+        let others = others.filter(|stage| stage.layout.digest() != image);
+        let reserved_bytes = others.map(|stage| stage.outstanding_bytes()).sum();
+        if has_room(volume, need_bytes, reserved_bytes) {
+            return Ok(());
+        }
+        Err(NoRoomError {
+            need_bytes,
+            reserved_bytes,
+            free_bytes: volume.free_bytes,
+            floor_bytes: volume.floor_bytes,
+        })
     }
 
     fn tell(&self, news: News) {

@@ -64,7 +64,7 @@ impl From<&BeginError> for Trouble {
     fn from(error: &BeginError) -> Self {
         let reason = match error {
             BeginError::Reference(_) => "bad_reference",
-            BeginError::NoRoom { .. } => "no_room",
+            BeginError::NoRoom(_) => "no_room",
             BeginError::Copy(_) | BeginError::Io(_) => "not_stored",
         };
         Self {
@@ -79,6 +79,8 @@ impl From<&InstallError> for Trouble {
         let reason = match error {
             InstallError::Reference(_) | InstallError::NoReference(_) => "bad_reference",
             InstallError::Incomplete(_) | InstallError::Gone => "incomplete",
+            InstallError::Removed => "removed",
+            InstallError::NoRoom(_) => "no_room",
             InstallError::Layer(_) => "content_bad",
             InstallError::Busy(_) => TART_BUSY,
             InstallError::InTheWay { .. } => "in_the_way",

@@ -95,6 +95,16 @@ impl Body {
         [&self.disk, &self.config, &self.nvram]
     }
 
+    /// The file of a place, and where the content starts in it; `None` for a blob, which is in no body.
+    pub(super) const fn place(&self, place: Where) -> Option<(&File, u64)> {
+        match place {
+            Where::Disk(offset) => Some((&self.disk, offset)),
+            Where::Config => Some((&self.config, 0)),
+            Where::Nvram => Some((&self.nvram, 0)),
+            Where::Blob => None,
+        }
+    }
+
     /// Bytes that it takes from the volume, as far as the volume tells: shared ones are counted too.
     pub(super) fn taken_bytes(&self) -> u64 {
         let taken = |file: &File| file.metadata().map_or(0, |found| found.blocks() * 512);
@@ -104,6 +114,11 @@ impl Body {
     /// Syncs its files to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.files().into_iter().try_for_each(platform::sync_full)
+    }
+
+    /// Whether its disk still has a name.
+    pub(super) fn is_linked(&self) -> bool {
+        self.disk.metadata().is_ok_and(|found| found.nlink() > 0)
     }
 }
 
@@ -170,6 +185,29 @@ impl ImageFiles {
         bodies.iter().any(|body| body.inode == inode)
     }
 
+    /// Another body, written and compared already.
+    pub(super) fn add_body(&self, body: Body) {
+        let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
+        bodies.push(Arc::new(body));
+    }
+
+    /// Lets go of bodies whose disk was removed. The last one is kept: nothing can be read without it.
+    pub(super) fn drop_removed_bodies(&self) {
+        let bodies = self.bodies();
+        if bodies.len() < 2 || bodies.iter().all(|body| body.is_linked()) {
+            return;
+        }
+        let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
+        let linked: Vec<_> = bodies
+            .iter()
+            .filter(|body| body.is_linked())
+            .cloned()
+            .collect();
+        if !linked.is_empty() {
+            *bodies = linked;
+        }
+    }
+
     pub(super) fn blob_path(&self, content: usize) -> PathBuf {
         self.directory
             .join(BLOBS)
@@ -198,13 +236,10 @@ impl Files for ImageFiles {
         let mut number = 0;
         for body in self.bodies() {
             for place in &self.contents[content].1 {
-                match place {
-                    Where::Disk(offset) => run(number, &body.disk, *offset)?,
-                    Where::Config => run(number, &body.config, 0)?,
-                    Where::Nvram => run(number, &body.nvram, 0)?,
-                    Where::Blob => continue,
+                if let Some((file, base)) = body.place(*place) {
+                    run(number, file, base)?;
+                    number += 1;
                 }
-                number += 1;
             }
         }
         if self.contents[content].1.contains(&Where::Blob) {

@@ -164,6 +164,17 @@ impl Claim {
     }
 }
 
+/// What became of a chunk whose bytes should lie at some of its places already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adopted {
+    /// It is held, and was before.
+    Held,
+    /// It is held now. `differed`: not every place had its bytes, and those that hadn't have them now.
+    New { differed: bool },
+    /// No place had its bytes. Nothing was changed.
+    Differs,
+}
+
 /// What a look at a chunk's bytes on the disk found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -437,7 +448,7 @@ impl<F: Files> Held<F> {
     }
 
     /// Takes a chunk whose bytes lie at some of its places already: those where `there`. They are compared with the claim
-    /// where they lie, and other places get a copy of them. `None` where they aren't the claimed bytes: nothing was changed.
+    /// where they lie, and other places get a copy of them.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -447,39 +458,50 @@ impl<F: Files> Held<F> {
         chunk: ChunkIndex,
         claim: &Claim,
         there: &dyn Fn(usize) -> bool,
-    ) -> Result<Option<Entered>, WriteError> {
+    ) -> Result<Adopted, WriteError> {
         let geometry = self.contents[at].geometry;
         let Some(turn) = self.take_turn(at, chunk)? else {
-            return Ok(Some(Entered::Held));
+            return Ok(Adopted::Held);
         };
         let offset = geometry.offset(chunk);
         let mut bytes = vec![0; geometry.len(chunk) as usize];
         let mut other = Vec::new();
-        let mut found = false;
+        let (mut found, mut differed) = (None, false);
         let looked = self.files.each(at, Access::Read, &mut |place, file, base| {
-            if !found && there(place) {
+            if found.is_none() && there(place) {
                 file.read_exact_at(&mut bytes, base + offset)?;
-                found = claim.fits(geometry, chunk, &bytes);
+                if claim.fits(geometry, chunk, &bytes) {
+                    found = Some(place);
+                } else {
+                    differed = true;
+                }
             }
             Ok(())
         });
-        if looked.is_err() || !found {
+        if looked.is_err() || found.is_none() {
             self.leave_turn(&turn);
-            return Ok(None);
+            return Ok(Adopted::Differs);
         }
         let written = self
             .files
             .each(at, Access::Write, &mut |place, file, base| {
+                if found == Some(place) {
+                    return Ok(());
+                }
                 if there(place) {
                     other.resize(bytes.len(), 0);
                     file.read_exact_at(&mut other, base + offset)?;
                     if other == bytes {
                         return Ok(());
                     }
+                    differed = true;
                 }
                 put(file, base + offset, &bytes, claim.zero)
             });
-        self.end_turn(&turn, written, claim).map(Some)
+        Ok(match self.end_turn(&turn, written, claim)? {
+            Entered::Held => Adopted::Held,
+            Entered::New => Adopted::New { differed },
+        })
     }
 
     /// Waits until the chunk may be written by the caller; `None` where it is held.

@@ -9,17 +9,20 @@ use std::{
 use proto::Digest;
 
 use super::{
-    DecodeLayerError, ReferenceError, Stage, held::hold, io_at, parse_references, remove,
-    stage::IMAGE, status::STATUS,
+    DecodeLayerError, NoRoomError, ReferenceError, Stage, held::hold, io_at, parse_references,
+    remove, stage::IMAGE, status::STATUS, twin::TWIN,
 };
 use crate::{
     platform::{self, LockError},
     tart::{Reference, Version, cache},
 };
 
+/// What stood in the image's place in the cache.
+const REPLACED: &str = "replaced";
+
 /// What a marker says while it only guards an image whose tag isn't linked yet. tart's own markers are empty; it looks
 /// at their existence alone.
-const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
+pub(super) const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
 
 /// Why an image isn't installed. Everything that was done stays; installing again goes on from there.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +38,7 @@ pub enum InstallError {
     Incomplete(Digest),
     /// A layer that travels as a blob is bad.
     #[error(transparent)]
-    Layer(#[from] DecodeLayerError),
+    Layer(DecodeLayerError),
     /// tart (a pull from the same registry, most likely) holds the lock for longer than the store waits.
     #[error("tart is busy: {0}")]
     Busy(LockError),
@@ -45,12 +48,27 @@ pub enum InstallError {
         /// Where.
         path: PathBuf,
     },
-    /// The image was abandoned or removed meanwhile.
+    /// The image was abandoned meanwhile.
     #[error("image is gone from this host")]
     Gone,
+    /// The image's files were removed from the disk. It has to be staged anew.
+    #[error("the image's files were removed")]
+    Removed,
+    /// The volume has no room for a copy of the image in another repository's directory.
+    #[error("copying the image to another repository's directory: {0}")]
+    NoRoom(#[from] NoRoomError),
     /// The volume failed.
     #[error("installing the image: {0}")]
     Io(#[from] io::Error),
+}
+
+impl From<DecodeLayerError> for InstallError {
+    fn from(error: DecodeLayerError) -> Self {
+        match error {
+            DecodeLayerError::Rotten { content } => Self::Incomplete(content),
+            other => Self::Layer(other),
+        }
+    }
 }
 
 impl Stage {
@@ -79,7 +97,12 @@ impl Stage {
         let building = self.directory.join(IMAGE);
         if building.join(cache::DISK).exists() {
             self.decode_layers()?;
+            // in an earlier process's life, and not read since
+            self.read_again()?;
             self.flush()?;
+            if let Some(content) = self.first_open() {
+                return Err(InstallError::Incomplete(content));
+            }
             self.seal(&building)?;
         }
         for reference in &references {
@@ -114,17 +137,22 @@ impl Stage {
         let home = &self.shared.home;
         let host = cache::host_directory(home, reference);
         let repository = cache::repository_directory(home, reference);
+        let target = cache::image_directory(home, reference, self.layout.digest());
+        // before tart's lock is taken: to make and compare a twin takes a second per GB
+        let source = if self.is_ours(&target) {
+            None
+        } else {
+            Some(self.source()?)
+        };
         create_directories(&self.shared.home, &repository)?;
         let lock = platform::lock_directory(&host, self.shared.options.lock_wait);
         let _lock = lock.map_err(|error| match error {
             LockError::Busy { .. } => InstallError::Busy(error),
             LockError::Io { path, error } => io_at("locking", &path, error).into(),
         })?;
-        let target = cache::image_directory(home, reference, self.layout.digest());
         let mut keep_marker = false;
-        if !self.is_ours(&target) {
+        if let Some(source) = source {
             keep_marker = fs::symlink_metadata(target.join(cache::MARKER)).is_ok();
-            let source = self.source()?;
             self.move_in(&source, &target)?;
             platform::sync_directory(&repository)?;
             step("moved")?;
@@ -151,27 +179,13 @@ impl Stage {
         Ok(())
     }
 
-    /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already, a
-    /// twin of hard links, which takes no room. Nobody writes to either: tart clones images before it runs them.
-    fn source(&self) -> io::Result<PathBuf> {
+    /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already, its twin.
+    fn source(&self) -> Result<PathBuf, InstallError> {
         let building = self.directory.join(IMAGE);
         if self.is_ours(&building) {
             return Ok(building);
         }
-        let from = self
-            .installed_directory()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image's files are gone"))?;
-        let twin = self.directory.join(TWIN);
-        remove_any(&twin)?;
-        fs::create_dir(&twin).map_err(|error| io_at("creating", &twin, error))?;
-        for part in cache::PARTS.iter().chain(&[cache::MANIFEST]) {
-            let (from, to) = (from.join(part), twin.join(part));
-            fs::hard_link(&from, &to).map_err(|error| io_at("linking", &to, error))?;
-        }
-        write_new(&twin.join(cache::MARKER), GUARD)?;
-        platform::sync_directory(&twin)?;
-        step("twinned")?;
-        Ok(twin)
+        self.twin()
     }
 
     fn move_in(&self, source: &Path, target: &Path) -> io::Result<()> {
@@ -297,11 +311,6 @@ impl Stage {
     }
 }
 
-/// What stood in the image's place in the cache.
-const REPLACED: &str = "replaced";
-/// A second directory of the same files, on its way to another repository.
-const TWIN: &str = "twin";
-
 /// Creates directories below `home`, each synced into its parent.
 fn create_directories(home: &Path, directory: &Path) -> io::Result<()> {
     if directory.is_dir() || !directory.starts_with(home) {
@@ -318,7 +327,7 @@ fn create_directories(home: &Path, directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let written = fs::File::create(path).and_then(|mut file| {
         io::Write::write_all(&mut file, bytes)?;
         platform::sync_full(&file)
@@ -326,7 +335,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written.map_err(|error| io_at("writing", path, error))
 }
 
-fn remove_any(path: &Path) -> io::Result<()> {
+pub(super) fn remove_any(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => remove(path),
         Ok(_) => fs::remove_file(path).map_err(|error| io_at("removing", path, error)),
@@ -337,12 +346,12 @@ fn remove_any(path: &Path) -> io::Result<()> {
 /// A place between two steps of an installation, where tests let the process die.
 #[cfg(not(test))]
 #[expect(clippy::unnecessary_wraps, reason = "tests make it fail")]
-const fn step(_name: &'static str) -> io::Result<()> {
+pub(super) const fn step(_name: &'static str) -> io::Result<()> {
     Ok(())
 }
 
 #[cfg(test)]
-use interrupted::step;
+pub(super) use interrupted::step;
 
 #[cfg(test)]
 pub(super) mod interrupted {

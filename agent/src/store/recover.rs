@@ -1,6 +1,7 @@
 //! What a process before this one left: which of it can go on, and what is thrown away, by name.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -75,31 +76,45 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         Err(error) => return damaged(manifest_path, error.to_string()),
     };
     let is_ours = |path: &PathBuf| {
-        fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| disk.ino() == status.disk_inode)
+        fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| status.has_disk(disk.ino()))
     };
-    let building = directory.join(IMAGE);
-    let mut in_cache = status
+    let in_cache: BTreeSet<PathBuf> = status
         .references
         .iter()
-        .map(|reference| cache::image_directory(&shared.home, reference, &image));
-    let (files, installed) = match in_cache.find(is_ours) {
-        Some(path) => (path, true),
-        None if is_ours(&building) => (building, false),
-        None => return Ok(Loaded::Leftover),
-    };
-    let body = match Body::open(&files, installed) {
-        // a part of it was removed
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Leftover),
-        other => other?,
-    };
-    if !body.fits(&layout)? {
-        return damaged(files, "its files don't have the sizes of the image".into());
+        .map(|reference| cache::image_directory(&shared.home, reference, &image))
+        .filter(is_ours)
+        .collect();
+    let installed = !in_cache.is_empty();
+    let building = Some(directory.join(IMAGE)).filter(is_ours);
+    let mut bodies: Vec<Body> = Vec::new();
+    for files in in_cache
+        .iter()
+        .chain(building.iter().filter(|_| !installed))
+    {
+        let body = match Body::open(files, installed) {
+            // a part of it was removed
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        if !body.fits(&layout)? {
+            tracing::warn!(%image, path = %files.display(), "the files of an image don't have its sizes any more; they aren't used");
+            continue;
+        }
+        // directories of hard links, as they were made before, are one body
+        if bodies.iter().all(|other| other.inode != body.inode) {
+            bodies.push(body);
+        }
     }
+    let Some(first) = bodies.first() else {
+        return Ok(Loaded::Leftover);
+    };
     let journal_path = directory.join(JOURNAL);
     let Some((journal, records)) = Journal::open(&journal_path, layout.digest())? else {
         return damaged(journal_path, "it isn't the journal of this image".into());
     };
     let status = Status {
+        disk_inode: first.inode,
+        twin_inodes: bodies.iter().skip(1).map(|body| body.inode).collect(),
         installed,
         ..status
     };
@@ -109,10 +124,10 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         &manifest,
         status,
         directory.to_owned(),
-        vec![body],
+        bodies,
         journal,
     );
-    stage.replay(records);
+    stage.held.replay(records);
     if installed && !stage.is_complete() {
         return damaged(journal_path, "it lacks chunks of an installed image".into());
     }

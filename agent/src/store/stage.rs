@@ -1,25 +1,29 @@
 //! One image on this host's disk: being built, or installed and still read for peers.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
     time::SystemTime,
 };
 
 use proto::{
     ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
     chain::{Entered, Verdict},
-    image::{DiskLayer, LayerName, Place},
+    image::{ContentSpec, DiskLayer, LayerName, Place},
 };
 
 use super::{
     Shared,
     files::{Body, ImageFiles, Where},
-    held::{Held, HeldChunk, Look, WriteError, hold, is_zero, put},
+    held::{Adopted, Held, HeldChunk, Look, WriteError, hold, is_zero, put},
     io_at,
     journal::{Journal, Record},
     status::Status,
@@ -37,6 +41,10 @@ pub(super) const JOURNAL: &str = "journal";
 /// Bytes that are gathered before decoded ones are written.
 const DECODE_BYTES: usize = 1 << 20;
 
+/// Threads that read at a time what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a Mac's disk
+/// gives about 3.
+const READERS: usize = 4;
+
 /// An image on this host's disk. Shared by threads; every call blocks on the disk.
 ///
 /// It stays readable after its installation, so that the host goes on seeding.
@@ -48,20 +56,13 @@ pub struct Stage {
     /// `.parbake/<hex>`.
     pub(super) directory: PathBuf,
     pub(super) held: Held<ImageFiles>,
-    /// Contents whose blobs were decoded onto the disk.
-    decoded: Mutex<BTreeMap<usize, Decoded>>,
+    /// Contents whose blobs this process decoded onto the disk.
+    decoded: Mutex<BTreeSet<usize>>,
     pub(super) status: Mutex<Status>,
     /// One installation at a time.
     pub(super) installing: Mutex<()>,
-}
-
-/// How it is known that a blob was decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Decoded {
-    /// This process did.
-    Seen,
-    /// The journal of an earlier process says so: what it made is compared before it is installed.
-    Told,
+    /// Bytes that a copy for another repository may take.
+    pub(super) copying_bytes: AtomicU64,
 }
 
 /// Why a layer that travels as a blob isn't on the disk.
@@ -75,6 +76,12 @@ pub enum DecodeLayerError {
         layer: LayerName,
         /// The cause.
         error: DecodeError,
+    },
+    /// The blob's bytes changed on disk. What of it isn't held any more has to come again.
+    #[error("blob {content} has changed on disk")]
+    Rotten {
+        /// The blob.
+        content: Digest,
     },
     /// The volume failed.
     #[error("decoding {layer}: {error}")]
@@ -159,18 +166,9 @@ impl Stage {
             decoded: Mutex::default(),
             status: Mutex::new(status),
             installing: Mutex::default(),
+            copying_bytes: AtomicU64::new(0),
             layout,
         }
-    }
-
-    /// Believes what the journal of an earlier process says.
-    pub(super) fn replay(&self, records: Vec<Record>) {
-        let decoded = records.iter().filter_map(|record| match record {
-            Record::Decoded { content } => self.held.find(content),
-            _ => None,
-        });
-        hold(&self.decoded).extend(decoded.map(|at| (at, Decoded::Told)));
-        self.held.replay(records);
     }
 
     /// The image.
@@ -398,11 +396,15 @@ impl Stage {
             };
             if there.contains(&true) {
                 let is_there = |place: usize| there.get(place).copied().unwrap_or(false);
-                if let Some(entered) = self.held.adopt(ours, chunk, &claim, &is_there)? {
-                    if entered == Entered::New {
+                match self.held.adopt(ours, chunk, &claim, &is_there)? {
+                    Adopted::Held => continue,
+                    Adopted::New { differed } => {
                         copied += u64::from(geometry.len(chunk));
+                        if !differed {
+                            continue;
+                        }
                     }
-                    continue;
+                    Adopted::Differs => {}
                 }
             }
             // what is damaged there is dropped there, and told
@@ -442,51 +444,144 @@ impl Stage {
         layers.map(|layer| layer.raw_bytes).sum()
     }
 
-    /// Decodes the blobs of layers without a raw digest onto the disk, where that isn't done yet.
+    /// Decodes the blobs of layers without a raw digest onto the disk, where this process hasn't yet. What an earlier process
+    /// decoded can't be compared with a digest, so it is decoded again.
+    ///
+    /// # Errors
+    /// [`DecodeLayerError::Rotten`] where a blob's bytes aren't its digest's any more.
     pub(super) fn decode_layers(&self) -> Result<(), DecodeLayerError> {
+        let bodies = self.held.files().bodies();
         for (at, spec) in self.layout.contents().iter().enumerate() {
-            let layers: Vec<&DiskLayer> = spec
-                .places
-                .iter()
-                .filter_map(|place| match place {
-                    Place::Encoded { layer } => Some(&self.layout.layers()[*layer]),
-                    _ => None,
-                })
-                .collect();
-            let Some(last) = layers.last() else { continue };
-            let failed = |layer: &DiskLayer, error| DecodeLayerError::Io {
+            if hold(&self.decoded).contains(&at) {
+                continue;
+            }
+            let Some(layer) = self.decode_content(at, spec, bodies.iter().map(|body| &**body))?
+            else {
+                continue;
+            };
+            let failed = |error| DecodeLayerError::Io {
                 layer: Layout::name(layer),
                 error,
             };
-            let decoded = hold(&self.decoded).get(&at).copied();
-            if decoded == Some(Decoded::Seen) {
-                continue;
-            }
-            for layer in &layers {
-                let blob = File::open(self.held.files().blob_path(at));
-                let blob = blob.map_err(|error| failed(layer, error))?;
-                for body in self.held.files().bodies() {
-                    decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
-                }
-            }
             self.held.touch(at);
-            self.flush().map_err(|error| failed(last, error))?;
+            self.flush().map_err(failed)?;
             self.held.note(Record::Decoded {
                 content: spec.digest,
             });
-            hold(&self.decoded).insert(at, Decoded::Seen);
-            self.flush().map_err(|error| failed(last, error))?;
+            hold(&self.decoded).insert(at);
+            self.flush().map_err(failed)?;
             tracing::debug!(content = %spec.digest, at, "layer decoded");
         }
         Ok(())
     }
 
+    /// The same onto the disk of another body.
+    pub(super) fn decode_into(&self, body: &Body) -> Result<(), DecodeLayerError> {
+        for (at, spec) in self.layout.contents().iter().enumerate() {
+            self.decode_content(at, spec, [body].into_iter())?;
+        }
+        Ok(())
+    }
+
+    /// Decodes a content whose layers travel as a blob; the last of them, if there are any.
+    fn decode_content<'a>(
+        &self,
+        at: usize,
+        spec: &ContentSpec,
+        bodies: impl Iterator<Item = &'a Body> + Clone,
+    ) -> Result<Option<&DiskLayer>, DecodeLayerError> {
+        let mut last = None;
+        for place in &spec.places {
+            let Place::Encoded { layer } = place else {
+                continue;
+            };
+            let layer = &self.layout.layers()[*layer];
+            let failed = |error| DecodeLayerError::Io {
+                layer: Layout::name(layer),
+                error,
+            };
+            if last.is_none() {
+                self.look_at_all(at).map_err(failed)?;
+                if !self.held.is_closed(at) {
+                    return Err(DecodeLayerError::Rotten {
+                        content: spec.digest,
+                    });
+                }
+            }
+            let blob = File::open(self.held.files().blob_path(at)).map_err(failed)?;
+            for body in bodies.clone() {
+                decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
+            }
+            last = Some(layer);
+        }
+        Ok(last)
+    }
+
+    /// Compares every held chunk of a content with its link, and drops what rotted.
+    fn look_at_all(&self, at: usize) -> io::Result<()> {
+        for chunk in self.held.held(at).iter() {
+            if self.held.look(at, chunk)? == Look::Rotten {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what an earlier process left with its links: what rotted isn't held any more, and told as
+    /// [`News`](super::News). About a second per GB, on several processors less.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub fn read_again(&self) -> io::Result<()> {
+        let unread: Vec<(usize, ChunkIndex)> = (0..self.held.len())
+            .flat_map(|at| {
+                let unread = self.held.unread(at);
+                unread.iter().map(|chunk| (at, chunk)).collect::<Vec<_>>()
+            })
+            .collect();
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let next = AtomicUsize::new(0);
+        let read = || -> io::Result<()> {
+            while let Some((at, chunk)) = unread.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if self.is_gone() {
+                    break;
+                }
+                if self.held.look(*at, *chunk)? == Look::Rotten {
+                    self.flush()?;
+                }
+            }
+            Ok(())
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..threads.min(READERS))
+                .map(|_| scope.spawn(read))
+                .collect();
+            readers.into_iter().try_for_each(|reader| {
+                reader
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
+    }
+
+    /// Whether something is held by the word of an earlier process alone.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        (0..self.held.len()).any(|at| !self.held.unread(at).is_empty())
+    }
+
     /// Bytes that this stage may still take from the volume.
     pub(super) fn outstanding_bytes(&self) -> u64 {
+        let copying = self.copying_bytes.load(Ordering::Acquire);
         if hold(&self.status).installed {
-            return 0;
+            return copying;
         }
-        needed_bytes(&self.layout).saturating_sub(self.held.files().taken_bytes())
+        needed_bytes(&self.layout)
+            .saturating_sub(self.held.files().taken_bytes())
+            .saturating_add(copying)
     }
 
     /// Syncs every file of the image to the disk.

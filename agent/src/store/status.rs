@@ -18,6 +18,8 @@ pub(super) struct Status {
     pub(super) references: Vec<Reference>,
     /// Inode of `disk.img`. A rename keeps it, so it tells our disk from one that tart made under the same name.
     pub(super) disk_inode: u64,
+    /// Inodes of its twins in other repositories.
+    pub(super) twin_inodes: Vec<u64>,
     /// The image stands in tart's cache. What the file system says goes before this.
     pub(super) installed: bool,
 }
@@ -27,6 +29,8 @@ struct File {
     version: u32,
     references: Vec<String>,
     disk_inode: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    twin_inodes: Vec<u64>,
     installed: bool,
 }
 
@@ -55,8 +59,14 @@ impl Status {
                 .collect::<Result<_, _>>()
                 .map_err(|error| damaged(error.to_string()))?,
             disk_inode: file.disk_inode,
+            twin_inodes: file.twin_inodes,
             installed: file.installed,
         }))
+    }
+
+    /// Whether a disk with this inode is one of ours.
+    pub(super) fn has_disk(&self, inode: u64) -> bool {
+        self.disk_inode == inode || self.twin_inodes.contains(&inode)
     }
 
     /// Writes the status so that it survives a crash.
@@ -65,6 +75,7 @@ impl Status {
             version: VERSION,
             references: self.references.iter().map(ToString::to_string).collect(),
             disk_inode: self.disk_inode,
+            twin_inodes: self.twin_inodes.clone(),
             installed: self.installed,
         };
         let bytes = serde_json::to_vec_pretty(&file)?;

@@ -252,6 +252,11 @@ fn a_further_reference_is_only_a_link() {
     assert_eq!(fs::read(directory.join(cache::MARKER)).unwrap(), b"");
     let twin = image_dir(&home, "127.0.0.1%3A5000/mirror", &sample);
     assert_installed(&twin, &sample);
+    // what edits one edits no other
+    for part in cache::PARTS.iter().chain(&[cache::MANIFEST]) {
+        let inode = |directory: &Path| fs::metadata(directory.join(part)).unwrap().ino();
+        assert_ne!(inode(&twin), inode(&directory), "{part}");
+    }
     assert!(!twin.join(cache::MARKER).exists());
     let references = store.presence().remove(0).references;
     assert_eq!(
@@ -262,9 +267,108 @@ fn a_further_reference_is_only_a_link() {
     // tart removes the first directory: the image is still there under the other registry
     fs::remove_dir_all(&directory).unwrap();
     assert_eq!(store.presence().remove(0).references, [elsewhere]);
+    // and what is read now is that other one's
+    let config = sample.layout.config().digest;
+    assert!(again.read(config, ChunkIndex(0)).unwrap().is_some());
     drop((stage, again, store));
     let recovered = open(&home).recovered().remove(0);
     assert!(recovered.stage.is_installed() && !recovered.present);
+}
+
+#[test]
+fn a_chunk_that_rotted_does_not_reach_a_second_repository() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let elsewhere = "127.0.0.1:5000/mirror:one";
+    let directory = image_dir(&home, "ghcr.io/org/image", &sample);
+    let twin = image_dir(&home, "127.0.0.1%3A5000/mirror", &sample);
+    // in the second place of a layer that stands twice, amid zeros, and in a small file
+    let layers = sample.layout.layers();
+    let raw = layers[2].raw.unwrap();
+    let config = sample.layout.config().digest;
+    for (part, at, content, chunk) in [
+        (cache::DISK, layers[2].offset + 5, raw, 0),
+        (cache::DISK, layers[0].offset + CHUNK_BYTES + 9, raw, 1),
+        (cache::CONFIG, 2, config, 0),
+    ] {
+        let file = fs::File::options().write(true).open(directory.join(part));
+        file.unwrap().write_all_at(b"?", at).unwrap();
+        let refused = install(&stage, &[elsewhere]);
+        assert!(matches!(refused, Err(InstallError::Incomplete(open)) if open == content));
+        assert!(!twin.exists());
+        let chunk = ChunkIndex(chunk);
+        let image = *sample.layout.digest();
+        assert_eq!(
+            store.take_news(),
+            [News::Rotted {
+                image,
+                content,
+                chunk
+            }]
+        );
+        assert!(!stage.held(content).contains(chunk));
+        fill(&stage, &sample);
+        assert_installed(&directory, &sample);
+    }
+    install(&stage, &[elsewhere]).unwrap();
+    assert_installed(&twin, &sample);
+    // both are written when one of them is mended
+    let nvram = fs::File::options()
+        .write(true)
+        .open(twin.join(cache::NVRAM));
+    nvram.unwrap().write_all_at(b"?", 7).unwrap();
+    let content = sample.layout.nvram().digest;
+    assert!(!stage.scrub(content, ChunkIndex(0)).unwrap());
+    fill(&stage, &sample);
+    assert_installed(&twin, &sample);
+    assert_installed(&directory, &sample);
+    // a start knows both
+    store.flush().unwrap();
+    drop((stage, store));
+    let store = open(&home);
+    assert_eq!(store.presence()[0].references, [TAG, elsewhere]);
+    fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(store.presence()[0].references, [elsewhere]);
+    let stage = store.stage(sample.layout.digest()).unwrap();
+    assert!(stage.read(content, ChunkIndex(0)).unwrap().is_some());
+}
+
+#[test]
+fn a_copy_for_a_second_repository_needs_room() {
+    fn space(home: &Path) -> io::Result<Space> {
+        let spare = fs::metadata(home.join("spare")).map_or(0, |found| found.len());
+        Ok(Space {
+            total_bytes: 64 << 20,
+            free_bytes: (64 << 20) - spare,
+        })
+    }
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let with = Options { space, ..options() };
+    let store = Store::open(home.path(), with).unwrap();
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let clones = platform::clone_file(
+        &image_dir(&home, "ghcr.io/org/image", &sample).join(cache::DISK),
+        &home.path().join("clone"),
+    );
+    fs::write(home.path().join("spare"), vec![0; 63 << 20]).unwrap();
+    let elsewhere = install(&stage, &["127.0.0.1:5000/mirror:one"]);
+    if clones.is_ok() {
+        // a clone takes nothing
+        elsewhere.unwrap();
+        return;
+    }
+    assert!(
+        matches!(elsewhere, Err(InstallError::NoRoom(_))),
+        "{elsewhere:?}"
+    );
+    assert_eq!(store.outstanding_bytes(), 0);
+    fs::remove_file(home.path().join("spare")).unwrap();
+    install(&stage, &[]).unwrap();
 }
 
 #[test]
@@ -521,10 +625,29 @@ fn a_chunk_that_changed_on_disk_is_not_copied() {
     let disk = image_dir(&home, "ghcr.io/org/image", &one).join(cache::DISK);
     let disk = fs::OpenOptions::new().write(true).open(disk).unwrap();
     disk.write_all_at(b"?", 5).unwrap();
-    let (stage, copied) = begin(&store, &two, &[TAG]);
+    let (stage, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
     let common = one.layout.layers()[0].raw.unwrap();
-    assert!(!stage.is_closed(common) && !stage.held(common).contains(ChunkIndex(0)));
-    assert_eq!(copied, 2 * CHUNK_BYTES + 100_000);
+    let chunk = ChunkIndex(0);
+    // a clone has it whole, from the layer's second place; a copy is made from the first
+    if stage.is_closed(common) {
+        assert_eq!(copied, 3 * CHUNK_BYTES + 100_000);
+    } else {
+        assert!(!stage.held(common).contains(chunk));
+        assert_eq!(copied, 2 * CHUNK_BYTES + 100_000);
+    }
+    // where it rotted it isn't held any more, and somebody hears of it
+    let old = store.stage(one.layout.digest()).unwrap();
+    assert!(!old.held(common).contains(chunk));
+    let (image, content) = (*one.layout.digest(), common);
+    let rotted = News::Rotted {
+        image,
+        content,
+        chunk,
+    };
+    assert_eq!(store.take_news(), [rotted]);
+    fill(&stage, &two);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &two), &two);
 }
 
 #[test]
@@ -773,7 +896,7 @@ fn the_floor_holds_on_both_sides() {
         .begin(&one.layout, &one.manifest, &[TAG.into()])
         .unwrap_err();
     assert!(
-        matches!(error, BeginError::NoRoom { floor_bytes, reserved_bytes: 0, .. } if floor_bytes == 16 << 30),
+        matches!(error, BeginError::NoRoom(NoRoomError { floor_bytes, reserved_bytes: 0, .. }) if floor_bytes == 16 << 30),
         "{error}"
     );
     assert!(!ours(&home, &one).exists());
@@ -802,7 +925,7 @@ fn the_floor_holds_on_both_sides() {
         }
     };
     assert!(
-        matches!(refused, BeginError::NoRoom { reserved_bytes, .. } if reserved_bytes > 0),
+        matches!(refused, BeginError::NoRoom(NoRoomError { reserved_bytes, .. }) if reserved_bytes > 0),
         "{refused}"
     );
     assert!((2..5).contains(&begun), "{begun}");
@@ -1026,11 +1149,11 @@ fn an_image_without_room_begins_where_something_else_makes_some() {
         store.begin_making_room(&sample.layout, &sample.manifest, &[TAG.into()], make_room)
     };
     let refused = begin(&|_| false).unwrap_err();
-    let BeginError::NoRoom {
+    let BeginError::NoRoom(NoRoomError {
         need_bytes,
         free_bytes,
         ..
-    } = refused
+    }) = refused
     else {
         panic!("{refused}");
     };
