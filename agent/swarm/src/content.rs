@@ -5,7 +5,18 @@ use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, Geometry, Moment};
 
-use crate::peer::PeerIndex;
+use crate::peer::{PeerIndex, doubled};
+
+/// Bytes of a content that may be lost on this host before it pauses, beside twice the content: liars among its sources, a
+/// registry that sent false bytes and a disk that was emptied once cost no time.
+const LOST_FREELY: u64 = 16 << 20;
+/// After that, so much more between two pauses, beside a quarter of the content.
+const LOST_BETWEEN: u64 = 4 << 20;
+/// First and longest pause of a content that is lost again and again.
+const LOST_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+/// First and longest pause of a content whose chunks can't be stored. The shell stops staging when a volume fails, and says why;
+/// this is for what it hasn't noticed yet.
+const STORE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
 /// Who said that we may fetch from the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +91,13 @@ pub(crate) struct Content {
     /// When anything was last heard of it.
     pub(crate) news_at: Moment,
     pub(crate) not_stored: bool,
+    /// Pauses in a row for chunks that couldn't be stored, without one that was.
+    store_pauses: u32,
+    /// Bytes that were held and lost since the last pause for it, and those pauses.
+    lost_bytes: u64,
+    lost_pauses: u32,
+    /// Nothing more of it is fetched before.
+    paused_until: Moment,
     /// A chunk was lost: what was announced has to be taken back.
     pub(crate) announce_anew: bool,
     /// Since when it is among the first that nobody has, without a coordinator.
@@ -118,6 +136,10 @@ impl Content {
             pushed_at: None,
             news_at: now,
             not_stored: false,
+            store_pauses: 0,
+            lost_bytes: 0,
+            lost_pauses: 0,
+            paused_until: now,
             announce_anew: false,
             headless_since: None,
             sent: Vec::new(),
@@ -156,6 +178,45 @@ impl Content {
         if let Some(entry) = self.have.get_mut(slot).and_then(Option::take) {
             self.heard -= 1;
             self.full -= usize::from(entry.is_full());
+        }
+    }
+
+    /// Whether it is left alone for a while, because what came of it didn't stay.
+    pub(crate) fn is_paused(&self, now: Moment) -> bool {
+        now < self.paused_until
+    }
+
+    /// A chunk came and couldn't be stored.
+    pub(crate) fn was_not_stored(&mut self, now: Moment) {
+        self.not_stored = true;
+        // of several that were under way only the first counts
+        if !self.is_paused(now) {
+            let pause = doubled(STORE_PAUSE.0, self.store_pauses, STORE_PAUSE.1);
+            self.store_pauses = self.store_pauses.saturating_add(1);
+            self.paused_until = now + pause;
+        }
+    }
+
+    /// A chunk came and was stored.
+    pub(crate) fn was_stored(&mut self) {
+        self.not_stored = false;
+        self.store_pauses = 0;
+    }
+
+    /// A chunk that was held isn't any more.
+    pub(crate) fn was_lost(&mut self, now: Moment, chunk: ChunkIndex) {
+        self.lost_bytes += self.len(chunk);
+        let size = self.geometry.size();
+        let most = if self.lost_pauses == 0 {
+            size.saturating_mul(2).saturating_add(LOST_FREELY)
+        } else {
+            (size / 4).saturating_add(LOST_BETWEEN)
+        };
+        if self.lost_bytes > most {
+            self.lost_bytes = 0;
+            let pause = doubled(LOST_PAUSE.0, self.lost_pauses, LOST_PAUSE.1);
+            self.lost_pauses = self.lost_pauses.saturating_add(1);
+            self.paused_until = self.paused_until.max(now + pause);
         }
     }
 

@@ -38,11 +38,13 @@ pub enum Stall {
     Throttled,
     /// This host couldn't store what arrived.
     NotStored,
+    /// More of it than it has was lost again on this host: removed, changed on disk, or proved false. It is fetched again after pauses.
+    LostAgain,
 }
 
 impl Stall {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AwaitingLease,
         Self::Paced,
         Self::Fetching,
@@ -57,6 +59,7 @@ impl Stall {
         Self::SourcesQuarantined,
         Self::Throttled,
         Self::NotStored,
+        Self::LostAgain,
     ];
 
     /// Its name, for metrics and machines.
@@ -77,6 +80,7 @@ impl Stall {
             Self::SourcesQuarantined => "sources_quarantined",
             Self::Throttled => "throttled",
             Self::NotStored => "not_stored",
+            Self::LostAgain => "lost_again",
         }
     }
 
@@ -85,19 +89,20 @@ impl Stall {
     const fn rank(self) -> u8 {
         match self {
             Self::NotStored => 0,
-            Self::OriginFailed => 1,
-            Self::OriginSilent => 2,
-            Self::Throttled => 3,
-            Self::Fetching => 4,
-            Self::PeersSlow => 5,
-            Self::Paced => 6,
-            Self::PeersBusy => 7,
-            Self::AwaitingPush => 8,
-            Self::SourcesQuarantined => 9,
-            Self::NoPeers => 10,
-            Self::NoSource => 11,
-            Self::AwaitingTurn => 12,
-            Self::AwaitingLease => 13,
+            Self::LostAgain => 1,
+            Self::OriginFailed => 2,
+            Self::OriginSilent => 3,
+            Self::Throttled => 4,
+            Self::Fetching => 5,
+            Self::PeersSlow => 6,
+            Self::Paced => 7,
+            Self::PeersBusy => 8,
+            Self::AwaitingPush => 9,
+            Self::SourcesQuarantined => 10,
+            Self::NoPeers => 11,
+            Self::NoSource => 12,
+            Self::AwaitingTurn => 13,
+            Self::AwaitingLease => 14,
         }
     }
 }

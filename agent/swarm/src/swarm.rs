@@ -445,6 +445,7 @@ impl Swarm {
             return;
         }
         content.unannounced.remove(chunk);
+        content.was_lost(self.now, chunk);
         self.incomplete.insert((content.order, id));
         if let Some(lease) = &mut content.lease
             && chunk.0 < lease.until
@@ -469,7 +470,7 @@ impl Swarm {
         content.unannounced.insert(chunk);
         content.grown_at = self.now;
         content.news_at = self.now;
-        content.not_stored = false;
+        content.was_stored();
         if let Some(lease) = &mut content.lease
             && chunk.0 < lease.until
         {
@@ -584,8 +585,9 @@ impl Swarm {
             }
             Failure::Broken => self.silent(peer),
             Failure::NotStored => {
+                let now = self.now;
                 if let Some(content) = self.contents.get_mut(&id) {
-                    content.not_stored = true;
+                    content.was_not_stored(now);
                 }
             }
             Failure::Cancelled => {}

@@ -144,6 +144,9 @@ impl Swarm {
             let Some(content) = self.contents.get_mut(id) else {
                 continue;
             };
+            if content.is_paused(now) {
+                continue;
+            }
             let Some(mut lease) = content.lease.take() else {
                 continue;
             };
@@ -244,6 +247,7 @@ impl Swarm {
             .filter(|id| {
                 self.contents.get(id).is_some_and(|content| {
                     !content.is_complete_elsewhere()
+                        && !content.is_paused(self.now)
                         && content.origin_retry_at.is_some_and(|at| at <= self.now)
                 })
             })

@@ -72,7 +72,7 @@ impl Swarm {
             let Some(content) = self.contents.get(id) else {
                 continue;
             };
-            if !content.is_heard_of() {
+            if !content.is_heard_of() || content.is_paused(self.now) {
                 continue;
             }
             // look at more than are taken, so that rarity has a say

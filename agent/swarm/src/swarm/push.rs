@@ -150,6 +150,9 @@ impl Swarm {
                 }
             }
         }
+        if content.is_paused(now) {
+            return Err(Declined::Busy);
+        }
         // fewer places than uploads would have the fleet's pushes wait for each other
         let bound = if self.step_back {
             self.config.incoming / 4

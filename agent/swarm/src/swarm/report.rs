@@ -67,6 +67,9 @@ impl Swarm {
         if content.not_stored {
             return Stall::NotStored;
         }
+        if content.is_paused(now) {
+            return Stall::LostAgain;
+        }
         let mut budget = self.down_bucket;
         let throttled = !budget.allows(now);
         if let Some(lease) = &content.lease {

@@ -744,6 +744,84 @@ fn silence_isnt_held_against_a_peer_for_long() {
     assert!(swarm.status(at(50)).quarantined.is_empty());
 }
 
+/// Requests within a minute, where each is answered at once: how many, and the last reason for a stall.
+fn asked_in_a_minute(answer: impl Fn(HostKey, u32) -> Vec<Event>) -> (usize, Option<Stall>) {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 32, ChunkSet::empty(32)));
+    let mut waiting = requests(&feed(&mut swarm, 0, announced(0, 0, ChunkSet::full(32))));
+    let mut asked = 0;
+    for tick in 1..6_000 {
+        let millis = tick * 10;
+        waiting.extend(requests(&feed(&mut swarm, millis, Event::Tick)));
+        for (peer, chunk) in std::mem::take(&mut waiting) {
+            asked += 1;
+            for event in answer(peer, chunk) {
+                waiting.extend(requests(&feed(&mut swarm, millis, event)));
+            }
+        }
+    }
+    let stall = swarm.status(at(60_000)).contents[0].stall;
+    (asked, stall)
+}
+
+#[test]
+fn what_cant_be_stored_is_asked_for_again_after_growing_pauses() {
+    let (asked, stall) = asked_in_a_minute(|peer, chunk| {
+        vec![Event::NotArrived {
+            peer,
+            id: ContentId(0),
+            chunk: ChunkIndex(chunk),
+            failure: Failure::NotStored,
+        }]
+    });
+    assert_eq!(stall, Some(Stall::NotStored));
+    assert!((4..=80).contains(&asked), "{asked}");
+}
+
+#[test]
+fn what_is_lost_again_and_again_is_asked_for_again_after_growing_pauses() {
+    let (asked, stall) = asked_in_a_minute(|peer, chunk| {
+        let lost = Event::ChunkLost {
+            id: ContentId(0),
+            chunk: ChunkIndex(chunk),
+        };
+        let arrived = Event::Arrived {
+            peer,
+            id: ContentId(0),
+            chunk: ChunkIndex(chunk),
+            wire_bytes: CHUNK,
+        };
+        vec![arrived, lost]
+    });
+    assert_eq!(stall, Some(Stall::LostAgain));
+    // twice the content and some for nothing, and then a quarter of it at a time
+    assert!((64..=256).contains(&asked), "{asked}");
+}
+
+#[test]
+fn a_content_that_was_lost_once_is_asked_for_at_once() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 32, ChunkSet::full(32)));
+    feed(&mut swarm, 0, announced(0, 0, ChunkSet::full(32)));
+    let mut asked = Vec::new();
+    for chunk in (0..32).map(ChunkIndex) {
+        let id = ContentId(0);
+        asked.extend(requests(&feed(
+            &mut swarm,
+            10_000,
+            Event::ChunkLost { id, chunk },
+        )));
+    }
+    for tick in 0..100 {
+        let millis = 10_000 + tick * 10;
+        for (_, chunk) in std::mem::take(&mut asked) {
+            asked.extend(requests(&feed(&mut swarm, millis, arrived(0, chunk))));
+        }
+        asked.extend(requests(&feed(&mut swarm, millis, Event::Tick)));
+    }
+    assert_eq!(swarm.status(at(11_000)).contents[0].held, 32);
+}
+
 #[test]
 fn without_a_coordinator_one_host_of_all_takes_a_content() {
     let peers = 6;
