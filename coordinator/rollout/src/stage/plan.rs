@@ -527,6 +527,17 @@ impl Plan {
                 }
             }
             Standing::Staging => {
+                // something that it held whole isn't what it was, or all was removed: nobody else may have it
+                let was_whole = before.is_some_and(|(before, _)| {
+                    matches!(before, Standing::Present | Standing::Installing)
+                });
+                if was_whole || held_bytes == 0 {
+                    for content in &image.contents {
+                        if let Some(content) = self.contents.get_mut(content) {
+                            content.forget_holder(&id);
+                        }
+                    }
+                }
                 let before = image.staging.insert(id.clone(), (held_bytes, self.now));
                 // it was killed before it had journaled what it spoke of
                 if let Some((held_before, heard_at)) = before

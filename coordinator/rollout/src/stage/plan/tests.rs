@@ -742,6 +742,32 @@ fn hosts_that_are_away_are_told_from_a_fleet_without_sessions() {
 }
 
 #[test]
+fn what_rotted_on_the_only_host_that_held_it_is_leased_again_at_once() {
+    let mut plan = fleet(1);
+    let actions = want(&mut plan, 2_000, wanted(0, [0, 1], Selection::All));
+    for (host, content) in grants(&actions) {
+        feed(&mut plan, 3_000, ended(&host, content, LeaseEnd::Done));
+    }
+    for standing in [Standing::Installing, Standing::Present] {
+        let actions = feed(&mut plan, 4_000, report(0, 0, standing, 200));
+        assert_eq!(grants(&actions), []);
+    }
+    // an hour later it says that it lacks a chunk of it; which one is its own to say
+    let later = 3_600_000;
+    let actions = feed(&mut plan, later, report(0, 0, Standing::Staging, 199));
+    assert_eq!(grants(&actions).len(), 2);
+    for (host, content) in grants(&actions) {
+        feed(&mut plan, later, ended(&host, content, LeaseEnd::Done));
+    }
+    let actions = feed(&mut plan, later + 500, report(0, 0, Standing::Staging, 199));
+    assert_eq!(grants(&actions), []);
+    // its files were removed, and it begins anew
+    feed(&mut plan, later + 1_000, report(0, 0, Standing::Queued, 0));
+    let actions = feed(&mut plan, later + 2_000, report(0, 0, Standing::Staging, 0));
+    assert_eq!(grants(&actions).len(), 2);
+}
+
+#[test]
 fn a_host_that_is_away_is_waited_for() {
     let mut plan = fleet(3);
     let (holder, content) =
