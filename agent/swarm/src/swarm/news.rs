@@ -8,7 +8,8 @@ const CHOSEN_LATELY: Duration = Duration::from_secs(10);
 const LOAD_TO_EACH: Duration = Duration::from_millis(10);
 /// A quarter of that where chunks are spread in parts: whoever chooses among us does so often, and hears of us anyway.
 const LOAD_TO_EACH_IN_PARTS: Duration = Duration::from_millis(40);
-/// Both ends of a new connection tell all they hold at once; what is announced anew later is a question.
+/// Both ends of a new connection tell all they hold at once; what is announced anew later is a question. That a peer holds nothing of
+/// a content is one at any time: no introduction says so.
 const INTRODUCED: Duration = Duration::from_secs(2);
 /// Choosers remembered at one time.
 const CHOOSERS: usize = 64;
@@ -39,12 +40,13 @@ impl Swarm {
             content.set_unwanted_by(index, false);
             content.hear(self.now, slot, chunks, reset);
         }
-        if reset && self.now.since(self.peers[index.at()].up_since) >= INTRODUCED {
+        let introduced = self.now.since(self.peers[index.at()].up_since) >= INTRODUCED;
+        if reset && (introduced || chunks.is_empty()) {
             self.answer_news(index, id);
         }
     }
 
-    /// A peer that has been connected for a while announces a content anew: it may have learnt of it only now, and what
+    /// A peer announces a content anew, and not because it has just connected: it may have learnt of it only now, and what
     /// we announced before was lost on it. It is told again; not as a reset, so that it doesn't answer in turn.
     fn answer_news(&mut self, index: PeerIndex, id: ContentId) {
         let peer = &self.peers[index.at()];

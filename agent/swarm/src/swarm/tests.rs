@@ -475,11 +475,13 @@ fn whoever_learns_of_a_content_late_is_told_again() {
     };
     let actions = feed(&mut swarm, 60_000, announced(1, 0, ChunkSet::empty(64)));
     assert!(actions.contains(&told), "{actions:?}");
-    // both ends of a new connection speak anyway
+    // both ends of a new connection speak anyway, but of what they hold
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
-    let actions = feed(&mut swarm, 100, announced(1, 0, ChunkSet::empty(64)));
+    let actions = feed(&mut swarm, 100, announced(1, 0, set(64, [1])));
     assert!(!actions.contains(&told));
+    let actions = feed(&mut swarm, 100, announced(1, 0, ChunkSet::empty(64)));
+    assert!(actions.contains(&told));
 }
 
 #[test]
