@@ -566,7 +566,11 @@ impl Swarm {
         // who was to pass it on can't; the sender hears of it and chooses another, and the pull swarm heals the rest
         drop(spread);
         match failure {
-            Failure::Bad => self.strike(peer),
+            // its copy may have rotted: it isn't asked for it again before it announces it anew
+            Failure::Bad => {
+                self.lacks(peer, id, chunk);
+                self.strike(peer);
+            }
             Failure::Busy => {
                 self.peers[peer.at()].not_asked_before = self.now + TICK;
             }
@@ -574,11 +578,7 @@ impl Swarm {
                 if failure == Failure::Disproved {
                     self.misled(key);
                 }
-                if let Some(slot) = self.peers[peer.at()].slot
-                    && let Some(content) = self.contents.get_mut(&id)
-                {
-                    content.lose(slot, chunk);
-                }
+                self.lacks(peer, id, chunk);
             }
             Failure::Refused => {
                 self.peers[peer.at()].not_asked_before = self.now + Duration::from_secs(1);
@@ -591,6 +591,15 @@ impl Swarm {
                 }
             }
             Failure::Cancelled => {}
+        }
+    }
+
+    /// The peer doesn't have the chunk, whatever it announced.
+    fn lacks(&mut self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
+        if let Some(slot) = self.peers[peer.at()].slot
+            && let Some(content) = self.contents.get_mut(&id)
+        {
+            content.lose(slot, chunk);
         }
     }
 

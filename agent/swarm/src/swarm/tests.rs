@@ -801,6 +801,36 @@ fn what_is_lost_again_and_again_is_asked_for_again_after_growing_pauses() {
 }
 
 #[test]
+fn a_rotten_chunk_is_asked_of_a_peer_once_until_it_is_announced_anew() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 2, ChunkSet::empty(2)));
+    let mut asked = requests(&feed(&mut swarm, 0, announced(0, 0, set(2, [1]))));
+    let mut all = Vec::new();
+    for tick in 1..1_000 {
+        let millis = tick * 10;
+        asked.extend(requests(&feed(&mut swarm, millis, Event::Tick)));
+        for (peer, chunk) in std::mem::take(&mut asked) {
+            all.push(chunk);
+            let bad = Event::NotArrived {
+                peer,
+                id: ContentId(0),
+                chunk: ChunkIndex(chunk),
+                failure: Failure::Bad,
+            };
+            asked.extend(requests(&feed(&mut swarm, millis, bad)));
+        }
+    }
+    assert_eq!(all, [1]);
+    assert!(swarm.status(at(10_000)).quarantined.is_empty());
+    // it was mended
+    asked = requests(&feed(&mut swarm, 10_000, announced(0, 0, set(2, [1]))));
+    for tick in 1..1_000 {
+        asked.extend(requests(&feed(&mut swarm, 10_000 + tick * 10, Event::Tick)));
+    }
+    assert!(asked.contains(&(key(0), 1)), "{asked:?}");
+}
+
+#[test]
 fn a_content_that_was_lost_once_is_asked_for_at_once() {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 32, ChunkSet::full(32)));
