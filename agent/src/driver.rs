@@ -12,7 +12,7 @@ mod orders;
 mod report;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use proto::{
 };
 use swarm::{
     Action, Event, Swarm,
-    event::{ContentId, Spread, Ticket},
+    event::{ContentId, Delivery, Spread, Ticket},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -44,7 +44,8 @@ use crate::{
     mirror::{Ears, Wish, blob::Blob},
     peer::{self, Brought},
     session::Heard,
-    store::{Presence, Stage, Store, Volume},
+    shelf::Unwritable,
+    store::{InstallError, Presence, Stage, Store, Volume},
     transfer::{self, Cache, Receipt, Shipment},
 };
 
@@ -166,7 +167,8 @@ pub(crate) enum Input {
     /// An install ended.
     Installed {
         image: Digest,
-        result: Result<(), image::Trouble>,
+        stage: Arc<Stage>,
+        result: Result<(), InstallError>,
     },
     /// Making a golden ended.
     Golden {
@@ -181,8 +183,22 @@ pub(crate) enum Input {
     },
     /// The volume's room.
     Measured(Volume),
-    /// A few chunks were read again; these don't fit their links any more.
-    Scrubbed { id: ContentId, bad: Vec<ChunkIndex> },
+    /// A few chunks were read again.
+    Scrubbed,
+    /// A chunk for which a peer blames this host was looked at.
+    Looked {
+        content: Digest,
+        chunk: ChunkIndex,
+        rotten: bool,
+    },
+    /// Images whose files can't be written, although others took the same chunk.
+    Unwritable(Vec<Unwritable>),
+    /// What an earlier process left of an image was read, or an image that is doubted.
+    ReadAgain {
+        image: Digest,
+        stage: Arc<Stage>,
+        result: Result<(), String>,
+    },
     /// The journals were flushed.
     Flushed {
         images: Result<(), String>,
@@ -278,6 +294,8 @@ pub(crate) struct Driver {
     measuring: bool,
     last_measure: Instant,
     scrubbing: bool,
+    /// Chunks that are looked at because peers blame this host for them.
+    looking: BTreeSet<(Digest, ChunkIndex)>,
     /// The host is busy with its guests.
     stepped_back: bool,
     /// Where the scrub goes on.
@@ -345,6 +363,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         measuring: false,
         last_measure: now,
         scrubbing: false,
+        looking: BTreeSet::new(),
         stepped_back: false,
         scrub_at: (ContentId(0), ChunkIndex(0)),
         jobs: JoinSet::new(),
@@ -455,6 +474,8 @@ impl Driver {
     }
 
     fn apply(&mut self, input: Input) {
+        // what a job found on the disk goes before what it ended in
+        self.hear_store();
         match input {
             Input::Connected { peer, result } => self.connected(peer, result),
             Input::ConnectionEnded {
@@ -479,6 +500,12 @@ impl Driver {
             } => {
                 self.metrics.sent_bytes.inc_by(shipment.wire_bytes);
                 self.count_upload(id, shipment.wire_bytes);
+                if shipment.delivery == Delivery::Bad
+                    && let Some(content) = self.contents.find(id)
+                {
+                    let digest = content.digest;
+                    self.look_at(&digest, chunk);
+                }
                 let Shipment {
                     delivery,
                     wire_bytes,
@@ -510,7 +537,21 @@ impl Driver {
             Input::FetchEnded { id, end } => self.fetch_ended(id, end),
             Input::Begun { image, result } => self.begun(image, result),
             Input::Walked { id, walked } => self.walked(id, walked),
-            Input::Installed { image, result } => self.installed(image, result),
+            Input::Installed {
+                image,
+                stage,
+                result,
+            } => self.installed(image, &stage, result),
+            Input::ReadAgain {
+                image,
+                stage,
+                result,
+            } => self.was_read(image, &stage, result),
+            Input::Unwritable(images) => {
+                for (image, error) in images {
+                    self.image_unwritable(image, error);
+                }
+            }
             Input::Golden { image, result } => self.golden_made(image, result),
             Input::Presence {
                 presence,
@@ -521,7 +562,12 @@ impl Driver {
                 self.presence_checked(presence, &goldens);
             }
             Input::Measured(volume) => self.measured(volume),
-            Input::Scrubbed { id, bad } => self.scrubbed(id, bad),
+            Input::Scrubbed => self.scrubbing = false,
+            Input::Looked {
+                content,
+                chunk,
+                rotten,
+            } => self.looked(content, chunk, rotten),
             Input::Flushed { images, blobs } => {
                 self.flushing = false;
                 if let Err(error) = images {
@@ -561,6 +607,7 @@ impl Driver {
             fetch.abort.abort();
         }
         self.jobs.abort_all();
+        self.store.stop();
         let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
         tokio::task::spawn_blocking(move || {
             let images = store.flush();
@@ -930,7 +977,7 @@ impl Driver {
     fn push(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex, spread: Option<Spread>) {
         let subject = self.subject(id, chunk);
         let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
-            let delivery = swarm::event::Delivery::Broken;
+            let delivery = Delivery::Broken;
             self.tell(Event::Sent {
                 peer,
                 id,
@@ -964,7 +1011,7 @@ impl Driver {
             return;
         };
         let Some(subject) = self.subject(id, chunk) else {
-            let delivery = swarm::event::Delivery::Broken;
+            let delivery = Delivery::Broken;
             self.tell(Event::Sent {
                 peer,
                 id,

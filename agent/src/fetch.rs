@@ -33,7 +33,7 @@ use crate::{
     apple_lz4::{self, Position, WINDOW_BYTES},
     config::OriginConfig,
     driver::Input,
-    shelf::Shelf,
+    shelf::{self, Arrival, Shelf, Unwritable},
     store::WriteError,
     transfer::{self, Cache, Packed},
 };
@@ -356,12 +356,11 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
 }
 
 impl Job {
+    /// The first chunk that some shelf lacks.
     fn first_missing(&self) -> u32 {
-        let chunks = self.geometry.chunks();
-        self.shelves
-            .first()
-            .and_then(|shelf| shelf.held(self.content).first_missing())
-            .map_or(chunks, |chunk| chunk.0)
+        let missing = |shelf: &Shelf| shelf.held(self.content).first_missing();
+        let missing = self.shelves.iter().filter_map(missing).min();
+        missing.map_or(self.geometry.chunks(), |chunk| chunk.0)
     }
 
     async fn tell(&self, input: Input) -> Result<(), Broke> {
@@ -647,7 +646,7 @@ impl Assembly {
                 resume,
                 ..Link::forge(geometry, chunk, state, &bytes)
             };
-            let conflict = store(&shelves, &me, content, chunk, &bytes, link)?;
+            let (conflict, unwritable) = store(&shelves, &me, content, chunk, &bytes, link)?;
             // every link that we made after it rests on the one that was false
             let false_links = if conflict && doubted {
                 let after = ChunkIndex(chunk.0 + 1);
@@ -666,9 +665,13 @@ impl Assembly {
                     bytes: packed,
                 },
             );
-            Ok::<_, Broke>((link.after, conflict, false_links))
+            Ok::<_, Broke>((link.after, conflict, false_links, unwritable))
         });
-        let (after, conflict, false_links) = stored.await.map_err(|_| Broke::Unwanted)??;
+        let stored = stored.await.map_err(|_| Broke::Unwanted)??;
+        let (after, conflict, false_links, unwritable) = stored;
+        if !unwritable.is_empty() {
+            job.tell(Input::Unwritable(unwritable)).await?;
+        }
         if let Some(lost) = false_links {
             job.doubted = false;
             job.tell(Input::Retracted {
@@ -726,7 +729,7 @@ pub(crate) fn retract(
     Ok(lost.into_iter().collect())
 }
 
-/// Stores a chunk that we made a link for; whether it takes the place of another one.
+/// Stores a chunk that we made a link for; whether it takes the place of another one, and images that couldn't take it.
 fn store(
     shelves: &[Shelf],
     me: &HostId,
@@ -734,30 +737,36 @@ fn store(
     chunk: ChunkIndex,
     bytes: &[u8],
     link: Link,
-) -> Result<bool, Broke> {
+) -> Result<(bool, Vec<Unwritable>), Broke> {
     let source = Source {
         sender: me.key(),
         maker: me.key(),
     };
     let mut conflict = false;
     for shelf in shelves {
-        if let Some((held, _)) = shelf.link(content, chunk) {
-            if held.before == link.before && held.after == link.after {
-                continue;
-            }
+        if let Some((held, _)) = shelf.link(content, chunk)
+            && (held.before, held.after) != (link.before, link.after)
+        {
             conflict = true;
             shelf
                 .forget_chunk(content, chunk)
                 .map_err(|error| Broke::Disk(error.to_string()))?;
         }
-        match shelf.write(content, chunk, bytes, link, source, me) {
-            Ok(_) => {}
-            Err(WriteError::Rejected(error)) => return Err(Broke::False(error.to_string())),
-            Err(WriteError::Gone | WriteError::UnknownContent(_)) => return Err(Broke::Unwanted),
-            Err(error) => return Err(Broke::Disk(error.to_string())),
-        }
     }
-    Ok(conflict)
+    let arrival = Arrival {
+        content,
+        chunk,
+        bytes,
+        link,
+        source,
+        maker: me,
+    };
+    match shelf::write_all(shelves, arrival) {
+        Ok(unwritable) => Ok((conflict, unwritable)),
+        Err(WriteError::Rejected(error)) => Err(Broke::False(error.to_string())),
+        Err(WriteError::Gone | WriteError::UnknownContent(_)) => Err(Broke::Unwanted),
+        Err(error) => Err(Broke::Disk(error.to_string())),
+    }
 }
 
 #[cfg(test)]

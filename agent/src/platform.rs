@@ -62,6 +62,10 @@ pub fn load_percent() -> Option<u32> {
 /// # Errors
 /// [`CloneError::Unsupported`] where the volume can't; the caller copies then.
 pub fn clone_file(from: &Path, to: &Path) -> Result<(), CloneError> {
+    #[cfg(test)]
+    if cloning::PRETENDED.get() {
+        return cloning::copy(from, to).map_err(Into::into);
+    }
     match system::clone_file(from, to) {
         Ok(()) => Ok(()),
         Err(error) if is_unsupported(&error) => Err(CloneError::Unsupported),
@@ -140,7 +144,19 @@ fn open_directory(directory: &Path) -> io::Result<File> {
 /// An exclusive `flock` on a directory, as tart takes them. Released when dropped, and by the system when the process
 /// dies.
 #[derive(Debug)]
-pub struct DirectoryLock(#[expect(dead_code, reason = "held for its drop")] OwnedFd);
+pub struct DirectoryLock(OwnedFd);
+
+impl DirectoryLock {
+    /// Whether this is the directory that was locked: it wasn't removed, or made anew.
+    #[must_use]
+    pub fn is_on(&self, directory: &Path) -> bool {
+        let (Ok(locked), Ok(found)) = (rustix::fs::fstat(&self.0), rustix::fs::stat(directory))
+        else {
+            return false;
+        };
+        (locked.st_dev, locked.st_ino) == (found.st_dev, found.st_ino)
+    }
+}
 
 /// Why a directory wasn't locked.
 #[derive(Debug, thiserror::Error)]
@@ -237,6 +253,22 @@ pub fn capacity_command(path: &Path) -> Option<std::process::Command> {
     system::capacity_command(path)
 }
 
+/// Clones on volumes that have none, for tests of what stands on them.
+#[cfg(test)]
+pub(crate) mod cloning {
+    use std::{cell::Cell, fs::File, io, path::Path};
+
+    thread_local! {
+        /// Whether this thread's clones are copies.
+        pub(crate) static PRETENDED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+        let mut from = File::open(from)?;
+        io::copy(&mut from, &mut File::create_new(to)?).map(drop)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::MetadataExt as _};
@@ -293,6 +325,8 @@ mod tests {
     fn a_locked_directory_is_busy_until_it_is_released() {
         let dir = tempfile::tempdir().unwrap();
         let first = lock_directory(dir.path(), Duration::ZERO).unwrap();
+        assert!(first.is_on(dir.path()) && !first.is_on(Path::new("/")));
+        assert!(!first.is_on(&dir.path().join("none")));
         assert!(matches!(
             lock_directory(dir.path(), Duration::from_millis(60)),
             Err(LockError::Busy { waited, .. }) if waited >= Duration::from_millis(60)

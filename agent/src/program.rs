@@ -134,6 +134,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     // nobody but the coordinator until it names the others
     endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));
     let store = open_store(&config).await?;
+    store.set_host(me.clone());
     let goldens = config
         .golden_prefix
         .clone()

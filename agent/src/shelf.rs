@@ -12,6 +12,94 @@ use crate::{
     store::{HeldChunk, Stage, WriteError, held::Look},
 };
 
+/// A chunk as it comes: its bytes were found to fit its link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival<'a> {
+    pub(crate) content: Digest,
+    pub(crate) chunk: ChunkIndex,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) link: Link,
+    pub(crate) source: Source,
+    pub(crate) maker: &'a HostId,
+}
+
+/// An image whose files can't be written, and why. Others that have the same content go on without it.
+pub(crate) type Unwritable = (Digest, String);
+
+/// Stores a chunk on every shelf. An image that is gone meanwhile takes nothing, and one whose files can't be written is returned, as
+/// long as another shelf has the chunk.
+pub(crate) fn write_all(
+    shelves: &[Shelf],
+    arrival: Arrival<'_>,
+) -> Result<Vec<Unwritable>, WriteError> {
+    let mut stored = false;
+    let (mut unwritable, mut first) = (Vec::new(), None);
+    for shelf in shelves {
+        match (shelf.write(arrival), shelf) {
+            (Ok(_), _) => stored = true,
+            (Err(error @ WriteError::Io { .. }), Shelf::Stage(stage)) => {
+                unwritable.push((*stage.layout().digest(), error.to_string()));
+                first.get_or_insert(error);
+            }
+            (Err(error @ WriteError::Gone), _) => {
+                first.get_or_insert(error);
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    match first {
+        Some(error) if !stored => Err(error),
+        _ => Ok(unwritable),
+    }
+}
+
+/// Copies to each shelf what only others hold: an image may come to a content that another has had chunks of, and what rotted in
+/// one image may be whole in another. Each chunk is compared with its link first. Blocks.
+///
+/// Returns images whose files can't be written; an error says that of the volume.
+pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable>, String> {
+    let held: Vec<ChunkSet> = shelves.iter().map(|shelf| shelf.held(content)).collect();
+    let mut unwritable = Vec::new();
+    'shelves: for (to, has) in shelves.iter().zip(&held) {
+        if has.is_full() {
+            continue;
+        }
+        for chunk in (0..has.chunks()).map(ChunkIndex) {
+            if has.contains(chunk) {
+                continue;
+            }
+            let holders = shelves.iter().zip(&held);
+            let holders = holders.filter(|(_, set)| set.contains(chunk));
+            // gone since it was listed, or rotten: the next one, or it is asked for again
+            let found = holders
+                .filter_map(|(from, _)| match from.look(content, chunk) {
+                    Ok(Look::Sound(found)) => Some(found),
+                    Ok(Look::Rotten | Look::Missing) | Err(_) => None,
+                })
+                .next();
+            let Some(found) = found else { continue };
+            let arrival = Arrival {
+                content,
+                chunk,
+                bytes: &found.bytes,
+                link: found.link,
+                source: found.source,
+                maker: &found.maker,
+            };
+            match (to.write(arrival), to) {
+                (Ok(_) | Err(WriteError::Rejected(_)), _) => {}
+                (Err(WriteError::Gone), _) => continue 'shelves,
+                (Err(error @ WriteError::Io { .. }), Shelf::Stage(stage)) => {
+                    unwritable.push((*stage.layout().digest(), error.to_string()));
+                    continue 'shelves;
+                }
+                (Err(error), _) => return Err(error.to_string()),
+            }
+        }
+    }
+    Ok(unwritable)
+}
+
 /// A place of a content's bytes. Calls block on the disk, as those of what stands behind it.
 #[derive(Clone, Debug)]
 pub(crate) enum Shelf {
@@ -22,15 +110,15 @@ pub(crate) enum Shelf {
 }
 
 impl Shelf {
-    pub(crate) fn write(
-        &self,
-        content: Digest,
-        chunk: ChunkIndex,
-        bytes: &[u8],
-        link: Link,
-        source: Source,
-        maker: &HostId,
-    ) -> Result<Entered, WriteError> {
+    pub(crate) fn write(&self, arrival: Arrival<'_>) -> Result<Entered, WriteError> {
+        let Arrival {
+            content,
+            chunk,
+            bytes,
+            link,
+            source,
+            maker,
+        } = arrival;
         match self {
             Self::Stage(stage) => stage.write(content, chunk, bytes, link, source, maker),
             Self::Blob(blob) => blob.write(chunk, bytes, link, source, maker),
@@ -91,11 +179,12 @@ impl Shelf {
         }
     }
 
-    pub(crate) fn scrub(&self, content: Digest, chunk: ChunkIndex) -> io::Result<bool> {
+    /// Reads a chunk where it lies and compares it with its link. One that isn't what the link says is dropped; of an image it is
+    /// told as [`News`](crate::store::News), and of a blob it shows in [`Blob::is_rotten`].
+    pub(crate) fn look(&self, content: Digest, chunk: ChunkIndex) -> io::Result<Look> {
         match self {
-            // a removed image isn't a damaged one
-            Self::Stage(stage) => Ok(stage.scrub(content, chunk)? || stage.is_gone()),
-            Self::Blob(blob) => Ok(matches!(blob.look(chunk)?, Look::Sound(_))),
+            Self::Stage(stage) => stage.look(content, chunk),
+            Self::Blob(blob) => blob.look(chunk),
         }
     }
 }

@@ -140,17 +140,33 @@ fn print(text: &str) -> anyhow::Result<bool> {
 pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::Result<bool> {
     let (home, image_name) = (config.tart_home.clone(), image.to_owned());
     let started = Instant::now();
-    let verified =
-        tokio::task::spawn_blocking(move || crate::store::verify(&home, &image_name, |_, _| {}))
-            .await?;
+    let checked = tokio::task::spawn_blocking(move || {
+        let verified = crate::store::verify(&home, &image_name, |_, _| {});
+        let damaged = verified.as_ref().is_err_and(VerifyError::is_damage);
+        // the agent withdraws its presence and mends it
+        let told = damaged.then(|| crate::store::doubt(&home, &image_name));
+        (verified, told)
+    });
+    let (verified, told) = checked.await?;
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let (verified, digest, message) = match verified {
+    let (verified, digest, mut message) = match verified {
         Ok(verified) => (true, Some(verified.digest.to_string()), String::new()),
         Err(error @ (VerifyError::Reference { .. } | VerifyError::Io { .. })) => {
             return Err(error).with_context(|| format!("verifying {image}"));
         }
         Err(error) => (false, None, error.to_string()),
     };
+    match told {
+        Some(Ok(true)) => {
+            message +=
+                "; the agent withdraws its presence and mends it, within seconds where it runs";
+        }
+        Some(Ok(false)) => {
+            message += "; this host's agent didn't stage it: remove it with `tart delete`, and pull or stage it anew";
+        }
+        Some(Err(error)) => message += &format!("; the agent can't be told: {error}"),
+        None => {}
+    }
     if json {
         let answer = json!({"image": image, "verified": verified, "digest": digest, "message": message, "elapsed_ms": elapsed_ms});
         print(&answer.to_string())?;

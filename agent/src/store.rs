@@ -33,6 +33,7 @@
 //!   5. `status.json` says installed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so a rest is no stage any more.
 
+mod doubt;
 mod files;
 pub(crate) mod held;
 mod install;
@@ -48,19 +49,19 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use proto::{ChunkIndex, Digest, Layout, figure::Bytes};
+use proto::{ChunkIndex, Digest, HostId, Layout, figure::Bytes};
 
 pub use self::{
     held::{HeldChunk, WriteError},
     install::InstallError,
     stage::{DecodeLayerError, Stage},
-    verify::{Verified, VerifyError, verify},
+    verify::{Verified, VerifyError, doubt, verify},
 };
 use self::{
     held::{Hosts, hold},
@@ -118,7 +119,8 @@ pub struct Volume {
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
-    _lock: DirectoryLock,
+    /// On our directory, for as long as that is the one that was locked.
+    lock: Mutex<DirectoryLock>,
     /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
     changing: Mutex<()>,
 }
@@ -136,6 +138,10 @@ pub(crate) struct Shared {
     /// What was found on the disk and isn't told yet.
     news: Mutex<Vec<News>>,
     has_news: AtomicBool,
+    /// What takes long ends early.
+    stopping: AtomicBool,
+    /// This host, where somebody said who it is: it makes links.
+    host: OnceLock<HostId>,
 }
 
 /// What the store finds out by itself: whoever stages images has to act on it.
@@ -149,6 +155,16 @@ pub enum News {
         content: Digest,
         /// The chunk.
         chunk: ChunkIndex,
+    },
+    /// Somebody found the image damaged ([`doubt`]). Nothing of it counts until [`Stage::read_again`] has read it.
+    Doubted {
+        /// The image.
+        image: Digest,
+    },
+    /// The files of an image were removed. Its stage is gone.
+    Removed {
+        /// The image.
+        image: Digest,
     },
 }
 
@@ -322,6 +338,8 @@ impl Store {
             purgeable: Mutex::default(),
             news: Mutex::default(),
             has_news: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            host: OnceLock::new(),
         });
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
             let path = entry.map_err(failed("reading", &root))?.path();
@@ -344,7 +362,7 @@ impl Store {
         }
         Ok(Self {
             shared,
-            _lock: lock,
+            lock: Mutex::new(lock),
             changing: Mutex::default(),
         })
     }
@@ -364,6 +382,7 @@ impl Store {
                 present = references
                     .iter()
                     .all(|reference| stage.present_references().contains(reference));
+                present &= stage.is_complete() && !stage.is_doubted();
             }
             (!references.is_empty()).then(|| Recovered {
                 layout: stage.layout.clone(),
@@ -393,8 +412,9 @@ impl Store {
     ) -> Result<(Arc<Stage>, u64), BeginError> {
         let references = parse_references(layout.digest(), references)?;
         let changing = hold(&self.changing);
+        self.keep_root()?;
         let (stage, base) = match self.stage(layout.digest()) {
-            Some(stage) if !stage.is_installed() || stage.is_there() => {
+            Some(stage) if stage.is_there() => {
                 self.shared
                     .reserve(stage.outstanding_bytes(), layout.digest())?;
                 stage.add_references(&references)?;
@@ -414,10 +434,35 @@ impl Store {
             }
         };
         drop(changing);
+        if stage.is_installed() && !stage.is_complete() {
+            stage.link_again()?;
+        }
         let copied = self.copy_what_is_here(&stage, base.as_deref());
         // what was copied is kept, also where the rest couldn't be
         stage.flush()?;
         Ok((stage, copied?))
+    }
+
+    /// Makes our directory again where it was removed, with tart's home: tart would make that again, too. What it lies in has to be
+    /// there, or a volume that isn't mounted would be filled beside its mount point.
+    fn keep_root(&self) -> io::Result<()> {
+        let root = self.shared.home.join(ROOT);
+        let mut lock = hold(&self.lock);
+        if lock.is_on(&root) {
+            return Ok(());
+        }
+        for directory in [&self.shared.home, &root] {
+            match fs::create_dir(directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(|error| io_at("creating", directory, error))?,
+            }
+        }
+        *lock = platform::lock_directory(&root, Duration::ZERO).map_err(io::Error::other)?;
+        let pid = root.join("pid");
+        fs::write(&pid, std::process::id().to_string())
+            .map_err(|error| io_at("writing", &pid, error))?;
+        tracing::warn!(directory = %root.display(), "our directory in tart's home was removed; it is made again");
+        Ok(())
     }
 
     /// Copies what other images of this host hold. A clone of `base` has its bytes already.
@@ -434,6 +479,7 @@ impl Store {
                 if stage.is_closed(content.digest) || !other.is_closed(content.digest) {
                     continue;
                 }
+                self.shared.go_on()?;
                 copied += stage.copy_from(&other, content.digest, cloned)?;
                 // a large image takes minutes: a restart doesn't begin them anew
                 if flushed_at.elapsed() >= FLUSH_EVERY {
@@ -542,16 +588,59 @@ impl Store {
         *hold(&self.shared.purgeable) = Some((purgeable, Instant::now()));
     }
 
-    /// Flushes every stage ([`Stage::flush`]).
+    /// Flushes every stage ([`Stage::flush`]). One whose files were removed while it was built is gone then: what was written would
+    /// be lost with them.
     ///
     /// # Errors
     /// When one fails; the others are flushed all the same.
     pub fn flush(&self) -> io::Result<()> {
         let mut result = Ok(());
+        // somebody who makes or removes directories sees by himself what is there
+        let changing = self.changing.try_lock();
         for stage in self.all() {
-            result = stage.flush().and(result);
+            let look = changing.is_ok() && !stage.is_installed();
+            if !look || !self.is_removed(&stage) {
+                result = stage.flush().and(result);
+            }
         }
         result
+    }
+
+    /// Says which host this is: the links that are made here have it as their maker.
+    pub fn set_host(&self, host: HostId) {
+        // once and for all, as the program is one host
+        drop(self.shared.host.set(host));
+    }
+
+    /// Ends what takes long, early: the program stops.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody removed the stage's files; it is dropped then, and told. Under `changing`.
+    fn is_removed(&self, stage: &Stage) -> bool {
+        // an installation moves them
+        let Ok(_installing) = stage.installing.try_lock() else {
+            return false;
+        };
+        if stage.is_gone() || stage.is_there() {
+            return false;
+        }
+        stage.set_gone();
+        let image = *stage.layout.digest();
+        let mut stages = hold(&self.shared.stages);
+        if stages
+            .get(&image)
+            .is_some_and(|held| std::ptr::eq(&**held, stage))
+        {
+            stages.remove(&image);
+            drop(stages);
+            if let Err(error) = remove(&self.shared.directory(&image)) {
+                tracing::warn!(%image, %error, "removing what is left of an image failed; the next start does it");
+            }
+        }
+        self.shared.tell(News::Removed { image });
+        true
     }
 
     /// What was found out since the last call, in order. Costs nothing where there is none.
@@ -570,29 +659,31 @@ impl Store {
     }
 
     /// Looks at the disk: which installed images tart finds, and under which references. A few system calls for each,
-    /// so that every 5 s is nothing. An image whose disk tart or somebody else removed or replaced is forgotten.
+    /// so that every 5 s is nothing. An image whose disk tart or somebody else removed or replaced is forgotten, and told; so is a
+    /// stage. An image that somebody found damaged is among them, and told.
     #[must_use]
     pub fn presence(&self) -> Vec<Presence> {
         let _changing = hold(&self.changing);
         let mut presence = Vec::new();
         for stage in self.all() {
-            if !stage.is_installed() {
+            if self.is_removed(&stage) || !stage.is_installed() {
                 continue;
             }
-            if stage.is_there() {
-                stage.held.files().drop_removed_bodies();
-                presence.push(Presence {
-                    digest: *stage.layout.digest(),
-                    references: stage.present_references(),
-                    moved: stage
-                        .lost_references()
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect(),
+            stage.held.files().drop_removed_bodies();
+            if stage.notice_doubt() {
+                self.shared.tell(News::Doubted {
+                    image: *stage.layout.digest(),
                 });
-            } else if let Err(error) = self.drop_stage(stage.layout.digest()) {
-                tracing::warn!(image = %stage.layout.digest(), %error, "forgetting a removed image failed; the next start does it");
             }
+            presence.push(Presence {
+                digest: *stage.layout.digest(),
+                references: stage.present_references(),
+                moved: stage
+                    .lost_references()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+            });
         }
         presence
     }
@@ -686,6 +777,22 @@ impl Shared {
             free_bytes: volume.free_bytes,
             floor_bytes: volume.floor_bytes,
         })
+    }
+
+    fn host(&self) -> HostId {
+        let unnamed = || "this-host".parse().expect("a host id");
+        self.host.get().cloned().unwrap_or_else(unnamed)
+    }
+
+    /// An error when the program stops.
+    fn go_on(&self) -> io::Result<()> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(io::Error::new(
+                io::ErrorKind::Interrupted,
+                "the agent stops",
+            ));
+        }
+        Ok(())
     }
 
     fn tell(&self, news: News) {

@@ -26,7 +26,7 @@ use swarm::{
 use tokio::time::timeout;
 
 use crate::{
-    shelf::Shelf,
+    shelf::{self, Arrival, Shelf, Unwritable},
     store::{HeldChunk, WriteError},
 };
 
@@ -147,7 +147,7 @@ pub(crate) struct Subject {
     pub(crate) content: Digest,
     pub(crate) geometry: Geometry,
     pub(crate) chunk: ChunkIndex,
-    /// Where its bytes are or shall be. The first is read; all are written.
+    /// Where its bytes are or shall be. The first that has them is read; all are written.
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) cache: Arc<Cache>,
     /// Nothing that this host made is taken: it is us, and we have just taken that back.
@@ -167,6 +167,8 @@ pub(crate) struct Receipt {
     pub(crate) other_size: bool,
     /// The volume failed us, in words.
     pub(crate) storage_error: Option<String>,
+    /// Images that couldn't take it, although others did.
+    pub(crate) unwritable: Vec<Unwritable>,
 }
 
 impl Receipt {
@@ -182,6 +184,7 @@ impl Receipt {
             false_link: None,
             other_size: false,
             storage_error: None,
+            unwritable: Vec::new(),
         }
     }
 }
@@ -456,10 +459,11 @@ async fn load(subject: Subject) -> Option<Packed> {
         return Some(packed);
     }
     let loaded = tokio::task::spawn_blocking(move || {
-        let shelf = subject.shelves.first()?;
+        let mut shelves = subject.shelves.iter();
+        let read = |shelf: &Shelf| shelf.read(subject.content, subject.chunk).ok().flatten();
         let HeldChunk {
             bytes, link, maker, ..
-        } = shelf.read(subject.content, subject.chunk).ok()??;
+        } = shelves.find_map(read)?;
         let (encoding, bytes) = pack(bytes);
         let packed = Packed {
             link,
@@ -551,40 +555,39 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
     if subject.retracted == Some(source.maker) {
         return Receipt::failed(Failure::Refused);
     }
-    for shelf in &subject.shelves {
-        match shelf.write(
-            subject.content,
-            subject.chunk,
-            &bytes,
-            packed.link,
-            source,
-            &packed.maker,
-        ) {
-            Ok(_) => {}
-            // only who holds what comes after it can know
-            Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
-                let failure = if source.maker == source.sender {
-                    Failure::Bad
-                } else {
-                    Failure::Disproved
-                };
-                return Receipt {
-                    false_link: Some(packed.maker),
-                    ..Receipt::failed(failure)
-                };
-            }
-            Err(WriteError::Rejected(_)) => return bad(),
-            Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
-                return Receipt::failed(Failure::NotStored);
-            }
-            Err(error) => {
-                return Receipt {
-                    storage_error: Some(error.to_string()),
-                    ..Receipt::failed(Failure::NotStored)
-                };
-            }
+    let arrival = Arrival {
+        content: subject.content,
+        chunk: subject.chunk,
+        bytes: &bytes,
+        link: packed.link,
+        source,
+        maker: &packed.maker,
+    };
+    let unwritable = match shelf::write_all(&subject.shelves, arrival) {
+        Ok(unwritable) => unwritable,
+        // only who holds what comes after it can know
+        Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
+            let failure = if source.maker == source.sender {
+                Failure::Bad
+            } else {
+                Failure::Disproved
+            };
+            return Receipt {
+                false_link: Some(packed.maker),
+                ..Receipt::failed(failure)
+            };
         }
-    }
+        Err(WriteError::Rejected(_)) => return bad(),
+        Err(WriteError::Gone | WriteError::UnknownContent(_)) => {
+            return Receipt::failed(Failure::NotStored);
+        }
+        Err(error) => {
+            return Receipt {
+                storage_error: Some(error.to_string()),
+                ..Receipt::failed(Failure::NotStored)
+            };
+        }
+    };
     subject.cache.keep(subject.content, subject.chunk, packed);
     Receipt {
         result: Ok(()),
@@ -593,6 +596,7 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         false_link: None,
         other_size: false,
         storage_error: None,
+        unwritable,
     }
 }
 

@@ -234,6 +234,8 @@ struct Host {
     images: BTreeMap<Digest, Progress>,
     references: BTreeMap<Digest, String>,
     blames: u64,
+    /// Chunks for whose bytes others blame it: it is asked to look at its disk.
+    suspect: BTreeSet<(Digest, u32)>,
     neighbours: Vec<HostId>,
     lost_at: Option<Moment>,
     word: presence::Word,
@@ -252,6 +254,7 @@ impl Host {
             images: BTreeMap::new(),
             references: BTreeMap::new(),
             blames: 0,
+            suspect: BTreeSet::new(),
             neighbours: Vec::new(),
             lost_at: None,
             word: presence::Word::default(),
@@ -285,6 +288,9 @@ struct Restage {
     due: Option<Moment>,
     tries: u32,
 }
+
+/// Chunks that a host is asked to look at in one order. It looks at no more at one time.
+const MAX_SUSPECT: usize = 64;
 
 /// Bad contents whose story is kept; more are only counted.
 const MAX_BAD_CONTENTS: usize = 256;

@@ -18,7 +18,7 @@ use swarm::{
     event::{ContentId, OriginEnd},
 };
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     Driver, Fetch, Input,
@@ -28,13 +28,16 @@ use crate::{
     fetch::{self, FetchEnd},
     metrics::{From, SourceLabel},
     mirror::blob::Blob,
-    shelf::Shelf,
-    store::{Stage, WriteError},
+    shelf::{self, Shelf, Unwritable},
+    store::{Stage, held::Look},
     transfer::{Receipt, Subject},
 };
 
 /// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
 const SCRUB_CHUNKS: u32 = 8;
+
+/// Chunks that are looked at one moment because peers blame this host for them. A disk reads thousands in a second.
+const MAX_LOOKS: usize = 64;
 
 /// What a host took back is gone from the fleet after this long; until then it doesn't take it from others again.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
@@ -80,40 +83,10 @@ pub(crate) struct Walked {
     pub(crate) verdicts: Vec<Verdict>,
     /// Why what one image holds couldn't be copied to another.
     pub(crate) storage_error: Option<String>,
+    /// Images whose files can't be written.
+    pub(crate) unwritable: Vec<Unwritable>,
     /// Chunks that some image lacks all the same: they are asked for again.
     pub(crate) lacking: Vec<ChunkIndex>,
-}
-
-/// Copies to each shelf what only others hold: an image may come to a content that another has had chunks of. Blocks.
-fn level(shelves: &[Shelf], content: Digest) -> Result<(), String> {
-    let held: Vec<ChunkSet> = shelves.iter().map(|shelf| shelf.held(content)).collect();
-    for (to, has) in shelves.iter().zip(&held) {
-        if has.is_full() {
-            continue;
-        }
-        for (from, set) in shelves.iter().zip(&held) {
-            for chunk in set.iter().filter(|chunk| !has.contains(*chunk)) {
-                let read = from
-                    .read(content, chunk)
-                    .map_err(|error| error.to_string())?;
-                // gone since it was listed: it is asked for again
-                let Some(found) = read else { continue };
-                let written = to.write(
-                    content,
-                    chunk,
-                    &found.bytes,
-                    found.link,
-                    found.source,
-                    &found.maker,
-                );
-                match written {
-                    Ok(_) | Err(WriteError::Rejected(_)) => {}
-                    Err(error) => return Err(error.to_string()),
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 impl Contents {
@@ -339,6 +312,9 @@ impl Driver {
             })
             .inc_by(receipt.wire_bytes);
         self.count_received(id, receipt.wire_bytes);
+        for (image, error) in receipt.unwritable {
+            self.image_unwritable(image, error);
+        }
         match receipt.result {
             Ok(()) => {
                 self.tell(Event::Arrived {
@@ -433,10 +409,15 @@ impl Driver {
         let (digest, shelves) = (content.digest, content.shelves.clone());
         let chunks = content.geometry.chunks();
         self.spawn_blocking(move || {
+            let (unwritable, storage_error) = match shelf::level(&shelves, digest) {
+                Ok(unwritable) => (unwritable, None),
+                Err(error) => (Vec::new(), Some(error)),
+            };
             let mut walked = Walked {
                 closed: true,
                 verdicts: Vec::new(),
-                storage_error: level(&shelves, digest).err(),
+                storage_error,
+                unwritable,
                 lacking: Vec::new(),
             };
             for shelf in shelves {
@@ -459,14 +440,24 @@ impl Driver {
         });
     }
 
-    pub(super) fn walked(&mut self, id: ContentId, walked: Walked) {
+    pub(super) fn walked(&mut self, id: ContentId, mut walked: Walked) {
         let Some(content) = self.contents.find_mut(id) else {
             return;
         };
         content.walking = false;
-        content.closed = walked.closed && content.held.is_full();
-        let (digest, images, closed) = (content.digest, content.images.clone(), content.closed);
-        let again = !walked.verdicts.is_empty();
+        let digest = content.digest;
+        for (image, error) in std::mem::take(&mut walked.unwritable) {
+            self.image_unwritable(image, error);
+        }
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
+        // what rotted since, or lies in an image that came meanwhile, is for the next walk
+        let closed = content.shelves.iter().all(|shelf| shelf.is_closed(digest));
+        let changed = walked.closed && !closed;
+        content.closed = walked.closed && closed && content.held.is_full();
+        let (images, closed) = (content.images.clone(), content.closed);
+        let again = changed || !walked.verdicts.is_empty();
         for verdict in &walked.verdicts {
             self.lose(id, verdict.chunk);
         }
@@ -551,7 +542,8 @@ impl Driver {
         }
     }
 
-    /// Reads a few verified chunks again, while nothing is being staged: disks forget.
+    /// Reads a few verified chunks again, while nothing is being staged: disks forget. Nothing rests on it: what is served, copied or
+    /// installed was compared before.
     pub(super) fn scrub(&mut self) {
         let (at, chunk) = self.scrub_at;
         let Some(content) = self.contents.closed_from(at) else {
@@ -569,36 +561,98 @@ impl Driver {
         self.scrubbing = true;
         let (digest, shelves) = (content.digest, content.shelves.clone());
         self.spawn_blocking(move || {
-            let bad = |chunk: &ChunkIndex| {
-                // what can't be read shows by other means: the volume is failing
-                shelves
-                    .iter()
-                    .any(|shelf| matches!(shelf.scrub(digest, *chunk), Ok(false)))
-            };
-            Input::Scrubbed {
-                id,
-                bad: (first..end).map(ChunkIndex).filter(bad).collect(),
+            for chunk in (first..end).map(ChunkIndex) {
+                for shelf in &shelves {
+                    // what rotted is told by the store; what can't be read now shows by other means
+                    if let Err(error) = shelf.look(digest, chunk) {
+                        debug!(content = %digest, %chunk, %error, "a chunk can't be read now");
+                    }
+                }
+            }
+            Input::Scrubbed
+        });
+    }
+
+    /// A peer says that a chunk which it had from us doesn't fit its link: its own memory may be broken, or our disk.
+    pub(super) fn look_at(&mut self, digest: &Digest, chunk: ChunkIndex) {
+        let Some(content) = self.contents.by_digest(digest) else {
+            return;
+        };
+        if !content.geometry.contains(chunk)
+            || self.looking.len() >= MAX_LOOKS
+            || !self.looking.insert((*digest, chunk))
+        {
+            return;
+        }
+        let (digest, shelves) = (*digest, content.shelves.clone());
+        warn!(content = %digest, %chunk, "looking at a chunk for which a peer blames this host");
+        // what was packed before may be what is wrong
+        self.cache.forget(digest, chunk);
+        self.spawn_blocking(move || {
+            let mut rotten = false;
+            for shelf in &shelves {
+                match shelf.look(digest, chunk) {
+                    Ok(look) => rotten |= look == Look::Rotten,
+                    Err(error) => {
+                        warn!(content = %digest, %chunk, %error, "a chunk for which a peer blames this host can't be read");
+                    }
+                }
+            }
+            Input::Looked {
+                content: digest,
+                chunk,
+                rotten,
             }
         });
     }
 
-    pub(super) fn scrubbed(&mut self, id: ContentId, bad: Vec<ChunkIndex>) {
-        self.scrubbing = false;
-        let Some(content) = self.contents.find_mut(id).filter(|_| !bad.is_empty()) else {
+    pub(super) fn looked(&mut self, digest: Digest, chunk: ChunkIndex, rotten: bool) {
+        self.looking.remove(&(digest, chunk));
+        if !rotten {
+            info!(content = %digest, %chunk, "a chunk for which a peer blamed this host is what its link says");
+        }
+        // a rotten blob of the mirror is dropped as a whole
+        if rotten
+            && self
+                .contents
+                .by_digest(&digest)
+                .is_some_and(|content| content.images.is_empty())
+        {
+            self.keep_cache();
+        }
+    }
+
+    /// Chunks of images aren't held any more, because their bytes on disk changed or can't be read. Another image here may have them;
+    /// else they are fetched again. The images are present again when they are whole.
+    pub(super) fn rotted(&mut self, image: Digest, digest: Digest, chunks: &[ChunkIndex]) {
+        error!(%image, content = %digest, chunks = ?chunks, "bytes on disk changed since they were verified, or can't be read; they are fetched again");
+        self.count_false(From::Local, chunks.len());
+        for chunk in chunks {
+            self.cache.forget(digest, *chunk);
+        }
+        let Some(content) = self.contents.by_digest(&digest) else {
+            return;
+        };
+        let id = content.id;
+        let Some(content) = self
+            .contents
+            .find_mut(id)
+            .filter(|content| content.images.contains(&image))
+        else {
             return;
         };
         content.closed = false;
-        let (digest, images) = (content.digest, content.images.clone());
-        for chunk in &bad {
-            self.lose(id, *chunk);
+        let whole = content.held.is_full();
+        self.content_opened(image, digest);
+        if whole {
+            // what no other image has is asked for after this
+            self.walk_if_whole(id);
+            return;
         }
-        error!(content = %digest, chunks = bad.len(), "bytes on disk changed since they were verified; fetching them again");
-        for image in images {
-            self.content_opened(image, digest);
-        }
-        self.count_false(From::Local, bad.len());
-        for chunk in bad {
-            self.tell(Event::ChunkLost { id, chunk });
+        for chunk in chunks {
+            if self.lose(id, *chunk) {
+                self.tell(Event::ChunkLost { id, chunk: *chunk });
+            }
         }
     }
 

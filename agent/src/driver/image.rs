@@ -7,7 +7,7 @@ use std::{
 };
 
 use proto::{
-    Digest,
+    ChunkIndex, Digest,
     figure::Bytes,
     image::{ContentSpec, Layout},
     message::{StageOrder, StageState},
@@ -20,7 +20,7 @@ use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
     platform,
-    store::{BeginError, InstallError, Presence, Stage, Volume},
+    store::{BeginError, InstallError, News, Presence, Stage, Volume},
 };
 
 /// A failed stage is tried again after this long, doubling up to the longest: a full disk may be emptied.
@@ -31,6 +31,12 @@ const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The reason of an install that waits for tart's lock.
 const TART_BUSY: &str = "tart_busy";
+
+/// The reason of an image whose files were removed.
+const REMOVED: &str = "removed";
+
+/// The reason of an image whose bytes on disk are read again before they count.
+const CHECKING: &str = "checking";
 
 /// Why something on this host failed: a name of a closed set, and the story.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +85,7 @@ impl From<&InstallError> for Trouble {
         let reason = match error {
             InstallError::Reference(_) | InstallError::NoReference(_) => "bad_reference",
             InstallError::Incomplete(_) | InstallError::Gone => "incomplete",
-            InstallError::Removed => "removed",
+            InstallError::Removed => REMOVED,
             InstallError::NoRoom(_) => "no_room",
             InstallError::Layer(_) => "content_bad",
             InstallError::Busy(_) => TART_BUSY,
@@ -123,6 +129,10 @@ pub(super) struct Image {
     linking: Vec<String>,
     retry_at: Option<Instant>,
     retry_pause: Duration,
+    /// What an earlier process left is being read.
+    reading: bool,
+    /// Its files were removed, and it began anew at once. The next time waits.
+    restaged: bool,
 }
 
 impl Image {
@@ -157,6 +167,8 @@ impl Image {
             linking: Vec::new(),
             retry_at: None,
             retry_pause: RETRY.0,
+            reading: false,
+            restaged: false,
         }
     }
 
@@ -189,6 +201,25 @@ impl Image {
         self.peer_bytes = 0;
         self.local_bytes = 0;
         self.upload_bytes = 0;
+    }
+
+    /// It isn't what it was when it was installed: nothing of it counts until it is again. Whether that changes anything.
+    fn leave_presence(&mut self) -> bool {
+        let installed = matches!(self.state, StageState::Present | StageState::Installing);
+        if installed {
+            self.state = StageState::Staging;
+            self.ready.clear();
+            // what it takes to mend it isn't what it took to stage it
+            self.ordered = Instant::now();
+            self.whole = None;
+        }
+        installed
+    }
+
+    /// Whether this is the stage that it goes by now, and it is still there.
+    fn goes_by(&self, stage: &Arc<Stage>) -> bool {
+        let own = self.stage.as_ref();
+        own.is_some_and(|own| Arc::ptr_eq(own, stage)) && !stage.is_gone()
     }
 
     /// Whether chunks of it are still to come.
@@ -292,6 +323,14 @@ impl Driver {
     }
 
     fn begin(&mut self, digest: Digest) {
+        // what is known of a stage before this one leads nowhere
+        if self
+            .images
+            .get(&digest)
+            .is_some_and(|image| image.stage.is_some())
+        {
+            self.withdraw(digest);
+        }
         let Some(image) = self.images.get_mut(&digest) else {
             return;
         };
@@ -327,7 +366,7 @@ impl Driver {
         if image.open.is_empty() {
             image.state = StageState::Installing;
             image.linking.clone_from(&image.references);
-            self.installed(digest, Ok(()));
+            self.make_golden(digest);
         }
     }
 
@@ -381,7 +420,150 @@ impl Driver {
         for lease in std::mem::take(&mut self.early_leases) {
             self.leased(lease);
         }
+        self.read_again(digest);
         self.report_due = true;
+    }
+
+    /// Reads what an earlier process left of an image, while chunks come: it isn't installed before.
+    fn read_again(&mut self, digest: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        let Some(stage) = image.stage.clone().filter(|stage| stage.has_to_be_read()) else {
+            return;
+        };
+        if image.reading {
+            return;
+        }
+        image.reading = true;
+        self.spawn_blocking(move || Input::ReadAgain {
+            image: digest,
+            result: stage.read_again().map_err(|error| error.to_string()),
+            stage,
+        });
+    }
+
+    pub(super) fn was_read(
+        &mut self,
+        digest: Digest,
+        stage: &Arc<Stage>,
+        result: Result<(), String>,
+    ) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.reading = false;
+        // another stage has taken its place, and is read for itself
+        if !image.goes_by(stage) {
+            self.read_again(digest);
+            return;
+        }
+        image.clear_trouble_of(&[CHECKING]);
+        match result {
+            Ok(()) => self.install_if_whole(digest),
+            Err(message) => self.failed(
+                digest,
+                Trouble {
+                    reason: "not_stored",
+                    message: format!("reading what is here: {message}"),
+                },
+            ),
+        }
+    }
+
+    /// What the store found on the disk by itself.
+    pub(super) fn hear_store(&mut self) {
+        let mut rotted: BTreeMap<(Digest, Digest), Vec<ChunkIndex>> = BTreeMap::new();
+        for news in self.store.take_news() {
+            match news {
+                News::Rotted {
+                    image,
+                    content,
+                    chunk,
+                } => rotted.entry((image, content)).or_default().push(chunk),
+                News::Doubted { image } => self.doubted(image),
+                News::Removed { image } => self.removed(image),
+            }
+        }
+        for ((image, content), chunks) in rotted {
+            self.rotted(image, content, &chunks);
+        }
+    }
+
+    /// Somebody found the image damaged: no presence until all of it was read and mended.
+    fn doubted(&mut self, digest: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        warn!(image = %digest, "an image was found damaged on disk; it is read again, and isn't present until it is mended");
+        if image.leave_presence() {
+            image.trouble(
+                CHECKING,
+                "it was found damaged on disk; all of it is read again and mended".into(),
+            );
+        }
+        self.read_again(digest);
+        self.report(false);
+    }
+
+    /// The files of an image aren't there any more.
+    fn removed(&mut self, digest: Digest) {
+        let Some(image) = self.images.get(&digest) else {
+            return;
+        };
+        // this may be about a stage before
+        if !image.stage.as_ref().is_some_and(|stage| stage.is_gone()) {
+            return;
+        }
+        match image.state {
+            StageState::Present => self.gone(
+                digest,
+                REMOVED,
+                "image was removed from tart's cache by tart or somebody else".into(),
+            ),
+            StageState::Staging | StageState::Installing => self.restage(digest),
+            _ => {}
+        }
+    }
+
+    /// Begins an image anew whose files went while it was staged: at once the first time, and after a growing pause when they went
+    /// again before it was present.
+    fn restage(&mut self, digest: Digest) {
+        self.withdraw(digest);
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.ready.clear();
+        image.forget_counts();
+        let message = "its files were removed from the disk while it was staged";
+        if std::mem::replace(&mut image.restaged, true) {
+            self.failed(
+                digest,
+                Trouble {
+                    reason: REMOVED,
+                    message: format!("{message}, again; it is staged anew after a pause"),
+                },
+            );
+            return;
+        }
+        warn!(image = %digest, "the files of an image were removed while it was staged; staging it anew");
+        self.begin(digest);
+        self.report(false);
+    }
+
+    /// The files of one image can't be written, and others take the same chunks: that one waits alone.
+    pub(super) fn image_unwritable(&mut self, digest: Digest, message: String) {
+        let filling = |image: &Image| image.state == StageState::Staging;
+        if self.images.get(&digest).is_some_and(filling) {
+            self.withdraw(digest);
+            self.failed(
+                digest,
+                Trouble {
+                    reason: "not_stored",
+                    message,
+                },
+            );
+        }
     }
 
     /// A content of this image is verified.
@@ -396,20 +578,27 @@ impl Driver {
 
     /// A content of this image turned out not to be what was verified: no presence until it is again.
     pub(super) fn content_opened(&mut self, digest: Digest, content: Digest) {
-        if let Some(image) = self.images.get_mut(&digest) {
-            image.open.insert(content);
-            image.state = StageState::Staging;
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.open.insert(content);
+        if image.leave_presence() {
             self.report(false);
         }
     }
 
     fn install_if_whole(&mut self, digest: Digest) {
-        if let Some(image) = self.images.get(&digest)
-            && image.open.is_empty()
-            && image.state == StageState::Staging
-        {
-            self.install(digest);
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        if !image.open.is_empty() || image.state != StageState::Staging {
+            return;
         }
+        image.whole.get_or_insert_with(Instant::now);
+        if image.reading {
+            return;
+        }
+        self.install(digest);
     }
 
     fn install(&mut self, digest: Digest) {
@@ -424,29 +613,45 @@ impl Driver {
         self.report_due = true;
         let references = image.references.clone();
         image.linking.clone_from(&references);
-        self.spawn_blocking(move || {
-            let result = stage
-                .install(&references)
-                .map_err(|error| Trouble::from(&error));
-            Input::Installed {
-                image: digest,
-                result,
-            }
+        self.spawn_blocking(move || Input::Installed {
+            image: digest,
+            result: stage.install(&references),
+            stage,
         });
     }
 
-    pub(super) fn installed(&mut self, digest: Digest, result: Result<(), Trouble>) {
-        match result {
-            Ok(()) => {}
-            Err(trouble) if trouble.reason == TART_BUSY => {
-                self.wait_for_tart(digest, trouble);
-                return;
-            }
-            Err(trouble) => {
-                self.failed(digest, trouble);
-                return;
-            }
+    pub(super) fn installed(
+        &mut self,
+        digest: Digest,
+        stage: &Arc<Stage>,
+        result: Result<(), InstallError>,
+    ) {
+        // a stage of before, or one that was found damaged meanwhile: it is installed again when it is whole
+        let awaited = |image: &Image| {
+            let same = image
+                .stage
+                .as_ref()
+                .is_some_and(|own| Arc::ptr_eq(own, stage));
+            same && image.state == StageState::Installing
+        };
+        if !self.images.get(&digest).is_some_and(awaited) {
+            return;
         }
+        match result {
+            Ok(()) => self.make_golden(digest),
+            Err(error @ InstallError::Busy(_)) => self.wait_for_tart(digest, Trouble::from(&error)),
+            Err(InstallError::Removed) => self.restage(digest),
+            // what is here is looked at anew, and what isn't is fetched
+            Err(InstallError::Incomplete(content)) => {
+                warn!(image = %digest, %content, "an image that was whole isn't any more; staging goes on");
+                self.begin(digest);
+            }
+            Err(error) => self.failed(digest, Trouble::from(&error)),
+        }
+    }
+
+    /// The image is installed; a golden may have to be made of it.
+    fn make_golden(&mut self, digest: Digest) {
         if let Some(goldens) = self.goldens.clone()
             && let Some(image) = self.images.get(&digest)
         {
@@ -467,6 +672,10 @@ impl Driver {
     }
 
     pub(super) fn golden_made(&mut self, digest: Digest, result: Result<(), String>) {
+        let installing = |image: &Image| image.state == StageState::Installing;
+        if !self.images.get(&digest).is_some_and(installing) {
+            return;
+        }
         match result {
             Ok(()) => {
                 if let Some(image) = self.images.get_mut(&digest) {
@@ -495,6 +704,7 @@ impl Driver {
         // what was linked this moment needs no look to be ready
         image.ready = std::mem::take(&mut image.linking);
         image.retry_pause = RETRY.0;
+        image.restaged = false;
         if first {
             let installed_in = image
                 .whole
@@ -648,7 +858,11 @@ impl Driver {
             .images
             .values()
             .filter(|image| image.retry_at.is_some_and(|at| at <= now))
-            .map(|image| (image.digest, image.stage.is_some() && image.open.is_empty()))
+            .map(|image| {
+                let stage = image.stage.as_ref();
+                let whole = stage.is_some_and(|stage| !stage.is_gone()) && image.open.is_empty();
+                (image.digest, whole)
+            })
             .collect();
         for (digest, whole) in due {
             if let Some(image) = self.images.get_mut(&digest) {
@@ -755,7 +969,7 @@ impl Driver {
             }
             self.gone(
                 digest,
-                "removed",
+                REMOVED,
                 "image was removed from tart's cache by tart or somebody else".into(),
             );
         }

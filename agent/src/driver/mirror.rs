@@ -566,13 +566,12 @@ impl Driver {
 fn copy(stage: &Stage, blob: &Blob) -> Result<(), String> {
     let digest = blob.digest();
     for chunk in (0..blob.geometry().chunks()).map(ChunkIndex) {
-        let held = stage
-            .read(digest, chunk)
-            .map_err(|error| error.to_string())?
-            .ok_or("the image is gone")?;
-        if !held.link.holds(blob.geometry(), chunk, &held.bytes) {
-            return Err("a chunk changed on disk".into());
-        }
+        let held = match stage.look(digest, chunk) {
+            Ok(Look::Sound(held)) => held,
+            Ok(Look::Rotten) => return Err("a chunk changed on disk".into()),
+            Ok(Look::Missing) => return Err("the image is gone".into()),
+            Err(error) => return Err(error.to_string()),
+        };
         blob.write(chunk, &held.bytes, held.link, held.source, &held.maker)
             .map_err(|error| error.to_string())?;
     }

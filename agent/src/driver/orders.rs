@@ -74,6 +74,14 @@ impl Driver {
                 });
             }
             Some(order::Kind::Queue(queue)) => self.wants_are_coming(&queue),
+            Some(order::Kind::Recheck(recheck)) => {
+                for suspect in recheck.chunks {
+                    let chunk = ChunkIndex(suspect.chunk);
+                    self.with_digest(&suspect.content, |driver, digest| {
+                        driver.look_at(&digest, chunk);
+                    });
+                }
+            }
             None => debug!("order of a kind that this version doesn't know"),
         }
     }

@@ -298,7 +298,12 @@ impl Blob {
         file.set_len(geometry.size())?;
         *hold(&blob.file.file) = Some(Arc::new(file));
         let (journal, records) = match opened {
-            Some(opened) => opened,
+            Some(opened) => {
+                if let Some(reason) = &opened.damage {
+                    warn!(content = %digest, file = %journal_path.display(), reason, "a blob's journal is damaged; the chunks that it doesn't vouch for are fetched again");
+                }
+                (opened.journal, opened.records)
+            }
             None => (Journal::create(&journal_path, &digest)?, Vec::new()),
         };
         if !records.is_empty() {
@@ -522,11 +527,11 @@ impl Blob {
         if held.is_some() {
             return Ok(true);
         }
-        let Some((_, records)) = Journal::open(&links(&self.file.resting), &self.digest)? else {
+        let Some(opened) = Journal::open(&links(&self.file.resting), &self.digest)? else {
             return Ok(false);
         };
         let chunks = self.hold_chunks();
-        chunks.replay(records);
+        chunks.replay(opened.records);
         let closed = chunks.is_closed(0);
         if closed {
             *held = Some(Arc::new(chunks));

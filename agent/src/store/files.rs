@@ -64,31 +64,38 @@ impl Body {
     }
 
     /// The body that lies in a directory. An `installed` one that may only be read is read, and can't be mended.
-    pub(super) fn open(directory: &Path, installed: bool) -> io::Result<Self> {
-        let open = |name: &str| {
+    ///
+    /// Small files of another size get their own back: what is missing then or too much shows when they are read.
+    pub(super) fn open(directory: &Path, installed: bool, layout: &Layout) -> io::Result<Self> {
+        let open = |name: &str, size: Option<u64>| {
             let path = directory.join(name);
-            match OpenOptions::new().read(true).write(true).open(&path) {
+            let file = match OpenOptions::new().read(true).write(true).open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && installed => {
                     tracing::warn!(path = %path.display(), "an installed image may only be read: it is served, but can't be mended");
-                    File::open(&path)
+                    return File::open(&path);
                 }
-                other => other,
+                other => other?,
+            };
+            if let Some(size) = size
+                && file.metadata()?.len() != size
+            {
+                tracing::warn!(path = %path.display(), bytes = size, "a file of an image has another size than its manifest says");
+                file.set_len(size)?;
             }
+            Ok(file)
         };
-        let disk = open(cache::DISK)?;
+        let disk = open(cache::DISK, None)?;
         Ok(Self {
             inode: disk.metadata()?.ino(),
             disk,
-            config: open(cache::CONFIG)?,
-            nvram: open(cache::NVRAM)?,
+            config: open(cache::CONFIG, Some(layout.config().size))?,
+            nvram: open(cache::NVRAM, Some(layout.nvram().size))?,
         })
     }
 
-    /// Whether its files have the sizes of this layout.
+    /// Whether its disk has the size of this layout.
     pub(super) fn fits(&self, layout: &Layout) -> io::Result<bool> {
-        Ok(self.disk.metadata()?.len() == layout.disk_bytes()
-            && self.config.metadata()?.len() == layout.config().size
-            && self.nvram.metadata()?.len() == layout.nvram().size)
+        Ok(self.disk.metadata()?.len() == layout.disk_bytes())
     }
 
     fn files(&self) -> [&File; 3] {
@@ -191,6 +198,12 @@ impl ImageFiles {
         bodies.push(Arc::new(body));
     }
 
+    /// Other files in the place of those that are open.
+    pub(super) fn replace_bodies(&self, new: Vec<Body>) {
+        let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
+        *bodies = new.into_iter().map(Arc::new).collect();
+    }
+
     /// Lets go of bodies whose disk was removed. The last one is kept: nothing can be read without it.
     pub(super) fn drop_removed_bodies(&self) {
         let bodies = self.bodies();
@@ -245,12 +258,22 @@ impl Files for ImageFiles {
         if self.contents[content].1.contains(&Where::Blob) {
             // Opened each time: images of this old kind have hundreds, more than a process may have open on macOS.
             let write = access == Access::Write;
-            let file = OpenOptions::new()
-                .read(true)
-                .write(write)
-                .create(write)
-                .truncate(false)
-                .open(self.blob_path(content))?;
+            let open = || {
+                OpenOptions::new()
+                    .read(true)
+                    .write(write)
+                    .create(write)
+                    .truncate(false)
+                    .open(self.blob_path(content))
+            };
+            let file = match open() {
+                // somebody removed the directory
+                Err(error) if write && error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir(self.directory.join(BLOBS))?;
+                    open()?
+                }
+                opened => opened?,
+            };
             run(number, &file, 0)?;
         }
         Ok(())

@@ -24,7 +24,7 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
     chain::{Entered, RejectLinkError, Verdict},
 };
 
@@ -374,6 +374,14 @@ impl<F: Files> Held<F> {
         self.chunks(at).unread.clone()
     }
 
+    /// Believes nothing that isn't read again.
+    pub(crate) fn doubt(&self) {
+        for content in &self.contents {
+            let mut chunks = hold(&content.chunks);
+            chunks.unread = chunks.ledger.held().clone();
+        }
+    }
+
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }
@@ -675,6 +683,83 @@ impl<F: Files> Held<F> {
             Err(error) if is_lost(&error) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes the content's links from its bytes, whatever is known of it. Whether they end in its digest: then every chunk is held
+    /// that has the same bytes at each of its places. Otherwise nothing changes.
+    ///
+    /// # Errors
+    /// When the volume fails, or `go_on` says so.
+    pub(crate) fn link_again(
+        &self,
+        at: usize,
+        me: &HostId,
+        go_on: &dyn Fn() -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let content = &self.contents[at];
+        let geometry = content.geometry;
+        let mut links = Vec::with_capacity(geometry.chunks() as usize);
+        let mut state = State::INITIAL;
+        let mut other = Vec::new();
+        for chunk in (0..geometry.chunks()).map(ChunkIndex) {
+            go_on()?;
+            let mut bytes = vec![0; geometry.len(chunk) as usize];
+            let offset = geometry.offset(chunk);
+            let mut same = true;
+            let read = self.files.each(at, Access::Read, &mut |place, file, base| {
+                if place == 0 {
+                    return file.read_exact_at(&mut bytes, base + offset);
+                }
+                other.resize(bytes.len(), 0);
+                file.read_exact_at(&mut other, base + offset)?;
+                same &= other == bytes;
+                Ok(())
+            });
+            match read {
+                Err(error) if is_lost(&error) => return Ok(false),
+                read => read?,
+            }
+            let link = Link::forge(geometry, chunk, state, &bytes);
+            state = link.after;
+            links.push((chunk, link, is_zero(&bytes), same));
+        }
+        if state != State::from(content.digest) {
+            return Ok(false);
+        }
+        let source = Source {
+            sender: me.key(),
+            maker: me.key(),
+        };
+        self.hosts.know(me);
+        let mut chunks = self.chunks(at);
+        for (chunk, link, zero, same) in links {
+            let states = |link: &Link| (link.before, link.after);
+            if let Some((held, _)) = chunks.ledger.link(chunk)
+                && (!same || states(&held) != states(&link))
+            {
+                self.lose(at, &mut chunks, chunk);
+            }
+            if !same {
+                continue;
+            }
+            if let Ok(Entered::New) = chunks.ledger.enter(chunk, link, source) {
+                if zero {
+                    chunks.zero.insert(chunk);
+                }
+                hold(&self.pending).records.push(Record::Held {
+                    content: content.digest,
+                    chunk,
+                    link,
+                    zero,
+                    sender: source.sender,
+                    maker: me.clone(),
+                });
+            }
+            chunks.unread.remove(chunk);
+        }
+        hold(&self.pending).dirty.insert(at);
+        chunks.ledger.walk();
+        Ok(chunks.ledger.is_closed())
     }
 
     // ---- dropping -------------------------------------------------------------------------------------------------

@@ -86,6 +86,9 @@ impl Stage {
         if self.is_gone() {
             return Err(InstallError::Gone);
         }
+        if !self.is_there() {
+            return Err(InstallError::Removed);
+        }
         self.add_references(&references)?;
         let references = self.own_references(&references);
         if references.is_empty() {
@@ -95,20 +98,24 @@ impl Stage {
             return Err(InstallError::Incomplete(content));
         }
         let building = self.directory.join(IMAGE);
-        if building.join(cache::DISK).exists() {
+        let is_built = self.is_ours(&building);
+        if is_built || self.is_doubted() {
             self.decode_layers()?;
-            // in an earlier process's life, and not read since
+            // by an earlier process, and not read since
             self.read_again()?;
             self.flush()?;
             if let Some(content) = self.first_open() {
                 return Err(InstallError::Incomplete(content));
             }
+        }
+        if is_built {
             self.seal(&building)?;
         }
         for reference in &references {
             self.place(reference, &references)?;
         }
         step("placed")?;
+        self.end_doubt()?;
         let mut status = hold(&self.status).clone();
         if !status.installed {
             status.installed = true;
@@ -126,7 +133,11 @@ impl Stage {
     fn seal(&self, building: &Path) -> Result<(), InstallError> {
         write_new(&building.join(cache::MANIFEST), &self.manifest)?;
         write_new(&building.join(cache::MARKER), GUARD)?;
-        self.sync_files()?;
+        if let Err(error) = self.sync_files() {
+            // what the system wrote before, and said so, may be lost too
+            self.held.doubt();
+            return Err(error.into());
+        }
         platform::sync_directory(building)?;
         step("sealed")?;
         Ok(())
@@ -270,18 +281,34 @@ impl Stage {
 
     /// A directory of tart's cache that holds the image.
     pub(super) fn installed_directory(&self) -> Option<PathBuf> {
-        let references = hold(&self.status).references.clone();
-        references
-            .iter()
-            .map(|reference| {
-                cache::image_directory(&self.shared.home, reference, self.layout.digest())
-            })
-            .find(|directory| self.is_ours(directory))
+        let mut candidates = self.candidates().into_iter();
+        candidates.find(|directory| self.is_ours(directory))
     }
 
-    /// Whether the installed image is still somewhere in tart's cache, and our notes on it are still here.
+    /// All of them.
+    pub(super) fn installed_directories(&self) -> Vec<PathBuf> {
+        let mut directories = self.candidates();
+        directories.retain(|directory| self.is_ours(directory));
+        directories
+    }
+
+    /// Where the image would lie, each once: one directory in the repository of each reference.
+    fn candidates(&self) -> Vec<PathBuf> {
+        let references = hold(&self.status).references.clone();
+        let mut candidates = Vec::new();
+        for reference in &references {
+            let image = self.layout.digest();
+            let directory = cache::image_directory(&self.shared.home, reference, image);
+            if !candidates.contains(&directory) {
+                candidates.push(directory);
+            }
+        }
+        candidates
+    }
+
+    /// Whether the image's files are still here, under construction or in tart's cache, and our notes on it.
     pub(super) fn is_there(&self) -> bool {
-        self.installed_directory().is_some() && self.directory.join(STATUS).exists()
+        self.disk_path().is_some() && self.directory.join(STATUS).exists()
     }
 
     /// Where the disk is.

@@ -61,6 +61,15 @@ pub(crate) enum Record {
     Decoded { content: Digest },
 }
 
+/// What a journal says, and the journal to go on in.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) journal: Journal,
+    pub(crate) records: Vec<Record>,
+    /// What was cut off, and why.
+    pub(crate) damage: Option<String>,
+}
+
 /// An open journal, positioned after its last good batch.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -94,7 +103,7 @@ impl Journal {
 
     /// Opens a journal, cuts off what isn't whole, and tells what it says. `None` when it isn't this image's journal at
     /// all, or is missing.
-    pub(crate) fn open(path: &Path, image: &Digest) -> io::Result<Option<(Self, Vec<Record>)>> {
+    pub(crate) fn open(path: &Path, image: &Digest) -> io::Result<Option<Opened>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -105,7 +114,8 @@ impl Journal {
         let Some(replay) = replay(&bytes, image) else {
             return Ok(None);
         };
-        if replay.end < bytes.len() as u64 {
+        let cut = bytes.len() as u64 - replay.end;
+        if cut > 0 {
             // A crash here leaves the tail, which the next opening cuts again.
             file.set_len(replay.end)?;
             platform::sync_full(&file)?;
@@ -117,7 +127,19 @@ impl Journal {
             contents: number(&replay.contents),
             hosts: number(&replay.hosts),
         };
-        Ok(Some((journal, replay.records)))
+        let damage = (cut > 0).then(|| {
+            let why = if replay.newer {
+                "are of a newer version"
+            } else {
+                "aren't what was written"
+            };
+            format!("its last {cut} bytes, from byte {} on, {why}", replay.end)
+        });
+        Ok(Some(Opened {
+            journal,
+            records: replay.records,
+            damage,
+        }))
     }
 
     /// What a journal says, without changing it: for readers beside a running agent.
@@ -202,6 +224,8 @@ struct Replay {
     check: Check,
     contents: Vec<Digest>,
     hosts: Vec<HostId>,
+    /// What follows is whole, and doesn't parse.
+    newer: bool,
 }
 
 fn replay(bytes: &[u8], image: &Digest) -> Option<Replay> {
@@ -213,6 +237,7 @@ fn replay(bytes: &[u8], image: &Digest) -> Option<Replay> {
         check: first_check(&header),
         contents: Vec::new(),
         hosts: Vec::new(),
+        newer: false,
     };
     while let Some((length, after)) = rest.split_first_chunk::<4>()
         && let Some((check, after)) = after.split_first_chunk::<16>()
@@ -231,6 +256,7 @@ fn replay(bytes: &[u8], image: &Digest) -> Option<Replay> {
             replay.records.truncate(known.0);
             replay.contents.truncate(known.1);
             replay.hosts.truncate(known.2);
+            replay.newer = true;
             break;
         }
         replay.check = *check;
@@ -449,13 +475,15 @@ mod tests {
         let mut journal = Journal::create(&path, &image).unwrap();
         journal.append(&records()[..5]).unwrap();
         drop(journal);
-        let (mut journal, read) = Journal::open(&path, &image).unwrap().unwrap();
-        assert_eq!(read, records()[..5]);
+        let opened = Journal::open(&path, &image).unwrap().unwrap();
+        assert_eq!(opened.records, records()[..5]);
+        assert_eq!(opened.damage, None);
+        let mut journal = opened.journal;
         journal.append(&records()[5..]).unwrap();
         journal.append(&[]).unwrap();
         drop(journal);
-        let (_, read) = Journal::open(&path, &image).unwrap().unwrap();
-        assert_eq!(read, records());
+        let opened = Journal::open(&path, &image).unwrap().unwrap();
+        assert_eq!(opened.records, records());
         assert_eq!(Journal::read(&path, &image).unwrap(), records());
         assert!(
             Journal::open(&path, &Digest::of(b"other"))
@@ -492,9 +520,13 @@ mod tests {
         let (path, image) = (dir.path().join("journal"), Digest::of(b"image"));
         let (bytes, ends) = written(&path, &image);
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        let (mut journal, read) = Journal::open(&path, &image).unwrap().unwrap();
+        let opened = Journal::open(&path, &image).unwrap().unwrap();
         let count = ends[ends.len() - 2].1;
-        assert_eq!(read, records()[..count]);
+        assert_eq!(opened.records, records()[..count]);
+        let damage = opened.damage.unwrap();
+        let end = ends[ends.len() - 2].0;
+        assert!(damage.contains(&format!("from byte {end} on")), "{damage}");
+        let mut journal = opened.journal;
         journal.append(&records()[count..]).unwrap();
         drop(journal);
         assert_eq!(std::fs::read(&path).unwrap(), bytes);

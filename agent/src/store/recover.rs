@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use proto::{Digest, Layout};
@@ -14,13 +14,14 @@ use super::{
     Shared,
     files::Body,
     io_at,
-    journal::Journal,
+    journal::{Journal, Record},
     stage::{IMAGE, JOURNAL, Stage},
     status::{self, Status},
 };
 use crate::tart::cache;
 
 /// What a directory of ours holds.
+#[derive(Debug)]
 pub(super) enum Loaded {
     /// A stage, or an installed image.
     Stage(Box<Stage>),
@@ -91,13 +92,13 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         .iter()
         .chain(building.iter().filter(|_| !installed))
     {
-        let body = match Body::open(files, installed) {
+        let body = match Body::open(files, installed, &layout) {
             // a part of it was removed
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
         };
         if !body.fits(&layout)? {
-            tracing::warn!(%image, path = %files.display(), "the files of an image don't have its sizes any more; they aren't used");
+            tracing::warn!(%image, path = %files.display(), bytes = layout.disk_bytes(), "the disk of an image has another size than its manifest says; it isn't used");
             continue;
         }
         // directories of hard links, as they were made before, are one body
@@ -108,10 +109,7 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     let Some(first) = bodies.first() else {
         return Ok(Loaded::Leftover);
     };
-    let journal_path = directory.join(JOURNAL);
-    let Some((journal, records)) = Journal::open(&journal_path, layout.digest())? else {
-        return damaged(journal_path, "it isn't the journal of this image".into());
-    };
+    let (journal, records, damaged) = open_journal(directory, &layout, installed)?;
     let status = Status {
         disk_inode: first.inode,
         twin_inodes: bodies.iter().skip(1).map(|body| body.inode).collect(),
@@ -128,10 +126,39 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         journal,
     );
     stage.held.replay(records);
-    if installed && !stage.is_complete() {
-        return damaged(journal_path, "it lacks chunks of an installed image".into());
-    }
+    stage.links_lost.store(damaged, Ordering::Release);
+    stage.notice_doubt();
     Ok(Loaded::Stage(Box::new(stage)))
+}
+
+/// The journal, as far as it is good, and whether it isn't; what that costs is said.
+fn open_journal(
+    directory: &Path,
+    layout: &Layout,
+    installed: bool,
+) -> io::Result<(Journal, Vec<Record>, bool)> {
+    let path = directory.join(JOURNAL);
+    let damaged = |reason: &str| {
+        let image = layout.digest();
+        let file = path.display();
+        if installed {
+            tracing::warn!(%image, %file, reason, "a journal is damaged; what it said of the image is made again from the disk");
+        } else {
+            tracing::warn!(%image, %file, reason, "a journal is damaged; the chunks that it doesn't vouch for are fetched again");
+        }
+    };
+    if let Some(opened) = Journal::open(&path, layout.digest())? {
+        if let Some(reason) = &opened.damage {
+            damaged(reason);
+        }
+        return Ok((opened.journal, opened.records, opened.damage.is_some()));
+    }
+    damaged(if path.exists() {
+        "it isn't the journal of this image"
+    } else {
+        "it is missing"
+    });
+    Ok((Journal::create(&path, layout.digest())?, Vec::new(), true))
 }
 
 /// Removes a directory of ours, the status first.

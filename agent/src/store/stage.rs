@@ -8,10 +8,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use proto::{
@@ -57,7 +57,11 @@ pub struct Stage {
     pub(super) directory: PathBuf,
     pub(super) held: Held<ImageFiles>,
     /// Contents whose blobs this process decoded onto the disk.
-    decoded: Mutex<BTreeSet<usize>>,
+    pub(super) decoded: Mutex<BTreeSet<usize>>,
+    /// The journal was damaged when it was opened, and the links that it lost weren't made again yet.
+    pub(super) links_lost: AtomicBool,
+    /// The doubt under which the image is read again ([`super::doubt`]).
+    pub(super) doubt: Mutex<Option<Vec<u8>>>,
     pub(super) status: Mutex<Status>,
     /// One installation at a time.
     pub(super) installing: Mutex<()>,
@@ -164,6 +168,8 @@ impl Stage {
             directory,
             held,
             decoded: Mutex::default(),
+            links_lost: AtomicBool::new(false),
+            doubt: Mutex::default(),
             status: Mutex::new(status),
             installing: Mutex::default(),
             copying_bytes: AtomicU64::new(0),
@@ -336,20 +342,24 @@ impl Stage {
         Ok(chunks)
     }
 
-    /// Reads a held chunk again and drops it, lastingly, when its bytes don't fit its link any more. Whether it is still
+    /// Reads a held chunk where it lies, and drops it, lastingly, when its bytes don't fit its link any more. Whether it is still
     /// held.
     ///
     /// # Errors
     /// When the volume fails.
     pub fn scrub(&self, content: Digest, chunk: ChunkIndex) -> io::Result<bool> {
+        Ok(matches!(self.look(content, chunk)?, Look::Sound(_)))
+    }
+
+    pub(crate) fn look(&self, content: Digest, chunk: ChunkIndex) -> io::Result<Look> {
         let Some(at) = self.held.find(&content) else {
-            return Ok(false);
+            return Ok(Look::Missing);
         };
-        match self.held.look(at, chunk)? {
-            Look::Sound(_) => Ok(true),
-            Look::Missing => Ok(false),
-            Look::Rotten => self.flush().map(|()| false),
+        let look = self.held.look(at, chunk)?;
+        if look == Look::Rotten {
+            self.flush()?;
         }
+        Ok(look)
     }
 
     /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. To be
@@ -548,6 +558,7 @@ impl Stage {
                 if self.is_gone() {
                     break;
                 }
+                self.shared.go_on()?;
                 if self.held.look(*at, *chunk)? == Look::Rotten {
                     self.flush()?;
                 }
@@ -567,10 +578,46 @@ impl Stage {
         })
     }
 
-    /// Whether something is held by the word of an earlier process alone.
+    /// Whether [`read_again`](Self::read_again) has to come before an installation: something of an image under construction is
+    /// held by the word of an earlier process alone, or the image is doubted. An image that was installed before is read as it
+    /// is used.
     #[must_use]
-    pub fn is_unread(&self) -> bool {
-        (0..self.held.len()).any(|at| !self.held.unread(at).is_empty())
+    pub fn has_to_be_read(&self) -> bool {
+        let unread = |at| !self.held.unread(at).is_empty();
+        (!self.is_installed() || self.is_doubted()) && (0..self.held.len()).any(unread)
+    }
+
+    /// Makes the links of an installed image anew from its bytes, where its journal was lost: a hash of the disk, a second per GB,
+    /// instead of a download. What isn't proved by that is left to be fetched.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub(super) fn link_again(&self) -> io::Result<()> {
+        let damaged = self.links_lost.load(Ordering::Acquire);
+        // where nothing is known of a content: a stop came between the damage and this
+        let lost_links =
+            |at: &usize| !self.held.is_closed(*at) && (damaged || self.held.held(*at).is_empty());
+        let contents: Vec<_> = (0..self.held.len()).filter(lost_links).collect();
+        if contents.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let me = self.shared.host();
+        let (mut linked, mut lost) = (0, 0);
+        for at in contents {
+            if self.held.link_again(at, &me, &|| self.shared.go_on())? {
+                linked += 1;
+            } else {
+                // the bytes aren't the content's, somewhere: keep what the links that are left prove
+                self.look_at_all(at)?;
+                lost += 1;
+            }
+        }
+        self.flush()?;
+        self.links_lost.store(false, Ordering::Release);
+        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(image = %self.layout.digest(), linked, lost, elapsed_ms, "the journal's lost links were made again from the disk");
+        Ok(())
     }
 
     /// Bytes that this stage may still take from the volume.
@@ -597,7 +644,9 @@ impl Stage {
             .map(|at| self.held.digest(at))
     }
 
-    pub(crate) fn is_gone(&self) -> bool {
+    /// Whether the image was given up, or its files removed: nothing is read or written any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
         self.held.is_gone()
     }
 

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use super::{install::interrupted::STEPS_LEFT, *};
 use crate::{apple_lz4, tart::cache};
 
+mod damage;
+mod model;
+
 /// An image with everything that matters: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels as
 /// a blob.
 struct Sample {
@@ -42,7 +45,11 @@ fn noise(size: usize, seed: u64) -> Vec<u8> {
 fn sample_with(own: u64, encoded: Option<Vec<u8>>) -> Sample {
     let mut common = noise(3 * (1 << 20) + 100_000, 77);
     common[1 << 20..2 << 20].fill(0);
-    let mine = noise((1 << 20) + 5000, own);
+    sample_of(own, &common, (1 << 20) + 5000, encoded)
+}
+
+fn sample_of(own: u64, common: &[u8], own_bytes: usize, encoded: Option<Vec<u8>>) -> Sample {
+    let mine = noise(own_bytes, own);
     let config = format!("{{\"version\":1,\"own\":{own}}}").into_bytes();
     let nvram = noise(70_000, own + 1);
     let (mut contents, mut layers, mut disk) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -53,7 +60,7 @@ fn sample_with(own: u64, encoded: Option<Vec<u8>>) -> Sample {
     };
     layer(image::CONFIG_TYPE, &config, serde_json::json!({}));
     contents.insert(Digest::of(&config), config.clone());
-    for raw in [&common, &mine, &common] {
+    for raw in [common, &mine, common] {
         let digest = Digest::of(raw);
         layer(
             image::DISK_TYPE,
@@ -62,7 +69,7 @@ fn sample_with(own: u64, encoded: Option<Vec<u8>>) -> Sample {
                 image::RAW_SIZE_ANNOTATION: raw.len().to_string(), image::RAW_DIGEST_ANNOTATION: digest.to_string(),
             }),
         );
-        contents.insert(digest, raw.clone());
+        contents.insert(digest, raw.to_vec());
         disk.extend_from_slice(raw);
     }
     if let Some(blob) = encoded {
@@ -175,14 +182,13 @@ fn assert_installed(directory: &Path, sample: &Sample) {
         fs::read(directory.join(cache::DISK)).unwrap() == sample.disk,
         "disk differs"
     );
-    assert_eq!(
-        fs::read(directory.join(cache::CONFIG)).unwrap(),
-        sample.config
-    );
-    assert_eq!(
-        fs::read(directory.join(cache::MANIFEST)).unwrap(),
-        sample.manifest
-    );
+    for (name, source) in [
+        (cache::CONFIG, &sample.config),
+        (cache::MANIFEST, &sample.manifest),
+    ] {
+        let found = fs::read(directory.join(name)).unwrap();
+        assert!(found == *source, "{name} differs");
+    }
     let nvram = fs::read(directory.join(cache::NVRAM)).unwrap();
     assert_eq!(Digest::of(&nvram), sample.layout.nvram().digest);
 }
@@ -703,6 +709,7 @@ fn what_was_copied_from_another_image_survives_a_beginning_that_fails() {
     fill(&begin(&store, &other, &["ghcr.io/org/other:one"]).0, &other);
     // the raw layer that both have can be copied, the blob that both have can't
     fs::remove_dir(ours(&home, &one).join("blobs")).unwrap();
+    fs::write(ours(&home, &one).join("blobs"), "no directory").unwrap();
     let again = store.begin(&one.layout, &one.manifest, &[TAG.into()]);
     assert!(matches!(again, Err(BeginError::Copy(_))), "{again:?}");
     drop((stage, store));
@@ -1056,18 +1063,21 @@ struct Prepared {
     chunks: Vec<(Digest, ChunkIndex, Link, Vec<u8>)>,
 }
 
-fn prepared() -> &'static Prepared {
-    static PREPARED: std::sync::OnceLock<Prepared> = std::sync::OnceLock::new();
-    PREPARED.get_or_init(|| {
-        let sample = sample(1);
+impl Prepared {
+    fn of(sample: Sample) -> Self {
         let mut chunks = Vec::new();
         for (digest, bytes) in &sample.contents {
             for (chunk, link, bytes) in links(bytes) {
                 chunks.push((*digest, chunk, link, bytes.to_vec()));
             }
         }
-        Prepared { sample, chunks }
-    })
+        Self { sample, chunks }
+    }
+}
+
+fn prepared() -> &'static Prepared {
+    static PREPARED: OnceLock<Prepared> = OnceLock::new();
+    PREPARED.get_or_init(|| Prepared::of(sample(1)))
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     ROOT,
+    doubt::mark,
     journal::{Journal, Record},
     stage::{JOURNAL, decode_blob},
     status::Status,
@@ -76,7 +77,7 @@ pub enum VerifyError {
         /// The layer.
         layer: LayerName,
     },
-    /// `config.json`, `nvram.bin` or a kept blob has other bytes than the manifest says.
+    /// `config.json`, `nvram.bin`, `manifest.json` or a kept blob has other bytes than the manifest says.
     #[error("{path} is bad: it has digest {found}, not {wanted}")]
     File {
         /// The file.
@@ -85,6 +86,12 @@ pub enum VerifyError {
         wanted: Digest,
         /// What it is.
         found: Digest,
+    },
+    /// A file of an image that this host staged is missing.
+    #[error("{path} is missing")]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// The disk has another size than the manifest says.
     #[error("{path} has {found} bytes, not {wanted}")]
@@ -106,6 +113,20 @@ pub enum VerifyError {
     },
 }
 
+impl VerifyError {
+    /// Whether the image that is there isn't what its manifest says, or what that could be compared with is gone.
+    pub(crate) const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Layer { .. }
+                | Self::NoBlob { .. }
+                | Self::File { .. }
+                | Self::Missing { .. }
+                | Self::Size { .. }
+        )
+    }
+}
+
 /// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference, or the digest of the
 /// manifest of an image that this host staged: where that lies is looked up, what it should be isn't.
 /// `progress` is told how many bytes of how many are done, after each layer and file.
@@ -119,16 +140,7 @@ pub fn verify(
     image: &str,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Verified, VerifyError> {
-    let (directory, digest) = match image.parse::<Digest>() {
-        Ok(digest) => find_staged(home, digest)?,
-        Err(_) => {
-            let reference: Reference = image.parse().map_err(|error| VerifyError::Reference {
-                reference: image.chars().take(120).collect(),
-                error,
-            })?;
-            find(home, &reference)?
-        }
-    };
+    let (directory, digest) = locate(home, image)?;
     let ours = home.join(ROOT).join(digest.hex().to_string());
     let layout = read_layout(
         &[directory.join(cache::MANIFEST), ours.join(cache::MANIFEST)],
@@ -149,6 +161,7 @@ pub fn verify(
     }
     let path = directory.join(cache::DISK);
     let disk = open(&path)?;
+    check_manifest(&directory, &ours, &disk, &digest)?;
     let size = disk.metadata().map_err(at(&path))?.len();
     if size != layout.disk_bytes() {
         return Err(VerifyError::Size {
@@ -178,6 +191,29 @@ pub fn verify(
         directory,
         bytes: total,
     })
+}
+
+/// Has the agent of this tart home read an image again that [`verify`] found damaged: it withdraws the image's presence and mends
+/// it. A running agent sees to it within 5 s, another one at its start. Whether the agent staged the image; what it didn't is tart's.
+///
+/// # Errors
+/// When the image isn't there, or our directory can't be written.
+pub fn doubt(home: &Path, image: &str) -> Result<bool, VerifyError> {
+    let (_, digest) = locate(home, image)?;
+    let ours = home.join(ROOT).join(digest.hex().to_string());
+    mark(&ours).map_err(at(&ours))
+}
+
+/// The directory of an image that is named by reference, or by digest, and its digest.
+fn locate(home: &Path, image: &str) -> Result<(PathBuf, Digest), VerifyError> {
+    if let Ok(digest) = image.parse::<Digest>() {
+        return find_staged(home, digest);
+    }
+    let reference: Reference = image.parse().map_err(|error| VerifyError::Reference {
+        reference: image.chars().take(120).collect(),
+        error,
+    })?;
+    find(home, &reference)
 }
 
 /// The image's directory, and the digest by which tart knows it.
@@ -234,6 +270,36 @@ fn read_layout(paths: &[PathBuf; 2], digest: &Digest) -> Result<Layout, VerifyEr
         first.get_or_insert(error);
     }
     Err(first.expect("there are two paths"))
+}
+
+/// Compares the manifest in a directory that we installed. tart writes its own into those that it pulled.
+fn check_manifest(
+    directory: &Path,
+    ours: &Path,
+    disk: &File,
+    digest: &Digest,
+) -> Result<(), VerifyError> {
+    let path = directory.join(cache::MANIFEST);
+    let inode = disk.metadata().map_err(at(&path))?.ino();
+    let is_ours =
+        Status::read(ours).is_ok_and(|status| status.is_some_and(|status| status.has_disk(inode)));
+    if !is_ours {
+        return Ok(());
+    }
+    let found = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(VerifyError::Missing { path });
+        }
+        read => Digest::of(&read.map_err(at(&path))?),
+    };
+    if found == *digest {
+        return Ok(());
+    }
+    Err(VerifyError::File {
+        path,
+        wanted: *digest,
+        found,
+    })
 }
 
 fn check_file(path: &Path, wanted: Blob) -> Result<(), VerifyError> {

@@ -7,8 +7,8 @@ use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, Opened, ROSTER_KEEP, Refused, Session,
-    orders::bandwidth,
+    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, MAX_SUSPECT, Opened, ROSTER_KEEP, Refused,
+    Session, orders::bandwidth,
 };
 use crate::{
     config::MAX_HOSTS,
@@ -470,6 +470,13 @@ impl Driver {
             return;
         };
         known.blames = known.blames.saturating_add(1);
+        // its disk may have rotted: whoever keeps a chunk like that looks at it at once, and mends it
+        if blame.kind() == message::BlameKind::Bytes
+            && known.suspect.len() < MAX_SUSPECT
+            && let Ok(content) = message::digest(&blame.content)
+        {
+            known.suspect.insert((content, blame.chunk));
+        }
         // A sender that names no maker, or none of ours, made it itself as far as anybody can tell.
         let maker = blame.maker.parse().ok();
         let maker = maker

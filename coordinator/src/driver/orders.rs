@@ -161,7 +161,28 @@ impl Driver {
         if self.publish_due <= now {
             self.publish_due = now + PUBLISH_EVERY;
             self.dirty = false;
+            self.ask_to_look();
             self.show(now);
+        }
+    }
+
+    /// Tells hosts for which chunks others blame them. With the view, so that no accuser can fill a host's queue of orders.
+    fn ask_to_look(&mut self) {
+        let mut suspect = Vec::new();
+        for (host, known) in &mut self.hosts {
+            if !known.suspect.is_empty() {
+                suspect.push((host.clone(), std::mem::take(&mut known.suspect)));
+            }
+        }
+        for (host, chunks) in suspect {
+            let chunks = chunks.into_iter().map(|(content, chunk)| message::Suspect {
+                content: content.as_bytes().to_vec(),
+                chunk,
+            });
+            let order = message::Recheck {
+                chunks: chunks.collect(),
+            };
+            self.order(&host, kind(message::order::Kind::Recheck(order)));
         }
     }
 

@@ -477,6 +477,45 @@ fn what_is_left_over_on_a_host_is_cancelled_when_all_that_was_asked_for_is_known
 }
 
 #[test]
+fn a_host_that_is_blamed_for_bytes_is_asked_to_look_at_them_once() {
+    let mut world = World::new();
+    let (_, mut orders) = world.open("mini-1", World::hello());
+    let (accuser, _other) = world.open("mini-2", World::hello());
+    let mut blame = |world: &mut World, chunks: &[u32], kind: message::BlameKind| {
+        let blames = chunks.iter().map(|chunk| message::Blame {
+            host: "mini-1".into(),
+            maker: "mini-1".into(),
+            content: vec![7; 32],
+            chunk: *chunk,
+            kind: kind.into(),
+        });
+        let report = message::Report {
+            blames: blames.collect(),
+            ..message::Report::default()
+        };
+        world.report("mini-2", accuser, report);
+        world.driver.publish_due = world.driver.now();
+        world.driver.flush();
+        let orders = std::iter::from_fn(|| orders.try_recv().ok());
+        let asked = orders.filter_map(|order| match &order.kind {
+            Some(Kind::Recheck(recheck)) => Some(recheck.chunks.clone()),
+            _ => None,
+        });
+        asked.collect::<Vec<_>>()
+    };
+    let asked = blame(&mut world, &[3, 3, 9], message::BlameKind::Bytes);
+    let chunks: Vec<_> = asked.concat().iter().map(|asked| asked.chunk).collect();
+    assert_eq!((asked.len(), chunks), (1, vec![3, 9]));
+    assert_eq!(asked[0][0].content, vec![7; 32]);
+    // one order however many blames
+    let many: Vec<u32> = (0..500).collect();
+    let asked = blame(&mut world, &many, message::BlameKind::Bytes);
+    assert_eq!((asked.len(), asked[0].len()), (1, MAX_SUSPECT));
+    // a false link says nothing of the disk
+    assert!(blame(&mut world, &[3], message::BlameKind::Link).is_empty());
+}
+
+#[test]
 fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
     let mut world = World::new();
     let (_one, mut orders) = world.open("mini-1", World::hello());

@@ -1,7 +1,5 @@
 use std::sync::{Arc, OnceLock, Weak};
 
-use proto::State;
-
 use super::{failing::SYNCS_LEFT, *};
 
 /// One content in one file. After each write to it something may happen, before the chunk counts as held.
@@ -96,7 +94,7 @@ impl World {
         };
         let held = Held::new(files, [(self.content(), self.geometry)], Arc::default());
         let (journal, records) = match Journal::open(&path, &self.content()).unwrap() {
-            Some(opened) => opened,
+            Some(opened) => (opened.journal, opened.records),
             None => (Journal::create(&path, &self.content()).unwrap(), Vec::new()),
         };
         held.set_journal(Some(journal));

@@ -1,0 +1,285 @@
+//! What is damaged or removed on the disk, one kind at a time: what it costs, and what is said of it.
+
+use super::*;
+use crate::{platform::cloning, store::stage::JOURNAL};
+
+/// Changes a byte of a file.
+fn flip(path: &Path, at: u64) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 16], at).unwrap();
+}
+
+/// An installed image, and where.
+fn installed(home: &TempDir, sample: &Sample) -> (Store, Arc<Stage>, PathBuf) {
+    let store = open(home);
+    let (stage, _) = begin(&store, sample, &[TAG]);
+    fill(&stage, sample);
+    install(&stage, &[]).unwrap();
+    let directory = image_dir(home, "ghcr.io/org/image", sample);
+    (store, stage, directory)
+}
+
+fn missing_chunks(stage: &Stage, sample: &Sample) -> usize {
+    let contents = sample.contents.keys().map(|content| {
+        let held = stage.held(*content);
+        (held.chunks() - held.count()) as usize
+    });
+    contents.sum()
+}
+
+#[test]
+fn a_damaged_journal_of_an_installed_image_costs_a_hash_and_no_download() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("removed", |path| fs::remove_file(path).unwrap()),
+        ("emptied", |path| fs::write(path, "").unwrap()),
+        ("another's", |path| fs::write(path, vec![7; 5000]).unwrap()),
+        ("cut in half", |path| {
+            let half = fs::metadata(path).unwrap().len() / 2;
+            fs::File::options()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(half)
+                .unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample_with(1, None));
+        let (store, stage, directory) = installed(&home, &sample);
+        drop((stage, store));
+        damage(&ours(&home, &sample).join(JOURNAL));
+        let store = open(&home);
+        assert!(!store.recovered()[0].present, "{what}");
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        assert_eq!(missing_chunks(&stage, &sample), 0, "{what}");
+        install(&stage, &[]).unwrap();
+        assert_installed(&directory, &sample);
+        // and the new links last
+        drop((stage, store));
+        assert!(open(&home).recovered()[0].present, "{what}");
+    }
+}
+
+#[test]
+fn what_rotted_beside_a_lost_journal_is_fetched_alone() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample_with(1, None));
+    let (store, stage, directory) = installed(&home, &sample);
+    drop((stage, store));
+    fs::remove_file(ours(&home, &sample).join(JOURNAL)).unwrap();
+    let layer = &sample.layout.layers()[1];
+    flip(&directory.join(cache::DISK), layer.offset + 9);
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    let rotten = sample.contents[&layer.raw.unwrap()].len().div_ceil(1 << 20);
+    assert_eq!(missing_chunks(&stage, &sample), rotten);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    assert_installed(&directory, &sample);
+}
+
+#[test]
+fn a_doubted_image_is_not_present_until_it_is_mended() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let (store, stage, directory) = installed(&home, &sample);
+    for (file, at) in [
+        (cache::DISK, 7),
+        (cache::CONFIG, 3),
+        (cache::NVRAM, 60_000),
+        (cache::MANIFEST, 11),
+    ] {
+        flip(&directory.join(file), at);
+        drop(store.take_news());
+        let found = verify(home.path(), TAG, |_, _| {}).unwrap_err();
+        assert!(found.is_damage(), "{found}");
+        assert!(doubt(home.path(), &sample.layout.digest().to_string()).unwrap());
+        drop(store.presence());
+        let image = *sample.layout.digest();
+        assert_eq!(store.take_news(), [News::Doubted { image }]);
+        assert!(stage.is_doubted() && stage.has_to_be_read());
+        // told once
+        drop(store.presence());
+        assert_eq!(store.take_news(), []);
+
+        stage.read_again().unwrap();
+        if file != cache::MANIFEST {
+            let news = store.take_news();
+            assert!(
+                matches!(news[..], [News::Rotted { .. }]),
+                "{file}: {news:?}"
+            );
+            assert!(matches!(
+                install(&stage, &[]),
+                Err(InstallError::Incomplete(_))
+            ));
+            assert!(stage.is_doubted());
+            fill(&stage, &sample);
+        }
+        install(&stage, &[]).unwrap();
+        assert!(!stage.is_doubted());
+        assert_installed(&directory, &sample);
+        verify(home.path(), TAG, |_, _| {}).unwrap();
+    }
+}
+
+#[test]
+fn a_doubt_outlives_a_restart() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let (store, stage, directory) = installed(&home, &sample);
+    drop((stage, store));
+    flip(&directory.join(cache::DISK), 7);
+    assert!(doubt(home.path(), TAG).unwrap());
+    let store = open(&home);
+    let recovered = store.recovered().remove(0);
+    assert!(!recovered.present);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    stage.read_again().unwrap();
+    assert_eq!(missing_chunks(&stage, &sample), 1);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    assert_installed(&directory, &sample);
+    drop((recovered, stage, store));
+    assert!(open(&home).recovered()[0].present);
+}
+
+#[test]
+fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
+    type Remove = fn(&TempDir, &Sample);
+    let removals: [(&str, Remove); 5] = [
+        ("disk", |home, sample| {
+            fs::remove_file(ours(home, sample).join("image/disk.img")).unwrap()
+        }),
+        ("nvram", |home, sample| {
+            fs::remove_file(ours(home, sample).join("image/nvram.bin")).unwrap()
+        }),
+        ("image", |home, sample| {
+            fs::remove_dir_all(ours(home, sample).join("image")).unwrap()
+        }),
+        ("notes", |home, sample| {
+            fs::remove_dir_all(ours(home, sample)).unwrap()
+        }),
+        ("home", |home, _| fs::remove_dir_all(home.path()).unwrap()),
+    ];
+    for (what, remove) in removals {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+        let store = open(&home);
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        fill(&stage, &sample);
+        remove(&home, &sample);
+        store.flush().unwrap();
+        let image = *sample.layout.digest();
+        assert_eq!(store.take_news(), [News::Removed { image }], "{what}");
+        // nothing more goes into files without a name
+        let (content, bytes) = sample.contents.first_key_value().unwrap();
+        let (chunk, link, bytes) = links(bytes).remove(0);
+        let written = stage.write(
+            *content,
+            chunk,
+            bytes,
+            link,
+            source("mac-1"),
+            &host("mac-1"),
+        );
+        assert!(
+            matches!(written, Err(WriteError::Gone)),
+            "{what}: {written:?}"
+        );
+        assert!(stage.is_gone() && stage.read(*content, chunk).unwrap().is_none());
+
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        assert!(!stage.is_complete());
+        fill(&stage, &sample);
+        install(&stage, &[]).unwrap();
+        assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+        // our directory was locked again
+        assert!(
+            matches!(
+                Store::open(home.path(), options()),
+                Err(OpenStoreError::InUse { .. })
+            ),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn what_is_thrown_away_is_named() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let load = |store: &Store| {
+        let found = load(
+            &store.shared,
+            &ours(&home, &sample),
+            *sample.layout.digest(),
+        );
+        match found.unwrap() {
+            Loaded::Damaged { file, reason } => (file, reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    let store = open(&home);
+    begin(&store, &sample, &[TAG]);
+    let manifest = ours(&home, &sample).join(cache::MANIFEST);
+    flip(&manifest, 4);
+    let (file, reason) = load(&store);
+    assert!(file.ends_with(cache::MANIFEST) && !reason.is_empty());
+    fs::remove_file(&manifest).unwrap();
+    assert_eq!(load(&store).1, "it is missing");
+    let status = ours(&home, &sample).join(status::STATUS);
+    fs::write(&status, "{").unwrap();
+    let (file, reason) = load(&store);
+    assert_eq!(file, fs::canonicalize(&status).unwrap());
+    assert!(!reason.is_empty());
+}
+
+#[test]
+fn what_a_stop_left_is_read_before_it_is_installed() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    store.flush().unwrap();
+    drop((stage, store));
+    flip(&ours(&home, &sample).join("image/disk.img"), 5);
+    flip(&ours(&home, &sample).join("image/nvram.bin"), 66_666);
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    assert!(stage.is_complete() && stage.has_to_be_read());
+    assert!(matches!(
+        install(&stage, &[]),
+        Err(InstallError::Incomplete(_))
+    ));
+    assert_eq!(store.take_news().len(), 2);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &sample), &sample);
+}
+
+#[test]
+fn a_clone_of_a_rotten_image_is_compared_where_it_lies() {
+    for clones in [true, false] {
+        cloning::PRETENDED.set(clones);
+        let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
+        let (store, old, directory) = installed(&home, &one);
+        // in the layer that both have, which lies at two places: a chunk of bytes, and one of zeros
+        flip(&directory.join(cache::DISK), 77);
+        flip(&directory.join(cache::DISK), (1 << 20) + 4);
+        let (stage, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
+        let shared = one.layout.layers()[0].raw.unwrap();
+        assert!(copied > 0);
+        for chunk in [0, 1].map(ChunkIndex) {
+            // the second place of a clone has the bytes; a copy is of what is sound at every place
+            assert_eq!(stage.held(shared).contains(chunk), clones, "{chunk}");
+        }
+        assert!(!clones || !old.is_closed(shared) || stage.is_closed(shared));
+        fill(&stage, &two);
+        install(&stage, &[]).unwrap();
+        assert_installed(&image_dir(&home, "ghcr.io/org/image", &two), &two);
+        cloning::PRETENDED.set(false);
+    }
+}
