@@ -413,7 +413,7 @@ impl Driver {
         this
     }
 
-    /// Runs until `shutdown`, or until every sender of `inbox` is gone.
+    /// Runs until `shutdown`, until every sender of `inbox` is gone, or until a job died.
     pub(crate) async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Input>,
@@ -426,7 +426,7 @@ impl Driver {
             let next = tokio::select! {
                 () = shutdown.cancelled() => return,
                 input = inbox.recv() => input,
-                Some(job) = self.jobs.join_next() => Some(finished(job)),
+                Some(job) = self.jobs.join_next() => finished(job),
                 Ok(()) = membership.changed() => {
                     let fresh = membership.borrow_and_update().clone();
                     let now = self.now();
@@ -436,6 +436,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(due.into()) => Some(Input::Tick),
             };
+            // without an input there is nobody left to ask, or a job died: then the program ends
             let Some(input) = next else { return };
             self.apply(input);
         }
@@ -519,9 +520,8 @@ impl Driver {
     }
 }
 
-fn finished(job: Result<Input, tokio::task::JoinError>) -> Input {
-    job.unwrap_or_else(|error| {
-        error!(%error, "a job of the driver was cut short");
-        Input::Tick
-    })
+/// What a job brought. Nothing when it died: who waits for its answer would wait for ever, and a new start asks anew.
+fn finished(job: Result<Input, tokio::task::JoinError>) -> Option<Input> {
+    job.map_err(|error| error!(%error, "a job of the driver died; the coordinator ends"))
+        .ok()
 }

@@ -761,3 +761,22 @@ fn an_image_is_present_on_a_host_once_it_is_ready_under_every_name_that_is_wante
     // a version that names no references is taken at its word
     assert_eq!(shown(&[]), present);
 }
+
+#[tokio::test]
+async fn a_job_that_panics_ends_the_driver_and_nothing_waits_for_its_answer() {
+    let mut world = World::new();
+    let (inputs, inbox) = mpsc::channel(1);
+    let (_members, membership) = watch::channel(Arc::default());
+    let (waits, mut answer) = oneshot::channel::<()>();
+    world.driver.jobs.spawn(async move {
+        let _waits = waits;
+        panic!("injected");
+    });
+    let shutdown = CancellationToken::new();
+    let run = world.driver.run(inbox, membership, shutdown.clone());
+    let ended = tokio::time::timeout(Duration::from_secs(10), run).await;
+    assert!(ended.is_ok(), "it goes on without the answer");
+    // nobody asked it to end, so the program takes it for a part that failed
+    assert!(!shutdown.is_cancelled() && inputs.is_closed());
+    assert!(answer.try_recv().is_err());
+}
