@@ -10,6 +10,7 @@ import os
 import pathlib
 import plistlib
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -796,6 +797,69 @@ def can(verb, what, *flags, namespace=None, name=""):
     run = kubectl("auth", "can-i", verb, resource, *where, *flags, "--as", account)
     assert run.stdout.strip() in ("yes", "no"), run.stdout + run.stderr
     return run.stdout.strip() == "yes"
+
+
+def applies(text):
+    """The commands of this text that renew the CRD."""
+    return [found.group() for found in re.finditer(r"(tar -xOf CHART\.tgz [^|\n]*\| )?kubectl apply [^`\n]*-f [^`\n ]+", text)]
+
+
+def crd_commands(notes):
+    """Every command that operators are told to renew the CRD with: by deploy/README.md, and by the chart's notes."""
+    readme = (DEPLOY / "README.md").read_text()
+    (upgrade,) = re.findall(r"^### Upgrade\n(.*?)^### ", readme, re.DOTALL | re.MULTILINE)
+    return applies(upgrade) + applies(notes)
+
+
+def test_the_documented_upgrade_renews_a_crd_that_helm_installed():
+    if not os.environ["SERVER"]:
+        raise Skipped("no --server")
+    name = "imageprepulls.parbake.dev"
+    description = lambda crd: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    wanted = description(yaml.safe_load((DEPLOY / "crd.yaml").read_text()))["description"]
+    path = os.pathsep.join([str(pathlib.Path(os.environ["KUBECTL"]).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": os.environ["SERVER"]}
+    assert helm("package", str(CHART), "--destination", str(WORK)).returncode == 0
+    (package,) = WORK.glob("parbake-*.tgz")
+
+    def said():
+        return kubectl("get", "crd", name, "-o", "jsonpath={.spec.versions[0].schema.openAPIV3Schema.description}").stdout
+
+    def shell(line):
+        command = ["bash", "-o", "pipefail", "-c", line.replace("CHART.tgz", str(package))]
+        return subprocess.run(command, cwd=DEPLOY.parent, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+    # an older chart, whose CRD says something else
+    older = WORK / "older"
+    shutil.copytree(CHART, older)
+    (member,) = (older / "crds").iterdir()
+    crd = yaml.safe_load(member.read_text())
+    description(crd)["description"] = "an older text"
+    member.write_text(yaml.safe_dump(crd))
+    removed = kubectl("delete", "crd", name, "--ignore-not-found")
+    assert removed.returncode == 0, removed.stderr
+    kubectl("create", "namespace", NAMESPACE)
+    at = ["--kubeconfig", os.environ["SERVER"], "--namespace", NAMESPACE]
+    run = helm("install", "parbake", str(older), *at, values={"image": {"repository": "registry.example.com/parbake"}})
+    try:
+        assert run.returncode == 0, run.stderr
+        refused = shell("kubectl apply --server-side -f deploy/crd.yaml")
+        assert refused.returncode != 0 and "conflict" in refused.stderr, "helm doesn't manage the CRD: nothing is tried here"
+        commands = crd_commands(run.stdout)
+        assert len(commands) == 4, commands
+        for command in commands:
+            if said() != "an older text":
+                # again as an install leaves it
+                assert kubectl("delete", "crd", name).returncode == 0
+                run = kubectl("create", "--field-manager=helm", "-f", str(member))
+                assert run.returncode == 0, run.stderr
+            for _ in ("the first time", "and the next"):
+                run = shell(command)
+                assert run.returncode == 0, f"{command}: {run.stderr}"
+                assert said() == wanted, command
+    finally:
+        run = helm("uninstall", "parbake", *at)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_release_lives_on_a_real_api_server():
