@@ -702,6 +702,18 @@ def test_alerts_fire_when_they_should_and_not_before():
     fires("ParbakeRollingAboveCap", "20m", leader + roll("2x200", "30x200"))
     fires("ParbakeRollingAboveCap", "20m", leader + roll("3x200", "30x200"), 'namespace="ci"', 'pool="runners"')
     fires("ParbakeRollingAboveCap", "20m", leader + roll("3x200", "30x200", pod="parbake-2"))
+
+    def short(warm, replicas="12x200"):
+        # the cap of roll() is 2
+        own = [series("parbake_pool_warm_pods", warm, **pool), series("parbake_pool_replicas", replicas, **pool)]
+        return leader + roll("0x200", "12x200") + own
+
+    fires("ParbakePoolShort", "20m", short("10x200"))
+    fires("ParbakePoolShort", "9m", short("9x200"))
+    fires("ParbakePoolShort", "10m", short("9x200"), 'pool="runners"', "has 9 warm Pods")
+    # a pool that is emptied by a roll whose Pods come back stale, as far as rolling_pods can tell that nothing rolls
+    fires("ParbakePoolShort", "20m", short("12 6 1 0x200"), 'pool="runners"', "has 0 warm Pods")
+    fires("ParbakePoolShort", "20m", short("0x200", replicas="0x200"))
     fires("ParbakeRollStuck", "60m", leader + roll("2x200", "30x200"), 'pool="runners"')
     fires("ParbakeRollStuck", "60m", leader + roll("2x200", "200-1x200"))
     fires("ParbakeRollStuck", "60m", leader + roll("1x200", "30x200"))

@@ -11,6 +11,10 @@ pub mod lease;
 pub(crate) mod metrics;
 pub mod program;
 pub mod state;
+mod trouble;
 mod watch;
 mod web;
 mod write;
+
+/// Who the API server writes down as the manager of the fields that the coordinator writes.
+pub(crate) const MANAGER: &str = "parbake";

@@ -48,6 +48,8 @@ mod words;
 
 pub(crate) use claims::stricter;
 pub(crate) use keeper::{Keep, QUEUE as KEEPER_QUEUE, keep};
+#[cfg(test)]
+pub(crate) use presence::HostPresence;
 pub(crate) use presence::PresenceView;
 pub(crate) use refusals::Refused;
 pub(crate) use show::View;

@@ -12,6 +12,8 @@ pub mod action;
 pub mod config;
 mod decide;
 pub mod event;
+mod pool;
+mod slots;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ pub use action::{Action, Withdrawal};
 pub use config::Config;
 pub use decide::{Gate, cap};
 pub use event::{
-    Event, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod, PodId, PodName, Pool, PoolId,
+    Before, Event, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod, PodId, PodName, Pool,
+    PoolId, Template,
 };
-pub use status::{Admission, PodStatus, PoolStatus, Reason, Verdict};
+pub use status::{Admission, Lag, PodStatus, PoolStatus, Reason, Verdict};

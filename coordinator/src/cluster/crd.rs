@@ -56,7 +56,10 @@ const RATE: &str = r"^[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?$";
     printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
     printcolumn = r#"{"name":"Staged","type":"integer","jsonPath":".status.hosts.staged"}"#,
     printcolumn = r#"{"name":"Selected","type":"integer","jsonPath":".status.hosts.selected"}"#,
+    printcolumn = r#"{"name":"Excluded","type":"integer","jsonPath":".status.hosts.excluded"}"#,
     printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.hosts.failed"}"#,
+    printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.state"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.reason"}"#,
     printcolumn = r#"{"name":"Gate","type":"string","jsonPath":".spec.gate.mode","priority":1}"#,
     printcolumn = r#"{"name":"Digest","type":"string","jsonPath":".status.digest","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
@@ -216,6 +219,13 @@ pub struct ImagePrePullStatus {
     /// The generation that the rest is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Where it stands, in a word: `Resolving`, `Unresolved`, `Paused`, `Waiting`, `Staging`, `Failed`, `Staged`,
+    /// `Rolling` or `Held`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// What it stands there for, in a word; that of `Degraded` first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The manifest's digest that the image was resolved to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
@@ -232,6 +242,9 @@ pub struct ImagePrePullStatus {
     /// Seconds until the last host is staged, as predicted. Absent when nothing can be said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
+    /// What the gate has to remember when another coordinator takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateMemory>,
     /// Up to ten hosts that failed, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
@@ -245,6 +258,16 @@ pub struct ImagePrePullStatus {
     /// `Resolved`, `Staged`, `Rolling` and `Degraded`, with reasons.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// What the gate can't see again after a change of leader.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GateMemory {
+    /// Pods that it let go and whose successors aren't warm yet, without those that count as in flight.
+    pub awaited: i32,
+    /// Whether Pods have shown that their owner makes another image than this object's.
+    pub owner_lags: bool,
 }
 
 /// How many hosts are in which state.

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use k8s_openapi::{
@@ -110,8 +110,41 @@ pub(crate) struct PodFacts {
     pub(crate) deleting: bool,
     pub(crate) created_unix_s: i64,
     pub(crate) created: Option<SystemTime>,
-    /// Uid of its controller.
-    pub(crate) owner: Option<String>,
+    /// Who made it: its controller, or the first of its owners where none is called that.
+    pub(crate) owner: Option<Owner>,
+    /// When this coordinator saw it first.
+    pub(crate) seen: Instant,
+}
+
+/// Who made an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Owner {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+impl Owner {
+    /// The owner of an object that counts as its maker.
+    pub(crate) fn of(meta: &ObjectMeta) -> Option<Self> {
+        let owners = || meta.owner_references.iter().flatten();
+        let owner = owners()
+            .find(|owner| owner.controller == Some(true))
+            .or_else(|| owners().next())?;
+        Some(Self {
+            api_version: owner.api_version.clone(),
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone(),
+        })
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
 }
 
 /// A Node, trimmed.
@@ -145,6 +178,8 @@ pub(crate) struct RunnerPoolFacts {
     pub(crate) uid: String,
     pub(crate) spec: RunnerPoolSpec,
     pub(crate) mode: Option<GateMode>,
+    /// The image that its controller has heard of, where that says so.
+    pub(crate) observed: Option<String>,
 }
 
 /// How one ImagePrePull gates Pods.
@@ -300,6 +335,10 @@ impl Index {
                         uid: pool.metadata.uid.clone().unwrap_or_default(),
                         mode: mode_of(&pool.metadata).map_err(unreadable)?,
                         spec: pool.spec,
+                        observed: object.data["status"]["observedImage"]
+                            .as_str()
+                            .filter(|image| !image.is_empty())
+                            .map(str::to_owned),
                     })
                 });
                 match read {
@@ -321,12 +360,14 @@ impl Index {
     /// A Pod is as shown, by a watch or as the answer to a write. A watch may be behind such an answer.
     pub(crate) fn apply_pod(&mut self, pod: &Pod) -> Option<Change> {
         let key = ObjectKey::of(&pod.metadata);
-        let facts = pod_facts(pod);
+        let mut facts = pod_facts(pod);
         if let Some(known) = self.pods.get(&key)
             && known.uid == facts.uid
-            && is_older(&facts.resource_version, &known.resource_version)
         {
-            return None;
+            if is_older(&facts.resource_version, &known.resource_version) {
+                return None;
+            }
+            facts.seen = known.seen;
         }
         self.pods.insert(key.clone(), facts);
         Some(Change::Pod(key))
@@ -456,6 +497,7 @@ impl Index {
         key: &ObjectKey,
         rules: &[Rule],
         moment: impl Fn(SystemTime) -> proto::Moment,
+        seen: impl Fn(Instant) -> proto::Moment,
     ) -> Option<(gate::PodId, gate::Pod)> {
         let pod = self.pods.get(key)?;
         let rule = rules.iter().find(|rule| rule.selects(key, pod))?;
@@ -489,6 +531,7 @@ impl Index {
                     .is_some_and(|owner| !owner.is_empty()),
                 heartbeat,
                 created_unix_s: pod.created_unix_s,
+                seen: seen(pod.seen),
             },
         ))
     }
@@ -506,7 +549,7 @@ impl Rule {
             && self.selector.to_string() == other.selector.to_string()
     }
 
-    /// The gate's pool, but for what the index doesn't know.
+    /// The gate's pool, but for what the index doesn't know: the digest, what owners make, the deadline.
     pub(crate) fn pool(&self, facts: &PrePullFacts, hosts: BTreeSet<HostId>) -> gate::Pool {
         gate::Pool {
             image: self.image.clone(),
@@ -518,6 +561,7 @@ impl Rule {
             },
             percent: self.percent,
             replicas: self.replicas,
+            template: gate::Template::Unknown,
             hosts,
             paused: facts.spec.paused || self.held,
             deadline: None,
@@ -623,12 +667,8 @@ fn pod_facts(pod: &Pod) -> PodFacts {
             .creation_timestamp
             .as_ref()
             .map(|time| SystemTime::from(time.0)),
-        owner: meta
-            .owner_references
-            .iter()
-            .flatten()
-            .next()
-            .map(|owner| owner.uid.clone()),
+        owner: Owner::of(meta),
+        seen: Instant::now(),
     }
 }
 

@@ -37,9 +37,11 @@ mod ask;
 mod guard;
 mod labels;
 mod notes;
+mod owners;
 mod secrets;
 mod show;
 mod stage;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -124,6 +126,12 @@ pub(crate) enum Input {
         key: ObjectKey,
         result: Result<(), secrets::SecretError>,
     },
+    /// An owner of gated Pods was read, or not.
+    Owner {
+        key: owners::OwnerKey,
+        asked: Instant,
+        result: Result<owners::Makes, owners::OwnerError>,
+    },
     /// An Event was written, or not: it isn't tried again.
     Noted,
     /// Somebody asks.
@@ -141,6 +149,15 @@ struct Clock {
 impl Clock {
     fn now(self) -> Moment {
         Moment::START + BEFORE + self.started.elapsed()
+    }
+
+    /// The moment of an instant; what lies before all moments is the first.
+    fn at(self, instant: Instant) -> Moment {
+        let epoch = Moment::START + BEFORE;
+        match instant.checked_duration_since(self.started) {
+            Some(since) => epoch + since,
+            None => epoch - self.started.duration_since(instant),
+        }
     }
 
     fn instant(self, moment: Moment) -> Instant {
@@ -200,6 +217,7 @@ pub(crate) struct Keeper {
     node_writes: BTreeSet<String>,
     notes: notes::Notes,
     accounts: accounts::Accounts,
+    owners: owners::Owners,
     secrets: secrets::Secrets,
     /// Pods seen Pending, whose start is to be timed; and whether their Node held the image when it was seen that they
     /// are there.
@@ -250,6 +268,7 @@ impl Keeper {
             node_writes: BTreeSet::new(),
             notes,
             accounts: accounts::Accounts::default(),
+            owners: owners::Owners::default(),
             secrets: secrets::Secrets::default(),
             starting: BTreeMap::new(),
             complaints: BTreeSet::new(),
@@ -284,10 +303,14 @@ impl Keeper {
                 Some(question) = questions.recv() => Input::Asked(question),
                 Ok(()) = presence.changed() => Input::Presence(presence.borrow_and_update().clone()),
                 Ok(()) = view.changed() => Input::View(view.borrow_and_update().clone()),
-                Some(job) = self.jobs.join_next() => job.unwrap_or_else(|error| {
-                    error!(%error, "a job of the keeper was cut short");
-                    Input::Tick
-                }),
+                Some(job) = self.jobs.join_next() => match job {
+                    Ok(input) => input,
+                    // what waits for its answer would wait for ever: a new start asks anew
+                    Err(error) => {
+                        error!(%error, "a job of the keeper died; the coordinator ends");
+                        return;
+                    }
+                },
                 Some(ended) = watches.join_next() => {
                     if !shutdown.is_cancelled() {
                         error!(?ended, "a watch ended unasked; this is a defect");
@@ -338,6 +361,7 @@ impl Keeper {
             Input::PrePullWritten { key, result } => self.prepull_written(&key, result),
             Input::Accounts(listed) => self.accounts_listed(listed),
             Input::Secret { key, result } => self.secret_read(key, result),
+            Input::Owner { key, asked, result } => self.owner_read(&key, asked, result),
             Input::Noted => self.noted(),
             Input::Asked(question) => self.answer(now, question),
             Input::Tick => self.gate.handle(now, gate::Event::Tick),
@@ -367,6 +391,8 @@ impl Keeper {
         self.write_statuses();
         self.sweep_accounts();
         self.read_secrets();
+        self.read_owners();
+        self.note_holds();
         self.measure();
     }
 
@@ -486,9 +512,12 @@ impl Keeper {
 
     fn tell_pod(&mut self, now: Moment, key: &ObjectKey) {
         let clock = self.clock;
-        let told = self
-            .index
-            .gate_pod(key, &self.order, |time| clock.moment(time));
+        let told = self.index.gate_pod(
+            key,
+            &self.order,
+            |time| clock.moment(time),
+            |seen| clock.at(seen),
+        );
         let before = self.pods_told.get(key).cloned();
         let id = told.as_ref().map(|(id, _)| id.clone());
         if let Some(before) = before.filter(|before| Some(before) != id.as_ref()) {
@@ -499,6 +528,9 @@ impl Keeper {
         }
         if let Some((id, pod)) = told {
             self.time_start(&id, &pod);
+            if !self.pods_told.contains_key(key) {
+                self.owner_came(&pod.pool, key);
+            }
             self.pods_told.insert(key.clone(), id.clone());
             self.pod_keys.insert(id.clone(), key.clone());
             self.gate.handle(now, gate::Event::Pod(id, pod));
@@ -544,36 +576,74 @@ impl Keeper {
                 .zip(&self.order)
                 .all(|(a, b)| a.selects_like(b));
         self.order = order;
-        let mut gone = std::mem::take(&mut self.rules);
+        let known = std::mem::take(&mut self.rules);
         for rule in &self.order {
-            let Some(facts) = self.index.prepulls.get(&rule.key) else {
-                continue;
-            };
-            let hosts = self
-                .index
-                .selected(&facts.spec)
-                .into_iter()
-                .filter_map(|(name, _)| name.parse().ok())
-                .collect();
-            let mut pool = rule.pool(facts, hosts);
-            pool.digest = self.digest_of(&rule.key, &rule.image);
-            pool.deadline = self
-                .deadline_of(&rule.key, facts)
-                .map(|at| self.clock.moment(at));
-            let id = rule.key.pool();
-            gone.remove(&id);
-            self.rules.insert(id.clone(), rule.clone());
-            self.gate.handle(now, gate::Event::Pool(id, pool));
+            if self.index.prepulls.contains_key(&rule.key) {
+                self.rules.insert(rule.key.pool(), rule.clone());
+            }
         }
-        for (id, rule) in gone {
-            self.metrics.forget_pool(&rule.key);
-            self.gate.handle(now, gate::Event::PoolGone(id));
+        for (id, rule) in &known {
+            if !self.rules.contains_key(id) {
+                self.metrics.forget_pool(&rule.key);
+                self.gate.handle(now, gate::Event::PoolGone(id.clone()));
+                self.find_owners(id);
+            }
         }
+        // before their pools: a gate that knew half of a pool's Pods would take that for all of them
         if !same {
             let keys: Vec<ObjectKey> = self.index.pods.keys().cloned().collect();
             for key in keys {
                 self.tell_pod(now, &key);
             }
+        }
+        let rules: Vec<(gate::PoolId, Rule)> = self
+            .rules
+            .iter()
+            .map(|(id, rule)| (id.clone(), rule.clone()))
+            .collect();
+        for (id, rule) in rules {
+            self.tell_pool(now, id, &rule, &known);
+        }
+    }
+
+    fn tell_pool(
+        &mut self,
+        now: Moment,
+        id: gate::PoolId,
+        rule: &Rule,
+        known: &BTreeMap<gate::PoolId, Rule>,
+    ) {
+        self.find_owners(&id);
+        let before = known.get(&id);
+        if before.is_some_and(|before| before.image != rule.image) {
+            self.ask_owners_anew(&id);
+        }
+        let Some(facts) = self.index.prepulls.get(&rule.key) else {
+            return;
+        };
+        let hosts = self
+            .index
+            .selected(&facts.spec)
+            .into_iter()
+            .filter_map(|(name, _)| name.parse().ok())
+            .collect();
+        let mut pool = rule.pool(facts, hosts);
+        pool.digest = self.digest_of(&rule.key, &rule.image);
+        pool.deadline = self
+            .deadline_of(&rule.key, facts)
+            .map(|at| self.clock.moment(at));
+        pool.template = self.template_of(&id, &rule.image);
+        if pool.template == gate::Template::Unread {
+            self.due = Instant::now();
+        }
+        let memory = facts.status.gate.filter(|_| before.is_none());
+        self.gate.handle(now, gate::Event::Pool(id.clone(), pool));
+        if let Some(memory) = memory {
+            let before = gate::Before {
+                awaited: memory.awaited.try_into().unwrap_or(0),
+                lags: memory.owner_lags,
+            };
+            self.gate.handle(now, gate::Event::Before(id, before));
         }
     }
 
@@ -649,9 +719,7 @@ impl Keeper {
         };
         self.metrics.denied(&rule, reason);
         debug!(pod = %key, pool = %rule, reason = reason.as_str(), "Pod is held");
-        if !reason.is_turn() {
-            self.note_held(&key, reason);
-        }
+        self.notes.wait(key, reason);
     }
 
     /// The ImagePrePull that gates a Pod.
@@ -690,7 +758,7 @@ impl Keeper {
             key: key.clone(),
             uid: facts.uid.clone(),
             resource_version: facts.resource_version.clone(),
-            owner: facts.owner.clone(),
+            owner: facts.owner.as_ref().map(|owner| owner.uid.clone()),
         };
         let (writer, writers) = (self.writer.clone(), self.writers.clone());
         self.jobs.spawn(async move {

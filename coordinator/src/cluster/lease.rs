@@ -23,13 +23,12 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff,
 };
-use kube::{
-    Api,
-    api::{ObjectMeta, PostParams},
-};
+use kube::{Api, api::ObjectMeta};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
+
+use super::{trouble, write::post_params};
 
 /// The Lease's name.
 pub const NAME: &str = "parbake-coordinator";
@@ -114,6 +113,8 @@ struct Record {
     duration: Duration,
     /// Told apart, never compared with a clock.
     renewed: Option<jiff::Timestamp>,
+    /// Since when the holder has held it. For people; nothing is decided by it.
+    acquired: Option<jiff::Timestamp>,
     version: Option<String>,
 }
 
@@ -129,6 +130,7 @@ impl Record {
                 .unwrap_or_default(),
             duration: Duration::from_secs(seconds.try_into().unwrap_or_default()),
             renewed: spec.renew_time.map(|time| time.0),
+            acquired: spec.acquire_time.map(|time| time.0),
             version: lease.metadata.resource_version.clone(),
         }
     }
@@ -256,7 +258,7 @@ pub(crate) async fn hold(
 ) -> Result<(), LostError> {
     let mut election = Election::new(settings);
     let mut term: Option<Term> = None;
-    let mut failing = false;
+    let mut failing = trouble::Failing::default();
     loop {
         let step = election.step(clock());
         let done = match step {
@@ -287,18 +289,13 @@ pub(crate) async fn hold(
         };
         match done {
             Ok(Ok(())) => {
-                if std::mem::take(&mut failing) {
+                if failing.over() {
                     info!("lease can be reached again");
                 }
             }
             failed => {
-                if !std::mem::replace(&mut failing, true) {
-                    match failed {
-                        Ok(Err(error)) => {
-                            warn!(%error, "lease can't be read or written; trying again")
-                        }
-                        _ => warn!("API server doesn't answer about the lease; trying again"),
-                    }
+                if let Some(error) = failing.failed(failed.ok().and_then(Result::err).as_ref()) {
+                    warn!(error, "lease can't be read or written; trying again");
                 }
                 tokio::time::sleep(RETRY.min(election.settings.duration / 10)).await;
             }
@@ -312,9 +309,12 @@ pub(crate) async fn hold(
             let released = timeout(REQUEST_TIMEOUT, give_back(&api, record)).await;
             match released {
                 Ok(Ok(_)) => info!("lease given back"),
-                // It runs out by itself.
-                Ok(Err(error)) => debug!(%error, "lease couldn't be given back"),
-                Err(_) => debug!("lease couldn't be given back in time"),
+                // it runs out by itself; most often the roles went with the release
+                Ok(Err(error)) => {
+                    let error = trouble::plain(&error);
+                    info!(error, "lease isn't given back; it runs out by itself");
+                }
+                Err(_) => info!("lease isn't given back in time; it runs out by itself"),
             }
         }
     }
@@ -369,6 +369,9 @@ async fn ask(api: &Api<Lease>, election: &mut Election, step: &Step) -> kube::Re
     };
     let version = known.and_then(|record| record.version.clone());
     let now = jiff::Timestamp::now();
+    // a renewal doesn't acquire anything
+    let acquired = known.filter(|_| *step == Step::Renew);
+    let acquired = acquired.and_then(|record| record.acquired).unwrap_or(now);
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(NAME.into()),
@@ -379,16 +382,16 @@ async fn ask(api: &Api<Lease>, election: &mut Election, step: &Step) -> kube::Re
             holder_identity: Some(election.settings.identity.clone()),
             lease_duration_seconds: i32::try_from(election.settings.duration.as_secs()).ok(),
             lease_transitions: i32::try_from(transitions).ok(),
-            acquire_time: Some(MicroTime(now)),
+            acquire_time: Some(MicroTime(acquired)),
             renew_time: Some(MicroTime(now)),
             ..LeaseSpec::default()
         }),
     };
     let sent = clock();
     let written = if version.is_some() {
-        api.replace(NAME, &PostParams::default(), &lease).await
+        api.replace(NAME, &post_params(), &lease).await
     } else {
-        api.create(&PostParams::default(), &lease).await
+        api.create(&post_params(), &lease).await
     };
     match written {
         Ok(lease) => {
@@ -421,11 +424,12 @@ async fn give_back(api: &Api<Lease>, record: &Record) -> kube::Result<Lease> {
             holder_identity: Some(String::new()),
             lease_duration_seconds: Some(1),
             lease_transitions: i32::try_from(record.transitions).ok(),
+            acquire_time: record.acquired.map(MicroTime),
             renew_time: Some(MicroTime(jiff::Timestamp::now())),
             ..LeaseSpec::default()
         }),
     };
-    api.replace(NAME, &PostParams::default(), &lease).await
+    api.replace(NAME, &post_params(), &lease).await
 }
 
 /// Time since some moment before this process, which goes on while the machine sleeps.
@@ -465,6 +469,7 @@ mod tests {
             transitions: 7,
             duration: Duration::from_secs(15),
             renewed: Some(jiff::Timestamp::from_second(beat).unwrap()),
+            acquired: None,
             version: Some(beat.to_string()),
         }
     }

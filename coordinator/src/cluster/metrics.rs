@@ -18,7 +18,11 @@ use prometheus_client::{
 };
 use rollout::gate::{Outcome, PoolStatus, Reason, Verdict};
 
-use super::{crd::HostCounts, index::ObjectKey, write::PodWrite};
+use super::{
+    crd::HostCounts,
+    index::{ObjectKey, Rule},
+    write::PodWrite,
+};
 
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,6 +75,8 @@ pub(crate) struct Metrics {
     rolling: Family<PoolLabel, Gauge>,
     stale: Family<PoolLabel, Gauge>,
     cap: Family<PoolLabel, Gauge>,
+    warm: Family<PoolLabel, Gauge>,
+    replicas: Family<PoolLabel, Gauge>,
     oldest_pending: Family<PoolLabel, Gauge>,
     held: Family<ReasonLabel, Gauge>,
     denials: Family<ReasonLabel, Counter>,
@@ -98,6 +104,8 @@ impl Metrics {
             rolling: Family::default(),
             stale: Family::default(),
             cap: Family::default(),
+            warm: Family::default(),
+            replicas: Family::default(),
             oldest_pending: Family::default(),
             held: Family::default(),
             denials: Family::default(),
@@ -124,6 +132,16 @@ impl Metrics {
             "roll_concurrency_cap",
             "The most Pods that may be in flight",
             this.cap.clone(),
+        );
+        pool.register(
+            "warm_pods",
+            "Pods alive that run, and ask for work or do some",
+            this.warm.clone(),
+        );
+        pool.register(
+            "replicas",
+            "How many Pods there are meant to be",
+            this.replicas.clone(),
         );
         pool.register_with_unit(
             "oldest_pending_pod_age",
@@ -181,13 +199,18 @@ impl Metrics {
         this
     }
 
-    pub(crate) fn pool(&self, key: &ObjectKey, status: &PoolStatus, oldest_pending_s: u64) {
+    pub(crate) fn pool(&self, rule: &Rule, status: &PoolStatus, oldest_pending_s: u64) {
+        let key = &rule.key;
         let label = pool_label(key);
         self.rolling
             .get_or_create(&label)
             .set(status.in_flight.into());
         self.stale.get_or_create(&label).set(status.stale.into());
         self.cap.get_or_create(&label).set(status.cap.into());
+        self.warm.get_or_create(&label).set(status.warm.into());
+        self.replicas
+            .get_or_create(&label)
+            .set(rule.replicas.into());
         self.oldest_pending
             .get_or_create(&label)
             .set(i64::try_from(oldest_pending_s).unwrap_or(i64::MAX));
@@ -215,6 +238,8 @@ impl Metrics {
         self.rolling.remove(&label);
         self.stale.remove(&label);
         self.cap.remove(&label);
+        self.warm.remove(&label);
+        self.replicas.remove(&label);
         self.oldest_pending.remove(&label);
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
         denied.retain(|(pool, reason)| {
@@ -260,7 +285,14 @@ impl Metrics {
     #[cfg(test)]
     pub(crate) fn touch(&self) {
         let key = ObjectKey::new("namespace", "pool");
-        for family in [&self.rolling, &self.stale, &self.cap, &self.oldest_pending] {
+        for family in [
+            &self.rolling,
+            &self.stale,
+            &self.cap,
+            &self.warm,
+            &self.replicas,
+            &self.oldest_pending,
+        ] {
             drop(family.get_or_create(&pool_label(&key)));
         }
         self.denied(&key, Reason::Paused);

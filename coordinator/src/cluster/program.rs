@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::{HeaderValue, header::USER_AGENT};
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingWebhookConfiguration,
     coordination::v1::Lease,
@@ -14,7 +15,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    api::{ListParams, Patch, PatchParams},
+    api::{ListParams, Patch},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -30,7 +31,9 @@ use super::{
     keeper::{self, Guarded, Keeper, Question},
     lease::{self, Leadership, LostError, Term},
     state::{self, Mirror, Saver, SharedStateError},
+    trouble,
     web::{self, Web},
+    write::patch_params,
 };
 use crate::{
     authority::Authority,
@@ -61,7 +64,7 @@ pub enum ClusterError {
     #[error("finding the cluster: {0}")]
     Find(#[from] Box<kube::config::InferConfigError>),
     /// The client can't be made.
-    #[error("setting up the cluster's client: {0}")]
+    #[error("setting up the cluster's client: {}", trouble::plain(.0))]
     Client(#[from] kube::Error),
     /// The shared state can't be had.
     #[error(transparent)]
@@ -103,13 +106,24 @@ impl Access {
     }
 }
 
-/// A client that sends each request once, and doesn't wait for ever.
+/// Who asks, as the API server's audit log has it. What writes without naming itself as a field manager is managed by the
+/// part before the slash.
+pub(crate) const AGENT: &str = concat!(
+    "parbake/",
+    env!("CARGO_PKG_VERSION"),
+    " (parbake-coordinator)"
+);
+
+/// A client that says who it is, sends each request once, and doesn't wait for ever.
 ///
 /// By itself kube sends a request that is answered 429, 503 or 504 up to fifteen times, and waits as long as the server
 /// says. A label that was put on and answered 504 would be sent again with a version that is old by then, and a refusal
 /// be heard of a write that was done; a lease might have been lost in between; and a watch that fails would look like one
 /// that sees. Whoever asks here tries again by itself, by what it knows then.
 pub(crate) fn client(mut config: kube::Config) -> kube::Result<Client> {
+    config
+        .headers
+        .push((USER_AGENT, HeaderValue::from_static(AGENT)));
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
@@ -375,7 +389,7 @@ async fn label(
     mut led: watch::Receiver<Leadership>,
     stop: CancellationToken,
 ) {
-    let mut failing = false;
+    let mut failing = trouble::Failing::default();
     loop {
         let term = match &*led.borrow_and_update() {
             Leadership::Leading(term) => Some(term.clone()),
@@ -387,15 +401,11 @@ async fn label(
         let marked = timeout(limit, mark(&access, &pod, left.is_some())).await;
         let pause = match marked {
             Ok(Ok(())) => {
-                failing = false;
+                failing.over();
                 LOOK_EVERY
             }
             failed => {
-                if !std::mem::replace(&mut failing, true) {
-                    let error = match failed {
-                        Ok(Err(error)) => error.to_string(),
-                        _ => "no answer in time".into(),
-                    };
+                if let Some(error) = failing.failed(failed.ok().and_then(Result::err).as_ref()) {
                     warn!(
                         pod,
                         error, "leader's label can't be put or taken off; trying again"
@@ -434,7 +444,7 @@ async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
         // First the old one's: a Service with two leaders would send hosts to the wrong one.
         for other in others {
             match pods
-                .patch_metadata(&other, &PatchParams::default(), &set(Value::Null))
+                .patch_metadata(&other, &patch_params(), &set(Value::Null))
                 .await
             {
                 Err(error) if !absent(&error) => return Err(error),
@@ -446,10 +456,7 @@ async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
         return Ok(());
     }
     let value = if leads { json!("leader") } else { Value::Null };
-    match pods
-        .patch_metadata(pod, &PatchParams::default(), &set(value))
-        .await
-    {
+    match pods.patch_metadata(pod, &patch_params(), &set(value)).await {
         Err(error) if absent(&error) => {
             debug!(pod, "own Pod isn't known to the cluster; it gets no label");
             Ok(())
@@ -467,24 +474,20 @@ async fn bundle(
     stop: CancellationToken,
 ) {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
-    let mut failing = false;
+    let mut failing = trouble::Failing::default();
     loop {
         let limit = term.left().unwrap_or_default().min(REQUEST_TIMEOUT);
         let pause = match timeout(limit, set_bundle(&api, &name, &pem, &term)).await {
             Ok(Ok(guarded)) => {
                 guard.send_replace(guarded);
-                failing = false;
+                failing.over();
                 LOOK_EVERY
             }
             failed => {
                 if matches!(&failed, Ok(Err(kube::Error::Api(status))) if status.code == 404) {
                     guard.send_replace(Guarded::None);
                 }
-                if !std::mem::replace(&mut failing, true) {
-                    let error = match failed {
-                        Ok(Err(error)) => error.to_string(),
-                        _ => "no answer in time".into(),
-                    };
+                if let Some(error) = failing.failed(failed.ok().and_then(Result::err).as_ref()) {
                     warn!(
                         webhook = name,
                         error, "webhook's caBundle can't be kept; trying again"
@@ -528,7 +531,7 @@ async fn set_bundle(
     }
     // Webhooks are merged by name: nothing else of them is touched.
     let patch = Patch::Strategic(json!({ "webhooks": stale }));
-    api.patch(name, &PatchParams::default(), &patch).await?;
+    api.patch(name, &patch_params(), &patch).await?;
     info!(
         webhook = name,
         "webhook's caBundle is the fleet's authority"

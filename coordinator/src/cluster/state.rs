@@ -21,10 +21,7 @@ use std::{
 };
 
 use k8s_openapi::{ByteString, api::core::v1};
-use kube::{
-    Api,
-    api::{ObjectMeta, PostParams},
-};
+use kube::{Api, api::ObjectMeta};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, timeout},
@@ -32,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::lease::Term;
+use super::{lease::Term, trouble, write::post_params};
 use crate::{
     authority::{Authority, OpenAuthorityError},
     durable,
@@ -89,7 +86,7 @@ pub enum SharedStateError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The API server refuses. Look at the coordinator's role.
-    #[error("secret {NAME}: {0}")]
+    #[error("secret {NAME}: {}", trouble::plain(.0))]
     Cluster(#[from] kube::Error),
     /// It doesn't answer.
     #[error("secret {NAME}: API server gives no answer within {} s", REQUEST_TIMEOUT.as_secs())]
@@ -295,7 +292,7 @@ impl Mirror {
             .await?;
             made.fits()?;
             let secret = made.to_secret(None, None);
-            match bounded(self.api.create(&PostParams::default(), &secret)).await {
+            match bounded(self.api.create(&post_params(), &secret)).await {
                 Ok(secret) => {
                     info!(
                         secret = NAME,
@@ -400,7 +397,7 @@ impl Mirror {
 
     async fn put(&mut self, facts: Facts, term: &Term) -> Result<(), SharedStateError> {
         let secret = facts.to_secret(self.version.clone(), Some(term.number()));
-        let written = bounded(self.api.replace(NAME, &PostParams::default(), &secret)).await?;
+        let written = bounded(self.api.replace(NAME, &post_params(), &secret)).await?;
         self.version = written.metadata.resource_version;
         self.term = term.number();
         self.stored = facts;

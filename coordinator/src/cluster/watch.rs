@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     crd::{ImagePrePull, RunnerPool},
     index::{Kind, Scope},
+    trouble,
 };
 
 /// The pause after a first error; doubles.
@@ -87,7 +88,7 @@ pub(crate) async fn follow(
         };
         let blind = Seen::Blind {
             absent: is_absent(&error),
-            error: error.to_string(),
+            error: trouble::watching(&error),
         };
         if seen.send((scope.clone(), blind)).await.is_err() {
             return;

@@ -16,13 +16,29 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::{crd::ImagePrePull, index::ObjectKey};
+use super::{MANAGER, crd::ImagePrePull, index::ObjectKey, trouble};
 
 /// An API server answers a write within this time; well under the gate's slot.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
+
+/// A change that is known as ours.
+pub(super) fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// The same for what is made or replaced.
+pub(super) fn post_params() -> PostParams {
+    PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
 
 /// How long this coordinator may still write: nothing when it doesn't lead, or its lease can have been taken.
 pub(crate) type MayWrite = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
@@ -132,8 +148,8 @@ pub(crate) async fn pod(writer: Writer, target: Target, write: PodWrite) -> PodW
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
     /// The API server answered with an error, or couldn't be asked.
-    #[error("{0}")]
-    Kube(#[from] kube::Error),
+    #[error("{}", trouble::plain(.0))]
+    Kube(#[source] kube::Error),
     /// It didn't answer in time.
     #[error("no answer within {} s, or not before this coordinator's term was over", TIMEOUT.as_secs())]
     Timeout,
@@ -174,7 +190,7 @@ async fn patch_label(
         },
     });
     let api: Api<Pod> = Api::namespaced(writer.client.clone(), &target.key.namespace);
-    let params = PatchParams::default();
+    let params = patch_params();
     writer
         .answered(api.patch(&target.key.name, &params, &Patch::Merge(&patch)))
         .await
@@ -286,7 +302,7 @@ pub(crate) async fn node_labels(
     let patch = json!({ "metadata": { "uid": uid, "labels": labels } });
     let api: Api<Node> = Api::all(writer.client.clone());
     writer
-        .answered(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .answered(api.patch(&name, &patch_params(), &Patch::Merge(&patch)))
         .await
 }
 
@@ -300,7 +316,7 @@ pub(crate) async fn status(
     let patch = json!({ "metadata": { "uid": uid }, "status": status });
     let api: Api<ImagePrePull> = Api::namespaced(writer.client.clone(), &key.namespace);
     writer
-        .answered(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .answered(api.patch_status(&key.name, &patch_params(), &Patch::Merge(&patch)))
         .await
         .map(drop)
 }
@@ -321,11 +337,11 @@ pub(crate) async fn prepull(writer: Writer, key: ObjectKey, own: Own) -> Result<
     let api: Api<ImagePrePull> = Api::namespaced(writer.client.clone(), &key.namespace);
     match own {
         Own::Create(prepull) => writer
-            .answered(api.create(&PostParams::default(), &prepull))
+            .answered(api.create(&post_params(), &prepull))
             .await
             .map(drop),
         Own::Change(patch) => writer
-            .answered(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .answered(api.patch(&key.name, &patch_params(), &Patch::Merge(&patch)))
             .await
             .map(drop),
         Own::Delete(uid) => {

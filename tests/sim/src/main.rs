@@ -102,10 +102,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.list {
         for scenario in Scenario::ALL {
-            println!("{:<12} {}", scenario.name(), scenario.about());
+            println!("{:<14} {}", scenario.name(), scenario.about());
         }
         for scenario in roll::Scenario::ALL {
-            println!("{:<12} {}", scenario.name(), scenario.about());
+            println!("{:<14} {}", scenario.name(), scenario.about());
         }
         return ExitCode::SUCCESS;
     }

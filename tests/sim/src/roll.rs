@@ -39,11 +39,19 @@ pub enum Scenario {
     Guard,
     /// Pools are paused for a while, their images are resolved late, and deadlines pass: half of them let Pods go.
     Operator,
+    /// What a pool's owner makes changes seconds to minutes after the pool's image.
+    TemplateLags,
+    /// And before it; Pods end by themselves in between.
+    TemplateLeads,
+    /// Pool and owner spell one digest in two ways, until somebody mends one of them.
+    TwoSpellings,
+    /// Owners make no Pods any more; half of them are back after minutes.
+    NoOwner,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Roll,
         Self::Scale,
         Self::Rollback,
@@ -56,7 +64,25 @@ impl Scenario {
         Self::CapOne,
         Self::Guard,
         Self::Operator,
+        Self::TemplateLags,
+        Self::TemplateLeads,
+        Self::TwoSpellings,
+        Self::NoOwner,
     ];
+
+    /// Whether nobody but the gate takes a Pod, where there are no jobs.
+    pub(crate) const fn is_quiet(self) -> bool {
+        matches!(
+            self,
+            Self::Roll
+                | Self::CapOne
+                | Self::Retag
+                | Self::TemplateLags
+                | Self::TemplateLeads
+                | Self::TwoSpellings
+                | Self::NoOwner
+        )
+    }
 
     /// Its name on the command line.
     #[must_use]
@@ -74,6 +100,10 @@ impl Scenario {
             Self::CapOne => "cap-one",
             Self::Guard => "guard",
             Self::Operator => "operator",
+            Self::TemplateLags => "template-lags",
+            Self::TemplateLeads => "template-leads",
+            Self::TwoSpellings => "two-spellings",
+            Self::NoOwner => "no-owner",
         }
     }
 
@@ -93,6 +123,10 @@ impl Scenario {
             Self::CapOne => "every cap is one",
             Self::Guard => "another controller labels greedily, and asks the gate",
             Self::Operator => "pools are paused, images are resolved late, deadlines pass",
+            Self::TemplateLags => "what owners make changes long after the pools' images",
+            Self::TemplateLeads => "and long before them, with Pods that end in between",
+            Self::TwoSpellings => "pools and owners spell one digest in two ways, for a while",
+            Self::NoOwner => "owners make no Pods any more, half of them for good",
         }
     }
 
@@ -116,6 +150,8 @@ pub struct Setup {
     pub seed: u64,
     /// The gate's numbers.
     pub gate: rollout::gate::Config,
+    /// The gate is told of a warm successor as soon as a Pod left, which isn't there: to see that the checks see it.
+    pub phantoms: bool,
 }
 
 impl Setup {
@@ -127,6 +163,7 @@ impl Setup {
             hosts,
             seed,
             gate: rollout::gate::Config::default(),
+            phantoms: false,
         }
     }
 }

@@ -55,6 +55,16 @@ fn what_the_scenarios_are_about_happens_in_them() {
     assert!(denied(Scenario::GateRestart, "host_unheard") > 0);
     assert!(denied(Scenario::Operator, "paused") > 0);
     assert!(denied(Scenario::Operator, "image_unresolved") > 0);
+    for scenario in [
+        Scenario::TemplateLags,
+        Scenario::TemplateLeads,
+        Scenario::TwoSpellings,
+    ] {
+        assert!(denied(scenario, "owner_lags") > 0);
+        assert!(denied(scenario, "owner_unread") > 0);
+    }
+    assert!(denied(Scenario::NoOwner, "no_successor") > 0);
+    assert_eq!(denied(Scenario::Roll, "owner_lags"), 0);
 }
 
 #[test]
@@ -78,15 +88,18 @@ fn a_gate_that_believes_old_words_is_caught() {
     assert!(caught);
 }
 
-/// And one that keeps no place for successors.
+/// And one that keeps no room for successors, because it is told that they are there already.
 #[test]
-fn a_gate_that_forgets_successors_is_caught() {
-    let caught = (1..=8).any(|seed| {
-        let mut setup = Setup::new(Scenario::Roll, 40, seed);
-        setup.gate.replacement = std::time::Duration::ZERO;
-        run(&setup)
-            .violations
-            .contains_key("more in flight than the cap")
-    });
-    assert!(caught);
+fn a_gate_that_keeps_no_room_for_successors_is_caught() {
+    for kind in [
+        "more in flight than the cap",
+        "more Pods are taken than the cap, and not replaced",
+    ] {
+        let caught = (1..=8).any(|seed| {
+            let mut setup = Setup::new(Scenario::Roll, 40, seed);
+            setup.phantoms = true;
+            run(&setup).violations.contains_key(kind)
+        });
+        assert!(caught, "{kind}");
+    }
 }

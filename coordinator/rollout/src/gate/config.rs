@@ -13,8 +13,12 @@ pub struct Config {
     pub heartbeat_max_age: Duration,
     /// An admission that nothing came of frees its slot after this long: well over the time-out of a write.
     pub slot: Duration,
-    /// A Pod that left in flight keeps its slot until its successor is seen, or for this long.
+    /// A successor is there within this time; a Pod that the gate took and that has none by then is named. A Pod that
+    /// left in flight and that the gate didn't take keeps its slot for so long.
     pub replacement: Duration,
+    /// An owner hears of a new image within this time. A Pod of another image that comes later shows that the owner
+    /// goes by something else. Above the 30 s for which a watch may be blind.
+    pub owner_lag: Duration,
     /// First wait after a write that was refused; doubles.
     pub retry: Duration,
     /// The longest wait after a write that was refused.
@@ -31,6 +35,7 @@ impl Default for Config {
             heartbeat_max_age: Duration::from_mins(5),
             slot: Duration::from_secs(30),
             replacement: Duration::from_mins(1),
+            owner_lag: Duration::from_mins(1),
             retry: Duration::from_secs(1),
             retry_most: Duration::from_mins(1),
             enough_percent: 50,

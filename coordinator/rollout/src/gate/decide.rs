@@ -10,16 +10,14 @@ use proto::{HostId, Moment};
 
 use super::{
     Action, Admission, Config, Event, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod,
-    PodId, PodStatus, Pool, PoolId, PoolStatus, Reason, Verdict, Withdrawal,
+    PodId, PodStatus, Pool, PoolId, PoolStatus, Reason, Template, Verdict, Withdrawal,
+    pool::PoolState,
+    slots::{Hold, Left, Slots},
 };
 use crate::presence::{Held, Presence};
 
 /// Ages and slots are looked at this often while a pool rolls.
 const TICK: Duration = Duration::from_secs(1);
-
-/// A pool that shrank may have had Pods made before, which its Pods' watch shows only later: watches of two kinds are
-/// seldom further apart than this.
-const APART: Duration = Duration::from_secs(10);
 
 /// The most Pods of a pool that may be in flight: `percent` of `replicas` rounded down, but never less than one.
 #[must_use]
@@ -51,7 +49,7 @@ pub struct Gate {
     nodes: BTreeMap<HostId, Node>,
     pools: BTreeMap<PoolId, PoolState>,
     pods: BTreeMap<PodId, Pod>,
-    slots: BTreeMap<PodId, Slot>,
+    slots: Slots,
     /// Writes that were asked for and not answered.
     writes: BTreeMap<PodId, Write>,
     refusals: BTreeMap<PodId, Refusals>,
@@ -74,23 +72,17 @@ enum Write {
     Withdrawal,
 }
 
-#[derive(Clone, Debug)]
-struct PoolState {
-    pool: Pool,
-    /// How many Pods it should have had a moment ago, and until when that still counts.
-    shrunk: Vec<(i32, Moment)>,
-    /// When what it shall run changed.
-    changed_at: Moment,
-    pods: BTreeSet<PodId>,
-}
-
-/// Room under the cap that is taken without a Pod that shows it.
-#[derive(Clone, Debug)]
-struct Slot {
-    pool: PoolId,
-    until: Moment,
-    /// The Pod left; the slot is kept for its successor.
-    departed: bool,
+/// What is taken of a pool's cap.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    /// Pods in flight to the letter.
+    letter: u32,
+    /// Slots beyond them.
+    reserved: u32,
+    /// As for [`PoolStatus::awaited`].
+    awaited: u32,
+    /// As for [`PoolStatus::missing`].
+    missing: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +100,11 @@ impl Pod {
 
     fn is_stale(&self, pool: &Pool) -> bool {
         self.image != pool.image
+    }
+
+    /// Whether it asks for work, or does some.
+    fn serves(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
+        self.phase == Phase::Running && (self.busy || self.is_warm(now, heartbeat_max_age))
     }
 
     fn is_warm(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
@@ -132,7 +129,7 @@ impl Gate {
             nodes: BTreeMap::new(),
             pools: BTreeMap::new(),
             pods: BTreeMap::new(),
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             writes: BTreeMap::new(),
             refusals: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -150,12 +147,23 @@ impl Gate {
             Event::Synced(true) => {
                 if self.synced.is_none() {
                     self.synced = Some(self.now);
-                    self.keep_places_of_before();
+                    let pools: Vec<PoolId> = self.pools.keys().cloned().collect();
+                    for id in pools {
+                        self.keep_slots_of_before(&id);
+                    }
                     self.all_dirty();
                 }
             }
             Event::Synced(false) => self.synced = None,
             Event::Pool(id, pool) => self.set_pool(id, pool),
+            Event::Before(id, before) => {
+                if let Some(state) = self.pools.get_mut(&id) {
+                    state.remember(self.now, before);
+                }
+                if self.synced.is_some() {
+                    self.keep_slots_of_before(&id);
+                }
+            }
             Event::PoolGone(id) => self.drop_pool(&id),
             Event::Pod(id, pod) => self.set_pod(id, pod),
             Event::PodGone(id) => self.drop_pod(&id),
@@ -188,7 +196,11 @@ impl Gate {
         if self.tick_at <= self.now {
             self.tick_at = self.now + TICK;
             let now = self.now;
-            self.slots.retain(|_, slot| slot.until > now);
+            self.slots.tick(now);
+            let pools: Vec<PoolId> = self.pools.keys().cloned().collect();
+            for id in pools {
+                self.settle(&id);
+            }
             // what was refused long ago starts from the shortest wait again
             let forget_after = self.config.retry_most;
             self.refusals
@@ -246,13 +258,17 @@ impl Gate {
     pub fn status(&self, id: &PoolId) -> Option<PoolStatus> {
         let state = self.pools.get(id)?;
         let pool = &state.pool;
-        let (letter, reserved) = self.used(id);
+        let used = self.used(id);
         let mut status = PoolStatus {
             alive: 0,
             stale: 0,
             labelled: 0,
-            in_flight: letter,
-            reserved,
+            warm: 0,
+            in_flight: used.letter,
+            reserved: used.reserved,
+            awaited: used.awaited,
+            missing: used.missing,
+            lag: state.lag(self.now),
             cap: cap(pool.percent, pool.replicas),
             hosts_usable: 0,
             hosts_ready: 0,
@@ -269,10 +285,11 @@ impl Gate {
             status.alive += 1;
             status.stale += u32::from(stale);
             status.labelled += u32::from(pod.labelled);
+            status.warm += u32::from(pod.serves(self.now, self.config.heartbeat_max_age));
             if pod.phase == Phase::Pending && status.oldest_pending_unix_s.is_none() {
                 status.oldest_pending_unix_s = Some(pod.created_unix_s);
             }
-            let verdict = match self.check(id, Some(letter + reserved)) {
+            let verdict = match self.check(id, Some(used)) {
                 Ok(admission) => Verdict::Open(admission),
                 Err(reason) => Verdict::Held(reason),
             };
@@ -322,32 +339,19 @@ impl Gate {
         let now = self.now;
         self.dirty.insert(id.clone());
         if let Some(state) = self.pools.get_mut(&id) {
-            if (&state.pool.image, &state.pool.digest) != (&pool.image, &pool.digest) {
-                state.changed_at = now;
-            }
-            state.shrunk.retain(|(_, until)| *until > now);
-            if pool.replicas < state.pool.replicas {
-                state.shrunk.push((state.pool.replicas, now + APART));
-            }
-            state.pool = pool;
+            state.set(now, pool);
+            self.settle(&id);
             return;
         }
         // its Pods may have been told before it
-        let pods = self
-            .pods
-            .iter()
-            .filter(|(_, pod)| pod.pool == id)
-            .map(|(pod, _)| pod.clone())
-            .collect();
-        self.pools.insert(
-            id,
-            PoolState {
-                pool,
-                shrunk: Vec::new(),
-                changed_at: now,
-                pods,
-            },
-        );
+        let of_it = || self.pods.iter().filter(|(_, pod)| pod.pool == id);
+        let pods = of_it().map(|(pod, _)| pod.clone()).collect();
+        let alive = of_it().filter(|(_, pod)| pod.is_alive()).count();
+        let state = PoolState::new(now, pool, pods, alive);
+        self.pools.insert(id.clone(), state);
+        if self.synced.is_some() {
+            self.keep_slots_of_before(&id);
+        }
     }
 
     fn drop_pool(&mut self, id: &PoolId) {
@@ -357,7 +361,7 @@ impl Gate {
                 self.refusals.remove(pod);
             }
         }
-        self.slots.retain(|_, slot| slot.pool != *id);
+        self.slots.drop_pool(id);
     }
 
     fn set_pod(&mut self, id: PodId, pod: Pod) {
@@ -368,28 +372,42 @@ impl Gate {
         {
             self.drop_pod(&id);
         }
-        let counted = self.counts(&id);
+        let leaves = self.leaves(&id);
         let known = self.pods.contains_key(&id);
-        let alive = pod.is_alive();
-        let pool = pod.pool.clone();
-        let mut stale = false;
+        let (alive, pool) = (pod.is_alive(), pod.pool.clone());
+        let serves = pod.serves(self.now, self.config.heartbeat_max_age);
+        let came = pod.clone();
+        self.pods.insert(id.clone(), pod);
         if let Some(state) = self.pools.get_mut(&pool) {
             state.pods.insert(id.clone());
-            stale = pod.is_stale(&state.pool);
         }
-        self.pods.insert(id.clone(), pod);
-        // a stale one was made before, and is seen late: successors are made from the pool's image
-        if alive && !known && !stale {
-            self.successor_came(&pool);
+        if alive && !known {
+            self.came(&id, &came, serves);
         }
-        if !alive && counted {
-            self.depart(id, pool.clone());
+        if alive && serves {
+            self.slots.warm(&id);
         }
+        if !alive && let Some(hold) = leaves {
+            self.slots.depart(&id, &pool, hold);
+        }
+        self.settle(&pool);
         self.dirty.insert(pool);
     }
 
+    /// A Pod came that wasn't known.
+    fn came(&mut self, id: &PodId, pod: &Pod, serves: bool) {
+        if self.slots.succeed(self.now, &pod.pool) && !serves {
+            self.slots.await_warm(id, &pod.pool);
+        }
+        let alive = self.alive(&pod.pool);
+        if let Some(state) = self.pools.get_mut(&pod.pool) {
+            state.grew(alive);
+            state.came(self.now, self.synced, &self.config, id, pod);
+        }
+    }
+
     fn drop_pod(&mut self, id: &PodId) {
-        let counted = self.counts(id);
+        let leaves = self.leaves(id);
         let Some(pod) = self.pods.remove(id) else {
             return;
         };
@@ -398,91 +416,113 @@ impl Gate {
         }
         self.told.remove(id);
         self.refusals.remove(id);
-        if counted {
-            self.depart(id.clone(), pod.pool.clone());
+        if let Some(hold) = leaves {
+            self.slots.depart(id, &pod.pool, hold);
         }
+        self.settle(&pod.pool);
         self.dirty.insert(pod.pool);
     }
 
-    /// A Pod that took room under the cap left: its successor will take it, but isn't there yet.
-    fn depart(&mut self, id: PodId, pool: PoolId) {
+    /// The slot that this Pod leaves behind if it goes now: its successor will take its room, but isn't there yet.
+    fn leaves(&self, id: &PodId) -> Option<Hold> {
+        let pod = self.pods.get(id)?;
+        let state = self.pools.get(&pod.pool)?;
+        let taken = self.slots.of(self.now, id).is_some_and(Hold::is_alive)
+            || (pod.is_alive() && pod.labelled && pod.is_stale(&state.pool));
         let until = self.now + self.config.replacement;
-        self.slots.insert(
-            id,
-            Slot {
-                pool,
-                until,
-                departed: true,
-            },
-        );
+        let left = match () {
+            () if taken => Left::Taken,
+            () if !pod.is_alive() => return None,
+            () if self.is_in_flight(pod, &state.pool, self.is_rolling(state)) => {
+                Left::InFlight { until }
+            }
+            () => Left::ByItself { until },
+        };
+        Some(Hold::Departed {
+            since: self.now,
+            left,
+        })
     }
 
-    /// Who left in flight before everything was known isn't known. Where a pool is amid its roll and lacks Pods, their
-    /// successors may be on their way: so many places are kept for them.
-    fn keep_places_of_before(&mut self) {
-        let until = self.now + self.config.replacement;
-        for (id, state) in &self.pools {
-            let amid = self.is_rolling(state)
-                && self
-                    .members(state)
-                    .any(|(_, pod)| pod.is_alive() && !pod.is_stale(&state.pool));
-            if !amid {
-                continue;
-            }
-            let alive = self
-                .members(state)
-                .filter(|(_, pod)| pod.is_alive())
-                .count();
-            let wanted = usize::try_from(state.pool.replicas).unwrap_or(0);
-            let cap = usize::try_from(cap(state.pool.percent, state.pool.replicas));
-            let lacking = wanted.saturating_sub(alive).min(cap.unwrap_or(usize::MAX));
-            for at in 0..lacking {
-                let slot = Slot {
-                    pool: id.clone(),
-                    until,
-                    departed: true,
-                };
-                // no uid looks like this
-                let left = PodId(alloc::format!("left before {}: {at}", id.0));
-                self.slots.insert(left, slot);
-            }
+    fn alive(&self, id: &PoolId) -> usize {
+        self.pools.get(id).map_or(0, |state| {
+            let members = self.members(state);
+            members.filter(|(_, pod)| pod.is_alive()).count()
+        })
+    }
+
+    /// Where a pool has all the Pods that it shall have, nobody is owed a successor.
+    fn settle(&mut self, id: &PoolId) {
+        let alive = self.alive(id);
+        if let Some(state) = self.pools.get_mut(id)
+            && state.is_whole(self.now, alive)
+        {
+            self.slots.forgive(id);
         }
     }
 
-    fn successor_came(&mut self, pool: &PoolId) {
-        let oldest = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.departed && slot.pool == *pool)
-            .min_by_key(|(id, slot)| (slot.until, (*id).clone()))
-            .map(|(id, _)| id.clone());
-        if let Some(oldest) = oldest {
-            self.slots.remove(&oldest);
+    /// Who left in flight before everything was known isn't known. Where a pool rolls and lacks Pods, their successors
+    /// may be on their way: so many slots are kept for them, for a while. Those that a gate before wrote down are kept
+    /// until the successors are there.
+    fn keep_slots_of_before(&mut self, id: &PoolId) {
+        let Some(state) = self.pools.get_mut(id) else {
+            return;
+        };
+        let before = core::mem::take(&mut state.before);
+        let Some(state) = self.pools.get(id).filter(|state| self.is_rolling(state)) else {
+            return;
+        };
+        let as_usize = |many: u32| usize::try_from(many).unwrap_or(usize::MAX);
+        let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
+        let known = as_usize(before.awaited).min(lacking);
+        let cap = as_usize(cap(state.pool.percent, state.pool.replicas));
+        // the rest of them is there, and was made from another image than the pool's: others count as in flight
+        let mut cold: Vec<(i64, PodId)> = self
+            .members(state)
+            .filter(|(_, pod)| {
+                pod.is_alive()
+                    && pod.is_stale(&state.pool)
+                    && !pod.labelled
+                    && !pod.serves(self.now, self.config.heartbeat_max_age)
+            })
+            .map(|(id, pod)| (pod.created_unix_s, id.clone()))
+            .collect();
+        cold.sort_unstable_by(|a, b| b.cmp(a));
+        for at in 0..known.max(lacking.min(cap)) {
+            // no uid looks like this
+            let left = PodId(alloc::format!("left before {}: {at}", id.0));
+            let hold = Hold::Departed {
+                since: self.now,
+                left: match at < known {
+                    true => Left::Taken,
+                    false => Left::InFlight {
+                        until: self.now + self.config.replacement,
+                    },
+                },
+            };
+            self.slots.depart(&left, id, hold);
+        }
+        for (_, pod) in cold.iter().take(as_usize(before.awaited) - known) {
+            self.slots.await_warm(pod, id);
         }
     }
 
     fn written(&mut self, id: &PodId, outcome: Outcome) {
         // a label's slot isn't freed by what became of taking the label off: the Pod may be on its way out
         let withdrawal = self.writes.remove(id) == Some(Write::Withdrawal);
-        let slot = self
-            .slots
-            .get_mut(id)
-            .filter(|slot| !slot.departed && !withdrawal);
         match outcome {
             Outcome::Done => {
                 self.refusals.remove(id);
-                if let Some(slot) = slot {
-                    slot.until = self.now + self.config.slot;
+                if !withdrawal {
+                    self.slots.prolong(id, self.now + self.config.slot);
                 }
             }
             Outcome::Refused | Outcome::Unknown => {
-                if let Some(slot) = slot {
-                    if outcome == Outcome::Refused {
-                        self.slots.remove(id);
-                    } else {
-                        // it may have been done: what is seen until then says so
-                        slot.until = self.now + self.config.slot;
-                    }
+                if !withdrawal && outcome == Outcome::Refused {
+                    self.slots.refuse(self.now, id);
+                } else if !withdrawal {
+                    // it may have been done: what is seen until then says so
+                    self.slots.prolong(id, self.now + self.config.slot);
                 }
                 if self.pods.contains_key(id) {
                     let refusals = self.refusals.entry(id.clone()).or_insert(Refusals {
@@ -533,70 +573,54 @@ impl Gate {
             }
     }
 
-    /// Whether this Pod takes room under its pool's cap, by what it is or by a slot.
-    fn counts(&self, id: &PodId) -> bool {
-        let Some(pod) = self.pods.get(id) else {
-            return false;
-        };
-        let Some(state) = self.pools.get(&pod.pool) else {
-            return false;
-        };
-        self.slots.get(id).is_some_and(|slot| !slot.departed)
-            || self.is_in_flight(pod, &state.pool, self.is_rolling(state))
-    }
-
-    /// Pods in flight to the letter, and slots taken beyond them.
-    fn used(&self, id: &PoolId) -> (u32, u32) {
+    /// What is taken of a pool's cap.
+    fn used(&self, id: &PoolId) -> Used {
         let Some(state) = self.pools.get(id) else {
-            return (0, 0);
+            return Used::default();
         };
         let rolling = self.is_rolling(state);
         let flying = |pod: &Pod| self.is_in_flight(pod, &state.pool, rolling);
         let letter = self.members(state).filter(|(_, pod)| flying(pod)).count();
-        let (mut admitted, mut departed) = (0, 0);
-        for (pod, slot) in &self.slots {
-            if slot.pool != *id || slot.until <= self.now {
-                continue;
-            }
-            if slot.departed {
-                departed += 1;
-            } else if !self.pods.get(pod).is_some_and(flying) {
-                admitted += 1;
+        let (mut hidden, mut successors) = (0, 0);
+        let (mut departed, mut taken, mut overdue) = (0, 0, 0);
+        for (pod, hold) in self.slots.in_pool(self.now, id) {
+            match hold {
+                Hold::Departed { since, left } => {
+                    departed += usize::from(!matches!(left, Left::ByItself { .. }));
+                    taken += usize::from(left == Left::Taken);
+                    overdue += usize::from(
+                        left == Left::Taken && self.now.since(since) >= self.config.replacement,
+                    );
+                }
+                Hold::Admitted { .. } | Hold::Successor => {
+                    let hides = !self.pods.get(pod).is_some_and(flying);
+                    hidden += usize::from(hides);
+                    successors += usize::from(hides && hold == Hold::Successor);
+                }
             }
         }
         // no more successors are to come than the pool lacks Pods
-        let alive = self
-            .members(state)
-            .filter(|(_, pod)| pod.is_alive())
-            .count();
-        let wanted = state
-            .shrunk
-            .iter()
-            .filter(|(_, until)| *until > self.now)
-            .map(|(replicas, _)| *replicas)
-            .fold(state.pool.replicas, i32::max);
-        let lacking = usize::try_from(wanted).unwrap_or(0).saturating_sub(alive);
+        let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
-        (count(letter), count(admitted + departed.min(lacking)))
+        Used {
+            letter: count(letter),
+            reserved: count(hidden + departed.min(lacking)),
+            awaited: count(successors + taken.min(lacking)),
+            missing: count(overdue.min(lacking)),
+        }
     }
 
     fn take_slot(&mut self, id: &PodId) {
         if let Some(pod) = self.pods.get(id) {
-            self.slots.insert(
-                id.clone(),
-                Slot {
-                    pool: pod.pool.clone(),
-                    until: self.now + self.config.slot,
-                    departed: false,
-                },
-            );
+            let until = self.now + self.config.slot;
+            self.slots.admit(self.now, id, &pod.pool, until);
         }
     }
 
     // ---- the rule -----------------------------------------------------------------------------------------------
 
-    /// The one rule. `used` is what is in flight and reserved in the Pod's pool, where the caller knows it.
-    fn check(&self, id: &PodId, used: Option<u32>) -> Result<Admission, Reason> {
+    /// The one rule. `used` is what is taken of the pool's cap, where the caller knows it.
+    fn check(&self, id: &PodId, used: Option<Used>) -> Result<Admission, Reason> {
         let pod = self.pods.get(id).ok_or(Reason::NotGated)?;
         let state = self.pools.get(&pod.pool).ok_or(Reason::NotGated)?;
         let pool = &state.pool;
@@ -618,12 +642,10 @@ impl Gate {
         if pod.labelled {
             return Err(Reason::AlreadyLabelled);
         }
-        let has_slot = self
-            .slots
-            .get(id)
-            .is_some_and(|slot| !slot.departed && slot.until > self.now);
+        let slot = self.slots.of(self.now, id).filter(|hold| hold.is_alive());
+        let admitted = matches!(slot, Some(Hold::Admitted { .. }));
         // who asks again for a Pod that was admitted lost the answer, or the race for the write
-        if self.writes.contains_key(id) || (has_slot && pool.mode == Mode::Own) {
+        if self.writes.contains_key(id) || (admitted && pool.mode == Mode::Own) {
             return Err(Reason::Admitted);
         }
         let admission = match (pod.phase, pool.mode) {
@@ -634,20 +656,31 @@ impl Gate {
         if pool.paused {
             return Err(Reason::Paused);
         }
+        if pool.template == Template::Unread {
+            return Err(Reason::OwnerUnread);
+        }
+        if state.lags(self.now) {
+            return Err(Reason::OwnerLags);
+        }
         if let Some(refusals) = self.refusals.get(id)
             && refusals.retry_at > self.now
         {
             return Err(Reason::RetryWaits);
         }
         self.image_is_there(pod, pool)?;
-        let used = used.unwrap_or_else(|| {
-            let (letter, reserved) = self.used(&pod.pool);
-            letter + reserved
-        });
+        let used = used.unwrap_or_else(|| self.used(&pod.pool));
         let cap = cap(pool.percent, pool.replicas);
-        let in_flight = used - u32::from(has_slot).min(used);
+        let others = used.letter + used.reserved;
+        // its own slot is no other's
+        let in_flight = others - u32::from(slot.is_some()).min(others);
         if in_flight >= cap {
-            return Err(Reason::CapReached { in_flight, cap });
+            let missing = used.missing;
+            return Err(
+                match missing > 0 && in_flight.saturating_sub(missing) < cap {
+                    true => Reason::NoSuccessor { missing, cap },
+                    false => Reason::CapReached { in_flight, cap },
+                },
+            );
         }
         Ok(admission)
     }
@@ -785,13 +818,12 @@ impl Gate {
             }
             self.actions.push_back(action);
         }
-        let (letter, reserved) = self.used(id);
-        let mut used = letter + reserved;
+        let mut used = self.used(id);
         for (_, pod) in order {
             match self.check(&pod, Some(used)) {
                 Ok(admission) if mode == Mode::Own => {
                     self.take_slot(&pod);
-                    used += 1;
+                    used = self.used(id);
                     self.writes.insert(pod.clone(), Write::Admission);
                     self.told.remove(&pod);
                     self.actions.push_back(match admission {

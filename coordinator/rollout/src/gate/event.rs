@@ -35,6 +35,26 @@ pub enum OnDeadline {
     Proceed,
 }
 
+/// What the owners of a pool's Pods make: a ReplicaSet's template, a RunnerPool's image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Template {
+    /// It is being read: nothing is let go before it was.
+    Unread,
+    /// It can't be read. What an owner makes shows only when it makes it.
+    Unknown,
+    /// Pods of this image, as written there. Of several owners, one that makes another image than the pool's counts.
+    Image(String),
+}
+
+/// What a coordinator before this one left to remember of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// [`PoolStatus::awaited`](super::PoolStatus::awaited), as it was written down last.
+    pub awaited: u32,
+    /// Whether a Pod had shown that its owner lags, and nothing had spoken against it.
+    pub lags: bool,
+}
+
 /// A set of Pods that run one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -46,8 +66,10 @@ pub struct Pool {
     pub mode: Mode,
     /// Pods in flight at one time, in per cent of `replicas`.
     pub percent: i32,
-    /// How many Pods it shall have.
+    /// How many Pods it shall have. Where it has more, and nobody made this number smaller, it isn't believed.
     pub replicas: i32,
+    /// What the owners of its Pods make.
+    pub template: Template,
     /// The hosts that its Pods may run on.
     pub hosts: BTreeSet<HostId>,
     /// An operator holds it: nothing is admitted.
@@ -125,6 +147,8 @@ pub struct Pod {
     pub heartbeat: Heartbeat,
     /// When it was made, in Unix seconds: older ones drain first.
     pub created_unix_s: i64,
+    /// When the shell saw it first. By the shell's clock, so that it can be compared with when the pool's image changed.
+    pub seen: Moment,
 }
 
 /// How a write ended.
@@ -146,6 +170,8 @@ pub enum Event {
     Synced(bool),
     /// A pool is as told.
     Pool(PoolId, Pool),
+    /// What is remembered of a pool from before this start. To be told as soon as the pool is.
+    Before(PoolId, Before),
     /// There is no such pool any more.
     PoolGone(PoolId),
     /// A Pod is as told.

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use proto::HostId;
+use proto::{HostId, Moment};
 
 use super::PodId;
 
@@ -26,6 +26,10 @@ pub enum Reason {
     NotRunning,
     /// An operator paused the roll.
     Paused,
+    /// What the owners of the pool's Pods make is being read.
+    OwnerUnread,
+    /// The owner of the pool's Pods makes Pods of another image than the pool's: whoever is let go comes back stale.
+    OwnerLags,
     /// The pool's image isn't resolved to a digest.
     ImageUnresolved,
     /// Its node isn't known as a host of the fleet.
@@ -54,6 +58,13 @@ pub enum Reason {
         /// The cap.
         cap: u32,
     },
+    /// As many Pods as may be are in flight, and some of them left long ago: their owner makes no successors.
+    NoSuccessor {
+        /// Pods that left and have no successor.
+        missing: u32,
+        /// The cap.
+        cap: u32,
+    },
     /// A write on it was refused; the next try waits.
     RetryWaits,
     /// It was admitted a moment ago.
@@ -62,7 +73,7 @@ pub enum Reason {
 
 impl Reason {
     /// All names, for metrics.
-    pub const NAMES: [&'static str; 19] = [
+    pub const NAMES: [&'static str; 22] = [
         "not_synced",
         "not_gated",
         "not_alive",
@@ -71,6 +82,8 @@ impl Reason {
         "already_labelled",
         "not_running",
         "paused",
+        "owner_unread",
+        "owner_lags",
         "image_unresolved",
         "node_unknown",
         "node_not_ready",
@@ -80,6 +93,7 @@ impl Reason {
         "host_unheard",
         "too_few_hosts",
         "cap_reached",
+        "no_successor",
         "retry_waits",
         "admitted",
     ];
@@ -96,6 +110,8 @@ impl Reason {
             Self::AlreadyLabelled => "already_labelled",
             Self::NotRunning => "not_running",
             Self::Paused => "paused",
+            Self::OwnerUnread => "owner_unread",
+            Self::OwnerLags => "owner_lags",
             Self::ImageUnresolved => "image_unresolved",
             Self::NodeUnknown => "node_unknown",
             Self::NodeNotReady => "node_not_ready",
@@ -105,6 +121,7 @@ impl Reason {
             Self::HostUnheard => "host_unheard",
             Self::TooFewHosts { .. } => "too_few_hosts",
             Self::CapReached { .. } => "cap_reached",
+            Self::NoSuccessor { .. } => "no_successor",
             Self::RetryWaits => "retry_waits",
             Self::Admitted => "admitted",
         }
@@ -118,6 +135,8 @@ impl Reason {
             self,
             Self::NotSynced
                 | Self::Paused
+                | Self::OwnerLags
+                | Self::NoSuccessor { .. }
                 | Self::ImageUnresolved
                 | Self::NodeUnknown
                 | Self::NodeNotReady
@@ -134,7 +153,7 @@ impl Reason {
     pub const fn is_turn(self) -> bool {
         matches!(
             self,
-            Self::CapReached { .. } | Self::Admitted | Self::RetryWaits
+            Self::CapReached { .. } | Self::Admitted | Self::RetryWaits | Self::OwnerUnread
         )
     }
 }
@@ -172,6 +191,18 @@ pub struct PodStatus {
     pub verdict: Verdict,
 }
 
+/// How it shows that an owner makes Pods of another image than its pool's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lag {
+    /// Since when.
+    pub since: Moment,
+    /// The Pod that was seen last of those that came after the pool's image was set; `None` when the owner says it by
+    /// itself, or the gate before this one saw it.
+    pub pod: Option<PodId>,
+    /// The owner says so itself: whoever reads it knows without a Pod.
+    pub said: bool,
+}
+
 /// A pool as the gate sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolStatus {
@@ -183,8 +214,17 @@ pub struct PoolStatus {
     pub labelled: u32,
     /// Pods in flight, as the runners' own controller counts them.
     pub in_flight: u32,
-    /// Slots taken beyond these: admissions that don't show yet, and Pods whose successor isn't there yet.
+    /// Of the Pods alive: those that serve, because they ask for work or do some.
+    pub warm: u32,
+    /// Slots taken beyond those in flight: admissions that don't show yet, and Pods whose successor isn't warm yet.
     pub reserved: u32,
+    /// Of these: Pods that the gate took, whose successors aren't warm and don't count as in flight. To be told to the
+    /// next gate, which can't see them.
+    pub awaited: u32,
+    /// Of these: Pods that left so long ago that a successor should be there.
+    pub missing: u32,
+    /// The owner of its Pods makes Pods of another image, as long as that holds it.
+    pub lag: Option<Lag>,
     /// The most that may be in flight.
     pub cap: u32,
     /// Hosts of the pool that are Ready and take Pods.

@@ -151,7 +151,12 @@ fn the_older_of_two_gates_has_the_say_and_names_break_ties() {
     assert_eq!(order, ["c", "a", "b"]);
     shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
     let (_, told) = index
-        .gate_pod(&key("p"), &rules, |_| proto::Moment::START)
+        .gate_pod(
+            &key("p"),
+            &rules,
+            |_| proto::Moment::START,
+            |_| proto::Moment::START,
+        )
         .unwrap();
     assert_eq!(told.pool, key("c").pool());
     // one that is being deleted, or gates nothing, has none
@@ -335,7 +340,9 @@ fn a_heartbeat_is_read_as_its_writers_mean_it() {
         let moment = |at: SystemTime| {
             proto::Moment::START + at.duration_since(SystemTime::UNIX_EPOCH).unwrap()
         };
-        let (_, told) = index.gate_pod(&key("p"), &rules, moment).unwrap();
+        let (_, told) = index
+            .gate_pod(&key("p"), &rules, moment, |_| proto::Moment::START)
+            .unwrap();
         told.heartbeat
     };
     let state = "tuist.dev/runner-heartbeat-state";

@@ -114,7 +114,8 @@ impl Keeper {
         });
         let pods = self.index.pods.iter().filter_map(|(key, pod)| {
             let rule = self.order.iter().find(|rule| rule.selects(key, pod))?;
-            pod.owner.clone().filter(|_| rule.mode == GateMode::Own)
+            let owner = pod.owner.as_ref().filter(|_| rule.mode == GateMode::Own)?;
+            Some(owner.uid.clone())
         });
         pools.chain(pods).collect()
     }

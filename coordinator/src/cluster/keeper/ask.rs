@@ -149,9 +149,7 @@ impl Keeper {
             }
             Err(reason) => {
                 self.metrics.denied(&pool, reason);
-                if !reason.is_turn() {
-                    self.note_held(&key, reason);
-                }
+                self.notes.wait(key.clone(), reason);
                 // a greedy controller asks all the time; the counter has it
                 debug!(pod = %key, %pool, dry_run, reason = reason.as_str(), "label is refused");
                 Admission::Refused(reason_text(reason, node.as_deref()))

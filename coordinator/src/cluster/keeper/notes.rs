@@ -31,10 +31,17 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest note: the API server takes 1 kB.
 const MAX_NOTE: usize = 900;
 
+/// A Pod that is held is told after it was held for the same reason for this long. What passes by itself (an image that is
+/// being resolved, a host that is about to speak) isn't worth an Event, and would keep the true reason from being said.
+const HELD_FOR: Duration = Duration::from_secs(5);
+
 /// Who writes Events, and what was said lately.
 pub(super) struct Notes {
-    recorder: Recorder,
-    said: BTreeMap<(String, &'static str), Instant>,
+    client: Client,
+    reporter: Reporter,
+    said: BTreeMap<String, Instant>,
+    /// Pods that are held, why, and since when.
+    waiting: BTreeMap<ObjectKey, (&'static str, Instant)>,
     pending: usize,
 }
 
@@ -45,13 +52,33 @@ impl Notes {
             instance: Some(instance.to_owned()),
         };
         Self {
-            recorder: Recorder::new(client, reporter),
+            client,
+            reporter,
             said: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             pending: 0,
         }
     }
 
-    fn may_say(&mut self, object: String, reason: &'static str) -> bool {
+    /// This Pod is held; it is told if that lasts, and is more than its turn.
+    pub(super) fn wait(&mut self, pod: ObjectKey, reason: gate::Reason) {
+        if reason.is_turn() {
+            self.waiting.remove(&pod);
+            return;
+        }
+        let name = reason.as_str();
+        let known = self.waiting.get(&pod).map(|(known, _)| *known);
+        if known != Some(name) && (known.is_some() || self.waiting.len() < REMEMBERED) {
+            self.waiting.insert(pod, (name, Instant::now()));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut (&'static str, Instant)> {
+        self.waiting.values_mut()
+    }
+
+    fn may_say(&mut self, what: String) -> bool {
         if self.pending >= PENDING {
             return false;
         }
@@ -62,11 +89,10 @@ impl Notes {
                 return false;
             }
         }
-        let key = (object, reason);
-        if self.said.get(&key).is_some_and(|at| at.elapsed() < QUIET) {
+        if self.said.get(&what).is_some_and(|at| at.elapsed() < QUIET) {
             return false;
         }
-        self.said.insert(key, now);
+        self.said.insert(what, now);
         true
     }
 }
@@ -81,39 +107,80 @@ impl Keeper {
     ) {
         let node = self.index.pods.get(key).and_then(|pod| pod.node.clone());
         let node = node.unwrap_or_else(|| "no node".into());
+        let image = self.image_of(key);
         let (reason, note) = match write {
-            PodWrite::Label(_) => (
-                "DrainEligible",
-                format!("may drain: {node} holds the pool's image"),
-            ),
+            PodWrite::Label(_) => ("DrainEligible", format!("may drain: {node} holds {image}")),
             PodWrite::Unlabel(_) => (
                 "DrainWithdrawn",
                 match why {
                     Some(gate::Withdrawal::Current) => {
-                        "may not drain any more: it runs the pool's image again".to_owned()
+                        format!("may not drain any more: it runs {image}, its pool's image again")
                     }
-                    _ => format!("may not drain any more: {node} doesn't hold the pool's image"),
+                    _ => format!("may not drain any more: {node} doesn't hold {image}"),
                 },
             ),
             PodWrite::Reap => (
                 "DrainEligible",
-                "was Pending with another image than its pool's, and is replaced".to_owned(),
+                format!("was Pending with another image than {image}, and is replaced"),
             ),
         };
         tracing::info!(pod = %key, reason, note, "gate");
-        // each of these happened once
-        self.notes.said.remove(&(format!("Pod {key}"), reason));
-        self.note_pod(key, reason, EventType::Normal, note);
+        self.notes.waiting.remove(key);
+        // each of these happened once: none is a repetition
+        self.note_pod(key, reason, None, note);
     }
 
-    /// Why a Pod is held, where that is more than its turn.
-    pub(super) fn note_held(&mut self, key: &ObjectKey, reason: gate::Reason) {
-        let node = self.index.pods.get(key).and_then(|pod| pod.node.clone());
-        let note = reason_text(reason, node.as_deref());
-        self.note_pod(key, "GateHeld", EventType::Normal, note);
+    /// What a Pod's pool shall run.
+    fn image_of(&self, key: &ObjectKey) -> String {
+        let rule = self.rule_of(key);
+        let rule = rule.and_then(|rule| self.rules.get(&rule.pool()));
+        rule.map_or_else(|| "its pool's image".to_owned(), |rule| rule.image.clone())
     }
 
-    fn note_pod(&mut self, key: &ObjectKey, reason: &'static str, type_: EventType, note: String) {
+    /// Tells why Pods are held, where that lasts.
+    pub(super) fn note_holds(&mut self) {
+        let due: Vec<(ObjectKey, &'static str)> = self
+            .notes
+            .waiting
+            .iter()
+            .filter(|(_, (reason, since))| {
+                // an agent that hasn't spoken yet may be about to
+                let settled = *reason != "host_unheard"
+                    || self.clock.started.elapsed() > rollout::presence::MAX_AGE;
+                settled && since.elapsed() >= HELD_FOR
+            })
+            .map(|(key, (reason, _))| (key.clone(), *reason))
+            .collect();
+        for (key, waited) in due {
+            self.notes.waiting.remove(&key);
+            let Some(facts) = self.index.pods.get(&key) else {
+                continue;
+            };
+            let (id, node) = (gate::PodId(facts.uid.clone()), facts.node.clone());
+            let gate::Verdict::Held(reason) = self.gate.explain(&id) else {
+                continue;
+            };
+            if reason.as_str() != waited {
+                continue;
+            }
+            let image = self.image_of(&key);
+            let note = format!(
+                "held on its way to {image}: {}",
+                reason_text(reason, node.as_deref())
+            );
+            let quiet = format!("Pod {key} {waited} {image}");
+            self.note_pod(&key, "GateHeld", Some(quiet), note);
+        }
+    }
+
+    /// Writes an Event on a Pod; with `quiet`, not again under that name for minutes.
+    fn note_pod(
+        &mut self,
+        key: &ObjectKey,
+        reason: &'static str,
+        quiet: Option<String>,
+        note: String,
+    ) {
         let Some(pod) = self.index.pods.get(key) else {
             return;
         };
@@ -125,7 +192,7 @@ impl Keeper {
             uid: Some(pod.uid.clone()),
             ..ObjectReference::default()
         };
-        self.note(reference, format!("Pod {key}"), reason, type_, note);
+        self.note(reference, quiet, reason, EventType::Normal, note);
     }
 
     /// How far staging is, when that changed.
@@ -146,6 +213,9 @@ impl Keeper {
             uid: Some(facts.uid.clone()),
             ..ObjectReference::default()
         };
+        let image = facts.spec.image.clone();
+        // by what it is where that is known: a tag that was pushed anew is another image
+        let what = status.digest.clone().unwrap_or_else(|| image.clone());
         let failing: Vec<(String, Option<String>, String)> = status
             .failing
             .iter()
@@ -175,14 +245,9 @@ impl Keeper {
                 uid,
                 ..ObjectReference::default()
             };
-            let note = format!("{} can't be staged: {why}", facts_image(status));
-            self.note(
-                node,
-                format!("Node {host}"),
-                "StageFailed",
-                EventType::Warning,
-                note,
-            );
+            let note = format!("{image} can't be staged: {why}");
+            let quiet = format!("Node {host} {what}");
+            self.note(node, Some(quiet), "StageFailed", EventType::Warning, note);
         }
         if !changed {
             return;
@@ -194,24 +259,24 @@ impl Keeper {
             "unresolved" => ("StageFailed", EventType::Warning, message("Resolved")),
             _ => return,
         };
-        self.note(
-            reference,
-            format!("ImagePrePull {key} {state}"),
-            reason,
-            type_,
-            note,
-        );
+        let quiet = format!("ImagePrePull {key} {state} {what}");
+        let note = format!("{image}: {note}");
+        self.note(reference, Some(quiet), reason, type_, note);
     }
 
     fn note(
         &mut self,
         reference: ObjectReference,
-        object: String,
+        quiet: Option<String>,
         reason: &'static str,
         type_: EventType,
         note: String,
     ) {
-        if !self.notes.may_say(object, reason) {
+        let may_say = match quiet {
+            Some(what) => self.notes.may_say(what),
+            None => self.notes.pending < PENDING,
+        };
+        if !may_say {
             return;
         }
         let event = Event {
@@ -225,7 +290,9 @@ impl Keeper {
             secondary: None,
         };
         self.notes.pending += 1;
-        let recorder = self.notes.recorder.clone();
+        // One for each Event: a recorder that was used before counts a second Event of the same reason as a repetition
+        // of the first, with the first one's text.
+        let recorder = Recorder::new(self.notes.client.clone(), self.notes.reporter.clone());
         let work = async move {
             match timeout(TIMEOUT, recorder.publish(&event, &reference)).await {
                 Ok(Ok(())) => {}
@@ -239,8 +306,4 @@ impl Keeper {
     pub(super) fn noted(&mut self) {
         self.notes.pending = self.notes.pending.saturating_sub(1);
     }
-}
-
-fn facts_image(status: &ImagePrePullStatus) -> &str {
-    status.digest.as_deref().unwrap_or("the image")
 }

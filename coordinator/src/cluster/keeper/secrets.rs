@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::{Input, Keeper};
 use crate::{
-    cluster::index::ObjectKey,
+    cluster::{index::ObjectKey, trouble},
     resolve::{LearnError, Registries},
 };
 
@@ -111,7 +111,7 @@ pub(super) async fn learn(
     let found = timeout(TIMEOUT, api.get_opt(&key.name))
         .await
         .map_err(|_| unread("no answer in time".into()))?
-        .map_err(|error| unread(error.to_string()))?;
+        .map_err(|error| unread(trouble::plain(&error)))?;
     let name = key.to_string();
     let learned = match found {
         None => Err(SecretError::Gone(key.clone())),

@@ -6,7 +6,10 @@ use rollout::gate::{self, Reason, Verdict};
 
 use super::Keeper;
 use crate::{
-    cluster::{crd::GateMode, index::ObjectKey},
+    cluster::{
+        crd::GateMode,
+        index::{ObjectKey, PodFacts},
+    },
     view::{PodView, PoolView},
 };
 
@@ -24,6 +27,10 @@ pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> Str
         Reason::AlreadyLabelled => "it may drain: it carries the label".into(),
         Reason::NotRunning => "it isn't Running, and its pool isn't the coordinator's own".into(),
         Reason::Paused => "the roll is paused; `parbake resume` lets it go on".into(),
+        Reason::OwnerUnread => "what the owner of the pool's Pods makes is being read".into(),
+        Reason::OwnerLags => {
+            "the owner of the pool's Pods makes Pods of another image; see the ImagePrePull's Degraded condition".into()
+        }
         Reason::ImageUnresolved => {
             "the pool's image isn't resolved; see the ImagePrePull's Resolved condition".into()
         }
@@ -48,18 +55,78 @@ pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> Str
         Reason::CapReached { in_flight, cap } => {
             format!("{in_flight} Pods are in flight, and the cap is {cap}")
         }
+        Reason::NoSuccessor { missing, cap } => format!(
+            "{missing} Pods that were let go have had no successor for more than a minute, and the cap is {cap}: the owner of the pool's Pods makes none; if there shall be fewer, lower the replicas"
+        ),
         Reason::RetryWaits => "a write on it was refused; the next try waits a moment".into(),
         Reason::Admitted => "it was admitted a moment ago; the label is being written".into(),
     }
 }
 
 impl Keeper {
+    /// Who makes Pods of which other image, by which Pod that shows, and what lets the roll go on.
+    pub(super) fn lag_text(&self, pool: &gate::PoolId, status: &gate::PoolStatus) -> String {
+        let Some(rule) = self.rules.get(pool) else {
+            return String::new();
+        };
+        let wanted = &rule.image;
+        let says = self.lagging_owner(pool, wanted);
+        // the Pod that showed it, or the youngest that could have
+        let shown = status.lag.as_ref().and_then(|lag| lag.pod.as_ref());
+        let shown = shown.or_else(|| {
+            let mut stale = status.pods.iter().filter(|pod| pod.stale);
+            stale.next_back().map(|pod| &pod.pod)
+        });
+        let pod = shown.and_then(|id| {
+            let key = self.pod_keys.get(id)?;
+            Some((key, self.index.pods.get(key)?))
+        });
+        let owner = |facts: &PodFacts| match &facts.owner {
+            Some(owner) => owner.to_string(),
+            None => "somebody without a name".to_owned(),
+        };
+        let what = match (&says, pod) {
+            (Some((by, made)), Some((key, facts))) => format!(
+                "{by} makes Pods of {made} (Pod {key}, of {}, runs {}), and this object says {wanted}",
+                owner(facts),
+                facts.image
+            ),
+            (Some((by, made)), None) => {
+                format!("{by} makes Pods of {made}, and this object says {wanted}")
+            }
+            (None, Some((key, facts))) => format!(
+                "Pod {key}, which {} made after this object's image was set, runs {}, and this object says {wanted}",
+                owner(facts),
+                facts.image
+            ),
+            (None, None) => format!("the Pods' owner makes another image than {wanted}"),
+        };
+        let next = match says {
+            Some(_) => "when they agree, the roll goes on by itself",
+            None => {
+                "it goes on with the first Pod of this object's image: mend the owner and delete one idle stale Pod, or \
+                 `parbake pause` and `resume` to try again"
+            }
+        };
+        format!(
+            "{what}. Nothing drains meanwhile; {next}. Images are compared as text: one digest spelled in two ways is two"
+        )
+    }
+
+    /// Whether what the owners of a pool's Pods make is being read.
+    pub(super) fn is_owner_unread(&self, pool: &gate::PoolId) -> bool {
+        self.rules
+            .get(pool)
+            .is_some_and(|rule| self.template_of(pool, &rule.image) == gate::Template::Unread)
+    }
+
     pub(super) fn pool_views(&self) -> Vec<PoolView> {
         self.order
             .iter()
             .filter_map(|rule| {
                 let facts = self.index.prepulls.get(&rule.key)?;
                 let status = self.gate.status(&rule.key.pool())?;
+                let lag = self.lag_of(&rule.key.pool(), &status);
                 Some(PoolView {
                     namespace: rule.key.namespace.clone(),
                     name: rule.key.name.clone(),
@@ -85,7 +152,7 @@ impl Keeper {
                     pods: status
                         .pods
                         .iter()
-                        .filter_map(|pod| self.pod_shown(pod))
+                        .filter_map(|pod| self.pod_shown(pod, lag.as_deref()))
                         .collect(),
                 })
             })
@@ -95,28 +162,44 @@ impl Keeper {
     pub(super) fn pod_view(&self, key: &ObjectKey) -> Option<PodView> {
         let facts = self.index.pods.get(key)?;
         let id = gate::PodId(facts.uid.clone());
-        let found = self
-            .rule_of(key)
-            .and_then(|rule| self.gate.status(&rule.pool()))
-            .and_then(|status| status.pods.into_iter().find(|pod| pod.pod == id));
+        let pool = self.rule_of(key).map(|rule| rule.pool());
+        let status = pool.as_ref().and_then(|pool| self.gate.status(pool));
+        let lag = pool.zip(status.as_ref());
+        let lag = lag.and_then(|(pool, status)| self.lag_of(&pool, status));
+        let found = status.and_then(|status| status.pods.into_iter().find(|pod| pod.pod == id));
         match found {
-            Some(pod) => self.pod_shown(&pod),
+            Some(pod) => self.pod_shown(&pod, lag.as_deref()),
             // not gated, or not alive
-            None => Some(self.view_of(key, false, false, self.gate.explain(&id))),
+            None => Some(self.view_of(key, (false, false), self.gate.explain(&id), None)),
         }
     }
 
-    fn pod_shown(&self, pod: &gate::PodStatus) -> Option<PodView> {
-        let key = self.pod_keys.get(&pod.pod)?;
-        Some(self.view_of(key, pod.stale, pod.in_flight, pod.verdict))
+    /// What holds a pool whose owner lags.
+    fn lag_of(&self, pool: &gate::PoolId, status: &gate::PoolStatus) -> Option<String> {
+        status.lag.is_some().then(|| self.lag_text(pool, status))
     }
 
-    fn view_of(&self, key: &ObjectKey, stale: bool, in_flight: bool, verdict: Verdict) -> PodView {
+    fn pod_shown(&self, pod: &gate::PodStatus, lag: Option<&str>) -> Option<PodView> {
+        let key = self.pod_keys.get(&pod.pod)?;
+        Some(self.view_of(key, (pod.stale, pod.in_flight), pod.verdict, lag))
+    }
+
+    fn view_of(
+        &self,
+        key: &ObjectKey,
+        (stale, in_flight): (bool, bool),
+        verdict: Verdict,
+        lag: Option<&str>,
+    ) -> PodView {
         let facts = self.index.pods.get(key);
         let node = facts.and_then(|facts| facts.node.clone());
         let (reason, message) = match verdict {
             Verdict::Open(_) => ("open", "it may drain".to_owned()),
-            Verdict::Held(reason) => (reason.as_str(), reason_text(reason, node.as_deref())),
+            Verdict::Held(reason) => {
+                let lag = lag.filter(|_| reason == Reason::OwnerLags);
+                let text = lag.map_or_else(|| reason_text(reason, node.as_deref()), str::to_owned);
+                (reason.as_str(), text)
+            }
         };
         PodView {
             namespace: key.namespace.clone(),
@@ -142,7 +225,7 @@ impl Keeper {
                 let oldest = status.oldest_pending_unix_s.map_or(0, |created| {
                     now.saturating_sub(u64::try_from(created).unwrap_or(0))
                 });
-                self.metrics.pool(&rule.key, &status, oldest);
+                self.metrics.pool(rule, &status, oldest);
             }
         }
     }

@@ -1,14 +1,12 @@
 //! ImagePrePulls: what each wants staged, how far that is, and the ones that RunnerPools own.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant, SystemTime},
 };
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, OwnerReference, Time},
-    jiff::Timestamp,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference, Time};
 use kube::api::ObjectMeta;
 use proto::{Digest, HostId};
 use rollout::presence;
@@ -19,15 +17,14 @@ use super::{Input, Keeper, secrets};
 use crate::{
     cluster::{
         crd::{
-            ByteCounts, CompletionPolicy, FailingHost, Gate, GateMode, ImagePrePull,
-            ImagePrePullSpec, ImagePrePullStatus, MAX_FAILING, ObjectName, OnDeadline, Rate,
+            CompletionPolicy, Gate, GateMode, ImagePrePull, ImagePrePullSpec, ImagePrePullStatus,
+            ObjectName, OnDeadline, Rate,
         },
-        index::{NodeFacts, ObjectKey, PrePullFacts, RunnerPoolFacts},
+        index::{ObjectKey, PrePullFacts, RunnerPoolFacts},
         write::{self, Own, WriteError},
     },
     driver::{self, Ask, Limits, stricter},
     resolve::{ResolveError, by_digest},
-    view::{HostState, ImageView},
     wants::Want,
 };
 
@@ -35,10 +32,6 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 /// The longest wait.
 const RETRY_MOST: Duration = Duration::from_mins(5);
-/// Where only bytes and the prediction changed, a status is written this often.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-/// A status that couldn't be written is tried again after this.
-const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// A host that isn't selected any more keeps what it has for this long: a Node that was made anew, or a label that was
 /// lost in an edit, doesn't cost the bytes twice.
 pub(super) const KEPT_FOR: Duration = Duration::from_mins(10);
@@ -46,39 +39,49 @@ pub(super) const KEPT_FOR: Duration = Duration::from_mins(10);
 /// What an ImagePrePull wants, as far as it is known.
 #[derive(Debug)]
 pub(in crate::cluster) struct Stage {
-    image: String,
-    state: State,
+    pub(super) image: String,
+    pub(super) state: State,
     /// What the image was resolved to, by this coordinator or one before. It stays: a tag that moves is another image
     /// only when somebody says so.
-    digest: Option<Digest>,
+    pub(super) digest: Option<Digest>,
     /// What it wanted before its image changed, until the new one is resolved: most often that is the same by another
     /// name, or shares most of its bytes.
     previous: Option<Box<Want>>,
-    started_at: SystemTime,
-    staged_at: Option<SystemTime>,
+    pub(super) started_at: SystemTime,
+    pub(super) staged_at: Option<SystemTime>,
     /// Its deadline passed before it was everywhere.
-    late: bool,
-    written_at: Option<Instant>,
-    retry_at: Option<Instant>,
-    /// What was told about it in Events: state names.
+    pub(super) late: bool,
+    pub(super) written_at: Option<Instant>,
+    pub(super) retry_at: Option<Instant>,
+    /// What was told about it in Events, also by a coordinator before: state names.
     pub(super) told: Option<&'static str>,
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Asking {
         tries: u32,
+        /// How the last try ended: it stands until this one has.
+        last: Option<Unresolved>,
     },
     Known(Box<Want>),
     Failed {
-        reason: &'static str,
-        message: String,
+        why: Unresolved,
         tries: u32,
         retry_at: Instant,
     },
 }
 
 impl State {
+    /// Why the image isn't known, as far as the registry was heard.
+    pub(super) const fn trouble(&self) -> Option<&Unresolved> {
+        match self {
+            Self::Asking { last, .. } => last.as_ref(),
+            Self::Known(_) => None,
+            Self::Failed { why, .. } => Some(why),
+        }
+    }
+
     /// Whether hosts may be staging an image for it that isn't known here yet: after a start the registry has to be asked again, and
     /// may be away.
     fn may_be_staging(&self, facts: &PrePullFacts) -> bool {
@@ -108,17 +111,18 @@ impl Resolved {
             key,
             image: image.to_owned(),
             result: result.map_err(|reason| Unresolved {
-                reason,
+                reason: reason.into(),
                 message: reason.to_owned(),
             }),
         }
     }
 }
 
-#[derive(Debug)]
-struct Unresolved {
-    reason: &'static str,
-    message: String,
+/// Why an image couldn't be resolved.
+#[derive(Clone, Debug)]
+pub(super) struct Unresolved {
+    pub(super) reason: Cow<'static, str>,
+    pub(super) message: String,
 }
 
 /// What the driver was told to stage.
@@ -149,6 +153,14 @@ impl Left {
 }
 
 impl Stage {
+    /// As if the wait after a reference that couldn't be resolved were over.
+    #[cfg(test)]
+    pub(super) fn retry_now(&mut self) {
+        if let State::Failed { retry_at, .. } = &mut self.state {
+            *retry_at = Instant::now();
+        }
+    }
+
     /// What is wanted, and whether hosts go on with it.
     fn want(&self) -> Option<(&Want, bool)> {
         match &self.state {
@@ -217,7 +229,10 @@ impl Keeper {
                     key.clone(),
                     Stage {
                         image: facts.spec.image.clone(),
-                        state: State::Asking { tries: 0 },
+                        state: State::Asking {
+                            tries: 0,
+                            last: status.and_then(unresolved_before),
+                        },
                         digest,
                         previous,
                         started_at: status
@@ -227,7 +242,7 @@ impl Keeper {
                         late: false,
                         written_at: None,
                         retry_at: None,
-                        told: None,
+                        told: status.and_then(told_before),
                     },
                 );
                 // hosts that hold it say so whether or not the registry can be asked
@@ -235,11 +250,16 @@ impl Keeper {
                 ask.push((key.clone(), facts.clone(), digest));
             } else if let Some(stage) = self.stages.get_mut(key)
                 && let State::Failed {
-                    tries, retry_at, ..
-                } = stage.state
-                && retry_at <= Instant::now()
+                    why,
+                    tries,
+                    retry_at,
+                } = &stage.state
+                && *retry_at <= Instant::now()
             {
-                stage.state = State::Asking { tries };
+                stage.state = State::Asking {
+                    tries: *tries,
+                    last: Some(why.clone()),
+                };
                 ask.push((key.clone(), facts.clone(), stage.digest));
             }
         }
@@ -259,7 +279,7 @@ impl Keeper {
                 && let Err(error) = secrets::learn(client, secret, &registries).await
             {
                 let result = Err(Unresolved {
-                    reason: "PullSecret",
+                    reason: "PullSecret".into(),
                     message: error.to_string(),
                 });
                 return Input::Resolved(Box::new(Resolved { key, image, result }));
@@ -276,7 +296,7 @@ impl Keeper {
                     ..want
                 })
                 .map_err(|error| Unresolved {
-                    reason: unresolved(&error),
+                    reason: unresolved(&error).into(),
                     message: error.to_string(),
                 });
             Input::Resolved(Box::new(Resolved { key, image, result }))
@@ -293,7 +313,7 @@ impl Keeper {
             return;
         };
         let tries = match stage.state {
-            State::Asking { tries } | State::Failed { tries, .. } => tries,
+            State::Asking { tries, .. } | State::Failed { tries, .. } => tries,
             State::Known(_) => 0,
         };
         match result {
@@ -303,12 +323,12 @@ impl Keeper {
                 stage.state = State::Known(Box::new(want));
                 stage.previous = None;
             }
-            Err(Unresolved { reason, message }) => {
-                warn!(prepull = %key, image, reason, error = message, "image can't be resolved; it is tried again");
+            Err(why) => {
+                let (reason, error) = (&why.reason, &why.message);
+                warn!(prepull = %key, image, %reason, error, "image can't be resolved; it is tried again");
                 let wait = (RETRY * (1 << tries.min(10))).min(RETRY_MOST);
                 stage.state = State::Failed {
-                    reason,
-                    message,
+                    why,
                     tries: tries + 1,
                     retry_at: Instant::now() + wait,
                 };
@@ -432,7 +452,7 @@ impl Keeper {
     }
 
     /// Whether a host holds this image under this name, by a fresh word.
-    fn holds(&self, host: &HostId, digest: &Digest, image: &str) -> bool {
+    pub(super) fn holds(&self, host: &HostId, digest: &Digest, image: &str) -> bool {
         self.presence.get(host).is_some_and(|word| {
             word.checked_at.elapsed() <= presence::MAX_AGE
                 && word
@@ -442,66 +462,8 @@ impl Keeper {
         })
     }
 
-    // ---- status -------------------------------------------------------------------------------------------------
-
-    /// Writes the statuses that changed, and tells metrics and Events.
-    pub(super) fn write_statuses(&mut self) {
-        if !self.synced {
-            return;
-        }
-        let keys: Vec<ObjectKey> = self.index.prepulls.keys().cloned().collect();
-        for key in keys {
-            let Some((status, state)) = self.status_of(&key) else {
-                continue;
-            };
-            let late = self.stages.get(&key).is_some_and(|stage| stage.late);
-            self.metrics.prepull(&key, &status.hosts, late);
-            self.note_stage(&key, &status, state);
-            let Some(facts) = self.index.prepulls.get(&key).cloned() else {
-                continue;
-            };
-            if self.ended(&key, &facts, &status) {
-                continue;
-            }
-            let due = self.stages.get(&key).is_none_or(|stage| {
-                stage.retry_at.is_none_or(|at| at <= Instant::now())
-                    && (stage
-                        .written_at
-                        .is_none_or(|at| at.elapsed() >= PROGRESS_EVERY)
-                        || masked(&status) != masked(&facts.status))
-            });
-            if status == facts.status || !due || self.status_writes.contains(&key) {
-                continue;
-            }
-            let value = patch_of(&status);
-            self.status_writes.insert(key.clone());
-            if let Some(stage) = self.stages.get_mut(&key) {
-                stage.written_at = Some(Instant::now());
-            }
-            let work = write::status(self.writer.clone(), key.clone(), facts.uid.clone(), value);
-            self.spawn_write(work, move |result| Input::StatusWritten {
-                key,
-                result: result.unwrap_or(Ok(())),
-            });
-        }
-    }
-
-    pub(super) fn status_written(&mut self, key: &ObjectKey, result: Result<(), WriteError>) {
-        self.status_writes.remove(key);
-        if let Err(error) = result {
-            if error.code() != Some(404) {
-                warn!(prepull = %key, %error, "status couldn't be written; it is tried again");
-            }
-            if let Some(stage) = self.stages.get_mut(key) {
-                stage.retry_at = Some(Instant::now() + STATUS_RETRY);
-            }
-        } else if let Some(stage) = self.stages.get_mut(key) {
-            stage.retry_at = None;
-        }
-    }
-
     /// Deletes an ImagePrePull whose time after staging is over, unless its Pods still roll.
-    fn ended(
+    pub(super) fn ended(
         &mut self,
         key: &ObjectKey,
         facts: &PrePullFacts,
@@ -529,257 +491,6 @@ impl Keeper {
         let uid = facts.uid.clone();
         self.write_prepull(key.clone(), Own::Delete(uid));
         true
-    }
-
-    /// Where an ImagePrePull stands, and that in one word.
-    pub(super) fn status_of(
-        &mut self,
-        key: &ObjectKey,
-    ) -> Option<(ImagePrePullStatus, &'static str)> {
-        let facts = self.index.prepulls.get(key)?;
-        let stage = self.stages.get(key)?;
-        let before = &facts.status;
-        let mut status = ImagePrePullStatus {
-            observed_generation: Some(facts.generation),
-            started_at: time(stage.started_at),
-            staged_at: stage.staged_at.and_then(time),
-            ..ImagePrePullStatus::default()
-        };
-        let mut conditions = Conditions {
-            before: &before.conditions,
-            generation: facts.generation,
-            now: Timestamp::now(),
-            list: Vec::new(),
-        };
-        let selected = self.index.selected(&facts.spec);
-        let usable: Vec<&String> = selected
-            .iter()
-            .filter(|(name, node)| self.is_usable(name, node))
-            .map(|(name, _)| *name)
-            .collect();
-        status.hosts.selected = count(selected.len());
-        status.hosts.excluded = count(selected.len() - usable.len());
-        let (mut staged_now, mut is_staged) = (false, false);
-        let late = self
-            .deadline_of(key, facts)
-            .is_some_and(|at| at <= SystemTime::now());
-        let mut state = "resolving";
-        let mut troubles: Vec<(&'static str, String)> = Vec::new();
-        let digest = stage.digest;
-        status.digest = digest.as_ref().map(ToString::to_string);
-        let known_before = digest.is_some() && before.digest == status.digest;
-        if let Some(digest) = &digest {
-            let image = self.view.images.get(digest).map(AsRef::as_ref);
-            self.count_hosts(&mut status, &usable, image, digest, &facts.spec);
-        }
-        if known_before {
-            status.bytes = larger(status.bytes, before.bytes);
-            (status.size_bytes, status.disk_bytes) = (before.size_bytes, before.disk_bytes);
-        }
-        match &stage.state {
-            State::Asking { .. } => {
-                conditions.add("Resolved", None, "Asking", "the registry is asked".into());
-                conditions.add("Staged", Some(false), "Resolving", String::new());
-            }
-            State::Failed {
-                reason, message, ..
-            } => {
-                conditions.add("Resolved", Some(false), reason, message.clone());
-                conditions.add("Staged", Some(false), "Unresolved", String::new());
-                troubles.push((reason, message.clone()));
-                state = "unresolved";
-            }
-            State::Known(want) => {
-                let digest = want.digest();
-                status.size_bytes = i64::try_from(want.layout.blob_bytes()).ok();
-                status.disk_bytes = i64::try_from(want.layout.disk_bytes()).ok();
-                conditions.add("Resolved", Some(true), "Resolved", digest.to_string());
-                let everywhere = !usable.is_empty() && status.hosts.staged == count(usable.len());
-                staged_now = everywhere;
-                let text = format!(
-                    "{} of {} hosts hold it; {} are excluded",
-                    status.hosts.staged,
-                    usable.len(),
-                    status.hosts.excluded
-                );
-                let once = facts.spec.completion_policy == CompletionPolicy::Once
-                    && stage.staged_at.is_some()
-                    && !self.gate.rolls(&key.pool());
-                let reason;
-                (is_staged, reason) = match () {
-                    () if everywhere => (true, "AllHosts"),
-                    () if once => (true, "Once"),
-                    () if facts.spec.paused => (false, "Paused"),
-                    () if usable.is_empty() => (false, "NoHosts"),
-                    () if status.hosts.failed > 0
-                        && status.hosts.staging == 0
-                        && status.hosts.staged + status.hosts.failed == count(usable.len()) =>
-                    {
-                        (false, "HostsFailed")
-                    }
-                    () => (false, "Staging"),
-                };
-                state = match reason {
-                    "AllHosts" | "Once" => "staged",
-                    "HostsFailed" => "failed",
-                    "Staging" => "staging",
-                    _ => "waiting",
-                };
-                conditions.add("Staged", Some(is_staged), reason, text);
-                if self.view.waiting.contains(&digest) {
-                    troubles.push((
-                        "TooManyImages",
-                        "as many images as may be are wanted already: it waits until some aren't"
-                            .into(),
-                    ));
-                }
-                if status.hosts.failed > 0 {
-                    let hosts: Vec<&str> = status
-                        .failing
-                        .iter()
-                        .map(|host| host.host.as_str())
-                        .collect();
-                    troubles.push(("HostsFailed", hosts.join(", ")));
-                }
-                if late && !is_staged {
-                    let what = match facts.spec.on_deadline {
-                        OnDeadline::Hold => "the gate stays shut where the image isn't",
-                        OnDeadline::Proceed => "Pods may drain where the image isn't",
-                    };
-                    troubles.push(("DeadlinePassed", what.into()));
-                }
-            }
-        }
-        let pool = self.gate.status(&key.pool());
-        match &pool {
-            None => conditions.add("Rolling", Some(false), "NotGated", String::new()),
-            Some(pool) => {
-                let text = format!(
-                    "{} stale, {} in flight, cap {}",
-                    pool.stale, pool.in_flight, pool.cap
-                );
-                let reason = if !pool.is_rolling() {
-                    "Done"
-                } else if facts.spec.paused {
-                    "Paused"
-                } else if pool.in_flight + pool.reserved >= pool.cap {
-                    "AtCap"
-                } else {
-                    "Held"
-                };
-                conditions.add("Rolling", Some(pool.is_rolling()), reason, text);
-            }
-        }
-        if self.is_overlapped(key) {
-            troubles.push((
-                "OverlappingGate",
-                "an older ImagePrePull gates its Pods".into(),
-            ));
-        }
-        let secret = facts.secret(key);
-        if let Some(message) = secret.and_then(|secret| self.secrets.trouble(&secret)) {
-            troubles.push(("PullSecret", message));
-        }
-        let gate = facts.spec.gate.as_ref();
-        if let Some(message) = gate.and_then(|gate| self.guarded.borrow().misses(gate)) {
-            troubles.push(("NotGuarded", message));
-        }
-        match troubles.first() {
-            None => conditions.add("Degraded", Some(false), "AsExpected", String::new()),
-            Some((reason, message)) => {
-                conditions.add("Degraded", Some(true), reason, message.clone());
-            }
-        }
-        status.conditions = conditions.list;
-        if let Some(stage) = self.stages.get_mut(key) {
-            stage.late = late && !is_staged;
-        }
-        if staged_now
-            && let Some(stage) = self.stages.get_mut(key)
-            && stage.staged_at.is_none()
-        {
-            stage.staged_at = Some(SystemTime::now());
-            status.staged_at = stage.staged_at.and_then(time);
-        }
-        Some((status, state))
-    }
-
-    /// Whether a Node counts: Ready, open to Pods, and with an agent that enrolled.
-    fn is_usable(&self, name: &str, node: &NodeFacts) -> bool {
-        node.ready
-            && node.schedulable
-            && name
-                .parse::<HostId>()
-                .ok()
-                .and_then(|host| self.view.hosts.get(&host))
-                .is_some_and(|host| !host.revoked)
-    }
-
-    fn count_hosts(
-        &self,
-        status: &mut ImagePrePullStatus,
-        usable: &[&String],
-        image: Option<&ImageView>,
-        digest: &Digest,
-        spec: &ImagePrePullSpec,
-    ) {
-        let progress: BTreeMap<&str, _> = image
-            .iter()
-            .flat_map(|image| &image.hosts)
-            .map(|host| (host.host.as_str(), host))
-            .collect();
-        let add = |sum: &mut i64, value: u64| {
-            *sum = sum.saturating_add(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        for name in usable {
-            let held = name
-                .parse::<HostId>()
-                .is_ok_and(|host| self.holds(&host, digest, &spec.image));
-            let host = progress.get(name.as_str());
-            if let Some(host) = host {
-                add(&mut status.bytes.origin, host.bytes.origin);
-                add(&mut status.bytes.peers, host.bytes.peers);
-                add(&mut status.bytes.local, host.bytes.local);
-            }
-            if held {
-                status.hosts.staged += 1;
-                continue;
-            }
-            let Some(host) = host else { continue };
-            match host.state {
-                HostState::Failed => {
-                    status.hosts.failed += 1;
-                    if status.failing.len() < MAX_FAILING {
-                        status.failing.push(FailingHost {
-                            host: host.host.clone(),
-                            reason: host.reason.clone().unwrap_or_default(),
-                            message: host.message.clone(),
-                        });
-                    }
-                }
-                // present by the driver's book, not yet by name or golden
-                HostState::Queued
-                | HostState::Staging
-                | HostState::Installing
-                | HostState::Present => {
-                    status.hosts.staging += 1;
-                    let eta = host
-                        .eta_seconds
-                        .map(|eta| i64::try_from(eta).unwrap_or(i64::MAX));
-                    status.eta_seconds = status.eta_seconds.max(eta);
-                }
-                HostState::Waiting | HostState::Gone => {}
-            }
-        }
-    }
-
-    fn is_overlapped(&self, key: &ObjectKey) -> bool {
-        let Some(rule) = self.rules.get(&key.pool()) else {
-            return false;
-        };
-        self.index.pods.iter().any(|(pod, facts)| {
-            rule.selects(pod, facts) && self.rule_of(pod).is_some_and(|first| first != *key)
-        })
     }
 
     // ---- RunnerPools --------------------------------------------------------------------------------------------
@@ -867,63 +578,6 @@ impl Keeper {
     }
 }
 
-/// The status's conditions, with the time of the last change of each.
-struct Conditions<'a> {
-    before: &'a [Condition],
-    generation: i64,
-    now: Timestamp,
-    list: Vec<Condition>,
-}
-
-impl Conditions<'_> {
-    fn add(&mut self, type_: &str, status: Option<bool>, reason: &str, message: String) {
-        let status = match status {
-            Some(true) => "True",
-            Some(false) => "False",
-            None => "Unknown",
-        };
-        let since = self
-            .before
-            .iter()
-            .find(|before| before.type_ == type_ && before.status == status)
-            .map_or(self.now, |before| before.last_transition_time.0);
-        // an empty message is left out when it is written, and refused for that
-        let message = match message.is_empty() {
-            true => reason.to_owned(),
-            false => message,
-        };
-        self.list.push(Condition {
-            type_: type_.into(),
-            status: status.into(),
-            reason: reason.into(),
-            message,
-            observed_generation: Some(self.generation),
-            last_transition_time: Time(seconds(since)),
-        });
-    }
-}
-
-/// Kubernetes writes times with whole seconds: with more, what was written would never equal what is read.
-fn seconds(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
-}
-
-fn time(time: SystemTime) -> Option<Time> {
-    Timestamp::try_from(time).ok().map(seconds).map(Time)
-}
-
-fn count(many: usize) -> i32 {
-    i32::try_from(many).unwrap_or(i32::MAX)
-}
-
-fn larger(a: ByteCounts, b: ByteCounts) -> ByteCounts {
-    ByteCounts {
-        origin: a.origin.max(b.origin),
-        peers: a.peers.max(b.peers),
-        local: a.local.max(b.local),
-    }
-}
-
 /// Takes what an ImagePrePull limits into account: the strictest word counts, for the wire is shared.
 fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
     if let Some(streams) = spec.origin_streams.and_then(|n| usize::try_from(n).ok()) {
@@ -940,36 +594,27 @@ fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
         stricter(known.download_bytes_per_second, rate(&bandwidth.download));
 }
 
-/// A status without what changes all the time.
-fn masked(status: &ImagePrePullStatus) -> ImagePrePullStatus {
-    let mut status = ImagePrePullStatus {
-        bytes: ByteCounts::default(),
-        eta_seconds: None,
-        ..status.clone()
-    };
-    for condition in &mut status.conditions {
-        condition.message.clear();
-    }
-    status
+/// How a coordinator before this one couldn't resolve the image.
+fn unresolved_before(status: &ImagePrePullStatus) -> Option<Unresolved> {
+    let before = status.conditions.iter().find(|c| c.type_ == "Resolved")?;
+    (before.status == "False").then(|| Unresolved {
+        reason: before.reason.clone().into(),
+        message: before.message.clone(),
+    })
 }
 
-/// A merge patch that leaves nothing of the status before.
-fn patch_of(status: &ImagePrePullStatus) -> Value {
-    let mut value = serde_json::to_value(status).unwrap_or_default();
-    if let Value::Object(fields) = &mut value {
-        for field in [
-            "digest",
-            "sizeBytes",
-            "diskBytes",
-            "etaSeconds",
-            "failing",
-            "startedAt",
-            "stagedAt",
-        ] {
-            fields.entry(field).or_insert(Value::Null);
-        }
+/// What a coordinator before this one told in Events.
+fn told_before(status: &ImagePrePullStatus) -> Option<&'static str> {
+    let of = |type_: &str| status.conditions.iter().find(|c| c.type_ == type_);
+    if of("Resolved")?.status == "False" {
+        return Some("unresolved");
     }
-    value
+    match of("Staged")?.reason.as_str() {
+        "AllHosts" | "Once" => Some("staged"),
+        "HostsFailed" => Some("failed"),
+        "Staging" => Some("staging"),
+        _ => None,
+    }
 }
 
 const fn unresolved(error: &ResolveError) -> &'static str {

@@ -18,6 +18,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Origin;
 
+mod owners;
+mod told;
+
 /// How one write is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -45,6 +48,13 @@ struct Fake {
     accounts: Vec<Value>,
     answers: VecDeque<Answer>,
     writes: Vec<String>,
+    /// Objects that are read by path, or the status that is answered instead.
+    objects: BTreeMap<String, Result<Value, u16>>,
+    /// Events that were written: reason and note.
+    events: Vec<(String, String)>,
+    /// Who wrote, by what each request says of itself: its query, and its User-Agent.
+    writers: BTreeSet<String>,
+    agents: BTreeSet<String>,
 }
 
 type Shared = Arc<Mutex<Fake>>;
@@ -107,6 +117,9 @@ async fn respond(shared: &Shared, request: Request) -> Response {
     let path = parts.uri.path().to_owned();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let mut fake = shared.lock().unwrap();
+    if let Some(agent) = parts.headers.get(http::header::USER_AGENT) {
+        fake.agents.insert(agent.to_str().unwrap().to_owned());
+    }
     if path.contains("/secrets/") {
         return match &fake.secret {
             None => failure(404),
@@ -123,7 +136,22 @@ async fn respond(shared: &Shared, request: Request) -> Response {
     if path.contains("/serviceaccounts") {
         return fake.on_accounts(&parts.method, &path);
     }
-    if parts.method == Method::GET || !path.contains("/pods/") {
+    if parts.method == Method::GET {
+        return match fake.objects.get(&path) {
+            Some(Ok(object)) => axum::Json(object.clone()).into_response(),
+            Some(Err(code)) => failure(*code),
+            None => failure(404),
+        };
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    fake.writers.insert(query.to_owned());
+    if path.ends_with("/events") {
+        let event: Value = serde_json::from_slice(&body).unwrap();
+        let text = |field: &str| event[field].as_str().unwrap().to_owned();
+        fake.events.push((text("reason"), text("note")));
+        return axum::Json(event).into_response();
+    }
+    if !path.contains("/pods/") {
         return failure(404);
     }
     let answer = fake.answers.pop_front().unwrap_or(Answer::Done);
@@ -240,6 +268,10 @@ fn shared(phase: &str, answers: &[Answer]) -> Shared {
         accounts: Vec::new(),
         answers: answers.iter().copied().collect(),
         writes: Vec::new(),
+        objects: BTreeMap::new(),
+        events: Vec::new(),
+        writers: BTreeSet::new(),
+        agents: BTreeSet::new(),
     }))
 }
 
@@ -369,6 +401,33 @@ impl Stand {
             self.keeper.act();
             self.settle().await;
         }
+    }
+
+    /// Time passes for the keeper too: what it does every second is done, and what follows from it.
+    async fn tick(&mut self, time: Duration) {
+        self.keeper.clock.started -= time;
+        for (_, since) in self.keeper.notes.waiting_mut() {
+            *since -= time;
+        }
+        self.keeper.keep_up();
+        self.keeper.act();
+        self.settle().await;
+    }
+
+    fn events(&self) -> Vec<(String, String)> {
+        self.shared.lock().unwrap().events.clone()
+    }
+
+    /// The condition of this type as it would be written now: status, reason, message.
+    fn condition(&mut self, type_: &str) -> (String, String, String) {
+        let key = ObjectKey::new("ns", "pool");
+        let status = self.keeper.status_of(&key).unwrap().0;
+        let found = status.conditions.iter().find(|c| c.type_ == type_).unwrap();
+        (
+            found.status.clone(),
+            found.reason.clone(),
+            found.message.clone(),
+        )
     }
 
     /// What the driver was told last to stage: hosts that go on, and hosts that keep what they have.
@@ -939,4 +998,100 @@ async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_l
     stand.pass(Duration::from_secs(5)).await;
     assert_eq!(stand.writes().len(), 1);
     assert!(stand.keeper.pods_told.is_empty());
+}
+
+#[tokio::test]
+async fn a_job_that_panics_ends_the_keeper_and_nothing_waits_for_its_answer() {
+    let mut stand = Stand::new("Running", &[]);
+    stand.settle().await;
+    let (waits, mut answer) = tokio::sync::oneshot::channel::<()>();
+    stand.keeper.jobs.spawn(async move {
+        let _waits = waits;
+        panic!("injected");
+    });
+    let (_questions, asked) = mpsc::channel(1);
+    let (_view, viewed) = watch::channel(Arc::default());
+    let (_presence, seen) = watch::channel(Arc::default());
+    let shutdown = CancellationToken::new();
+    let run = stand.keeper.run(asked, viewed, seen, shutdown.clone());
+    let ended = tokio::time::timeout(Duration::from_secs(10), run).await;
+    assert!(ended.is_ok(), "it goes on without the answer");
+    assert!(!shutdown.is_cancelled());
+    assert!(answer.try_recv().is_err());
+}
+
+/// The README's sentence, by its name.
+#[tokio::test]
+async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_verified_by_a_word_at_most_30_s_old_and_fewer_pods_than_the_cap_are_in_flight_and_the_label_is_taken_back_when_presence_is_lost_first()
+ {
+    let holds = |stand: &mut Stand, holdings: &[(Digest, &str)], age: u64| {
+        let holdings = holdings
+            .iter()
+            .map(|(digest, image)| (*digest, [(*image).to_owned()].into()))
+            .collect();
+        let age = Duration::from_secs(age);
+        let event = gate::Event::Holds("mac-0".parse().unwrap(), holdings, age);
+        let now = stand.keeper.clock.now();
+        stand.keeper.gate.handle(now, event);
+        stand.keeper.act();
+    };
+    let other = Digest::of(b"other");
+    let whole = [(digest(), "r.test/i:2")];
+    // not by another digest under its name, nor under another name, nor by an old word, nor by none
+    let wrong: [(&[(Digest, &str)], u64); 5] = [
+        (&[(other, "r.test/i:2")], 0),
+        (&[(digest(), "r.test/i:1")], 0),
+        (&whole, 31),
+        (&[], 0),
+        (&whole, 3_600),
+    ];
+    for (holdings, age) in wrong {
+        let mut stand = Stand::new("Pending", &[Answer::Status(429)]);
+        stand.settle().await;
+        holds(&mut stand, holdings, age);
+        let running = the_pod("Running");
+        stand.shared.lock().unwrap().pod = Some(running.clone());
+        stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(&running))));
+        for _ in 0..40 {
+            stand.keeper.clock.started -= Duration::from_secs(2);
+            holds(&mut stand, holdings, age);
+            stand.settle().await;
+        }
+        assert_eq!(stand.writes().len(), 1, "{holdings:?} {age}");
+        assert!(!stand.is_labelled());
+        // and by a word that stays under 30 s while the test looks
+        holds(&mut stand, &whole, 28);
+        stand.settle().await;
+        let view = stand.keeper.pod_view(&ObjectKey::new("ns", "p"));
+        assert!(stand.is_labelled(), "{view:?} {:?}", stand.writes());
+        // lost before it drained: the label is taken back
+        stand.watch();
+        holds(&mut stand, &[(other, "r.test/i:2")], 0);
+        stand.settle().await;
+        assert!(!stand.is_labelled());
+        assert_eq!(
+            stand
+                .events()
+                .iter()
+                .filter(|(reason, _)| reason == "DrainWithdrawn")
+                .count(),
+            1
+        );
+    }
+    // fewer than the cap: of two Pods that could go, one does
+    let mut stand = Stand::new("Running", &[]);
+    let mut second = the_pod("Running");
+    second["metadata"]["name"] = "q".into();
+    second["metadata"]["uid"] = "q".into();
+    stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(&second))));
+    stand.settle().await;
+    stand.watch();
+    stand.pass(Duration::from_secs(90)).await;
+    assert_eq!(stand.writes(), ["PATCH Done"]);
+    let status = stand
+        .keeper
+        .gate
+        .status(&ObjectKey::new("ns", "pool").pool())
+        .unwrap();
+    assert_eq!((status.labelled, status.in_flight, status.cap), (1, 1, 1));
 }

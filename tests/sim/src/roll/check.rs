@@ -6,11 +6,11 @@ use std::{
 };
 
 use proto::Moment;
-use rollout::gate::{Heartbeat, OnDeadline, Phase, Place, Reason, Verdict, cap};
+use rollout::gate::{self, Heartbeat, OnDeadline, Phase, Place, Reason, Template, Verdict, cap};
 
 use super::{
     office::{Change, pod_id},
-    world::World,
+    world::{ROLL_AT, World},
 };
 
 /// How old a host's word may be: the promise, not the gate's setting.
@@ -19,8 +19,11 @@ const WORD_MOST: Duration = Duration::from_secs(30);
 const LABEL_LEFT: Duration = Duration::from_secs(90);
 /// Where nothing is in flight and a Pod could go, one goes within this: four writes in a row that are lost take 140 s.
 const IDLE_MOST: Duration = Duration::from_secs(180);
-/// A successor that isn't made by then may be forgotten: well under the gate's own time for it.
-const OWED_FOR: Duration = Duration::from_secs(45);
+/// An owner that makes Pods makes a successor within this time, and that is told.
+const MADE_WITHIN: Duration = Duration::from_secs(20);
+/// Owner and pool mean the same image, and the gate knows it: it was read, or the time is over in which an owner that
+/// can't be read may not have heard.
+const AGREED_WITHIN: Duration = Duration::from_secs(75);
 /// A write that the other controller was let do is under way for so long.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
@@ -34,11 +37,19 @@ pub(super) struct Checks {
     open: BTreeSet<u32>,
     /// What the other controller was let do, and until when it may be under way.
     granted: BTreeMap<u32, Moment>,
+    /// The most that may be taken of each pool: its cap, and what lies above it by outside events.
+    allowed: BTreeMap<usize, u32>,
+    /// Pods of each pool that were let go since its owner disagrees.
+    spent: BTreeMap<usize, u32>,
 }
 
 impl Checks {
     pub(super) fn forget(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            allowed: std::mem::take(&mut self.allowed),
+            spent: std::mem::take(&mut self.spent),
+            ..Self::default()
+        };
     }
 }
 
@@ -111,6 +122,7 @@ impl World {
         if !stale {
             self.violated("a current Pod was let go", || format!("{facts:?}"));
         }
+        self.check_owner(at, &rule, &facts);
         if rule.paused {
             self.violated("a Pod was let go while its pool is paused", || {
                 format!("{facts:?}")
@@ -151,6 +163,155 @@ impl World {
                 format!("pool {at}: {} after uid {uid}, cap {most}", flying + 1)
             });
         }
+    }
+
+    /// Nothing is let go that would come back stale, as the owner says.
+    fn check_owner(&mut self, at: usize, rule: &gate::Pool, facts: &gate::Pod) {
+        let says = match &rule.template {
+            Template::Image(image) => *image != rule.image,
+            Template::Unread => true,
+            Template::Unknown => false,
+        };
+        if self.disagrees(at) && says {
+            self.violated("a Pod was let go whose owner says another image", || {
+                format!("{facts:?}")
+            });
+        }
+    }
+
+    /// Whether this pool's owner makes other Pods than the pool, as the gate was told, shall have.
+    fn disagrees(&self, at: usize) -> bool {
+        let pool = &self.pools[at];
+        let told = self.office.pools.get(&at);
+        pool.agrees_since.is_none()
+            && told.is_some_and(|told| told.image == self.images[pool.image].reference)
+    }
+
+    /// A write took effect: this Pod drains, or was deleted.
+    pub(super) fn check_effect(&mut self, uid: u32) {
+        let Some(at) = self.pods.get(&uid).map(|pod| pod.pool) else {
+            return;
+        };
+        if !self.disagrees(at) {
+            self.checks.spent.remove(&at);
+            return;
+        }
+        // an owner that may not have heard is given a second chance, and no third
+        let pool = &self.pools[at];
+        let most = 2 * cap(pool.percent, pool.replicas);
+        let spent = self.checks.spent.entry(at).or_default();
+        *spent += 1;
+        let spent = *spent;
+        if spent > most {
+            self.violated("Pods went on being let go under an owner that lags", || {
+                format!("pool {at}: {spent}")
+            });
+        }
+    }
+
+    /// Pods that the gate took and that no warm Pod replaces: those that may drain, those that left, those that came.
+    fn taken(&self, at: usize) -> u32 {
+        let pool = &self.pools[at];
+        let told = self.office.pools.get(&at);
+        let wanted = told.map_or(pool.replicas, |told| told.replicas.max(pool.replicas));
+        let (mut taken, mut alive) = (0_usize, 0_usize);
+        for pod in self
+            .pods
+            .values()
+            .filter(|pod| pod.pool == at && pod.alive())
+        {
+            alive += 1;
+            let drains = pod.admitted && pod.labelled && pod.image != pool.image;
+            taken += usize::from(drains || pod.successor);
+        }
+        let wanted = usize::try_from(wanted).unwrap_or(0);
+        let owed = pool.owed.len().min(wanted.saturating_sub(alive));
+        u32::try_from(taken + owed).unwrap_or(u32::MAX)
+    }
+
+    /// The invariant of every step: no more Pods are taken than the cap, but by what happened outside.
+    pub(super) fn check_places(&mut self, outside: bool) {
+        for at in 0..self.pools.len() {
+            let pool = &self.pools[at];
+            let told = self.office.pools.get(&at);
+            let most = cap(pool.percent, pool.replicas)
+                .max(told.map_or(0, |told| cap(told.percent, told.replicas)));
+            let taken = self.taken(at);
+            self.outcome.most_taken = self.outcome.most_taken.max(taken);
+            let allowed = self.checks.allowed.get(&at).copied().unwrap_or(0).max(most);
+            if taken > allowed && !outside {
+                self.violated("more Pods are taken than the cap, and not replaced", || {
+                    format!("pool {at}: {taken}, cap {most}")
+                });
+            }
+            // what was decided before the cap fell takes effect after it
+            let may_follow = self.under_way(at);
+            let allowed = match outside {
+                true => taken + may_follow,
+                false => allowed.min(taken + may_follow),
+            };
+            self.checks.allowed.insert(at, allowed.max(most));
+            self.check_warm(at, most);
+        }
+    }
+
+    /// Writes by which the gate takes Pods of this pool, and which aren't answered.
+    fn under_way(&self, at: usize) -> u32 {
+        let pods = self.office.writes.iter().filter(|(uid, change)| {
+            **change != Change::Unlabel && self.pods.get(uid).is_some_and(|pod| pod.pool == at)
+        });
+        u32::try_from(pods.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Where nobody else takes Pods, as many are warm as replicas but for the cap.
+    fn check_warm(&mut self, at: usize, cap: u32) {
+        let quiet = self.setup.scenario.is_quiet() && self.jobs_percent == 0;
+        if !quiet || self.now < ROLL_AT {
+            return;
+        }
+        let pool = &self.pools[at];
+        let warm = self
+            .pods
+            .values()
+            .filter(|pod| pod.pool == at && pod.alive() && pod.warm(self.now))
+            .count();
+        let least = i64::from(pool.replicas) - i64::from(cap) - i64::from(pool.ended);
+        if i64::try_from(warm).unwrap_or(0) < least {
+            self.violated("fewer Pods are warm than replicas but for the cap", || {
+                format!("pool {at}: {warm}, least {least}")
+            });
+        }
+    }
+
+    /// Whether the gate has a reason to think that this pool's owner makes Pods of another image.
+    fn may_lag(&self, at: usize) -> bool {
+        let pool = &self.pools[at];
+        let differs = self
+            .office
+            .pools
+            .get(&at)
+            .is_none_or(|told| told.image != self.images[pool.image].reference);
+        // who can't read it learns of it from a Pod, for which somebody has to see to it
+        let shown = pool.is_read() || self.now > self.calm_at;
+        differs
+            || !shown
+            || pool
+                .agrees_since
+                .is_none_or(|since| self.now.since(since.max(self.calm_of(at))) < AGREED_WITHIN)
+    }
+
+    /// When it was last changed from outside in a way that starts the owner's time anew.
+    fn calm_of(&self, at: usize) -> Moment {
+        match self.pools[at].is_read() {
+            true => Moment::START,
+            false => self.calm_at,
+        }
+    }
+
+    /// Whether the gate may miss successors.
+    fn may_miss(&self, at: usize) -> bool {
+        let pool = &self.pools[at];
+        !pool.makes || self.now.since(pool.makes_since) < MADE_WITHIN
     }
 
     /// Whether the host's last word is young and says that the pool's image is there.
@@ -227,11 +388,7 @@ impl World {
             };
             flying += usize::from(counts && *uid != but);
         }
-        let owed = self.pools[at]
-            .owed
-            .iter()
-            .filter(|left| self.now.since(**left) < OWED_FOR)
-            .count();
+        let owed = self.pools[at].owed.len();
         let wanted = usize::try_from(self.pools[at].replicas.min(rule.replicas)).unwrap_or(0);
         u32::try_from(flying + owed.min(wanted.saturating_sub(alive))).unwrap_or(u32::MAX)
     }
@@ -398,6 +555,9 @@ impl World {
                     Reason::NotRunning => facts.phase != Phase::Running,
                     Reason::RetryWaits | Reason::Admitted => true,
                     Reason::Paused => rule.paused,
+                    Reason::OwnerUnread => rule.template == Template::Unread,
+                    Reason::OwnerLags => self.may_lag(at),
+                    Reason::NoSuccessor { cap, .. } => cap == most && self.may_miss(at),
                     Reason::ImageUnresolved => rule.digest.is_none(),
                     Reason::NotSynced | Reason::NotGated | Reason::NotAlive => false,
                 },
@@ -424,7 +584,7 @@ impl World {
             });
         }
         let now = self.now;
-        if letter > 0 || candidates == 0 {
+        if letter > 0 || candidates == 0 || self.may_lag(at) || self.may_miss(at) {
             self.checks.idle.remove(&at);
         } else if now.since((*self.checks.idle.entry(at).or_insert(now)).max(synced_at)) > IDLE_MOST
         {
@@ -441,6 +601,9 @@ impl World {
         let told = self.office.pools.get(&at);
         if told.is_none_or(|told| told.image != self.images[pool.image].reference) {
             return false;
+        }
+        if !pool.makes {
+            return self.is_stranded(at);
         }
         let mut alive = 0;
         for pod in self
@@ -463,6 +626,23 @@ impl World {
             }
         }
         alive >= pool.replicas
+    }
+
+    /// Whether as many Pods of a pool without an owner are gone as may be, and the others are held for that by name; or all
+    /// were replaced before it went.
+    fn is_stranded(&self, at: usize) -> bool {
+        let pool = &self.pools[at];
+        let most = cap(pool.percent, pool.replicas).min(pool.replicas.unsigned_abs());
+        let Some(status) = self.office.gate.status(&pool.id) else {
+            return false;
+        };
+        let named = status.pods.iter().all(|pod| {
+            matches!(
+                pod.verdict,
+                Verdict::Held(Reason::NoSuccessor { .. } | Reason::ImageMissing | Reason::Current)
+            )
+        });
+        named && (self.taken(at) == most || status.stale == 0)
     }
 
     pub(super) fn say_who_waits(&mut self) {

@@ -68,7 +68,11 @@ pub(super) struct Office {
     free: [Moment; 3],
     tick_at: Option<Moment>,
     pub(super) pods: BTreeMap<u32, (u64, gate::Pod)>,
+    /// When each Pod was seen first.
+    pub(super) seen: BTreeMap<u32, Moment>,
     gone: BTreeSet<u32>,
+    /// Successors that only the gate knows.
+    phantoms: Vec<PodId>,
     pub(super) nodes: BTreeMap<HostId, (bool, bool)>,
     pub(super) pools: BTreeMap<usize, gate::Pool>,
     /// What each host said last, and when it looked.
@@ -98,7 +102,9 @@ impl Office {
             free: [Moment::START; 3],
             tick_at: None,
             pods: BTreeMap::new(),
+            seen: BTreeMap::new(),
             gone: BTreeSet::new(),
+            phantoms: Vec::new(),
             nodes: BTreeMap::new(),
             pools: BTreeMap::new(),
             words: BTreeMap::new(),
@@ -151,10 +157,6 @@ impl World {
         office.up = true;
         self.office = office;
         self.checks.forget();
-        for pool in &mut self.pools {
-            // who was let go and is gone without a successor isn't remembered by anybody
-            pool.owed.clear();
-        }
         let mut listed: Vec<Sight> = Vec::new();
         for at in 0..self.pools.len() {
             listed.push(Sight::Pool(at, self.rule(at)));
@@ -224,8 +226,15 @@ impl World {
                 Event::NodeGone(host)
             }
             Sight::Pool(at, rule) => {
-                self.office.pools.insert(at, rule.clone());
-                Event::Pool(self.pools[at].id.clone(), rule)
+                let id = self.pools[at].id.clone();
+                let known = self.office.pools.insert(at, rule.clone());
+                self.tell(Event::Pool(id.clone(), rule));
+                if known.is_none() {
+                    // its status comes with it
+                    let before = self.pools[at].written;
+                    self.tell(Event::Before(id, before));
+                }
+                return;
             }
             Sight::Synced => {
                 self.office.synced_at = Some(self.now);
@@ -235,14 +244,45 @@ impl World {
         self.tell(event);
     }
 
-    fn tell_pod(&mut self, uid: u32, version: u64, facts: gate::Pod) {
+    fn tell_pod(&mut self, uid: u32, version: u64, mut facts: gate::Pod) {
         let known = self.office.pods.get(&uid).map(|(version, _)| *version);
         // the answer to a write may have come before what the watch saw
         if self.office.gone.contains(&uid) || known.is_some_and(|known| known >= version) {
             return;
         }
+        facts.seen = *self.office.seen.entry(uid).or_insert(self.now);
         self.office.pods.insert(uid, (version, facts.clone()));
-        self.tell(Event::Pod(pod_id(uid), facts));
+        let phantom = self
+            .setup
+            .phantoms
+            .then(|| (facts.is_alive(), known.is_none()));
+        if phantom == Some((true, true))
+            && let Some(phantom) = self.office.phantoms.pop()
+        {
+            self.tell(Event::PodGone(phantom));
+        }
+        self.tell(Event::Pod(pod_id(uid), facts.clone()));
+        if phantom == Some((false, false)) {
+            self.tell_phantom(uid, facts);
+        }
+    }
+
+    /// The gate alone is told of a warm successor of this Pod.
+    fn tell_phantom(&mut self, uid: u32, facts: gate::Pod) {
+        let at = self.pools.iter().position(|pool| pool.id == facts.pool);
+        let image = at.and_then(|at| Some(self.office.pools.get(&at)?.image.clone()));
+        let id = PodId(format!("phantom of {uid}"));
+        self.office.phantoms.push(id.clone());
+        let warm = gate::Pod {
+            image: image.unwrap_or_default(),
+            labelled: false,
+            busy: false,
+            deleting: false,
+            phase: Phase::Running,
+            heartbeat: gate::Heartbeat::Absent,
+            ..facts
+        };
+        self.tell(Event::Pod(id, warm));
     }
 
     fn tell_gone(&mut self, uid: u32) {
@@ -373,6 +413,9 @@ impl World {
         }
         if self.pods[&uid].busy {
             self.violated("a busy Pod was written on", || format!("uid {uid}"));
+        }
+        if write.change != Change::Unlabel && write.admitted {
+            self.check_effect(uid);
         }
         if let Some(pod) = self.pods.get_mut(&uid) {
             match write.change {

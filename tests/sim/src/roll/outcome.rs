@@ -25,6 +25,8 @@ pub struct Outcome {
     pub most_in_flight: u32,
     /// The most by which that was above the pool's cap: outside events only, or there would be a violation.
     pub most_over_cap: u32,
+    /// Most Pods of a pool that the gate took and that no warm one had replaced at one time.
+    pub most_taken: u32,
     /// Pods that the gate let drain.
     pub labels: u64,
     /// Pending Pods that it had deleted.
@@ -66,6 +68,7 @@ impl Outcome {
             "bound_s": self.bound_s,
             "most_in_flight": self.most_in_flight,
             "most_over_cap": self.most_over_cap,
+            "most_taken": self.most_taken,
             "admissions": { "label": self.labels, "reap": self.reaps },
             "withdrawals": self.withdrawals,
             "denials": self.denials,
@@ -93,6 +96,7 @@ impl Outcome {
                 "{:>20}  {}, above the cap by outside events {}",
                 "most in flight", self.most_in_flight, self.most_over_cap
             ),
+            format!("{:>20}  {}", "taken, not replaced", self.most_taken),
             format!(
                 "{:>20}  {} labelled, {} reaped",
                 "admitted", self.labels, self.reaps

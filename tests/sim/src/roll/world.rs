@@ -10,7 +10,7 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use rollout::{
-    gate::{self, Heartbeat, Mode, OnDeadline, Phase, Place, PodName, PoolId},
+    gate::{self, Before, Heartbeat, Mode, OnDeadline, Phase, Place, PodName, PoolId, Template},
     presence::Holdings,
 };
 
@@ -23,6 +23,8 @@ use super::{
 
 /// Xcode versions that a fleet serves at one time.
 const POOLS: usize = 6;
+/// Images of a pool: the old one, the new one, and the new one by its digest instead of its tag.
+pub(super) const IMAGES: usize = 3;
 /// macOS lets a host run two virtual machines.
 const PODS_PER_HOST: usize = 2;
 /// Room that is left for scale-ups, in per cent.
@@ -35,6 +37,8 @@ const CYCLE: Duration = Duration::from_secs(330);
 /// And once: the slowest staging, the longest job, the longest wait after refused writes.
 const SETTLE: Duration = Duration::from_secs(700);
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// What an owner makes is read this often.
+const READ_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub(super) struct Image {
@@ -54,10 +58,33 @@ pub(super) struct Host {
     pub(super) speaks_from: Option<Moment>,
 }
 
+/// Who makes a pool's Pods.
+#[derive(Debug)]
+pub(super) enum Owner {
+    /// Whoever reads the pool: they are made from its image.
+    Pool,
+    /// Something with an image of its own.
+    Template {
+        image: usize,
+        /// What was read of it last; `Unknown` where nobody may.
+        read: Template,
+    },
+}
+
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) id: PoolId,
     pub(super) image: usize,
+    pub(super) owner: Owner,
+    /// Its owner makes Pods, and since when that is so.
+    pub(super) makes: bool,
+    pub(super) makes_since: Moment,
+    /// Since when owner and pool mean the same image; `None`: they don't.
+    pub(super) agrees_since: Option<Moment>,
+    /// Pods that others ended.
+    pub(super) ended: u32,
+    /// What its status says of the gate's memory: written every few seconds, and read by the next coordinator.
+    pub(super) written: Before,
     pub(super) percent: i32,
     pub(super) replicas: i32,
     pub(super) base: i32,
@@ -70,6 +97,38 @@ pub(super) struct Pool {
     pub(super) on_deadline: OnDeadline,
     /// When Pods left that the gate had let go, and whose successors aren't made yet.
     pub(super) owed: Vec<Moment>,
+    /// Pods that others ended, and whose successors aren't made yet: those come first, as far as anybody can tell.
+    pub(super) gaps: u32,
+}
+
+impl Pool {
+    /// What its Pods are made from.
+    pub(super) const fn made_from(&self) -> usize {
+        match self.owner {
+            Owner::Pool => self.image,
+            Owner::Template { image, .. } => image,
+        }
+    }
+
+    /// Whether what it is made from can be read.
+    pub(super) const fn is_read(&self) -> bool {
+        !matches!(
+            self.owner,
+            Owner::Template {
+                read: Template::Unknown,
+                ..
+            }
+        )
+    }
+
+    /// Pool or owner may have changed.
+    pub(super) fn compare(&mut self, now: Moment) {
+        if self.made_from() == self.image {
+            self.agrees_since.get_or_insert(now);
+        } else {
+            self.agrees_since = None;
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +144,7 @@ pub(super) struct Pod {
     pub(super) heartbeat: Heartbeat,
     pub(super) created: Moment,
     pub(super) version: u64,
-    /// It succeeds one that the gate let go.
+    /// It succeeds one that the gate let go, and hasn't been warm.
     pub(super) successor: bool,
     /// The gate let it go.
     pub(super) admitted: bool,
@@ -109,6 +168,7 @@ impl Pod {
 #[derive(Debug)]
 pub(super) enum Due {
     Reconcile(usize),
+    Read(usize),
     Boot(u32),
     Warm(u32),
     Poll(u32),
@@ -174,7 +234,7 @@ pub(super) struct World {
     pub(super) pools: Vec<Pool>,
     pub(super) pods: BTreeMap<u32, Pod>,
     next_uid: u32,
-    jobs_percent: u64,
+    pub(super) jobs_percent: u64,
     pub(super) office: Office,
     pub(super) checks: Checks,
     /// Nothing happens to the fleet from outside after this.
@@ -212,8 +272,11 @@ impl World {
     }
 
     fn populate(&mut self) {
-        self.jobs_percent = *self.one_of(&[0, 1, 5]);
         let scenario = self.setup.scenario;
+        self.jobs_percent = *self.one_of(&[0, 1, 5]);
+        if scenario == Scenario::NoOwner {
+            self.jobs_percent = 0;
+        }
         for at in 0..POOLS {
             for tag in ["old", "new"] {
                 let reference = format!("registry.test/xcode-{at}:{tag}");
@@ -225,6 +288,9 @@ impl World {
                 let digest = Digest::of(format!("{at} {named}").as_bytes());
                 self.images.push(Image { reference, digest });
             }
+            let digest = self.images[at * IMAGES + 1].digest;
+            let reference = format!("registry.test/xcode-{at}@{digest}");
+            self.images.push(Image { reference, digest });
         }
         for at in 0..self.setup.hosts {
             let id = format!("mini-{at}").parse().expect("a host's name");
@@ -233,7 +299,7 @@ impl World {
                 exists: true,
                 ready: true,
                 schedulable: true,
-                holds: (0..POOLS).map(|pool| pool * 2).collect(),
+                holds: (0..POOLS).map(|at| first_image(scenario, at)).collect(),
                 speaks_from: Some(self.now),
             });
             let first = self.between(0, 5_000);
@@ -251,9 +317,28 @@ impl World {
                 _ => *self.one_of(&[5, 10, 20, 50]),
             };
             let heartbeats = self.below(2) == 0;
+            let image = first_image(scenario, at);
+            let owner = match scenario {
+                Scenario::TemplateLags | Scenario::TemplateLeads | Scenario::TwoSpellings => {
+                    let read = match self.below(3) {
+                        0 => Template::Unknown,
+                        _ => Template::Unread,
+                    };
+                    let first = self.between(0, 5_000);
+                    self.push(first, Due::Read(at));
+                    Owner::Template { image, read }
+                }
+                _ => Owner::Pool,
+            };
             self.pools.push(Pool {
                 id: PoolId(format!("runners/xcode-{at}")),
-                image: at * 2,
+                image,
+                owner,
+                makes: true,
+                makes_since: self.now,
+                agrees_since: Some(self.now),
+                ended: 0,
+                written: Before::default(),
                 percent,
                 replicas,
                 base: replicas,
@@ -268,6 +353,7 @@ impl World {
                 deadline: None,
                 on_deadline: OnDeadline::Hold,
                 owed: Vec::new(),
+                gaps: 0,
             });
             self.push(Duration::ZERO, Due::Reconcile(at));
         }
@@ -295,7 +381,9 @@ impl World {
             self.now = entry.at;
             self.outcome.steps += 1;
             let sampled = matches!(entry.due, Due::Sample);
+            let outside = matches!(entry.due, Due::Fault(_) | Due::Autoscale(_));
             self.take(entry.due);
+            self.check_places(outside);
             if sampled && self.now > self.calm_at {
                 let complete = (0..self.pools.len())
                     .filter(|at| self.is_rolled(*at))
@@ -320,6 +408,10 @@ impl World {
                 self.reconcile(pool);
                 let again = self.between(2_000, 8_000);
                 self.push(again, Due::Reconcile(pool));
+            }
+            Due::Read(pool) => {
+                self.read_owner(pool);
+                self.push(READ_EVERY, Due::Read(pool));
             }
             Due::Boot(uid) => self.boot(uid),
             Due::Warm(uid) => self.warm_up(uid),
@@ -351,6 +443,7 @@ impl World {
             Due::Fault(fault) => self.fault(fault),
             Due::Sample => {
                 self.sample();
+                self.write_statuses();
                 self.push(SAMPLE_EVERY, Due::Sample);
             }
         }
@@ -400,6 +493,8 @@ impl World {
             heartbeat: pod.heartbeat,
             created_unix_s: i64::try_from(pod.created.since(Moment::START).as_secs())
                 .unwrap_or(i64::MAX),
+            // the office knows when it saw it first
+            seen: Moment::START,
         }
     }
 
@@ -411,6 +506,10 @@ impl World {
             mode: pool.mode,
             percent: pool.percent,
             replicas: pool.replicas,
+            template: match &pool.owner {
+                Owner::Pool => Template::Image(self.images[pool.image].reference.clone()),
+                Owner::Template { read, .. } => read.clone(),
+            },
             hosts: self
                 .hosts
                 .iter()
@@ -440,14 +539,19 @@ impl World {
         }
     }
 
-    /// A Pod that lived till now doesn't any more.
+    /// A Pod that lived till now doesn't any more. One that became current after it was labelled ended by itself.
     fn left(&mut self, pod: &Pod) {
-        if pod.alive() && pod.admitted {
-            self.pools[pod.pool].owed.push(self.now);
+        let stale = pod.image != self.pools[pod.pool].image;
+        let let_go = pod.admitted && (stale || !pod.labelled);
+        let pool = &mut self.pools[pod.pool];
+        match pod.alive() {
+            true if let_go || pod.successor => pool.owed.push(self.now),
+            true => pool.gaps += 1,
+            false => {}
         }
     }
 
-    fn end(&mut self, uid: u32) {
+    pub(super) fn end(&mut self, uid: u32) {
         let Some(pod) = self.pods.get(&uid).cloned() else {
             return;
         };
@@ -491,11 +595,20 @@ impl World {
             .collect();
         alive.sort_unstable();
         let wanted = usize::try_from(self.pools[at].replicas).unwrap_or(0);
-        for _ in alive.len()..wanted {
-            self.create(at);
+        if self.pools[at].makes {
+            for _ in alive.len()..wanted {
+                self.create(at);
+            }
+            // it has all that it shall have
+            self.pools[at].owed.clear();
+            self.pools[at].gaps = 0;
         }
         for (busy, _, _, uid) in alive.iter().take(alive.len().saturating_sub(wanted)) {
             if !busy {
+                // the pool wants none in its place
+                if let Some(pod) = self.pods.get_mut(uid) {
+                    (pod.admitted, pod.successor) = (false, false);
+                }
                 self.delete(*uid);
             }
         }
@@ -506,11 +619,13 @@ impl World {
         let uid = self.next_uid;
         self.next_uid += 1;
         let pool = &mut self.pools[at];
-        let successor = !pool.owed.is_empty();
+        let fills = pool.gaps > 0;
+        pool.gaps = pool.gaps.saturating_sub(1);
+        let successor = !fills && !pool.owed.is_empty();
         if successor {
             pool.owed.remove(0);
         }
-        let image = pool.image;
+        let image = pool.made_from();
         self.pods.insert(
             uid,
             Pod {
@@ -570,6 +685,37 @@ impl World {
         }
     }
 
+    /// The coordinator reads what a pool's owner makes.
+    fn read_owner(&mut self, at: usize) {
+        let pool = &mut self.pools[at];
+        let Owner::Template { image, read } = &mut pool.owner else {
+            return;
+        };
+        if *read == Template::Unknown {
+            return;
+        }
+        let fresh = Template::Image(self.images[*image].reference.clone());
+        if *read != fresh {
+            *read = fresh;
+            self.show_pool(at);
+        }
+    }
+
+    /// What the next coordinator would read in the statuses.
+    fn write_statuses(&mut self) {
+        if !self.office.up || self.office.synced_at.is_none() {
+            return;
+        }
+        for pool in &mut self.pools {
+            if let Some(status) = self.office.gate.status(&pool.id) {
+                pool.written = Before {
+                    awaited: status.awaited,
+                    lags: status.lag.is_some_and(|lag| !lag.said),
+                };
+            }
+        }
+    }
+
     // ---- the node agent that runs Pods --------------------------------------------------------------------------------
 
     fn boot(&mut self, uid: u32) {
@@ -595,6 +741,7 @@ impl World {
             } else {
                 Heartbeat::Absent
             };
+            pod.successor &= heartbeats;
         }
         self.changed(uid);
         let takes = self.between(2_000, 8_000);
@@ -606,6 +753,7 @@ impl World {
         let Some(pod) = self.pods.get_mut(&uid).filter(|pod| pod.alive()) else {
             return;
         };
+        pod.successor = false;
         if self.pools[pod.pool].heartbeats {
             pod.heartbeat = Heartbeat::Polling(now);
             self.changed(uid);
@@ -667,7 +815,8 @@ impl World {
             .values()
             .filter(|pod| pod.pool == pool && pod.alive())
             .count();
-        if alive < usize::try_from(self.pools[pool].replicas).unwrap_or(0) {
+        if self.pools[pool].makes && alive < usize::try_from(self.pools[pool].replicas).unwrap_or(0)
+        {
             self.create(pool);
         }
         self.schedule();
@@ -707,5 +856,14 @@ impl World {
             holds: self.holdings(host),
         };
         self.push(delay, word);
+    }
+}
+
+/// What a pool runs at first.
+const fn first_image(scenario: Scenario, pool: usize) -> usize {
+    match scenario {
+        // half of them have rolled before
+        Scenario::TwoSpellings => pool * IMAGES + pool % 2,
+        _ => pool * IMAGES,
     }
 }

@@ -1,0 +1,213 @@
+//! Room under the caps that is taken although no Pod shows it: what was let go a moment ago, and what left and isn't
+//! replaced yet. The rule that fills and frees it is [`Gate`](super::Gate)'s; nothing here knows a Pod.
+
+use alloc::collections::BTreeMap;
+
+use proto::Moment;
+
+use super::{PodId, PoolId};
+
+/// Slots of all pools, by the Pod that each is about.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slots {
+    by_pod: BTreeMap<PodId, Slot>,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    pool: PoolId,
+    hold: Hold,
+}
+
+/// Why a slot is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// The gate let the Pod go. The slot ends at `until` if the Pod shows nothing of it by then.
+    Admitted {
+        /// When it ends.
+        until: Moment,
+        /// The Pod had a [`Successor`](Self::Successor)'s slot before.
+        successor: bool,
+    },
+    /// The Pod succeeds one that the gate took, and hasn't been warm yet.
+    Successor,
+    /// The Pod left and has no successor yet.
+    Departed {
+        /// When it left.
+        since: Moment,
+        /// What its leaving counts for.
+        left: Left,
+    },
+}
+
+/// What the leaving of a Pod counts for. In the order in which those who come are taken for successors: where it can't be
+/// told whom a Pod succeeds, it isn't one that the gate took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Left {
+    /// It ended by itself. It takes no room, but a successor of it is no successor of another.
+    ByItself {
+        /// When it is forgotten.
+        until: Moment,
+    },
+    /// It was in flight by itself, as a Pod that wasn't warm.
+    InFlight {
+        /// When it is forgotten.
+        until: Moment,
+    },
+    /// The gate took it. Only its successor ends that, or the pool that wants none.
+    Taken,
+}
+
+impl Hold {
+    /// Whether the Pod is there.
+    pub(super) const fn is_alive(self) -> bool {
+        !matches!(self, Self::Departed { .. })
+    }
+
+    /// What it is at this moment.
+    fn at(self, now: Moment) -> Option<Self> {
+        match self {
+            // an admission that nothing came of leaves the slot that the Pod had before
+            Self::Admitted { until, successor } if until <= now => {
+                successor.then_some(Self::Successor)
+            }
+            Self::Departed {
+                left: Left::ByItself { until } | Left::InFlight { until },
+                ..
+            } if until <= now => None,
+            hold => Some(hold),
+        }
+    }
+}
+
+impl Slots {
+    /// Why this Pod has a slot, if it has one now.
+    pub(super) fn of(&self, now: Moment, pod: &PodId) -> Option<Hold> {
+        self.by_pod.get(pod)?.hold.at(now)
+    }
+
+    /// The slots of a pool that are taken now.
+    pub(super) fn in_pool(
+        &self,
+        now: Moment,
+        pool: &PoolId,
+    ) -> impl Iterator<Item = (&PodId, Hold)> {
+        self.by_pod
+            .iter()
+            .filter(move |(_, slot)| slot.pool == *pool)
+            .filter_map(move |(pod, slot)| Some((pod, slot.hold.at(now)?)))
+    }
+
+    /// Whether nothing is taken, so that time frees nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_pod.is_empty()
+    }
+
+    /// The gate lets this Pod go.
+    pub(super) fn admit(&mut self, now: Moment, pod: &PodId, pool: &PoolId, until: Moment) {
+        let successor = matches!(
+            self.of(now, pod),
+            Some(
+                Hold::Successor
+                    | Hold::Admitted {
+                        successor: true,
+                        ..
+                    }
+            )
+        );
+        self.insert(pod, pool, Hold::Admitted { until, successor });
+    }
+
+    /// The write that an admission asked for was done, or may have been: its slot counts from now.
+    pub(super) fn prolong(&mut self, pod: &PodId, to: Moment) {
+        if let Some(Slot {
+            hold: Hold::Admitted { until, .. },
+            ..
+        }) = self.by_pod.get_mut(pod)
+        {
+            *until = to;
+        }
+    }
+
+    /// The write that an admission asked for certainly wasn't done: the slot is what it was before.
+    pub(super) fn refuse(&mut self, now: Moment, pod: &PodId) {
+        if let Some(Slot {
+            hold: Hold::Admitted { until, .. },
+            ..
+        }) = self.by_pod.get_mut(pod)
+        {
+            *until = now;
+        }
+    }
+
+    /// This Pod is warm: whom it succeeds has its successor.
+    pub(super) fn warm(&mut self, pod: &PodId) {
+        match self.by_pod.get_mut(pod).map(|slot| &mut slot.hold) {
+            Some(Hold::Admitted { successor, .. }) => *successor = false,
+            Some(Hold::Successor) => drop(self.by_pod.remove(pod)),
+            Some(Hold::Departed { .. }) | None => {}
+        }
+    }
+
+    /// This Pod left, and its successor will take its room.
+    pub(super) fn depart(&mut self, pod: &PodId, pool: &PoolId, hold: Hold) {
+        self.insert(pod, pool, hold);
+    }
+
+    /// A Pod came into a pool: it succeeds one that left. Whether that one's slot is to be kept until the new Pod is warm.
+    pub(super) fn succeed(&mut self, now: Moment, pool: &PoolId) -> bool {
+        let first = self
+            .in_pool(now, pool)
+            .filter_map(|(pod, hold)| match hold {
+                Hold::Departed { since, left } => Some((left, since, pod)),
+                Hold::Admitted { .. } | Hold::Successor => None,
+            })
+            .min()
+            .map(|(_, _, pod)| pod.clone());
+        let Some(first) = first else {
+            return false;
+        };
+        let slot = self.by_pod.remove(&first);
+        slot.is_some_and(|slot| {
+            matches!(
+                slot.hold,
+                Hold::Departed {
+                    left: Left::Taken,
+                    ..
+                }
+            )
+        })
+    }
+
+    /// This Pod succeeds one that the gate took.
+    pub(super) fn await_warm(&mut self, pod: &PodId, pool: &PoolId) {
+        self.insert(pod, pool, Hold::Successor);
+    }
+
+    /// The pool has all the Pods that it shall have: nobody is owed a successor.
+    pub(super) fn forgive(&mut self, pool: &PoolId) {
+        self.by_pod
+            .retain(|_, slot| slot.pool != *pool || slot.hold.is_alive());
+    }
+
+    /// The pool is gone.
+    pub(super) fn drop_pool(&mut self, pool: &PoolId) {
+        self.by_pod.retain(|_, slot| slot.pool != *pool);
+    }
+
+    /// Removes what time has ended.
+    pub(super) fn tick(&mut self, now: Moment) {
+        self.by_pod.retain(|_, slot| match slot.hold.at(now) {
+            Some(hold) => {
+                slot.hold = hold;
+                true
+            }
+            None => false,
+        });
+    }
+
+    fn insert(&mut self, pod: &PodId, pool: &PoolId, hold: Hold) {
+        let pool = pool.clone();
+        self.by_pod.insert(pod.clone(), Slot { pool, hold });
+    }
+}

@@ -1,0 +1,317 @@
+//! What operators are told: conditions that don't flap, Events that are true, and a change of leader that unsays nothing.
+
+use super::*;
+use crate::cluster::crd::ImagePrePullStatus;
+
+/// The object with the status that was written last, as its watch shows it.
+fn show(stand: &mut Stand, status: &ImagePrePullStatus, spec: &Value, generation: i64) {
+    let mut prepull = the_prepull();
+    for (field, value) in spec.as_object().unwrap() {
+        prepull["spec"][field] = value.clone();
+    }
+    prepull["metadata"]["generation"] = generation.into();
+    prepull["status"] = serde_json::to_value(status).unwrap();
+    stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
+}
+
+fn status_now(stand: &mut Stand) -> ImagePrePullStatus {
+    stand
+        .keeper
+        .status_of(&ObjectKey::new("ns", "pool"))
+        .unwrap()
+        .0
+}
+
+/// The host says that it holds this, as the driver passes it on.
+fn presence(stand: &mut Stand, digest: Digest, image: &str) {
+    let word = driver::HostPresence {
+        holdings: Arc::new([(digest, [image.to_owned()].into())].into()),
+        checked_at: Instant::now(),
+    };
+    let view: PresenceView = [("mac-0".parse().unwrap(), word)].into();
+    stand.keeper.apply(Input::Presence(Arc::new(view)));
+}
+
+/// A keeper that has staged the image on its only host, and the status that it would write.
+fn staged() -> (Stand, ImagePrePullStatus, Digest) {
+    let mut stand = Stand::new("Running", &[]);
+    stand.keeper.jobs.detach_all();
+    stand.enrol();
+    stand.edit(&json!({}), 1);
+    let want = crate::wants::tests::want("image", 1, 1 << 20);
+    let digest = want.digest();
+    stand.answer("r.test/i:2", want);
+    presence(&mut stand, digest, "r.test/i:2");
+    let status = status_now(&mut stand);
+    assert_eq!(status.state.as_deref(), Some("Rolling"));
+    assert_eq!(status.hosts.staged, 1);
+    (stand, status, digest)
+}
+
+/// Another coordinator that takes over: it has listed the cluster, and no host has spoken.
+fn next(before: &ImagePrePullStatus) -> Stand {
+    let mut stand = Stand::new("Running", &[]);
+    stand.keeper.jobs.detach_all();
+    stand.enrol();
+    stand.keeper.stages.clear();
+    show(&mut stand, before, &json!({}), 1);
+    stand.keeper.keep_up();
+    stand
+}
+
+#[tokio::test]
+async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
+    let (_, before, digest) = staged();
+    let mut stand = next(&before);
+    let same = |stand: &mut Stand, when: &str| {
+        let now = status_now(stand);
+        assert_eq!(now.hosts, before.hosts, "{when}");
+        assert_eq!(now.digest, before.digest, "{when}");
+        for before in before.conditions.iter().filter(|c| c.type_ != "Rolling") {
+            let found = now
+                .conditions
+                .iter()
+                .find(|c| c.type_ == before.type_)
+                .unwrap();
+            assert_eq!(found, before, "{when}");
+        }
+    };
+    same(&mut stand, "nobody has spoken");
+    // the registry is away, and back
+    let key = ObjectKey::new("ns", "pool");
+    let failed = stage::Resolved::of(key, "r.test/i:2", Err("RegistryFailed"));
+    stand.keeper.apply(Input::Resolved(Box::new(failed)));
+    assert_eq!(stand.condition("Resolved").0, "True");
+    stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
+    same(&mut stand, "the image is resolved again");
+    presence(&mut stand, digest, "r.test/i:2");
+    same(&mut stand, "the host has spoken");
+    // who has had time to speak and hasn't doesn't hold it
+    let mut stand = next(&before);
+    stand.keeper.clock.started -= rollout::presence::MAX_AGE + Duration::from_secs(1);
+    let now = status_now(&mut stand);
+    assert_eq!(now.hosts.staged, 0);
+    assert_eq!(stand.condition("Staged").0, "False");
+    // no Event said what wasn't so, or what was said before
+    let mut stand = next(&before);
+    stand.settle().await;
+    stand.tick(Duration::from_secs(2)).await;
+    assert_eq!(stand.events(), []);
+}
+
+#[tokio::test]
+async fn conditions_do_not_flap_while_an_image_cannot_be_resolved() {
+    let mut stand = Stand::new("Running", &[]);
+    stand.keeper.jobs.detach_all();
+    stand.enrol();
+    let spec = json!({ "image": "r.test/i:nope" });
+    stand.edit(&spec, 1);
+    assert_eq!(stand.condition("Resolved").0, "Unknown");
+    let key = ObjectKey::new("ns", "pool");
+    let fail = |stand: &mut Stand| {
+        let failed = stage::Resolved::of(key.clone(), "r.test/i:nope", Err("NotFound"));
+        stand.keeper.jobs.detach_all();
+        stand.keeper.apply(Input::Resolved(Box::new(failed)));
+    };
+    fail(&mut stand);
+    let mut before = status_now(&mut stand);
+    for condition in &mut before.conditions {
+        // as if it had been so for long
+        let long_ago = Timestamp::from_second(1_000_000).unwrap();
+        condition.last_transition_time.0 = long_ago;
+    }
+    let is_same = |stand: &mut Stand, when: &str| {
+        assert_eq!(status_now(stand).conditions, before.conditions, "{when}");
+    };
+    show(&mut stand, &before, &spec, 1);
+    is_same(&mut stand, "it failed");
+    for _ in 0..3 {
+        // it is tried again
+        stand.keeper.stages.get_mut(&key).unwrap().retry_now();
+        stand.keeper.stage();
+        let asks = matches!(stand.keeper.stages[&key].state, stage::State::Asking { .. });
+        assert!(asks);
+        is_same(&mut stand, "it is asked again");
+        fail(&mut stand);
+        is_same(&mut stand, "it failed again");
+    }
+    // by the next leader too
+    let mut next = Stand::new("Running", &[]);
+    next.keeper.jobs.detach_all();
+    next.enrol();
+    next.keeper.stages.clear();
+    show(&mut next, &before, &spec, 1);
+    next.keeper.keep_up();
+    is_same(&mut next, "another coordinator took over");
+    next.settle().await;
+    let told = next.events();
+    assert!(
+        told.iter().all(|(reason, _)| reason != "StageFailed"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_roll_within_minutes_has_its_own_events_which_name_the_image() {
+    let (mut stand, ..) = staged();
+    stand.settle().await;
+    stand.keeper.keep_up();
+    stand.settle().await;
+    for (generation, seed) in [(2, "second"), (3, "third")] {
+        let image = format!("r.test/i:{seed}");
+        stand.edit(&json!({ "image": image }), generation);
+        stand.keeper.jobs.detach_all();
+        let want = crate::wants::tests::want(seed, 1, 1 << 20);
+        let digest = want.digest();
+        stand.answer(&image, want);
+        stand.settle().await;
+        presence(&mut stand, digest, &image);
+        stand.keeper.keep_up();
+        stand.settle().await;
+        let told = stand.events();
+        for reason in ["Staging", "Staged"] {
+            let own = told
+                .iter()
+                .filter(|(told, note)| told == reason && note.contains(&image))
+                .count();
+            assert_eq!(own, 1, "{reason} of {image}: {told:?}");
+        }
+    }
+    // and the one before isn't told again within minutes
+    let before = stand.events().len();
+    stand.edit(&json!({ "image": "r.test/i:second" }), 4);
+    stand.keeper.jobs.detach_all();
+    let want = crate::wants::tests::want("second", 1, 1 << 20);
+    stand.answer("r.test/i:second", want);
+    stand.settle().await;
+    let fresh: Vec<_> = stand.events().split_off(before);
+    assert!(
+        fresh.iter().all(|(reason, _)| reason != "Staging"),
+        "{fresh:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_itself() {
+    // the label is refused at first, so the Pod stays
+    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
+    stand.settle().await;
+    stand.enrol();
+    // a new image: for a moment it isn't resolved, and then the host doesn't hold it
+    stand.edit(&json!({ "image": "r.test/i:3" }), 2);
+    stand.keeper.jobs.detach_all();
+    // the wait after the refusal is over
+    stand.keeper.clock.started -= Duration::from_secs(2);
+    stand.keeper.apply(Input::Tick);
+    assert_eq!(
+        stand
+            .keeper
+            .pod_view(&ObjectKey::new("ns", "p"))
+            .unwrap()
+            .reason,
+        "image_unresolved"
+    );
+    stand.tick(Duration::from_millis(80)).await;
+    stand.answer("r.test/i:3", crate::wants::tests::want("third", 1, 1 << 20));
+    stand.hold();
+    stand.tick(Duration::from_secs(1)).await;
+    assert!(
+        stand
+            .events()
+            .iter()
+            .all(|(reason, _)| reason != "GateHeld")
+    );
+    for _ in 0..10 {
+        stand.hold();
+        stand.tick(Duration::from_secs(2)).await;
+    }
+    let held: Vec<_> = stand
+        .events()
+        .into_iter()
+        .filter(|(reason, _)| reason == "GateHeld")
+        .collect();
+    assert_eq!(held.len(), 1, "{held:?}");
+    assert!(
+        held[0].1.contains("r.test/i:3") && held[0].1.contains("doesn't hold"),
+        "{held:?}"
+    );
+    // another true reason is told at once after its time, whatever was said before
+    stand.edit(&json!({ "image": "r.test/i:3", "paused": true }), 3);
+    for _ in 0..5 {
+        stand.hold();
+        stand.tick(Duration::from_secs(2)).await;
+    }
+    let held = stand.events();
+    let held = held
+        .iter()
+        .filter(|(reason, note)| reason == "GateHeld" && note.contains("paused"));
+    assert_eq!(held.count(), 1);
+}
+
+#[tokio::test]
+async fn every_write_names_its_manager_and_its_program() {
+    let stop = CancellationToken::new();
+    let shared = shared("Running", &[]);
+    let (client, mut server) = served(&shared, &stop).await;
+    let mut stand = Stand::with("Running", shared, client, Duration::from_mins(1));
+    stand.settle().await;
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let question = Question::Pause {
+        key: ObjectKey::new("ns", "pool"),
+        paused: true,
+        reply,
+    };
+    stand.keeper.apply(Input::Asked(question));
+    stand.settle().await;
+    assert!(
+        answer.await.unwrap().is_err(),
+        "there is no such object there"
+    );
+    let (writers, agents) = {
+        let fake = stand.shared.lock().unwrap();
+        (fake.writers.clone(), fake.agents.clone())
+    };
+    for query in &writers {
+        // Events are managed by what their writer is called
+        assert!(
+            query.contains("fieldManager=parbake") || query.is_empty(),
+            "{query}"
+        );
+    }
+    assert!(
+        writers
+            .iter()
+            .any(|query| query.contains("fieldManager=parbake"))
+    );
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        agents.iter().collect::<Vec<_>>(),
+        [&format!("parbake/{version} (parbake-coordinator)")]
+    );
+    stop.cancel();
+    server.join_next().await;
+}
+
+#[tokio::test]
+async fn no_message_only_repeats_its_reason() {
+    let (mut stand, status, _) = staged();
+    let mut all = vec![status];
+    stand.edit(&json!({ "image": "r.test/i:9" }), 2);
+    stand.keeper.jobs.detach_all();
+    all.push(status_now(&mut stand));
+    let failed = stage::Resolved::of(ObjectKey::new("ns", "pool"), "r.test/i:9", Err("NotFound"));
+    stand.keeper.apply(Input::Resolved(Box::new(failed)));
+    all.push(status_now(&mut stand));
+    for (state, status) in ["Rolling", "Resolving", "Unresolved"].iter().zip(&all) {
+        assert_eq!(status.state.as_deref(), Some(*state));
+    }
+    for condition in all.iter().flat_map(|status| &status.conditions) {
+        // what the registry said is the test's own word here
+        let own = ["Resolved", "Degraded"].contains(&condition.type_.as_str())
+            && condition.reason == "NotFound";
+        assert!(
+            own || condition.message != condition.reason,
+            "{condition:?}"
+        );
+    }
+}
