@@ -51,6 +51,8 @@ pub(in crate::cluster) struct Stage {
     pub(super) staged_at: Option<SystemTime>,
     /// Its deadline passed before it was everywhere.
     pub(super) late: bool,
+    /// The status that was written last.
+    pub(super) written: Option<ImagePrePullStatus>,
     pub(super) written_at: Option<Instant>,
     pub(super) retry_at: Option<Instant>,
     /// What was told about it in Events, also by a coordinator before: state names.
@@ -240,6 +242,7 @@ impl Keeper {
                             .unwrap_or_else(SystemTime::now),
                         staged_at: status.and_then(|status| time(status.staged_at.as_ref())),
                         late: false,
+                        written: None,
                         written_at: None,
                         retry_at: None,
                         told: status.and_then(told_before),

@@ -39,6 +39,9 @@ use crate::{
 
 /// Where only bytes and the prediction changed, a status is written this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// A status that was written and isn't shown is written again this often: somebody else wrote, or the definition in the
+/// cluster is older than this coordinator and drops what it doesn't know.
+const AGAIN_EVERY: Duration = Duration::from_secs(10);
 /// A status that couldn't be written is tried again after this.
 const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// An owner whose template is patched a moment after the object is no trouble: it is named when it lags for longer.
@@ -67,14 +70,10 @@ impl Keeper {
             if self.ended(&key, &facts, &status) {
                 continue;
             }
-            let due = self.stages.get(&key).is_none_or(|stage| {
-                stage.retry_at.is_none_or(|at| at <= Instant::now())
-                    && (stage
-                        .written_at
-                        .is_none_or(|at| at.elapsed() >= PROGRESS_EVERY)
-                        || masked(&status) != masked(&facts.status)
-                        || awaited(&status) > awaited(&facts.status))
-            });
+            let due = self
+                .stages
+                .get(&key)
+                .is_none_or(|stage| is_due(stage, &status, &facts.status));
             if status == facts.status || !due || self.status_writes.contains(&key) {
                 continue;
             }
@@ -82,6 +81,7 @@ impl Keeper {
             self.status_writes.insert(key.clone());
             if let Some(stage) = self.stages.get_mut(&key) {
                 stage.written_at = Some(Instant::now());
+                stage.written = Some(status);
             }
             let work = write::status(self.writer.clone(), key.clone(), facts.uid.clone(), value);
             self.spawn_write(work, move |result| Input::StatusWritten {
@@ -99,6 +99,7 @@ impl Keeper {
             }
             if let Some(stage) = self.stages.get_mut(key) {
                 stage.retry_at = Some(Instant::now() + STATUS_RETRY);
+                stage.written = None;
             }
         } else if let Some(stage) = self.stages.get_mut(key) {
             stage.retry_at = None;
@@ -628,6 +629,19 @@ fn larger(a: ByteCounts, b: ByteCounts) -> ByteCounts {
         peers: a.peers.max(b.peers),
         local: a.local.max(b.local),
     }
+}
+
+/// Whether a status that isn't the one that is shown is to be written now.
+fn is_due(stage: &Stage, status: &ImagePrePullStatus, shown: &ImagePrePullStatus) -> bool {
+    if stage.retry_at.is_some_and(|at| at > Instant::now()) {
+        return false;
+    }
+    let rested = |least| stage.written_at.is_none_or(|at| at.elapsed() >= least);
+    let before = stage.written.as_ref().unwrap_or(shown);
+    if before == status {
+        return rested(AGAIN_EVERY);
+    }
+    rested(PROGRESS_EVERY) || masked(status) != masked(before) || awaited(status) > awaited(before)
 }
 
 /// A status without what changes all the time.

@@ -50,6 +50,8 @@ struct Fake {
     writes: Vec<String>,
     /// Objects that are read by path, or the status that is answered instead.
     objects: BTreeMap<String, Result<Value, u16>>,
+    /// How often a status was written.
+    statuses: usize,
     /// Events that were written: reason and note.
     events: Vec<(String, String)>,
     /// Who wrote, by what each request says of itself: its query, and its User-Agent.
@@ -150,6 +152,11 @@ async fn respond(shared: &Shared, request: Request) -> Response {
         let text = |field: &str| event[field].as_str().unwrap().to_owned();
         fake.events.push((text("reason"), text("note")));
         return axum::Json(event).into_response();
+    }
+    if path.ends_with("/imageprepulls/pool/status") {
+        // as a definition that knows nothing of it
+        fake.statuses += 1;
+        return axum::Json(the_prepull()).into_response();
     }
     if !path.contains("/pods/") {
         return failure(404);
@@ -269,6 +276,7 @@ fn shared(phase: &str, answers: &[Answer]) -> Shared {
         answers: answers.iter().copied().collect(),
         writes: Vec::new(),
         objects: BTreeMap::new(),
+        statuses: 0,
         events: Vec::new(),
         writers: BTreeSet::new(),
         agents: BTreeSet::new(),

@@ -249,6 +249,36 @@ async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_its
 }
 
 #[tokio::test]
+async fn a_status_that_the_cluster_does_not_keep_is_not_written_all_the_time() {
+    let mut stand = Stand::new("Running", &[]);
+    stand.keeper.jobs.detach_all();
+    stand.enrol();
+    stand.edit(&json!({ "paused": true }), 1);
+    stand.keeper.jobs.detach_all();
+    stand.keeper.status_writes.clear();
+    stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
+    for _ in 0..20 {
+        stand.settle().await;
+        stand.keeper.keep_up();
+    }
+    let written = stand.shared.lock().unwrap().statuses;
+    assert!((1..=2).contains(&written), "{written}");
+    // what is new is written at once all the same
+    stand.edit(&json!({ "image": "r.test/i:nope" }), 2);
+    stand.keeper.jobs.detach_all();
+    stand.keeper.status_writes.clear();
+    let failed = stage::Resolved::of(
+        ObjectKey::new("ns", "pool"),
+        "r.test/i:nope",
+        Err("NotFound"),
+    );
+    stand.keeper.apply(Input::Resolved(Box::new(failed)));
+    stand.keeper.keep_up();
+    stand.settle().await;
+    assert!(stand.shared.lock().unwrap().statuses > written);
+}
+
+#[tokio::test]
 async fn every_write_names_its_manager_and_its_program() {
     let stop = CancellationToken::new();
     let shared = shared("Running", &[]);
