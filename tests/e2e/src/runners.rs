@@ -16,7 +16,10 @@ use anyhow::Context as _;
 use coordinator::cluster::crd;
 use futures_util::StreamExt as _;
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node, Pod, ServiceAccount},
+    api::{
+        apps::v1::ReplicaSet,
+        core::v1::{Namespace, Node, Pod, ServiceAccount},
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     jiff::Timestamp,
 };
@@ -29,11 +32,16 @@ use kube::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+mod books;
+
+use books::{Books, uid};
+
 /// The namespace of pools and their Pods.
 pub const NAMESPACE: &str = "tuist-runners";
 /// The label that lets a Pod drain.
 pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
-const POOL_LABEL: &str = "tuist.dev/runner-pool";
+/// The label that says whose a Pod is.
+pub const POOL_LABEL: &str = "tuist.dev/runner-pool";
 /// The label of a Pod that works for somebody.
 pub const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
@@ -192,9 +200,56 @@ pub async fn change_pool(client: &Client, name: &str, spec: Value) -> anyhow::Re
     Ok(())
 }
 
-/// A pool as its controller reads it.
+/// The ReplicaSets.
+#[must_use]
+pub fn sets(client: &Client) -> Api<ReplicaSet> {
+    Api::namespaced(client.clone(), NAMESPACE)
+}
+
+/// A ReplicaSet of this many Pods. They carry its name as their pool's.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn add_set(
+    client: &Client,
+    name: &str,
+    image: &str,
+    replicas: usize,
+) -> anyhow::Result<()> {
+    let set = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { POOL_LABEL: name } },
+            "template": {
+                "metadata": { "labels": { POOL_LABEL: name } },
+                "spec": { "containers": [{ "name": "runner", "image": image }] },
+            },
+        },
+    }))?;
+    sets(client).create(&PostParams::default(), &set).await?;
+    Ok(())
+}
+
+/// Sets the image of a ReplicaSet's template.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn change_set(client: &Client, name: &str, image: &str) -> anyhow::Result<()> {
+    let container = json!({ "name": "runner", "image": image });
+    let patch = json!({ "spec": { "template": { "spec": { "containers": [container] } } } });
+    let params = PatchParams::default();
+    sets(client)
+        .patch(name, &params, &Patch::Strategic(&patch))
+        .await?;
+    Ok(())
+}
+
+/// A pool, or a ReplicaSet, as its controller reads it.
 #[derive(Clone, Debug)]
 struct PoolFacts {
+    /// What its Pods say of their owner.
+    kind: (&'static str, &'static str),
     name: String,
     uid: String,
     image: String,
@@ -295,7 +350,9 @@ impl Runners {
     /// One look: what each of the three does about what it sees.
     async fn look(&mut self) -> anyhow::Result<Vec<Pod>> {
         let list = pools(&self.client).list(&ListParams::default()).await?;
-        let pools: Vec<PoolFacts> = list.items.iter().filter_map(facts).collect();
+        let sets = sets(&self.client).list(&ListParams::default()).await?;
+        let of_sets = sets.items.iter().filter_map(facts_of_set);
+        let pools: Vec<PoolFacts> = list.items.iter().filter_map(facts).chain(of_sets).collect();
         let api = pods(&self.client);
         let all = api.list(&ListParams::default()).await?.items;
         let grace = DeleteParams::default().grace_period(0);
@@ -378,8 +435,8 @@ impl Runners {
         self.made += 1;
         let name = format!("{}-{}", pool.name, self.made);
         let owner = json!([{
-            "apiVersion": "tuist.dev/v1alpha1",
-            "kind": "RunnerPool",
+            "apiVersion": pool.kind.0,
+            "kind": pool.kind.1,
             "name": pool.name,
             "uid": pool.uid,
         }]);
@@ -435,10 +492,23 @@ impl Runners {
 fn facts(pool: &DynamicObject) -> Option<PoolFacts> {
     let spec = &pool.data["spec"];
     Some(PoolFacts {
+        kind: ("tuist.dev/v1alpha1", "RunnerPool"),
         name: pool.metadata.name.clone()?,
         uid: pool.metadata.uid.clone()?,
         image: spec["image"].as_str()?.to_owned(),
         replicas: usize::try_from(spec["replicas"].as_u64()?).ok()?,
+    })
+}
+
+fn facts_of_set(set: &ReplicaSet) -> Option<PoolFacts> {
+    let spec = set.spec.as_ref()?;
+    let template = spec.template.as_ref()?.spec.as_ref()?;
+    Some(PoolFacts {
+        kind: ("apps/v1", "ReplicaSet"),
+        name: set.metadata.name.clone()?,
+        uid: set.metadata.uid.clone()?,
+        image: template.containers.first()?.image.clone()?,
+        replicas: usize::try_from(spec.replicas?).ok()?,
     })
 }
 
@@ -519,6 +589,8 @@ pub struct Findings {
     pub reaped: Vec<String>,
     /// The most Pods in flight at one time.
     pub most_in_flight: usize,
+    /// The most Pods at one time that may drain, or left, or came for those that left, without a warm one in their place.
+    pub most_taken: usize,
     /// Pod events.
     pub events: usize,
 }
@@ -530,6 +602,8 @@ pub struct Checker {
     pub rules: Arc<Mutex<BTreeMap<String, Rule>>>,
     /// What was found so far.
     pub findings: Arc<Mutex<Findings>>,
+    /// Who left and came, by pool.
+    books: Arc<Mutex<BTreeMap<String, Books>>>,
     /// Tart homes, by Node.
     homes: Arc<BTreeMap<String, PathBuf>>,
 }
@@ -541,6 +615,7 @@ impl Checker {
         Self {
             rules: Arc::default(),
             findings: Arc::default(),
+            books: Arc::default(),
             homes: Arc::new(homes),
         }
     }
@@ -582,8 +657,14 @@ impl Checker {
                     listed.insert(pod.metadata.name.clone().unwrap_or_default(), pod);
                 }
                 Some(Ok(watcher::Event::InitDone)) => {
-                    // what went while nothing was seen doesn't count any more
-                    known.retain(|name, _| listed.contains_key(name));
+                    // what went while nothing was seen
+                    let gone = known
+                        .iter()
+                        .filter(|(name, pod)| listed.get(*name).map(uid) != Some(uid(pod)));
+                    let gone: Vec<String> = gone.map(|(name, _)| name.clone()).collect();
+                    for pod in gone.into_iter().filter_map(|name| known.remove(&name)) {
+                        self.left(&pod);
+                    }
                     for (name, pod) in std::mem::take(&mut listed) {
                         self.check(&known, &pod);
                         known.insert(name, pod);
@@ -642,10 +723,43 @@ impl Checker {
         {
             self.check_reaped(&mut findings, rule, before, in_flight + 1);
         }
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let books = books.entry(pool.clone()).or_default();
+        let taken = books.taken(known.values(), pool, rule);
+        match (before.is_some_and(is_alive), is_alive(pod)) {
+            (false, true) => {
+                let mine = |pod: &&&Pod| is_alive(pod) && label(pod, POOL_LABEL) == Some(pool);
+                books.came(pod, now.values().filter(mine).count());
+            }
+            (true, false) => books.left(pod, rule),
+            _ => {}
+        }
+        if phase(pod) == "Running" {
+            books.cold.remove(&uid(pod));
+        }
+        let now = books.taken(now.values().copied(), pool, rule);
+        findings.most_taken = findings.most_taken.max(now);
+        if now > rule.cap && now > taken {
+            findings.violations.push(format!(
+                "{name}: {now} Pods are taken and not replaced by warm ones, cap {}",
+                rule.cap
+            ));
+        }
+    }
+
+    /// A Pod is gone of which nothing was seen in between.
+    fn left(&self, pod: &Pod) {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let rule = label(pod, POOL_LABEL).and_then(|pool| rules.get_key_value(pool));
+        if let Some((pool, rule)) = rule.filter(|_| is_alive(pod)) {
+            let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+            books.entry(pool.clone()).or_default().left(pod, rule);
+        }
     }
 
     /// A Pod that went without being seen on its way out was deleted at once.
     fn check_gone(&self, known: &BTreeMap<String, Pod>, before: &Pod) {
+        self.left(before);
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
         findings.events += 1;

@@ -8,23 +8,32 @@
 
 use std::{
     collections::BTreeSet,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use coordinator::cluster::crd::GateMode;
+use coordinator::cluster::crd::{GateMode, ImagePrePullStatus};
 use e2e::{
     runners::{self, NAMESPACE, Rule},
     world::{Setup, World, pool_spec},
 };
+use futures_util::StreamExt as _;
 use k8s_openapi::{
-    api::core::v1::{Event, Node, Pod, ServiceAccount},
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Event, Node, Pod, ServiceAccount},
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
-    Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    Api, Client,
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -315,6 +324,230 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         "GateHeld",
     ] {
         assert!(told.contains(reason), "{reason} isn't among {told:?}");
+    }
+}
+
+/// Mode Own over a ReplicaSet whose template doesn't go along with the object.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_keeps_its_pods_while_their_template_has_another_image_and_rolls_when_they_agree() {
+    const HOSTS: usize = 6;
+    let setup = Setup::new("kube_roll (templates)", DEMO, HOSTS);
+    let Some(mut world) = World::start(setup).await.unwrap() else {
+        return;
+    };
+    let old = world.image("1", 1).unwrap();
+    let new = world.image("2", 2).unwrap();
+    world.rule("runners", &old, 2);
+    world.play();
+    runners::add_set(&world.client, "runners", &old.reference, HOSTS)
+        .await
+        .unwrap();
+    let prepull = serde_json::from_value(json!({
+        "metadata": { "name": "runners" },
+        "spec": {
+            "image": old.reference,
+            "nodeSelector": { "matchLabels": { "kubernetes.io/os": "darwin" } },
+            "gate": {
+                "mode": "Own",
+                "podSelector": { "matchLabels": { runners::POOL_LABEL: "runners" } },
+                "replicas": HOSTS,
+                "maxConcurrentPercent": 34,
+            },
+        },
+    }))
+    .unwrap();
+    runners::prepulls(&world.client)
+        .create(&PostParams::default(), &prepull)
+        .await
+        .unwrap();
+    world.until_all_run(&old, HOSTS).await.unwrap();
+    world.until_staged("runners", &old, HOSTS).await.unwrap();
+    let begun = uids(&world).await;
+
+    // the object has the new image, and the template doesn't: not one Pod is lost, and who looks is told of both
+    world.rule("runners", &new, 2);
+    set_image(&world, &new.reference).await;
+    world.until_staged("runners", &new, HOSTS).await.unwrap();
+    let status = until_lags(&world).await;
+    assert_eq!(status.state.as_deref(), Some("Held"));
+    assert_eq!(status.reason.as_deref(), Some("OwnerLags"));
+    let text = degraded(&status).message.clone();
+    for part in ["ReplicaSet runners", &old.reference, &new.reference] {
+        assert!(text.contains(part), "{part} isn't in: {text}");
+    }
+    let pod = world.pods().await[0].metadata.name.clone().unwrap();
+    assert_eq!(reason_of(&world, &pod).await, "owner_lags");
+    let metrics = world.metrics().await.unwrap();
+    for line in ["parbake_pool_warm_pods", "parbake_pool_replicas"] {
+        let line = format!("{line}{{namespace=\"{NAMESPACE}\",pool=\"runners\"}} {HOSTS}");
+        assert!(metrics.contains(&line), "{line} isn't in:\n{metrics}");
+    }
+    assert_eq!(uids(&world).await, begun);
+
+    // they agree: it goes on by itself
+    runners::change_set(&world.client, "runners", &new.reference)
+        .await
+        .unwrap();
+    world.until_all_run(&new, HOSTS).await.unwrap();
+    world.check().unwrap();
+    let found = world.checker.found();
+    println!("most taken at one time: {}", found.most_taken);
+    assert!((1..=2).contains(&found.most_taken));
+    assert_eq!(found.labelled.len() + found.reaped.len(), HOSTS);
+    world
+        .until("nothing is amiss", || async {
+            let status = status_of(&world).await?;
+            (degraded(&status).status == "False").then_some(())
+        })
+        .await
+        .unwrap();
+
+    // one digest in two spellings is named, and costs nothing
+    let rolled = uids(&world).await;
+    let (name, _) = new.reference.rsplit_once(':').unwrap();
+    set_image(&world, &format!("{name}@{}", new.image.digest)).await;
+    let status = until_lags(&world).await;
+    assert!(degraded(&status).message.contains("spelled in two ways"));
+    set_image(&world, &new.reference).await;
+    world
+        .until("it is staged by its first name again", || async {
+            let found = runners::prepulls(&world.client).get_opt("runners").await;
+            let found = found.ok()??;
+            let status = found.status.filter(|status| {
+                status.observed_generation == found.metadata.generation
+                    && usize::try_from(status.hosts.staged) == Ok(HOSTS)
+            })?;
+            (degraded(&status).status == "False").then_some(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(uids(&world).await, rolled);
+
+    // another leader unsays nothing of it
+    let told = story(&world).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let stop = CancellationToken::new();
+    let mut watching = JoinSet::new();
+    watching.spawn(watch_status(
+        world.client.clone(),
+        seen.clone(),
+        stop.clone(),
+    ));
+    world.cluster.kill_coordinator().unwrap();
+    tokio::task::block_in_place(|| world.cluster.start_coordinator()).unwrap();
+    world
+        .until("the new leader has all hosts", || async {
+            let (_, text) = world.parbake(&["hosts", "--json"]).ok()?;
+            let hosts: Vec<Value> = serde_json::from_str(&text).ok()?;
+            let back = hosts.iter().filter(|host| host["connected"] == true);
+            (back.count() == HOSTS).then_some(())
+        })
+        .await
+        .unwrap();
+    // the roll's end is known by what the gate knows, which follows the hosts' words
+    let (code, text) = world.parbake(&["roll", "runners", "--wait"]).unwrap();
+    assert_eq!(code, 0, "{text}");
+    pause(&world, "runners", true);
+    stop.cancel();
+    while let Some(watched) = watching.join_next().await {
+        watched.unwrap();
+    }
+    for status in seen.lock().unwrap().iter() {
+        assert_eq!(
+            usize::try_from(status.hosts.staged),
+            Ok(HOSTS),
+            "{status:?}"
+        );
+        let staged = status.conditions.iter().find(|c| c.type_ == "Staged");
+        assert_eq!(staged.unwrap().status, "True");
+    }
+    assert_eq!(story(&world).await, told);
+
+    // who writes has a name
+    let prepull = runners::prepulls(&world.client)
+        .get("runners")
+        .await
+        .unwrap();
+    let managers = |meta: &ObjectMeta| -> BTreeSet<String> {
+        let entries = meta.managed_fields.iter().flatten();
+        entries.filter_map(|entry| entry.manager.clone()).collect()
+    };
+    assert!(managers(&prepull.metadata).contains("parbake"));
+    let leases: Api<Lease> = Api::default_namespaced(world.client.clone());
+    let lease = leases.get("parbake-coordinator").await.unwrap();
+    assert_eq!(managers(&lease.metadata), ["parbake".to_owned()].into());
+    // a renewal acquires nothing
+    let times = |lease: Lease| {
+        let spec = lease.spec.unwrap();
+        (spec.acquire_time, spec.renew_time)
+    };
+    let (acquired, renewed) = times(lease);
+    world
+        .until("the lease is renewed", || async {
+            let (still, again) = times(leases.get("parbake-coordinator").await.ok()?);
+            assert_eq!(still, acquired);
+            (again > renewed).then_some(())
+        })
+        .await
+        .unwrap();
+}
+
+async fn uids(world: &World) -> BTreeSet<Option<String>> {
+    let pods = world.pods().await;
+    pods.into_iter().map(|pod| pod.metadata.uid).collect()
+}
+
+async fn set_image(world: &World, image: &str) {
+    let patch = json!({ "spec": { "image": image } });
+    runners::prepulls(&world.client)
+        .patch("runners", &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+async fn status_of(world: &World) -> Option<ImagePrePullStatus> {
+    let found = runners::prepulls(&world.client).get_opt("runners").await;
+    found.ok()??.status
+}
+
+fn degraded(status: &ImagePrePullStatus) -> &Condition {
+    let found = status.conditions.iter().find(|c| c.type_ == "Degraded");
+    found.unwrap()
+}
+
+async fn until_lags(world: &World) -> ImagePrePullStatus {
+    let lags = || async {
+        let status = status_of(world).await?;
+        (degraded(&status).reason == "OwnerLags").then_some(status)
+    };
+    world.until("its owner lags", lags).await.unwrap()
+}
+
+/// What Events said of the object so far.
+async fn story(world: &World) -> BTreeSet<(Option<String>, Option<String>)> {
+    let api: Api<Event> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let all = api.list(&ListParams::default()).await.unwrap();
+    let of_it = |event: &Event| event.involved_object.kind.as_deref() == Some("ImagePrePull");
+    let all = all.items.into_iter().filter(of_it);
+    all.map(|event| (event.reason, event.message)).collect()
+}
+
+/// Keeps every status that the object has until `stop`.
+async fn watch_status(
+    client: Client,
+    seen: Arc<Mutex<Vec<ImagePrePullStatus>>>,
+    stop: CancellationToken,
+) {
+    let events = watcher(runners::prepulls(&client), watcher::Config::default());
+    let mut events = std::pin::pin!(events.applied_objects());
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = events.next() => event,
+        };
+        if let Some(Ok(prepull)) = event {
+            seen.lock().unwrap().extend(prepull.status);
+        }
     }
 }
 
