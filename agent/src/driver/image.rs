@@ -516,11 +516,14 @@ impl Driver {
             return;
         }
         match image.state {
-            StageState::Present => self.gone(
-                digest,
-                REMOVED,
-                "image was removed from tart's cache by tart or somebody else".into(),
-            ),
+            StageState::Present => {
+                warn!(image = %digest, "image was removed; presence is withdrawn");
+                self.gone(
+                    digest,
+                    REMOVED,
+                    "image was removed from tart's cache by tart or somebody else".into(),
+                );
+            }
             StageState::Staging | StageState::Installing => self.restage(digest),
             _ => {}
         }

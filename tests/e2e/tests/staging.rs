@@ -567,7 +567,7 @@ fn a_host_that_cant_store_blames_its_disk_and_not_the_registry() {
     let cluster = cluster(&dir, 2, registry.addr().to_string());
     let staged = cluster.parbake(&["stage", &reference]).unwrap();
     assert!(staged.status.success());
-    // a layer without a raw digest is kept as a blob: where there is no directory for it, it can't be stored
+    // a layer without a raw digest is kept as a blob: where a file stands in its directory's place, it can't be stored
     let stage = image.digest.hex().to_string();
     let blobs: Vec<PathBuf> = (0..2)
         .map(|host| cluster.agents()[host].tart_home().join(".parbake"))
@@ -575,6 +575,7 @@ fn a_host_that_cant_store_blames_its_disk_and_not_the_registry() {
         .collect();
     for blobs in &blobs {
         assert!(wait_until(PATIENCE, || std::fs::remove_dir(blobs).is_ok()));
+        std::fs::write(blobs, b"in the way").unwrap();
     }
     registry.limit(None);
     let all_say_so = || {
@@ -590,7 +591,7 @@ fn a_host_that_cant_store_blames_its_disk_and_not_the_registry() {
     let reason = status_of(&cluster, &image)["reason"].clone();
     assert!(reason != "origin_down", "{reason}");
     for blobs in &blobs {
-        std::fs::create_dir(blobs).unwrap();
+        std::fs::remove_file(blobs).unwrap();
     }
     cluster
         .wait_present(&image.digest.to_string(), PATIENCE)
