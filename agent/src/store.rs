@@ -21,13 +21,13 @@
 //! - *Writing*: data are synced first, then the journal, at each [`Store::flush`]. Chunks since the last flush are lost
 //!   (fetched again); a torn last batch is cut off; no chunk is believed that the journal doesn't vouch for, and the
 //!   journal vouches for nothing that isn't on disk. After `kill -9` alone (no power loss) the same holds.
-//! - *Dropping a chunk*, false or rotten: the drop is in the journal before its place is written again ([`held`]).
+//! - *Dropping a chunk*, false or rotten: the drop is in the journal before its place is written again (`held`).
 //! - *Decoding a blob*: not journaled until the disk is synced; it is decoded again.
 //! - *Installing*, in this order; each step can be repeated, and [`Stage::install`] repeats them all:
 //!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
 //!   2. `image/` renamed into the cache (or exchanged with what tart put there): the inode in `status.json` tells the
 //!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone although
-//!      nothing points to it yet. Into a second repository goes a twin ([`twin`]), whose inode is noted first.
+//!      nothing points to it yet. Into a second repository goes a twin (`twin`), whose inode is noted first.
 //!   3. the tag's symlink made under another name and renamed over: the old target or the new, never none.
 //!   4. the marker removed, when only a tag names the image: until then tart keeps it a little too well.
 //!   5. `status.json` says installed.
