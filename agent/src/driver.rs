@@ -8,6 +8,7 @@ mod contents;
 mod image;
 mod members;
 mod mirror;
+mod naming;
 mod orders;
 mod report;
 
@@ -43,9 +44,10 @@ use crate::{
     metrics::Metrics,
     mirror::{Ears, Wish, blob::Blob},
     peer::{self, Brought},
+    reconcile::Reconciler,
     session::Heard,
     shelf::Unwritable,
-    store::{InstallError, Presence, Stage, Store, Volume},
+    store::{InstallError, Stage, Store, Volume},
     transfer::{self, Cache, Receipt, Shipment},
 };
 
@@ -164,21 +166,30 @@ pub(crate) enum Input {
         id: ContentId,
         walked: contents::Walked,
     },
-    /// An install ended.
+    /// The names that are wanted for an image were written down.
+    Recorded {
+        image: Digest,
+        result: Result<(), image::Trouble>,
+    },
+    /// An install of this stage ended: these references are linked.
     Installed {
         image: Digest,
         stage: Arc<Stage>,
+        placed: Vec<String>,
         result: Result<(), InstallError>,
     },
-    /// Making a golden ended.
+    /// Making goldens of what was installed ended.
     Golden {
         image: Digest,
+        stage: Arc<Stage>,
         result: Result<(), String>,
+        installed: Result<(), InstallError>,
     },
-    /// What is on disk, and the goldens that were looked for.
+    /// A stage was removed.
+    Abandoned(Digest),
+    /// What is on disk.
     Presence {
-        presence: Vec<Presence>,
-        goldens: image::Seen,
+        seen: naming::Seen,
         load_percent: Option<u32>,
     },
     /// The volume's room.
@@ -267,6 +278,7 @@ pub(crate) struct Driver {
     members: Members,
     contents: Contents,
     images: BTreeMap<Digest, Image>,
+    reconciler: Reconciler,
     mirror: Mirrored,
     waiting: BTreeMap<Ticket, Waiting>,
     next_ticket: u64,
@@ -341,6 +353,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         members: Members::default(),
         contents: Contents::default(),
         images: BTreeMap::new(),
+        reconciler: Reconciler::default(),
         mirror,
         waiting: BTreeMap::new(),
         next_ticket: 0,
@@ -441,6 +454,9 @@ impl Driver {
         if let Some(look) = self.mirror.next_look() {
             wake = wake.min(look);
         }
+        if let Some(due) = self.reconciler.due() {
+            wake = wake.min(self.epoch + due.since(Moment::START));
+        }
         swarm.map_or(wake, |at| wake.min(at))
     }
 
@@ -454,6 +470,7 @@ impl Driver {
         while let Some(action) = self.swarm.poll() {
             self.act(action);
         }
+        self.reconcile();
         self.members.flush_updates();
         let now = Instant::now();
         if self.contents.is_dirty() && !self.flushing && now >= self.last_flush + FLUSH_EVERY {
@@ -537,11 +554,13 @@ impl Driver {
             Input::FetchEnded { id, end } => self.fetch_ended(id, end),
             Input::Begun { image, result } => self.begun(image, result),
             Input::Walked { id, walked } => self.walked(id, walked),
+            Input::Recorded { image, result } => self.recorded(image, result),
             Input::Installed {
                 image,
                 stage,
+                placed,
                 result,
-            } => self.installed(image, &stage, result),
+            } => self.installed(image, stage, placed, result),
             Input::ReadAgain {
                 image,
                 stage,
@@ -552,14 +571,16 @@ impl Driver {
                     self.image_unwritable(image, error);
                 }
             }
-            Input::Golden { image, result } => self.golden_made(image, result),
-            Input::Presence {
-                presence,
-                goldens,
-                load_percent,
-            } => {
+            Input::Golden {
+                image,
+                stage,
+                result,
+                installed,
+            } => self.golden_made(image, &stage, result, installed),
+            Input::Abandoned(image) => self.reconciler.abandoned(image),
+            Input::Presence { seen, load_percent } => {
                 self.weigh_load(load_percent);
-                self.presence_checked(presence, &goldens);
+                self.presence_checked(&seen);
             }
             Input::Measured(volume) => self.measured(volume),
             Input::Scrubbed => self.scrubbing = false,
@@ -594,8 +615,8 @@ impl Driver {
         self.tell(event);
         self.tell(Event::Coordinator(false));
         self.recover();
+        self.first_look();
         self.recover_blobs();
-        self.check_presence();
         self.report(true);
     }
 

@@ -5,7 +5,7 @@
 
 use std::{fs, io, path::PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use proto::{Digest, image::golden_name};
 use tracing::info;
 
@@ -40,7 +40,15 @@ impl Goldens {
     }
 
     /// Makes the golden of this reference from this image, unless it is there. One of another image is replaced.
-    pub(crate) async fn make(&self, reference: &str, image: Digest) -> anyhow::Result<()> {
+    ///
+    /// tart clones what the reference names at that moment. So `names` says whether it still names the image afterwards: a
+    /// golden of something else is removed again.
+    pub(crate) async fn make(
+        &self,
+        reference: &str,
+        image: Digest,
+        names: impl Fn() -> bool,
+    ) -> anyhow::Result<()> {
         if self.exists(reference, image) {
             return Ok(());
         }
@@ -49,6 +57,10 @@ impl Goldens {
             self.counted("delete", self.tart.delete(&name).await)?;
         }
         self.counted("clone", self.tart.clone(reference, &name).await)?;
+        if !names() {
+            self.counted("delete", self.tart.delete(&name).await)?;
+            bail!("{reference} named another image by the time its golden {name} was cloned");
+        }
         // a crash before this makes the golden anew at the next start
         self.mark(&name, image)
             .with_context(|| format!("marking golden {name}"))?;
@@ -134,7 +146,7 @@ mod tests {
         let hang = "[ -e hung ] || { touch hung; sleep 600 & echo \"child $!\" >> calls; wait; }";
         let goldens = goldens(&home, hang);
         let image = Digest::of(b"image");
-        goldens.make(REFERENCE, image).await.unwrap();
+        goldens.make(REFERENCE, image, || true).await.unwrap();
         assert!(goldens.exists(REFERENCE, image));
         let calls = calls(&home);
         let of = |word: &str| calls.iter().filter(|call| call.starts_with(word)).count();
@@ -151,18 +163,23 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let goldens = goldens(&home, "");
         let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
-        goldens.make(REFERENCE, old).await.unwrap();
-        goldens.make(REFERENCE, old).await.unwrap();
+        goldens.make(REFERENCE, old, || true).await.unwrap();
+        goldens.make(REFERENCE, old, || true).await.unwrap();
         assert_eq!(calls(&home).len(), 1, "what is there isn't made again");
         assert!(goldens.exists(REFERENCE, old) && !goldens.exists(REFERENCE, new));
         assert!(!goldens.exists("ghcr.io/org/image:2", old));
         // the tag moved
-        goldens.make(REFERENCE, new).await.unwrap();
+        goldens.make(REFERENCE, new, || true).await.unwrap();
         assert!(goldens.exists(REFERENCE, new) && !goldens.exists(REFERENCE, old));
         let golden = golden_name("golden-", REFERENCE);
         fs::remove_dir_all(cache::vm_directory(home.path(), &golden)).unwrap();
         assert!(!goldens.exists(REFERENCE, new));
-        goldens.make(REFERENCE, new).await.unwrap();
+        goldens.make(REFERENCE, new, || true).await.unwrap();
         assert!(goldens.exists(REFERENCE, new));
+        // the tag moved while the golden was made
+        let other = Digest::of(b"other");
+        let error = goldens.make(REFERENCE, other, || false).await.unwrap_err();
+        assert!(error.to_string().contains("another image"), "{error}");
+        assert!(!goldens.exists(REFERENCE, other) && !goldens.exists(REFERENCE, new));
     }
 }

@@ -1,6 +1,6 @@
 //! The parbake agent: puts images into a Mac's tart cache before they are needed, and shares their chunks with the fleet.
 //!
-//! [`program`] wires the parts together. `driver` owns all state; `transfer` and `fetch` move bytes; [`store`] is the disk,
+//! [`program`] wires the parts together. `driver` owns all state, [`reconcile`] says what images need next; `transfer` and `fetch` move bytes; [`store`] is the disk,
 //! [`tart`] what tart makes of it, [`mirror`] a registry for this host's own clients, [`platform`] what differs between macOS
 //! and Linux.
 
@@ -21,6 +21,7 @@ mod peer;
 pub mod platform;
 pub mod program;
 mod purgeable;
+pub mod reconcile;
 mod session;
 mod shelf;
 mod standalone;

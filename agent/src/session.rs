@@ -12,7 +12,11 @@ use proto::{
     HostId, causes,
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
 };
-use tokio::{net::lookup_host, sync::mpsc, time::sleep};
+use tokio::{
+    net::lookup_host,
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -34,8 +38,8 @@ pub(crate) enum Heard {
     Up(mpsc::Sender<Report>),
     /// An order.
     Order(Box<Order>),
-    /// The session is lost; another attempt follows.
-    Down,
+    /// The session is lost. The next attempt waits until this is answered: it says first what is so by then.
+    Down(oneshot::Sender<()>),
 }
 
 /// What a session needs.
@@ -137,7 +141,10 @@ async fn hold(
         ended = receive_orders(&mut receiver, inbox) => ended,
         ended = renew_in_time(endpoint, &connection, settings, identity) => ended,
     };
-    drop(inbox.send(Heard::Down).await);
+    let (taken_in, all) = oneshot::channel();
+    drop(inbox.send(Heard::Down(taken_in)).await);
+    // a driver that ends answers by that
+    drop(all.await);
     match ended {
         Ok(()) => info!("session with the coordinator ended"),
         Err(error) => warn!(

@@ -183,6 +183,10 @@ pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::
 /// Stages an image on this host alone.
 pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::Result<bool> {
     let started = Instant::now();
+    // before anything moves: tart has to find the image by it
+    image
+        .parse::<proto::Reference>()
+        .with_context(|| format!("image reference {image} is refused"))?;
     let store = program::open_store(config)
         .await
         .context("is the agent running? then order the image from the coordinator")?;
@@ -212,10 +216,11 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     let flushing = store.clone();
     tokio::task::spawn_blocking(move || flushing.flush()).await??;
     let origin_bytes = fetched?;
+    let named = stage.clone();
     tokio::task::spawn_blocking(move || stage.install(&references)).await??;
     if let Some(prefix) = config.golden_prefix.clone() {
         Goldens::new(config, prefix, Metrics::new().0)
-            .make(image, manifest.digest)
+            .make(image, manifest.digest, || named.is_named(image))
             .await?;
     }
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

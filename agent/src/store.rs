@@ -175,7 +175,7 @@ pub struct Recovered {
     pub layout: Layout,
     /// The manifest's bytes.
     pub manifest: Vec<u8>,
-    /// The references that shall name it.
+    /// The references that shall name it. None where it was cancelled and is still in tart's cache.
     pub references: Vec<String>,
     /// What is held of it.
     pub stage: Arc<Stage>,
@@ -188,7 +188,7 @@ pub struct Recovered {
 pub struct Presence {
     /// The image.
     pub digest: Digest,
-    /// The references under which tart finds it now. Those that are gone aren't among them.
+    /// The references under which tart finds it now. Those that are gone aren't among them. None while the image is doubted.
     pub references: Vec<String>,
     /// Its references by tags that another image has taken over, and which tart finds there, whole. Nobody means this
     /// image by them any more: to link them again would take them back.
@@ -369,22 +369,20 @@ impl Store {
 
     /// The images that are here, as far as they are: for the driver's start.
     ///
-    /// An installed image whose tags have all moved on to others isn't among them: nobody asks for it any more. What it
+    /// An installed image that nothing names and nothing is to name isn't among them: nobody asks for it any more. What it
     /// holds is still built upon.
     #[must_use]
     pub fn recovered(&self) -> Vec<Recovered> {
         let recover = |stage: Arc<Stage>| {
-            let mut references = stage.references();
-            let mut present = false;
-            if stage.is_installed() {
-                let lost = stage.lost_references();
-                references.retain(|reference| lost.iter().all(|lost| lost.as_str() != reference));
-                present = references
-                    .iter()
-                    .all(|reference| stage.present_references().contains(reference));
-                present &= stage.is_complete() && !stage.is_doubted();
-            }
-            (!references.is_empty()).then(|| Recovered {
+            let named = stage.present_references();
+            let wanted = stage.wanted();
+            let references: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            let present = stage.is_installed()
+                && stage.is_complete()
+                && !stage.is_doubted()
+                && references.iter().all(|reference| named.contains(reference));
+            let known = !references.is_empty() || present && !named.is_empty();
+            known.then(|| Recovered {
                 layout: stage.layout.clone(),
                 manifest: stage.manifest.clone(),
                 references,
@@ -413,6 +411,7 @@ impl Store {
         let references = parse_references(layout.digest(), references)?;
         let changing = hold(&self.changing);
         self.keep_root()?;
+        self.take_names(layout.digest(), &references)?;
         let (stage, base) = match self.stage(layout.digest()) {
             Some(stage) if stage.is_there() => {
                 self.shared
@@ -525,6 +524,39 @@ impl Store {
         all.map(|stage| stage.outstanding_bytes()).sum()
     }
 
+    /// Writes down under which references an image is wanted from now on: exactly these, and no other image under them.
+    /// Nothing is linked or unlinked.
+    ///
+    /// # Errors
+    /// When a reference is no good, or the volume fails.
+    pub fn want(&self, image: &Digest, references: &[String]) -> Result<(), BeginError> {
+        let references = parse_references(image, references)?;
+        let _changing = hold(&self.changing);
+        self.take_names(image, &references)?;
+        if let Some(stage) = self.stage(image) {
+            stage.want_if_there(&references)?;
+        }
+        Ok(())
+    }
+
+    /// A reference names one image: others aren't wanted under these any more.
+    fn take_names(&self, image: &Digest, references: &[Reference]) -> io::Result<()> {
+        for other in self.all() {
+            let wanted = other.wanted();
+            if other.layout.digest() == image
+                || !wanted.iter().any(|name| references.contains(name))
+            {
+                continue;
+            }
+            let left: Vec<Reference> = wanted
+                .into_iter()
+                .filter(|name| !references.contains(name))
+                .collect();
+            other.want_if_there(&left)?;
+        }
+        Ok(())
+    }
+
     fn create(
         &self,
         layout: &Layout,
@@ -536,6 +568,7 @@ impl Store {
         // What a crash during another beginning left.
         remove(&directory)?;
         let status = Status {
+            wanted: Some(references.clone()),
             references,
             ..Status::default()
         };
@@ -677,7 +710,10 @@ impl Store {
             }
             presence.push(Presence {
                 digest: *stage.layout.digest(),
-                references: stage.present_references(),
+                references: match stage.is_doubted() {
+                    true => Vec::new(),
+                    false => stage.present_references(),
+                },
                 moved: stage
                     .lost_references()
                     .iter()

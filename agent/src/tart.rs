@@ -2,9 +2,8 @@
 
 pub mod cache;
 mod operation;
-mod reference;
 
 pub use operation::{
     Operation, ParseListError, Tart, TartError, Vm, VmDetails, parse_get, parse_list,
 };
-pub use reference::{ParseReferenceError, Reference, Version};
+pub use proto::reference::{ParseReferenceError, Reference, Version};

@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use crate::{
     authority::Authority,
     cluster::state::Saver,
-    driver::{Ask, Input, StageError, View},
+    driver::{Ask, CONFIRMING, CancelError, Input, StageError, View},
     enrolment::{Enrolment, MintError, RedeemError, unix},
     fleet::{Membership, Reread},
     metrics::{Metrics, RequestLabel},
@@ -35,8 +35,8 @@ use crate::{
     resolve::{Registries, ResolveError},
     secret::Secret,
     view::{
-        BandwidthRequest, EnrolReply, EnrolRequest, ImageState, ImageView, Problem, RenewRequest,
-        RevokeRequest, StageRequest, TokenReply, TokenRequest,
+        BandwidthRequest, EnrolReply, EnrolRequest, HostProgress, HostState, ImageState, ImageView,
+        Problem, RenewRequest, RevokeRequest, StageRequest, TokenReply, TokenRequest,
     },
 };
 
@@ -46,6 +46,8 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 const MAX_ENROL_BYTES: usize = 32 << 10;
 /// A request is answered within this time; longer than a registry may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// An answer waits so long for hosts that look whether they still hold an image: looks take milliseconds.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// Followers of progress at one time.
 const FOLLOWERS: usize = 64;
 /// Lines of progress are at least this far apart.
@@ -229,6 +231,17 @@ impl From<StageError> for Failure {
     }
 }
 
+impl From<CancelError> for Failure {
+    fn from(error: CancelError) -> Self {
+        let status = match &error {
+            CancelError::Unwanted { .. } => StatusCode::NOT_FOUND,
+            CancelError::ByCluster(_) => StatusCode::CONFLICT,
+            CancelError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error)
+    }
+}
+
 type Answer<T> = Result<T, Failure>;
 
 // ---- layers -----------------------------------------------------------------------------------------------------------
@@ -369,13 +382,40 @@ async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         want: Box::new(want),
         reply,
     });
-    let reply = reply.await??;
+    let mut reply = reply.await??;
+    if let Some(image) = confirmed(&api, &reply.image).await {
+        reply.image = image;
+    }
     let status = if reply.image.state == ImageState::Present {
         StatusCode::OK
     } else {
         StatusCode::ACCEPTED
     };
     Ok((status, Json(reply)).into_response())
+}
+
+/// Hosts that hold an image look again when it is asked for again. That takes a moment, which is waited for: the image as
+/// it stands then. `None` when it isn't that alone which keeps it from being present.
+async fn confirmed(api: &Api, image: &ImageView) -> Option<ImageView> {
+    let is_confirming = |image: &ImageView| {
+        let confirming = |host: &&HostProgress| host.reason.as_deref() == Some(CONFIRMING);
+        let hosts = || {
+            let hosts = image.hosts.iter();
+            hosts.filter(|host| host.state != HostState::Present)
+        };
+        hosts().next().is_some() && hosts().all(|host| confirming(&host))
+    };
+    let digest: Digest = image.digest.parse().ok()?;
+    if !is_confirming(image) {
+        return None;
+    }
+    let mut view = api.view.clone();
+    let settled = view.wait_for(|view| {
+        let image = view.images.get(&digest);
+        image.is_none_or(|image| !is_confirming(image))
+    });
+    let view = timeout(CONFIRM_TIMEOUT, settled).await.ok()?.ok()?;
+    view.images.get(&digest).map(|image| image.as_ref().clone())
 }
 
 async fn plan(State(api): State<Api>, body: Bytes) -> Answer<Response> {
@@ -432,20 +472,8 @@ async fn image(State(api): State<Api>, Path(name): Path<String>) -> Answer<Respo
 }
 
 async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
-    let digest = find(&api.view.borrow().clone(), &name)?;
-    let wanted = ask(&api, |reply| Ask::Cancel {
-        image: digest,
-        reply,
-    });
-    let wanted = wanted.await?.map_err(Failure::internal)?;
-    if wanted {
-        Ok(StatusCode::NO_CONTENT.into_response())
-    } else {
-        Err(Failure::new(
-            StatusCode::NOT_FOUND,
-            format!("image {digest} isn't wanted"),
-        ))
-    }
+    let reply = ask(&api, |reply| Ask::Cancel { name, reply });
+    Ok(Json(reply.await??).into_response())
 }
 
 /// Progress of one image: an [`ImageView`] a line. Ends with a line whose state is `cancelled` when it isn't wanted any more.

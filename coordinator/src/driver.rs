@@ -12,7 +12,10 @@ use std::{
 };
 
 use proto::{Digest, HostId, HostKey, Moment, message};
-use rollout::stage::{Event, Plan};
+use rollout::{
+    names::{Claims, NotAsked, Told},
+    stage::{Event, Plan},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -26,7 +29,7 @@ use crate::{
     metrics::Metrics,
     progress::Progress,
     resolve::{Granted, PullToken, Registries},
-    view::{BandwidthRequest, ShortOfRoom, StageReply, VolumeView},
+    view::{BandwidthRequest, CancelReply, ShortOfRoom, StageReply, VolumeView},
     wants::{Kept, Place, Want},
 };
 
@@ -37,6 +40,7 @@ mod histories;
 mod hosts;
 mod keeper;
 mod mirror;
+mod names;
 mod orders;
 mod presence;
 mod refusals;
@@ -52,7 +56,7 @@ pub(crate) use keeper::{Keep, QUEUE as KEEPER_QUEUE, keep};
 pub(crate) use presence::HostPresence;
 pub(crate) use presence::PresenceView;
 pub(crate) use refusals::Refused;
-pub(crate) use show::View;
+pub(crate) use show::{CONFIRMING, View};
 
 /// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.
 pub(crate) const INBOX: usize = 1_024;
@@ -147,10 +151,10 @@ pub(crate) enum Ask {
         want: Box<Want>,
         reply: oneshot::Sender<Result<StageReply, StageError>>,
     },
-    /// Whether the image was wanted.
+    /// Operators don't want this any more: a reference, or by its bare digest an image under all its references.
     Cancel {
-        image: Digest,
-        reply: oneshot::Sender<Result<bool, crate::wants::StateError>>,
+        name: String,
+        reply: oneshot::Sender<Result<CancelReply, CancelError>>,
     },
     /// Limit every host.
     Bandwidth {
@@ -186,7 +190,9 @@ pub(crate) enum StageError {
     #[error("{MAX_WANTS} images are wanted already; cancel some (`parbake cancel IMAGE`)")]
     TooManyImages,
     /// Too many names of one image.
-    #[error("the image has {MAX_REFERENCES} references already; cancel it and stage it anew")]
+    #[error(
+        "the image has {MAX_REFERENCES} references already; cancel some (`parbake cancel IMAGE`)"
+    )]
     TooManyReferences,
     /// It can't fit on any selected host, empty or not.
     #[error("image needs {needed_bytes} bytes, more than the volume of any selected host can give: {}", listed(.hosts))]
@@ -199,6 +205,44 @@ pub(crate) enum StageError {
     /// It is wanted now, but that couldn't be written down.
     #[error("image is being staged, but a restart will forget it: {0}")]
     NotKept(#[from] crate::wants::StateError),
+}
+
+/// Why something isn't cancelled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CancelError {
+    /// Nobody wants it under this name.
+    #[error("image `{name}` isn't wanted{}; see `parbake status`", but(.others))]
+    Unwanted {
+        /// What was typed.
+        name: String,
+        /// References that its digest is wanted under, where there are some.
+        others: Vec<String>,
+    },
+    /// Operators didn't ask for it: it isn't theirs to cancel.
+    #[error(
+        "image `{0}` is wanted by ImagePrePulls alone; change or delete those (`kubectl get ipp -A`)"
+    )]
+    ByCluster(String),
+    /// It is cancelled now, but that couldn't be written down.
+    #[error("image is cancelled, but a restart will forget that: {0}")]
+    NotKept(#[from] crate::wants::StateError),
+}
+
+fn but(others: &[String]) -> String {
+    match others {
+        [] => String::new(),
+        others => format!(" under that name, but as {}", others.join(", ")),
+    }
+}
+
+impl CancelError {
+    fn new(name: &str, why: NotAsked, others: Vec<String>) -> Self {
+        let name = crate::progress::clean(name);
+        match why {
+            NotAsked::Unwanted => Self::Unwanted { name, others },
+            NotAsked::ByCluster => Self::ByCluster(name),
+        }
+    }
 }
 
 fn listed(hosts: &[ShortOfRoom]) -> String {
@@ -241,6 +285,7 @@ struct Host {
     neighbours: Vec<HostId>,
     lost_at: Option<Moment>,
     word: presence::Word,
+    told: Told,
 }
 
 impl Host {
@@ -260,6 +305,7 @@ impl Host {
             neighbours: Vec::new(),
             lost_at: None,
             word: presence::Word::default(),
+            told: Told::default(),
         }
     }
 }
@@ -267,12 +313,14 @@ impl Host {
 /// A want as the driver holds it.
 #[derive(Debug)]
 struct Wanted {
+    /// With the references and hosts that are wanted by all who want it.
     want: Want,
-    asked: Option<claims::Claim>,
-    cluster: Option<claims::Claim>,
     /// Hosts that keep what they have and get no more, unless they are selected.
     held: BTreeSet<HostId>,
-    order: Option<Arc<message::Order>>,
+    /// The plan knows it. It doesn't where other images have all its names.
+    planned: bool,
+    /// By the references that each names.
+    orders: Vec<(Vec<String>, Arc<message::Order>)>,
     ordered: BTreeSet<HostId>,
     token: Option<(PullToken, Moment)>,
     /// When the next pull token is asked for; none while one is on its way or none is handed down.
@@ -307,6 +355,10 @@ pub(crate) struct Driver {
     hosts: BTreeMap<HostId, Host>,
     keys: BTreeMap<HostKey, HostId>,
     wants: BTreeMap<Digest, Wanted>,
+    /// Who wants each of them, under which names and where.
+    claims: Claims,
+    /// Hosts whose names may have changed.
+    names_due: BTreeSet<HostId>,
     /// What the cluster wants beyond the most images, until there is room.
     waiting: BTreeMap<Digest, Placed>,
     bandwidth: Option<BandwidthRequest>,
@@ -361,6 +413,7 @@ impl Driver {
         let since_1970 = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
+        let epoch = u64::try_from(since_1970.as_millis()).unwrap_or(0);
         let mut this = Self {
             started: Instant::now(),
             plan: Plan::new(parts.config.plan.clone(), parts.seed),
@@ -372,6 +425,8 @@ impl Driver {
             bad_contents: BTreeMap::new(),
             keys: BTreeMap::new(),
             wants: BTreeMap::new(),
+            claims: Claims::new(epoch),
+            names_due: BTreeSet::new(),
             waiting: BTreeMap::new(),
             bandwidth: parts.kept.bandwidth,
             limits: Limits::default(),
@@ -379,7 +434,7 @@ impl Driver {
             mirror: mirror::Mirrored::default(),
             quarantined: BTreeSet::new(),
             refusals: refusals::Refusals::default(),
-            epoch: u64::try_from(since_1970.as_millis()).unwrap_or(0),
+            epoch,
             rosters: BTreeSet::new(),
             roster_due: None,
             places_due: None,
@@ -405,9 +460,7 @@ impl Driver {
             }
         }
         for want in parts.kept.wants {
-            let image = want.digest();
             this.enter(now, want);
-            this.tell_wanted(now, image);
         }
         this.act(now);
         // What was kept is on show before the first question.
@@ -487,9 +540,15 @@ impl Driver {
 
     /// Tells the plan when nothing that was wanted is missing any more.
     fn wants_may_be_known(&mut self, now: Moment) {
-        if self.recalled && self.placed {
+        if self.wants_are_known() {
             self.plan.handle(now, Event::WantsKnown);
+            self.names_changed();
         }
+    }
+
+    /// Whether all that was wanted before this start is among the wants.
+    const fn wants_are_known(&self) -> bool {
+        self.recalled && self.placed
     }
 
     /// Changes state by one input, and carries out what the plan makes of it.
@@ -518,6 +577,7 @@ impl Driver {
         }
         self.place_waiting(now);
         self.act(now);
+        self.tell_names(now);
         self.show_presence(now);
     }
 }

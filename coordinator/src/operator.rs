@@ -12,7 +12,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::view::{
-    HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, StageReply, StageRequest,
+    CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, StageReply,
+    StageRequest,
 };
 
 mod bars;
@@ -224,11 +225,17 @@ pub async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         }
         Command::Cancel { image, json } => {
             let path = format!("/v1/images/{}", client::segment(&image));
-            client.call(Method::DELETE, &path, None::<&()>).await?;
-            let answer = serde_json::json!({"image": image, "cancelled": true});
-            print(json, &answer, || {
-                format!("{image}: cancelled; what is present stays\n")
-            })?;
+            let reply = client.call(Method::DELETE, &path, None::<&()>).await?;
+            // an earlier coordinator answers with nothing, and cancels all of the image
+            let reply = match reply.is_empty() {
+                true => CancelReply::default(),
+                false => serde_json::from_slice(&reply).context("the coordinator's answer")?,
+            };
+            let answer = serde_json::json!({
+                "image": image, "cancelled": true,
+                "digest": reply.digest, "references": reply.references, "still_wanted": reply.still_wanted,
+            });
+            print(json, &answer, || text::cancelled(&image, &reply))?;
             Ok(Outcome::Yes)
         }
     }
@@ -253,7 +260,7 @@ async fn stage(
         print(json, &reply, || text::image(&reply.image))?;
         return Ok(Outcome::Yes);
     }
-    let ended = follow::follow(client, reply.image, request.hosts.as_deref(), deadline).await?;
+    let ended = follow::follow(client, reply.image, request, deadline).await?;
     tell(&ended.story);
     print(json, &ended.image, || text::image(&ended.image))?;
     Ok(ended.outcome)
@@ -267,7 +274,8 @@ struct Ended {
 }
 
 /// The end, if this is one: all present, or nobody left who may still get it.
-fn settled(image: &ImageView, hosts: Option<&[String]>) -> Option<Ended> {
+fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended> {
+    let hosts = request.hosts.as_deref();
     let ended = |outcome, story: String| {
         Some(Ended {
             image: image.clone(),
@@ -275,10 +283,14 @@ fn settled(image: &ImageView, hosts: Option<&[String]>) -> Option<Ended> {
             story,
         })
     };
-    if image.state == ImageState::Cancelled {
+    // also where the image stays wanted under other names
+    if image.state == ImageState::Cancelled || !image.references.contains(&request.reference) {
         return ended(
             Outcome::No,
-            format!("{} was cancelled or superseded\n", image.digest),
+            format!(
+                "{} isn't wanted as {} any more: it was cancelled, or staged anew after the tag had moved\n",
+                request.reference, image.digest
+            ),
         );
     }
     let selected = || {
@@ -397,7 +409,7 @@ mod tests {
     fn image(hosts: Vec<HostProgress>) -> ImageView {
         ImageView {
             digest: "sha256:x".into(),
-            references: Vec::new(),
+            references: vec!["r.test/image:1".into()],
             state: ImageState::Staging,
             reason: None,
             message: String::new(),
@@ -419,7 +431,11 @@ mod tests {
     #[test]
     fn waiting_ends_when_all_selected_hosts_have_it_or_the_rest_has_failed_for_long() {
         let outcome = |hosts: Vec<HostProgress>, selected: Option<&[String]>| {
-            settled(&image(hosts), selected).map(|ended| ended.outcome)
+            let request = StageRequest {
+                reference: "r.test/image:1".into(),
+                hosts: selected.map(<[String]>::to_vec),
+            };
+            settled(&image(hosts), &request).map(|ended| ended.outcome)
         };
         let present = || host("a", HostState::Present, None);
         assert_eq!(outcome(vec![present()], None), Some(Outcome::Yes));

@@ -33,7 +33,7 @@ use crate::{
     fleet::{self, Membership, Reread},
     metrics::Metrics,
     random,
-    resolve::{self, Registries, RegistriesError},
+    resolve::{self, Registries, RegistriesError, ResolveError},
     secret::Secret,
     serve::{self, Certificate},
     session::{self, Sessions},
@@ -587,21 +587,28 @@ async fn ask_again(
             let Some(reference) = asked.references.first() else {
                 continue;
             };
-            let reference = resolve::by_digest(reference, asked.digest);
+            let reference = resolve::by_digest(reference, &asked.digest);
             let want = loop {
                 match registries
                     .resolve(&reference, asked.hosts.clone(), None)
                     .await
                 {
-                    Ok(want) => break want,
+                    Ok(want) => break Some(want),
+                    // no later attempt is better, and what was asked for after it must not wait
+                    Err(error @ ResolveError::Reference { .. }) => {
+                        error!(%error, "an image that was asked for before isn't staged: cancel it, and stage it under another name");
+                        break None;
+                    }
                     Err(error) => {
                         warn!(%error, "an image that was asked for before can't be resolved; it is tried again");
                         sleep(ASK_AGAIN).await;
                     }
                 }
             };
+            let Some(want) = want else { continue };
             let want = Box::new(Want {
                 references: asked.references,
+                narrowed: asked.narrowed,
                 wanted_at: asked.wanted_at,
                 timing: asked.timing,
                 ..want

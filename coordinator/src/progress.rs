@@ -161,7 +161,9 @@ impl Progress {
         self.failed_since = match (state, self.failed_since) {
             (HostState::Failed, since) => since.or(Some(now)),
             // an attempt that brings nothing is the same failure
-            (HostState::Queued | HostState::Staging, since) if !gained => since,
+            (HostState::Queued | HostState::Staging | HostState::Installing, since) if !gained => {
+                since
+            }
             _ => None,
         };
         if self.state == HostState::Present
@@ -458,7 +460,7 @@ mod tests {
 
     #[test]
     fn attempts_that_bring_nothing_are_one_failure_until_somebody_has_it_try_again() {
-        use message::StageState::{Failed, Queued, Staging};
+        use message::StageState::{Failed, Installing, Queued, Staging};
         let mut progress = Progress::new();
         let mut failed = |seconds, state, held| {
             progress.report(at(seconds), &report(state, held, 0), Some(1_000));
@@ -470,6 +472,9 @@ mod tests {
         assert_eq!(failed(6, Queued, 0), None);
         assert_eq!(failed(6, Staging, 100), None);
         assert_eq!(failed(7, Failed, 100), Some(6));
+        // its links can't be made, time and again
+        assert_eq!(failed(8, Installing, 100), None);
+        assert_eq!(failed(9, Failed, 100), Some(8));
         // it gained something
         assert_eq!(failed(17, Staging, 200), None);
         assert_eq!(failed(18, Failed, 200), Some(0));

@@ -36,8 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A password's header is handed down as if it lived this long: hosts get it anew before.
 const PASSWORD_LIFE: Duration = Duration::from_hours(1);
-/// Longest reference: registries allow 255 bytes of name and 128 of tag.
-const MAX_REFERENCE_BYTES: usize = 512;
+/// Characters of what was typed that a refusal repeats.
+const MAX_QUOTE: usize = 120;
 /// Manifests that are kept by digest, so that a known image needs no registry.
 const MAX_MANIFESTS: usize = 64;
 
@@ -90,8 +90,8 @@ impl std::fmt::Debug for Registries {
 /// Why a reference can't be staged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
-    /// It isn't a reference.
-    #[error("`{reference}` isn't an image reference: {reason}")]
+    /// It isn't a reference, or not one that tart can say.
+    #[error("image reference `{reference}` is refused: {reason}")]
     Reference {
         /// What was typed, cut.
         reference: String,
@@ -287,6 +287,7 @@ impl Registries {
             references: [reference.to_owned()].into(),
             secrets: BTreeMap::new(),
             hosts,
+            narrowed: BTreeMap::new(),
             plain_http: self.speaks_plainly(parsed.registry()),
             wanted_at: unix(SystemTime::now()),
             timing: Timing::New,
@@ -433,48 +434,31 @@ fn failed(reference: &str, error: OriginError) -> ResolveError {
     }
 }
 
-/// `image` by this digest instead of its tag.
-pub(crate) fn by_digest(image: &str, digest: impl std::fmt::Display) -> String {
-    let name = image.split('@').next().unwrap_or(image);
-    let tag = name
-        .rfind(':')
-        .filter(|colon| name.rfind('/').is_none_or(|slash| slash < *colon));
-    format!("{}@{digest}", &name[..tag.unwrap_or(name.len())])
+/// `image` by this digest instead of its tag. What isn't a reference stays as it is: resolving it says so.
+pub(crate) fn by_digest(image: &str, digest: &Digest) -> String {
+    match image.parse::<proto::Reference>() {
+        Ok(reference) => reference.at(digest),
+        Err(_) => image.to_owned(),
+    }
 }
 
-/// Checks a reference. It stays as it was typed: goldens are named by a hash of that text.
+/// Checks a reference: hosts make paths of it, and tart has to find the image by it. It stays as it was typed, because goldens
+/// are named by a hash of that text. Returned as the registry's client knows it.
 fn parse(reference: &str) -> Result<Reference, ResolveError> {
-    let refuse = |reason: &str| ResolveError::Reference {
-        reference: crate::progress::clean(reference),
-        reason: reason.to_owned(),
+    let refuse = |reason: String| ResolveError::Reference {
+        reference: crate::progress::clean(reference)
+            .chars()
+            .take(MAX_QUOTE)
+            .collect(),
+        reason,
     };
-    if reference.len() > MAX_REFERENCE_BYTES {
-        return Err(refuse("it is longer than 512 bytes"));
-    }
-    // Hosts make paths of it. The grammar allows none of these, but this is cheap and doesn't depend on it.
-    let hostile = |part: &str| part.is_empty() || part == "." || part == "..";
-    if reference.split('/').any(hostile)
-        || reference.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\')
-    {
-        return Err(refuse("it has an empty, hidden or foreign part"));
-    }
-    // Without a registry it would mean Docker Hub to some programs and nothing to tart.
-    let registry = reference.split_once('/').map(|(registry, _)| registry);
-    if !registry.is_some_and(|registry| registry.contains(['.', ':']) || registry == "localhost") {
-        return Err(refuse(
-            "write the registry too, as in ghcr.io/org/image:tag",
-        ));
-    }
-    let parsed: Reference = reference
+    reference
+        .parse::<proto::Reference>()
+        .map_err(|error| refuse(error.to_string()))?;
+    // the client's own grammar is wider
+    reference
         .parse()
-        .map_err(|error: origin::ParseReferenceError| refuse(&error.to_string()))?;
-    if parsed
-        .digest()
-        .is_some_and(|digest| digest.parse::<Digest>().is_err())
-    {
-        return Err(refuse("its digest isn't a sha256 digest"));
-    }
-    Ok(parsed)
+        .map_err(|error: origin::ParseReferenceError| refuse(error.to_string()))
 }
 
 #[cfg(test)]
@@ -519,14 +503,17 @@ mod tests {
 
     #[test]
     fn a_digest_takes_the_place_of_the_tag() {
+        let (digest, other) = (Digest::of(b"one"), Digest::of(b"other"));
+        let by_other = format!("r.test/a/b@{other}");
         for (image, expected) in [
-            ("r.test/a/b:1", "r.test/a/b@sha256:00"),
-            ("r.test:5000/a/b", "r.test:5000/a/b@sha256:00"),
-            ("r.test:5000/a/b:x", "r.test:5000/a/b@sha256:00"),
-            ("r.test/a@sha256:11", "r.test/a@sha256:00"),
+            ("r.test/a/b:1", "r.test/a/b"),
+            ("r.test:5000/a/b", "r.test:5000/a/b"),
+            ("r.test:5000/a/b:x", "r.test:5000/a/b"),
+            (by_other.as_str(), "r.test/a/b"),
         ] {
-            assert_eq!(by_digest(image, "sha256:00"), expected);
+            assert_eq!(by_digest(image, &digest), format!("{expected}@{digest}"));
         }
+        assert_eq!(by_digest("nonsense", &digest), "nonsense");
     }
 
     #[test]

@@ -277,6 +277,28 @@ pub struct StageReply {
     pub short_of_room: Vec<ShortOfRoom>,
 }
 
+/// Answer to `DELETE /v1/images/{image}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelReply {
+    /// The image's manifest digest.
+    pub digest: String,
+    /// References under which operators don't want it any more.
+    pub references: Vec<String>,
+    /// References under which it is wanted all the same.
+    pub still_wanted: Vec<StillWanted>,
+}
+
+/// A reference of an image that is wanted, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StillWanted {
+    /// The reference.
+    pub reference: String,
+    /// Operators asked for it.
+    pub operators: bool,
+    /// ImagePrePulls want it.
+    pub cluster: bool,
+}
+
 /// A host that lacks room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShortOfRoom {

@@ -33,6 +33,8 @@ pub(crate) struct Want {
     pub(crate) secrets: BTreeMap<String, String>,
     /// None: all hosts.
     pub(crate) hosts: Option<BTreeSet<HostId>>,
+    /// References that are wanted on these hosts alone, where those are fewer than the image's.
+    pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
     pub(crate) plain_http: bool,
     /// Unix seconds.
     pub(crate) wanted_at: u64,
@@ -83,6 +85,12 @@ impl Want {
     pub(crate) fn digest(&self) -> Digest {
         *self.layout.digest()
     }
+
+    /// The hosts on which the image is wanted under this reference; `None`: all.
+    pub(crate) fn hosts_of(&self, reference: &str) -> Option<BTreeSet<HostId>> {
+        let narrowed = self.narrowed.get(reference).cloned();
+        narrowed.or_else(|| self.hosts.clone())
+    }
 }
 
 /// Where a host was reached last.
@@ -122,6 +130,8 @@ pub struct StateError {
 struct WantFile {
     references: BTreeSet<String>,
     hosts: Option<BTreeSet<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    narrowed: BTreeMap<String, BTreeSet<String>>,
     media_type: String,
     plain_http: bool,
     wanted_at: u64,
@@ -138,6 +148,8 @@ pub(crate) const ASKED: &str = "asked";
 struct AskedFile {
     references: BTreeSet<String>,
     hosts: Option<BTreeSet<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    narrowed: BTreeMap<String, BTreeSet<String>>,
     wanted_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timed: Option<Timed>,
@@ -149,6 +161,7 @@ pub(crate) struct Asked {
     pub(crate) digest: Digest,
     pub(crate) references: BTreeSet<String>,
     pub(crate) hosts: Option<BTreeSet<HostId>>,
+    pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
     pub(crate) wanted_at: u64,
     pub(crate) timing: Timing,
 }
@@ -230,9 +243,16 @@ impl Files {
             .hosts
             .as_ref()
             .map(|hosts| hosts.iter().map(ToString::to_string).collect());
+        let text = |hosts: &BTreeSet<HostId>| hosts.iter().map(ToString::to_string).collect();
+        let narrowed: BTreeMap<String, BTreeSet<String>> = want
+            .narrowed
+            .iter()
+            .map(|(reference, hosts)| (reference.clone(), text(hosts)))
+            .collect();
         let asked = AskedFile {
             references: want.references.clone(),
             hosts: hosts.clone(),
+            narrowed: narrowed.clone(),
             wanted_at: want.wanted_at,
             timed: want.timing.timed(),
         };
@@ -240,6 +260,7 @@ impl Files {
         let file = WantFile {
             references: want.references.clone(),
             hosts,
+            narrowed,
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
             wanted_at: want.wanted_at,
@@ -323,19 +344,45 @@ fn is_wanted(name: &str, wants: &[Want]) -> bool {
         .any(|want| want.digest().hex().to_string() == name)
 }
 
-fn parse_hosts(hosts: Option<BTreeSet<String>>) -> Result<Option<BTreeSet<HostId>>, String> {
+fn parse_hosts(hosts: &BTreeSet<String>) -> Result<BTreeSet<HostId>, String> {
+    let hosts = hosts.iter().map(|host| host.parse());
     hosts
-        .map(|hosts| hosts.iter().map(|host| host.parse()).collect())
-        .transpose()
-        .map_err(|error: proto::host::ParseHostIdError| error.to_string())
+        .collect::<Result<_, proto::host::ParseHostIdError>>()
+        .map_err(text)
+}
+
+fn parse_narrowed(
+    narrowed: &BTreeMap<String, BTreeSet<String>>,
+) -> Result<BTreeMap<String, BTreeSet<HostId>>, String> {
+    let narrowed = narrowed.iter();
+    narrowed
+        .map(|(reference, hosts)| Ok((reference.clone(), parse_hosts(hosts)?)))
+        .collect()
+}
+
+/// The references that this version takes: an earlier one kept some that tart can't say.
+fn parse_references(references: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
+    let mut refused = String::new();
+    let mut good = BTreeSet::new();
+    for reference in references {
+        match reference.parse::<proto::Reference>() {
+            Ok(_) => drop(good.insert(reference)),
+            Err(reason) => refused = format!("image reference {reference} is refused: {reason}"),
+        }
+    }
+    match good.is_empty() && !refused.is_empty() {
+        true => Err(refused),
+        false => Ok(good),
+    }
 }
 
 fn parse_asked(name: &str, bytes: &[u8]) -> Result<Asked, String> {
     let file: AskedFile = serde_json::from_slice(bytes).map_err(text)?;
     Ok(Asked {
         digest: format!("sha256:{name}").parse().map_err(text)?,
-        references: file.references,
-        hosts: parse_hosts(file.hosts)?,
+        references: parse_references(file.references)?,
+        hosts: file.hosts.as_ref().map(parse_hosts).transpose()?,
+        narrowed: parse_narrowed(&file.narrowed)?,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
     })
@@ -346,14 +393,14 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
     let file: WantFile = serde_json::from_slice(bytes).map_err(text)?;
     let manifest = STANDARD.decode(&file.manifest).map_err(text)?;
     let layout = Layout::parse(&manifest, &digest).map_err(text)?;
-    let hosts = parse_hosts(file.hosts)?;
     Ok(Want {
         layout: Arc::new(layout),
         manifest: manifest.into(),
         media_type: file.media_type,
-        references: file.references,
+        references: parse_references(file.references)?,
         secrets: BTreeMap::new(),
-        hosts,
+        hosts: file.hosts.as_ref().map(parse_hosts).transpose()?,
+        narrowed: parse_narrowed(&file.narrowed)?,
         plain_http: file.plain_http,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
@@ -416,6 +463,7 @@ pub(crate) mod tests {
             references: [format!("127.0.0.1:5000/{seed}:latest")].into(),
             secrets: BTreeMap::new(),
             hosts: None,
+            narrowed: BTreeMap::new(),
             plain_http: true,
             wanted_at: 5,
             timing: Timing::New,
@@ -426,8 +474,11 @@ pub(crate) mod tests {
     fn what_is_wanted_comes_back_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path()).unwrap();
-        let (one, mut two) = (want("one", 2, 100), want("two", 1, 100));
+        let (mut one, mut two) = (want("one", 2, 100), want("two", 1, 100));
         two.hosts = Some(["mini-1".parse().unwrap()].into());
+        let (everywhere, narrow) = ("r.test/one:all".to_owned(), "r.test/one:some".to_owned());
+        one.references = [everywhere.clone(), narrow.clone()].into();
+        one.narrowed = [(narrow.clone(), ["mini-2".parse().unwrap()].into())].into();
         two.wanted_at = 4;
         let timed = Timed {
             asked_at_ms: 4_200,
@@ -456,6 +507,11 @@ pub(crate) mod tests {
         assert_eq!(kept.wants[0].timing, two.timing);
         assert_eq!(kept.wants[1].timing, Timing::Unknown);
         assert_eq!(kept.wants[1].manifest, one.manifest);
+        assert_eq!(kept.wants[1].hosts_of(&everywhere), None);
+        assert_eq!(
+            kept.wants[1].hosts_of(&narrow),
+            one.narrowed.get(&narrow).cloned()
+        );
         assert_eq!(kept.bandwidth.unwrap().upload_bytes_per_second, 7);
         assert_eq!(kept.roster, roster);
 
@@ -469,6 +525,7 @@ pub(crate) mod tests {
             (asked[0].hosts.clone(), asked[0].timing),
             (two.hosts.clone(), two.timing)
         );
+        assert_eq!(asked[1].narrowed, one.narrowed);
         assert_eq!(files.asked(&[two.clone()]).unwrap().len(), 1);
         files.keep(&one).unwrap();
         files.keep(&two).unwrap();

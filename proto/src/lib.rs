@@ -18,6 +18,7 @@ pub mod host;
 pub mod image;
 pub mod message;
 pub mod moment;
+pub mod reference;
 
 pub use causes::causes;
 pub use chain::{Ledger, Link, Resume, Source, State};
@@ -27,3 +28,4 @@ pub use fingerprint::Fingerprint;
 pub use host::{HostId, HostKey};
 pub use image::Layout;
 pub use moment::Moment;
+pub use reference::{ParseReferenceError, Reference, Version};

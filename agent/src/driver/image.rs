@@ -19,18 +19,12 @@ use super::{Driver, Input};
 use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
-    platform,
-    store::{BeginError, InstallError, News, Presence, Stage, Volume},
+    reconcile::Have,
+    store::{BeginError, InstallError, News, Stage, Volume},
 };
 
-/// A failed stage is tried again after this long, doubling up to the longest: a full disk may be emptied.
-const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
-
-/// An install that waits for tart's lock waits on after this long: its last wait took half a minute already.
-const BUSY_PAUSE: Duration = Duration::from_secs(2);
-
 /// The reason of an install that waits for tart's lock.
-const TART_BUSY: &str = "tart_busy";
+pub(super) const TART_BUSY: &str = "tart_busy";
 
 /// The reason of an image whose files were removed.
 const REMOVED: &str = "removed";
@@ -44,9 +38,6 @@ pub(crate) struct Trouble {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
 }
-
-/// Goldens that were looked for, by image and reference, and whether they are there. Empty where none are made.
-pub(super) type Seen = BTreeMap<(Digest, String), bool>;
 
 /// Why nothing more may be written to the volume, if so.
 fn below_floor(volume: Volume) -> Option<Trouble> {
@@ -62,7 +53,7 @@ fn below_floor(volume: Volume) -> Option<Trouble> {
 }
 
 /// Whole milliseconds, as a number that JSON logs keep one.
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -105,34 +96,32 @@ pub(super) struct Image {
     pub(super) digest: Digest,
     pub(super) layout: Arc<Layout>,
     manifest: Arc<[u8]>,
+    /// As they were ordered last: the registry is asked by the first.
     pub(super) references: Vec<String>,
     pub(super) access: Access,
     pub(super) state: StageState,
-    stage: Option<Arc<Stage>>,
+    pub(super) stage: Option<Arc<Stage>>,
     /// When this staging of it began, over restarts of the agent, in Unix milliseconds; 0 before it did.
     pub(super) begun_at_ms: u64,
     /// Contents whose chain isn't closed yet.
-    open: BTreeSet<Digest>,
+    pub(super) open: BTreeSet<Digest>,
     pub(super) held_bytes: u64,
     pub(super) origin_bytes: u64,
     pub(super) peer_bytes: u64,
     pub(super) local_bytes: u64,
     pub(super) upload_bytes: u64,
     pub(super) trouble: Option<Trouble>,
-    ordered: Instant,
-    whole: Option<Instant>,
+    pub(super) ordered: Instant,
+    pub(super) whole: Option<Instant>,
+    /// When the last look that found it began.
     pub(super) checked: Option<Instant>,
     pub(super) golden: bool,
     /// References whose tag, and golden where one is made, were there at the last look.
     pub(super) ready: Vec<String>,
-    /// References that the install under way is for; one that is ordered meanwhile gets an install of its own.
-    linking: Vec<String>,
-    retry_at: Option<Instant>,
-    retry_pause: Duration,
     /// What an earlier process left is being read.
-    reading: bool,
+    pub(super) reading: bool,
     /// Its files were removed, and it began anew at once. The next time waits.
-    restaged: bool,
+    pub(super) restaged: bool,
 }
 
 impl Image {
@@ -164,9 +153,6 @@ impl Image {
             checked: None,
             golden: false,
             ready: Vec::new(),
-            linking: Vec::new(),
-            retry_at: None,
-            retry_pause: RETRY.0,
             reading: false,
             restaged: false,
         }
@@ -195,7 +181,7 @@ impl Image {
         self.held_bytes = self.layout.contents().iter().map(held).sum();
     }
 
-    fn forget_counts(&mut self) {
+    pub(super) fn forget_counts(&mut self) {
         self.held_bytes = 0;
         self.origin_bytes = 0;
         self.peer_bytes = 0;
@@ -205,7 +191,10 @@ impl Image {
 
     /// It isn't what it was when it was installed: nothing of it counts until it is again. Whether that changes anything.
     fn leave_presence(&mut self) -> bool {
-        let installed = matches!(self.state, StageState::Present | StageState::Installing);
+        let installed = matches!(
+            self.state,
+            StageState::Present | StageState::Installing | StageState::Failed
+        );
         if installed {
             self.state = StageState::Staging;
             self.ready.clear();
@@ -217,7 +206,7 @@ impl Image {
     }
 
     /// Whether this is the stage that it goes by now, and it is still there.
-    fn goes_by(&self, stage: &Arc<Stage>) -> bool {
+    pub(super) fn goes_by(&self, stage: &Arc<Stage>) -> bool {
         let own = self.stage.as_ref();
         own.is_some_and(|own| Arc::ptr_eq(own, stage)) && !stage.is_gone()
     }
@@ -252,20 +241,25 @@ impl Driver {
         for recovered in self.store.recovered() {
             let digest = *recovered.layout.digest();
             info!(image = %digest, references = ?recovered.references, present = recovered.present, "found an image of this host");
+            self.reconciler.recovered(digest, &recovered.references);
+            let references = match recovered.references.is_empty() {
+                true => recovered.stage.references(),
+                false => recovered.references,
+            };
             let mut image = Image::new(
                 recovered.layout.into(),
                 recovered.manifest.into(),
-                recovered.references,
+                references,
                 Access::default(),
             );
             // told at once: where there is no room to go on, what is here is here all the same
             image.adopt(&recovered.stage);
             self.images.insert(digest, image);
-            if recovered.present {
+            // anything less needs room first, or has to be read
+            let stage = &recovered.stage;
+            if stage.is_installed() && stage.is_complete() && !stage.is_doubted() {
                 self.take_up(digest, recovered.stage, 0);
-                self.found_present(digest);
-            } else {
-                self.begin(digest);
+                self.filled(digest);
             }
         }
     }
@@ -285,25 +279,16 @@ impl Driver {
                 fetch.access.send_replace(access.clone());
             }
         }
+        let now = self.now();
         if let Some(image) = self.images.get_mut(&digest) {
             image.access = access;
-            let new: Vec<_> = order
-                .references
-                .into_iter()
-                .filter(|reference| !image.references.contains(reference))
-                .collect();
-            let again = !new.is_empty() && image.state == StageState::Present;
-            image.references.extend(new);
-            let state = image.state;
-            if state == StageState::Gone {
+            if image.state == StageState::Gone {
                 image.ordered = Instant::now();
             }
-            if again {
-                self.install(digest);
-            } else if matches!(state, StageState::Failed | StageState::Gone) {
-                self.begin(digest);
-            }
+            self.reconciler.order(digest, &order.references, now);
+            image.references = order.references;
             self.report_due = true;
+            self.refresh();
             return;
         }
         let layout = match Layout::parse(&order.manifest, &digest) {
@@ -317,12 +302,16 @@ impl Driver {
             }
         };
         info!(image = %digest, references = ?order.references, bytes = layout.content_bytes(), "staging");
+        self.declined.remove(&digest);
+        self.reconciler.order(digest, &order.references, now);
         let image = Image::new(layout, order.manifest.into(), order.references, access);
         self.images.insert(digest, image);
-        self.begin(digest);
+        self.report_due = true;
+        // names of other images may be its own now
+        self.refresh();
     }
 
-    fn begin(&mut self, digest: Digest) {
+    pub(super) fn begin(&mut self, digest: Digest, names: Vec<String>) {
         // what is known of a stage before this one leads nowhere
         if self
             .images
@@ -332,12 +321,14 @@ impl Driver {
             self.withdraw(digest);
         }
         let Some(image) = self.images.get_mut(&digest) else {
+            // nobody speaks of it any more
+            self.reconciler.cancel(digest);
+            self.reconciler.begun(digest);
             return;
         };
         image.state = StageState::Queued;
-        image.retry_at = None;
         let (store, layout) = (self.store.clone(), image.layout.clone());
-        let (manifest, references) = (image.manifest.clone(), image.references.clone());
+        let manifest = image.manifest.clone();
         let blobs = self.mirror.blobs().cloned();
         let home = self.config.tart_home.clone();
         self.spawn_blocking(move || {
@@ -346,7 +337,9 @@ impl Driver {
                     .as_ref()
                     .is_some_and(|blobs| blobs.give_way(&home, bytes))
             };
-            let begun = store.begin_making_room(&layout, &manifest, &references, make_room);
+            let begun = store
+                .want(&digest, &names)
+                .and_then(|()| store.begin_making_room(&layout, &manifest, &names, make_room));
             if let Some(blobs) = &blobs {
                 blobs.leave(&home, store.outstanding_bytes());
             }
@@ -357,26 +350,16 @@ impl Driver {
         });
     }
 
-    /// tart finds the image under every reference: there is nothing to install, and so no lock to wait for, which a pull of tart's may
-    /// hold for an hour. Only goldens may be missing.
-    fn found_present(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
-            return;
-        };
-        if image.open.is_empty() {
-            image.state = StageState::Installing;
-            image.linking.clone_from(&image.references);
-            self.make_golden(digest);
-        }
-    }
-
     pub(super) fn begun(&mut self, digest: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+        let goes_on = self.reconciler.begun(digest);
         match result {
-            Ok((stage, local_bytes)) => {
+            Ok((stage, local_bytes)) if goes_on => {
                 self.take_up(digest, stage, local_bytes);
-                self.install_if_whole(digest);
+                self.filled(digest);
             }
-            Err(trouble) => self.failed(digest, trouble),
+            Err(trouble) if goes_on => self.failed(digest, trouble),
+            // cancelled or held meanwhile
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -456,18 +439,24 @@ impl Driver {
         // another stage has taken its place, and is read for itself
         if !image.goes_by(stage) {
             self.read_again(digest);
+            self.filled(digest);
             return;
         }
         image.clear_trouble_of(&[CHECKING]);
         match result {
-            Ok(()) => self.install_if_whole(digest),
-            Err(message) => self.failed(
-                digest,
-                Trouble {
-                    reason: "not_stored",
-                    message: format!("reading what is here: {message}"),
-                },
-            ),
+            Ok(()) => self.filled(digest),
+            Err(message) => {
+                // it is begun, and read, again
+                self.withdraw(digest);
+                self.reconciler.have(digest, Have::Kept);
+                self.failed(
+                    digest,
+                    Trouble {
+                        reason: "not_stored",
+                        message: format!("reading what is here: {message}"),
+                    },
+                );
+            }
         }
     }
 
@@ -492,7 +481,8 @@ impl Driver {
 
     /// Somebody found the image damaged: no presence until all of it was read and mended.
     fn doubted(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
+        let taken_up = |image: &&mut Image| image.stage.is_some();
+        let Some(image) = self.images.get_mut(&digest).filter(taken_up) else {
             return;
         };
         warn!(image = %digest, "an image was found damaged on disk; it is read again, and isn't present until it is mended");
@@ -503,6 +493,7 @@ impl Driver {
             );
         }
         self.read_again(digest);
+        self.filled(digest);
         self.report(false);
     }
 
@@ -525,14 +516,19 @@ impl Driver {
                 );
             }
             StageState::Staging | StageState::Installing => self.restage(digest),
-            _ => {}
+            // it begins anew when its pause is over
+            _ => {
+                self.withdraw(digest);
+                self.reconciler.have(digest, Have::Kept);
+            }
         }
     }
 
     /// Begins an image anew whose files went while it was staged: at once the first time, and after a growing pause when they went
     /// again before it was present.
-    fn restage(&mut self, digest: Digest) {
+    pub(super) fn restage(&mut self, digest: Digest) {
         self.withdraw(digest);
+        self.reconciler.have(digest, Have::Kept);
         let Some(image) = self.images.get_mut(&digest) else {
             return;
         };
@@ -550,7 +546,7 @@ impl Driver {
             return;
         }
         warn!(image = %digest, "the files of an image were removed while it was staged; staging it anew");
-        self.begin(digest);
+        image.state = StageState::Queued;
         self.report(false);
     }
 
@@ -559,6 +555,7 @@ impl Driver {
         let filling = |image: &Image| image.state == StageState::Staging;
         if self.images.get(&digest).is_some_and(filling) {
             self.withdraw(digest);
+            self.reconciler.have(digest, Have::Kept);
             self.failed(
                 digest,
                 Trouble {
@@ -574,8 +571,9 @@ impl Driver {
         self.copy_from_image(&content);
         if let Some(image) = self.images.get_mut(&digest)
             && image.open.remove(&content)
+            && image.open.is_empty()
         {
-            self.install_if_whole(digest);
+            self.filled(digest);
         }
     }
 
@@ -585,157 +583,16 @@ impl Driver {
             return;
         };
         image.open.insert(content);
-        if image.leave_presence() {
+        let left = image.leave_presence();
+        self.reconciler.have(digest, Have::Filling);
+        if left {
             self.report(false);
         }
     }
 
-    fn install_if_whole(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
-            return;
-        };
-        if !image.open.is_empty() || image.state != StageState::Staging {
-            return;
-        }
-        image.whole.get_or_insert_with(Instant::now);
-        if image.reading {
-            return;
-        }
-        self.install(digest);
-    }
-
-    fn install(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
-            return;
-        };
-        let Some(stage) = image.stage.clone() else {
-            return;
-        };
-        image.state = StageState::Installing;
-        image.whole.get_or_insert_with(Instant::now);
-        self.report_due = true;
-        let references = image.references.clone();
-        image.linking.clone_from(&references);
-        self.spawn_blocking(move || Input::Installed {
-            image: digest,
-            result: stage.install(&references),
-            stage,
-        });
-    }
-
-    pub(super) fn installed(
-        &mut self,
-        digest: Digest,
-        stage: &Arc<Stage>,
-        result: Result<(), InstallError>,
-    ) {
-        // a stage of before, or one that was found damaged meanwhile: it is installed again when it is whole
-        let awaited = |image: &Image| {
-            let same = image
-                .stage
-                .as_ref()
-                .is_some_and(|own| Arc::ptr_eq(own, stage));
-            same && image.state == StageState::Installing
-        };
-        if !self.images.get(&digest).is_some_and(awaited) {
-            return;
-        }
-        match result {
-            Ok(()) => self.make_golden(digest),
-            Err(error @ InstallError::Busy(_)) => self.wait_for_tart(digest, Trouble::from(&error)),
-            Err(InstallError::Removed) => self.restage(digest),
-            // what is here is looked at anew, and what isn't is fetched
-            Err(InstallError::Incomplete(content)) => {
-                warn!(image = %digest, %content, "an image that was whole isn't any more; staging goes on");
-                self.begin(digest);
-            }
-            Err(error) => self.failed(digest, Trouble::from(&error)),
-        }
-    }
-
-    /// The image is installed; a golden may have to be made of it.
-    fn make_golden(&mut self, digest: Digest) {
-        if let Some(goldens) = self.goldens.clone()
-            && let Some(image) = self.images.get(&digest)
-        {
-            let references = image.linking.clone();
-            self.spawn(async move {
-                let mut result = Ok(());
-                for reference in references {
-                    result = result.and(goldens.make(&reference, digest).await);
-                }
-                Input::Golden {
-                    image: digest,
-                    result: result.map_err(|error| error.to_string()),
-                }
-            });
-            return;
-        }
-        self.present(digest);
-    }
-
-    pub(super) fn golden_made(&mut self, digest: Digest, result: Result<(), String>) {
-        let installing = |image: &Image| image.state == StageState::Installing;
-        if !self.images.get(&digest).is_some_and(installing) {
-            return;
-        }
-        match result {
-            Ok(()) => {
-                if let Some(image) = self.images.get_mut(&digest) {
-                    image.golden = true;
-                }
-                self.present(digest);
-            }
-            Err(message) => self.failed(
-                digest,
-                Trouble {
-                    reason: "golden_failed",
-                    message,
-                },
-            ),
-        }
-    }
-
-    fn present(&mut self, digest: Digest) {
-        let Some(image) = self.images.get_mut(&digest) else {
-            return;
-        };
-        let first = image.state != StageState::Present;
-        image.state = StageState::Present;
-        image.clear_trouble();
-        image.checked = Some(Instant::now());
-        // what was linked this moment needs no look to be ready
-        image.ready = std::mem::take(&mut image.linking);
-        image.retry_pause = RETRY.0;
-        image.restaged = false;
-        if first {
-            let installed_in = image
-                .whole
-                .take()
-                .map(|whole| whole.elapsed())
-                .unwrap_or_default();
-            self.metrics
-                .install_seconds
-                .observe(installed_in.as_secs_f64());
-            self.metrics
-                .stage_seconds
-                .get_or_create(&OutcomeLabel { outcome: "present" })
-                .observe(image.ordered.elapsed().as_secs_f64());
-            info!(
-                image = %digest,
-                references = ?image.references,
-                elapsed_ms = millis(image.ordered.elapsed()),
-                install_ms = millis(installed_in),
-                origin_bytes = image.origin_bytes,
-                peer_bytes = image.peer_bytes,
-                local_bytes = image.local_bytes,
-                "image is present"
-            );
-        }
-        self.report(false);
-    }
-
-    fn failed(&mut self, digest: Digest, trouble: Trouble) {
+    pub(super) fn failed(&mut self, digest: Digest, trouble: Trouble) {
+        let now = self.now();
+        self.reconciler.failed(digest, now);
         let Some(image) = self.images.get_mut(&digest) else {
             return;
         };
@@ -746,21 +603,6 @@ impl Driver {
             .observe(image.ordered.elapsed().as_secs_f64());
         image.state = StageState::Failed;
         image.trouble = Some(trouble);
-        image.retry_at = Some(Instant::now() + image.retry_pause);
-        image.retry_pause = (image.retry_pause * 2).min(RETRY.1);
-        self.report(false);
-    }
-
-    /// tart holds its lock, and gives it back some day: that is no failure. The names that the image has stay good.
-    fn wait_for_tart(&mut self, digest: Digest, trouble: Trouble) {
-        let Some(image) = self.images.get_mut(&digest) else {
-            return;
-        };
-        if image.trouble.is_none() {
-            warn!(image = %digest, reason = trouble.reason, error = trouble.message, "installing waits for tart");
-        }
-        image.trouble = Some(trouble);
-        image.retry_at = Some(Instant::now() + BUSY_PAUSE);
         self.report(false);
     }
 
@@ -794,12 +636,13 @@ impl Driver {
             .collect();
         for digest in staging {
             self.withdraw(digest);
+            self.reconciler.have(digest, Have::Kept);
             self.failed(digest, trouble.clone());
         }
     }
 
     /// Takes the image's contents out of the swarm; what is on disk stays.
-    fn withdraw(&mut self, digest: Digest) {
+    pub(super) fn withdraw(&mut self, digest: Digest) {
         for (id, content) in self.contents.remove_image(&digest) {
             if let Some(fetch) = self.fetches.remove(&id) {
                 fetch.abort.abort();
@@ -815,33 +658,30 @@ impl Driver {
         }
     }
 
+    /// The image isn't wanted here any more, under any name.
     pub(super) fn cancel_stage(&mut self, digest: Digest) {
         self.declined.remove(&digest);
-        // what is present stays: tart's user may need it
-        let staged =
-            |image: &Image| matches!(image.state, StageState::Present | StageState::Installing);
-        if self.images.get(&digest).is_some_and(staged) {
+        self.reconciler.cancel(digest);
+        self.give_up(digest);
+        self.refresh();
+    }
+
+    /// What isn't installed goes. What is stays: tart's user may need it.
+    pub(super) fn give_up(&mut self, digest: Digest) {
+        if self.reconciler.is_installed(&digest) || !self.images.contains_key(&digest) {
             return;
         }
-        // one that is held isn't among the images, but on the disk
-        if self.images.contains_key(&digest) {
-            info!(image = %digest, "staging is cancelled");
-            self.withdraw(digest);
-            self.images.remove(&digest);
-        }
-        let store = self.store.clone();
-        self.spawn_blocking(move || {
-            if let Err(error) = store.abandon(digest) {
-                warn!(image = %digest, %error, "removing a cancelled stage failed; it is removed at the next start");
-            }
-            Input::Nothing
-        });
+        info!(image = %digest, "staging is cancelled");
+        self.withdraw(digest);
+        self.reconciler.have(digest, Have::Kept);
+        self.images.remove(&digest);
         self.report(true);
     }
 
     /// Staging stops, and what is on the disk stays: it is ordered again, or cancelled.
     pub(super) fn hold_stage(&mut self, digest: Digest) {
         self.declined.remove(&digest);
+        self.reconciler.hold(digest);
         let Some(image) = self.images.get(&digest) else {
             return;
         };
@@ -850,155 +690,9 @@ impl Driver {
         }
         info!(image = %digest, held_bytes = image.held_bytes, "staging is held; what is here is kept");
         self.withdraw(digest);
+        self.reconciler.have(digest, Have::Kept);
         self.images.remove(&digest);
         self.report(true);
-    }
-
-    /// Failed stages whose pause is over.
-    pub(super) fn retry_failed(&mut self) {
-        let now = Instant::now();
-        let due: Vec<_> = self
-            .images
-            .values()
-            .filter(|image| image.retry_at.is_some_and(|at| at <= now))
-            .map(|image| {
-                let stage = image.stage.as_ref();
-                let whole = stage.is_some_and(|stage| !stage.is_gone()) && image.open.is_empty();
-                (image.digest, whole)
-            })
-            .collect();
-        for (digest, whole) in due {
-            if let Some(image) = self.images.get_mut(&digest) {
-                image.retry_at = None;
-            }
-            if whole {
-                self.install(digest)
-            } else {
-                self.begin(digest)
-            }
-        }
-    }
-
-    pub(super) fn check_presence(&mut self) {
-        self.checking = true;
-        self.last_check = Instant::now();
-        let (store, goldens) = (self.store.clone(), self.goldens.clone());
-        let named: Vec<_> = self
-            .images
-            .values()
-            .filter(|image| matches!(image.state, StageState::Present | StageState::Installing))
-            .map(|image| {
-                let names = image.references.iter().chain(&image.ready);
-                (image.digest, names.cloned().collect::<BTreeSet<_>>())
-            })
-            .collect();
-        self.spawn_blocking(move || {
-            let presence = store.presence();
-            let mut seen = Seen::new();
-            if let Some(goldens) = goldens {
-                for (digest, references) in named {
-                    for reference in references {
-                        let exists = goldens.exists(&reference, digest);
-                        seen.insert((digest, reference), exists);
-                    }
-                }
-            }
-            Input::Presence {
-                presence,
-                goldens: seen,
-                load_percent: platform::load_percent(),
-            }
-        });
-    }
-
-    pub(super) fn presence_checked(&mut self, presence: Vec<Presence>, goldens: &Seen) {
-        self.checking = false;
-        let now = Instant::now();
-        let found: BTreeMap<_, _> = presence
-            .into_iter()
-            .map(|found| (found.digest, found))
-            .collect();
-        let mut removed = Vec::new();
-        let mut superseded = Vec::new();
-        for (digest, image) in &mut self.images {
-            let found = found.get(digest);
-            let stands = |reference: &String| {
-                // a golden that was made since the look is there
-                let golden = goldens.get(&(*digest, reference.clone()));
-                found.is_some_and(|found| found.references.contains(reference))
-                    && golden.copied().unwrap_or(true)
-            };
-            // another name is on its way, which may take as long as tart likes: what it has is looked at all the same
-            if image.state == StageState::Installing && !image.ready.is_empty() {
-                image.ready.retain(stands);
-                if !image.ready.is_empty() {
-                    image.checked = Some(now);
-                }
-            }
-            if image.state != StageState::Present {
-                continue;
-            }
-            // a tag that points to another image now isn't ours to take back
-            image
-                .references
-                .retain(|named| found.is_none_or(|found| !found.moved.contains(named)));
-            if image.references.is_empty() {
-                superseded.push(*digest);
-                continue;
-            }
-            if image.references.iter().all(stands) {
-                image.checked = Some(now);
-                image.ready.clone_from(&image.references);
-            } else {
-                // the other names stand
-                image.ready.retain(stands);
-                removed.push((*digest, found.is_some()));
-            }
-        }
-        for digest in superseded {
-            info!(image = %digest, "image is superseded: its last tag points to another one");
-            self.gone(
-                digest,
-                "superseded",
-                "its last tag points to another image".into(),
-            );
-        }
-        for (digest, disk) in removed {
-            warn!(image = %digest, disk, "image, its tag or its golden was removed; presence is withdrawn");
-            if disk {
-                // the bytes are here: the tag or the golden is made again, unless the coordinator says otherwise
-                self.install(digest);
-                continue;
-            }
-            self.gone(
-                digest,
-                REMOVED,
-                "image was removed from tart's cache by tart or somebody else".into(),
-            );
-        }
-        self.report_due = true;
-        self.retry_failed();
-        self.measure();
-        self.keep_cache();
-        let staging = self
-            .images
-            .values()
-            .any(|image| image.state == StageState::Staging);
-        if !staging && !self.scrubbing {
-            self.scrub();
-        }
-    }
-
-    /// Withdraws presence.
-    fn gone(&mut self, digest: Digest, reason: &'static str, message: String) {
-        self.withdraw(digest);
-        if let Some(image) = self.images.get_mut(&digest) {
-            image.state = StageState::Gone;
-            image.forget_counts();
-            image.ready.clear();
-            image.trouble(reason, message);
-        }
-        self.report(false);
     }
 
     pub(super) fn flush(&mut self) {

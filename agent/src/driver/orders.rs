@@ -18,12 +18,16 @@ impl Driver {
         match heard {
             Heard::Up(reports) => {
                 self.session = Some(reports);
+                self.reconciler.session();
                 self.report(true);
                 self.tell(Event::Coordinator(true));
             }
-            Heard::Down => {
+            Heard::Down(taken_in) => {
                 self.session = None;
                 self.tell(Event::Coordinator(false));
+                // the next session begins with what is so after all orders of this one
+                self.report(false);
+                _ = taken_in.send(());
             }
             Heard::Order(order) => self.order(*order),
         }
@@ -82,6 +86,7 @@ impl Driver {
                     });
                 }
             }
+            Some(order::Kind::Names(names)) => self.order_names(&names),
             None => debug!("order of a kind that this version doesn't know"),
         }
     }

@@ -144,6 +144,7 @@ impl Driver {
                 .address()
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
+            takes_names: true,
         });
         let leases = self
             .leases
@@ -185,6 +186,7 @@ impl Driver {
                 upload_bytes_per_second: status.upload_bytes_per_second.unwrap_or(0),
             }),
             mirror: self.mirror.wants(full),
+            names: self.reconciler.confirmed(),
         };
         let Some(session) = &self.session else {
             self.keep_unsent(report);
@@ -242,7 +244,12 @@ impl Driver {
                 StageState::Staging => status.standstill(&ids.collect::<Vec<_>>()),
                 _ => None,
             };
-            let (reason, message) = words(image.state, image.trouble.as_ref(), still);
+            let unnamed = match (&image.trouble, image.state) {
+                (None, StageState::Installing) => self.unnamed(image),
+                _ => None,
+            };
+            let trouble = image.trouble.as_ref().or(unnamed.as_ref());
+            let (reason, message) = words(image.state, trouble, still);
             ImageState {
                 manifest: image.digest.as_bytes().to_vec(),
                 reference: image.reference().to_owned(),
@@ -261,7 +268,9 @@ impl Driver {
                 golden: image.golden,
                 // another name for what is present takes nothing from the names that it has
                 ready_references: match image.state {
-                    StageState::Present | StageState::Installing => image.ready.clone(),
+                    StageState::Present | StageState::Installing | StageState::Failed => {
+                        image.ready.clone()
+                    }
                     _ => Vec::new(),
                 },
                 still_ms: still.map_or(0, |still| {

@@ -34,7 +34,8 @@ pub(super) fn mark(directory: &Path) -> io::Result<bool> {
 
 impl Stage {
     /// Whether the image counts for nothing until it is installed again.
-    pub(super) fn is_doubted(&self) -> bool {
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
         hold(&self.doubt).is_some()
     }
 

@@ -1,6 +1,7 @@
 //! From a complete stage to an image that tart finds: the order of steps is explained at the head of `store.rs`.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
@@ -72,7 +73,7 @@ impl From<DecodeLayerError> for InstallError {
 }
 
 impl Stage {
-    /// Puts the image into tart's cache under these references, and those that it was begun with. Repeating it is
+    /// Puts the image into tart's cache under these references, and those that it is wanted under. Repeating it is
     /// harmless; with a new reference it only makes the link.
     ///
     /// What tart itself may have pulled under the same name meanwhile is replaced: tart verifies nothing it pulls, and
@@ -91,6 +92,65 @@ impl Stage {
         }
         self.add_references(&references)?;
         let references = self.own_references(&references);
+        self.put(&references).1
+    }
+
+    /// Puts the image into tart's cache under exactly these references. Those under which tart finds it now, also where others
+    /// failed; and the first failure.
+    ///
+    /// Where tart finds it already under all of them no lock is waited for: a pull of tart's may hold that for an hour.
+    pub fn install_as(&self, references: &[String]) -> (Vec<String>, Result<(), InstallError>) {
+        let references = match parse_references(self.layout.digest(), references) {
+            Ok(references) => references,
+            Err(error) => return (Vec::new(), Err(error.into())),
+        };
+        let _installing = hold(&self.installing);
+        if self.is_gone() {
+            return (Vec::new(), Err(InstallError::Gone));
+        }
+        if !self.is_there() {
+            return (Vec::new(), Err(InstallError::Removed));
+        }
+        let (placed, result) = match self.add_references(&references) {
+            Ok(()) => self.put(&references),
+            Err(error) => (Vec::new(), Err(error.into())),
+        };
+        (placed.iter().map(ToString::to_string).collect(), result)
+    }
+
+    /// Carries an installation out. The caller holds `installing`.
+    fn put(&self, references: &[Reference]) -> (Vec<Reference>, Result<(), InstallError>) {
+        // a doubt that comes later isn't answered by this
+        let doubted = self.is_doubted();
+        let prepared = self.prepare(references, doubted);
+        if prepared.is_err() {
+            return (Vec::new(), prepared);
+        }
+        let (mut placed, mut result) = (Vec::new(), Ok(()));
+        for reference in references {
+            match self.place(reference) {
+                Ok(()) => placed.push(reference.clone()),
+                Err(error) => result = result.and(Err(error)),
+            }
+            // what dies in a test dies there
+            if result.is_err() && !going_on() {
+                return (placed, result);
+            }
+        }
+        // in the cache is installed, also where a link couldn't be made
+        if self.installed_directory().is_some() {
+            result = result.and(self.conclude(doubted));
+        }
+        if result.is_ok()
+            && let Err(error) = remove_any(&self.directory.join(TWIN))
+        {
+            result = Err(error.into());
+        }
+        (placed, result)
+    }
+
+    /// What goes before the first link: everything is here, and on the disk.
+    fn prepare(&self, references: &[Reference], doubted: bool) -> Result<(), InstallError> {
         if references.is_empty() {
             return Err(InstallError::NoReference(*self.layout.digest()));
         }
@@ -99,7 +159,7 @@ impl Stage {
         }
         let building = self.directory.join(IMAGE);
         let is_built = self.is_ours(&building);
-        if is_built || self.is_doubted() {
+        if is_built || doubted {
             self.decode_layers()?;
             // by an earlier process, and not read since
             self.read_again()?;
@@ -111,19 +171,26 @@ impl Stage {
         if is_built {
             self.seal(&building)?;
         }
-        for reference in &references {
-            self.place(reference, &references)?;
-        }
+        Ok(())
+    }
+
+    /// What comes after the last link.
+    fn conclude(&self, doubted: bool) -> Result<(), InstallError> {
         step("placed")?;
-        self.end_doubt()?;
-        let mut status = hold(&self.status).clone();
-        if !status.installed {
-            status.installed = true;
-            status.write(&self.directory)?;
-            hold(&self.status).installed = true;
+        if doubted {
+            self.end_doubt()?;
         }
-        // What tart had, where it was exchanged for ours, and links under construction.
-        for rest in [IMAGE, REPLACED, TWIN] {
+        // held while it is written: other images' beginnings change what is wanted of this one
+        let mut status = hold(&self.status);
+        if !status.installed {
+            let mut new = status.clone();
+            new.installed = true;
+            new.write(&self.directory)?;
+            *status = new;
+        }
+        drop(status);
+        // What tart had, where it was exchanged for ours. A twin that waits for tart's lock stays.
+        for rest in [IMAGE, REPLACED] {
             remove_any(&self.directory.join(rest))?;
         }
         Ok(())
@@ -144,8 +211,12 @@ impl Stage {
     }
 
     /// Makes tart find the image under one reference.
-    fn place(&self, reference: &Reference, all: &[Reference]) -> Result<(), InstallError> {
+    fn place(&self, reference: &Reference) -> Result<(), InstallError> {
         let home = &self.shared.home;
+        let keep_marker = self.keeps_marker(reference);
+        if self.is_in_place(reference, keep_marker) {
+            return Ok(());
+        }
         let host = cache::host_directory(home, reference);
         let repository = cache::repository_directory(home, reference);
         let target = cache::image_directory(home, reference, self.layout.digest());
@@ -161,17 +232,13 @@ impl Stage {
             LockError::Busy { .. } => InstallError::Busy(error),
             LockError::Io { path, error } => io_at("locking", &path, error).into(),
         })?;
-        let mut keep_marker = false;
+        let mut keep_marker = keep_marker;
         if let Some(source) = source {
-            keep_marker = fs::symlink_metadata(target.join(cache::MARKER)).is_ok();
+            keep_marker |= fs::symlink_metadata(target.join(cache::MARKER)).is_ok();
             self.move_in(&source, &target)?;
             platform::sync_directory(&repository)?;
             step("moved")?;
         }
-        keep_marker |= all.iter().any(|other| {
-            matches!(other.version(), Version::Digest(_))
-                && cache::repository_directory(home, other) == repository
-        });
         if let Some(link) = cache::tag_link(home, reference) {
             self.link_tag(&link, &target)?;
             platform::sync_directory(&repository)?;
@@ -188,6 +255,26 @@ impl Stage {
         }
         step("marked")?;
         Ok(())
+    }
+
+    /// Whether the image's directory in this reference's repository is also to be found by its digest: then the marker stays.
+    fn keeps_marker(&self, reference: &Reference) -> bool {
+        let home = &self.shared.home;
+        let repository = cache::repository_directory(home, reference);
+        let references = hold(&self.status).references.clone();
+        references.iter().any(|other| {
+            matches!(other.version(), Version::Digest(_))
+                && cache::repository_directory(home, other) == repository
+        })
+    }
+
+    /// Whether tart finds the image by this reference, and the marker is as it is to be.
+    fn is_in_place(&self, reference: &Reference, keep_marker: bool) -> bool {
+        let home = &self.shared.home;
+        let marker = cache::image_directory(home, reference, self.layout.digest());
+        let marker = fs::read(marker.join(cache::MARKER));
+        let is_guard = marker.as_ref().is_ok_and(|bytes| bytes == GUARD);
+        self.names(reference) && !is_guard && (marker.is_ok() || !keep_marker)
     }
 
     /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already, its twin.
@@ -239,9 +326,113 @@ impl Stage {
         } else {
             Vec::new()
         };
-        let mut references = hold(&self.status).references.clone();
+        let mut references = hold(&self.status).wanted().to_vec();
         references.retain(|reference| wanted.contains(reference) || !lost.contains(reference));
         references
+    }
+
+    /// The references that shall name the image. Of an image that an earlier version installed, those that it hasn't lost.
+    pub(super) fn wanted(&self) -> Vec<Reference> {
+        let status = hold(&self.status).clone();
+        let lost = match (&status.wanted, status.installed) {
+            (None, true) => self.lost_references(),
+            _ => Vec::new(),
+        };
+        let mut references = status.wanted().to_vec();
+        references.retain(|reference| !lost.contains(reference));
+        references
+    }
+
+    /// Exactly these references are to name the image from now on, lastingly. Others that do go on naming it, but nobody keeps
+    /// that up.
+    pub(super) fn want(&self, references: &[Reference]) -> io::Result<()> {
+        loop {
+            let before = hold(&self.status).clone();
+            if before.wanted.as_deref() == Some(references) {
+                return Ok(());
+            }
+            let kept = self.kept(&before.references, references);
+            self.unguard(&kept, references)?;
+            let mut status = hold(&self.status);
+            // an installation may have added some meanwhile
+            if *status == before {
+                status.references = kept;
+                status.wanted = Some(references.to_vec());
+                return status.write(&self.directory);
+            }
+        }
+    }
+
+    /// The same, unless our directory was removed: the next look finds that.
+    pub(super) fn want_if_there(&self, references: &[Reference]) -> io::Result<()> {
+        match self.want(references) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.directory.exists() => {
+                Ok(())
+            }
+            other => other,
+        }?;
+        self.drop_twin(references)
+    }
+
+    /// Removes a twin that waits to be moved where no reference is wanted any more.
+    fn drop_twin(&self, wanted: &[Reference]) -> io::Result<()> {
+        let twin = self.directory.join(TWIN);
+        let Ok(_installing) = self.installing.try_lock() else {
+            return Ok(());
+        };
+        let home = &self.shared.home;
+        let placed = |reference: &Reference| {
+            self.is_ours(&cache::image_directory(
+                home,
+                reference,
+                self.layout.digest(),
+            ))
+        };
+        if twin.exists() && wanted.iter().all(placed) {
+            remove_any(&twin)?;
+        }
+        Ok(())
+    }
+
+    /// The references to remember: those that are wanted, those that name the image, and one of each other repository where its
+    /// files lie, by which they are found again.
+    fn kept(&self, known: &[Reference], wanted: &[Reference]) -> Vec<Reference> {
+        let home = &self.shared.home;
+        let repository = |reference: &Reference| cache::repository_directory(home, reference);
+        let mut places: BTreeSet<PathBuf> = wanted.iter().map(repository).collect();
+        let mut kept: Vec<Reference> = Vec::new();
+        for reference in known.iter().chain(wanted) {
+            if kept.contains(reference) {
+                continue;
+            }
+            let target = cache::image_directory(home, reference, self.layout.digest());
+            let is_place = !places.contains(&repository(reference)) && self.is_ours(&target);
+            if wanted.contains(reference) || self.names(reference) || is_place {
+                places.insert(repository(reference));
+                kept.push(reference.clone());
+            }
+        }
+        kept
+    }
+
+    /// Takes the guard from directories that nothing names and nothing is to name: tart may collect them.
+    fn unguard(&self, known: &[Reference], wanted: &[Reference]) -> io::Result<()> {
+        let home = &self.shared.home;
+        let repository = |reference: &Reference| cache::repository_directory(home, reference);
+        for reference in known {
+            if wanted
+                .iter()
+                .any(|wanted| repository(wanted) == repository(reference))
+            {
+                continue;
+            }
+            let target = cache::image_directory(home, reference, self.layout.digest());
+            let marker = target.join(cache::MARKER);
+            if self.is_ours(&target) && fs::read(&marker).is_ok_and(|bytes| bytes == GUARD) {
+                fs::remove_file(&marker).map_err(|error| io_at("removing", &marker, error))?;
+            }
+        }
+        Ok(())
     }
 
     /// References by tags that name another image now, which tart has whole.
@@ -259,14 +450,18 @@ impl Stage {
 
     /// Adds to the references, lastingly.
     pub(super) fn add_references(&self, references: &[Reference]) -> io::Result<()> {
+        let mut wanted = self.wanted();
         let mut status = hold(&self.status);
-        let before = status.references.len();
-        for reference in references {
-            if !status.references.contains(reference) {
-                status.references.push(reference.clone());
+        let mut known = status.references.clone();
+        for list in [&mut wanted, &mut known] {
+            for reference in references {
+                if !list.contains(reference) {
+                    list.push(reference.clone());
+                }
             }
         }
-        if status.references.len() > before {
+        if known != status.references || Some(&wanted) != status.wanted.as_ref() {
+            (status.references, status.wanted) = (known, Some(wanted));
             status.write(&self.directory)?;
         }
         Ok(())
@@ -325,16 +520,27 @@ impl Stage {
     /// The references under which tart finds the image now.
     pub(super) fn present_references(&self) -> Vec<String> {
         let references = hold(&self.status).references.clone();
-        let present = references.iter().filter(|reference| {
-            let home = &self.shared.home;
-            let target = cache::image_directory(home, reference, self.layout.digest());
-            let named = match cache::tag_link(home, reference) {
-                Some(link) => fs::read_link(link).is_ok_and(|to| to == target),
-                None => target.join(cache::MARKER).exists(),
-            };
-            named && self.is_ours(&target)
-        });
+        let present = references.iter().filter(|reference| self.names(reference));
         present.map(ToString::to_string).collect()
+    }
+
+    /// Whether tart finds the image by this reference now.
+    #[must_use]
+    pub fn is_named(&self, reference: &str) -> bool {
+        reference
+            .parse()
+            .is_ok_and(|reference| self.names(&reference))
+    }
+
+    /// The same.
+    pub(super) fn names(&self, reference: &Reference) -> bool {
+        let home = &self.shared.home;
+        let target = cache::image_directory(home, reference, self.layout.digest());
+        let named = match cache::tag_link(home, reference) {
+            Some(link) => fs::read_link(link).is_ok_and(|to| to == target),
+            None => target.join(cache::MARKER).exists(),
+        };
+        named && self.is_ours(&target)
     }
 }
 
@@ -377,6 +583,14 @@ pub(super) const fn step(_name: &'static str) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether an installation that had an error goes on with its other references.
+#[cfg(not(test))]
+const fn going_on() -> bool {
+    true
+}
+
+#[cfg(test)]
+use interrupted::going_on;
 #[cfg(test)]
 pub(super) use interrupted::step;
 
@@ -387,6 +601,11 @@ pub(super) mod interrupted {
     thread_local! {
         /// How many steps this thread's installations go on for.
         pub(in crate::store) static STEPS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    /// Not where the process died.
+    pub(in crate::store) fn going_on() -> bool {
+        STEPS_LEFT.get() > 0
     }
 
     pub(in crate::store) fn step(name: &'static str) -> io::Result<()> {

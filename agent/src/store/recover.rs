@@ -58,6 +58,7 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     let damaged = |file: PathBuf, reason: String| Ok(Loaded::Damaged { file, reason });
     let status_path = directory.join(status::STATUS);
     let status = match Status::read(directory) {
+        Ok(Some(status)) if status.references.is_empty() => return Ok(Loaded::Leftover),
         Ok(Some(status)) => status,
         Ok(None) => return Ok(Loaded::Leftover),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -14,8 +14,11 @@ const VERSION: u32 = 1;
 /// A stage's lasting facts. Written whole, to a new file that then takes the name: a reader sees the old or the new.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Status {
-    /// The references that shall name the image here, in the order in which they came.
+    /// The references that shall name the image here, and those under which it was put into tart's cache, in the order in which
+    /// they came.
     pub(super) references: Vec<Reference>,
+    /// Those of them that shall name it now. None: an earlier version kept no account of that.
+    pub(super) wanted: Option<Vec<Reference>>,
     /// Inode of `disk.img`. A rename keeps it, so it tells our disk from one that tart made under the same name.
     pub(super) disk_inode: u64,
     /// Inodes of its twins in other repositories.
@@ -28,14 +31,29 @@ pub(super) struct Status {
 struct File {
     version: u32,
     references: Vec<String>,
+    #[serde(default)]
+    wanted: Option<Vec<String>>,
     disk_inode: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     twin_inodes: Vec<u64>,
     installed: bool,
 }
 
+fn parse(references: &[String]) -> Vec<Reference> {
+    references
+        .iter()
+        .filter_map(|text| text.parse().ok())
+        .collect()
+}
+
 impl Status {
-    /// Reads a status; `None` when there is none.
+    /// The references that shall name the image, as far as they were written down.
+    pub(super) fn wanted(&self) -> &[Reference] {
+        self.wanted.as_ref().unwrap_or(&self.references)
+    }
+
+    /// Reads a status; `None` when there is none. References that this version doesn't take, as an earlier one did, are left
+    /// out: tart can't say them.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when it is none that this version understands.
@@ -53,11 +71,9 @@ impl Status {
                 file.version
             )));
         }
-        let references = file.references.iter().map(|text| text.parse::<Reference>());
         Ok(Some(Self {
-            references: references
-                .collect::<Result<_, _>>()
-                .map_err(|error| damaged(error.to_string()))?,
+            references: parse(&file.references),
+            wanted: file.wanted.as_deref().map(parse),
             disk_inode: file.disk_inode,
             twin_inodes: file.twin_inodes,
             installed: file.installed,
@@ -71,9 +87,12 @@ impl Status {
 
     /// Writes the status so that it survives a crash.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let texts =
+            |references: &Vec<Reference>| references.iter().map(ToString::to_string).collect();
         let file = File {
             version: VERSION,
-            references: self.references.iter().map(ToString::to_string).collect(),
+            references: texts(&self.references),
+            wanted: self.wanted.as_ref().map(texts),
             disk_inode: self.disk_inode,
             twin_inodes: self.twin_inodes.clone(),
             installed: self.installed,

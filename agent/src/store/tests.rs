@@ -503,6 +503,57 @@ fn tarts_lock_is_honoured() {
 }
 
 #[test]
+fn a_twin_that_waits_for_tarts_lock_is_kept_until_nobody_wants_it() {
+    let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+    let store = open(&home);
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    fill(&stage, &sample);
+    install(&stage, &[]).unwrap();
+    let elsewhere = "127.0.0.1:5000/mirror:one";
+    let registry = cache::host_directory(home.path(), &elsewhere.parse().unwrap());
+    fs::create_dir_all(&registry).unwrap();
+    let pull = platform::lock_directory(&registry, Duration::ZERO).unwrap();
+    let twin = ours(&home, &sample).join("twin/disk.img");
+    let inode = || fs::metadata(&twin).ok().map(|disk| disk.ino());
+    let busy = || {
+        let (placed, result) = stage.install_as(&[TAG.to_owned(), elsewhere.to_owned()]);
+        assert!(matches!(result, Err(InstallError::Busy(_))), "{result:?}");
+        // the name that it has stays good
+        assert_eq!(placed, [TAG]);
+        inode().unwrap()
+    };
+    assert_eq!(busy(), busy(), "the twin isn't made again at each try");
+    let image = *sample.layout.digest();
+    let wanted = [TAG.to_owned(), elsewhere.to_owned()];
+    store.want(&image, &wanted).unwrap();
+    assert!(inode().is_some());
+    store.want(&image, &wanted[..1]).unwrap();
+    assert_eq!(inode(), None);
+    drop(pull);
+    assert_eq!(store.presence()[0].references, [TAG]);
+    let (placed, result) = stage.install_as(&wanted);
+    result.unwrap();
+    assert_eq!(placed, wanted);
+    assert_eq!(inode(), None);
+}
+
+#[test]
+fn names_are_wanted_also_where_somebody_removed_our_directory() {
+    let (home, first, second) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
+    let store = open(&home);
+    drop(begin(&store, &first, &[TAG]));
+    fs::remove_dir_all(ours(&home, &first)).unwrap();
+    // nobody looked yet
+    let digest = |sample: &Sample| *sample.layout.digest();
+    store.want(&digest(&first), &[]).unwrap();
+    store.want(&digest(&second), &[TAG.to_owned()]).unwrap();
+    drop(begin(&store, &second, &[TAG]));
+    drop(store.presence());
+    let image = digest(&first);
+    assert_eq!(store.take_news(), [News::Removed { image }]);
+}
+
+#[test]
 fn something_else_in_the_tags_place_is_named() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
     let store = open(&home);

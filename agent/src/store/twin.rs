@@ -72,13 +72,16 @@ impl Stage {
     fn adopt_body(&self, body: Body) -> io::Result<()> {
         let files = self.held.files();
         files.drop_removed_bodies();
-        let mut status = hold(&self.status).clone();
+        // held while it is written: other images' beginnings change what is wanted of this one
+        let mut current = hold(&self.status);
+        let mut status = current.clone();
         let mut inodes: Vec<u64> = files.bodies().iter().map(|body| body.inode).collect();
         inodes.push(body.inode);
         status.disk_inode = inodes.remove(0);
         status.twin_inodes = inodes;
         status.write(&self.directory)?;
-        *hold(&self.status) = status;
+        *current = status;
+        drop(current);
         files.add_body(body);
         Ok(())
     }

@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proto::Digest;
-
-use super::reference::{Reference, Version};
+use proto::{
+    Digest,
+    reference::{Reference, Version},
+};
 
 /// The VM's configuration.
 pub const CONFIG: &str = "config.json";

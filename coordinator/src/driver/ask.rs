@@ -3,18 +3,39 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{Digest, HostId, Moment};
-use rollout::stage::{Event, event as word};
+use rollout::{
+    names::NotAsked,
+    stage::{Event, event as word},
+};
 use tracing::{error, info, warn};
 
 use super::{
-    Ask, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, claims::Claim, keeper,
+    Ask, CancelError, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, keeper,
     took::Took,
 };
 use crate::{
     progress::Progress,
-    view::{HostState, ShortOfRoom, StageReply},
-    wants::{Timing, Want},
+    view::{CancelReply, HostState, ShortOfRoom, StageReply, StillWanted},
+    wants::Want,
 };
+
+impl Wanted {
+    /// An image that is wanted from now on, and that the plan doesn't know yet.
+    pub(super) const fn new(want: Want, took: Took) -> Self {
+        Self {
+            want,
+            held: BTreeSet::new(),
+            planned: false,
+            orders: Vec::new(),
+            ordered: BTreeSet::new(),
+            token: None,
+            token_due: None,
+            took,
+            origin_said: None,
+            restage: BTreeMap::new(),
+        }
+    }
+}
 
 impl Driver {
     pub(super) fn answer(&mut self, now: Moment, ask: Ask) {
@@ -22,6 +43,7 @@ impl Driver {
             Ask::Stage { want, reply } => match self.stage(now, *want) {
                 Ok((image, short_of_room)) => {
                     self.act(now);
+                    self.tell_names(now);
                     let Some(view) = self.show_image(now, &image) else {
                         return;
                     };
@@ -33,22 +55,25 @@ impl Driver {
                             short_of_room,
                         },
                     );
-                    if let Some(want) = self.wants.get(&image).and_then(Wanted::asked_want) {
+                    if let Some(want) = self.asked_want(&image) {
                         self.keep(Keep::Want(Box::new(want), reply));
                     }
                 }
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Ask::Cancel { image, reply } => {
-                let wanted = self.wants.get(&image);
-                let wanted = wanted.is_some_and(|wanted| wanted.asked.is_some());
-                if wanted {
-                    self.release(now, image, |wanted| wanted.asked = None);
+            Ask::Cancel { name, reply } => match self.cancel_name(now, &name) {
+                Ok((image, answer)) => {
                     self.act(now);
+                    self.tell_names(now);
+                    self.show(now);
+                    let answer = keeper::Answer::new(reply, answer);
+                    self.keep(match self.asked_want(&image) {
+                        Some(want) => Keep::Less(Box::new(want), answer),
+                        None => Keep::Drop(image, answer),
+                    });
                 }
-                self.show(now);
-                self.keep(Keep::Drop(image, Some(keeper::Answer::new(reply, wanted))));
-            }
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Ask::Bandwidth { limits, reply } => {
                 self.bandwidth = Some(limits);
                 self.order_bandwidth();
@@ -85,9 +110,10 @@ impl Driver {
         if !self.wants.contains_key(&image) && self.wants.len() >= MAX_WANTS {
             return Err(StageError::TooManyImages);
         }
-        let before = self.wants.get(&image).map(|wanted| &wanted.want);
-        let names = before.map_or(0, |want| want.references.len());
-        if names >= MAX_REFERENCES {
+        let before = self.wants.get(&image).map(|wanted| &wanted.want.references);
+        let mut names = before.cloned().unwrap_or_default();
+        names.extend(want.references.iter().cloned());
+        if names.len() > MAX_REFERENCES {
             return Err(StageError::TooManyReferences);
         }
         let short = self.short_of_room(&want, &selected)?;
@@ -101,13 +127,54 @@ impl Driver {
                 "host lacks room by the coordinator's figures"
             );
         }
-        self.supersede(now, &want);
         let reference = want.references.first().map_or("", String::as_str);
         info!(%image, reference, hosts = selected.len(), "image is wanted");
         self.enter(now, want);
-        self.tell_wanted(now, image);
         self.urge(now, &image);
         Ok((image, short))
+    }
+
+    /// What `name` is for isn't wanted by operators any more: a reference, or an image by its bare digest.
+    fn cancel_name(
+        &mut self,
+        now: Moment,
+        name: &str,
+    ) -> Result<(Digest, CancelReply), CancelError> {
+        let unwanted = |others| CancelError::new(name, NotAsked::Unwanted, others);
+        let (image, reference) = match name.parse::<Digest>() {
+            Ok(image) => (image, None),
+            Err(_) => match self.claims.find(name) {
+                Some(image) => (image, Some(name)),
+                None => return Err(unwanted(self.other_names(name))),
+            },
+        };
+        let cancelled = self.claims.cancel(&image, reference);
+        let references = cancelled.map_err(|why| CancelError::new(name, why, Vec::new()))?;
+        info!(%image, ?references, "operators don't want this any more");
+        self.follow_claims(now, None);
+        self.names_changed();
+        let still_wanted = self.claims.claimed(&image).into_iter();
+        let still_wanted = still_wanted.map(|claimed| StillWanted {
+            reference: claimed.reference,
+            operators: claimed.operators,
+            cluster: claimed.cluster,
+        });
+        let reply = CancelReply {
+            digest: image.to_string(),
+            references,
+            still_wanted: still_wanted.collect(),
+        };
+        Ok((image, reply))
+    }
+
+    /// The references of the image that this one names by its digest.
+    fn other_names(&self, name: &str) -> Vec<String> {
+        let digest = name
+            .split_once('@')
+            .and_then(|(_, digest)| digest.parse().ok());
+        let claimed = digest.map(|image| self.claims.claimed(&image));
+        let claimed = claimed.unwrap_or_default().into_iter();
+        claimed.map(|claimed| claimed.reference).collect()
     }
 
     /// An operator asks again: hosts that failed or lost the image try at once, and their pauses start anew.
@@ -192,75 +259,6 @@ impl Driver {
         Ok(short)
     }
 
-    /// A tag names one image: where it moved, the image that it named before loses it, and with its last name the want.
-    pub(super) fn supersede(&mut self, now: Moment, want: &Want) {
-        let image = want.digest();
-        let moved: Vec<Digest> = self
-            .wants
-            .iter()
-            .filter(|(other, wanted)| {
-                **other != image && !wanted.want.references.is_disjoint(&want.references)
-            })
-            .map(|(other, _)| *other)
-            .collect();
-        for other in moved {
-            let Some(wanted) = self.wants.get_mut(&other) else {
-                continue;
-            };
-            for claim in [&mut wanted.asked, &mut wanted.cluster] {
-                if let Some(claim) = claim {
-                    claim
-                        .references
-                        .retain(|reference| !want.references.contains(reference));
-                }
-                if claim
-                    .as_ref()
-                    .is_some_and(|claim| claim.references.is_empty())
-                {
-                    *claim = None;
-                }
-            }
-            wanted.order = None;
-            if !wanted.refresh() {
-                info!(image = %other, by = %image, "image is superseded: its last tag moved");
-                self.cancel(now, other);
-                self.keep(Keep::Drop(other, None));
-            } else {
-                if let Some(want) = wanted.asked_want() {
-                    self.keep(Keep::Want(Box::new(want), keeper::Answer::none()));
-                }
-                self.tell_wanted(now, other);
-            }
-        }
-    }
-
-    pub(super) fn enter(&mut self, now: Moment, want: Want) {
-        let image = want.digest();
-        let claim = Claim::of(&want);
-        let timing = want.timing;
-        match self.wants.get_mut(&image) {
-            None => {
-                let wanted = self.wanted(now, want, Some(claim), None);
-                self.wants.insert(image, wanted);
-            }
-            Some(wanted) => {
-                wanted.asked = Some(match wanted.asked.take() {
-                    Some(before) => before.join(claim),
-                    None => claim,
-                });
-                let before = Claim::of(&wanted.want);
-                wanted.refresh();
-                wanted.order = None;
-                if let (Took::Untold, Timing::Known(_)) = (wanted.took, timing) {
-                    // the cluster wanted it first after a start, and knows no time
-                    wanted.took = Took::of(timing, now, Self::unix_ms(), false);
-                } else if Claim::of(&wanted.want) != before {
-                    self.time_anew(now, &image);
-                }
-            }
-        }
-    }
-
     /// What is wanted of an image has changed.
     pub(super) fn time_anew(&mut self, now: Moment, image: &Digest) {
         let Some(wanted) = self.wants.get(image) else {
@@ -273,7 +271,7 @@ impl Driver {
     }
 
     /// Whether every host that shall hold this has it by its own last word, under all its names.
-    fn is_everywhere(&self, want: &Want) -> bool {
+    pub(super) fn is_everywhere(&self, want: &Want) -> bool {
         let image = want.digest();
         let has = |host: &HostId| {
             self.hosts.get(host).is_some_and(|known| {
@@ -285,35 +283,6 @@ impl Driver {
         };
         self.selected(want.hosts.as_ref())
             .is_ok_and(|selected| selected.iter().all(has))
-    }
-
-    pub(super) fn wanted(
-        &self,
-        now: Moment,
-        want: Want,
-        asked: Option<Claim>,
-        cluster: Option<Claim>,
-    ) -> Wanted {
-        let token_due = self.registries.hands_down(&want).then_some(now);
-        let everywhere = self.is_everywhere(&want);
-        let took = Took::of(want.timing, now, Self::unix_ms(), everywhere);
-        let held = cluster
-            .iter()
-            .flat_map(|claim| claim.held.clone())
-            .collect();
-        Wanted {
-            want,
-            asked,
-            cluster,
-            held,
-            order: None,
-            ordered: BTreeSet::new(),
-            token: None,
-            token_due,
-            took,
-            origin_said: None,
-            restage: BTreeMap::new(),
-        }
     }
 
     pub(super) fn tell_wanted(&mut self, now: Moment, image: Digest) {
@@ -350,14 +319,13 @@ impl Driver {
         );
     }
 
-    /// Whether it was wanted.
-    pub(super) fn cancel(&mut self, now: Moment, image: Digest) -> bool {
-        if self.wants.remove(&image).is_none() {
-            return false;
+    pub(super) fn cancel(&mut self, now: Moment, image: Digest) {
+        if let Some(wanted) = self.wants.remove(&image) {
+            info!(%image, "image isn't wanted any more");
+            if wanted.planned {
+                self.plan.handle(now, Event::Cancelled(image));
+            }
         }
-        info!(%image, "image isn't wanted any more");
-        self.plan.handle(now, Event::Cancelled(image));
-        true
     }
 
     pub(super) fn keep(&self, keep: Keep) {

@@ -6,53 +6,19 @@ use std::{
 };
 
 use proto::{Digest, HostId, Moment};
-use rollout::stage::Event;
-use tracing::{error, info};
+use rollout::{
+    names::{Placement, Wanted as Sum},
+    stage::Event,
+};
+use tracing::{error, info, warn};
 
-use super::{Driver, Limits, MAX_WANTS, Placed, Wanted, orders::bandwidth};
+use super::{
+    Driver, Keep, Limits, MAX_WANTS, Placed, Wanted, keeper, orders::bandwidth, took::Took,
+};
 use crate::{
     view::BandwidthRequest,
     wants::{Timing, Want},
 };
-
-/// What one side wants of an image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) references: BTreeSet<String>,
-    /// None: all hosts.
-    pub(super) hosts: Option<BTreeSet<HostId>>,
-    /// Where what is there is kept, though it isn't wanted for now.
-    pub(super) held: BTreeSet<HostId>,
-}
-
-impl Claim {
-    pub(super) fn of(want: &Want) -> Self {
-        Self {
-            references: want.references.clone(),
-            hosts: want.hosts.clone(),
-            held: BTreeSet::new(),
-        }
-    }
-
-    pub(super) fn join(self, other: Self) -> Self {
-        let mut references = self.references;
-        references.extend(other.references);
-        let hosts = match (self.hosts, other.hosts) {
-            (Some(mut hosts), Some(more)) => {
-                hosts.extend(more);
-                Some(hosts)
-            }
-            _ => None,
-        };
-        let mut held = self.held;
-        held.extend(other.held);
-        Self {
-            references,
-            hosts,
-            held,
-        }
-    }
-}
 
 /// The stricter of two limits, of which 0 is none.
 pub(crate) const fn stricter(one: u64, other: u64) -> u64 {
@@ -64,123 +30,219 @@ pub(crate) const fn stricter(one: u64, other: u64) -> u64 {
 }
 
 impl Wanted {
-    /// What is wanted in all. `false` when nobody wants anything any more.
-    pub(super) fn refresh(&mut self) -> bool {
-        let claims = [self.asked.clone(), self.cluster.clone()];
-        let Some(claim) = claims.into_iter().flatten().reduce(Claim::join) else {
-            return false;
+    /// Takes what is wanted of the image in all. Whether anything was added to it, and whether anything changed.
+    fn take(&mut self, sum: Sum) -> (bool, bool) {
+        let Sum {
+            references,
+            hosts,
+            held,
+        } = sum;
+        let more_hosts = match (&self.want.hosts, &hosts) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(before), Some(hosts)) => !hosts.is_subset(before),
         };
-        self.want.references = claim.references;
-        self.want.hosts = claim.hosts;
-        self.held = claim.held;
-        !self.want.references.is_empty()
-    }
-
-    /// What operators asked for, as it is kept over restarts. The cluster keeps its own.
-    pub(super) fn asked_want(&self) -> Option<Want> {
-        let asked = self.asked.clone()?;
-        Some(Want {
-            references: asked.references,
-            hosts: asked.hosts,
-            timing: self.took.timing(),
-            ..self.want.clone()
-        })
+        let more = more_hosts || !references.is_subset(&self.want.references);
+        let changed =
+            (&references, &hosts, &held) != (&self.want.references, &self.want.hosts, &self.held);
+        (self.want.references, self.want.hosts, self.held) = (references, hosts, held);
+        (more, changed)
     }
 }
 
 impl Driver {
+    /// An image is wanted that wasn't. The plan is told later.
+    fn begin(&mut self, now: Moment, want: Want) {
+        let everywhere = self.is_everywhere(&want);
+        let took = Took::of(want.timing, now, Self::unix_ms(), everywhere);
+        self.wants.insert(want.digest(), Wanted::new(want, took));
+    }
+
+    /// Operators want this, each of its references where it says.
+    pub(super) fn enter(&mut self, now: Moment, want: Want) {
+        let image = want.digest();
+        for reference in &want.references {
+            let taken = self.claims.ask(image, reference, want.hosts_of(reference));
+            for other in taken {
+                info!(image = %other, by = %image, reference, "a tag moved to another image");
+                self.keep_asked(other);
+            }
+        }
+        let timing = want.timing;
+        let kept = match self.wants.get(&image) {
+            None => {
+                self.begin(now, want);
+                None
+            }
+            // the cluster wanted it first after a start, and knows no time
+            Some(wanted) if matches!((wanted.took, timing), (Took::Untold, Timing::Known(_))) => {
+                Some(Took::of(timing, now, Self::unix_ms(), false))
+            }
+            Some(_) => None,
+        };
+        self.token_due_if_handed_down(now, &image);
+        self.follow_claims(now, Some(image));
+        if let (Some(took), Some(wanted)) = (kept, self.wants.get_mut(&image)) {
+            wanted.took = took;
+        }
+        // also where nothing changed: hosts are to look again
+        self.names_changed();
+    }
+
+    /// What operators want of an image is written down, or that it is nothing any more.
+    pub(super) fn keep_asked(&self, image: Digest) {
+        match self.asked_want(&image) {
+            Some(want) => self.keep(Keep::Want(Box::new(want), keeper::Answer::none())),
+            None => self.keep(Keep::Drop(image, keeper::Answer::none())),
+        }
+    }
+
+    /// What operators asked for, as it is kept over restarts. The cluster keeps its own.
+    pub(super) fn asked_want(&self, image: &Digest) -> Option<Want> {
+        let asked = self.claims.asked(image)?;
+        let wanted = self.wants.get(image)?;
+        let all = asked.values().any(|claim| claim.hosts.is_none());
+        let hosts: BTreeSet<HostId> = asked
+            .values()
+            .flat_map(|claim| claim.hosts.iter().flatten().cloned())
+            .collect();
+        let hosts = (!all).then_some(hosts);
+        let narrowed = asked
+            .iter()
+            .filter(|(_, claim)| claim.hosts != hosts)
+            .filter_map(|(reference, claim)| Some((reference.clone(), claim.hosts.clone()?)));
+        Some(Want {
+            references: asked.keys().cloned().collect(),
+            narrowed: narrowed.collect(),
+            hosts,
+            timing: wanted.took.timing(),
+            ..wanted.want.clone()
+        })
+    }
+
+    /// Brings what is planned up to what is claimed. `asked`: operators asked for this image just now.
+    ///
+    /// What is wanted more is told first, and what isn't wanted any more last: contents that both have stay where they are.
+    pub(super) fn follow_claims(&mut self, now: Moment, asked: Option<Digest>) {
+        let (mut over, mut news) = (Vec::new(), false);
+        let images: Vec<Digest> = self.wants.keys().copied().collect();
+        for image in images {
+            let sum = self.claims.wanted(&image, self.hosts.keys());
+            let (Some(sum), Some(wanted)) = (sum, self.wants.get_mut(&image)) else {
+                over.push(image);
+                continue;
+            };
+            if sum.references.is_empty() {
+                over.push(image);
+                continue;
+            }
+            let anew = asked == Some(image) || !wanted.planned;
+            let (more, changed) = wanted.take(sum);
+            if !changed && !anew {
+                continue;
+            }
+            news = true;
+            wanted.planned = true;
+            wanted.orders.clear();
+            if more {
+                self.time_anew(now, &image);
+            }
+            self.tell_wanted(now, image);
+        }
+        let news = news || !over.is_empty();
+        for image in over {
+            if self.claims.claimed(&image).is_empty() {
+                self.cancel(now, image);
+                continue;
+            }
+            let Some(wanted) = self.wants.get_mut(&image) else {
+                continue;
+            };
+            if std::mem::take(&mut wanted.planned) {
+                warn!(%image, "image is staged nowhere: later asks want other images under all its names");
+                self.plan.handle(now, Event::Cancelled(image));
+            }
+        }
+        if news {
+            self.names_changed();
+        }
+    }
+
+    fn token_due_if_handed_down(&mut self, now: Moment, image: &Digest) {
+        if let Some(wanted) = self.wants.get_mut(image)
+            && wanted.token.is_none()
+            && wanted.token_due.is_none()
+        {
+            wanted.token_due = self.registries.hands_down(&wanted.want).then_some(now);
+        }
+    }
+
     /// The cluster wants exactly these images.
     pub(super) fn place(&mut self, now: Moment, wants: Vec<Placed>) {
         let wants: BTreeMap<Digest, Placed> = wants
             .into_iter()
             .map(|placed| (placed.want.digest(), placed))
             .collect();
-        let dropped: Vec<Digest> = self
-            .wants
-            .iter()
-            .filter(|(image, wanted)| wanted.cluster.is_some() && !wants.contains_key(image))
-            .map(|(image, _)| *image)
-            .collect();
-        for image in dropped {
-            self.release(now, image, |wanted| wanted.cluster = None);
+        for image in self.wants.keys().copied().collect::<Vec<_>>() {
+            if self.claims.is_placed(&image) && !wants.contains_key(&image) {
+                self.claims.unplace(&image);
+            }
         }
+        self.follow_claims(now, None);
         let mut waiting = BTreeMap::new();
-        for (image, Placed { want, held }) in wants {
-            let claim = Claim {
-                held,
-                ..Claim::of(&want)
-            };
-            if let Some(wanted) = self.wants.get_mut(&image)
-                && wanted.want.secrets != want.secrets
-            {
-                wanted.want.secrets.clone_from(&want.secrets);
-                wanted.token_due = self.registries.hands_down(&wanted.want).then_some(now);
+        for (image, placed) in wants {
+            if !self.wants.contains_key(&image) && self.wants.len() >= MAX_WANTS {
+                if !self.waiting.contains_key(&image) {
+                    error!(%image, limit = MAX_WANTS, "image isn't staged yet: too many are wanted already; delete some ImagePrePulls");
+                }
+                waiting.insert(image, placed);
+                continue;
             }
-            let full = self.wants.len() >= MAX_WANTS;
-            match self.wants.get_mut(&image) {
-                Some(wanted) if wanted.cluster.as_ref() == Some(&claim) => continue,
-                Some(wanted) => {
-                    wanted.cluster = Some(claim);
-                    let before = (Claim::of(&wanted.want), wanted.held.clone());
-                    wanted.refresh();
-                    let now_wanted = (Claim::of(&wanted.want), wanted.held.clone());
-                    if now_wanted == before {
-                        continue;
-                    }
-                    wanted.order = None;
-                    self.time_anew(now, &image);
-                }
-                None if full => {
-                    if !self.waiting.contains_key(&image) {
-                        error!(%image, limit = MAX_WANTS, "image isn't staged yet: too many are wanted already; delete some ImagePrePulls");
-                    }
-                    let held = claim.held;
-                    waiting.insert(image, Placed { want, held });
-                    continue;
-                }
-                None => {
-                    self.begin_placed(now, want, claim);
-                    continue;
-                }
-            }
-            self.tell_wanted(now, image);
+            self.place_one(now, image, placed);
         }
         self.waiting = waiting;
+        self.follow_claims(now, None);
+        self.names_changed();
     }
 
-    fn begin_placed(&mut self, now: Moment, want: Want, claim: Claim) {
-        let image = want.digest();
-        info!(%image, references = ?want.references, "image is wanted by the cluster");
-        // the first that the cluster says after a start was wanted before it, nobody knows since when
-        let timing = match self.placed {
-            true => Timing::New,
-            false => Timing::Unknown,
+    fn place_one(&mut self, now: Moment, image: Digest, placed: Placed) {
+        let Placed { want, held } = placed;
+        let placement = Placement {
+            references: want.references.clone(),
+            hosts: want.hosts.clone(),
+            held,
         };
-        let want = Want { timing, ..want };
-        let wanted = self.wanted(now, want, None, Some(claim));
-        self.wants.insert(image, wanted);
-        self.tell_wanted(now, image);
+        self.claims.place(image, placement);
+        match self.wants.get_mut(&image) {
+            None => {
+                info!(%image, references = ?want.references, "image is wanted by the cluster");
+                // the first that the cluster says after a start was wanted before it, nobody knows since when
+                let timing = match self.placed {
+                    true => Timing::New,
+                    false => Timing::Unknown,
+                };
+                self.begin(now, Want { timing, ..want });
+                self.token_due_if_handed_down(now, &image);
+            }
+            Some(wanted) if wanted.want.secrets != want.secrets => {
+                wanted.want.secrets = want.secrets;
+                wanted.token_due = self.registries.hands_down(&wanted.want).then_some(now);
+            }
+            Some(_) => {}
+        }
     }
 
     /// Takes up what the cluster wants beyond the most images, where there is room by now.
     pub(super) fn place_waiting(&mut self, now: Moment) {
+        let mut placed = false;
         while self.wants.len() < MAX_WANTS
-            && let Some((image, Placed { want, held })) = self.waiting.pop_first()
+            && let Some((image, waiting)) = self.waiting.pop_first()
         {
-            let claim = Claim {
-                held,
-                ..Claim::of(&want)
-            };
-            match self.wants.get_mut(&image) {
-                None => self.begin_placed(now, want, claim),
-                // operators asked for it meanwhile
-                Some(wanted) => {
-                    wanted.cluster = Some(claim);
-                    wanted.refresh();
-                    wanted.order = None;
-                    self.tell_wanted(now, image);
-                }
-            }
+            self.place_one(now, image, waiting);
+            placed = true;
+        }
+        if placed {
+            self.follow_claims(now, None);
         }
     }
 
@@ -226,26 +288,6 @@ impl Driver {
             self.order_shared(&host, &order);
         }
     }
-
-    /// Takes one side's claim away. Whether anybody still wants the image.
-    pub(super) fn release(
-        &mut self,
-        now: Moment,
-        image: Digest,
-        take: impl FnOnce(&mut Wanted),
-    ) -> bool {
-        let Some(wanted) = self.wants.get_mut(&image) else {
-            return false;
-        };
-        take(wanted);
-        if wanted.refresh() {
-            wanted.order = None;
-            self.tell_wanted(now, image);
-            return true;
-        }
-        self.cancel(now, image);
-        false
-    }
 }
 
 #[cfg(test)]
@@ -257,19 +299,5 @@ mod tests {
         for (one, other, expected) in [(0, 0, 0), (0, 5, 5), (5, 0, 5), (3, 5, 3), (5, 3, 3)] {
             assert_eq!(stricter(one, other), expected);
         }
-    }
-
-    #[test]
-    fn two_claims_want_what_either_wants() {
-        let claim = |reference: &str, hosts: Option<&[&str]>| Claim {
-            references: [reference.to_owned()].into(),
-            hosts: hosts.map(|hosts| hosts.iter().map(|host| host.parse().unwrap()).collect()),
-            held: BTreeSet::new(),
-        };
-        let both = claim("a", Some(&["x"])).join(claim("b", Some(&["y"])));
-        assert_eq!(both.references.len(), 2);
-        assert_eq!(both.hosts.unwrap().len(), 2);
-        let all = claim("a", Some(&["x"])).join(claim("a", None));
-        assert_eq!(all, claim("a", None));
     }
 }

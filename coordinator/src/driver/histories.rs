@@ -88,6 +88,8 @@ struct Truth {
     reported_at: u64,
     dirty: bool,
     leases: Vec<Vec<u8>>,
+    /// The newest order about names of this session.
+    names: u64,
 }
 
 impl Truth {
@@ -111,6 +113,7 @@ impl Truth {
             reported_at: 0,
             dirty: true,
             leases: Vec::new(),
+            names: 0,
         }
     }
 
@@ -280,8 +283,10 @@ impl Play {
             }
             let hello = message::Hello {
                 images: host.images(&image, now),
+                takes_names: true,
                 ..World::hello()
             };
+            host.names = 0;
             let remote = format!("10.0.{}.{}:7471", number / 250, number % 250 + 1);
             host.session = Some(world.open_from(&host.name, hello, &remote));
             host.told = host.told.max(host.held);
@@ -399,6 +404,9 @@ impl Play {
                     Some(message::order::Kind::Lease(grant)) => {
                         host.leases.push(grant.content.clone());
                     }
+                    Some(message::order::Kind::Names(names)) => {
+                        (host.names, host.dirty) = (names.number, true);
+                    }
                     Some(message::order::Kind::Revoke(revoke)) => {
                         host.leases.retain(|lease| *lease != revoke.content);
                     }
@@ -427,6 +435,7 @@ impl Play {
             let report = message::Report {
                 images: host.images(&image, now),
                 leases: host.leases.iter().map(lease).collect(),
+                names: host.names,
                 ..message::Report::default()
             };
             let id = host.name.parse().unwrap();
@@ -536,6 +545,15 @@ impl Play {
         );
         match host.state {
             HostState::Waiting => {}
+            // it was asked whether tart still finds the image, and hasn't answered yet
+            HostState::Present if host.names == 0 => {
+                let asked = (HostState::Installing, Some("confirming"));
+                let shown = (shown.state, shown.reason.as_deref());
+                assert!(
+                    shown == asked || shown == (HostState::Present, None),
+                    "{at}"
+                );
+            }
             state => assert_eq!(shown.state, state, "{at}"),
         }
         match (shown.state, shown.reason.as_deref()) {

@@ -61,8 +61,11 @@ impl Driver {
         }
         self.keys.insert(host.key(), host.clone());
         self.hosts.insert(host.clone(), Host::new(zone.clone()));
+        self.names_due.insert(host.clone());
         let host = host.clone();
         self.plan.handle(now, Event::HostKnown { host, zone });
+        // where images share a name, the hosts that each is wanted on are counted
+        self.follow_claims(now, None);
         true
     }
 
@@ -141,7 +144,11 @@ impl Driver {
             self.image(now, &host, image);
         }
         self.presence_anew(&host);
-        self.presence_heard(&host, &hello.images, true);
+        if let Some(known) = self.hosts.get_mut(&host) {
+            known.told.connected(hello.takes_names);
+        }
+        self.presence_heard(now, &host, &hello.images, true, 0);
+        self.names_due.insert(host.clone());
         if let Some(limits) = self.effective_bandwidth() {
             self.order(&host, bandwidth(limits));
         }
@@ -233,7 +240,7 @@ impl Driver {
         for image in &report.images {
             self.image(now, host, image);
         }
-        self.presence_heard(host, &report.images, report.full);
+        self.presence_heard(now, host, &report.images, report.full, report.names);
         if report.full {
             self.forget_unreported(now, host, report);
         }

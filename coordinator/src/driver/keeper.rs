@@ -7,8 +7,8 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::{
-    driver::StageError,
-    view::{BandwidthRequest, StageReply},
+    driver::{CancelError, StageError},
+    view::{BandwidthRequest, CancelReply, StageReply},
     wants::{Files, Place, StateError, Want},
 };
 
@@ -19,7 +19,9 @@ pub(crate) const QUEUE: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Keep {
     Want(Box<Want>, Answer<StageReply, StageError>),
-    Drop(Digest, Option<Answer<bool, StateError>>),
+    /// The same, after some of it was cancelled.
+    Less(Box<Want>, Answer<CancelReply, CancelError>),
+    Drop(Digest, Answer<CancelReply, CancelError>),
     Bandwidth(BandwidthRequest, Answer<(), StateError>),
     Places(BTreeMap<HostId, Place>),
 }
@@ -30,7 +32,7 @@ impl Keep {
     pub(crate) fn done(self) {
         match self {
             Self::Want(_, answer) => answer.give(Ok(())),
-            Self::Drop(_, answer) => answer.unwrap_or(Answer::none()).give(Ok(())),
+            Self::Less(_, answer) | Self::Drop(_, answer) => answer.give(Ok(())),
             Self::Bandwidth(_, answer) => answer.give(Ok(())),
             Self::Places(_) => {}
         }
@@ -79,7 +81,8 @@ pub(crate) async fn keep(files: Files, mut queue: mpsc::Receiver<Keep>) {
 fn write(files: &Files, keep: Keep) {
     match keep {
         Keep::Want(want, answer) => answer.give(files.keep(&want)),
-        Keep::Drop(image, answer) => answer.unwrap_or(Answer::none()).give(files.drop(&image)),
+        Keep::Less(want, answer) => answer.give(files.keep(&want)),
+        Keep::Drop(image, answer) => answer.give(files.drop(&image)),
         Keep::Bandwidth(limits, answer) => answer.give(files.keep_bandwidth(limits)),
         Keep::Places(places) => {
             Answer::<(), StateError>::none().give(files.keep_roster(&places));

@@ -8,7 +8,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     Driver, Input, Keep, PUBLISH_EVERY, RESTAGE_PAUSE, RESTAGE_PAUSE_MOST, ROSTER_PAUSE,
-    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RETRY,
+    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RETRY, Wanted,
 };
 use crate::{
     metrics::Metrics,
@@ -98,13 +98,24 @@ impl Driver {
             return;
         };
         wanted.ordered.insert(host.clone());
-        let token = wanted.token.as_ref();
-        let order = wanted
-            .order
-            .get_or_insert_with(|| {
-                Arc::new(stage_order(&wanted.want, token.map(|(token, _)| token)))
-            })
-            .clone();
+        let names = self.claims.on(host).into_iter();
+        let named: Vec<String> = names
+            .filter(|(_, (named, _))| *named == image)
+            .map(|(reference, _)| reference)
+            .collect();
+        let known = wanted.orders.iter().find(|(names, _)| *names == named);
+        let order = if let Some((_, order)) = known {
+            order.clone()
+        } else {
+            let token = wanted.token.as_ref().map(|(token, _)| token);
+            let mut references = named.clone();
+            // the registry is asked by the first, and the token is for one repository
+            let first = wanted.token_reference();
+            references.sort_by_key(|reference| Some(reference) != first.as_ref());
+            let order = Arc::new(stage_order(&wanted.want, references, token));
+            wanted.orders.push((named, order.clone()));
+            order
+        };
         self.order_shared(host, &order);
     }
 
@@ -288,13 +299,11 @@ impl Driver {
             }
             wanted.token_due = None;
             let (registries, image) = (self.registries.clone(), *image);
-            // one whose object names a pull Secret first: that was given for it
-            let secrets = &wanted.want.secrets;
-            let named = secrets
-                .keys()
-                .find(|name| wanted.want.references.contains(*name));
-            let reference = named.or(wanted.want.references.first()).cloned();
-            let secret = named.and_then(|name| secrets.get(name)).cloned();
+            let reference = wanted.token_reference();
+            let secret = reference
+                .as_ref()
+                .and_then(|name| wanted.want.secrets.get(name))
+                .cloned();
             self.jobs.spawn(async move {
                 let granted = match reference {
                     None => None,
@@ -338,7 +347,7 @@ impl Driver {
             .max(Duration::from_secs(1));
         wanted.token_due = Some(now + pause);
         wanted.token = Some((token, now));
-        wanted.order = None;
+        wanted.orders.clear();
         let hosts = wanted.ordered.clone();
         for host in hosts {
             let held = self
@@ -363,11 +372,21 @@ pub(super) fn bandwidth(limits: BandwidthRequest) -> message::Order {
     }))
 }
 
-fn stage_order(want: &Want, token: Option<&PullToken>) -> message::Order {
+impl Wanted {
+    /// The reference that pull tokens are asked for: one whose object names a pull Secret first, which was given for it.
+    fn token_reference(&self) -> Option<String> {
+        let references = &self.want.references;
+        let mut named = self.want.secrets.keys();
+        let named = named.find(|name| references.contains(*name));
+        named.or(references.first()).cloned()
+    }
+}
+
+fn stage_order(want: &Want, references: Vec<String>, token: Option<&PullToken>) -> message::Order {
     kind(message::order::Kind::Stage(message::StageOrder {
         manifest_digest: want.digest().as_bytes().to_vec(),
         manifest: want.manifest.to_vec(),
-        references: want.references.iter().cloned().collect(),
+        references,
         media_type: want.media_type.clone(),
         token: token.map(|token| message::PullToken {
             authorization: token.authorization.clone(),

@@ -7,15 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::{Digest, HostId, Moment, message};
+use proto::{Digest, HostId, Moment, message, reference::MAX_REFERENCE_BYTES};
 use rollout::presence::Holdings;
 
-use super::{Driver, MAX_REFERENCES};
+use super::Driver;
 
 /// Ages alone are published this often; a change of what is held at once.
 const PUBLISH_AGES: Duration = Duration::from_secs(1);
-/// Longest reference: as in [`crate::resolve`].
-const MAX_REFERENCE_BYTES: usize = 512;
+
+/// References of one image that a host may say it is ready under: more than may be wanted.
+const MAX_READY_REFERENCES: usize = 256;
 
 /// What one host holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub(crate) type PresenceView = BTreeMap<HostId, HostPresence>;
 /// A host's own word.
 #[derive(Debug, Default)]
 pub(super) struct Word {
+    /// All of it.
+    pub(super) said: Holdings,
+    /// What of it counts.
     pub(super) holdings: Arc<Holdings>,
     /// None: never, or longer ago than the machine's clock can tell.
     checked_at: Option<Instant>,
@@ -41,58 +45,64 @@ impl Driver {
     /// A session began: what the host said before doesn't count any more.
     pub(super) fn presence_anew(&mut self, host: &HostId) {
         if let Some(known) = self.hosts.get_mut(host) {
+            known.word.said = Holdings::new();
             known.word.holdings = Arc::default();
             self.presence_changed = true;
         }
     }
 
-    /// The host spoke of these images.
+    /// The host spoke of these images; `names` is the newest order about names after which it looked.
     pub(super) fn presence_heard(
         &mut self,
+        now: Moment,
         host: &HostId,
         images: &[message::ImageState],
         full: bool,
+        names: u64,
     ) {
         let Some(known) = self.hosts.get_mut(host) else {
             return;
         };
-        let mut holdings = if full {
+        let mut said = if full {
             Holdings::new()
         } else {
-            (*known.word.holdings).clone()
+            std::mem::take(&mut known.word.said)
         };
-        let mut age = Duration::ZERO;
+        let (mut age, mut looked) = (Duration::ZERO, false);
         for image in images {
             let Ok(digest) = Digest::try_from(image.manifest.as_slice()) else {
                 continue;
             };
             let ready = matches!(
                 image.state(),
-                message::StageState::Present | message::StageState::Installing
+                message::StageState::Present
+                    | message::StageState::Installing
+                    | message::StageState::Failed
             );
             if !ready || image.ready_references.is_empty() {
-                holdings.remove(&digest);
+                said.remove(&digest);
                 continue;
             }
             // a host whose look at its disk hangs ages, however often it reports
             age = age.max(Duration::from_millis(image.presence_age_ms));
+            looked = true;
             let references: BTreeSet<String> = image
                 .ready_references
                 .iter()
                 .filter(|reference| reference.len() <= MAX_REFERENCE_BYTES)
-                .take(MAX_REFERENCES)
+                .take(MAX_READY_REFERENCES)
                 .cloned()
                 .collect();
-            if holdings.len() < super::MAX_IMAGES_PER_HOST || holdings.contains_key(&digest) {
-                holdings.insert(digest, references);
+            if said.len() < super::MAX_IMAGES_PER_HOST || said.contains_key(&digest) {
+                said.insert(digest, references);
             }
         }
-        if *known.word.holdings != holdings {
-            known.word.holdings = Arc::new(holdings);
-            self.presence_changed = true;
-        }
+        known.word.said = said;
         known.word.checked_at = Instant::now().checked_sub(age);
+        let looked_at = Moment::START + now.since(Moment::START).saturating_sub(age);
+        known.told.heard(names, looked.then_some(looked_at));
         self.presence_heard = true;
+        self.count_presence(host);
     }
 
     /// Publishes what changed.

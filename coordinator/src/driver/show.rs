@@ -23,6 +23,8 @@ use crate::{
 
 /// What is said of a host that is quarantined.
 const SHUNNED: &str = "the fleet shuns it: several hosts proved that it sent false data";
+/// The reason of a host that was asked whether it still holds the image under its names, and hasn't answered yet.
+pub(crate) const CONFIRMING: &str = "confirming";
 
 /// What the driver shows: a snapshot that readers share.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +37,8 @@ pub(crate) struct View {
     pub(crate) waiting: BTreeSet<Digest>,
     /// Whether all that was wanted before this start is among the images, as far as it is wanted still.
     pub(crate) whole: bool,
+    /// Images of the cluster whose references were asked for later with other images, and those images.
+    pub(crate) overruled: BTreeMap<Digest, Vec<(String, Digest)>>,
 }
 
 impl Driver {
@@ -49,7 +53,13 @@ impl Driver {
             }
         }
         view.waiting = self.waiting.keys().copied().collect();
-        view.whole = self.recalled && self.placed;
+        view.whole = self.wants_are_known();
+        for image in self.wants.keys() {
+            let overruled = self.claims.overruled(image);
+            if !overruled.is_empty() {
+                view.overruled.insert(*image, overruled);
+            }
+        }
         self.note_staged(now, &mut view);
         let mut by_host: BTreeMap<&HostId, Vec<(&ImageStatus, &HostStatus)>> = BTreeMap::new();
         // what clients of mirrors wait for isn't an image
@@ -169,18 +179,29 @@ impl Driver {
             let wanted = self.wants.get(image);
             shown.total_bytes = wanted.map_or(0, |wanted| wanted.want.layout.content_bytes());
         }
-        let named = self.wants.get(image).is_none_or(|wanted| {
-            let ready = known.and_then(|known| known.word.holdings.get(image));
-            ready.is_none_or(|ready| wanted.want.references.is_subset(ready))
-        });
+        let present = known.is_some_and(|known| Self::is_present(known, image));
         match status.reason {
-            // it holds the image, and not yet under a name that was asked for later
-            None if connected && !named => {
+            None if present => shown.state = HostState::Present,
+            // it holds the image, and not yet under a name that was asked for later, or it hasn't looked since
+            None if connected => {
                 shown.state = HostState::Installing;
-                let reason = HostReason::Installing.as_str();
+                let named = known.is_some_and(|known| {
+                    let ready = known.word.said.get(image);
+                    let mut names = known.told.references(image);
+                    names.all(|name| ready.is_some_and(|ready| ready.contains(name)))
+                });
+                let reason = match named {
+                    true => CONFIRMING,
+                    false => HostReason::Installing.as_str(),
+                };
                 shown.reason.get_or_insert_with(|| reason.to_owned());
             }
-            None => shown.state = HostState::Present,
+            // it did before it was asked for again, and can't say whether it does
+            None => {
+                shown.state = HostState::Waiting;
+                shown.presence_age_ms = None;
+                shown.reason = Some(HostReason::Disconnected.as_str().to_owned());
+            }
             Some(reason) => {
                 // What the plan doesn't count as present isn't shown as present: its word came from a lost session.
                 if shown.state == HostState::Present || !connected {
@@ -228,9 +249,9 @@ impl Driver {
             let reference = wanted.want.references.first().map_or("", String::as_str);
             info!(%image, reference, hosts = shown.hosts_present, elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "image is staged everywhere");
             Arc::make_mut(shown).staged_seconds = Some(took.as_secs_f64());
-            staged.extend(wanted.asked_want());
+            staged.push(*image);
         }
-        for want in staged {
+        for want in staged.iter().filter_map(|image| self.asked_want(image)) {
             self.keep(Keep::Want(Box::new(want), keeper::Answer::none()));
         }
     }

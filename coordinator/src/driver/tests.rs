@@ -10,6 +10,7 @@ use crate::{
     wants::tests::want,
 };
 
+mod names;
 mod words;
 
 pub(super) struct World {
@@ -538,7 +539,7 @@ fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
     let (reply, _answer) = oneshot::channel();
     let image_digest = image.digest();
     world.driver.apply(Input::Asked(Ask::Cancel {
-        image: image_digest,
+        name: image_digest.to_string(),
         reply,
     }));
     assert_eq!(selected(&world), Some((1, 1)));
@@ -612,10 +613,10 @@ fn what_the_cluster_wants_beyond_the_most_images_waits_until_there_is_room() {
     place(&mut world, all[..MAX_WANTS].to_vec(), Limits::default());
     assert_eq!(shown(&world), (MAX_WANTS, 1));
     let (reply, _answer) = oneshot::channel();
-    let image = want("asked", 1, 1 << 20).digest();
+    let name = want("asked", 1, 1 << 20).digest().to_string();
     world
         .driver
-        .apply(Input::Asked(Ask::Cancel { image, reply }));
+        .apply(Input::Asked(Ask::Cancel { name, reply }));
     let now = world.driver.now();
     world.driver.show(now);
     assert_eq!(shown(&world), (MAX_WANTS, 0));
@@ -719,47 +720,6 @@ fn presence_is_what_a_host_saw_at_its_last_look_and_nothing_older() {
     // an older agent names no references: nothing is present by name
     world.report("mini-1", session, report(vec![state(&[], 0)], false));
     assert_eq!(held(), Some(0));
-}
-
-#[test]
-fn an_image_is_present_on_a_host_once_it_is_ready_under_every_name_that_is_wanted() {
-    let mut world = World::new();
-    let (session, _orders) = world.open("mini-1", World::hello());
-    world.stage("one").unwrap();
-    let image = want("one", 1, 1 << 20);
-    let name = image.references.first().unwrap().clone();
-    let mut shown = |ready: &[&str]| {
-        let state = message::ImageState {
-            manifest: image.digest().as_bytes().to_vec(),
-            state: message::StageState::Present.into(),
-            ready_references: ready.iter().map(ToString::to_string).collect(),
-            ..message::ImageState::default()
-        };
-        let report = message::Report {
-            images: vec![state],
-            ..message::Report::default()
-        };
-        world.report("mini-1", session, report);
-        world.settle();
-        let view = world.view.borrow().clone();
-        let shown = &view.images[&image.digest()];
-        (
-            shown.state,
-            shown.hosts[0].state,
-            shown.hosts[0].reason.clone(),
-        )
-    };
-    let present = (ImageState::Present, HostState::Present, None);
-    assert_eq!(shown(&[&name]), present);
-    assert_eq!(shown(&["r.test/other:1", &name]), present);
-    // it has the bytes, and tart doesn't find them by the name that was asked for
-    let installing = Some("installing".to_owned());
-    assert_eq!(
-        shown(&["r.test/other:1"]),
-        (ImageState::Staging, HostState::Installing, installing)
-    );
-    // a version that names no references is taken at its word
-    assert_eq!(shown(&[]), present);
 }
 
 #[tokio::test]

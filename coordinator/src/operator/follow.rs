@@ -14,7 +14,7 @@ use super::{
     frame::{Contact, Memory},
     settled, tell,
 };
-use crate::view::ImageView;
+use crate::view::{ImageView, StageRequest};
 
 /// A coordinator that is away is asked again after this long.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -123,7 +123,7 @@ pub(super) async fn ask<T>(
 pub(super) async fn follow(
     client: &Client,
     first: ImageView,
-    hosts: Option<&[String]>,
+    request: &StageRequest,
     deadline: Option<Instant>,
 ) -> anyhow::Result<Ended> {
     let path = format!("/v1/images/{}", client::segment(&first.digest));
@@ -133,7 +133,7 @@ pub(super) async fn follow(
         touch: Touch::new(Instant::now()),
         shown: first.clone(),
         image: first.clone(),
-        hosts,
+        request,
         deadline,
     };
     if let Some(ended) = watch.heard(first) {
@@ -196,7 +196,7 @@ struct Watch<'a> {
     /// As it was heard last, and as it is shown.
     image: ImageView,
     shown: ImageView,
-    hosts: Option<&'a [String]>,
+    request: &'a StageRequest,
     deadline: Option<Instant>,
 }
 
@@ -229,9 +229,9 @@ impl Watch<'_> {
     /// The coordinator's word; how it ended, if it did.
     fn heard(&mut self, image: ImageView) -> Option<Ended> {
         self.touch.heard(Instant::now());
-        self.shown = self.memory.recall(&image, self.hosts);
+        self.shown = self.memory.recall(&image, self.request.hosts.as_deref());
         self.image = image;
-        let ended = settled(&self.image, self.hosts);
+        let ended = settled(&self.image, self.request);
         match &ended {
             None => self.show.update(&self.shown, &Contact::default()),
             Some(_) => self.show.finish(&self.shown, &Contact::default()),

@@ -5,9 +5,34 @@ use std::fmt::Write as _;
 use proto::figure::{Bytes, Span, percent};
 
 use crate::view::{
-    HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView, PoolView,
-    ShortOfRoom,
+    CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView,
+    PoolView, ShortOfRoom,
 };
+
+/// What isn't wanted any more, and what of it stays and why. `name` is what was typed.
+pub(super) fn cancelled(name: &str, reply: &CancelReply) -> String {
+    let typed = [name.to_owned()];
+    let references = match reply.references.as_slice() {
+        [] => &typed,
+        references => references,
+    };
+    let mut text: String = references
+        .iter()
+        .map(|reference| format!("{reference}: cancelled; what is present stays\n"))
+        .collect();
+    if !reply.still_wanted.is_empty() {
+        _ = writeln!(text, "{} stays, because it is wanted as", reply.digest);
+    }
+    for wanted in &reply.still_wanted {
+        let by = match (wanted.operators, wanted.cluster) {
+            (true, true) => "operators and ImagePrePulls",
+            (true, false) => "operators",
+            (false, _) => "ImagePrePulls",
+        };
+        _ = writeln!(text, "  {} by {by}", wanted.reference);
+    }
+    text
+}
 
 /// One line of an image on a host.
 pub(crate) fn progress(host: &HostProgress) -> String {

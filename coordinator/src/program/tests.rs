@@ -343,6 +343,7 @@ impl Agent {
                 path: "/".into(),
             }),
             images: images.to_vec(),
+            takes_names: true,
             ..Hello::default()
         };
         let open = CoordinatorOpen {
@@ -369,6 +370,37 @@ impl Agent {
             ..Report::default()
         })
         .await;
+    }
+
+    /// The next order about names.
+    async fn names(&mut self) -> message::Names {
+        self.order("names", |kind| match kind {
+            Kind::Names(names) => Some(names),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Says that the image was found under all these names, after the order about them.
+    async fn found(&mut self, image: &Digest, names: message::Names) {
+        let mut state = image_state(image, message::StageState::Present, 6 << 20);
+        let named = names.names.into_iter().map(|name| name.reference);
+        state.ready_references = named.collect();
+        self.report(Report {
+            images: vec![state],
+            names: names.number,
+            ..Report::default()
+        })
+        .await;
+    }
+
+    /// Looks after the next order about names, and finds the image under all of them.
+    async fn look(&mut self, image: &Digest) {
+        let mut names = self.names().await;
+        while names.names.is_empty() {
+            names = self.names().await;
+        }
+        self.found(image, names).await;
     }
 
     /// The next order for which `pick` gives something; others are passed over.
@@ -449,8 +481,8 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
     assert_eq!(Digest::of(&order.manifest), digest);
     assert_eq!(order.references, [world.reference("one")]);
     assert!(order.plain_http && order.token.is_none());
+    let names = agent.names().await;
     agent.lease().await;
-
     agent
         .image(&digest, message::StageState::Staging, 1 << 20)
         .await;
@@ -459,9 +491,7 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
             (world.image(&digest).await.hosts[0].held_bytes == 1 << 20).then_some(())
         })
         .await;
-    agent
-        .image(&digest, message::StageState::Present, 6 << 20)
-        .await;
+    agent.found(&digest, names).await;
     let image = world
         .until("it is present", async || {
             Some(world.image(&digest).await).filter(|image| image.state == ImageState::Present)
@@ -471,17 +501,19 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
 
     // Again, by another name of the same digest: nothing moves, the host gets the name.
     world.registry.put("two", &manifest("one", 2, 3 << 20));
-    assert_eq!(
-        world.stage("one").await.unwrap().image.state,
-        ImageState::Present
-    );
-    let renamed = world.stage("two").await.unwrap();
-    assert_eq!(
-        (renamed.image.state, renamed.image.references.len()),
-        (ImageState::Present, 2)
-    );
-    let order = agent.stage_order().await;
-    assert_eq!(order.references.len(), 2);
+    let (again, ()) = tokio::join!(world.stage("one"), agent.look(&digest));
+    assert_eq!(again.unwrap().image.state, ImageState::Present);
+    let (renamed, ()) = tokio::join!(world.stage("two"), async {
+        let order = agent.stage_order().await;
+        assert_eq!(order.references.len(), 2);
+        agent.look(&digest).await;
+    });
+    assert_eq!(renamed.unwrap().image.references.len(), 2);
+    world
+        .until("it is present under both names", async || {
+            (world.image(&digest).await.state == ImageState::Present).then_some(())
+        })
+        .await;
 
     // Gone: presence is withdrawn.
     agent.image(&digest, message::StageState::Gone, 0).await;
@@ -561,6 +593,7 @@ async fn what_is_wanted_survives_a_crash_and_presence_comes_back_with_the_hosts(
         })
         .await;
     assert_eq!(limit, 5);
+    agent.look(&digest).await;
     world
         .until("presence is back", async || {
             (world.image(&digest).await.state == ImageState::Present).then_some(())

@@ -108,7 +108,7 @@ fn failed(arguments: &[&str]) -> String {
 fn an_error_that_was_printed_ends_the_demo() {
     // nobody listens on port 1, and nothing is asked of a name that is none
     for (image, word) in [
-        ("notaref", "isn't an image reference"),
+        ("notaref", "image reference `notaref` is refused"),
         ("127.0.0.1:1/x:y", "127.0.0.1:1"),
     ] {
         let began = std::time::Instant::now();

@@ -276,7 +276,7 @@ impl Keeper {
         let (client, registries) = (self.client.clone(), self.registries.clone());
         let image = facts.spec.image.clone();
         let secret = facts.secret(&key);
-        let reference = digest.map_or_else(|| image.clone(), |digest| by_digest(&image, digest));
+        let reference = digest.map_or_else(|| image.clone(), |digest| by_digest(&image, &digest));
         self.jobs.spawn(async move {
             if let Some(secret) = &secret
                 && let Err(error) = secrets::learn(client, secret, &registries).await

@@ -358,6 +358,20 @@ impl Keeper {
                 "as many images as may be are wanted already: it waits until some aren't".into(),
             ));
         }
+        let overruled = stage
+            .digest
+            .and_then(|digest| self.view.overruled.get(&digest));
+        for (_, by) in overruled
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| *name == stage.image)
+        {
+            let text = format!(
+                "{} was asked for later as {by}, on hosts of this one too: a tag names one image there",
+                stage.image
+            );
+            troubles.push(("TagTaken".into(), text));
+        }
         if status.hosts.failed > 0 {
             let hosts: Vec<&str> = status
                 .failing

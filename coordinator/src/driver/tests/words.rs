@@ -171,9 +171,17 @@ async fn an_image_that_lacks_only_hosts_that_are_away_names_them() {
     let mut world = World::new();
     let image = want("one", 1, 1 << 20);
     let name = image.references.first().unwrap().clone();
-    let (a, _queue) = world.open("a", World::hello());
+    let hello = message::Hello {
+        takes_names: true,
+        ..World::hello()
+    };
+    let (a, mut queue) = world.open("a", hello);
     lost(&mut world, "b", "10.0.0.2:7471");
     world.stage("one").unwrap();
+    let numbers = taken(&mut queue, |kind| match kind {
+        Kind::Names(names) => Some(names.number),
+        _ => None,
+    });
     let present = message::ImageState {
         manifest: image.digest().as_bytes().to_vec(),
         state: message::StageState::Present.into(),
@@ -182,6 +190,7 @@ async fn an_image_that_lacks_only_hosts_that_are_away_names_them() {
     };
     let report = message::Report {
         images: vec![present],
+        names: numbers.last().copied().unwrap(),
         ..message::Report::default()
     };
     world.report("a", a, report);

@@ -110,15 +110,10 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
         ready_references: vec![reference.clone()],
         ..image_state(&digest, message::StageState::Present, 10 << 20)
     };
-    let full = |image| Report {
-        images: vec![image],
-        full: true,
-        ..Report::default()
-    };
     agent
         .image(&digest, message::StageState::Staging, 5 << 20)
         .await;
-    agent.report(full(present())).await;
+    agent.look(&digest).await;
     let told = async |world: &World| {
         world
             .until("it is everywhere", async || {
@@ -129,7 +124,8 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
     };
     let first = told(&world).await.unwrap();
     // asked for again, nothing is to be done and nothing is timed
-    world.stage("one").await.unwrap();
+    let (again, ()) = tokio::join!(world.stage("one"), agent.look(&digest));
+    again.unwrap();
     assert_eq!(told(&world).await, Some(first));
     let counted = async |world: &World| {
         let metrics = world.metrics().await;
@@ -144,6 +140,7 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
         world.start().await;
         let quic = world.addresses().quic;
         agent = Agent::connect(quic, credentials.clone(), &[present()]).await;
+        agent.look(&digest).await;
         let after = told(&world).await.unwrap();
         assert!(
             (after - first).abs() < 0.002,
@@ -158,8 +155,9 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
         .call(Method::DELETE, &path, None::<&()>)
         .await
         .unwrap();
-    world.stage("one").await.unwrap();
-    agent.report(full(present())).await;
+    while !agent.names().await.names.is_empty() {}
+    let (again, ()) = tokio::join!(world.stage("one"), agent.look(&digest));
+    again.unwrap();
     assert_eq!(told(&world).await, None);
     assert_eq!(counted(&world).await, "0");
 }

@@ -1,0 +1,658 @@
+//! What each image of this host needs next: from what was ordered, what the last look at the disk showed, and what runs.
+//!
+//! Orders say which image each reference shall name. Looks say what each reference names. Jobs bring the second to the first:
+//! beginning a stage, linking names, writing down which names are wanted, abandoning a stage. An image has one job at a
+//! time, and a reference is in one image's job at a time, because the job that ends last would win.
+//!
+//! A name counts as ready only by a look that began after the last order and the last job that touched it.
+//!
+//! No I/O and no clock: the driver carries jobs out and says how they ended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use proto::{Digest, Moment};
+
+/// A job that failed is tried again after this long, doubling up to the longest: a full disk may be emptied.
+pub const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
+
+/// A name that stood for this long before somebody took it is put back at once, as at the first time.
+const CALM: Duration = Duration::from_mins(10);
+
+/// Whether an image is to be here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    /// It is.
+    Staged,
+    /// Not for now: what is here is kept.
+    Held,
+    /// No. What is installed stays, and anything less goes.
+    Dropped,
+}
+
+/// How much of an image is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Have {
+    /// Nothing, as far as is known.
+    Nothing,
+    /// What is on the disk isn't taken up: nothing comes, and nothing is served.
+    Kept,
+    /// Chunks come.
+    Filling,
+    /// All chunks are here, and tart doesn't find them yet.
+    Whole,
+    /// It is in tart's cache.
+    Installed,
+    /// It was, and somebody removed it, or its last name. It comes back when it is ordered.
+    Gone,
+}
+
+/// What is to be done for an image. One at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Reserve room, and take up what is on the disk. It writes down that these names are wanted, and no others, and that no
+    /// other image is under them.
+    Begin(Vec<String>),
+    /// Write that down alone.
+    Record(Vec<String>),
+    /// Make tart find the image under these names.
+    Install(Vec<String>),
+    /// Remove what is on the disk; an image that is installed stays.
+    Abandon,
+}
+
+/// What a reference names on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// This image, whole, and with its golden where goldens are made.
+    Image(Digest),
+    /// An image that isn't ours.
+    Other,
+    /// Nothing that tart could use.
+    Nothing,
+}
+
+/// What a look at the disk showed.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// What references name. What isn't here names nothing.
+    pub names: BTreeMap<String, Sight>,
+}
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Reconciler {
+    /// Which image each reference shall name, by the newest order.
+    desired: BTreeMap<String, Digest>,
+    /// What each reference names. Absent: not known since something touched it.
+    seen: BTreeMap<String, Sight>,
+    images: BTreeMap<Digest, Item>,
+    /// What we linked, until a look has shown it.
+    linked: BTreeMap<String, Digest>,
+    /// Names that somebody else removed or moved.
+    losses: BTreeMap<String, Loss>,
+    /// A look is under way: its order's number, and the names that were touched since it began.
+    looking: Option<(u64, BTreeSet<String>)>,
+    /// Something ended that only a look can tell the outcome of.
+    look_wanted: bool,
+    /// Something happened since the jobs were last gone through, and when a pause ends.
+    stirred: bool,
+    due: Option<Moment>,
+    /// The newest numbered order, and the newest one after which a look began that has ended.
+    ordered: u64,
+    confirmed: u64,
+}
+
+#[derive(Debug)]
+struct Item {
+    want: Want,
+    have: Have,
+    running: Option<Job>,
+    /// The names that are written down as wanted.
+    recorded: Option<BTreeSet<String>>,
+    /// No job before this; and how long the next pause is.
+    paused_until: Moment,
+    pause: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    /// When it was noticed.
+    at: Moment,
+    /// When the name is put back.
+    again_at: Moment,
+    pause: Duration,
+}
+
+impl Item {
+    const fn new(have: Have) -> Self {
+        Self {
+            want: Want::Staged,
+            have,
+            running: None,
+            recorded: None,
+            paused_until: Moment::START,
+            pause: RETRY.0,
+        }
+    }
+}
+
+impl Reconciler {
+    // ---- orders ---------------------------------------------------------------------------------------------------------
+
+    /// A process before this one left this image here, with these names.
+    pub fn recovered(&mut self, image: Digest, names: &[String]) {
+        self.stirred = true;
+        let item = Item {
+            recorded: Some(names.iter().cloned().collect()),
+            ..Item::new(Have::Kept)
+        };
+        self.images.insert(image, item);
+        self.set_names(image, names);
+    }
+
+    /// The image is ordered, under exactly these names. What failed or is gone is tried at once.
+    pub fn order(&mut self, image: Digest, names: &[String], now: Moment) {
+        self.stirred = true;
+        let item = self
+            .images
+            .entry(image)
+            .or_insert_with(|| Item::new(Have::Nothing));
+        item.want = Want::Staged;
+        item.paused_until = now;
+        if item.have == Have::Gone {
+            item.have = Have::Nothing;
+        }
+        self.set_names(image, names);
+        self.put_back_now(now, names);
+        self.doubt_records();
+    }
+
+    /// These names are wanted, of all images. `whole`: no others, and an image without any isn't wanted. The images that aren't
+    /// any more.
+    pub fn name(
+        &mut self,
+        number: u64,
+        whole: bool,
+        names: BTreeMap<String, Digest>,
+        now: Moment,
+    ) -> Vec<Digest> {
+        self.stirred = true;
+        self.ordered = number;
+        let all: Vec<String> = names.keys().cloned().collect();
+        let mut dropped = Vec::new();
+        if whole {
+            self.desired = names;
+            let named: BTreeSet<Digest> = self.desired.values().copied().collect();
+            let unnamed = |(image, item): &(&Digest, &mut Item)| {
+                !named.contains(*image) && item.want != Want::Dropped
+            };
+            for (image, item) in self.images.iter_mut().filter(unnamed) {
+                item.want = Want::Dropped;
+                dropped.push(*image);
+            }
+        } else {
+            self.desired.extend(names);
+        }
+        self.put_back_now(now, &all);
+        self.doubt_records();
+        self.tidy();
+        dropped
+    }
+
+    /// A session with the coordinator began: its numbers are others.
+    pub fn session(&mut self) {
+        self.ordered = 0;
+        self.confirmed = 0;
+        if let Some((number, _)) = &mut self.looking {
+            *number = 0;
+        }
+    }
+
+    /// The image isn't wanted under any name.
+    pub fn cancel(&mut self, image: Digest) {
+        self.stirred = true;
+        self.desired.retain(|_, named| *named != image);
+        if let Some(item) = self.images.get_mut(&image) {
+            item.want = Want::Dropped;
+        }
+        self.tidy();
+    }
+
+    /// The image isn't to go on for now. What is whole is installed all the same.
+    pub fn hold(&mut self, image: Digest) {
+        self.stirred = true;
+        if let Some(item) = self.images.get_mut(&image) {
+            item.want = Want::Held;
+        }
+    }
+
+    fn set_names(&mut self, image: Digest, names: &[String]) {
+        self.desired
+            .retain(|name, named| *named != image || names.contains(name));
+        for name in names {
+            self.desired.insert(name.clone(), image);
+        }
+    }
+
+    /// An order is a reason not to wait.
+    fn put_back_now(&mut self, now: Moment, names: &[String]) {
+        for name in names {
+            if let Some(loss) = self.losses.get_mut(name) {
+                loss.again_at = loss.again_at.min(now);
+            }
+        }
+    }
+
+    // ---- what happened --------------------------------------------------------------------------------------------------
+
+    /// So much of the image is here now.
+    pub fn have(&mut self, image: Digest, have: Have) {
+        self.stirred = true;
+        if let Some(item) = self.images.get_mut(&image) {
+            item.have = have;
+        }
+        self.tidy();
+    }
+
+    /// A stage was begun, or couldn't be. Whether the image is still to be staged: else nothing of it is to be taken up.
+    pub fn begun(&mut self, image: Digest) -> bool {
+        self.stirred = true;
+        let Some(item) = self.images.get_mut(&image) else {
+            return false;
+        };
+        let job = item.running.take();
+        item.have = Have::Kept;
+        item.recorded = None;
+        let goes_on = item.want == Want::Staged;
+        if let Some(Job::Begin(names)) = job {
+            self.took(&image, &names);
+        }
+        goes_on
+    }
+
+    /// Names were written down, or weren't.
+    pub fn recorded(&mut self, image: Digest, written: bool, now: Moment) {
+        self.stirred = true;
+        let Some(item) = self.images.get_mut(&image) else {
+            return;
+        };
+        if let Some(Job::Record(names)) = item.running.take() {
+            match written {
+                true => item.recorded = Some(names.iter().cloned().collect()),
+                false => item.fail(now),
+            }
+            self.took(&image, &names);
+        }
+        self.tidy();
+    }
+
+    /// Names that are an image's again, while a job still writes down that they are another's, are written down again too.
+    fn doubt_records(&mut self) {
+        let running = self.images.iter().filter_map(|(image, item)| {
+            let names = match &item.running {
+                Some(Job::Begin(names) | Job::Record(names)) => names.clone(),
+                _ => return None,
+            };
+            Some((*image, names))
+        });
+        for (image, names) in running.collect::<Vec<_>>() {
+            self.took(&image, &names);
+        }
+    }
+
+    /// It was written down, perhaps, that no other image is wanted under these names. One that is by now is written down again.
+    fn took(&mut self, image: &Digest, names: &[String]) {
+        let others = self.images.iter_mut().filter(|(other, _)| *other != image);
+        for (_, other) in others {
+            let is_taken =
+                |recorded: &mut BTreeSet<String>| names.iter().any(|name| recorded.contains(name));
+            other.recorded.take_if(is_taken);
+        }
+    }
+
+    /// An installation ended, well or not. Only a look can tell which names stand.
+    pub fn installed(&mut self, image: Digest, done: bool) {
+        self.stirred = true;
+        let Some(item) = self.images.get_mut(&image) else {
+            return;
+        };
+        let Some(Job::Install(names)) = item.running.take() else {
+            return;
+        };
+        if done {
+            item.pause = RETRY.0;
+        }
+        self.look_wanted = true;
+        for name in names {
+            if done {
+                self.linked.insert(name.clone(), image);
+            }
+            self.touch(name);
+        }
+        self.tidy();
+    }
+
+    /// A stage was removed.
+    pub fn abandoned(&mut self, image: Digest) {
+        self.stirred = true;
+        if let Some(item) = self.images.get_mut(&image) {
+            item.running = None;
+            item.have = Have::Nothing;
+            item.recorded = None;
+        }
+        self.tidy();
+    }
+
+    /// A job of the image failed: no other before a pause that grows.
+    pub fn failed(&mut self, image: Digest, now: Moment) {
+        self.stirred = true;
+        if let Some(item) = self.images.get_mut(&image) {
+            item.fail(now);
+        }
+    }
+
+    /// A job of the image has to wait for something that isn't a failure.
+    pub fn wait(&mut self, image: Digest, now: Moment, pause: Duration) {
+        self.stirred = true;
+        if let Some(item) = self.images.get_mut(&image) {
+            item.paused_until = now + pause;
+        }
+    }
+
+    fn touch(&mut self, name: String) {
+        self.seen.remove(&name);
+        if let Some((_, touched)) = &mut self.looking {
+            touched.insert(name);
+        }
+    }
+
+    // ---- looks ----------------------------------------------------------------------------------------------------------
+
+    /// Whether the disk has to be looked at, besides now and then.
+    #[must_use]
+    pub fn look_due(&self) -> bool {
+        if self.looking.is_some() {
+            return false;
+        }
+        let unknown = |(name, image): (&String, &Digest)| {
+            !self.seen.contains_key(name) && self.is_whole(image) && !self.is_in_job(name)
+        };
+        self.look_wanted || self.ordered > self.confirmed || self.desired.iter().any(unknown)
+    }
+
+    /// A look begins.
+    pub fn look_begins(&mut self) {
+        self.look_wanted = false;
+        self.looking = Some((self.ordered, BTreeSet::new()));
+    }
+
+    /// It ended, with this.
+    pub fn looked(&mut self, look: &Look, now: Moment) {
+        self.stirred = true;
+        let Some((number, touched)) = self.looking.take() else {
+            return;
+        };
+        let names: BTreeSet<String> = self
+            .desired
+            .keys()
+            .chain(look.names.keys())
+            .filter(|name| !touched.contains(*name))
+            .cloned()
+            .collect();
+        let before = std::mem::take(&mut self.seen);
+        for name in names {
+            let sight = look.names.get(&name).copied().unwrap_or(Sight::Nothing);
+            if let Some(image) = self.desired.get(&name) {
+                let ours = Sight::Image(*image);
+                let stood = before.get(&name) == Some(&ours);
+                self.watch(&name, *image, stood, sight == ours, now);
+            }
+            self.seen.insert(name, sight);
+        }
+        self.linked
+            .retain(|name, image| self.desired.get(name) == Some(image));
+        self.losses
+            .retain(|name, loss| self.desired.contains_key(name) && !loss.is_over(now));
+        // a session may have begun meanwhile, with other numbers
+        if number <= self.ordered {
+            self.confirmed = self.confirmed.max(number);
+        }
+    }
+
+    /// Takes note of a name that stood, or that we linked, and that doesn't stand.
+    fn watch(&mut self, name: &str, image: Digest, stood: bool, stands: bool, now: Moment) {
+        let linked = self.linked.get(name) == Some(&image);
+        // what isn't whole, or is read again, has no names that somebody could take
+        let whole = self.is_whole(&image);
+        if stands || !whole {
+            self.linked.remove(name);
+        }
+        if stands || !whole || !(stood || linked) {
+            return;
+        }
+        self.linked.remove(name);
+        let pause = match self.losses.get(name).map(|loss| loss.pause) {
+            None => Duration::ZERO,
+            Some(Duration::ZERO) => RETRY.0,
+            Some(pause) => (pause * 2).min(RETRY.1),
+        };
+        let loss = Loss {
+            at: now,
+            again_at: now + pause,
+            pause,
+        };
+        self.losses.insert(name.to_owned(), loss);
+    }
+
+    // ---- what follows ---------------------------------------------------------------------------------------------------
+
+    /// The next job, which runs from now on; to be called until `None`.
+    pub fn next(&mut self, now: Moment) -> Option<(Digest, Job)> {
+        if !self.stirred && self.due.is_none_or(|due| due > now) {
+            return None;
+        }
+        let mut images = self.images.iter();
+        let needed = images.find_map(|(image, item)| Some((*image, self.need(image, item, now)?)));
+        let Some((image, job)) = needed else {
+            self.stirred = false;
+            let pauses = self.images.values().map(|item| item.paused_until);
+            let losses = self.losses.values().map(|loss| loss.again_at);
+            self.due = pauses.chain(losses).filter(|at| *at > now).min();
+            return None;
+        };
+        if let Job::Install(names) = &job {
+            for name in names.clone() {
+                self.touch(name);
+            }
+        }
+        self.images.get_mut(&image)?.running = Some(job.clone());
+        Some((image, job))
+    }
+
+    /// When a pause ends, and there may be a job.
+    #[must_use]
+    pub const fn due(&self) -> Option<Moment> {
+        self.due
+    }
+
+    fn need(&self, image: &Digest, item: &Item, now: Moment) -> Option<Job> {
+        if item.running.is_some() {
+            return None;
+        }
+        let paused = item.paused_until > now;
+        match (item.want, item.have) {
+            (_, Have::Gone) => return None,
+            (Want::Dropped, Have::Kept | Have::Filling | Have::Whole) => {
+                return (!paused).then_some(Job::Abandon);
+            }
+            (Want::Staged, Have::Nothing | Have::Kept) => {
+                return (!paused).then(|| Job::Begin(self.names(image).cloned().collect()));
+            }
+            (_, Have::Nothing | Have::Kept) => return None,
+            (_, Have::Filling | Have::Whole | Have::Installed) => {}
+        }
+        if paused {
+            return None;
+        }
+        let names: Vec<String> = self.names(image).cloned().collect();
+        if !self.is_recorded(image, item) {
+            return Some(Job::Record(names));
+        }
+        if item.have == Have::Filling {
+            return None;
+        }
+        let lacking: Vec<String> = names
+            .into_iter()
+            .filter(|name| self.is_lacking(name, image) && !self.is_in_job(name))
+            .filter(|name| {
+                self.losses
+                    .get(name)
+                    .is_none_or(|loss| loss.again_at <= now)
+            })
+            .collect();
+        (!lacking.is_empty()).then_some(Job::Install(lacking))
+    }
+
+    // ---- what is known --------------------------------------------------------------------------------------------------
+
+    /// The names that are wanted for an image.
+    pub fn names<'a>(&'a self, image: &'a Digest) -> impl Iterator<Item = &'a String> {
+        let names = self.desired.iter();
+        names
+            .filter(move |(_, named)| *named == image)
+            .map(|(name, _)| name)
+    }
+
+    /// The names by which tart finds the image now, wanted or not. None of them is about to be another image's.
+    #[must_use]
+    pub fn ready(&self, image: &Digest) -> Vec<String> {
+        let installed = self
+            .images
+            .get(image)
+            .is_some_and(|item| item.have == Have::Installed);
+        let ours = |(name, sight): &(&String, &Sight)| {
+            **sight == Sight::Image(*image)
+                && self.desired.get(*name).is_none_or(|named| named == image)
+                && !self.is_in_job(name)
+        };
+        let seen = self.seen.iter().filter(|_| installed);
+        seen.filter(ours).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether tart finds the image under every name that is wanted, and goes on to if this process is killed now.
+    #[must_use]
+    pub fn is_present(&self, image: &Digest) -> bool {
+        let ready = self.ready(image);
+        let mut names = self.names(image).peekable();
+        let item = self.images.get(image);
+        names.peek().is_some()
+            && names.all(|name| ready.contains(name))
+            && item.is_some_and(|item| self.is_recorded(image, item))
+    }
+
+    /// Whether the names that are wanted for an image are written down.
+    fn is_recorded(&self, image: &Digest, item: &Item) -> bool {
+        let recorded = item.recorded.as_ref();
+        recorded.is_some_and(|recorded| self.names(image).eq(recorded))
+    }
+
+    /// Whether anybody wants the image.
+    #[must_use]
+    pub fn is_wanted(&self, image: &Digest) -> bool {
+        let item = self.images.get(image);
+        item.is_some_and(|item| item.want != Want::Dropped)
+    }
+
+    /// Whether the image is installed or about to be: such an image isn't given up.
+    #[must_use]
+    pub fn is_installed(&self, image: &Digest) -> bool {
+        self.images.get(image).is_some_and(|item| {
+            item.have == Have::Installed || matches!(item.running, Some(Job::Install(_)))
+        })
+    }
+
+    /// Whether a job of the image is under way.
+    #[must_use]
+    pub fn is_running(&self, image: &Digest) -> bool {
+        let item = self.images.get(image);
+        item.is_some_and(|item| item.running.is_some())
+    }
+
+    /// A wanted name that somebody else took, what it names now, and when it is put back.
+    #[must_use]
+    pub fn lost(&self, image: &Digest) -> Option<(String, Sight, Moment)> {
+        self.names(image).find_map(|name| {
+            let loss = self.losses.get(name)?;
+            let sight = *self.seen.get(name)?;
+            self.is_lacking(name, image)
+                .then(|| (name.clone(), sight, loss.again_at))
+        })
+    }
+
+    /// A wanted name that is in another image's job, and that image.
+    #[must_use]
+    pub fn waits_for(&self, image: &Digest) -> Option<(String, Digest)> {
+        self.names(image).find_map(|name| {
+            let (other, _) = self.job_of(name)?;
+            (other != image).then(|| (name.clone(), *other))
+        })
+    }
+
+    /// The newest order after which the disk was looked at.
+    #[must_use]
+    pub const fn confirmed(&self) -> u64 {
+        self.confirmed
+    }
+
+    fn is_whole(&self, image: &Digest) -> bool {
+        let item = self.images.get(image);
+        item.is_some_and(|item| matches!(item.have, Have::Whole | Have::Installed))
+    }
+
+    /// Whether it is known that the name doesn't name the image.
+    fn is_lacking(&self, name: &str, image: &Digest) -> bool {
+        let seen = self.seen.get(name);
+        seen.is_some_and(|sight| *sight != Sight::Image(*image))
+    }
+
+    fn is_in_job(&self, name: &str) -> bool {
+        self.job_of(name).is_some()
+    }
+
+    /// The installation that a name is in.
+    fn job_of(&self, name: &str) -> Option<(&Digest, &Item)> {
+        let mut images = self.images.iter();
+        images.find(|(_, item)| match &item.running {
+            Some(Job::Install(names)) => names.iter().any(|running| running == name),
+            _ => false,
+        })
+    }
+
+    /// Forgets what isn't wanted and isn't here.
+    fn tidy(&mut self) {
+        self.images.retain(|_, item| {
+            item.want != Want::Dropped
+                || item.running.is_some()
+                || !matches!(item.have, Have::Nothing | Have::Gone)
+        });
+    }
+}
+
+impl Item {
+    fn fail(&mut self, now: Moment) {
+        self.paused_until = now + self.pause;
+        self.pause = (self.pause * 2).min(RETRY.1);
+    }
+}
+
+impl Loss {
+    fn is_over(&self, now: Moment) -> bool {
+        self.at + self.pause + CALM < now
+    }
+}
+
+#[cfg(test)]
+mod tests;

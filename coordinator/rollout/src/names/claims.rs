@@ -1,0 +1,539 @@
+//! Who wants which image, under which references, and on which hosts.
+
+use alloc::{
+    borrow::ToOwned as _,
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+
+use proto::{Digest, HostId};
+
+/// The hosts of a claim; `None`: all, also those that join later.
+type Hosts = Option<BTreeSet<HostId>>;
+
+/// What operators and the cluster want.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    images: BTreeMap<Digest, Sides>,
+    /// The newest number that was given out.
+    number: u64,
+}
+
+/// What each side wants of an image.
+#[derive(Clone, Debug, Default)]
+struct Sides {
+    operators: BTreeMap<String, Claim>,
+    cluster: BTreeMap<String, Claim>,
+    /// Hosts on which the cluster wants what is there kept, and no more for now.
+    held: BTreeSet<HostId>,
+}
+
+/// One reference of an image, as one side wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Where; `None`: on all hosts, also those that join later.
+    pub hosts: Option<BTreeSet<HostId>>,
+    /// When it was asked for last: later asks have larger numbers.
+    pub number: u64,
+}
+
+/// What the cluster wants of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// What shall name it.
+    pub references: BTreeSet<String>,
+    /// Where; `None`: on all hosts.
+    pub hosts: Option<BTreeSet<HostId>>,
+    /// Where what is there is kept, though it isn't wanted for now.
+    pub held: BTreeSet<HostId>,
+}
+
+/// What is wanted of an image, all in all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// What shall name it on some host. Empty where other images have all its names: then it is wanted nowhere.
+    pub references: BTreeSet<String>,
+    /// Where; `None`: on all hosts.
+    pub hosts: Option<BTreeSet<HostId>>,
+    /// Where what is there is kept.
+    pub held: BTreeSet<HostId>,
+}
+
+/// A reference of an image that somebody wants, and who.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The reference.
+    pub reference: String,
+    /// Operators asked for it.
+    pub operators: bool,
+    /// Objects of the cluster want it.
+    pub cluster: bool,
+}
+
+/// Why operators can't cancel something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAsked {
+    /// Nobody wants it.
+    Unwanted,
+    /// Only objects of the cluster want it.
+    ByCluster,
+}
+
+impl Claims {
+    /// Nothing is wanted. Numbers begin after this one, so that a later life of the coordinator has larger numbers.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self {
+            images: BTreeMap::new(),
+            number,
+        }
+    }
+
+    /// A number that is larger than all before.
+    pub const fn advance(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
+    /// Operators want this image under this reference, there and where they wanted it before. The reference is taken from
+    /// images for which operators asked before; those are returned.
+    pub fn ask(&mut self, image: Digest, reference: &str, hosts: Hosts) -> Vec<Digest> {
+        let number = self.advance();
+        let mut taken = Vec::new();
+        for (other, sides) in &mut self.images {
+            if *other != image && sides.operators.remove(reference).is_some() {
+                taken.push(*other);
+            }
+        }
+        let asked = &mut self.images.entry(image).or_default().operators;
+        let hosts = match asked.remove(reference) {
+            Some(before) => join(before.hosts, hosts),
+            None => hosts,
+        };
+        asked.insert(reference.to_owned(), Claim { hosts, number });
+        self.tidy();
+        taken
+    }
+
+    /// The cluster wants this of an image, whatever it wanted of it before.
+    pub fn place(&mut self, image: Digest, placement: Placement) {
+        let number = self.advance();
+        let sides = self.images.entry(image).or_default();
+        let before = core::mem::take(&mut sides.cluster);
+        sides.held = placement.held;
+        for reference in placement.references {
+            // who says again what is known asks for nothing anew
+            let number = before.get(&reference).map_or(number, |claim| claim.number);
+            let hosts = placement.hosts.clone();
+            sides.cluster.insert(reference, Claim { hosts, number });
+        }
+        self.tidy();
+    }
+
+    /// The cluster doesn't want this image any more.
+    pub fn unplace(&mut self, image: &Digest) {
+        if let Some(sides) = self.images.get_mut(image) {
+            sides.cluster.clear();
+            sides.held.clear();
+        }
+        self.tidy();
+    }
+
+    /// Operators don't want this image any more, under one of its references or under any. The references that they wanted it
+    /// under; what the cluster wants stays.
+    ///
+    /// # Errors
+    /// When operators didn't ask for it.
+    pub fn cancel(
+        &mut self,
+        image: &Digest,
+        reference: Option<&str>,
+    ) -> Result<Vec<String>, NotAsked> {
+        let sides = self.images.get_mut(image).ok_or(NotAsked::Unwanted)?;
+        let cancelled: Vec<String> = match reference {
+            None => core::mem::take(&mut sides.operators).into_keys().collect(),
+            Some(reference) => {
+                let found = sides.operators.remove_entry(reference);
+                found.map(|(reference, _)| reference).into_iter().collect()
+            }
+        };
+        let by_cluster = match reference {
+            None => !sides.cluster.is_empty(),
+            Some(reference) => sides.cluster.contains_key(reference),
+        };
+        self.tidy();
+        match (cancelled.is_empty(), by_cluster) {
+            (false, _) => Ok(cancelled),
+            (true, true) => Err(NotAsked::ByCluster),
+            (true, false) => Err(NotAsked::Unwanted),
+        }
+    }
+
+    /// Who wants the image, by reference.
+    #[must_use]
+    pub fn claimed(&self, image: &Digest) -> Vec<Claimed> {
+        let Some(sides) = self.images.get(image) else {
+            return Vec::new();
+        };
+        let references: BTreeSet<&String> =
+            sides.operators.keys().chain(sides.cluster.keys()).collect();
+        references
+            .into_iter()
+            .map(|reference| Claimed {
+                reference: reference.clone(),
+                operators: sides.operators.contains_key(reference),
+                cluster: sides.cluster.contains_key(reference),
+            })
+            .collect()
+    }
+
+    /// What operators want of an image: each reference, and where.
+    #[must_use]
+    pub fn asked(&self, image: &Digest) -> Option<&BTreeMap<String, Claim>> {
+        let sides = self.images.get(image)?;
+        (!sides.operators.is_empty()).then_some(&sides.operators)
+    }
+
+    /// Whether the cluster wants this image.
+    #[must_use]
+    pub fn is_placed(&self, image: &Digest) -> bool {
+        let sides = self.images.get(image);
+        sides.is_some_and(|sides| !sides.cluster.is_empty())
+    }
+
+    /// The image that this reference is wanted for: the one for which operators asked, else one of the cluster's.
+    #[must_use]
+    pub fn find(&self, reference: &str) -> Option<Digest> {
+        let of = |side: fn(&Sides) -> &BTreeMap<String, Claim>| {
+            let mut images = self.images.iter();
+            images.find_map(|(image, sides)| side(sides).contains_key(reference).then_some(*image))
+        };
+        of(|sides| &sides.operators).or_else(|| of(|sides| &sides.cluster))
+    }
+
+    /// What is wanted of an image in all; `None` when nobody wants it. `fleet` are the hosts that are known.
+    ///
+    /// Hosts on which later asks took all its names aren't among its hosts.
+    pub fn wanted<'a>(
+        &'a self,
+        image: &Digest,
+        fleet: impl Iterator<Item = &'a HostId>,
+    ) -> Option<Wanted> {
+        let sides = self.images.get(image)?;
+        let held = sides.held.clone();
+        let claims = || sides.operators.iter().chain(&sides.cluster);
+        if !claims().any(|(reference, claim)| self.is_contested(image, reference, claim)) {
+            let references = claims().map(|(reference, _)| reference.clone()).collect();
+            let hosts = claims().map(|(_, claim)| claim.hosts.clone());
+            return Some(Wanted {
+                references,
+                hosts: hosts.reduce(join)?,
+                held,
+            });
+        }
+        let named = claims().flat_map(|(_, claim)| claim.hosts.iter().flatten());
+        let candidates: BTreeSet<&HostId> = fleet.chain(named).collect();
+        let (mut references, mut hosts) = (BTreeSet::new(), BTreeSet::new());
+        for host in candidates {
+            for (reference, claim) in claims() {
+                let newest = self.newest(reference, host);
+                if claim.covers(host) && newest.is_some_and(|(newest, _)| newest == *image) {
+                    references.insert(reference.clone());
+                    hosts.insert(host.clone());
+                }
+            }
+        }
+        Some(Wanted {
+            references,
+            hosts: Some(hosts),
+            held,
+        })
+    }
+
+    /// What each reference shall name on this host, and the number of the ask for it.
+    #[must_use]
+    pub fn on(&self, host: &HostId) -> BTreeMap<String, (Digest, u64)> {
+        let mut names: BTreeMap<String, (bool, u64, Digest)> = BTreeMap::new();
+        let mut claim = |reference: &String, selected: bool, number: u64, image: Digest| {
+            let name = (selected, number, image);
+            names
+                .entry(reference.clone())
+                .and_modify(|best| *best = name.max(*best))
+                .or_insert(name);
+        };
+        for (image, sides) in &self.images {
+            let cluster = sides.cluster.iter();
+            for (reference, wanted) in sides.operators.iter().chain(cluster.clone()) {
+                if wanted.covers(host) {
+                    claim(reference, true, wanted.number, *image);
+                }
+            }
+            if sides.held.contains(host) {
+                for (reference, wanted) in cluster {
+                    claim(reference, false, wanted.number, *image);
+                }
+            }
+        }
+        names
+            .into_iter()
+            .map(|(reference, (_, number, image))| (reference, (image, number)))
+            .collect()
+    }
+
+    /// References of this image that a later ask wants for another image, on some host of its own, and that image.
+    #[must_use]
+    pub fn overruled(&self, image: &Digest) -> Vec<(String, Digest)> {
+        let Some(sides) = self.images.get(image) else {
+            return Vec::new();
+        };
+        let claims = sides.operators.iter().chain(&sides.cluster);
+        claims
+            .filter_map(|(reference, claim)| {
+                let by = self.rival(image, reference, claim)?;
+                Some((reference.clone(), by))
+            })
+            .collect()
+    }
+
+    fn is_contested(&self, image: &Digest, reference: &str, claim: &Claim) -> bool {
+        self.rival(image, reference, claim).is_some()
+    }
+
+    /// Another image that was asked for later under this reference, on a host of this claim.
+    fn rival(&self, image: &Digest, reference: &str, claim: &Claim) -> Option<Digest> {
+        let mut others = self.images.iter().filter(|(other, _)| *other != image);
+        others.find_map(|(other, sides)| {
+            let claims = [sides.operators.get(reference), sides.cluster.get(reference)];
+            let mut claims = claims.into_iter().flatten();
+            claims
+                .any(|rival| rival.number > claim.number && rival.overlaps(claim))
+                .then_some(*other)
+        })
+    }
+
+    /// The image that was asked for last under this reference on this host.
+    fn newest(&self, reference: &str, host: &HostId) -> Option<(Digest, u64)> {
+        let claims = self.images.iter().flat_map(|(image, sides)| {
+            let claims = [sides.operators.get(reference), sides.cluster.get(reference)];
+            claims.into_iter().flatten().map(|claim| (*image, claim))
+        });
+        claims
+            .filter(|(_, claim)| claim.covers(host))
+            .map(|(image, claim)| (image, claim.number))
+            .max_by_key(|(image, number)| (*number, *image))
+    }
+
+    fn tidy(&mut self) {
+        self.images
+            .retain(|_, sides| !sides.operators.is_empty() || !sides.cluster.is_empty());
+    }
+}
+
+impl Claim {
+    fn covers(&self, host: &HostId) -> bool {
+        self.hosts.as_ref().is_none_or(|hosts| hosts.contains(host))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        match (&self.hosts, &other.hosts) {
+            (Some(hosts), Some(others)) => !hosts.is_disjoint(others),
+            (Some(hosts), None) | (None, Some(hosts)) => !hosts.is_empty(),
+            (None, None) => true,
+        }
+    }
+}
+
+/// The hosts of either.
+fn join(one: Hosts, other: Hosts) -> Hosts {
+    let (mut hosts, more) = (one?, other?);
+    hosts.extend(more);
+    Some(hosts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{format, string::ToString as _, vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn image(number: u8) -> Digest {
+        Digest::of(&[number])
+    }
+
+    fn host(name: &str) -> HostId {
+        name.parse().unwrap()
+    }
+
+    fn some(names: &[&str]) -> Hosts {
+        Some(names.iter().map(|name| host(name)).collect())
+    }
+
+    fn names(claims: &Claims, on: &str) -> Vec<(String, Digest)> {
+        let names = claims.on(&host(on)).into_iter();
+        names.map(|(name, (image, _))| (name, image)).collect()
+    }
+
+    fn wanted(claims: &Claims, number: u8) -> Option<Wanted> {
+        let fleet = [host("x"), host("y"), host("z")];
+        claims.wanted(&image(number), fleet.iter())
+    }
+
+    #[test]
+    fn a_reference_names_the_image_that_was_asked_for_last() {
+        let mut claims = Claims::new(7);
+        let (a, b) = (image(1), image(2));
+        assert_eq!(claims.ask(a, "r/i:latest", None), []);
+        assert_eq!(claims.ask(a, "r/i:v1", None), []);
+        assert_eq!(claims.ask(b, "r/i:latest", None), [a]);
+        let expected = [("r/i:latest".to_string(), b), ("r/i:v1".to_string(), a)];
+        assert_eq!(names(&claims, "x"), expected);
+        assert_eq!(wanted(&claims, 1).unwrap().references.len(), 1);
+        // back again, and the image that has no name left isn't wanted
+        assert_eq!(claims.ask(a, "r/i:latest", None), [b]);
+        assert_eq!(wanted(&claims, 2), None);
+        assert_eq!(wanted(&claims, 1).unwrap().references.len(), 2);
+        let number = claims.on(&host("x"))["r/i:latest"].1;
+        assert_eq!(claims.ask(a, "r/i:latest", None), []);
+        assert!(claims.on(&host("x"))["r/i:latest"].1 > number, "asked anew");
+    }
+
+    #[test]
+    fn cancelling_a_reference_leaves_the_others_and_the_clusters() {
+        let mut claims = Claims::new(0);
+        let a = image(1);
+        claims.ask(a, "r/i:v1", some(&["x"]));
+        claims.ask(a, "r/i:v2", some(&["y"]));
+        claims.ask(a, "r/i:v2", some(&["z"]));
+        let placement = Placement {
+            references: ["r/i:v1".to_string(), "r/i:pool".to_string()].into(),
+            hosts: some(&["z"]),
+            held: [host("y")].into(),
+        };
+        claims.place(a, placement.clone());
+        assert_eq!(
+            claims.cancel(&a, Some("r/i:v1")),
+            Ok(vec!["r/i:v1".to_string()])
+        );
+        let left = wanted(&claims, 1).unwrap();
+        assert_eq!(left.references.len(), 3);
+        assert_eq!(
+            left.hosts,
+            some(&["y", "z"]),
+            "v1 was all that x was wanted for"
+        );
+        assert_eq!(names(&claims, "x"), []);
+        let on_y = ["r/i:pool", "r/i:v1", "r/i:v2"].map(|name| (name.to_string(), a));
+        assert_eq!(names(&claims, "y"), on_y, "what is held keeps its names");
+        assert_eq!(claims.cancel(&a, Some("r/i:v1")), Err(NotAsked::ByCluster));
+        assert_eq!(claims.cancel(&a, Some("r/i:v3")), Err(NotAsked::Unwanted));
+        let who = |reference: &str| {
+            let claimed = claims.claimed(&a).into_iter();
+            let mut claimed = claimed.filter(|claimed| claimed.reference == reference);
+            claimed
+                .next()
+                .map(|claimed| (claimed.operators, claimed.cluster))
+        };
+        assert_eq!(who("r/i:v1"), Some((false, true)));
+        assert_eq!(who("r/i:v2"), Some((true, false)));
+        assert_eq!(claims.cancel(&a, None), Ok(vec!["r/i:v2".to_string()]));
+        assert_eq!(claims.cancel(&a, None), Err(NotAsked::ByCluster));
+        assert!(claims.is_placed(&a) && claims.asked(&a).is_none());
+        claims.unplace(&a);
+        assert_eq!(wanted(&claims, 1), None);
+        assert_eq!(claims.cancel(&a, None), Err(NotAsked::Unwanted));
+    }
+
+    #[test]
+    fn objects_with_one_tag_and_two_digests_share_the_fleet_by_who_came_later() {
+        let mut claims = Claims::new(0);
+        let place = |claims: &mut Claims, number, hosts: Hosts| {
+            let placement = Placement {
+                references: ["r/i:latest".to_string()].into(),
+                hosts,
+                held: BTreeSet::new(),
+            };
+            claims.place(image(number), placement);
+        };
+        // on hosts of their own they don't meet
+        place(&mut claims, 1, some(&["x", "y"]));
+        place(&mut claims, 2, some(&["z"]));
+        assert_eq!(wanted(&claims, 1).unwrap().hosts, some(&["x", "y"]));
+        assert_eq!(claims.overruled(&image(1)), []);
+        // where they do, the later one has the name, however often the other is told again
+        place(&mut claims, 2, some(&["y", "z"]));
+        place(&mut claims, 1, some(&["x", "y"]));
+        assert_eq!(names(&claims, "x"), [("r/i:latest".to_string(), image(1))]);
+        assert_eq!(names(&claims, "y"), [("r/i:latest".to_string(), image(2))]);
+        assert_eq!(wanted(&claims, 1).unwrap().hosts, some(&["x"]));
+        assert_eq!(wanted(&claims, 2).unwrap().hosts, some(&["y", "z"]));
+        let by = [("r/i:latest".to_string(), image(2))];
+        assert_eq!(claims.overruled(&image(1)), by);
+        // an operator asks last, for all hosts: the objects' images are wanted nowhere until that is cancelled
+        claims.ask(image(3), "r/i:latest", None);
+        let nowhere = wanted(&claims, 1).unwrap();
+        assert!(nowhere.references.is_empty() && nowhere.hosts == some(&[]));
+        assert_eq!(wanted(&claims, 3).unwrap().hosts, None);
+        claims.cancel(&image(3), Some("r/i:latest")).unwrap();
+        assert_eq!(wanted(&claims, 1).unwrap().hosts, some(&["x"]));
+    }
+
+    proptest! {
+        /// What hosts are told and what is planned for images are two views of one thing.
+        #[test]
+        fn names_on_hosts_and_hosts_of_images_agree(
+            steps in proptest::collection::vec((0u8..4, 0u8..3, 0u8..3, 0u8..8, 0u8..8), 1..40),
+        ) {
+            let fleet = [host("x"), host("y"), host("z")];
+            let subset = |bits: u8| -> BTreeSet<HostId> {
+                let chosen = fleet.iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0);
+                chosen.map(|(_, host)| host.clone()).collect()
+            };
+            let mut claims = Claims::new(0);
+            for (step, number, name, hosts, held) in steps {
+                let reference = format!("r/i:{name}");
+                // 7: all of them, by all names for it
+                let selection = (hosts != 7).then(|| subset(hosts));
+                match step {
+                    0 => drop(claims.ask(image(number), &reference, selection)),
+                    1 => drop(claims.cancel(&image(number), Some(&reference))),
+                    2 => claims.unplace(&image(number)),
+                    _ => claims.place(image(number), Placement {
+                        references: [reference].into(),
+                        hosts: selection,
+                        held: subset(held),
+                    }),
+                }
+                for number in 0..3 {
+                    let image = image(number);
+                    let Some(wanted) = claims.wanted(&image, fleet.iter()) else {
+                        for host in &fleet {
+                            prop_assert!(claims.on(host).values().all(|(named, _)| *named != image));
+                        }
+                        continue;
+                    };
+                    for host in &fleet {
+                        let on: BTreeSet<String> = claims
+                            .on(host)
+                            .into_iter()
+                            .filter(|(_, (named, _))| *named == image)
+                            .map(|(reference, _)| reference)
+                            .collect();
+                        let selected = wanted.hosts.as_ref().is_none_or(|hosts| hosts.contains(host));
+                        let held = wanted.held.contains(host);
+                        if selected {
+                            prop_assert!(!on.is_empty(), "{host} is to hold an image under no name");
+                        } else if !held {
+                            prop_assert!(on.is_empty(), "{host} has names of an image that isn't wanted there");
+                        }
+                        if !held {
+                            prop_assert!(on.is_subset(&wanted.references));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
