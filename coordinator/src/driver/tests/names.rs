@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod model;
+
 /// A host with an agent that looks when it is told of names, and says so.
 struct Mini {
     session: u64,

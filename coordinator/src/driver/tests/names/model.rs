@@ -1,0 +1,493 @@
+//! Random asks, cancels, tag moves and mishaps, over this driver, agents' own decisions and their real stores in directories.
+//!
+//! Only sockets, threads and the swarm are missing: orders and reports wait in queues, a host's jobs and looks end when a
+//! step says so, and a stage's chunks come at once.
+
+use agent::store::Stage;
+use mac::Mac;
+use proptest::prelude::*;
+use proto::{CHUNK_BYTES, ChunkIndex, Geometry, Link, Source, State, image};
+
+use super::*;
+
+mod mac;
+
+/// A retry's longest pause, in the coordinator or on a host, is over after this.
+const LONG: Duration = Duration::from_mins(11);
+/// Rounds of [`LONG`] in which everything comes to rest.
+const ROUNDS: usize = 40;
+const TAGS: [&str; 3] = ["r.test/i:latest", "r.test/i:v1", "other.test/deep/i:v1"];
+const HOSTS: [&str; 2] = ["mini-1", "mini-2"];
+
+/// An image with its bytes.
+struct Sample {
+    layout: Arc<image::Layout>,
+    manifest: Vec<u8>,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Sample {
+    fn new(seed: u8) -> Self {
+        let config = format!("{{\"version\":1,\"seed\":{seed}}}").into_bytes();
+        let (disk, nvram) = (vec![seed + 1; 8_192], vec![seed + 101; 64]);
+        let layer =
+            |media_type: &str, digest: Digest, bytes: &[u8], annotations: serde_json::Value| {
+                serde_json::json!({
+                    "mediaType": media_type, "digest": digest.to_string(), "size": bytes.len(),
+                    "annotations": annotations,
+                })
+            };
+        let small = |media_type: &str, bytes: &[u8]| {
+            layer(media_type, Digest::of(bytes), bytes, serde_json::json!({}))
+        };
+        let raw = serde_json::json!({
+            image::RAW_SIZE_ANNOTATION: disk.len().to_string(),
+            image::RAW_DIGEST_ANNOTATION: Digest::of(&disk).to_string(),
+        });
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": image::MANIFEST_TYPE,
+            "layers": [
+                small(image::CONFIG_TYPE, &config),
+                // as it would travel; nobody fetches it
+                layer(image::DISK_TYPE, Digest::of(&[seed]), &disk, raw),
+                small(image::NVRAM_TYPE, &nvram),
+            ],
+        });
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        let layout = image::Layout::parse(&manifest, &Digest::of(&manifest)).unwrap();
+        Self {
+            layout: Arc::new(layout),
+            manifest,
+            contents: vec![config, disk, nvram],
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        *self.layout.digest()
+    }
+
+    /// The names that this image may be asked for by: tags, and its own digest.
+    fn name(&self, number: usize) -> String {
+        match TAGS.get(number) {
+            Some(tag) => (*tag).to_owned(),
+            None => format!("r.test/i@{}", self.digest()),
+        }
+    }
+
+    fn want(&self, name: String, hosts: Option<BTreeSet<HostId>>) -> Want {
+        Want {
+            layout: self.layout.clone(),
+            manifest: self.manifest.clone().into(),
+            references: [name].into(),
+            hosts,
+            ..want("any", 1, 100)
+        }
+    }
+
+    /// Writes all chunks that are missing.
+    fn fill(&self, stage: &Stage) {
+        let maker: HostId = "mini-9".parse().unwrap();
+        let source = Source {
+            sender: maker.key(),
+            maker: maker.key(),
+        };
+        for bytes in &self.contents {
+            let digest = Digest::of(bytes);
+            let geometry = Geometry::new(bytes.len() as u64).unwrap();
+            let mut state = State::INITIAL;
+            let pieces = bytes.chunks(usize::try_from(CHUNK_BYTES).unwrap());
+            for (chunk, bytes) in (0..).map(ChunkIndex).zip(pieces) {
+                let link = Link::forge(geometry, chunk, state, bytes);
+                state = link.after;
+                stage
+                    .write(digest, chunk, bytes, link, source, &maker)
+                    .unwrap();
+            }
+            assert_eq!(stage.walk(digest).unwrap(), []);
+        }
+    }
+}
+
+/// What somebody asked for: plainly, without what this is to check.
+#[derive(Clone, Debug)]
+struct Asked {
+    image: usize,
+    hosts: Option<BTreeSet<HostId>>,
+    step: u64,
+}
+
+impl Asked {
+    fn covers(&self, host: &HostId) -> bool {
+        self.hosts.as_ref().is_none_or(|hosts| hosts.contains(host))
+    }
+}
+
+struct Model {
+    world: World,
+    samples: Vec<Sample>,
+    macs: Vec<Mac>,
+    /// What operators want, by name, and what objects of the cluster want, by image.
+    operators: BTreeMap<String, Asked>,
+    objects: BTreeMap<usize, (String, Asked)>,
+    /// All that was ever asked for.
+    ever: BTreeSet<(String, Digest)>,
+    step: u64,
+}
+
+impl Model {
+    fn new() -> Self {
+        let mut model = Self {
+            world: World::new(),
+            samples: (0..3).map(Sample::new).collect(),
+            macs: HOSTS.map(Mac::new).into(),
+            operators: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            ever: BTreeSet::new(),
+            step: 0,
+        };
+        model.connect(0);
+        model.connect(1);
+        model
+    }
+
+    fn connect(&mut self, at: usize) {
+        let mac = &mut self.macs[at];
+        if mac.session.is_some() {
+            return;
+        }
+        let hello = message::Hello {
+            takes_names: true,
+            images: mac.states(),
+            ..World::hello()
+        };
+        mac.heard = mac.looked;
+        mac.session = Some(self.world.open(mac.id.as_str(), hello));
+        mac.reconciler.session();
+        mac.report(true);
+    }
+
+    /// Some orders still arrive, and no report does.
+    fn disconnect(&mut self, at: usize, arrive: usize) {
+        let mac = &mut self.macs[at];
+        mac.take_orders(&self.samples, arrive);
+        if let Some((session, _)) = mac.session.take() {
+            let host = mac.id.clone();
+            self.world.driver.apply(Input::Closed { host, session });
+        }
+        mac.reports.clear();
+    }
+
+    fn deliver(&mut self, at: usize) {
+        let mac = &mut self.macs[at];
+        let session = mac.session.as_ref().map(|(session, _)| *session);
+        if let Some(session) = session
+            && let Some((report, looked)) = mac.reports.pop_front()
+        {
+            mac.heard = looked;
+            self.world.report(mac.id.as_str(), session, report);
+        }
+    }
+
+    fn ask(&mut self, image: usize, name: usize, hosts: Option<BTreeSet<HostId>>) {
+        let sample = &self.samples[image];
+        let name = sample.name(name);
+        self.world
+            .ask(sample.want(name.clone(), hosts.clone()))
+            .unwrap();
+        self.ever.insert((name.clone(), sample.digest()));
+        let before = self
+            .operators
+            .get(&name)
+            .filter(|asked| asked.image == image);
+        let hosts = match (before.map(|asked| asked.hosts.clone()), hosts) {
+            (None, hosts) => hosts,
+            (Some(Some(mut before)), Some(hosts)) => {
+                before.extend(hosts);
+                Some(before)
+            }
+            (Some(_), _) => None,
+        };
+        let step = self.step;
+        self.operators.insert(name, Asked { image, hosts, step });
+    }
+
+    fn cancel(&mut self, image: usize, name: usize, all: bool) {
+        let sample = &self.samples[image];
+        let name = sample.name(name);
+        let typed = if all {
+            sample.digest().to_string()
+        } else {
+            name.clone()
+        };
+        let mut cancelled: Vec<String> = match all {
+            true => self
+                .operators
+                .iter()
+                .filter(|(_, asked)| asked.image == image)
+                .map(|(name, _)| name.clone())
+                .collect(),
+            false => self
+                .operators
+                .get(&name)
+                .map(|_| name)
+                .into_iter()
+                .collect(),
+        };
+        for name in &cancelled {
+            self.operators.remove(name);
+        }
+        let answer = self.world.cancel(&typed);
+        match answer {
+            Ok(reply) => {
+                cancelled.sort();
+                assert_eq!(reply.references, cancelled, "{typed}");
+            }
+            Err(error) => assert!(cancelled.is_empty(), "{typed}: {error}"),
+        }
+    }
+
+    /// Objects of the cluster come, change and go.
+    fn place(&mut self, image: usize, name: usize, hosts: Option<BTreeSet<HostId>>, gone: bool) {
+        let sample = &self.samples[image];
+        let name = sample.name(name);
+        match gone {
+            true => drop(self.objects.remove(&image)),
+            false => {
+                self.ever.insert((name.clone(), sample.digest()));
+                let before = self
+                    .objects
+                    .get(&image)
+                    .filter(|(before, _)| *before == name);
+                let step = before.map_or(self.step, |(_, asked)| asked.step);
+                self.objects
+                    .insert(image, (name, Asked { image, hosts, step }));
+            }
+        }
+        let wants = self
+            .objects
+            .values()
+            .map(|(name, asked)| self.samples[asked.image].want(name.clone(), asked.hosts.clone()));
+        place(&mut self.world, wants.collect(), Limits::default());
+    }
+
+    fn later(&mut self, by: Duration) {
+        for mac in &mut self.macs {
+            mac.now += by;
+        }
+        self.world.driver.started -= by;
+        self.world.driver.apply(Input::Tick);
+        self.world.driver.flush();
+    }
+
+    /// What each name is to be on a host, by who asked last.
+    fn expected(&self, host: &HostId) -> BTreeMap<String, Digest> {
+        let operators = self.operators.iter();
+        let objects = self.objects.values().map(|(name, asked)| (name, asked));
+        let mut newest: BTreeMap<String, (u64, Digest)> = BTreeMap::new();
+        for (name, asked) in operators
+            .chain(objects)
+            .filter(|(_, asked)| asked.covers(host))
+        {
+            let ours = (asked.step, self.samples[asked.image].digest());
+            let held = newest.entry(name.clone()).or_insert(ours);
+            *held = ours.max(*held);
+        }
+        newest
+            .into_iter()
+            .map(|(name, (_, image))| (name, image))
+            .collect()
+    }
+
+    /// What is shown as present is there at this moment, under the very names that are wanted; and what the gate goes by.
+    /// Unless somebody else was at it, and the host hasn't looked since and said so.
+    fn check(&self) {
+        for mac in self.macs.iter().filter(|mac| mac.heard > mac.tampered) {
+            let known = &self.world.driver.hosts[&mac.id];
+            for sample in &self.samples {
+                let image = sample.digest();
+                if !Driver::is_present(known, &image) {
+                    continue;
+                }
+                for (name, wanted) in self.expected(&mac.id) {
+                    if wanted == image {
+                        let found = mac.resolved(&self.samples, &name);
+                        assert_eq!(
+                            found,
+                            Some(image),
+                            "{} has no {name} and is shown as if",
+                            mac.id
+                        );
+                    }
+                }
+            }
+            for (image, names) in known.word.holdings.iter() {
+                for name in names {
+                    let found = mac.resolved(&self.samples, name);
+                    assert_eq!(
+                        found,
+                        Some(*image),
+                        "{} has no {name}, and the gate would let go",
+                        mac.id
+                    );
+                }
+            }
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let present = |mac: &Mac| {
+            let known = &self.world.driver.hosts[&mac.id];
+            let wanted: BTreeSet<Digest> = self.expected(&mac.id).into_values().collect();
+            wanted.iter().all(|image| Driver::is_present(known, image))
+        };
+        self.macs.iter().all(|mac| {
+            let orders = mac
+                .session
+                .as_ref()
+                .is_some_and(|(_, orders)| orders.is_empty());
+            orders
+                && mac.running.is_empty()
+                && mac.reports.is_empty()
+                && !mac.reconciler.look_due()
+                && present(mac)
+        })
+    }
+
+    /// Nobody asks for anything any more, and nothing goes wrong.
+    fn rest(&mut self) {
+        self.world.driver.apply(Input::Recalled);
+        for round in 0.. {
+            for at in 0..self.macs.len() {
+                self.connect(at);
+                let mac = &mut self.macs[at];
+                mac.take_orders(&self.samples, usize::MAX);
+                mac.fill(&self.samples);
+                mac.reconcile();
+                while !mac.running.is_empty() {
+                    mac.work(&self.samples, 0);
+                    mac.fill(&self.samples);
+                    mac.reconcile();
+                }
+                self.step += 1;
+                mac.take_in_look();
+                mac.look(self.step);
+                mac.take_in_look();
+                mac.reconcile();
+                mac.report(false);
+                while !self.macs[at].reports.is_empty() {
+                    self.deliver(at);
+                }
+                self.check();
+            }
+            if round > 1 && self.is_quiet() {
+                return;
+            }
+            assert!(round < ROUNDS, "it never rests: {}", self.story());
+            self.later(LONG);
+        }
+    }
+
+    fn story(&self) -> String {
+        let of = |mac: &Mac| {
+            let tags: Vec<_> = mac.tags();
+            format!(
+                "{}: wants {:?}, has {tags:?}, {:?}",
+                mac.id,
+                self.expected(&mac.id),
+                mac.reconciler
+            )
+        };
+        self.macs.iter().map(of).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The disk is what is wanted.
+    fn assert_at_rest(&self) {
+        for mac in &self.macs {
+            let expected = self.expected(&mac.id);
+            for (name, image) in &expected {
+                let found = mac.resolved(&self.samples, name);
+                assert_eq!(found, Some(*image), "{}: {name}", mac.id);
+            }
+            for (name, image) in mac.tags() {
+                let meant = self.ever.contains(&(name.clone(), image));
+                let wanted = expected.get(&name).is_none_or(|wanted| *wanted == image);
+                assert!(
+                    meant && wanted || mac.tampered > 0,
+                    "{}: {name} names {image}",
+                    mac.id
+                );
+            }
+            for image in mac.stages() {
+                let wanted = expected.values().any(|wanted| *wanted == image);
+                let stage = mac.store().stage(&image);
+                let installed = stage.is_some_and(|stage| stage.is_installed());
+                assert!(
+                    wanted || installed,
+                    "{}: a stage of {image} is left",
+                    mac.id
+                );
+            }
+        }
+    }
+
+    fn go_on(&mut self, (what, image, name, host, flag): (u8, usize, usize, usize, bool)) {
+        self.step += 1;
+        let hosts = flag.then(|| BTreeSet::from([self.macs[host].id.clone()]));
+        let (samples, step) = (&self.samples, self.step);
+        let mac = &mut self.macs[host];
+        match what {
+            0..=4 => self.ask(image, name, hosts),
+            5 | 6 => self.cancel(image, name, what == 6 && flag),
+            7 => self.place(image, name, hosts, false),
+            8 => self.place(image, name, None, true),
+            9..=14 => mac.take_orders(samples, if flag { 1 } else { usize::MAX }),
+            15..=18 => match mac.looking.is_some() {
+                true => mac.take_in_look(),
+                false => mac.look(step),
+            },
+            19..=26 => mac.work(samples, image),
+            27..=29 => mac.fill(samples),
+            30..=32 => mac.report(flag),
+            33..=36 => self.deliver(host),
+            37 => self.disconnect(host, if flag { 3 } else { 0 }),
+            38..=40 => self.connect(host),
+            41 => {
+                self.disconnect(host, 0);
+                self.macs[host].restart(&self.samples, step);
+            }
+            42 => self.later(Duration::from_secs(if flag { 1 } else { 20 })),
+            // all that was wanted before this start is known
+            43 => self.world.driver.apply(Input::Recalled),
+            _ => mac.tamper(
+                samples,
+                step,
+                u8::try_from(image).unwrap(),
+                &samples[image].name(name % TAGS.len()),
+            ),
+        }
+        let mac = &mut self.macs[host];
+        mac.reconcile();
+        if mac.reconciler.look_due() && mac.looking.is_none() {
+            mac.look(step);
+        }
+        self.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Whatever is asked for, cancelled, moved, lost and interrupted in whatever order: no host is ever shown to have what it
+    /// hasn't, and at rest each host has exactly what is wanted there.
+    #[test]
+    fn at_rest_every_host_has_what_is_wanted_and_never_is_more_shown(
+        steps in proptest::collection::vec((0u8..46, 0usize..3, 0usize..4, 0usize..2, any::<bool>()), 1..120),
+    ) {
+        let mut model = Model::new();
+        for step in steps {
+            model.go_on(step);
+        }
+        model.rest();
+        model.assert_at_rest();
+    }
+}
