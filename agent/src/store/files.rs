@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -36,6 +36,8 @@ pub(super) struct Body {
     pub(super) disk: File,
     config: File,
     nvram: File,
+    /// Inodes of its disk, its config and its NVRAM.
+    inodes: [u64; 3],
 }
 
 impl Body {
@@ -54,13 +56,11 @@ impl Body {
                 .map_err(|error| io_at("resizing", &path, error))?;
             Ok::<_, io::Error>(file)
         };
-        let disk = open(cache::DISK, layout.disk_bytes())?;
-        Ok(Self {
-            inode: disk.metadata()?.ino(),
-            disk,
-            config: open(cache::CONFIG, layout.config().size)?,
-            nvram: open(cache::NVRAM, layout.nvram().size)?,
-        })
+        Self::of(
+            open(cache::DISK, layout.disk_bytes())?,
+            open(cache::CONFIG, layout.config().size)?,
+            open(cache::NVRAM, layout.nvram().size)?,
+        )
     }
 
     /// The body that lies in a directory. An `installed` one that may only be read is read, and can't be mended.
@@ -69,10 +69,10 @@ impl Body {
     pub(super) fn open(directory: &Path, installed: bool, layout: &Layout) -> io::Result<Self> {
         let open = |name: &str, size: Option<u64>| {
             let path = directory.join(name);
-            let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            let file = match open_part(&path, Access::Write) {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && installed => {
                     tracing::warn!(path = %path.display(), "an installed image may only be read: it is served, but can't be mended");
-                    return File::open(&path);
+                    return open_part(&path, Access::Read);
                 }
                 other => other?,
             };
@@ -84,13 +84,42 @@ impl Body {
             }
             Ok(file)
         };
-        let disk = open(cache::DISK, None)?;
+        Self::of(
+            open(cache::DISK, None)?,
+            open(cache::CONFIG, Some(layout.config().size))?,
+            open(cache::NVRAM, Some(layout.nvram().size))?,
+        )
+    }
+
+    fn of(disk: File, config: File, nvram: File) -> io::Result<Self> {
+        let inode = |file: &File| Ok::<_, io::Error>(file.metadata()?.ino());
+        let inodes = [inode(&disk)?, inode(&config)?, inode(&nvram)?];
         Ok(Self {
-            inode: disk.metadata()?.ino(),
+            inode: inodes[0],
             disk,
-            config: open(cache::CONFIG, Some(layout.config().size))?,
-            nvram: open(cache::NVRAM, Some(layout.nvram().size))?,
+            config,
+            nvram,
+            inodes,
         })
+    }
+
+    /// Whether the files in a directory are the ones of this body, and have the sizes of this layout. What somebody put in the place of
+    /// one of them, made longer or made shorter isn't the image: tart would use it.
+    fn lies_in(&self, directory: &Path, layout: &Layout) -> bool {
+        let sizes = [
+            layout.disk_bytes(),
+            layout.config().size,
+            layout.nvram().size,
+        ];
+        let parts = [cache::DISK, cache::CONFIG, cache::NVRAM].iter();
+        parts
+            .zip(self.inodes)
+            .zip(sizes)
+            .all(|((part, inode), size)| {
+                fs::symlink_metadata(directory.join(part)).is_ok_and(|found| {
+                    found.is_file() && found.ino() == inode && found.len() == size
+                })
+            })
     }
 
     /// Whether its disk has the size of this layout.
@@ -127,6 +156,20 @@ impl Body {
     pub(super) fn is_linked(&self) -> bool {
         self.disk.metadata().is_ok_and(|found| found.nlink() > 0)
     }
+}
+
+/// Opens a part of a body. What isn't a file, as a link that leads elsewhere, isn't there: what it names is never changed.
+fn open_part(path: &Path, access: Access) -> io::Result<File> {
+    let absent = || io::Error::new(io::ErrorKind::NotFound, "it isn't a file");
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Err(io_at("opening", path, absent()));
+    }
+    let flags = rustix::fs::OFlags::NOFOLLOW;
+    OpenOptions::new()
+        .read(true)
+        .write(access == Access::Write)
+        .custom_flags(i32::from_ne_bytes(flags.bits().to_ne_bytes()))
+        .open(path)
 }
 
 /// Where a content's bytes lie.
@@ -187,9 +230,10 @@ impl ImageFiles {
         bodies.clone()
     }
 
-    pub(super) fn has_body(&self, inode: u64) -> bool {
+    /// Whether a directory holds one of the bodies, whole.
+    pub(super) fn lie_in(&self, directory: &Path, layout: &Layout) -> bool {
         let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
-        bodies.iter().any(|body| body.inode == inode)
+        bodies.iter().any(|body| body.lies_in(directory, layout))
     }
 
     /// Another body, written and compared already.

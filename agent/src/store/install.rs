@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{MetadataExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -467,11 +467,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Whether this directory holds our disk, whole, and the other parts.
+    /// Whether this directory holds the image's own files, whole.
     pub(super) fn is_ours(&self, directory: &Path) -> bool {
-        fs::metadata(directory.join(cache::DISK)).is_ok_and(|disk| {
-            self.held.files().has_body(disk.ino()) && disk.len() == self.layout.disk_bytes()
-        }) && cache::is_complete(directory)
+        self.held.files().lie_in(directory, &self.layout)
     }
 
     /// A directory of tart's cache that holds the image.

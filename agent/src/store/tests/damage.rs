@@ -209,6 +209,71 @@ fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
     }
 }
 
+/// tart reads whatever bears a part's name.
+#[test]
+fn a_part_that_somebody_replaced_or_resized_ends_the_presence() {
+    let resize = |path: &Path, change: i64| {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        let size = file.metadata().unwrap().len();
+        file.set_len(size.strict_add_signed(change)).unwrap();
+    };
+    let replace = |path: &Path| {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).unwrap();
+        fs::rename(copy, path).unwrap();
+    };
+    let link = |path: &Path| {
+        let away = path.with_extension("away");
+        fs::rename(path, &away).unwrap();
+        symlink(away, path).unwrap();
+    };
+    let damages: [(&str, &dyn Fn(&Path)); 5] = [
+        ("replaced", &replace),
+        ("longer", &|path| resize(path, 1)),
+        ("shorter", &|path| resize(path, -1)),
+        ("a symbolic link", &link),
+        ("removed", &|path| fs::remove_file(path).unwrap()),
+    ];
+    for part in cache::PARTS {
+        for (what, damage) in damages {
+            let (home, sample) = (tempfile::tempdir().unwrap(), sample_with(1, None));
+            let (store, _stage, directory) = installed(&home, &sample);
+            assert_eq!(store.presence().len(), 1, "{part}");
+            damage(&directory.join(part));
+            let present = store.presence();
+            assert!(present.is_empty(), "{part} {what}: {present:?}");
+            let (stage, _) = begin(&store, &sample, &[TAG]);
+            fill(&stage, &sample);
+            install(&stage, &[]).unwrap();
+            assert_installed(&directory, &sample);
+        }
+    }
+}
+
+#[test]
+fn what_a_link_in_a_parts_place_leads_to_is_never_changed() {
+    for part in cache::PARTS {
+        let (home, sample) = (tempfile::tempdir().unwrap(), sample_with(1, None));
+        let (store, stage, directory) = installed(&home, &sample);
+        drop((stage, store));
+        let elsewhere = home.path().join("elsewhere");
+        fs::write(&elsewhere, b"somebody's").unwrap();
+        let path = directory.join(part);
+        fs::remove_file(&path).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        let store = open(&home);
+        assert!(
+            store.recovered().iter().all(|image| !image.present),
+            "{part}"
+        );
+        let (stage, _) = begin(&store, &sample, &[TAG]);
+        fill(&stage, &sample);
+        install(&stage, &[]).unwrap();
+        assert_installed(&directory, &sample);
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"somebody's", "{part}");
+    }
+}
+
 #[test]
 fn what_is_thrown_away_is_named() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
