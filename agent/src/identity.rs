@@ -5,17 +5,18 @@
 //! doesn't fit its certificate.
 
 use std::{
-    io::Write as _,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use link::{Credentials, Validity};
 use proto::HostId;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tracing::warn;
 
 /// This host's key and certificates.
 #[derive(Clone)]
@@ -50,6 +51,26 @@ fn request_for(key: &KeyPair) -> anyhow::Result<Vec<u8>> {
     Ok(request.der().to_vec())
 }
 
+/// The address that a file keeps; `None` where there is no such file.
+fn read_address(path: &Path) -> anyhow::Result<Option<String>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| format!("reading {}", path.display()))?,
+    };
+    let text = text.trim();
+    let is_address = text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && host.chars().all(|letter| letter.is_ascii_graphic())
+            && port.parse::<u16>().is_ok()
+    });
+    ensure!(
+        is_address,
+        "{} doesn't hold an address (host:port): it is damaged",
+        path.display()
+    );
+    Ok(Some(text.to_owned()))
+}
+
 impl Identity {
     pub(crate) fn new(
         key_pem: &str,
@@ -77,13 +98,28 @@ impl Identity {
                 )
             })
         };
-        let coordinator = read("coordinator")?.trim().to_owned();
+        let (host_pem, authority_pem) = (read("host.pem")?, read("authority.pem")?);
+        let address = |name: &str| {
+            let address = read_address(&dir.join(name));
+            address.inspect_err(|error| warn!("{error:#}; enrol this host again"))
+        };
+        // QUIC and the API share a port unless somebody changed that: each stands in for the other
+        let (coordinator, api) = match (address("coordinator"), address("api")) {
+            (Ok(Some(coordinator)), Ok(Some(api))) => (coordinator, api),
+            (Ok(Some(one)), _) | (_, Ok(Some(one))) => (one.clone(), one),
+            (Err(error), _) | (_, Err(error)) => {
+                return Err(error.context("enrol this host again"));
+            }
+            (Ok(None), Ok(None)) => {
+                let address = read("coordinator")?;
+                (address.clone(), address)
+            }
+        };
         Ok(Self {
-            host_pem: read("host.pem")?,
-            authority_pem: read("authority.pem")?,
-            // a host that enrolled before this was kept: QUIC and the API share a port unless somebody changed that
-            api: read("api").map_or_else(|_| coordinator.clone(), |api| api.trim().to_owned()),
+            host_pem,
+            authority_pem,
             coordinator,
+            api,
         })
     }
 
@@ -199,7 +235,7 @@ pub(crate) fn pem(der: &[u8]) -> String {
 }
 
 /// Writes a file whole or not at all, readable by its owner only: temporary file, sync, rename, sync the directory.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -304,6 +340,41 @@ pub(crate) mod tests {
         identity.save(dir.path()).unwrap();
         std::fs::remove_file(dir.path().join("api")).unwrap();
         assert_eq!(Identity::load(dir.path()).unwrap().api(), "c:1");
+    }
+
+    #[test]
+    fn a_damaged_address_is_named_and_the_other_stands_in_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Authority::new().identity("mini-1", SystemTime::now() + DAY);
+        let loaded = |coordinator: &[u8], api: &[u8]| {
+            identity.save(dir.path()).unwrap();
+            std::fs::write(dir.path().join("coordinator"), coordinator).unwrap();
+            std::fs::write(dir.path().join("api"), api).unwrap();
+            let loaded = Identity::load(dir.path())?;
+            anyhow::Ok((loaded.coordinator().to_owned(), loaded.api().to_owned()))
+        };
+        let both = |one: &str, other: &str| (one.to_owned(), other.to_owned());
+        for damage in [
+            &b""[..],
+            b"\0\0\0\0",
+            b"no port",
+            b":7443",
+            b"c:70000",
+            b"\xff\xfe",
+        ] {
+            assert_eq!(loaded(b"c:1", damage).unwrap(), both("c:1", "c:1"));
+            assert_eq!(loaded(damage, b"a:2").unwrap(), both("a:2", "a:2"));
+            let error = format!("{:#}", loaded(damage, damage).unwrap_err());
+            let path = dir.path().join("coordinator").display().to_string();
+            assert!(
+                error.contains(&path) && error.contains("enrol this host again"),
+                "{error}"
+            );
+        }
+        std::fs::remove_file(dir.path().join("api")).unwrap();
+        std::fs::remove_file(dir.path().join("coordinator")).unwrap();
+        let error = format!("{:#}", Identity::load(dir.path()).unwrap_err());
+        assert!(error.contains("enrol this host first"), "{error}");
     }
 
     #[test]
