@@ -83,6 +83,11 @@ struct Used {
     awaited: u32,
     /// As for [`PoolStatus::missing`].
     missing: u32,
+    /// As for [`PoolStatus::away`].
+    away: u32,
+    /// The most that may be taken. A pool that hasn't all its Pods has no more than its share of those that are there, or are on
+    /// their way.
+    cap: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -268,8 +273,9 @@ impl Gate {
             reserved: used.reserved,
             awaited: used.awaited,
             missing: used.missing,
+            away: used.away,
             lag: state.lag(self.now),
-            cap: cap(pool.percent, pool.replicas),
+            cap: used.cap,
             hosts_usable: 0,
             hosts_ready: 0,
             oldest_pending_unix_s: None,
@@ -573,6 +579,14 @@ impl Gate {
             }
     }
 
+    /// Whether this Pod's Node isn't Ready: nobody knows whether the Pod serves.
+    fn is_away(&self, pod: &Pod) -> bool {
+        match &pod.place {
+            Place::On(host) => self.nodes.get(host).is_some_and(|node| !node.ready),
+            Place::Unscheduled | Place::Elsewhere => false,
+        }
+    }
+
     /// What is taken of a pool's cap.
     fn used(&self, id: &PoolId) -> Used {
         let Some(state) = self.pools.get(id) else {
@@ -602,7 +616,14 @@ impl Gate {
         // no more successors are to come than the pool lacks Pods
         let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+        let alive = self.alive(id);
+        let members = i32::try_from(alive + departed.min(lacking)).unwrap_or(i32::MAX);
+        let away = self.members(state).filter(|(_, pod)| {
+            pod.is_alive() && pod.phase == Phase::Running && self.is_away(pod) && !flying(pod)
+        });
         Used {
+            away: count(away.count()),
+            cap: cap(state.pool.percent, state.pool.replicas.min(members)),
             letter: count(letter),
             reserved: count(hidden + departed.min(lacking)),
             awaited: count(successors + taken.min(lacking)),
@@ -669,8 +690,8 @@ impl Gate {
         }
         self.image_is_there(pod, pool)?;
         let used = used.unwrap_or_else(|| self.used(&pod.pool));
-        let cap = cap(pool.percent, pool.replicas);
-        let others = used.letter + used.reserved;
+        let cap = used.cap;
+        let others = used.letter + used.reserved + used.away;
         // its own slot is no other's
         let in_flight = others - u32::from(slot.is_some()).min(others);
         if in_flight >= cap {
@@ -678,7 +699,11 @@ impl Gate {
             return Err(
                 match missing > 0 && in_flight.saturating_sub(missing) < cap {
                     true => Reason::NoSuccessor { missing, cap },
-                    false => Reason::CapReached { in_flight, cap },
+                    false => Reason::CapReached {
+                        in_flight,
+                        away: used.away,
+                        cap,
+                    },
                 },
             );
         }

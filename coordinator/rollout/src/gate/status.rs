@@ -53,9 +53,11 @@ pub enum Reason {
     },
     /// As many Pods are in flight as may be.
     CapReached {
-        /// Pods in flight, and slots taken for others.
+        /// Pods in flight, slots taken for others, and Pods that are away.
         in_flight: u32,
-        /// The cap.
+        /// Of these: Pods on Nodes that aren't Ready.
+        away: u32,
+        /// The cap, which is less than the pool's share of its replicas while Pods are lacking.
         cap: u32,
     },
     /// As many Pods as may be are in flight, and some of them left long ago: their owner makes no successors.
@@ -223,9 +225,11 @@ pub struct PoolStatus {
     pub awaited: u32,
     /// Of these: Pods that left so long ago that a successor should be there.
     pub missing: u32,
+    /// Running Pods on Nodes that aren't Ready: nobody knows whether they serve, so they count as the others in flight do.
+    pub away: u32,
     /// The owner of its Pods makes Pods of another image, as long as that holds it.
     pub lag: Option<Lag>,
-    /// The most that may be in flight.
+    /// The most that may be in flight: a share of the replicas, or of the Pods that are there where those are fewer.
     pub cap: u32,
     /// Hosts of the pool that are Ready and take Pods.
     pub hosts_usable: u32,

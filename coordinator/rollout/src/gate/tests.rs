@@ -87,9 +87,16 @@ fn writes(gate: &mut Gate) -> Vec<Action> {
 
 /// A pool of `many` hosts with a stale Pod each, where every host holds the new image; synced at second 0.
 fn fleet(many: usize, percent: i32) -> Gate {
-    let mut gate = Gate::new(Config::default());
     let replicas = i32::try_from(many).unwrap();
-    gate.handle(second(0), Event::Pool(pool_id(), pool(replicas, percent)));
+    let mut gate = known(many, pool(replicas, percent));
+    gate.handle(second(0), Event::Synced(true));
+    gate
+}
+
+/// The same with a pool of its own, and not synced yet.
+fn known(many: usize, pool: Pool) -> Gate {
+    let mut gate = Gate::new(Config::default());
+    gate.handle(second(0), Event::Pool(pool_id(), pool));
     for at in 0..many {
         node(&mut gate, 0, at, true, true);
         gate.handle(
@@ -98,7 +105,6 @@ fn fleet(many: usize, percent: i32) -> Gate {
         );
         gate.handle(second(0), Event::Pod(id(at), pod(at)));
     }
-    gate.handle(second(0), Event::Synced(true));
     gate
 }
 
@@ -161,6 +167,7 @@ fn pods_drain_oldest_first_and_never_more_than_the_cap() {
     );
     let cap_reached = Reason::CapReached {
         in_flight: 2,
+        away: 0,
         cap: 2,
     };
     assert_eq!(gate.explain(&id(2)), Verdict::Held(cap_reached));
@@ -185,6 +192,37 @@ fn pods_drain_oldest_first_and_never_more_than_the_cap() {
     successor.heartbeat = Heartbeat::Polling(second(22));
     gate.handle(second(22), Event::Pod(id(50), successor));
     assert_eq!(writes(&mut gate), [Action::Label(id(2))]);
+}
+
+/// The cap is a share of what there is: a pool that has 6 of its 40 Pods would lose all of them otherwise.
+#[test]
+fn a_pool_that_lacks_most_of_its_pods_keeps_its_share_of_those_that_are_there() {
+    let mut gate = known(6, pool(40, 20));
+    gate.handle(second(0), Event::Synced(true));
+    // after a start, six of the 34 that lack may be on their way
+    gate.handle(second(61), Event::Tick);
+    seen_by_all(&mut gate, 61, 6);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
+    assert_eq!(gate.status(&pool_id()).unwrap().cap, 1);
+}
+
+#[test]
+fn pods_on_nodes_that_are_not_ready_count_as_in_flight() {
+    let mut gate = known(10, pool(10, 20));
+    node(&mut gate, 1, 9, false, true);
+    node(&mut gate, 1, 8, false, true);
+    gate.handle(second(1), Event::Synced(true));
+    assert_eq!(writes(&mut gate), [], "two of ten are away already");
+    let reached = Reason::CapReached {
+        in_flight: 2,
+        away: 2,
+        cap: 2,
+    };
+    assert_eq!(gate.explain(&id(0)), Verdict::Held(reached));
+    assert_eq!(gate.status(&pool_id()).unwrap().away, 2);
+    // one comes back
+    node(&mut gate, 2, 8, true, true);
+    assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
 }
 
 /// Every host looked again, and nothing changed there.
@@ -486,6 +524,7 @@ fn two_questions_in_one_instant_do_not_pass_a_cap_of_one() {
     assert_eq!(gate.admit(second(0), &id(0)), Ok(Admission::Label));
     let reached = Reason::CapReached {
         in_flight: 1,
+        away: 0,
         cap: 1,
     };
     assert_eq!(gate.admit(second(0), &id(1)), Err(reached));

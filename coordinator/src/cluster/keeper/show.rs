@@ -52,9 +52,19 @@ pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> Str
         Reason::TooFewHosts { have, need } => format!(
             "it has no node, and {have} hosts hold the image; {need} have to before it is replaced"
         ),
-        Reason::CapReached { in_flight, cap } => {
-            format!("{in_flight} Pods are in flight, and the cap is {cap}")
-        }
+        Reason::CapReached {
+            in_flight,
+            away: 0,
+            cap,
+        } => format!("{in_flight} Pods are in flight, and the cap is {cap}"),
+        Reason::CapReached {
+            in_flight,
+            away,
+            cap,
+        } => format!(
+            "{} Pods are in flight, {away} are on Nodes that aren't Ready, and the cap is {cap} for both",
+            in_flight - away
+        ),
         Reason::NoSuccessor { missing, cap } => format!(
             "{missing} Pods that were let go have had no successor for more than a minute, and the cap is {cap}: the owner of the pool's Pods makes none; if there shall be fewer, lower the replicas"
         ),

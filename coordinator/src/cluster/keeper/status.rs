@@ -495,7 +495,7 @@ fn rolling(conditions: &mut Conditions<'_>, facts: &PrePullFacts, pool: Option<&
         () if facts.spec.paused => "Paused",
         () if pool.lag.is_some() => "OwnerLags",
         () if pool.missing > 0 => "NoSuccessor",
-        () if pool.in_flight + pool.reserved >= pool.cap => "AtCap",
+        () if pool.in_flight + pool.reserved + pool.away >= pool.cap => "AtCap",
         () => "Held",
     };
     let mut text = format!(
@@ -507,6 +507,9 @@ fn rolling(conditions: &mut Conditions<'_>, facts: &PrePullFacts, pool: Option<&
             "{text}, {} places kept for successors and labels on their way",
             pool.reserved
         );
+    }
+    if pool.away > 0 {
+        text = format!("{text}, {} on Nodes that aren't Ready", pool.away);
     }
     let held: Vec<String> = holds(pool)
         .into_iter()
