@@ -609,6 +609,7 @@ async fn ask_again(
             let want = Box::new(Want {
                 references: asked.references,
                 narrowed: asked.narrowed,
+                asked_ms: asked.asked_ms,
                 wanted_at: asked.wanted_at,
                 timing: asked.timing,
                 ..want

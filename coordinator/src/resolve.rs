@@ -288,6 +288,7 @@ impl Registries {
             secrets: BTreeMap::new(),
             hosts,
             narrowed: BTreeMap::new(),
+            asked_ms: BTreeMap::new(),
             plain_http: self.speaks_plainly(parsed.registry()),
             wanted_at: unix(SystemTime::now()),
             timing: Timing::New,

@@ -35,6 +35,8 @@ pub(crate) struct Want {
     pub(crate) hosts: Option<BTreeSet<HostId>>,
     /// References that are wanted on these hosts alone, where those are fewer than the image's.
     pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
+    /// When each reference was asked for last, in Unix milliseconds, where that is known.
+    pub(crate) asked_ms: BTreeMap<String, u64>,
     pub(crate) plain_http: bool,
     /// Unix seconds.
     pub(crate) wanted_at: u64,
@@ -91,6 +93,13 @@ impl Want {
         let narrowed = self.narrowed.get(reference).cloned();
         narrowed.or_else(|| self.hosts.clone())
     }
+
+    /// When this reference was asked for last, in Unix milliseconds.
+    pub(crate) fn asked_ms_of(&self, reference: &str) -> u64 {
+        let known = self.asked_ms.get(reference).copied();
+        // earlier versions kept the image's time alone
+        known.unwrap_or(self.wanted_at.saturating_mul(1000))
+    }
 }
 
 /// Where a host was reached last.
@@ -132,6 +141,8 @@ struct WantFile {
     hosts: Option<BTreeSet<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     narrowed: BTreeMap<String, BTreeSet<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    asked_ms: BTreeMap<String, u64>,
     media_type: String,
     plain_http: bool,
     wanted_at: u64,
@@ -150,6 +161,8 @@ struct AskedFile {
     hosts: Option<BTreeSet<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     narrowed: BTreeMap<String, BTreeSet<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    asked_ms: BTreeMap<String, u64>,
     wanted_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timed: Option<Timed>,
@@ -162,6 +175,7 @@ pub(crate) struct Asked {
     pub(crate) references: BTreeSet<String>,
     pub(crate) hosts: Option<BTreeSet<HostId>>,
     pub(crate) narrowed: BTreeMap<String, BTreeSet<HostId>>,
+    pub(crate) asked_ms: BTreeMap<String, u64>,
     pub(crate) wanted_at: u64,
     pub(crate) timing: Timing,
 }
@@ -253,6 +267,7 @@ impl Files {
             references: want.references.clone(),
             hosts: hosts.clone(),
             narrowed: narrowed.clone(),
+            asked_ms: want.asked_ms.clone(),
             wanted_at: want.wanted_at,
             timed: want.timing.timed(),
         };
@@ -261,6 +276,7 @@ impl Files {
             references: want.references.clone(),
             hosts,
             narrowed,
+            asked_ms: want.asked_ms.clone(),
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
             wanted_at: want.wanted_at,
@@ -383,6 +399,7 @@ fn parse_asked(name: &str, bytes: &[u8]) -> Result<Asked, String> {
         references: parse_references(file.references)?,
         hosts: file.hosts.as_ref().map(parse_hosts).transpose()?,
         narrowed: parse_narrowed(&file.narrowed)?,
+        asked_ms: file.asked_ms,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
     })
@@ -401,6 +418,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Want, String> {
         secrets: BTreeMap::new(),
         hosts: file.hosts.as_ref().map(parse_hosts).transpose()?,
         narrowed: parse_narrowed(&file.narrowed)?,
+        asked_ms: file.asked_ms,
         plain_http: file.plain_http,
         wanted_at: file.wanted_at,
         timing: Timing::kept(file.timed),
@@ -464,6 +482,7 @@ pub(crate) mod tests {
             secrets: BTreeMap::new(),
             hosts: None,
             narrowed: BTreeMap::new(),
+            asked_ms: BTreeMap::new(),
             plain_http: true,
             wanted_at: 5,
             timing: Timing::New,
@@ -479,6 +498,7 @@ pub(crate) mod tests {
         let (everywhere, narrow) = ("r.test/one:all".to_owned(), "r.test/one:some".to_owned());
         one.references = [everywhere.clone(), narrow.clone()].into();
         one.narrowed = [(narrow.clone(), ["mini-2".parse().unwrap()].into())].into();
+        one.asked_ms = [(narrow.clone(), 4_321)].into();
         two.wanted_at = 4;
         let timed = Timed {
             asked_at_ms: 4_200,
@@ -512,6 +532,9 @@ pub(crate) mod tests {
             kept.wants[1].hosts_of(&narrow),
             one.narrowed.get(&narrow).cloned()
         );
+        assert_eq!(kept.wants[1].asked_ms_of(&narrow), 4_321);
+        // as an earlier version kept it
+        assert_eq!(kept.wants[1].asked_ms_of(&everywhere), 5_000);
         assert_eq!(kept.bandwidth.unwrap().upload_bytes_per_second, 7);
         assert_eq!(kept.roster, roster);
 
@@ -526,6 +549,7 @@ pub(crate) mod tests {
             (two.hosts.clone(), two.timing)
         );
         assert_eq!(asked[1].narrowed, one.narrowed);
+        assert_eq!(asked[1].asked_ms, one.asked_ms);
         assert_eq!(files.asked(&[two.clone()]).unwrap().len(), 1);
         files.keep(&one).unwrap();
         files.keep(&two).unwrap();

@@ -99,6 +99,17 @@ impl Reference {
         format!("{}/{}@{digest}", self.host, self.namespace.join("/"))
     }
 
+    /// What this reference is on a host's disk. References with one place can't name two images at one time: a missing tag is
+    /// `latest`, and a Mac's volume doesn't tell large letters from small ones.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let repository = format!("{}/{}", self.host, self.namespace.join("/"));
+        match &self.version {
+            Version::Tag(tag) => format!("{repository}:{tag}").to_ascii_lowercase(),
+            Version::Digest(digest) => format!("{repository}@{digest}").to_ascii_lowercase(),
+        }
+    }
+
     /// The tag or digest. Without either it is the tag `latest`.
     #[must_use]
     pub const fn version(&self) -> &Version {

@@ -62,7 +62,12 @@ impl Driver {
     pub(super) fn enter(&mut self, now: Moment, want: Want) {
         let image = want.digest();
         for reference in &want.references {
-            let taken = self.claims.ask(image, reference, want.hosts_of(reference));
+            let asked_ms = match want.timing {
+                Timing::New => self.claims.asked_now(Self::unix_ms()),
+                Timing::Known(_) | Timing::Unknown => want.asked_ms_of(reference),
+            };
+            let hosts = want.hosts_of(reference);
+            let taken = self.claims.ask(image, reference, hosts, asked_ms);
             for other in taken {
                 info!(image = %other, by = %image, reference, "a tag moved to another image");
                 self.keep_asked(other);
@@ -114,6 +119,10 @@ impl Driver {
         Some(Want {
             references: asked.keys().cloned().collect(),
             narrowed: narrowed.collect(),
+            asked_ms: asked
+                .iter()
+                .map(|(reference, claim)| (reference.clone(), claim.asked_ms))
+                .collect(),
             hosts,
             timing: wanted.took.timing(),
             ..wanted.want.clone()
@@ -144,7 +153,8 @@ impl Driver {
             news = true;
             wanted.planned = true;
             wanted.orders.clear();
-            if more {
+            // what the cluster wants becomes known only after a start, and was wanted before it
+            if more && (asked == Some(image) || self.placed) {
                 self.time_anew(now, &image);
             }
             self.tell_wanted(now, image);
@@ -207,8 +217,11 @@ impl Driver {
 
     fn place_one(&mut self, now: Moment, image: Digest, placed: Placed) {
         let Placed { want, held } = placed;
+        let references = want.references.iter();
         let placement = Placement {
-            references: want.references.clone(),
+            references: references
+                .map(|reference| (reference.clone(), want.asked_ms_of(reference)))
+                .collect(),
             hosts: want.hosts.clone(),
             held,
         };

@@ -7,7 +7,7 @@ use alloc::{
     vec::Vec,
 };
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, Reference};
 
 /// The hosts of a claim; `None`: all, also those that join later.
 type Hosts = Option<BTreeSet<HostId>>;
@@ -34,15 +34,29 @@ struct Sides {
 pub struct Claim {
     /// Where; `None`: on all hosts, also those that join later.
     pub hosts: Option<BTreeSet<HostId>>,
-    /// When it was asked for last: later asks have larger numbers.
+    /// When it was asked for last, in Unix milliseconds. It is kept over restarts: of two claims, the later one has the reference.
+    pub asked_ms: u64,
+    /// Later asks of one life of the coordinator have larger numbers.
     pub number: u64,
+    /// What the reference is on a host's disk ([`Reference::place`]).
+    place: String,
+}
+
+/// What decides which of two claims has a reference: the time of the ask, then the side, then the image. None of them changes with
+/// a restart.
+type Rank = (u64, bool, Digest);
+
+/// What a text is on a host's disk: two references with one place contend for it.
+fn place_of(reference: &str) -> String {
+    let parsed = reference.parse::<Reference>();
+    parsed.map_or_else(|_| reference.to_owned(), |parsed| parsed.place())
 }
 
 /// What the cluster wants of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// What shall name it.
-    pub references: BTreeSet<String>,
+    /// What shall name it, and when that was asked for, in Unix milliseconds.
+    pub references: BTreeMap<String, u64>,
     /// Where; `None`: on all hosts.
     pub hosts: Option<BTreeSet<HostId>>,
     /// Where what is there is kept, though it isn't wanted for now.
@@ -96,13 +110,41 @@ impl Claims {
         self.number
     }
 
-    /// Operators want this image under this reference, there and where they wanted it before. The reference is taken from
-    /// images for which operators asked before; those are returned.
-    pub fn ask(&mut self, image: Digest, reference: &str, hosts: Hosts) -> Vec<Digest> {
+    /// The time of an ask that comes now, in Unix milliseconds: later than all before, also where the clock was set back.
+    #[must_use]
+    pub fn asked_now(&self, now_ms: u64) -> u64 {
+        let sides = self.images.values();
+        let claims = sides.flat_map(|sides| sides.operators.values().chain(sides.cluster.values()));
+        let newest = claims.map(|claim| claim.asked_ms).max();
+        newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)))
+    }
+
+    /// Operators asked for this image under this reference at this time, there and where they wanted it before. The reference, however
+    /// it is written, is taken from images for which operators asked before; those are returned. Nothing changes where another image
+    /// was asked for later.
+    pub fn ask(
+        &mut self,
+        image: Digest,
+        reference: &str,
+        hosts: Hosts,
+        asked_ms: u64,
+    ) -> Vec<Digest> {
         let number = self.advance();
+        let place = place_of(reference);
         let mut taken = Vec::new();
+        let later = |(other, sides): (&Digest, &Sides)| {
+            let mut claims = sides.operators.values();
+            *other != image && claims.any(|claim| claim.place == place && claim.asked_ms > asked_ms)
+        };
+        if self.images.iter().any(later) {
+            return taken;
+        }
         for (other, sides) in &mut self.images {
-            if *other != image && sides.operators.remove(reference).is_some() {
+            let before = sides.operators.len();
+            if *other != image {
+                sides.operators.retain(|_, claim| claim.place != place);
+            }
+            if sides.operators.len() < before {
                 taken.push(*other);
             }
         }
@@ -111,7 +153,13 @@ impl Claims {
             Some(before) => join(before.hosts, hosts),
             None => hosts,
         };
-        asked.insert(reference.to_owned(), Claim { hosts, number });
+        let claim = Claim {
+            hosts,
+            asked_ms,
+            number,
+            place,
+        };
+        asked.insert(reference.to_owned(), claim);
         self.tidy();
         taken
     }
@@ -122,11 +170,17 @@ impl Claims {
         let sides = self.images.entry(image).or_default();
         let before = core::mem::take(&mut sides.cluster);
         sides.held = placement.held;
-        for reference in placement.references {
+        for (reference, asked_ms) in placement.references {
             // who says again what is known asks for nothing anew
-            let number = before.get(&reference).map_or(number, |claim| claim.number);
-            let hosts = placement.hosts.clone();
-            sides.cluster.insert(reference, Claim { hosts, number });
+            let known = before.get(&reference);
+            let known = known.filter(|claim| claim.asked_ms == asked_ms);
+            let claim = Claim {
+                hosts: placement.hosts.clone(),
+                asked_ms,
+                number: known.map_or(number, |claim| claim.number),
+                place: place_of(&reference),
+            };
+            sides.cluster.insert(reference, claim);
         }
         self.tidy();
     }
@@ -222,23 +276,22 @@ impl Claims {
     ) -> Option<Wanted> {
         let sides = self.images.get(image)?;
         let held = sides.held.clone();
-        let claims = || sides.operators.iter().chain(&sides.cluster);
-        if !claims().any(|(reference, claim)| self.is_contested(image, reference, claim)) {
-            let references = claims().map(|(reference, _)| reference.clone()).collect();
-            let hosts = claims().map(|(_, claim)| claim.hosts.clone());
+        let claims = || sides.ranked(*image);
+        if !claims().any(|(_, claim, rank)| self.rival(claim, rank).is_some()) {
+            let references = claims().map(|(reference, ..)| reference.clone()).collect();
+            let hosts = claims().map(|(_, claim, _)| claim.hosts.clone());
             return Some(Wanted {
                 references,
                 hosts: hosts.reduce(join)?,
                 held,
             });
         }
-        let named = claims().flat_map(|(_, claim)| claim.hosts.iter().flatten());
+        let named = claims().flat_map(|(_, claim, _)| claim.hosts.iter().flatten());
         let candidates: BTreeSet<&HostId> = fleet.chain(named).collect();
         let (mut references, mut hosts) = (BTreeSet::new(), BTreeSet::new());
         for host in candidates {
-            for (reference, claim) in claims() {
-                let newest = self.newest(reference, host);
-                if claim.covers(host) && newest.is_some_and(|(newest, _)| newest == *image) {
+            for (reference, claim, _) in claims() {
+                if claim.covers(host) && self.newest(&claim.place, host) == Some(*image) {
                     references.insert(reference.clone());
                     hosts.insert(host.clone());
                 }
@@ -254,31 +307,31 @@ impl Claims {
     /// What each reference shall name on this host, and the number of the ask for it.
     #[must_use]
     pub fn on(&self, host: &HostId) -> BTreeMap<String, (Digest, u64)> {
-        let mut names: BTreeMap<String, (bool, u64, Digest)> = BTreeMap::new();
-        let mut claim = |reference: &String, selected: bool, number: u64, image: Digest| {
-            let name = (selected, number, image);
-            names
-                .entry(reference.clone())
-                .and_modify(|best| *best = name.max(*best))
-                .or_insert(name);
-        };
+        // who has each place: a host that is selected before one that only keeps what it has
+        let mut places: BTreeMap<&str, (bool, Rank)> = BTreeMap::new();
+        let mut claims = Vec::new();
         for (image, sides) in &self.images {
-            let cluster = sides.cluster.iter();
-            for (reference, wanted) in sides.operators.iter().chain(cluster.clone()) {
-                if wanted.covers(host) {
-                    claim(reference, true, wanted.number, *image);
-                }
-            }
-            if sides.held.contains(host) {
-                for (reference, wanted) in cluster {
-                    claim(reference, false, wanted.number, *image);
+            let held = sides.held.contains(host);
+            for (reference, claim, rank) in sides.ranked(*image) {
+                let (_, by_operators, _) = rank;
+                let selected = claim.covers(host);
+                if selected || held && !by_operators {
+                    let best = places.entry(&claim.place).or_insert((selected, rank));
+                    *best = (selected, rank).max(*best);
+                    claims.push((reference, claim, *image));
                 }
             }
         }
+        let mut names = BTreeMap::new();
+        for (reference, claim, image) in claims {
+            let (_, (_, _, winner)) = places[claim.place.as_str()];
+            if winner == image {
+                let name = names.entry(reference.clone());
+                let (_, number) = name.or_insert((image, claim.number));
+                *number = claim.number.max(*number);
+            }
+        }
         names
-            .into_iter()
-            .map(|(reference, (_, number, image))| (reference, (image, number)))
-            .collect()
     }
 
     /// References of this image that a later ask wants for another image, on some host of its own, and that image.
@@ -287,41 +340,36 @@ impl Claims {
         let Some(sides) = self.images.get(image) else {
             return Vec::new();
         };
-        let claims = sides.operators.iter().chain(&sides.cluster);
+        let claims = sides.ranked(*image);
         claims
-            .filter_map(|(reference, claim)| {
-                let by = self.rival(image, reference, claim)?;
+            .filter_map(|(reference, claim, rank)| {
+                let by = self.rival(claim, rank)?;
                 Some((reference.clone(), by))
             })
             .collect()
     }
 
-    fn is_contested(&self, image: &Digest, reference: &str, claim: &Claim) -> bool {
-        self.rival(image, reference, claim).is_some()
-    }
-
-    /// Another image that was asked for later under this reference, on a host of this claim.
-    fn rival(&self, image: &Digest, reference: &str, claim: &Claim) -> Option<Digest> {
-        let mut others = self.images.iter().filter(|(other, _)| *other != image);
+    /// Another image that was asked for later under this claim's reference, on a host of this claim.
+    fn rival(&self, claim: &Claim, rank: Rank) -> Option<Digest> {
+        let (_, _, image) = rank;
+        let mut others = self.images.iter().filter(|(other, _)| **other != image);
         others.find_map(|(other, sides)| {
-            let claims = [sides.operators.get(reference), sides.cluster.get(reference)];
-            let mut claims = claims.into_iter().flatten();
-            claims
-                .any(|rival| rival.number > claim.number && rival.overlaps(claim))
+            let mut rivals = sides.at(&claim.place, *other);
+            rivals
+                .any(|(rival, theirs)| theirs > rank && rival.overlaps(claim))
                 .then_some(*other)
         })
     }
 
-    /// The image that was asked for last under this reference on this host.
-    fn newest(&self, reference: &str, host: &HostId) -> Option<(Digest, u64)> {
-        let claims = self.images.iter().flat_map(|(image, sides)| {
-            let claims = [sides.operators.get(reference), sides.cluster.get(reference)];
-            claims.into_iter().flatten().map(|claim| (*image, claim))
-        });
+    /// The image that was asked for last under a reference of this place on this host.
+    fn newest(&self, place: &str, host: &HostId) -> Option<Digest> {
+        let images = self.images.iter();
+        let claims = images.flat_map(|(image, sides)| sides.at(place, *image));
         claims
-            .filter(|(_, claim)| claim.covers(host))
-            .map(|(image, claim)| (image, claim.number))
-            .max_by_key(|(image, number)| (*number, *image))
+            .filter(|(claim, _)| claim.covers(host))
+            .map(|(_, rank)| rank)
+            .max()
+            .map(|(_, _, image)| image)
     }
 
     fn tidy(&mut self) {
@@ -330,7 +378,31 @@ impl Claims {
     }
 }
 
+impl Sides {
+    /// Every claim to this image, with its rank.
+    fn ranked(&self, image: Digest) -> impl Iterator<Item = (&String, &Claim, Rank)> {
+        let sides = [(true, &self.operators), (false, &self.cluster)];
+        sides.into_iter().flat_map(move |(operators, claims)| {
+            let ranked = move |claim: &Claim| claim.rank(operators, image);
+            claims
+                .iter()
+                .map(move |(reference, claim)| (reference, claim, ranked(claim)))
+        })
+    }
+
+    /// The claims to this image under references of a place.
+    fn at(&self, place: &str, image: Digest) -> impl Iterator<Item = (&Claim, Rank)> {
+        let claims = self.ranked(image);
+        let claims = claims.filter(move |(_, claim, _)| claim.place == place);
+        claims.map(|(_, claim, rank)| (claim, rank))
+    }
+}
+
 impl Claim {
+    const fn rank(&self, operators: bool, image: Digest) -> Rank {
+        (self.asked_ms, operators, image)
+    }
+
     fn covers(&self, host: &HostId) -> bool {
         self.hosts.as_ref().is_none_or(|hosts| hosts.contains(host))
     }
@@ -371,6 +443,12 @@ mod tests {
         Some(names.iter().map(|name| host(name)).collect())
     }
 
+    /// An operator asks now.
+    fn ask(claims: &mut Claims, image: Digest, reference: &str, hosts: Hosts) -> Vec<Digest> {
+        let now = claims.asked_now(0);
+        claims.ask(image, reference, hosts, now)
+    }
+
     fn names(claims: &Claims, on: &str) -> Vec<(String, Digest)> {
         let names = claims.on(&host(on)).into_iter();
         names.map(|(name, (image, _))| (name, image)).collect()
@@ -385,30 +463,71 @@ mod tests {
     fn a_reference_names_the_image_that_was_asked_for_last() {
         let mut claims = Claims::new(7);
         let (a, b) = (image(1), image(2));
-        assert_eq!(claims.ask(a, "r/i:latest", None), []);
-        assert_eq!(claims.ask(a, "r/i:v1", None), []);
-        assert_eq!(claims.ask(b, "r/i:latest", None), [a]);
+        assert_eq!(ask(&mut claims, a, "r/i:latest", None), []);
+        assert_eq!(ask(&mut claims, a, "r/i:v1", None), []);
+        assert_eq!(ask(&mut claims, b, "r/i:latest", None), [a]);
         let expected = [("r/i:latest".to_string(), b), ("r/i:v1".to_string(), a)];
         assert_eq!(names(&claims, "x"), expected);
         assert_eq!(wanted(&claims, 1).unwrap().references.len(), 1);
         // back again, and the image that has no name left isn't wanted
-        assert_eq!(claims.ask(a, "r/i:latest", None), [b]);
+        assert_eq!(ask(&mut claims, a, "r/i:latest", None), [b]);
         assert_eq!(wanted(&claims, 2), None);
         assert_eq!(wanted(&claims, 1).unwrap().references.len(), 2);
         let number = claims.on(&host("x"))["r/i:latest"].1;
-        assert_eq!(claims.ask(a, "r/i:latest", None), []);
+        assert_eq!(ask(&mut claims, a, "r/i:latest", None), []);
         assert!(claims.on(&host("x"))["r/i:latest"].1 > number, "asked anew");
+    }
+
+    #[test]
+    fn a_tag_that_is_spelled_in_another_way_is_the_same_tag() {
+        let spellings = [
+            "r.test/i",
+            "r.test/i:latest",
+            "R.test/i:latest",
+            "r.test/i:Latest",
+        ];
+        for first in spellings {
+            for second in spellings {
+                let mut claims = Claims::new(0);
+                let (a, b) = (image(1), image(2));
+                ask(&mut claims, a, first, None);
+                assert_eq!(ask(&mut claims, b, second, None), [a], "{first} {second}");
+                assert_eq!(names(&claims, "x"), [(second.to_string(), b)]);
+                let references = [(first.to_string(), u64::MAX)].into();
+                let placement = Placement {
+                    references,
+                    ..Placement::default()
+                };
+                claims.place(a, placement);
+                assert_eq!(names(&claims, "x"), [(first.to_string(), a)]);
+                let by = [(second.to_string(), a)];
+                assert_eq!(claims.overruled(&b), by, "{first} {second}");
+            }
+        }
+        let mut claims = Claims::new(0);
+        for spelling in spellings {
+            assert_eq!(ask(&mut claims, image(1), spelling, None), []);
+        }
+        assert_eq!(
+            names(&claims, "x").len(),
+            spellings.len(),
+            "one image may have all"
+        );
+        ask(&mut claims, image(2), "r.test/i:other", None);
+        assert_eq!(claims.overruled(&image(1)), []);
     }
 
     #[test]
     fn cancelling_a_reference_leaves_the_others_and_the_clusters() {
         let mut claims = Claims::new(0);
         let a = image(1);
-        claims.ask(a, "r/i:v1", some(&["x"]));
-        claims.ask(a, "r/i:v2", some(&["y"]));
-        claims.ask(a, "r/i:v2", some(&["z"]));
+        ask(&mut claims, a, "r/i:v1", some(&["x"]));
+        ask(&mut claims, a, "r/i:v2", some(&["y"]));
+        ask(&mut claims, a, "r/i:v2", some(&["z"]));
         let placement = Placement {
-            references: ["r/i:v1".to_string(), "r/i:pool".to_string()].into(),
+            references: ["r/i:v1", "r/i:pool"]
+                .map(|name| (name.to_string(), 0))
+                .into(),
             hosts: some(&["z"]),
             held: [host("y")].into(),
         };
@@ -449,9 +568,10 @@ mod tests {
     #[test]
     fn objects_with_one_tag_and_two_digests_share_the_fleet_by_who_came_later() {
         let mut claims = Claims::new(0);
+        // the second object was made later
         let place = |claims: &mut Claims, number, hosts: Hosts| {
             let placement = Placement {
-                references: ["r/i:latest".to_string()].into(),
+                references: [("r/i:latest".to_string(), u64::from(number))].into(),
                 hosts,
                 held: BTreeSet::new(),
             };
@@ -472,7 +592,7 @@ mod tests {
         let by = [("r/i:latest".to_string(), image(2))];
         assert_eq!(claims.overruled(&image(1)), by);
         // an operator asks last, for all hosts: the objects' images are wanted nowhere until that is cancelled
-        claims.ask(image(3), "r/i:latest", None);
+        ask(&mut claims, image(3), "r/i:latest", None);
         let nowhere = wanted(&claims, 1).unwrap();
         assert!(nowhere.references.is_empty() && nowhere.hosts == some(&[]));
         assert_eq!(wanted(&claims, 3).unwrap().hosts, None);
@@ -484,7 +604,7 @@ mod tests {
         /// What hosts are told and what is planned for images are two views of one thing.
         #[test]
         fn names_on_hosts_and_hosts_of_images_agree(
-            steps in proptest::collection::vec((0u8..4, 0u8..3, 0u8..3, 0u8..8, 0u8..8), 1..40),
+            steps in proptest::collection::vec((0u8..4, 0u8..3, 0u8..3, 0u8..8, 0u8..8, 0u8..20), 1..40),
         ) {
             let fleet = [host("x"), host("y"), host("z")];
             let subset = |bits: u8| -> BTreeSet<HostId> {
@@ -492,16 +612,16 @@ mod tests {
                 chosen.map(|(_, host)| host.clone()).collect()
             };
             let mut claims = Claims::new(0);
-            for (step, number, name, hosts, held) in steps {
+            for (step, number, name, hosts, held, made) in steps {
                 let reference = format!("r/i:{name}");
                 // 7: all of them, by all names for it
                 let selection = (hosts != 7).then(|| subset(hosts));
                 match step {
-                    0 => drop(claims.ask(image(number), &reference, selection)),
+                    0 => drop(ask(&mut claims, image(number), &reference, selection)),
                     1 => drop(claims.cancel(&image(number), Some(&reference))),
                     2 => claims.unplace(&image(number)),
                     _ => claims.place(image(number), Placement {
-                        references: [reference].into(),
+                        references: [(reference, u64::from(made))].into(),
                         hosts: selection,
                         held: subset(held),
                     }),
@@ -533,6 +653,57 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+
+        /// Who has a reference doesn't depend on the order in which what was asked for before a start becomes known again.
+        #[test]
+        fn a_start_changes_nobodys_names(
+            steps in proptest::collection::vec((0u8..3, 0u8..3, 0u8..2, 0u8..8, 0u8..9), 1..12),
+            order in proptest::collection::vec(any::<u64>(), 6),
+        ) {
+            let fleet = [host("x"), host("y"), host("z")];
+            let hosts = |bits: u8| {
+                let chosen = fleet.iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0);
+                (bits != 7).then(|| chosen.map(|(_, host)| host.clone()).collect::<BTreeSet<_>>())
+            };
+            let mut claims = Claims::new(0);
+            let mut objects = BTreeMap::new();
+            for (step, number, name, on, made) in steps {
+                let reference = format!("r/i:{name}");
+                if step == 0 {
+                    let placement = Placement {
+                        references: [(reference, u64::from(made))].into(),
+                        hosts: hosts(on),
+                        held: BTreeSet::new(),
+                    };
+                    claims.place(image(number), placement.clone());
+                    objects.insert(number, placement);
+                } else {
+                    ask(&mut claims, image(number), &reference, hosts(on));
+                }
+            }
+            // two things to do for each image, in any order
+            let mut again: Vec<(u64, u8, bool)> = (0..3)
+                .flat_map(|number| [(number, true), (number, false)])
+                .zip(&order)
+                .map(|((number, operators), order)| (*order, number, operators))
+                .collect();
+            again.sort_unstable();
+            let mut restarted = Claims::new(100);
+            for (_, number, operators) in again {
+                let image = image(number);
+                if operators {
+                    let asked = claims.asked(&image).cloned().unwrap_or_default();
+                    for (reference, claim) in asked {
+                        restarted.ask(image, &reference, claim.hosts, claim.asked_ms);
+                    }
+                } else if let Some(placement) = objects.get(&number) {
+                    restarted.place(image, placement.clone());
+                }
+            }
+            for host in ["x", "y", "z"] {
+                prop_assert_eq!(names(&restarted, host), names(&claims, host));
             }
         }
     }

@@ -131,7 +131,8 @@ pub(super) struct Unresolved {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placed {
     digest: Digest,
-    references: BTreeSet<String>,
+    /// With the time of the ask, in Unix milliseconds.
+    references: BTreeMap<String, u64>,
     secrets: BTreeMap<String, String>,
     hosts: BTreeSet<HostId>,
     held: BTreeSet<HostId>,
@@ -370,12 +371,19 @@ impl Keeper {
                 want: Want {
                     hosts: Some(BTreeSet::new()),
                     references: BTreeSet::new(),
+                    asked_ms: BTreeMap::new(),
                     secrets: BTreeMap::new(),
                     ..want.clone()
                 },
                 held: BTreeSet::new(),
             });
-            placed.want.references.extend(want.references.clone());
+            let asked_ms = unix_ms(stage.started_at);
+            for reference in &want.references {
+                placed.want.references.insert(reference.clone());
+                let asked = placed.want.asked_ms.entry(reference.clone());
+                let asked = asked.or_default();
+                *asked = asked_ms.max(*asked);
+            }
             if let Some(secret) = facts.secret(key) {
                 let secrets = &mut placed.want.secrets;
                 secrets
@@ -392,7 +400,7 @@ impl Keeper {
             .values()
             .map(|placed| Placed {
                 digest: placed.want.digest(),
-                references: placed.want.references.clone(),
+                references: placed.want.asked_ms.clone(),
                 secrets: placed.want.secrets.clone(),
                 hosts: placed.want.hosts.clone().unwrap_or_default(),
                 held: placed.held.clone(),
@@ -595,6 +603,15 @@ fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
         stricter(known.upload_bytes_per_second, rate(&bandwidth.upload));
     known.download_bytes_per_second =
         stricter(known.download_bytes_per_second, rate(&bandwidth.download));
+}
+
+/// In whole seconds, as a status keeps times: a start changes nothing.
+fn unix_ms(time: SystemTime) -> u64 {
+    let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH);
+    since_1970
+        .unwrap_or_default()
+        .as_secs()
+        .saturating_mul(1000)
 }
 
 /// How a coordinator before this one couldn't resolve the image.

@@ -483,7 +483,7 @@ impl Mac {
     pub(super) fn place(&self, reference: &str) -> PathBuf {
         let (repository, version) = match reference.split_once('@') {
             Some(parts) => parts,
-            None => reference.rsplit_once(':').unwrap(),
+            None => reference.rsplit_once(':').unwrap_or((reference, "latest")),
         };
         self.cache().join(repository).join(version)
     }
