@@ -162,7 +162,7 @@ impl DirectoryLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else held it all the time.
-    #[error("{path} is locked by another process for more than {waited:?}")]
+    #[error("{path} is locked by another process for more than {} s", .waited.as_secs())]
     Busy {
         /// The directory.
         path: PathBuf,

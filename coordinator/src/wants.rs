@@ -222,7 +222,15 @@ impl Files {
             let bytes = fs::read(&path).map_err(at(&path))?;
             match parse(&name, &bytes) {
                 Ok(want) => kept.wants.push(want),
-                Err(reason) => self.set_aside(&path, &reason, "stage the image again")?,
+                Err(reason) => {
+                    let asked = fs::read(self.asked.join(&name));
+                    let asked = asked.is_ok_and(|bytes| parse_asked(&name, &bytes).is_ok());
+                    let next = match asked {
+                        true => "nothing is lost: the registry is asked for the manifest again",
+                        false => "stage the image again",
+                    };
+                    self.set_aside(&path, &reason, next)?;
+                }
             }
         }
         kept.wants

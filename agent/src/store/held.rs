@@ -100,7 +100,9 @@ pub enum WriteError {
     #[error("image is gone from this host")]
     Gone,
     /// The volume is full. What is held stays; writing can go on when there is room.
-    #[error("volume is full while storing chunk {chunk} of {content}")]
+    #[error(
+        "volume is full while storing chunk {chunk} of {content}; make room, and it goes on by itself"
+    )]
     NoRoom {
         /// The content.
         content: Digest,

@@ -94,6 +94,12 @@ pub enum SharedStateError {
     /// What the Secret holds isn't ours. Restore it, or delete it to start a new fleet.
     #[error("secret {NAME}: {0}; restore it from a backup, or delete it and enrol every host anew")]
     Damaged(String),
+    /// Somebody deleted it under a running leader.
+    #[error(
+        "secret {NAME} was deleted; restart this coordinator's container, whose directory still has what it held, or restore it from a \
+         backup; a new Pod would be the coordinator of a new fleet"
+    )]
+    Deleted,
     /// More than a Secret can hold.
     #[error(
         "state has {bytes} bytes and a Secret holds {MAX_BYTES}; wait until enrolment tokens expire, or remove records \
@@ -348,7 +354,7 @@ impl Mirror {
                 found => found?,
             };
             if !found {
-                return Err(SharedStateError::Damaged("it was deleted".into()));
+                return Err(SharedStateError::Deleted);
             }
             if self.term > term.number() || !term.holds() {
                 return Err(SharedStateError::Superseded);
@@ -382,7 +388,7 @@ impl Mirror {
                     if [404, 409].contains(&status.code) =>
                 {
                     if self.read().await?.is_none() {
-                        return Err(SharedStateError::Damaged("it was deleted".into()));
+                        return Err(SharedStateError::Deleted);
                     }
                     if self.term > term.number() {
                         return Err(SharedStateError::Superseded);

@@ -165,6 +165,13 @@ impl Driver {
             self.hosts.contains_key(host) || self.membership.revoked.contains_key(host)
         };
         let known = host.clone().filter(part);
+        let mut refused = refused;
+        if let Some(host) = &host
+            && self.membership.revoked.contains_key(host)
+        {
+            refused.reason = "revoked";
+            "it was turned away, because it is revoked".clone_into(&mut refused.message);
+        }
         let (address, reason, error) = (refused.address, refused.reason, refused.message.clone());
         if self.refusals.note(now, known, refused) {
             let host = host.map(tracing::field::display);

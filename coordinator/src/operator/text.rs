@@ -139,9 +139,14 @@ pub(crate) fn image(image: &ImageView) -> String {
         let reason = reason.map(|reason| format!(" ({reason})"));
         _ = writeln!(text, "  {words}{}", reason.unwrap_or_default());
     }
-    let name = image.hosts.iter().map(|host| host.host.len()).max();
+    // nothing moves any more, and what was said before the end is stale
+    let hosts = match image.state {
+        ImageState::Cancelled => &[],
+        _ => image.hosts.as_slice(),
+    };
+    let name = hosts.iter().map(|host| host.host.len()).max();
     let name = name.unwrap_or(0);
-    for host in &image.hosts {
+    for host in hosts {
         _ = writeln!(text, "  {:<name$}  {}", host.host, progress(host));
     }
     text

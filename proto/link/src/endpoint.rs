@@ -755,6 +755,15 @@ fn explain_accept(
             address,
             fault: Fault::from_transport(error.code, &error.reason),
         },
+        // a program that gave up, as after its own timeout: QUIC hides its reason during the handshake
+        (ConnectionError::ConnectionClosed(close), _)
+            if close.error_code == quinn::TransportErrorCode::APPLICATION_ERROR =>
+        {
+            AcceptError::Broken {
+                address,
+                reason: connection::reason(ConnectionError::ConnectionClosed(close)),
+            }
+        }
         (ConnectionError::ConnectionClosed(close), _) => {
             let said = clean_bytes(&close.reason);
             AcceptError::Refused {

@@ -212,6 +212,7 @@ fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
 /// tart reads whatever bears a part's name.
 #[test]
 fn a_part_that_somebody_replaced_or_resized_ends_the_presence() {
+    type Damage<'a> = &'a dyn Fn(&Path);
     let resize = |path: &Path, change: i64| {
         let file = fs::File::options().write(true).open(path).unwrap();
         let size = file.metadata().unwrap().len();
@@ -227,7 +228,7 @@ fn a_part_that_somebody_replaced_or_resized_ends_the_presence() {
         fs::rename(path, &away).unwrap();
         symlink(away, path).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Path)); 5] = [
+    let damages: [(&str, Damage<'_>); 5] = [
         ("replaced", &replace),
         ("longer", &|path| resize(path, 1)),
         ("shorter", &|path| resize(path, -1)),

@@ -418,8 +418,8 @@ impl World {
                     unsound.push((round, name, installed, found));
                 }
             }
-            drop(self.store().presence());
-            if unsound.is_empty() {
+            // a doubt about what was there before is noticed once the image is installed, and answered by the next round
+            if unsound.is_empty() && wanted.iter().all(|(image, _)| self.is_present(*image)) {
                 break;
             }
         }

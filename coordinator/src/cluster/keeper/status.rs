@@ -502,7 +502,8 @@ fn rolling(conditions: &mut Conditions<'_>, facts: &PrePullFacts, pool: Option<&
         "{} stale, {} in flight, cap {}",
         pool.stale, pool.in_flight, pool.cap
     );
-    if pool.reserved > 0 {
+    // who came after the last stale Pod went takes no place
+    if pool.reserved > 0 && pool.is_rolling() {
         text = format!(
             "{text}, {} places kept for successors and labels on their way",
             pool.reserved

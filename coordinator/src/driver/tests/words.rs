@@ -93,9 +93,11 @@ async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
     world.driver.apply(refused(
         Some("mini-3"),
         "10.0.0.3:7471",
-        "mini-3 is revoked",
+        "it isn't on the list of authorised hosts; add it to the fleet, if it should be part of it",
     ));
     let said = why(&mut world, "mini-3");
+    // its own remedy stands in the first line, and the other wouldn't help
+    assert!(!said.contains("add it to the fleet"), "{said}");
     assert!(
         said.starts_with(
             "it is revoked since 2026-11-28 14:05:12 UTC (disk died [2J); \
@@ -104,7 +106,7 @@ async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
         "{said}"
     );
     assert!(
-        said.contains("from 10.0.0.3:7471: mini-3 is revoked"),
+        said.contains("from 10.0.0.3:7471: it was turned away, because it is revoked"),
         "{said}"
     );
 }

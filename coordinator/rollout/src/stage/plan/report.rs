@@ -149,7 +149,11 @@ impl Plan {
             // one lease tries whether it is back
             None if self.origin_fails(&image.registry) => ImageReason::OriginDown,
             None if leased => ImageReason::Moving,
-            None => ImageReason::AwaitingTurn,
+            None if self.contents.values().any(|other| other.lease.is_some()) => {
+                ImageReason::AwaitingTurn
+            }
+            // nothing is ahead of it: hosts are about to say what they hold
+            None => ImageReason::Moving,
         })
     }
 }
