@@ -2,7 +2,7 @@
 //!
 //! Files, all 0600: `host.pem` (PKCS#8 key, then the chain, leaf first), `authority.pem`, `coordinator` (`host:port` of QUIC), `api`
 //! (`host:port` of HTTPS). Key and chain are one file, which a renewal renames into place, so that no crash leaves a key that
-//! doesn't fit its certificate.
+//! doesn't fit its certificate. `reset.key` has 32 random bytes as hex digits: see [`reset_secret`].
 
 use std::{
     io::{self, Write as _},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use link::{Credentials, Validity};
+use link::{Credentials, ResetSecret, Validity};
 use proto::HostId;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -219,6 +219,37 @@ impl Identity {
     }
 }
 
+/// The secret by which this host tells its peers, after a restart, that the connections of its earlier life are gone. It is
+/// made at the first start and then kept. It isn't derived from the host's key, because each renewal brings another key,
+/// and connections outlive renewals.
+///
+/// A secret that can't be read or kept costs only time: peers then notice a restart later. So that is logged and no error.
+pub(crate) fn reset_secret(dir: &Path) -> ResetSecret {
+    let path = dir.join("reset.key");
+    // 32 bytes written as a digest is
+    let kept = std::fs::read_to_string(&path).ok().and_then(|text| {
+        format!("sha256:{}", text.trim())
+            .parse::<proto::Digest>()
+            .ok()
+    });
+    if let Some(kept) = kept {
+        return ResetSecret::new(*kept.as_bytes());
+    }
+    let mut bytes = [0; 32];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    let kept = random
+        .fill(&mut bytes)
+        .map_err(|_| io::Error::other("the system gives no random bytes"))
+        .and_then(|()| {
+            let text = proto::Digest::from_bytes(bytes).hex().to_string();
+            replace(&path, text.as_bytes())
+        });
+    if let Err(error) = kept {
+        tracing::warn!(path = %path.display(), %error, "the secret for resets isn't kept: after a restart peers find out late");
+    }
+    ResetSecret::new(bytes)
+}
+
 /// A certificate as PEM.
 pub(crate) fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
@@ -331,6 +362,22 @@ pub(crate) mod tests {
         assert_eq!((loaded.coordinator(), loaded.api()), ("c:1", "a:2"));
         let mode = std::fs::metadata(dir.path().join("host.pem")).unwrap();
         assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_reset_secret_is_made_once_and_made_anew_where_it_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = reset_secret(dir.path());
+        assert!(first == reset_secret(dir.path()));
+        let path = dir.path().join("reset.key");
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(&path, "short").unwrap();
+        let second = reset_secret(dir.path());
+        assert!(first != second && second == reset_secret(dir.path()));
+        // where it can't be kept there is one all the same, and another one next time
+        let nowhere = dir.path().join("missing");
+        assert!(reset_secret(&nowhere) != reset_secret(&nowhere));
     }
 
     #[test]

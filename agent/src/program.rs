@@ -22,7 +22,7 @@ use crate::{
     enrol::{self, COORDINATOR},
     fetch::Origin,
     golden::Goldens,
-    identity::Identity,
+    identity::{self, Identity},
     install,
     log_file::LogFile,
     metrics::Metrics,
@@ -129,7 +129,11 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let coordinator: HostId = COORDINATOR.parse().context("the coordinator's name")?;
     let (metrics, registry) = Metrics::new();
     let listener = admin::bind(config.admin).await?;
-    let endpoint = Endpoint::bind(config.listen, credentials, &Settings::default())
+    let link_settings = Settings {
+        reset_secret: Some(identity::reset_secret(&config.state_dir)),
+        ..Settings::default()
+    };
+    let endpoint = Endpoint::bind(config.listen, credentials, &link_settings)
         .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
     // nobody but the coordinator until it names the others
     endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{IdentityError, Leaf};
+use link::{IdentityError, Leaf, ResetSecret};
 use proto::{Digest, HostId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -182,6 +182,13 @@ impl Authority {
     #[must_use]
     pub fn pin(&self) -> Digest {
         Digest::of(&self.certificate)
+    }
+
+    /// The secret by which the coordinator tells hosts, after a restart, that their connections are gone. The coordinator's
+    /// own key is another one in every life; the authority's stays, and is the same in all replicas.
+    #[must_use]
+    pub fn reset_secret(&self) -> ResetSecret {
+        ResetSecret::derived(self.issuer.key().serialized_der(), b"parbake coordinator")
     }
 
     /// The authority's certificate.

@@ -281,7 +281,11 @@ impl Coordinator {
             identity.key,
             vec![authority.certificate().clone()],
         )?;
-        let endpoint = Endpoint::bind(config.listen, credentials, &link_settings())?;
+        let settings = Settings {
+            reset_secret: Some(authority.reset_secret()),
+            ..link_settings()
+        };
+        let endpoint = Endpoint::bind(config.listen, credentials, &settings)?;
         let addresses = Addresses {
             quic: local(config.listen, "hosts", endpoint.local_addr())?,
             api: api_address,

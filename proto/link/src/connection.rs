@@ -241,6 +241,21 @@ impl Connection {
         self.0.reason(error)
     }
 
+    /// Waits until nothing has arrived at `looks` looks in a row, `every` apart. Cancel safe.
+    ///
+    /// Time passes by looks, not by the clock: a process that wasn't given the processor for a minute has looked once, and
+    /// doesn't take its own absence for the peer's. The idle timeout of QUIC goes by the clock, so it has to be longer.
+    pub async fn silent(&self, looks: u32, every: Duration) {
+        let mut before = self.stats().received_packets;
+        let mut silent = 0;
+        while silent < looks {
+            tokio::time::sleep(every).await;
+            let received = self.stats().received_packets;
+            silent = if received == before { silent + 1 } else { 0 };
+            before = received;
+        }
+    }
+
     /// How it ended; `None` while it stands.
     #[must_use]
     pub fn close_reason(&self) -> Option<CloseReason> {

@@ -26,11 +26,11 @@ use tokio::{
 };
 
 use crate::{
-    ALPN,
+    ALPN, buffer,
     connection::{self, CloseCode, CloseReason, Connection, Inner},
     credentials::{Credentials, provider},
     fault::{Fault, clean_bytes},
-    identity,
+    identity, reset,
     settings::Settings,
     verify::{Expect, Refused, Witness},
 };
@@ -280,12 +280,10 @@ impl Endpoint {
             handshakes: Arc::new(Semaphore::new(settings.max_handshakes)),
         };
         let server = shared.server(&credentials, verifier);
-        let mut config = quinn::EndpointConfig::default();
-        config
-            .max_udp_payload_size(settings.mtu())
-            .expect("the settings keep it between 1,200 and 6,500");
+        let config = reset::endpoint_config(settings);
         let socket = std::net::UdpSocket::bind(address)
             .map_err(|cause| BindError::Socket { address, cause })?;
+        buffer::widen(&socket, settings.receive_buffer);
         let quinn =
             quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
                 .map_err(|cause| BindError::Socket { address, cause })?;

@@ -9,6 +9,7 @@
 //! owner of the [`Endpoint`] tells it), reconnect, queue or schedule anything, and keep metrics beyond
 //! [`Connection::stats`].
 
+mod buffer;
 mod clock;
 mod connection;
 mod credentials;
@@ -16,6 +17,7 @@ mod endpoint;
 mod fault;
 mod identity;
 mod pinned;
+mod reset;
 mod settings;
 mod stream;
 mod verify;
@@ -29,6 +31,7 @@ pub use endpoint::{
 pub use fault::Fault;
 pub use identity::{IdentityError, Leaf, Validity};
 pub use pinned::{ApiAddressError, HandshakeError, api_address, parse_pin, pinned};
+pub use reset::ResetSecret;
 pub use settings::Settings;
 pub use stream::{ReceiveError, Receiver, SendError, Sender, StreamCode};
 

@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::reset::ResetSecret;
+
 /// The largest MTU-discovery bound that is safe with segmentation offload.
 ///
 /// quinn hands the kernel batches of 10 segments whatever the MTU. Above about 6,500 bytes a batch passes 64 KiB,
@@ -51,6 +53,13 @@ pub struct Settings {
     /// Most accepted connections of one host; a further one replaces the oldest. 4: a restarted host comes back before
     /// its old connection has timed out.
     pub max_connections_per_host: usize,
+    /// Bytes that the system shall keep of datagrams that arrived and weren't read yet. 4 MiB: a datagram counts with its
+    /// bookkeeping, 0.8 KiB at least, so this is a burst of 5,000 small ones. Systems give less where their own limit is
+    /// lower, which is logged.
+    pub receive_buffer: usize,
+    /// What this endpoint proves by, after a restart, that it has lost the connections of its earlier life. The same in
+    /// every life, and nobody else's. Without it peers notice a restart only when they hear nothing for the idle timeout.
+    pub reset_secret: Option<ResetSecret>,
 }
 
 impl Default for Settings {
@@ -70,6 +79,8 @@ impl Default for Settings {
             retry_above: 16,
             max_connections: 4_096,
             max_connections_per_host: 4,
+            receive_buffer: 4 << 20,
+            reset_secret: None,
         }
     }
 }

@@ -8,4 +8,6 @@ mod handshake;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
+mod restart;
+#[cfg(test)]
 mod streams;

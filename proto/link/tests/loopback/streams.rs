@@ -22,7 +22,7 @@ async fn stream(
 
 fn updates() -> PeerOpen {
     PeerOpen {
-        kind: Some(Kind::Updates(Updates {})),
+        kind: Some(Kind::Updates(Updates::default())),
     }
 }
 
