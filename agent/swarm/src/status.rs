@@ -62,6 +62,12 @@ impl Stall {
         Self::LostAgain,
     ];
 
+    /// Whether no peer that we are connected with has more of the content than we do.
+    #[must_use]
+    pub const fn is_for_want_of_a_source(self) -> bool {
+        matches!(self, Self::AwaitingLease | Self::NoSource)
+    }
+
     /// Its name, for metrics and machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -360,7 +360,8 @@ impl Swarm {
             || !self.handovers.is_empty()
             || !self.uploads.is_empty()
             || !self.waiting.is_empty()
-            || self.announce_at.is_some();
+            || self.announce_at.is_some()
+            || self.leaves_dialling_to_others();
         self.tick_at = self.now + if busy { TICK } else { IDLE_TICK };
         self.release_quarantined();
         self.dial_about();

@@ -9,8 +9,10 @@ use crate::{
 
 /// Peers whose announcements are kept at one time: neighbours, and some to spare.
 const SLOTS: usize = 64;
-/// Of two neighbours the one with the larger key waits this long for the other's connection.
-const DIAL_HEAD_START: Duration = Duration::from_secs(2);
+/// Of two neighbours the one with the larger key waits this long for the other's connection. Both hear of each other
+/// within a few hundred milliseconds, and then a connection takes a few. After a restart only one of them hears, and the
+/// other may take the earlier connection for alive.
+const DIAL_HEAD_START: Duration = Duration::from_millis(500);
 /// After a transfer that brought nothing a peer isn't asked for a while, which doubles each time in a row up to this; nor
 /// is one sent anything that takes nothing.
 pub(super) const SILENT_MOST: Duration = Duration::from_secs(30);
@@ -126,7 +128,11 @@ impl Swarm {
         peer.line = Line::Up;
         peer.up_since = self.now;
         peer.dial_failures = 0;
+        // what a dead line didn't bring or take says nothing of this one
         peer.silent = 0;
+        peer.not_asked_before = self.now;
+        peer.stuck = 0;
+        peer.not_sent_before = self.now;
         self.up.push(index);
         self.introduce(index);
         if self.dials < self.config.dials {
@@ -242,6 +248,12 @@ impl Swarm {
                 true
             }
         }
+    }
+
+    /// Whether a neighbour isn't dialled yet because it may dial us.
+    pub(super) fn leaves_dialling_to_others(&self) -> bool {
+        let mut neighbours = self.neighbours.iter().map(|index| &self.peers[index.at()]);
+        neighbours.any(|peer| peer.line == Line::Down && peer.head_start_until > self.now)
     }
 
     /// Whether it is worth waiting for a connection to it.

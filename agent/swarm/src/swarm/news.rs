@@ -74,7 +74,8 @@ impl Swarm {
         }
     }
 
-    /// Tells a peer that has just come everything that it should know.
+    /// Tells a peer that has just come everything that it should know: also what we hold nothing of and want. Who was here
+    /// before may have missed what we said then, and that it is asked shows it that it has to say what it holds.
     pub(super) fn introduce(&mut self, index: PeerIndex) {
         let peer = &self.peers[index.at()];
         let key = peer.key;
@@ -87,14 +88,12 @@ impl Swarm {
             return;
         }
         for (id, content) in &self.contents {
-            if !content.held.is_empty() {
-                self.actions.push_back(Action::Announce {
-                    peer: key,
-                    id: *id,
-                    chunks: content.held.clone(),
-                    reset: true,
-                });
-            }
+            self.actions.push_back(Action::Announce {
+                peer: key,
+                id: *id,
+                chunks: content.held.clone(),
+                reset: true,
+            });
         }
     }
 

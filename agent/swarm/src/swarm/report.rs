@@ -92,9 +92,8 @@ impl Swarm {
             return Stall::Throttled;
         }
         let heard = content.have.iter().flatten().any(|set| {
-            let mut set = set.clone();
-            set.subtract(&content.held);
-            !set.is_empty()
+            let words = set.words().iter().zip(content.held.words());
+            words.into_iter().any(|(theirs, ours)| theirs & !ours != 0)
         });
         if heard {
             let first = self.incomplete.iter().next().map(|(_, first)| *first);

@@ -485,6 +485,60 @@ fn whoever_learns_of_a_content_late_is_told_again() {
 }
 
 #[test]
+fn who_comes_back_is_told_everything_also_what_is_held_nothing_of() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
+    feed(&mut swarm, 0, content(1, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 60_000, Event::Disconnected(key(1)));
+    let actions = feed(&mut swarm, 60_100, Event::Connected(key(1)));
+    for (id, chunks) in [(0, set(64, 0..9)), (1, ChunkSet::empty(64))] {
+        let told = Action::Announce {
+            peer: key(1),
+            id: ContentId(id),
+            chunks,
+            reset: true,
+        };
+        assert!(actions.contains(&told), "{id}: {actions:?}");
+    }
+}
+
+#[test]
+fn a_new_line_is_not_held_back_by_what_the_dead_one_did_not_bring() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(64)));
+    // the peer is dead and its line isn't: every request expires
+    let mut asked = 0;
+    for step in 1..80 {
+        asked += requests(&feed(&mut swarm, 100 + step * 250, Event::Tick)).len();
+    }
+    assert!((2..20).contains(&asked), "{asked}");
+    feed(&mut swarm, 20_200, Event::Disconnected(key(0)));
+    feed(&mut swarm, 20_200, Event::Connected(key(0)));
+    let actions = feed(&mut swarm, 20_210, announced(0, 0, ChunkSet::full(64)));
+    let later = feed(&mut swarm, 20_460, Event::Tick);
+    assert!(!requests(&actions).is_empty() || !requests(&later).is_empty());
+}
+
+#[test]
+fn a_host_that_comes_back_dials_although_it_leaves_that_to_others() {
+    let mut swarm = Swarm::new(HostKey(9_000), Config::default(), 7);
+    feed(&mut swarm, 0, Event::Coordinator(true));
+    // it holds everything, so that nothing else keeps it awake
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let dials = |actions: Vec<Action>| actions.contains(&Action::Dial(key(0)));
+    assert!(!dials(feed(&mut swarm, 0, roster(1))), "the other dials");
+    let mut now = 0;
+    while now < 5_000 {
+        now = swarm.next_timeout().unwrap().0 / 1_000;
+        if dials(feed(&mut swarm, now, Event::Tick)) {
+            break;
+        }
+    }
+    assert!((500..=750).contains(&now), "{now}");
+}
+
+#[test]
 fn the_rarest_chunk_is_asked_for_first() {
     let config = Config {
         requests: 1,
