@@ -78,6 +78,7 @@ pub struct Layout {
     config: Blob,
     nvram: Blob,
     layers: Vec<DiskLayer>,
+    content_bytes: u64,
 }
 
 /// A content to move, once however often the image uses it.
@@ -397,13 +398,18 @@ impl Layout {
         if layers.is_empty() {
             return Err(ParseImageError::Missing("disk"));
         }
-        Ok(Self {
+        let mut layout = Self {
             digest,
             disk_bytes,
             config: config.ok_or(ParseImageError::Missing("config"))?,
             nvram: nvram.ok_or(ParseImageError::Missing("nvram"))?,
             layers,
-        })
+            content_bytes: 0,
+        };
+        // asked for at every report of every host, and the contents of a large image are thousands
+        let contents = layout.contents();
+        layout.content_bytes = contents.iter().map(|content| content.geometry.size()).sum();
+        Ok(layout)
     }
 
     /// The digest of the manifest: the image's name.
@@ -465,11 +471,8 @@ impl Layout {
 
     /// Bytes of all [`contents`](Self::contents): what a host without anything has to receive.
     #[must_use]
-    pub fn content_bytes(&self) -> u64 {
-        self.contents()
-            .iter()
-            .map(|content| content.geometry.size())
-            .sum()
+    pub const fn content_bytes(&self) -> u64 {
+        self.content_bytes
     }
 
     /// Bytes that leave the registry when each blob is fetched once.
