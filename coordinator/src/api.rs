@@ -511,7 +511,8 @@ async fn events(State(api): State<Api>, Path(name): Path<String>) -> Answer<Resp
 struct Follow {
     view: watch::Receiver<Arc<View>>,
     digest: Digest,
-    last: Option<Arc<ImageView>>,
+    /// What was sent last; and the same without ages, which aren't news.
+    last: Option<(Arc<ImageView>, ImageView)>,
     sent_at: Option<Instant>,
     ended: bool,
     _slot: OwnedSemaphorePermit,
@@ -535,12 +536,12 @@ impl Follow {
             match (&now, &self.last) {
                 // Cancelled, or superseded: what was shown last, and that it is over.
                 (None, last) => {
-                    let mut over = last.as_deref()?.clone();
+                    let mut over = last.as_ref()?.0.as_ref().clone();
                     over.state = ImageState::Cancelled;
                     self.ended = true;
                     return line(&over);
                 }
-                (Some(now), Some(last)) if now == last => {
+                (Some(now), Some((_, last))) if now.without_ages() == *last => {
                     let quiet_until = self.sent_at.unwrap_or_else(Instant::now) + LINE_EVERY;
                     tokio::select! {
                         changed = self.view.changed() => {
@@ -555,7 +556,8 @@ impl Follow {
             }
             let now = now?;
             let line = line(&now);
-            self.last = Some(now);
+            let ageless = now.without_ages();
+            self.last = Some((now, ageless));
             self.sent_at = Some(Instant::now());
             return line;
         }

@@ -107,6 +107,22 @@ impl ImageView {
                 local: sum.local.saturating_add(host.bytes.local),
             })
     }
+
+    /// The same without ages, and without the messages that tell them: what grows with time alone says nothing new.
+    #[must_use]
+    pub fn without_ages(&self) -> Self {
+        let mut view = self.clone();
+        view.message.clear();
+        for host in &mut view.hosts {
+            host.message.clear();
+            host.presence_age_ms = host.presence_age_ms.map(|_| 0);
+            host.failed_seconds = host.failed_seconds.map(|_| 0);
+        }
+        for lease in &mut view.leases {
+            lease.idle_ms = 0;
+        }
+        view
+    }
 }
 
 /// Bytes by where they came from.

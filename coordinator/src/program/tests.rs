@@ -670,6 +670,30 @@ async fn progress_is_a_stream_that_never_falls_and_ends_with_the_want() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_progress_is_quiet_when_nothing_but_ages_changes() {
+    let world = World::new("[coordinator]\nopen = true").await;
+    let digest = world.registry.put("one", &manifest("one", 1, 10 << 20));
+    let mut agent = world.agent("mini-1").await;
+    world
+        .until("it is staging", async || world.stage("one").await.ok())
+        .await;
+    agent.image(&digest, message::StageState::Staging, 3).await;
+    let path = format!(
+        "/v1/images/{}/events",
+        crate::operator::client::segment(&digest.to_string())
+    );
+    let mut lines = world.client().lines(&path).await.unwrap();
+    // at first the rate changes, which is of the last seconds; the host's session stays, and ages grow
+    let quiet = async {
+        while timeout(Duration::from_secs(2), lines.next::<ImageView>())
+            .await
+            .is_ok()
+        {}
+    };
+    timeout(PATIENCE, quiet).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_renewed_for_the_hosts_own_name_until_it_is_revoked() {
     let world = World::new(two_hosts()).await;
     let mut agent = world.agent("mini-1").await;
