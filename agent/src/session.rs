@@ -3,13 +3,14 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
-use link::{ConnectError, Connection, Endpoint, Fault, Receiver, Sender};
+use link::{CloseCode, ConnectError, Connection, Endpoint, Fault, Receiver, Sender};
 use proto::{
     HostId, causes,
+    figure::Span,
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
 };
 use tokio::{
@@ -27,6 +28,17 @@ use crate::{
 /// First and longest pause between attempts to reach the coordinator. The longest bounds how late a host hears of a
 /// coordinator that came back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// How often the session looks whether anything came from the coordinator, which says something every 750 ms.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Looks at which nothing had come, before the session is given up: 3 s at first, twice as long after each session that
+/// ended like this, and 3 s again once one lasted for [`CALM`]. A coordinator that was killed is left quickly, and one that
+/// gets no processor, or whose network is full, isn't made busier by hosts that all come back again and again.
+const SILENT_LOOKS: (u32, u32) = (6, 20);
+
+/// A session that lasted so long wasn't one of a coordinator in trouble.
+const CALM: Duration = Duration::from_mins(2);
 
 /// A coordinator that takes longer to answer a renewal is asked again later.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,6 +72,7 @@ pub(crate) async fn keep(
     inbox: mpsc::Sender<Heard>,
 ) {
     let mut pause = RETRY.0;
+    let mut patience = Patience::default();
     let mut last_error = String::new();
     let mut taken_for_expired = false;
     while !inbox.is_closed() {
@@ -68,7 +81,15 @@ pub(crate) async fn keep(
             if taken_for_expired || identity.expired(SystemTime::now()) {
                 renew_late(&endpoint, &settings, &mut identity).await?;
             }
-            hold(&endpoint, &settings, &mut identity, hello(), &inbox).await
+            hold(
+                &endpoint,
+                &settings,
+                &mut identity,
+                hello(),
+                &inbox,
+                &mut patience,
+            )
+            .await
         };
         let held = held.await;
         taken_for_expired = held.as_ref().is_err_and(says_expired);
@@ -123,6 +144,7 @@ async fn hold(
     identity: &mut Identity,
     hello: Hello,
     inbox: &mpsc::Sender<Heard>,
+    patience: &mut Patience,
 ) -> anyhow::Result<()> {
     let connection = reach(endpoint, settings).await?;
     let address = connection.remote_address();
@@ -136,11 +158,19 @@ async fn hold(
     // a few reports: the driver keeps what doesn't fit and sends the newest state later
     let (reports, outbox) = mpsc::channel(8);
     drop(inbox.send(Heard::Up(reports)).await);
+    let (began, mut silent) = (Instant::now(), false);
     let ended = tokio::select! {
         ended = send_reports(&mut sender, outbox) => ended,
         ended = receive_orders(&mut receiver, inbox) => ended,
         ended = renew_in_time(endpoint, &connection, settings, identity) => ended,
+        () = connection.silent(patience.looks, LOOK_EVERY) => {
+            silent = true;
+            connection.close(CloseCode::Failed, "nothing came from the coordinator");
+            let waited = Span(LOOK_EVERY * patience.looks);
+            Err(anyhow::anyhow!("nothing came from the coordinator for {waited}"))
+        }
     };
+    patience.ended(began.elapsed(), silent);
     let (taken_in, all) = oneshot::channel();
     drop(inbox.send(Heard::Down(taken_in)).await);
     // a driver that ends answers by that
@@ -201,6 +231,32 @@ async fn connect(
         }
     }
     bail!("{}", failed.join("; "))
+}
+
+/// How long a coordinator may be silent.
+#[derive(Debug, PartialEq, Eq)]
+struct Patience {
+    looks: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            looks: SILENT_LOOKS.0,
+        }
+    }
+}
+
+impl Patience {
+    /// A session lasted so long, and ended because nothing came or for another reason.
+    fn ended(&mut self, lasted: Duration, silent: bool) {
+        if lasted >= CALM {
+            *self = Self::default();
+        }
+        if silent {
+            self.looks = (self.looks * 2).min(SILENT_LOOKS.1);
+        }
+    }
 }
 
 async fn send_reports(
@@ -328,6 +384,25 @@ mod tests {
             coordinator.accept().await.unwrap().establish().await
         });
         there.unwrap();
+    }
+
+    #[test]
+    fn a_coordinator_that_is_silent_again_and_again_is_waited_for_longer() {
+        let mut patience = Patience::default();
+        let waits = |patience: &Patience| LOOK_EVERY * patience.looks;
+        assert_eq!(waits(&patience), Duration::from_secs(3));
+        patience.ended(Duration::from_secs(20), true);
+        assert_eq!(waits(&patience), Duration::from_secs(6));
+        patience.ended(Duration::from_secs(20), false);
+        assert_eq!(waits(&patience), Duration::from_secs(6));
+        for _ in 0..3 {
+            patience.ended(Duration::from_secs(20), true);
+        }
+        assert_eq!(waits(&patience), Duration::from_secs(10));
+        patience.ended(CALM, true);
+        assert_eq!(waits(&patience), Duration::from_secs(6));
+        patience.ended(CALM, false);
+        assert_eq!(patience, Patience::default());
     }
 
     #[test]

@@ -275,6 +275,26 @@ impl Coordinator {
         let asked = files.asked(&kept.wants)?;
         let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
 
+        let (inbox, inputs) = mpsc::channel(driver::INBOX);
+        let (publish, view) = watch::channel(Arc::default());
+        let (presence, presence_seen) = watch::channel(Arc::default());
+        let (members, membership_seen) = watch::channel(membership.clone());
+        let (reload, reloads) = mpsc::channel(1);
+        let (keeper, kept_queue) = mpsc::channel(driver::KEEPER_QUEUE);
+        let mut seed = [0; 8];
+        random::fill(&mut seed);
+        let driver = Driver::new(driver::Parts {
+            config: config.clone(),
+            kept,
+            membership,
+            publish,
+            presence,
+            keeper,
+            registries: registries.clone(),
+            metrics: metrics.clone(),
+            seed: u64::from_be_bytes(seed),
+        });
+        // hosts knock from here on, and a thousand of them leave no time to get ready
         let identity = authority.issue_own(config.certificate_lifetime)?;
         let credentials = Credentials::new(
             identity.chain,
@@ -296,25 +316,6 @@ impl Coordinator {
         text.push(b'\n');
         durable::write(&path, &text, durable::PUBLIC).map_err(state(&path))?;
 
-        let (inbox, inputs) = mpsc::channel(driver::INBOX);
-        let (publish, view) = watch::channel(Arc::default());
-        let (presence, presence_seen) = watch::channel(Arc::default());
-        let (members, membership_seen) = watch::channel(membership.clone());
-        let (reload, reloads) = mpsc::channel(1);
-        let (keeper, kept_queue) = mpsc::channel(driver::KEEPER_QUEUE);
-        let mut seed = [0; 8];
-        random::fill(&mut seed);
-        let driver = Driver::new(driver::Parts {
-            config: config.clone(),
-            kept,
-            membership,
-            publish,
-            presence,
-            keeper,
-            registries: registries.clone(),
-            metrics: metrics.clone(),
-            seed: u64::from_be_bytes(seed),
-        });
         let doors = Doors {
             inbox: inbox.clone(),
             view: view.clone(),
@@ -547,11 +548,13 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListene
 /// Connections that carry messages and no chunks, from every host of the fleet.
 fn link_settings() -> Settings {
     Settings {
-        // Hosts notice a coordinator that was killed this long after the first packet that it didn't acknowledge, and
-        // have told it everything half a second later: under 5 s in all. The shorter of both ends' times counts. A
-        // session that is lost for nothing, on a starved machine, costs a few messages.
-        idle_timeout: Duration::from_secs(3),
+        // A host that is gone is noticed after this time. It is long, because a coordinator that gets no processor for a
+        // while would lose every session at once. Hosts notice a coordinator that was restarted at its reset, and one
+        // that is gone by their own look, after 3 s.
+        idle_timeout: Duration::from_secs(10),
         keep_alive: Duration::from_millis(750),
+        // A fleet that lost its coordinator comes back at one moment.
+        max_handshakes: 512,
         // The largest message from a host has 256 KiB, the largest to one 4 MiB; there may be thousands of hosts.
         stream_window: 1 << 20,
         connection_window: 2 << 20,
