@@ -115,6 +115,7 @@ pub(crate) enum Input {
         peer: HostKey,
         id: ContentId,
         chunk: ChunkIndex,
+        number: u64,
         receipt: Receipt,
     },
     /// An upload ended.
@@ -251,6 +252,14 @@ enum Waiting {
     },
 }
 
+/// A chunk that is being received.
+#[derive(Debug)]
+struct Transfer {
+    /// Tells it from another one of the same chunk from the same peer, over a connection that is dead.
+    number: u64,
+    token: CancellationToken,
+}
+
 /// A fetch under way.
 #[derive(Debug)]
 struct Fetch {
@@ -273,6 +282,8 @@ pub(crate) struct Driver {
     hello: watch::Sender<Hello>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     epoch: Instant,
+    /// Names this life of the program to peers.
+    life: u64,
     swarm: Swarm,
     cache: Arc<Cache>,
     members: Members,
@@ -282,7 +293,8 @@ pub(crate) struct Driver {
     mirror: Mirrored,
     waiting: BTreeMap<Ticket, Waiting>,
     next_ticket: u64,
-    transfers: BTreeMap<(HostKey, ContentId, ChunkIndex), CancellationToken>,
+    transfers: BTreeMap<(HostKey, ContentId, ChunkIndex), Transfer>,
+    next_transfer: u64,
     fetches: BTreeMap<ContentId, Fetch>,
     session: Option<mpsc::Sender<Report>>,
     leases: BTreeMap<ContentId, report::Lease>,
@@ -295,6 +307,10 @@ pub(crate) struct Driver {
     blames: Vec<Blame>,
     /// Contents of which we take back what we made, and from which chunk on; not reported yet.
     retractions: BTreeMap<Digest, ChunkIndex>,
+    /// A change came of a roster that isn't here; not reported yet.
+    roster_wanted: bool,
+    /// Contents that this host was last reported to find no source of; `None` where that is to be said anew.
+    without_source: Option<Vec<Digest>>,
     report_due: bool,
     last_report: Instant,
     flushing: bool,
@@ -328,14 +344,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let store = parts.store.clone();
     let volume = tokio::task::spawn_blocking(move || store.volume()).await?;
     let swarm_config = swarm::Config::default();
-    let seed = u64::from_be_bytes(
-        *parts
-            .me
-            .as_str()
-            .as_bytes()
-            .first_chunk()
-            .unwrap_or(&[0; 8]),
-    ) ^ u64::from(std::process::id()) << 32;
+    let (seed, life) = (random()?, random()?);
     let mut driver = Driver {
         swarm: Swarm::new(parts.me.key(), swarm_config, seed),
         config: parts.config,
@@ -349,6 +358,8 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         hello: parts.hello,
         snapshot: parts.snapshot,
         epoch: now,
+        // 0 says nothing
+        life: life.max(1),
         cache: Arc::default(),
         members: Members::default(),
         contents: Contents::default(),
@@ -358,6 +369,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         waiting: BTreeMap::new(),
         next_ticket: 0,
         transfers: BTreeMap::new(),
+        next_transfer: 0,
         fetches: BTreeMap::new(),
         session: None,
         leases: BTreeMap::new(),
@@ -366,6 +378,8 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         declined: BTreeMap::new(),
         blames: Vec::new(),
         retractions: BTreeMap::new(),
+        roster_wanted: false,
+        without_source: None,
         report_due: false,
         last_report: now,
         flushing: false,
@@ -421,6 +435,16 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         driver.apply(input);
     }
     driver.stop().await
+}
+
+/// A number that nobody can guess, from the system.
+fn random() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 /// The mirror's next wish; never, without a mirror.
@@ -506,8 +530,9 @@ impl Driver {
                 peer,
                 id,
                 chunk,
+                number,
                 receipt,
-            } => self.received(peer, id, chunk, receipt),
+            } => self.received(peer, id, chunk, number, receipt),
             Input::Sent {
                 peer,
                 id,
@@ -644,8 +669,8 @@ impl Driver {
             Action::HangUp(peer) => self.members.hang_up(peer),
             Action::Request { peer, id, chunk } => self.request(peer, id, chunk),
             Action::Cancel { peer, id, chunk } => {
-                if let Some(token) = self.transfers.get(&(peer, id, chunk)) {
-                    token.cancel();
+                if let Some(transfer) = self.transfers.get(&(peer, id, chunk)) {
+                    transfer.token.cancel();
                 }
             }
             Action::Push {
@@ -763,7 +788,7 @@ impl Driver {
         };
         let (inbox, heard) = (self.peer_inbox.clone(), connection.clone());
         self.spawn(async move {
-            let reason = peer::listen(heard, inbox).await;
+            let reason = peer::listen(heard, serial, inbox).await;
             Input::ConnectionEnded {
                 peer,
                 serial,
@@ -771,30 +796,39 @@ impl Driver {
             }
         });
         if let Some(updates) = updates {
-            self.spawn(async move {
-                peer::tell(connection, updates).await;
-                Input::Nothing
+            self.tell_peer(members::Takeover {
+                connection,
+                updates,
             });
             self.tell(Event::Connected(peer));
         }
+    }
+
+    fn tell_peer(&mut self, to: members::Takeover) {
+        let life = self.life;
+        self.spawn(async move {
+            peer::tell(to.connection, life, to.updates).await;
+            Input::Nothing
+        });
+    }
+
+    /// What went over another connection to this peer is lost, and its announcements start anew on this one.
+    fn take_over(&mut self, peer: HostKey, to: members::Takeover) {
+        for ((of, ..), transfer) in &self.transfers {
+            if *of == peer {
+                transfer.token.cancel();
+            }
+        }
+        self.tell_peer(to);
+        self.tell(Event::Disconnected(peer));
+        self.tell(Event::Connected(peer));
     }
 
     fn connection_ended(&mut self, peer: HostKey, serial: u64, reason: &str) {
         debug!(%peer, reason, "connection ended");
         match self.members.ended(peer, serial) {
             members::Ended::Last => self.tell(Event::Disconnected(peer)),
-            members::Ended::Other {
-                connection,
-                updates,
-            } => {
-                self.spawn(async move {
-                    peer::tell(connection, updates).await;
-                    Input::Nothing
-                });
-                // its announcements start anew on the other connection
-                self.tell(Event::Disconnected(peer));
-                self.tell(Event::Connected(peer));
-            }
+            members::Ended::Other(takeover) => self.take_over(peer, takeover),
             members::Ended::Unused => {}
         }
     }
@@ -868,6 +902,12 @@ impl Driver {
                     chunk,
                     spread,
                 });
+            }
+            Brought::Introduced { serial, life } => {
+                if let Some(takeover) = self.members.introduced(peer, serial, life) {
+                    debug!(%peer, "peer was restarted");
+                    self.take_over(peer, takeover);
+                }
             }
             Brought::Update(update) => {
                 for have in update.have {
@@ -980,7 +1020,13 @@ impl Driver {
         transfer: impl Future<Output = Receipt> + Send + 'static,
     ) {
         let token = CancellationToken::new();
-        self.transfers.insert((peer, id, chunk), token.clone());
+        self.next_transfer += 1;
+        let number = self.next_transfer;
+        let entry = Transfer {
+            number,
+            token: token.clone(),
+        };
+        self.transfers.insert((peer, id, chunk), entry);
         self.spawn(async move {
             let receipt = tokio::select! {
                 receipt = transfer => receipt,
@@ -990,6 +1036,7 @@ impl Driver {
                 peer,
                 id,
                 chunk,
+                number,
                 receipt,
             }
         });

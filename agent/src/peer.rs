@@ -29,17 +29,21 @@ pub(crate) enum Brought {
         sender: Sender,
         receiver: Receiver,
     },
+    /// From now on it tells on this connection what it holds, in this life of its program; 0 where it doesn't say.
+    Introduced { serial: u64, life: u64 },
     /// What the peer holds and how busy it is.
     Update(PeerUpdate),
     /// It broke the protocol.
     Nonsense(String),
 }
 
-/// Reads what a peer sends until the connection ends, and returns why it ended.
+/// Reads what a peer sends until the connection ends, and returns why it ended. `serial` is the driver's number for the
+/// connection.
 ///
 /// `inbox` is bounded: a driver that is busy slows the peer down.
 pub(crate) async fn listen(
     connection: Connection,
+    serial: u64,
     inbox: mpsc::Sender<(HostKey, Brought)>,
 ) -> String {
     let peer = connection.host().key();
@@ -49,7 +53,7 @@ pub(crate) async fn listen(
             accepted = connection.accept(), if streams.len() < UNREAD_STREAMS => match accepted {
                 Ok((sender, receiver)) => {
                     let inbox = inbox.clone();
-                    streams.spawn(async move { read(peer, sender, receiver, inbox).await });
+                    streams.spawn(async move { read(peer, serial, sender, receiver, inbox).await });
                 }
                 Err(error) => return error.to_string(),
             },
@@ -60,6 +64,7 @@ pub(crate) async fn listen(
 
 async fn read(
     peer: HostKey,
+    serial: u64,
     sender: Sender,
     mut receiver: Receiver,
     inbox: mpsc::Sender<(HostKey, Brought)>,
@@ -72,8 +77,11 @@ async fn read(
                 sender,
                 receiver,
             },
-            peer_open::Kind::Updates(Updates {}) => {
-                updates(peer, receiver, inbox).await;
+            peer_open::Kind::Updates(Updates { life }) => {
+                let introduced = Brought::Introduced { serial, life };
+                if inbox.send((peer, introduced)).await.is_ok() {
+                    updates(peer, receiver, inbox).await;
+                }
                 return;
             }
         },
@@ -105,14 +113,18 @@ async fn updates(peer: HostKey, mut receiver: Receiver, inbox: mpsc::Sender<(Hos
     }
 }
 
-/// Sends the driver's updates to a peer until the connection or the channel ends.
-pub(crate) async fn tell(connection: Connection, mut updates: mpsc::Receiver<PeerUpdate>) {
+/// Sends the driver's updates to a peer until the connection or the channel ends. `life` names this life of the program.
+pub(crate) async fn tell(
+    connection: Connection,
+    life: u64,
+    mut updates: mpsc::Receiver<PeerUpdate>,
+) {
     let Ok((mut sender, _receiver)) = connection.open().await else {
         return;
     };
     if sender
         .send(&PeerOpen {
-            kind: Some(peer_open::Kind::Updates(Updates {})),
+            kind: Some(peer_open::Kind::Updates(Updates { life })),
         })
         .await
         .is_err()

@@ -176,6 +176,11 @@ impl Receipt {
         Self::failed(Failure::Cancelled)
     }
 
+    /// Whether it ended without a word of the peer's and of the disk's.
+    pub(crate) const fn is_lost(&self) -> bool {
+        matches!(self.result, Err(Failure::Broken | Failure::Cancelled))
+    }
+
     const fn failed(failure: Failure) -> Self {
         Self {
             result: Err(failure),

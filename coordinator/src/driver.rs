@@ -44,6 +44,7 @@ mod names;
 mod orders;
 mod presence;
 mod refusals;
+mod roster;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -66,12 +67,14 @@ pub(crate) const ORDERS: usize = 256;
 pub(crate) const MAX_WANTS: usize = 64;
 /// The most images of one host that are kept track of.
 const MAX_IMAGES_PER_HOST: usize = 256;
+/// Contents that one host says it finds no source of, at a time.
+const MAX_WITHOUT_SOURCE: usize = 16;
 /// References of one image.
 const MAX_REFERENCES: usize = 32;
 /// The view is published no more often than this.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
-/// A roster waits this long for others to change it, and as many more microseconds as the fleet has hosts squared, two
-/// seconds at most: a thousand hosts that come back together cost a few rosters each, not a thousand.
+/// A change of the roster waits this long for others, and as many more microseconds as the fleet has hosts squared, two
+/// seconds at most: a thousand hosts that join together cost a few changes each, not a thousand.
 const ROSTER_PAUSE: Duration = Duration::from_millis(20);
 const ROSTER_PAUSE_MOST_MICROS: u64 = 2_000_000;
 /// Where hosts are is kept this long after it changed, at most.
@@ -265,6 +268,13 @@ struct Session {
     number: u64,
     orders: Orders,
     since: Moment,
+    /// It was told the roster and whom it follows.
+    greeted: bool,
+    /// The epoch of the roster that the host has, 0 for none; `None` for a version that knows whole rosters only.
+    roster: Option<u64>,
+    /// Images whose manifest it has, and the order that it took last for each (see [`orders::StageOrders`]): as it said at the
+    /// beginning, and as it was told since.
+    has: BTreeMap<Digest, u64>,
 }
 
 /// A host as it is known.
@@ -320,7 +330,7 @@ struct Wanted {
     /// The plan knows it. It doesn't where other images have all its names.
     planned: bool,
     /// By the references that each names.
-    orders: Vec<(Vec<String>, Arc<message::Order>)>,
+    orders: Vec<(Vec<String>, orders::StageOrders)>,
     ordered: BTreeSet<HostId>,
     token: Option<(PullToken, Moment)>,
     /// When the next pull token is asked for; none while one is on its way or none is handed down.
@@ -372,10 +382,10 @@ pub(crate) struct Driver {
     bad_contents: BTreeMap<Digest, String>,
     quarantined: BTreeSet<HostId>,
     refusals: refusals::Refusals,
-    /// Counts rosters; later ones are larger over restarts too.
-    epoch: u64,
-    /// Hosts whose roster is to be sent.
-    rosters: BTreeSet<HostId>,
+    roster: roster::Roster,
+    /// Hosts whose neighbours changed since they were told.
+    neighbours_due: BTreeSet<HostId>,
+    /// When hosts are told what changed in the roster and among their neighbours.
     roster_due: Option<Moment>,
     places_due: Option<Moment>,
     publish: watch::Sender<Arc<View>>,
@@ -434,8 +444,8 @@ impl Driver {
             mirror: mirror::Mirrored::default(),
             quarantined: BTreeSet::new(),
             refusals: refusals::Refusals::default(),
-            epoch,
-            rosters: BTreeSet::new(),
+            roster: roster::Roster::new(),
+            neighbours_due: BTreeSet::new(),
             roster_due: None,
             places_due: None,
             publish: parts.publish,
@@ -453,12 +463,19 @@ impl Driver {
             frozen: None,
         };
         let now = this.now();
+        // in the zones where they were: what each says of itself then moves nobody in the graph
+        for (host, place) in &parts.kept.roster {
+            if parts.membership.admits(host) {
+                this.know(now, host, place.zone.clone());
+            }
+        }
         this.join(now, parts.membership);
         for (host, place) in parts.kept.roster {
             if let Some(known) = this.hosts.get_mut(&host) {
                 known.place = Some(place);
             }
         }
+        this.refresh_roster();
         for want in parts.kept.wants {
             this.enter(now, want);
         }

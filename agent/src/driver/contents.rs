@@ -302,9 +302,20 @@ impl Driver {
         peer: HostKey,
         id: ContentId,
         chunk: ChunkIndex,
+        number: u64,
         receipt: Receipt,
     ) {
-        self.transfers.remove(&(peer, id, chunk));
+        let key = (peer, id, chunk);
+        let current = self
+            .transfers
+            .get(&key)
+            .is_some_and(|transfer| transfer.number == number);
+        if current {
+            self.transfers.remove(&key);
+        } else if receipt.is_lost() {
+            // it went over a connection that is gone, and is asked for again over the next
+            return;
+        }
         self.metrics
             .received_bytes
             .get_or_create(&SourceLabel {
@@ -802,9 +813,9 @@ impl Driver {
         }
         let (id, digest, shelves) = (content.id, content.digest, content.shelves.clone());
         // what it is sending was made before it knew
-        for ((peer, of, chunk), token) in &self.transfers {
+        for ((peer, of, chunk), transfer) in &self.transfers {
             if *peer == maker && *of == id && *chunk >= from {
-                token.cancel();
+                transfer.token.cancel();
             }
         }
         self.spawn_blocking(move || Input::Dropped {

@@ -96,6 +96,8 @@ pub(super) struct Image {
     pub(super) digest: Digest,
     pub(super) layout: Arc<Layout>,
     manifest: Arc<[u8]>,
+    /// Names the coordinator's last order of it in this life; 0 before the first.
+    pub(super) order: u64,
     /// As they were ordered last: the registry is asked by the first.
     pub(super) references: Vec<String>,
     pub(super) access: Access,
@@ -136,6 +138,7 @@ impl Image {
             digest: *layout.digest(),
             layout,
             manifest,
+            order: 0,
             references,
             access,
             state: StageState::Queued,
@@ -282,6 +285,7 @@ impl Driver {
         let now = self.now();
         if let Some(image) = self.images.get_mut(&digest) {
             image.access = access;
+            image.order = order.order;
             if image.state == StageState::Gone {
                 image.ordered = Instant::now();
             }
@@ -289,6 +293,12 @@ impl Driver {
             image.references = order.references;
             self.report_due = true;
             self.refresh();
+            return;
+        }
+        if order.manifest.is_empty() {
+            // it was here when the order was made; a full report says that it isn't, and brings another order
+            info!(image = %digest, "order without a manifest for an image that isn't here");
+            self.report(true);
             return;
         }
         let layout = match Layout::parse(&order.manifest, &digest) {
@@ -304,7 +314,8 @@ impl Driver {
         info!(image = %digest, references = ?order.references, bytes = layout.content_bytes(), "staging");
         self.declined.remove(&digest);
         self.reconciler.order(digest, &order.references, now);
-        let image = Image::new(layout, order.manifest.into(), order.references, access);
+        let mut image = Image::new(layout, order.manifest.into(), order.references, access);
+        image.order = order.order;
         self.images.insert(digest, image);
         self.report_due = true;
         // names of other images may be its own now
@@ -668,6 +679,7 @@ impl Driver {
 
     /// What isn't installed goes. What is stays: tart's user may need it.
     pub(super) fn give_up(&mut self, digest: Digest) {
+        self.forget_order(digest);
         if self.reconciler.is_installed(&digest) || !self.images.contains_key(&digest) {
             return;
         }
@@ -678,10 +690,18 @@ impl Driver {
         self.report(true);
     }
 
+    /// The order to stage it doesn't hold any more: where it is wanted again, this host has to be told again.
+    fn forget_order(&mut self, digest: Digest) {
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.order = 0;
+        }
+    }
+
     /// Staging stops, and what is on the disk stays: it is ordered again, or cancelled.
     pub(super) fn hold_stage(&mut self, digest: Digest) {
         self.declined.remove(&digest);
         self.reconciler.hold(digest);
+        self.forget_order(digest);
         let Some(image) = self.images.get(&digest) else {
             return;
         };

@@ -1,12 +1,15 @@
 //! The hosts of the roster: their addresses, connections, and what waits to be told to each.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use link::Connection;
 use proto::{
     ChunkSet, Digest, HostId, HostKey,
     chunks::ParseRunsError,
-    message::{Have, Load, PeerUpdate, RosterEntry},
+    message::{Have, Load, PeerUpdate, RosterChange, RosterEntry},
 };
 use tokio::sync::mpsc;
 
@@ -23,13 +26,18 @@ const REMEMBERED_BYTES: usize = 256 << 10;
 /// What a content takes there besides its runs: digest, lengths, the map's own.
 const ENTRY_BYTES: usize = 96;
 
-/// The most connections that are kept to one peer: both sides may dial at once.
-const CONNECTIONS: usize = 2;
+/// The most connections that are kept to one peer: both sides may dial at once, and one of its earlier life may still be
+/// there.
+const CONNECTIONS: usize = 3;
 
 /// Every host that may be talked to.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     members: BTreeMap<HostKey, Member>,
+    /// Names this roster, as the coordinator did; 0 before the first.
+    epoch: u64,
+    /// Whom this host follows, where they are on the roster.
+    neighbours: BTreeSet<String>,
     /// Of all that were on a roster, those that fell off it too.
     names: BTreeMap<HostKey, HostId>,
     next_serial: u64,
@@ -41,8 +49,10 @@ struct Member {
     address: Option<SocketAddr>,
     zone: String,
     neighbour: bool,
-    /// Oldest first; the first carries our streams.
+    /// The first carries our streams; the others are in reserve, oldest first.
     connections: Vec<(u64, Connection)>,
+    /// The life that the peer named last, and the connection on which it did.
+    life: Option<(u64, u64)>,
     updates: Option<mpsc::Sender<PeerUpdate>>,
     have: BTreeMap<Digest, (ChunkSet, bool)>,
     load: Option<Load>,
@@ -94,26 +104,104 @@ pub(super) enum Ended {
     /// It was the only one.
     Last,
     /// Another one takes over.
-    Other {
-        connection: Connection,
-        updates: mpsc::Receiver<PeerUpdate>,
-    },
+    Other(Takeover),
     /// It carried nothing of ours.
     Unused,
+}
+
+/// A connection that carries our streams from now on. Everything begins anew on it: what we announced before is to be
+/// announced again, and the peer does the same.
+#[derive(Debug)]
+pub(super) struct Takeover {
+    pub(super) connection: Connection,
+    /// What is to be told on it.
+    pub(super) updates: mpsc::Receiver<PeerUpdate>,
 }
 
 /// Names that are remembered, a few fleets' worth.
 const MAX_NAMES: usize = 4096;
 
+impl Member {
+    /// What was told on a connection is void: both sides begin anew on the next.
+    fn forget_told(&mut self) {
+        self.updates = None;
+        self.have.clear();
+        self.load = None;
+        self.remembered = Remembered::default();
+    }
+
+    fn take_over(&mut self, connection: Connection) -> Takeover {
+        self.forget_told();
+        let (sender, updates) = mpsc::channel(UPDATES);
+        self.updates = Some(sender);
+        Takeover {
+            connection,
+            updates,
+        }
+    }
+}
+
 impl Members {
-    /// Takes over a new roster; the hosts that fell off it are disconnected. `me` is left out.
+    /// Names the roster; 0 before the first.
+    pub(super) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Takes over a new roster and new neighbours; the hosts that fell off the roster are disconnected. `me` is left out.
     pub(super) fn replace(
         &mut self,
         me: &HostId,
+        epoch: u64,
         roster: &[RosterEntry],
         neighbours: &[String],
     ) -> Vec<swarm::event::Peer> {
-        let mut before = std::mem::take(&mut self.members);
+        self.neighbours = neighbours.iter().cloned().collect();
+        self.enter(me, epoch, BTreeMap::new(), roster)
+    }
+
+    /// Changes the roster; `None` where the change is of another roster than this one. `me` is left out.
+    pub(super) fn change(
+        &mut self,
+        me: &HostId,
+        change: &RosterChange,
+    ) -> Option<Vec<swarm::event::Peer>> {
+        let kept = match change.from_epoch {
+            0 => BTreeMap::new(),
+            from if from == self.epoch => {
+                let mut kept = std::mem::take(&mut self.members);
+                let gone = change.gone.iter().filter_map(|host| host.parse().ok());
+                for host in gone.map(|host: HostId| host.key()) {
+                    // put back, for `enter` to find that it fell off
+                    if let Some(gone) = kept.remove(&host) {
+                        self.members.insert(host, gone);
+                    }
+                }
+                kept
+            }
+            _ => return None,
+        };
+        Some(self.enter(me, change.epoch, kept, &change.hosts))
+    }
+
+    /// Follows these hosts from now on.
+    pub(super) fn follow(&mut self, neighbours: Vec<String>) -> Vec<swarm::event::Peer> {
+        self.neighbours = neighbours.into_iter().collect();
+        for member in self.members.values_mut() {
+            member.neighbour = self.neighbours.contains(member.host.as_str());
+        }
+        self.peers()
+    }
+
+    /// Makes a roster of the members that are `kept` and of these entries; all other members fell off it.
+    fn enter(
+        &mut self,
+        me: &HostId,
+        epoch: u64,
+        kept: BTreeMap<HostKey, Member>,
+        roster: &[RosterEntry],
+    ) -> Vec<swarm::event::Peer> {
+        self.epoch = epoch;
+        let mut before = std::mem::replace(&mut self.members, kept);
         for entry in roster {
             let Ok(host) = entry.host.parse::<HostId>() else {
                 continue;
@@ -122,12 +210,14 @@ impl Members {
                 continue;
             }
             let key = host.key();
-            let mut member = before.remove(&key).unwrap_or_else(|| Member {
+            let known = before.remove(&key).or_else(|| self.members.remove(&key));
+            let mut member = known.unwrap_or_else(|| Member {
+                neighbour: self.neighbours.contains(host.as_str()),
                 host,
                 address: None,
                 zone: String::new(),
-                neighbour: false,
                 connections: Vec::new(),
+                life: None,
                 updates: None,
                 have: BTreeMap::new(),
                 load: None,
@@ -135,7 +225,7 @@ impl Members {
             });
             member.address = entry.address.parse().ok();
             member.zone.clone_from(&entry.zone);
-            member.neighbour = neighbours.contains(&entry.host);
+            member.neighbour = self.neighbours.contains(&entry.host);
             self.members.insert(key, member);
         }
         if self.names.len() > MAX_NAMES {
@@ -152,6 +242,11 @@ impl Members {
                 );
             }
         }
+        self.peers()
+    }
+
+    /// The members as the swarm knows them.
+    fn peers(&self) -> Vec<swarm::event::Peer> {
         let mut zones = BTreeMap::new();
         self.members
             .iter()
@@ -162,7 +257,7 @@ impl Members {
                 let zone = if member.zone.is_empty() {
                     0
                 } else {
-                    *zones.entry(member.zone.clone()).or_insert(next)
+                    *zones.entry(member.zone.as_str()).or_insert(next)
                 };
                 swarm::event::Peer {
                     key: *key,
@@ -212,8 +307,8 @@ impl Members {
         self.next_serial += 1;
         member.connections.push((self.next_serial, connection));
         if member.connections.len() > CONNECTIONS {
-            // a peer that restarted dials again before we notice that the old connection is dead
-            let (_, oldest) = member.connections.remove(0);
+            // never the first: who gave our streams another connection would have to begin anew on it
+            let (_, oldest) = member.connections.remove(1);
             oldest.close(link::CloseCode::Replaced, "replaced by a newer connection");
         }
         let updates = (member.connections.len() == 1).then(|| {
@@ -222,6 +317,35 @@ impl Members {
             receiver
         });
         Some((self.next_serial, updates))
+    }
+
+    /// The peer introduces itself on a connection. Where it lives another life than before, it was restarted: the
+    /// connections of its earlier life are dead, although nobody has noticed that yet, and this one takes over.
+    pub(super) fn introduced(&mut self, peer: HostKey, serial: u64, life: u64) -> Option<Takeover> {
+        let member = self.members.get_mut(&peer)?;
+        let at = member
+            .connections
+            .iter()
+            .position(|(other, _)| *other == serial)?;
+        let before = member.life.replace((life, serial));
+        let restarted = match before {
+            // a version that doesn't name its lives introduces itself once in each, unless it lost the connection
+            Some((0, introduced_on)) if life == 0 => introduced_on != serial,
+            Some((known, _)) => known != life,
+            None => false,
+        };
+        if !restarted || at == 0 {
+            return None;
+        }
+        let (_, connection) = member.connections[at].clone();
+        for (other, dead) in std::mem::take(&mut member.connections) {
+            if other == serial {
+                member.connections.push((other, dead));
+            } else {
+                dead.close(link::CloseCode::Replaced, "the peer was restarted");
+            }
+        }
+        Some(member.take_over(connection))
     }
 
     /// Forgets a connection that ended.
@@ -234,19 +358,12 @@ impl Members {
         if first != Some(serial) && !member.connections.is_empty() {
             return Ended::Unused;
         }
-        member.updates = None;
-        member.have.clear();
-        member.remembered = Remembered::default();
-        match member.connections.first() {
-            None => Ended::Last,
-            Some((_, connection)) => {
-                let (sender, updates) = mpsc::channel(UPDATES);
-                member.updates = Some(sender);
-                Ended::Other {
-                    connection: connection.clone(),
-                    updates,
-                }
+        match member.connections.first().cloned() {
+            None => {
+                member.forget_told();
+                Ended::Last
             }
+            Some((_, connection)) => Ended::Other(member.take_over(connection)),
         }
     }
 
@@ -352,7 +469,127 @@ impl Members {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use link::{Authorised, Endpoint, Settings};
+
     use super::*;
+    use crate::identity::tests::Authority;
+
+    /// Two hosts on loopback, and connections from the first to the second.
+    struct Line {
+        from: Endpoint,
+        to: Endpoint,
+        there: HostId,
+        /// The other ends: a connection lives as long as both.
+        kept: Vec<Connection>,
+    }
+
+    impl Line {
+        fn new() -> Self {
+            let authority = Authority::new();
+            let later = SystemTime::now() + Duration::from_hours(1);
+            let open = |name| {
+                let credentials = authority.identity(name, later).credentials().unwrap();
+                let settings = Settings::default();
+                Endpoint::bind(([127, 0, 0, 1], 0).into(), credentials, &settings).unwrap()
+            };
+            let (from, to) = (open("me"), open("peer"));
+            to.authorise(Authorised::Anyone);
+            Self {
+                from,
+                to,
+                there: "peer".parse().unwrap(),
+                kept: Vec::new(),
+            }
+        }
+
+        async fn connect(&mut self) -> Connection {
+            let address = self.to.local_addr().unwrap();
+            let (ours, theirs) = tokio::join!(self.from.connect(address, &self.there), async {
+                self.to.accept().await.unwrap().establish().await
+            });
+            self.kept.push(theirs.unwrap());
+            ours.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_was_restarted_is_talked_to_on_its_new_connection() {
+        let mut line = Line::new();
+        let mut members = Members::default();
+        let me: HostId = "me".parse().unwrap();
+        let entry = RosterEntry {
+            host: "peer".into(),
+            ..RosterEntry::default()
+        };
+        members.replace(&me, 1, &[entry], &[]);
+        let peer = line.there.key();
+        let dead = line.connect().await;
+        let (old, _updates) = members.connected(peer, dead.clone()).unwrap();
+        assert!(members.introduced(peer, old, 5).is_none());
+        // both sides dialled: the peer introduces itself on the other connection, and lives the same life
+        let (second, updates) = members.connected(peer, line.connect().await).unwrap();
+        assert!(updates.is_none());
+        assert!(members.introduced(peer, second, 5).is_none());
+        // it was killed, and comes back
+        let fresh = line.connect().await;
+        let (third, updates) = members.connected(peer, fresh.clone()).unwrap();
+        assert!(updates.is_none());
+        members.announce(peer, digest(1), ChunkSet::full(3), true);
+        assert!(members.introduced(peer, third, 6).is_some());
+        let carries = members.connection(peer).unwrap();
+        assert_eq!(carries.close_reason(), None);
+        assert!(dead.close_reason().is_some());
+        // what was told on the dead connection isn't told on the new one: everything is announced anew
+        assert!(members.members[&peer].have.is_empty());
+        assert!(matches!(members.ended(peer, old), Ended::Unused));
+        assert!(matches!(members.ended(peer, second), Ended::Unused));
+        assert!(members.introduced(peer, third, 6).is_none());
+        assert!(matches!(members.ended(peer, third), Ended::Last));
+    }
+
+    #[tokio::test]
+    async fn a_version_that_names_no_life_was_restarted_when_it_introduces_itself_again() {
+        let mut line = Line::new();
+        let mut members = Members::default();
+        let me: HostId = "me".parse().unwrap();
+        let entry = RosterEntry {
+            host: "peer".into(),
+            ..RosterEntry::default()
+        };
+        members.replace(&me, 1, &[entry], &[]);
+        let peer = line.there.key();
+        let (first, _) = members.connected(peer, line.connect().await).unwrap();
+        let (second, _) = members.connected(peer, line.connect().await).unwrap();
+        assert!(members.introduced(peer, first, 0).is_none());
+        assert!(members.introduced(peer, second, 0).is_some());
+    }
+
+    #[tokio::test]
+    async fn however_often_a_peer_connects_our_streams_have_a_connection_that_is_told() {
+        let mut line = Line::new();
+        let mut members = Members::default();
+        let me: HostId = "me".parse().unwrap();
+        let entry = RosterEntry {
+            host: "peer".into(),
+            ..RosterEntry::default()
+        };
+        members.replace(&me, 1, &[entry], &[]);
+        let peer = line.there.key();
+        let first = line.connect().await;
+        let (serial, updates) = members.connected(peer, first.clone()).unwrap();
+        for _ in 0..2 * CONNECTIONS {
+            let (_, more) = members.connected(peer, line.connect().await).unwrap();
+            assert!(more.is_none());
+        }
+        assert_eq!(members.members[&peer].connections.len(), CONNECTIONS);
+        assert_eq!(members.members[&peer].connections[0].0, serial);
+        assert_eq!(first.close_reason(), None);
+        members.announce(peer, digest(1), ChunkSet::full(3), true);
+        members.flush_updates();
+        assert_eq!(updates.unwrap().try_recv().unwrap().have.len(), 1);
+    }
 
     fn digest(at: u32) -> Digest {
         Digest::of(&at.to_le_bytes())
@@ -369,18 +606,72 @@ mod tests {
         };
         let host = |name: &str| name.parse::<HostId>().unwrap();
         let mut members = Members::default();
-        members.replace(&host("me"), &roster(&["me", "a", "liar"]), &[]);
-        members.replace(&host("me"), &roster(&["me", "a"]), &[]);
+        members.replace(&host("me"), 1, &roster(&["me", "a", "liar"]), &[]);
+        members.replace(&host("me"), 1, &roster(&["me", "a"]), &[]);
         let liar = host("liar");
         assert_eq!(members.host(liar.key()), None);
         assert_eq!(members.name(liar.key()), Some(liar));
         assert_eq!(members.name(host("invented").key()), None);
         for at in 0..3 * MAX_NAMES {
             let name = format!("h{at}");
-            members.replace(&host("me"), &roster(&[&name]), &[]);
+            members.replace(&host("me"), 1, &roster(&[&name]), &[]);
             assert!(members.names.len() <= MAX_NAMES + 1);
             assert_eq!(members.name(host(&name).key()), Some(host(&name)));
         }
+    }
+
+    #[test]
+    fn a_change_is_of_the_roster_that_is_here_or_of_none() {
+        let entry = |host: &str, address: &str| RosterEntry {
+            host: host.into(),
+            address: address.into(),
+            zone: String::new(),
+        };
+        let me: HostId = "me".parse().unwrap();
+        let key = |host: &str| host.parse::<HostId>().unwrap().key();
+        let mut members = Members::default();
+        let first = RosterChange {
+            from_epoch: 0,
+            epoch: 7,
+            hosts: vec![
+                entry("me", "10.0.0.9:1"),
+                entry("a", "10.0.0.1:1"),
+                entry("b", "10.0.0.2:1"),
+            ],
+            gone: Vec::new(),
+        };
+        assert_eq!(members.change(&me, &first).unwrap().len(), 2);
+        // a neighbour counts once it is on the roster
+        members.follow(vec!["b".into(), "c".into()]);
+        let second = RosterChange {
+            from_epoch: 7,
+            epoch: 8,
+            hosts: vec![entry("b", "10.0.0.2:2"), entry("c", "10.0.0.3:1")],
+            gone: vec!["a".into(), "nobody".into()],
+        };
+        let peers = members.change(&me, &second).unwrap();
+        let mut follows: Vec<_> = peers
+            .iter()
+            .map(|peer| (peer.key, peer.neighbour))
+            .collect();
+        follows.sort_unstable();
+        let mut expected = [(key("b"), true), (key("c"), true)];
+        expected.sort_unstable();
+        assert_eq!(follows, expected);
+        let address = members.address(key("b")).unwrap().1;
+        assert_eq!(address, "10.0.0.2:2".parse().unwrap());
+        assert_eq!(members.epoch(), 8);
+        // of another roster: nothing changes
+        assert!(members.change(&me, &second).is_none());
+        assert_eq!((members.epoch(), members.hosts().count()), (8, 2));
+        let whole = RosterChange {
+            from_epoch: 0,
+            epoch: 9,
+            hosts: vec![entry("c", "10.0.0.3:1")],
+            gone: Vec::new(),
+        };
+        assert!(members.change(&me, &whole).unwrap()[0].neighbour);
+        assert_eq!(members.hosts().count(), 1);
     }
 
     #[test]

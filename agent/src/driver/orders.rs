@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use link::Authorised;
 use proto::{
     ChunkIndex, Digest,
-    message::{Order, Roster, order},
+    message::{Order, order},
 };
-use swarm::Event;
+use swarm::{Event, event::Peer};
 use tracing::{debug, info, warn};
 
 use super::Driver;
@@ -19,6 +19,8 @@ impl Driver {
             Heard::Up(reports) => {
                 self.session = Some(reports);
                 self.reconciler.session();
+                // a session begins with nothing said
+                self.without_source = Some(Vec::new());
                 self.report(true);
                 self.tell(Event::Coordinator(true));
             }
@@ -35,7 +37,26 @@ impl Driver {
 
     fn order(&mut self, order: Order) {
         match order.kind {
-            Some(order::Kind::Roster(roster)) => self.roster(&roster),
+            Some(order::Kind::Roster(roster)) => {
+                let peers =
+                    self.members
+                        .replace(&self.me, roster.epoch, &roster.hosts, &roster.neighbours);
+                self.roster(peers);
+            }
+            Some(order::Kind::RosterChange(change)) => {
+                match self.members.change(&self.me, &change) {
+                    Some(peers) => self.roster(peers),
+                    None => {
+                        debug!(epoch = change.epoch, "change of a roster that isn't here");
+                        self.roster_wanted = true;
+                        self.report(false);
+                    }
+                }
+            }
+            Some(order::Kind::Neighbours(neighbours)) => {
+                let peers = self.members.follow(neighbours.hosts);
+                self.tell(Event::Roster(peers));
+            }
             Some(order::Kind::Stage(order)) => self.order_stage(order),
             Some(order::Kind::Cancel(order)) => {
                 self.with_digest(&order.manifest_digest, |driver, digest| {
@@ -98,11 +119,13 @@ impl Driver {
         }
     }
 
-    fn roster(&mut self, roster: &Roster) {
-        let peers = self
-            .members
-            .replace(&self.me, &roster.hosts, &roster.neighbours);
-        debug!(hosts = peers.len(), epoch = roster.epoch, "roster");
+    /// The roster changed.
+    fn roster(&mut self, peers: Vec<Peer>) {
+        let epoch = self.members.epoch();
+        debug!(hosts = peers.len(), epoch, "roster");
+        // what the next session says first
+        self.hello
+            .send_modify(|hello| hello.roster_epoch = Some(epoch));
         let hosts: BTreeSet<_> = self
             .members
             .hosts()

@@ -10,10 +10,10 @@ use proto::{
     figure::Span,
     message::{
         Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginTrouble, Report,
-        Retraction, StageState, Volume,
+        Retraction, StageState, Volume, WithoutSource,
     },
 };
-use swarm::{Event, event::ContentId};
+use swarm::{Event, Stall, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::info;
 
@@ -26,6 +26,12 @@ use crate::{
 /// A registry that was asked and gives nothing for this long is reported as silent: half of the time after which the
 /// coordinator lets a lease pass on, so that it knows why by then.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
+
+/// A content that nothing came of for this long, and that no peer has more of, is reported to have no source here.
+const NO_SOURCE: Duration = Duration::from_secs(2);
+
+/// Contents without a source in one report: the first ones, which are leased first.
+const MAX_WITHOUT_SOURCE: usize = 16;
 
 /// A lease that this host holds.
 #[derive(Clone, Debug, Default)]
@@ -145,6 +151,7 @@ impl Driver {
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
             takes_names: true,
+            roster_epoch: Some(self.members.epoch()),
         });
         let leases = self
             .leases
@@ -187,6 +194,8 @@ impl Driver {
             }),
             mirror: self.mirror.wants(full),
             names: self.reconciler.confirmed(),
+            roster_wanted: std::mem::take(&mut self.roster_wanted),
+            without_source: self.without_source(&status),
         };
         let Some(session) = &self.session else {
             self.keep_unsent(report);
@@ -202,8 +211,34 @@ impl Driver {
         }
     }
 
+    /// The first contents that this host wants and finds no source of, where they are others than those that it last said.
+    fn without_source(&mut self, status: &swarm::Status) -> Option<WithoutSource> {
+        let lacking = status.contents.iter().filter(|content| {
+            let waits = content.stall.is_some_and(Stall::is_for_want_of_a_source);
+            waits && content.idle >= NO_SOURCE
+        });
+        let found: Vec<Digest> = lacking
+            .filter_map(|content| Some(self.contents.find(content.id)?.digest))
+            .take(MAX_WITHOUT_SOURCE)
+            .collect();
+        let said = self.without_source.as_ref() == Some(&found);
+        let message = (!said).then(|| WithoutSource {
+            contents: found
+                .iter()
+                .map(|content| content.as_bytes().to_vec())
+                .collect(),
+        });
+        self.without_source = Some(found);
+        message
+    }
+
     /// What must not be lost with a report that couldn't be sent: ends of leases, accusations, and what we took back.
     fn keep_unsent(&mut self, report: Report) {
+        self.roster_wanted |= report.roster_wanted;
+        if report.without_source.is_some() {
+            // said anew when it can be
+            self.without_source = None;
+        }
         if report.mirror.is_some() {
             self.mirror.unsent();
         }
@@ -266,6 +301,7 @@ impl Driver {
                     u64::try_from(checked.elapsed().as_millis()).unwrap_or(u64::MAX)
                 }),
                 golden: image.golden,
+                order: Some(image.order),
                 // another name for what is present takes nothing from the names that it has
                 ready_references: match image.state {
                     StageState::Present | StageState::Installing | StageState::Failed => {
@@ -409,7 +445,7 @@ impl Driver {
 
     fn count_states(&self, status: &swarm::Status) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        for reason in swarm::Stall::ALL {
+        for reason in Stall::ALL {
             let count = status
                 .contents
                 .iter()
@@ -496,7 +532,7 @@ mod tests {
             message: "connection refused".into(),
         };
         let still = Some(swarm::Standstill {
-            stall: swarm::Stall::Throttled,
+            stall: Stall::Throttled,
             since: Duration::from_secs(65),
         });
         let reason = |state, trouble, still| words(state, trouble, still).0;

@@ -7,8 +7,8 @@ use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, MAX_SUSPECT, Opened, ROSTER_KEEP, Refused,
-    Session, orders::bandwidth,
+    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, MAX_SUSPECT, MAX_WITHOUT_SOURCE, Opened,
+    ROSTER_KEEP, Refused, Session, orders::bandwidth,
 };
 use crate::{
     config::MAX_HOSTS,
@@ -80,6 +80,7 @@ impl Driver {
             wanted.ordered.remove(host);
         }
         self.plan.handle(now, Event::HostForgotten(host.clone()));
+        self.roster_changes(now);
     }
 
     pub(super) fn open(&mut self, now: Moment, opened: Opened) {
@@ -118,14 +119,22 @@ impl Driver {
             address,
             zone: known.zone.clone(),
         });
-        if known.place != place {
+        let moved = known.place != place;
+        if moved {
             known.place = place;
             self.places_due.get_or_insert(now + ROSTER_KEEP);
         }
+        let has = hello.images.iter().filter_map(|image| {
+            let manifest = message::digest(&image.manifest).ok()?;
+            Some((manifest, image.order?))
+        });
         let replaced = known.session.replace(Session {
             number: session,
             orders,
             since: now,
+            greeted: false,
+            roster: hello.roster_epoch,
+            has: has.take(MAX_IMAGES_PER_HOST).collect(),
         });
         known.lost_at = None;
         self.refusals.forget(&host);
@@ -140,6 +149,9 @@ impl Driver {
             self.plan.handle(now, Event::HostDisconnected(host.clone()));
         }
         self.plan.handle(now, Event::HostConnected(host.clone()));
+        if moved {
+            self.roster_changes(now);
+        }
         for image in &hello.images {
             self.image(now, &host, image);
         }
@@ -250,6 +262,20 @@ impl Driver {
         self.presence_heard(now, host, &report.images, report.full, report.names);
         if report.full {
             self.forget_unreported(now, host, report);
+            self.leases_held(now, host, report);
+        }
+        if report.roster_wanted {
+            self.roster_lost(host);
+        }
+        if let Some(without) = &report.without_source {
+            let contents = without.contents.iter().take(MAX_WITHOUT_SOURCE);
+            let event = Event::WithoutSource {
+                host: host.clone(),
+                contents: contents
+                    .filter_map(|content| message::digest(content).ok())
+                    .collect(),
+            };
+            self.plan.handle(now, event);
         }
         // what is over was before a want that is new, and what runs may be for one
         let runs = |lease: &&message::LeaseState| lease.end() == message::LeaseEnd::Unspecified;
@@ -343,6 +369,9 @@ impl Driver {
         let Some(known) = self.hosts.get_mut(host) else {
             return;
         };
+        if let Some(session) = &mut known.session {
+            session.has.retain(|image, _| reported.contains(image));
+        }
         let gone: Vec<Digest> = known
             .images
             .keys()
@@ -362,6 +391,33 @@ impl Driver {
                 },
             );
         }
+    }
+
+    /// A full report names all leases that the host has.
+    fn leases_held(&mut self, now: Moment, host: &HostId, report: &message::Report) {
+        let held = report
+            .leases
+            .iter()
+            .filter_map(|lease| message::digest(&lease.content).ok());
+        let event = Event::LeasesHeld {
+            host: host.clone(),
+            contents: held.collect(),
+        };
+        self.plan.handle(now, event);
+    }
+
+    /// The host has another roster than it was thought to have.
+    fn roster_lost(&mut self, host: &HostId) {
+        debug!(%host, "host needs a whole roster");
+        if let Some(session) = self
+            .hosts
+            .get_mut(host)
+            .and_then(|known| known.session.as_mut())
+            && let Some(epoch) = &mut session.roster
+        {
+            *epoch = 0;
+        }
+        self.tell_roster_to(host, true);
     }
 
     pub(super) fn lease(&mut self, now: Moment, host: &HostId, lease: &message::LeaseState) {

@@ -27,6 +27,13 @@ impl Driver {
             };
             let news = known.told.tell(now, number, whole, &names);
             let takes_names = known.told.confirms();
+            if let Some(session) = known.session.as_mut().filter(|_| whole) {
+                // an image that isn't named is dropped there: it is to be ordered again when it is wanted again
+                let named = |image: &Digest| names.values().any(|(named, _)| named == image);
+                session
+                    .has
+                    .retain(|image, order| named(image) || *order == 0);
+            }
             self.count_presence(&host);
             // an earlier agent doesn't know the order, and takes its names from those to stage
             if news && takes_names {

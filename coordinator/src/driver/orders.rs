@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use proto::{Digest, HostId, Moment, message};
+use proto::{Digest, HostId, Moment, codec, message};
 use rollout::stage::{Action, Event, RevokeCause};
+use tokio::sync::mpsc::error::TrySendError;
 use tracing::{debug, error, warn};
 
 use super::{
     Driver, Input, Keep, PUBLISH_EVERY, RESTAGE_PAUSE, RESTAGE_PAUSE_MOST, ROSTER_PAUSE,
-    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RETRY, Wanted,
+    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RETRY, Wanted, roster,
 };
 use crate::{
     metrics::Metrics,
@@ -21,14 +22,18 @@ impl Driver {
     pub(super) fn act(&mut self, now: Moment) {
         while let Some(action) = self.plan.poll() {
             match action {
-                Action::SendRoster { host, neighbours } => {
-                    if let Some(known) = self.hosts.get_mut(&host) {
-                        known.neighbours = neighbours;
-                        self.rosters.insert(host);
-                        let hosts = u64::try_from(self.hosts.len()).unwrap_or(u64::MAX);
-                        let more = hosts.saturating_mul(hosts).min(ROSTER_PAUSE_MOST_MICROS);
-                        let pause = ROSTER_PAUSE + Duration::from_micros(more);
-                        self.roster_due.get_or_insert(now + pause);
+                Action::Neighbours { host, neighbours } => {
+                    let Some(known) = self.hosts.get_mut(&host) else {
+                        continue;
+                    };
+                    known.neighbours = neighbours;
+                    let session = known.session.as_ref();
+                    if session.is_some_and(|session| !session.greeted) {
+                        // who comes back waits for nobody
+                        self.tell_roster_to(&host, true);
+                    } else {
+                        self.neighbours_due.insert(host);
+                        self.roster_changes(now);
                     }
                 }
                 Action::Cancel { image, .. }
@@ -93,6 +98,7 @@ impl Driver {
         }
     }
 
+    /// Orders a host to stage an image, unless it has the order already.
     pub(super) fn order_stage(&mut self, host: &HostId, image: Digest) {
         let Some(wanted) = self.wants.get_mut(&image) else {
             return;
@@ -103,19 +109,34 @@ impl Driver {
             .filter(|(_, (named, _))| *named == image)
             .map(|(reference, _)| reference)
             .collect();
-        let known = wanted.orders.iter().find(|(names, _)| *names == named);
-        let order = if let Some((_, order)) = known {
-            order.clone()
-        } else {
-            let token = wanted.token.as_ref().map(|(token, _)| token);
-            let mut references = named.clone();
-            // the registry is asked by the first, and the token is for one repository
-            let first = wanted.token_reference();
-            references.sort_by_key(|reference| Some(reference) != first.as_ref());
-            let order = Arc::new(stage_order(&wanted.want, references, token));
-            wanted.orders.push((named, order.clone()));
-            order
+        let orders = wanted.orders_for(named);
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
         };
+        let state = known.images.get(&image).map(|progress| progress.state);
+        let Some(session) = &mut known.session else {
+            return;
+        };
+        let has = session.has.get(&image).copied();
+        // who can't go on is asked to try again, and whoever isn't done needs each new token
+        let goes_on = match state {
+            Some(HostState::Present) => true,
+            Some(HostState::Queued | HostState::Staging | HostState::Installing) => {
+                !orders.with_token
+            }
+            Some(HostState::Failed | HostState::Gone | HostState::Waiting) | None => false,
+        };
+        if has == Some(orders.number) && goes_on {
+            return;
+        }
+        let order = match has {
+            Some(_) => orders.brief.clone(),
+            None => orders.whole.clone(),
+        };
+        // a version that names no roster's epoch can't say either that it lacks the manifest
+        if session.roster.is_some() {
+            session.has.insert(image, orders.number);
+        }
         self.order_shared(host, &order);
     }
 
@@ -123,6 +144,13 @@ impl Driver {
         if let Some(wanted) = self.wants.get_mut(&image) {
             // a new pull token is nothing to it now
             wanted.ordered.remove(host);
+        }
+        if let Some(session) = self
+            .hosts
+            .get_mut(host)
+            .and_then(|known| known.session.as_mut())
+        {
+            session.has.remove(&image);
         }
         let order = message::CancelOrder {
             manifest_digest: image.as_bytes().to_vec(),
@@ -142,9 +170,14 @@ impl Driver {
         let Some(session) = &known.session else {
             return;
         };
-        if session.orders.try_send(order.clone()).is_err() {
+        if let Err(error) = session.orders.try_send(order.clone()) {
             // Its end comes in as an input once the session's task sees that the queue is gone.
-            warn!(%host, "host doesn't take its orders; its session is given up");
+            match error {
+                TrySendError::Full(_) => {
+                    warn!(%host, "host doesn't take its orders; its session is given up");
+                }
+                TrySendError::Closed(_) => debug!(%host, "order for a session that has ended"),
+            }
             known.session = None;
             known.lost_at = Some(Moment::START + self.started.elapsed());
             let now = self.now();
@@ -157,7 +190,7 @@ impl Driver {
         let now = self.now();
         if self.roster_due.is_some_and(|due| due <= now) {
             self.roster_due = None;
-            self.send_rosters();
+            self.tell_roster();
             self.act(now);
         }
         if self.places_due.is_some_and(|due| due <= now) {
@@ -197,35 +230,58 @@ impl Driver {
         }
     }
 
-    /// Sends the rosters that are due. Hosts that are away stay on them: after a restart of the coordinator the others
-    /// go on with those that haven't connected again yet.
-    pub(super) fn send_rosters(&mut self) {
-        self.epoch += 1;
-        let entries: Vec<message::RosterEntry> = self
+    /// Something may have changed that is told of by the roster.
+    pub(super) fn roster_changes(&mut self, now: Moment) {
+        let hosts = u64::try_from(self.hosts.len()).unwrap_or(u64::MAX);
+        let more = hosts.saturating_mul(hosts).min(ROSTER_PAUSE_MOST_MICROS);
+        let pause = ROSTER_PAUSE + Duration::from_micros(more);
+        self.roster_due.get_or_insert(now + pause);
+    }
+
+    /// Makes the roster of the hosts as they are. Those that are away stay on it: after a restart of the coordinator the
+    /// others go on with those that haven't connected again yet. Whether it changed.
+    pub(super) fn refresh_roster(&mut self) -> bool {
+        let trusted = self
             .hosts
             .iter()
-            .filter(|(host, _)| !self.quarantined.contains(host))
-            .filter_map(|(host, known)| {
-                let place = known.place.as_ref()?;
-                Some(message::RosterEntry {
-                    host: host.to_string(),
-                    address: place.address.to_string(),
-                    zone: place.zone.clone(),
-                })
-            })
-            .collect();
-        let epoch = self.epoch;
-        for host in std::mem::take(&mut self.rosters) {
-            let Some(known) = self.hosts.get(&host) else {
-                continue;
-            };
-            let neighbours = known.neighbours.iter().map(ToString::to_string).collect();
-            let roster = message::Roster {
-                epoch,
-                hosts: entries.clone(),
-                neighbours,
-            };
-            self.order(&host, kind(message::order::Kind::Roster(roster)));
+            .filter(|(host, _)| !self.quarantined.contains(host));
+        let places = trusted.filter_map(|(host, known)| Some((host.clone(), known.place.clone()?)));
+        self.roster.set(places.collect())
+    }
+
+    /// Tells every host what changed in the roster since the one that it has, and whom it follows where that changed.
+    fn tell_roster(&mut self) {
+        let changed = self.refresh_roster();
+        let due = std::mem::take(&mut self.neighbours_due);
+        let hosts: Vec<HostId> = match changed {
+            true => self.hosts.keys().cloned().collect(),
+            false => due.iter().cloned().collect(),
+        };
+        for host in hosts {
+            self.tell_roster_to(&host, due.contains(&host));
+        }
+    }
+
+    /// Tells a host what changed in the roster since the one that it has, and (`follows`) whom it follows.
+    pub(super) fn tell_roster_to(&mut self, host: &HostId, follows: bool) {
+        let Some(known) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let Some(session) = &mut known.session else {
+            return;
+        };
+        session.greeted = true;
+        let Some(has) = session.roster else {
+            let whole = self.roster.whole(&known.neighbours);
+            return self.order(host, whole);
+        };
+        session.roster = Some(self.roster.epoch());
+        let neighbours = follows.then(|| roster::neighbours(&known.neighbours));
+        if let Some(change) = self.roster.since(has) {
+            self.order_shared(host, &change);
+        }
+        if let Some(neighbours) = neighbours {
+            self.order(host, neighbours);
         }
     }
 
@@ -242,6 +298,8 @@ impl Driver {
             return;
         }
         self.quarantined = quarantined;
+        let now = self.now();
+        self.roster_changes(now);
         let order = Arc::new(self.limits());
         let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
         for host in hosts {
@@ -380,18 +438,62 @@ impl Wanted {
         let named = named.find(|name| references.contains(*name));
         named.or(references.first()).cloned()
     }
+
+    /// The orders to a host where these references name the image. Made once for all such hosts.
+    fn orders_for(&mut self, named: Vec<String>) -> &StageOrders {
+        let known = self.orders.iter().position(|(names, _)| *names == named);
+        let at = known.unwrap_or_else(|| {
+            let token = self.token.as_ref().map(|(token, _)| token);
+            let mut references = named.clone();
+            // the registry is asked by the first, and the token is for one repository
+            let first = self.token_reference();
+            references.sort_by_key(|reference| Some(reference) != first.as_ref());
+            let orders = StageOrders::new(&self.want, references, token);
+            self.orders.push((named, orders));
+            self.orders.len() - 1
+        });
+        &self.orders[at].1
+    }
 }
 
-fn stage_order(want: &Want, references: Vec<String>, token: Option<&PullToken>) -> message::Order {
-    kind(message::order::Kind::Stage(message::StageOrder {
-        manifest_digest: want.digest().as_bytes().to_vec(),
-        manifest: want.manifest.to_vec(),
-        references,
-        media_type: want.media_type.clone(),
-        token: token.map(|token| message::PullToken {
+/// What hosts are ordered that shall hold an image.
+#[derive(Clone, Debug)]
+pub(super) struct StageOrders {
+    /// Names all that they say but for the token: who has it needs it no more.
+    number: u64,
+    with_token: bool,
+    whole: Arc<message::Order>,
+    /// The same without the manifest, for hosts that have that.
+    brief: Arc<message::Order>,
+}
+
+impl StageOrders {
+    fn new(want: &Want, references: Vec<String>, token: Option<&PullToken>) -> Self {
+        let mut order = message::StageOrder {
+            manifest_digest: want.digest().as_bytes().to_vec(),
+            references,
+            media_type: want.media_type.clone(),
+            plain_http: want.plain_http,
+            ..message::StageOrder::default()
+        };
+        let said = kind(message::order::Kind::Stage(order.clone()));
+        // without a manifest it is far below the limit
+        let digest = Digest::of(&codec::encode(&said).unwrap_or_default());
+        let first = digest.as_bytes().first_chunk();
+        order.order = first.map_or(1, |bytes| u64::from_be_bytes(*bytes).max(1));
+        order.token = token.map(|token| message::PullToken {
             authorization: token.authorization.clone(),
             expires_in_seconds: token.expires_in.as_secs(),
-        }),
-        plain_http: want.plain_http,
-    }))
+        });
+        let whole = message::StageOrder {
+            manifest: want.manifest.to_vec(),
+            ..order.clone()
+        };
+        Self {
+            number: order.order,
+            with_token: token.is_some(),
+            whole: Arc::new(kind(message::order::Kind::Stage(whole))),
+            brief: Arc::new(kind(message::order::Kind::Stage(order))),
+        }
+    }
 }

@@ -209,7 +209,7 @@ impl Rogue {
     /// Says that it holds everything, and pushes what nobody asked for, again and again.
     async fn pester(&self, connection: &Connection) -> anyhow::Result<()> {
         let (mut sender, _receiver) = connection.open().await?;
-        let updates = peer_open::Kind::Updates(Updates {});
+        let updates = peer_open::Kind::Updates(Updates::default());
         sender
             .send(&PeerOpen {
                 kind: Some(updates),

@@ -81,6 +81,8 @@ struct Node {
     believes: Vec<bool>,
     up_count: usize,
     roster: Vec<bool>,
+    /// Whom the coordinator chose as its neighbours.
+    follows: Vec<u32>,
     session: bool,
     staged: bool,
     /// The last order was to hold the image.
@@ -107,6 +109,8 @@ struct Node {
     grown_at: Nanos,
     finished_at: Option<Nanos>,
     reported: Option<(stage::event::Standing, u64)>,
+    /// Contents that it last said it finds no source of.
+    without_source: Vec<u32>,
     /// Requests under way, and whom of.
     requested: BTreeMap<(u32, u32), Vec<u32>>,
     headless_since: Option<Nanos>,
@@ -701,6 +705,7 @@ impl Node {
             believes: vec![false; setup.hosts],
             up_count: 0,
             roster: vec![false; setup.hosts],
+            follows: Vec::new(),
             session: false,
             staged: false,
             on_hold: false,
@@ -724,6 +729,7 @@ impl Node {
             grown_at: 0,
             finished_at: None,
             reported: None,
+            without_source: Vec::new(),
             requested: BTreeMap::new(),
             headless_since: None,
             down: Downlink::new(down_rate),

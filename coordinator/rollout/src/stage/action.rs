@@ -18,11 +18,11 @@ pub enum RevokeCause {
 /// What the shell shall do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send this host the roster with these neighbours.
-    SendRoster {
+    /// Tell this host whom it follows: when its session came up, and when that changed.
+    Neighbours {
         /// The host.
         host: HostId,
-        /// Whom it follows.
+        /// Its neighbours.
         neighbours: Vec<HostId>,
     },
     /// Order this host to stage an image.

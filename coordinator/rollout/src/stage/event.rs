@@ -152,6 +152,20 @@ pub enum Event {
         /// How.
         end: LeaseEnd,
     },
+    /// All leases that a host has, as it says: what it was granted in an earlier session and isn't named is lost.
+    LeasesHeld {
+        /// The host.
+        host: HostId,
+        /// The contents.
+        contents: Vec<Digest>,
+    },
+    /// A host lacks chunks of these contents that no peer has which it is connected with. Replaces what it said before.
+    WithoutSource {
+        /// The host.
+        host: HostId,
+        /// The contents; empty when there are none any more.
+        contents: Vec<Digest>,
+    },
     /// A host blames another for something that the chain or the link proved.
     Blamed {
         /// Who says so.

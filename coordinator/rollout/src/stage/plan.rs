@@ -18,14 +18,14 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
-use self::{lease::ContentState, origin::Origin, trust::Charges};
+use self::{graph::Graph, lease::ContentState, origin::Origin, trust::Charges};
 use super::{
     Action, Config, Event,
     event::{Content, Purpose, Selection, Standing, Trouble},
 };
 
-/// Rosters are sent at most this often while hosts come and go, so that a fleet that starts costs few of them.
-const ROSTER_EVERY: Duration = Duration::from_millis(200);
+/// Hosts hear of their neighbours at most this often while others come and go, so that a fleet that starts costs little.
+const NEIGHBOURS_EVERY: Duration = Duration::from_millis(200);
 /// How often leases and absences are looked at while there is something to do.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -46,8 +46,9 @@ pub struct Plan {
     /// Those of them that are mirrors'.
     mirror_leases: usize,
 
-    roster_epoch: u64,
-    roster_at: Option<Moment>,
+    graph: Graph,
+    /// When hosts are told whose neighbours changed.
+    neighbours_at: Option<Moment>,
     tick_at: Moment,
 
     /// What isn't among the images isn't wanted.
@@ -65,11 +66,11 @@ pub struct Plan {
 #[derive(Debug)]
 struct Host {
     zone: String,
-    /// Known from the fleet; else only met by its session.
     connected: bool,
-    disconnected_at: Moment,
-    neighbours: BTreeSet<HostId>,
-    sent_epoch: u64,
+    /// When its session came or went last.
+    since: Moment,
+    /// Contents of which it lacks something that no peer of it has, and since when it says so.
+    without_source: BTreeMap<Digest, Moment>,
     quarantined_until: Option<Moment>,
     charges: Charges,
     leases: usize,
@@ -101,6 +102,7 @@ impl Plan {
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
+            graph: Graph::new(config.neighbours, config.far_neighbours),
             config,
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -112,8 +114,7 @@ impl Plan {
             contents: BTreeMap::new(),
             leases: 0,
             mirror_leases: 0,
-            roster_epoch: 1,
-            roster_at: None,
+            neighbours_at: None,
             tick_at: Moment::START,
             wants_known: false,
             origins: BTreeMap::new(),
@@ -158,6 +159,8 @@ impl Plan {
                 trouble,
             } => self.lease_progress(&host, content, chunks, paced, trouble),
             Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
+            Event::LeasesHeld { host, contents } => self.leases_held(&host, &contents),
+            Event::WithoutSource { host, contents } => self.without_source(&host, &contents),
             Event::Blamed {
                 by,
                 host,
@@ -175,9 +178,11 @@ impl Plan {
             }
             Event::Tick => {}
         }
-        if self.roster_at.is_some_and(|at| at <= self.now) {
-            self.roster_at = None;
-            self.send_rosters();
+        if self.neighbours_at.is_some_and(|at| at <= self.now) {
+            self.neighbours_at = None;
+            for host in self.graph.take_changed() {
+                self.tell_neighbours(&host);
+            }
         }
         if self.tick_at <= self.now {
             self.tick_at = self.now + TICK;
@@ -208,9 +213,9 @@ impl Plan {
                 .values()
                 .any(|host| host.quarantined_until.is_some());
         let tick = busy.then_some(self.tick_at);
-        match (tick, self.roster_at) {
-            (Some(tick), Some(roster)) => Some(tick.min(roster)),
-            (tick, roster) => tick.or(roster),
+        match (tick, self.neighbours_at) {
+            (Some(tick), Some(neighbours)) => Some(tick.min(neighbours)),
+            (tick, neighbours) => tick.or(neighbours),
         }
     }
 
@@ -220,9 +225,9 @@ impl Plan {
         if let Some(host) = self.hosts.get_mut(&id) {
             if host.zone != zone {
                 host.zone = zone;
-                self.leave_graph(&id);
+                self.graph.leave(&id);
                 self.join_graph(&id);
-                self.roster_changed();
+                self.graph_changed();
             }
             return;
         }
@@ -231,9 +236,8 @@ impl Plan {
             Host {
                 zone,
                 connected: false,
-                disconnected_at: self.now,
-                neighbours: BTreeSet::new(),
-                sent_epoch: 0,
+                since: self.now,
+                without_source: BTreeMap::new(),
                 quarantined_until: None,
                 charges: Charges::default(),
                 leases: 0,
@@ -241,7 +245,16 @@ impl Plan {
             },
         );
         self.join_graph(&id);
-        self.roster_changed();
+        self.graph_changed();
+    }
+
+    /// Gives a host neighbours, unless the fleet shuns it.
+    fn join_graph(&mut self, id: &HostId) {
+        if let Some(host) = self.hosts.get(id)
+            && host.quarantined_until.is_none()
+        {
+            self.graph.join(id, &host.zone, &mut self.rng);
+        }
     }
 
     fn forget(&mut self, id: &HostId) {
@@ -249,7 +262,7 @@ impl Plan {
             return;
         }
         self.drop_leases_of(id, false);
-        self.leave_graph(id);
+        self.graph.leave(id);
         self.hosts.remove(id);
         for image in &mut self.images {
             image.standings.remove(id);
@@ -262,7 +275,7 @@ impl Plan {
         for host in self.hosts.values_mut() {
             host.charges.forget_host(id);
         }
-        self.roster_changed();
+        self.graph_changed();
     }
 
     fn connected(&mut self, id: HostId) {
@@ -276,10 +289,10 @@ impl Plan {
             return;
         }
         host.connected = true;
+        host.since = self.now;
         self.grant_wanted = true;
-        host.sent_epoch = 0;
-        self.roster_changed();
-        self.send_roster(&id);
+        self.graph.told(&id);
+        self.tell_neighbours(&id);
         for at in 0..self.images.len() {
             let image = &self.images[at];
             let (host, digest) = (id.clone(), image.digest);
@@ -304,37 +317,24 @@ impl Plan {
         };
         if host.connected {
             host.connected = false;
-            host.disconnected_at = self.now;
+            host.since = self.now;
+            host.without_source.clear();
             // its leases run on: it may still fetch and spread; they expire without news
         }
     }
 
-    fn roster_changed(&mut self) {
-        self.roster_epoch += 1;
-        if self.roster_at.is_none() {
-            self.roster_at = Some(self.now + ROSTER_EVERY);
+    fn graph_changed(&mut self) {
+        if self.graph.is_changed() {
+            self.neighbours_at
+                .get_or_insert(self.now + NEIGHBOURS_EVERY);
         }
     }
 
-    fn send_rosters(&mut self) {
-        let stale: Vec<HostId> = self
-            .hosts
-            .iter()
-            .filter(|(_, host)| host.connected && host.sent_epoch < self.roster_epoch)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in stale {
-            self.send_roster(&id);
-        }
-    }
-
-    fn send_roster(&mut self, id: &HostId) {
-        let epoch = self.roster_epoch;
-        if let Some(host) = self.hosts.get_mut(id) {
-            host.sent_epoch = epoch;
-            self.actions.push_back(Action::SendRoster {
+    fn tell_neighbours(&mut self, id: &HostId) {
+        if self.hosts.get(id).is_some_and(|host| host.connected) {
+            self.actions.push_back(Action::Neighbours {
                 host: id.clone(),
-                neighbours: host.neighbours.iter().cloned().collect(),
+                neighbours: self.graph.neighbours(id),
             });
         }
     }
@@ -551,6 +551,9 @@ impl Plan {
                     self.grant_wanted = true;
                 }
             }
+            Standing::Failed if before.is_none_or(|(before, _)| before != standing) => {
+                self.lost(&id, digest);
+            }
             Standing::Queued | Standing::Failed => {}
         }
         // hosts that come with parts of the image have been here before: let the others connect, and what they hold be
@@ -564,6 +567,35 @@ impl Plan {
                 self.grants_not_before = settled;
             }
         }
+    }
+
+    /// A host can't stage an image any more, and takes part in nothing of it: what it held may be on its disk, and is nowhere for
+    /// others. What another image of the host shares with this one is still served from there.
+    fn lost(&mut self, id: &HostId, digest: Digest) {
+        let served: BTreeSet<Digest> = self
+            .images
+            .iter()
+            .filter(|image| {
+                image.digest != digest
+                    && matches!(
+                        image.standings.get(id),
+                        Some((
+                            Standing::Staging | Standing::Installing | Standing::Present,
+                            _
+                        ))
+                    )
+            })
+            .flat_map(|image| image.contents.iter().copied())
+            .collect();
+        let failed = self.images.iter().find(|image| image.digest == digest);
+        for content in failed.into_iter().flat_map(|image| &image.contents) {
+            if !served.contains(content)
+                && let Some(content) = self.contents.get_mut(content)
+            {
+                content.forget_holder(id);
+            }
+        }
+        self.grant_wanted = true;
     }
 
     /// A host that was away when an image was cancelled, superseded or wanted elsewhere never heard of it: it would stage on, and
@@ -598,11 +630,16 @@ impl Plan {
         }
     }
 
-    /// A random number below `below`, which isn't 0.
-    fn random(&mut self, below: usize) -> usize {
-        let wide = u64::from(self.rng.next_u32()) * u64::try_from(below).unwrap_or(1);
-        usize::try_from(wide >> 32).unwrap_or(0)
+    /// A random number below `bound`, which isn't 0.
+    fn random(&mut self, bound: usize) -> usize {
+        below(&mut self.rng, bound)
     }
+}
+
+/// A random number below `bound`, which isn't 0.
+fn below(rng: &mut ChaCha8Rng, bound: usize) -> usize {
+    let wide = u64::from(rng.next_u32()) * u64::try_from(bound).unwrap_or(1);
+    usize::try_from(wide >> 32).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use stage::{
 /// An order to stage is carried out within this time: the agent has to read the manifest and reserve room.
 const STAGGER: Nanos = 200_000_000;
 
+/// What a host lacks for this long without a source is reported.
+const NO_SOURCE: Nanos = 2_000_000_000;
+
 #[derive(Debug)]
 pub(super) struct Office {
     config: stage::Config,
@@ -104,6 +107,19 @@ impl World {
         if self.node(host).staged {
             self.report_standing(host);
         }
+        let node = self.node_mut(host);
+        node.without_source.clear();
+        let leases: Vec<u32> = node.leases.keys().copied().collect();
+        let id = node.id.clone();
+        self.tell_office(stage::Event::LeasesHeld {
+            host: id,
+            contents: self.digests(&leases),
+        });
+    }
+
+    fn digests(&self, contents: &[u32]) -> Vec<Digest> {
+        let digest = |content: &u32| self.specs[*content as usize].digest;
+        contents.iter().map(digest).collect()
     }
 
     /// The image is wanted from now on.
@@ -220,31 +236,11 @@ impl World {
 
     fn plan_act(&mut self, action: stage::Action) {
         match action {
-            stage::Action::SendRoster { host, neighbours } => {
+            stage::Action::Neighbours { host, neighbours } => {
                 let host = self.by_id[&host];
-                let followed: Vec<u32> = neighbours.iter().map(|id| self.by_id[id]).collect();
-                let mut roster: Vec<swarm::event::Peer> = Vec::with_capacity(self.nodes.len());
-                let mut named = vec![false; self.nodes.len()];
-                for (at, node) in self.nodes.iter().enumerate() {
-                    if at != host as usize && !node.left && !self.office.quarantined[at] {
-                        named[at] = true;
-                        roster.push(swarm::event::Peer {
-                            key: node.key,
-                            zone: 1 + index(at % self.setup.zones),
-                            neighbour: false,
-                        });
-                    }
-                }
-                let keys: Vec<HostKey> = followed.iter().map(|at| self.node(*at).key).collect();
-                for peer in &mut roster {
-                    peer.neighbour = keys.contains(&peer.key);
-                }
-                // the shell that lets peers in knows the roster when the swarm does
-                let node = self.node_mut(host);
-                if node.alive {
-                    node.roster = named;
-                    self.feed(host, swarm::Event::Roster(roster));
-                }
+                let follows = neighbours.iter().map(|id| self.by_id[id]).collect();
+                self.node_mut(host).follows = follows;
+                self.tell_roster(host);
             }
             stage::Action::Stage { host, .. } => {
                 let host = self.by_id[&host];
@@ -316,7 +312,39 @@ impl World {
                 let host = self.by_id[&host];
                 self.check_quarantine(host);
                 self.office.quarantined[host as usize] = true;
+                for other in 0..self.nodes.len() {
+                    if self.nodes[other].session {
+                        self.tell_roster(index(other));
+                    }
+                }
             }
+        }
+    }
+
+    /// Tells a host everybody whom it may talk to, and whom of them it follows.
+    fn tell_roster(&mut self, host: u32) {
+        let mut named = vec![false; self.nodes.len()];
+        let mut roster: Vec<swarm::event::Peer> = Vec::with_capacity(self.nodes.len());
+        for (at, node) in self.nodes.iter().enumerate() {
+            if at != host as usize && !node.left && !self.office.quarantined[at] {
+                named[at] = true;
+                roster.push(swarm::event::Peer {
+                    key: node.key,
+                    zone: 1 + index(at % self.setup.zones),
+                    neighbour: false,
+                });
+            }
+        }
+        let follows = self.node(host).follows.iter();
+        let keys: Vec<HostKey> = follows.map(|at| self.node(*at).key).collect();
+        for peer in &mut roster {
+            peer.neighbour = keys.contains(&peer.key);
+        }
+        // the shell that lets peers in knows the roster when the swarm does
+        let node = self.node_mut(host);
+        if node.alive {
+            node.roster = named;
+            self.feed(host, swarm::Event::Roster(roster));
         }
     }
 
@@ -351,10 +379,8 @@ impl World {
                 (*content, *fetched, trouble)
             })
             .collect();
-        if leases.is_empty() {
-            return;
-        }
         let status = self.node(host).swarm.status(self.moment());
+        self.report_lack(host, &status);
         for (content, chunks, trouble) in leases {
             let paced = status
                 .contents
@@ -369,6 +395,26 @@ impl World {
             };
             self.tell_office(event);
         }
+    }
+
+    /// As agents do it: the first contents that nobody has more of whom the host is connected with, where they changed.
+    fn report_lack(&mut self, host: u32, status: &swarm::Status) {
+        let lacking = status.contents.iter().filter(|content| {
+            let waits = content
+                .stall
+                .is_some_and(swarm::Stall::is_for_want_of_a_source);
+            waits && content.idle.as_nanos() >= u128::from(NO_SOURCE)
+        });
+        let contents: Vec<u32> = lacking.map(|content| content.id.0).take(16).collect();
+        if contents == self.node(host).without_source {
+            return;
+        }
+        let event = stage::Event::WithoutSource {
+            host: self.node(host).id.clone(),
+            contents: self.digests(&contents),
+        };
+        self.node_mut(host).without_source = contents;
+        self.tell_office(event);
     }
 
     /// A liar accuses the honest: all liars the same few, and each somebody of its own.

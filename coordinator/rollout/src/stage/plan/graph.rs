@@ -1,181 +1,386 @@
 //! Who follows whom: a random graph of even degree, the same zone first, that changes little when hosts come and go.
+//!
+//! The graph knows nothing of sessions, images and trust: who shall have neighbours joins it, and who shall have none
+//! leaves. Hosts are numbers here, so that a join looks at every host once and does no more than compare numbers.
 
-use super::*;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::cmp::Reverse;
 
-impl Plan {
+use proto::{Digest, HostId};
+use rand_chacha::ChaCha8Rng;
+
+use super::{below, lease::prefix};
+
+/// A host's place in the graph, reused once it has left.
+type Number = usize;
+
+/// Hosts and their neighbours.
+#[derive(Debug)]
+pub(super) struct Graph {
+    /// Neighbours of a host, at most.
+    most: usize,
+    /// How many of them lie in other zones, where there are other zones.
+    far: usize,
+    nodes: Vec<Option<Node>>,
+    free: Vec<Number>,
+    numbers: BTreeMap<HostId, Number>,
+    /// Hosts whose neighbours are others than when they were last taken.
+    changed: BTreeSet<Number>,
+}
+
+#[derive(Debug)]
+struct Node {
+    id: HostId,
+    /// A hash of its zone's name.
+    zone: u64,
+    neighbours: BTreeSet<Number>,
+    /// How many of them lie in other zones.
+    far: usize,
+}
+
+impl Graph {
+    pub(super) const fn new(most: usize, far: usize) -> Self {
+        Self {
+            most,
+            far,
+            nodes: Vec::new(),
+            free: Vec::new(),
+            numbers: BTreeMap::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// The neighbours of a host, sorted.
+    pub(super) fn neighbours(&self, id: &HostId) -> Vec<HostId> {
+        let number = self.numbers.get(id);
+        let node = number.and_then(|number| self.node(*number));
+        let mut neighbours: Vec<HostId> = node
+            .into_iter()
+            .flat_map(|node| &node.neighbours)
+            .filter_map(|other| Some(self.node(*other)?.id.clone()))
+            .collect();
+        neighbours.sort_unstable();
+        neighbours
+    }
+
+    /// Whether some host's neighbours changed and weren't taken since.
+    pub(super) fn is_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The hosts whose neighbours changed, sorted by nothing in particular; they count as told from now on.
+    pub(super) fn take_changed(&mut self) -> Vec<HostId> {
+        let changed = core::mem::take(&mut self.changed);
+        let nodes = changed.into_iter().filter_map(|number| self.node(number));
+        nodes.map(|node| node.id.clone()).collect()
+    }
+
+    /// This host counts as told.
+    pub(super) fn told(&mut self, id: &HostId) {
+        if let Some(number) = self.numbers.get(id) {
+            self.changed.remove(number);
+        }
+    }
+
     /// Gives a host its neighbours. Where everybody has enough, an edge of two others is opened and the host put in
     /// between, so that a join changes the lists of as many hosts as it has neighbours, by one entry each.
-    pub(super) fn join_graph(&mut self, id: &HostId) {
-        let Some(host) = self.hosts.get(id) else {
-            return;
-        };
-        if host.quarantined_until.is_some() {
+    pub(super) fn join(&mut self, id: &HostId, zone: &str, rng: &mut ChaCha8Rng) {
+        if self.numbers.contains_key(id) {
             return;
         }
-        let zone = host.zone.clone();
-        let (near, far): (Vec<HostId>, Vec<HostId>) = self
-            .hosts
-            .iter()
-            .filter(|(other, host)| *other != id && host.quarantined_until.is_none())
-            .map(|(other, host)| (other.clone(), host.zone == zone))
-            .fold(
-                (Vec::new(), Vec::new()),
-                |(mut near, mut far), (other, same)| {
-                    if same {
-                        near.push(other);
-                    } else {
-                        far.push(other);
-                    }
-                    (near, far)
-                },
-            );
-        let wanted = self.config.neighbours.min(near.len() + far.len());
+        let zone = prefix(Digest::of(zone.as_bytes()));
+        let (mut near, mut far) = (Vec::new(), Vec::new());
+        for (number, node) in self.nodes.iter().enumerate() {
+            match node {
+                Some(node) if node.zone == zone => near.push(number),
+                Some(_) => far.push(number),
+                None => {}
+            }
+        }
+        let number = self.enter(Node {
+            id: id.clone(),
+            zone,
+            neighbours: BTreeSet::new(),
+            far: 0,
+        });
+        let wanted = self.most.min(near.len() + far.len());
         let far_wanted = self
-            .config
-            .far_neighbours
+            .far
             .max(wanted.saturating_sub(near.len()))
             .min(far.len())
             .min(wanted);
-        self.link_some(id, near, wanted - far_wanted);
-        self.link_some(id, far, far_wanted);
+        self.link_some(number, near, wanted - far_wanted, rng);
+        self.link_some(number, far, far_wanted, rng);
     }
 
-    fn link_some(&mut self, id: &HostId, mut among: Vec<HostId>, count: usize) {
-        let mut left = count;
-        // a random order, then those with the fewest neighbours first
-        for at in (1..among.len()).rev() {
-            let other = self.random(at + 1);
-            among.swap(at, other);
+    /// Takes a host out; its neighbours are paired among each other where that is possible.
+    pub(super) fn leave(&mut self, id: &HostId) {
+        let Some(number) = self.numbers.remove(id) else {
+            return;
+        };
+        let node = self.nodes.get_mut(number).and_then(Option::take);
+        self.changed.remove(&number);
+        self.free.push(number);
+        let Some(node) = node else { return };
+        let orphans: Vec<Number> = node.neighbours.into_iter().collect();
+        for other in &orphans {
+            if let Some(orphan) = self.node_mut(*other) {
+                orphan.neighbours.remove(&number);
+                orphan.far -= usize::from(orphan.zone != node.zone);
+                self.changed.insert(*other);
+            }
         }
-        among.sort_by_key(|other| self.degree(other));
-        for other in &among {
-            if left == 0 {
-                return;
-            }
-            if self.degree(other) < self.config.neighbours && self.link(id, other) {
-                left -= 1;
-            }
-        }
-        // hosts that joined while there were few near ones have more far ones than they should: one gives way
-        for other in &among {
-            if left == 0 {
-                return;
-            }
-            if let Some(third) = self.spare_far(id, other) {
-                self.unlink(other, &third);
-                if self.link(id, other) {
-                    left -= 1;
+        for (at, one) in orphans.iter().enumerate() {
+            for other in &orphans[at + 1..] {
+                if self.degree(*one) >= self.most {
+                    break;
+                }
+                if self.degree(*other) < self.most && self.link(*one, *other) {
+                    break;
                 }
             }
         }
-        for other in &among {
+    }
+
+    fn enter(&mut self, node: Node) -> Number {
+        let id = node.id.clone();
+        let number = if let Some(number) = self.free.pop() {
+            self.nodes[number] = Some(node);
+            number
+        } else {
+            self.nodes.push(Some(node));
+            self.nodes.len() - 1
+        };
+        self.numbers.insert(id, number);
+        self.changed.insert(number);
+        number
+    }
+
+    /// Links a host with so many of these others, all of which are of its zone, or none.
+    fn link_some(
+        &mut self,
+        number: Number,
+        mut among: Vec<Number>,
+        count: usize,
+        rng: &mut ChaCha8Rng,
+    ) {
+        let mut left = count;
+        // those with the fewest neighbours first, in a random order
+        let mut roomy: Vec<Number> = among
+            .iter()
+            .copied()
+            .filter(|other| self.degree(*other) < self.most)
+            .collect();
+        for at in 0..roomy.len() {
+            draw(&mut roomy, at, rng);
+        }
+        roomy.sort_by_key(|other| self.degree(*other));
+        for other in roomy {
+            if left == 0 {
+                return;
+            }
+            left -= usize::from(self.link(number, other));
+        }
+        // hosts that joined while there were few near ones have more far ones than they should: one gives way, of those that
+        // have the most
+        let mut spare: Vec<Number> = among
+            .iter()
+            .copied()
+            .filter(|other| self.node(*other).is_some_and(|node| node.far > self.far))
+            .collect();
+        for at in 0..spare.len() {
+            draw(&mut spare, at, rng);
+        }
+        spare.sort_by_key(|other| Reverse(self.node(*other).map_or(0, |node| node.far)));
+        for other in spare {
+            if left == 0 {
+                return;
+            }
+            if let Some(third) = self.spare_far(number, other) {
+                self.unlink(other, third);
+                left -= usize::from(self.link(number, other));
+            }
+        }
+        for at in 0..among.len() {
             if left < 2 {
                 return;
             }
-            // open an edge between `other` and one of its neighbours among the same hosts
-            let Some(host) = self.hosts.get(other) else {
-                continue;
-            };
-            if host.neighbours.contains(id) {
-                continue;
-            }
-            let third = host
-                .neighbours
-                .iter()
-                .find(|third| {
-                    *third != id
-                        && self.hosts.get(*third).is_some_and(|host| {
-                            !host.neighbours.contains(id)
-                                && host.neighbours.len() >= self.config.neighbours
-                        })
-                        && among.contains(third)
-                })
-                .cloned();
-            if let Some(third) = third {
-                self.unlink(other, &third);
-                self.link(id, other);
-                self.link(id, &third);
+            let other = draw(&mut among, at, rng);
+            if let Some(third) = self.edge_to_open(number, other) {
+                self.unlink(other, third);
+                self.link(number, other);
+                self.link(number, third);
                 left -= 2;
             }
         }
     }
 
-    /// A far neighbour of `other` that it can do without, for `id`, which is near.
-    fn spare_far(&self, id: &HostId, other: &HostId) -> Option<HostId> {
-        let host = self.hosts.get(other)?;
-        if host.neighbours.contains(id) || self.hosts.get(id)?.zone != host.zone {
+    /// A far neighbour of `other` that it can do without, for `number`, which is near.
+    fn spare_far(&self, number: Number, other: Number) -> Option<Number> {
+        let (joins, host) = (self.node(number)?, self.node(other)?);
+        if host.neighbours.contains(&number) || joins.zone != host.zone || host.far <= self.far {
             return None;
         }
-        let far = |of: &Host| {
-            of.neighbours
-                .iter()
-                .filter(|third| {
-                    self.hosts
-                        .get(*third)
-                        .is_some_and(|third| third.zone != of.zone)
-                })
-                .count()
-        };
-        if far(host) <= self.config.far_neighbours {
+        let mut thirds = host.neighbours.iter().copied();
+        thirds.find(|third| {
+            self.node(*third)
+                .is_some_and(|third| third.zone != host.zone && third.far > self.far)
+        })
+    }
+
+    /// A neighbour of `other` that `number` can be put in between of: as near to it or as far from it as `other` is, and with
+    /// as many neighbours as any.
+    fn edge_to_open(&self, number: Number, other: Number) -> Option<Number> {
+        let (joins, host) = (self.node(number)?, self.node(other)?);
+        if host.neighbours.contains(&number) {
             return None;
         }
-        host.neighbours
-            .iter()
-            .find(|third| {
-                self.hosts.get(*third).is_some_and(|third| {
-                    third.zone != host.zone && far(third) > self.config.far_neighbours
-                })
+        let near = joins.zone == host.zone;
+        let mut thirds = host.neighbours.iter().copied();
+        thirds.find(|third| {
+            self.node(*third).is_some_and(|node| {
+                *third != number
+                    && !node.neighbours.contains(&number)
+                    && node.neighbours.len() >= self.most
+                    && (node.zone == joins.zone) == near
             })
-            .cloned()
+        })
     }
 
-    /// Takes a host out; its neighbours are paired among each other where that is possible.
-    pub(super) fn leave_graph(&mut self, id: &HostId) {
-        let Some(host) = self.hosts.get_mut(id) else {
-            return;
-        };
-        let orphans: Vec<HostId> = core::mem::take(&mut host.neighbours).into_iter().collect();
-        for other in &orphans {
-            if let Some(host) = self.hosts.get_mut(other) {
-                host.neighbours.remove(id);
-            }
-        }
-        let mut at = 0;
-        while at < orphans.len() {
-            for other in &orphans[at + 1..] {
-                if self.degree(&orphans[at]) >= self.config.neighbours {
-                    break;
-                }
-                if self.degree(other) < self.config.neighbours && self.link(&orphans[at], other) {
-                    break;
-                }
-            }
-            at += 1;
-        }
+    fn node(&self, number: Number) -> Option<&Node> {
+        self.nodes.get(number)?.as_ref()
     }
 
-    fn degree(&self, id: &HostId) -> usize {
-        self.hosts.get(id).map_or(0, |host| host.neighbours.len())
+    fn node_mut(&mut self, number: Number) -> Option<&mut Node> {
+        self.nodes.get_mut(number)?.as_mut()
     }
 
-    fn link(&mut self, a: &HostId, b: &HostId) -> bool {
-        if a == b || !self.hosts.contains_key(a) || !self.hosts.contains_key(b) {
-            return false;
-        }
+    fn degree(&self, number: Number) -> usize {
+        self.node(number).map_or(0, |node| node.neighbours.len())
+    }
+
+    /// Whether they weren't linked before.
+    fn link(&mut self, one: Number, other: Number) -> bool {
+        let far = self.are_far(one, other);
         let mut new = false;
-        for (one, other) in [(a, b), (b, a)] {
-            if let Some(host) = self.hosts.get_mut(one) {
-                new |= host.neighbours.insert(other.clone());
+        for (of, to) in [(one, other), (other, one)] {
+            if let Some(node) = self.node_mut(of)
+                && node.neighbours.insert(to)
+            {
+                node.far += usize::from(far);
+                self.changed.insert(of);
+                new = true;
             }
         }
         new
     }
 
-    fn unlink(&mut self, a: &HostId, b: &HostId) {
-        for (one, other) in [(a, b), (b, a)] {
-            if let Some(host) = self.hosts.get_mut(one) {
-                host.neighbours.remove(other);
+    fn unlink(&mut self, one: Number, other: Number) {
+        let far = self.are_far(one, other);
+        for (of, to) in [(one, other), (other, one)] {
+            if let Some(node) = self.node_mut(of)
+                && node.neighbours.remove(&to)
+            {
+                node.far -= usize::from(far);
+                self.changed.insert(of);
             }
+        }
+    }
+
+    fn are_far(&self, one: Number, other: Number) -> bool {
+        let zone = |number| self.node(number).map(|node| node.zone);
+        zone(one) != zone(other)
+    }
+}
+
+/// The next of a random order: chosen when it is looked at, because few are.
+fn draw(among: &mut [Number], at: usize, rng: &mut ChaCha8Rng) -> Number {
+    let other = at + below(rng, among.len() - at);
+    among.swap(at, other);
+    among[at]
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+
+    use rand_core::SeedableRng as _;
+
+    use super::*;
+
+    fn host(number: usize) -> HostId {
+        format!("host-{number}").parse().unwrap()
+    }
+
+    fn check(graph: &Graph) {
+        for (id, number) in &graph.numbers {
+            let node = graph.node(*number).unwrap();
+            assert_eq!(node.id, *id);
+            assert!(node.neighbours.len() <= graph.most);
+            assert!(!node.neighbours.contains(number));
+            let others = node.neighbours.iter();
+            let others: Vec<&Node> = others.map(|other| graph.node(*other).unwrap()).collect();
+            assert!(others.iter().all(|other| other.neighbours.contains(number)));
+            let far = others.iter().filter(|other| other.zone != node.zone);
+            assert_eq!(node.far, far.count());
+        }
+    }
+
+    #[test]
+    fn however_hosts_come_and_go_the_books_are_right() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut graph = Graph::new(24, 4);
+        for step in 0..3_000 {
+            let id = host(below(&mut rng, 200));
+            if below(&mut rng, 3) == 0 {
+                graph.leave(&id);
+            } else {
+                graph.join(&id, &format!("zone-{}", step % 7), &mut rng);
+            }
+            if step % 50 == 0 {
+                check(&graph);
+            }
+        }
+        check(&graph);
+    }
+
+    #[test]
+    fn hosts_whose_neighbours_changed_are_told_once() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut graph = Graph::new(24, 4);
+        for number in 0..200 {
+            graph.join(&host(number), "", &mut rng);
+        }
+        assert_eq!(graph.take_changed().len(), 200);
+        assert!(!graph.is_changed());
+        graph.join(&host(200), "", &mut rng);
+        graph.told(&host(200));
+        let changed = graph.take_changed();
+        assert!(!changed.contains(&host(200)));
+        assert!((20..=24).contains(&changed.len()), "{}", changed.len());
+        // who is there already changes nothing
+        graph.join(&host(200), "", &mut rng);
+        assert!(!graph.is_changed());
+    }
+
+    #[test]
+    fn a_join_costs_no_more_than_a_look_at_every_host() {
+        // steps that a join takes beside that look: changes of neighbours, which are what hosts have to be told of
+        for hosts in [500, 2_000] {
+            let mut rng = ChaCha8Rng::seed_from_u64(5);
+            let mut graph = Graph::new(24, 4);
+            for number in 0..hosts {
+                graph.join(&host(number), &format!("rack-{}", number / 24), &mut rng);
+            }
+            graph.take_changed();
+            let mut changed = 0;
+            for number in 0..50 {
+                graph.join(&host(hosts + number), &format!("rack-{number}"), &mut rng);
+                changed += graph.take_changed().len();
+            }
+            assert!(changed <= 50 * 60, "{hosts}: {changed}");
+            check(&graph);
         }
     }
 }

@@ -59,8 +59,20 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// Nothing moves anywhere for this long: what is thought to be complete somewhere is asked for again.
+/// Nothing moves anywhere for this long: what is thought to be complete somewhere is asked for again. Hosts of the version
+/// before don't say which contents they find no source of.
 const AUDIT_AFTER: Duration = Duration::from_secs(20);
+
+/// Hosts that lack a content and find no source of it say so for this long before it is doubted that somebody holds it; and
+/// whoever is thought to hold it has been here as long. Passing a chunk on to the last host takes a few seconds.
+const DOUBT_AFTER: Duration = Duration::from_secs(5);
+/// And so much longer for each host of the fleet: a spread takes longer where there are more to spread to.
+const DOUBT_PER_HOST: Duration = Duration::from_millis(10);
+/// A content is doubted again after this long at the soonest, twice as long each time that no chunk of it came in between.
+const DOUBT_AGAIN: Duration = Duration::from_secs(10);
+const DOUBT_AGAIN_MOST: Duration = Duration::from_mins(2);
+/// So many hosts have to find no source of a content, where so many lack it.
+const DOUBTERS: usize = 2;
 
 /// An agent that is killed loses what it verified since its last flush, which is half a second and the time that a disk
 /// takes to sync.
@@ -82,6 +94,11 @@ pub(super) struct ContentState {
     last: Option<HostId>,
     /// A chunk of it came, or it was wanted first.
     moved_at: Moment,
+    /// Hosts that were thought to hold it when hosts found no source of it: whoever does says so when it is leased to it.
+    doubted: BTreeSet<HostId>,
+    /// How often it was doubted since a chunk came, and when it may be doubted again.
+    doubts: u32,
+    doubt_not_before: Moment,
     /// Mirrors' leases of it that the registry failed, one after the other, and when it is leased to one again.
     mirror_failures: u32,
     mirror_retry_at: Option<Moment>,
@@ -92,6 +109,7 @@ pub(super) struct Lease {
     pub(super) host: HostId,
     /// It was granted for clients of a mirror.
     mirror: bool,
+    pub(super) granted_at: Moment,
     pub(super) chunks: u32,
     /// The last news that counts as progress.
     pub(super) progress_at: Moment,
@@ -122,6 +140,9 @@ impl ContentState {
             tried: BTreeSet::new(),
             last: None,
             moved_at: now,
+            doubted: BTreeSet::new(),
+            doubts: 0,
+            doubt_not_before: now,
             mirror_failures: 0,
             mirror_retry_at: None,
         }
@@ -148,6 +169,7 @@ impl ContentState {
 
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.done.remove(id);
+        self.doubted.remove(id);
         self.tried.remove(id);
         self.bad_on.remove(id);
     }
@@ -165,8 +187,7 @@ impl Plan {
         content.done.keys().any(|id| {
             self.hosts.get(id).is_some_and(|host| {
                 host.quarantined_until.is_none()
-                    && (host.connected
-                        || self.now.since(host.disconnected_at) < self.config.absent_after)
+                    && (host.connected || self.now.since(host.since) < self.config.absent_after)
             })
         })
     }
@@ -325,8 +346,9 @@ impl Plan {
         }
     }
 
-    /// The candidate with the fewest leases; then one that didn't fail before, stages already, lies in a zone with few
-    /// leases, and holds most of the image; then by a hash.
+    /// A candidate that is thought to hold the content itself, which it then says at once; then the one with the fewest leases;
+    /// then one that didn't fail before, stages already, lies in a zone with few leases, and holds most of the image; then by a
+    /// hash.
     fn pick(
         &self,
         image: &Image,
@@ -352,6 +374,7 @@ impl Plan {
                 (
                     content.last.as_ref() == Some(*id),
                     content.tried.contains(*id),
+                    !content.doubted.contains(*id),
                     host.leases + given.get(*id).copied().unwrap_or(0),
                     host.failures.min(8),
                     !staging,
@@ -378,6 +401,7 @@ impl Plan {
             content.lease = Some(Lease {
                 host: id.clone(),
                 mirror,
+                granted_at: now,
                 chunks,
                 progress_at: now,
                 chunk_at: now,
@@ -442,6 +466,7 @@ impl Plan {
                     lease.chunk_at = now;
                     let registry = lease.registry.clone();
                     content.moved_at = now;
+                    content.doubts = 0;
                     self.moved_at = now;
                     if lease.mirror {
                         self.mirror_moved_at = now;
@@ -513,6 +538,7 @@ impl Plan {
                 });
                 if end == LeaseEnd::Done || (held && staging) {
                     content.done.insert(id.clone(), self.now);
+                    content.doubted.clear();
                 }
                 if end == LeaseEnd::Released {
                     content.tried.insert(id.clone());
@@ -523,6 +549,9 @@ impl Plan {
                     content.mirror_failures = 0;
                     content.mirror_retry_at = None;
                     content.moved_at = self.now;
+                    if lease.as_ref().is_some_and(|lease| lease.chunks > 0) {
+                        content.doubts = 0;
+                    }
                     if let Some(lease) = lease {
                         if lease.mirror {
                             self.mirror_moved_at = self.now;
@@ -692,10 +721,126 @@ impl Plan {
         }
     }
 
-    /// Nothing is leased and nothing moves, but hosts lack the image: what was thought to be complete somewhere may not
-    /// be (its holder was restarted and lost the last second, or is gone). It is leased again; whoever gets the lease
-    /// asks peers first, and gives it back where it holds everything.
+    /// All leases that a host says it has: what was granted in an earlier session and isn't among them went with an earlier
+    /// life of its program. It is leased again at once.
+    pub(super) fn leases_held(&mut self, id: &HostId, held: &[Digest]) {
+        let Some(host) = self.hosts.get(id) else {
+            return;
+        };
+        let since = host.since;
+        let lost: Vec<Digest> = self
+            .contents
+            .iter()
+            .filter(|(digest, content)| {
+                content.lease.as_ref().is_some_and(|lease| {
+                    lease.host == *id && lease.granted_at < since && !held.contains(digest)
+                })
+            })
+            .map(|(digest, _)| *digest)
+            .collect();
+        for digest in lost {
+            self.end(digest);
+        }
+    }
+
+    /// A host lacks something of these contents, and of no others, that no peer which it is connected with has.
+    pub(super) fn without_source(&mut self, id: &HostId, contents: &[Digest]) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(id).filter(|host| host.connected) else {
+            return;
+        };
+        let known = contents
+            .iter()
+            .filter(|content| self.contents.contains_key(content));
+        host.without_source = known
+            .map(|content| {
+                let since = host.without_source.get(content).copied();
+                (*content, since.unwrap_or(now))
+            })
+            .collect();
+    }
+
+    /// What is thought to be complete somewhere may not be: its holder was killed and lost the last second, or can't serve it.
+    /// Where hosts that stage find no source of a content, it is leased again, whatever else moves; first to whoever is
+    /// thought to hold it, and gives the lease back if it does.
+    ///
+    /// Their word moves little: one lease, whose holder asks its peers first, and the next doubt of the same content waits for
+    /// twice as long unless chunks came.
     pub(super) fn audit(&mut self) {
+        self.audit_all();
+        let now = self.now;
+        let hosts = u32::try_from(self.hosts.len()).unwrap_or(u32::MAX);
+        let patience = DOUBT_AFTER + DOUBT_PER_HOST.saturating_mul(hosts);
+        let mut doubters: BTreeMap<Digest, BTreeSet<&HostId>> = BTreeMap::new();
+        for (id, host) in &self.hosts {
+            for (content, since) in &host.without_source {
+                if host.quarantined_until.is_none() && now.since(*since) >= patience {
+                    doubters.entry(*content).or_default().insert(id);
+                }
+            }
+        }
+        let doubted: Vec<Digest> = doubters
+            .into_iter()
+            .filter(|(digest, by)| self.is_doubtful(*digest, by, patience))
+            .map(|(digest, _)| digest)
+            .collect();
+        for digest in doubted {
+            self.doubt(digest);
+        }
+    }
+
+    fn doubt(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&digest) else {
+            return;
+        };
+        let again = DOUBT_AGAIN
+            .saturating_mul(1 << content.doubts.min(8))
+            .min(DOUBT_AGAIN_MOST);
+        // the first time whoever is thought to hold it is asked, also if it was the last to fetch it
+        if content.doubts == 0 {
+            content.last = None;
+        }
+        content.doubts = content.doubts.saturating_add(1);
+        content.doubt_not_before = now + again;
+        content.doubted = core::mem::take(&mut content.done).into_keys().collect();
+    }
+
+    fn is_doubtful(&self, digest: Digest, by: &BTreeSet<&HostId>, patience: Duration) -> bool {
+        let Some(content) = self.contents.get(&digest) else {
+            return false;
+        };
+        // who is away for a moment, or was, brings back what it holds; who completed it just now is passing it on
+        let settled = content.done.iter().all(|(id, done_at)| {
+            self.hosts.get(id).is_none_or(|host| {
+                let here = self.now.since(host.since) >= patience;
+                here && self.now.since(*done_at) >= patience
+            })
+        });
+        if content.lease.is_some()
+            || content.doubt_not_before > self.now
+            || !settled
+            || !self.is_done(content)
+        {
+            return false;
+        }
+        let wanted = |image: &&Image| {
+            image.purpose == Purpose::Stage
+                && image.bad.is_none()
+                && image.contents.contains(&digest)
+                && self.origin_held(self.now, &image.registry).is_none()
+        };
+        let lacking: BTreeSet<&HostId> = self
+            .images
+            .iter()
+            .filter(wanted)
+            .flat_map(|image| self.candidates(image))
+            .collect();
+        by.intersection(&lacking).count() >= DOUBTERS.min(lacking.len()).max(1)
+    }
+
+    /// The same where nothing is leased and nothing moves anywhere, but hosts lack an image.
+    fn audit_all(&mut self) {
         if self.leases > 0 || self.now.since(self.moved_at) < AUDIT_AFTER {
             return;
         }
@@ -710,14 +855,12 @@ impl Plan {
             }
         }
         for digest in doubted {
-            if let Some(content) = self.contents.get_mut(&digest) {
-                content.done.clear();
-            }
+            self.doubt(digest);
         }
     }
 }
 
-fn prefix(digest: Digest) -> u64 {
+pub(super) fn prefix(digest: Digest) -> u64 {
     digest
         .as_bytes()
         .iter()

@@ -247,11 +247,12 @@ impl Plan {
         host.quarantined_until = Some(self.now + self.config.quarantine);
         self.actions.push_back(Action::Quarantine(id.clone()));
         self.drop_leases_of(id, true);
-        self.leave_graph(id);
+        self.graph.leave(id);
+        self.tell_neighbours(id);
         for content in self.contents.values_mut() {
             content.forget_host(id);
         }
-        self.roster_changed();
+        self.graph_changed();
     }
 
     pub(super) fn release_quarantined(&mut self) {
@@ -275,7 +276,7 @@ impl Plan {
             host.charges.clear();
         }
         self.join_graph(id);
-        self.roster_changed();
+        self.graph_changed();
     }
 
     /// What was said long ago doesn't add up with what is said now: memory that fails once a month isn't a liar.

@@ -1,0 +1,263 @@
+//! Who may be talked to: the roster that every host gets, and what made it of those before.
+//!
+//! A roster has an epoch, which is computed from its entries: the same hosts at the same addresses are the same roster,
+//! also after a restart of the coordinator and in another replica. So a host that comes back says which one it has, and
+//! hears what changed since, which mostly is nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use proto::{Digest, HostId, message};
+
+use super::orders::kind;
+use crate::wants::Place;
+
+/// Changes that are remembered, in hosts that they were about: a host that was away for longer gets a whole roster. Some
+/// rounds of every host of a large fleet; each costs about a hundred bytes.
+const REMEMBERED: usize = 16_384;
+
+/// The roster.
+#[derive(Debug)]
+pub(super) struct Roster {
+    entries: BTreeMap<HostId, Place>,
+    epoch: u64,
+    /// Earlier epochs, oldest first, and the hosts of which the next differs.
+    before: VecDeque<(u64, BTreeSet<HostId>)>,
+    remembered: usize,
+    /// Orders that were made since it changed last, by the epoch that they start from.
+    made: BTreeMap<u64, Arc<message::Order>>,
+}
+
+impl Roster {
+    /// A roster of nobody.
+    pub(super) fn new() -> Self {
+        let entries = BTreeMap::new();
+        Self {
+            epoch: epoch(&entries),
+            entries,
+            before: VecDeque::new(),
+            remembered: 0,
+            made: BTreeMap::new(),
+        }
+    }
+
+    /// Names the roster as it is; never 0.
+    pub(super) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Makes these the roster. Whether that changed anything.
+    pub(super) fn set(&mut self, entries: BTreeMap<HostId, Place>) -> bool {
+        let mut changed: BTreeSet<HostId> = BTreeSet::new();
+        for (host, place) in &entries {
+            if self.entries.get(host) != Some(place) {
+                changed.insert(host.clone());
+            }
+        }
+        let gone = self.entries.keys();
+        changed.extend(gone.filter(|host| !entries.contains_key(*host)).cloned());
+        if changed.is_empty() {
+            return false;
+        }
+        self.remembered += changed.len();
+        self.before.push_back((self.epoch, changed));
+        while self.remembered > REMEMBERED
+            && let Some((_, forgotten)) = self.before.pop_front()
+        {
+            self.remembered -= forgotten.len();
+        }
+        self.epoch = epoch(&entries);
+        self.entries = entries;
+        self.made.clear();
+        true
+    }
+
+    /// What makes this roster of the one with that epoch: nothing where it is the same, all of it where that one isn't known.
+    pub(super) fn since(&mut self, from: u64) -> Option<Arc<message::Order>> {
+        if from == self.epoch {
+            return None;
+        }
+        // the latest time that it was the roster, if it was more than once
+        let known = self.before.iter().rposition(|(epoch, _)| *epoch == from);
+        let from = if known.is_some() { from } else { 0 };
+        if let Some(made) = self.made.get(&from) {
+            return Some(made.clone());
+        }
+        let mut change = message::RosterChange {
+            from_epoch: from,
+            epoch: self.epoch,
+            ..message::RosterChange::default()
+        };
+        if let Some(known) = known {
+            let rounds = self.before.iter().skip(known);
+            let hosts: BTreeSet<&HostId> = rounds.flat_map(|(_, changed)| changed).collect();
+            for host in hosts {
+                match self.entries.get(host) {
+                    Some(place) => change.hosts.push(entry(host, place)),
+                    None => change.gone.push(host.to_string()),
+                }
+            }
+        } else {
+            change.hosts = self.list();
+        }
+        let made = Arc::new(kind(message::order::Kind::RosterChange(change)));
+        self.made.insert(from, made.clone());
+        Some(made)
+    }
+
+    /// The whole roster, for a host of the version before.
+    pub(super) fn whole(&self, neighbours: &[HostId]) -> message::Order {
+        kind(message::order::Kind::Roster(message::Roster {
+            epoch: self.epoch,
+            hosts: self.list(),
+            neighbours: names(neighbours),
+        }))
+    }
+
+    fn list(&self) -> Vec<message::RosterEntry> {
+        let entries = self.entries.iter();
+        entries.map(|(host, place)| entry(host, place)).collect()
+    }
+}
+
+/// Whom a host follows.
+pub(super) fn neighbours(hosts: &[HostId]) -> message::Order {
+    let hosts = names(hosts);
+    kind(message::order::Kind::Neighbours(message::Neighbours {
+        hosts,
+    }))
+}
+
+fn names(hosts: &[HostId]) -> Vec<String> {
+    hosts.iter().map(ToString::to_string).collect()
+}
+
+fn entry(host: &HostId, place: &Place) -> message::RosterEntry {
+    message::RosterEntry {
+        host: host.to_string(),
+        address: place.address.to_string(),
+        zone: place.zone.clone(),
+    }
+}
+
+/// Names these entries: the first eight bytes of a SHA-256. Host ids and addresses have no blank in them, and zones have no
+/// line breaks.
+fn epoch(entries: &BTreeMap<HostId, Place>) -> u64 {
+    let mut text = String::new();
+    for (host, place) in entries {
+        text.push_str(&format!("{host} {} {}\n", place.address, place.zone));
+    }
+    let digest = Digest::of(text.as_bytes());
+    let first = digest.as_bytes().first_chunk();
+    first.map_or(1, |bytes| u64::from_be_bytes(*bytes).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use message::{RosterChange, order::Kind};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entries(hosts: &[(u8, u16)]) -> BTreeMap<HostId, Place> {
+        let entry = |(host, port): &(u8, u16)| {
+            let place = Place {
+                address: ([10, 0, 0, *host], *port).into(),
+                zone: "rack 1".into(),
+            };
+            (format!("h{host}").parse().unwrap(), place)
+        };
+        hosts.iter().map(entry).collect()
+    }
+
+    fn change(order: &message::Order) -> RosterChange {
+        match &order.kind {
+            Some(Kind::RosterChange(change)) => change.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_same_hosts_are_the_same_roster_in_every_life() {
+        let mut first = Roster::new();
+        assert!(first.set(entries(&[(1, 7471), (2, 7471)])));
+        assert!(!first.set(entries(&[(2, 7471), (1, 7471)])));
+        let mut second = Roster::new();
+        second.set(entries(&[(1, 7471)]));
+        assert_ne!(first.epoch(), second.epoch());
+        second.set(entries(&[(1, 7471), (2, 7471)]));
+        assert_eq!(first.epoch(), second.epoch());
+        assert!(second.since(first.epoch()).is_none());
+        second.set(entries(&[(1, 7471), (2, 7472)]));
+        assert_ne!(first.epoch(), second.epoch());
+    }
+
+    #[test]
+    fn a_change_names_who_came_moved_and_went_and_nobody_else() {
+        let mut roster = Roster::new();
+        roster.set(entries(&[(1, 7471), (2, 7471), (3, 7471)]));
+        let before = roster.epoch();
+        roster.set(entries(&[(1, 7471), (2, 9), (4, 7471)]));
+        let made = roster.since(before).unwrap();
+        let told = change(&made);
+        let hosts: Vec<_> = told.hosts.iter().map(|entry| entry.host.as_str()).collect();
+        assert_eq!(hosts, ["h2", "h4"]);
+        assert_eq!(told.gone, ["h3"]);
+        assert_eq!((told.from_epoch, told.epoch), (before, roster.epoch()));
+        assert!(
+            Arc::ptr_eq(&made, &roster.since(before).unwrap()),
+            "made once"
+        );
+        // a roster that nobody knows here is replaced
+        let whole = change(&roster.since(17).unwrap());
+        assert_eq!((whole.from_epoch, whole.hosts.len()), (0, 3));
+        assert!(Arc::ptr_eq(
+            &roster.since(17).unwrap(),
+            &roster.since(0).unwrap()
+        ));
+    }
+
+    #[test]
+    fn what_was_long_ago_is_forgotten() {
+        let mut roster = Roster::new();
+        roster.set(entries(&[(1, 1), (2, 1)]));
+        let old = roster.epoch();
+        for port in 2..20_000 {
+            roster.set(entries(&[(1, port), (2, 1)]));
+            assert!(roster.remembered <= REMEMBERED);
+        }
+        assert_eq!(change(&roster.since(old).unwrap()).from_epoch, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_follows_the_changes_has_the_roster(rounds in prop::collection::vec(prop::collection::vec((0u8..12, 1u16..3), 0..12), 1..30), misses in prop::collection::vec(any::<bool>(), 30)) {
+            let mut roster = Roster::new();
+            let (mut has, mut at) = (BTreeMap::new(), 0);
+            for (round, missed) in rounds.iter().zip(misses) {
+                roster.set(entries(round));
+                if missed {
+                    continue;
+                }
+                let Some(order) = roster.since(at) else {
+                    continue;
+                };
+                let change = change(&order);
+                if change.from_epoch == 0 {
+                    has.clear();
+                }
+                for entry in change.hosts {
+                    has.insert(entry.host, entry.address);
+                }
+                for gone in change.gone {
+                    prop_assert!(has.remove(&gone).is_some() || change.from_epoch != 0);
+                }
+                at = change.epoch;
+                let whole: BTreeMap<String, String> = roster.list().into_iter().map(|entry| (entry.host, entry.address)).collect();
+                prop_assert_eq!(&has, &whole);
+            }
+        }
+    }
+}
