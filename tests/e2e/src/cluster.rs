@@ -101,6 +101,8 @@ impl Options {
 pub struct Cluster {
     options: Options,
     coordinator: Option<Child>,
+    /// Where hosts reach it.
+    udp: SocketAddr,
     api: SocketAddr,
     pin: String,
     agents: Vec<Agent>,
@@ -155,6 +157,7 @@ impl Cluster {
         let mut cluster = Self {
             options,
             coordinator: None,
+            udp,
             api,
             pin: String::new(),
             agents: Vec::new(),
@@ -328,6 +331,18 @@ impl Cluster {
     #[must_use]
     pub const fn api(&self) -> SocketAddr {
         self.api
+    }
+
+    /// Where hosts connect to the coordinator.
+    #[must_use]
+    pub const fn hosts_connect_to(&self) -> SocketAddr {
+        self.udp
+    }
+
+    /// The coordinator's process, while it runs.
+    #[must_use]
+    pub fn coordinator_process(&self) -> Option<u32> {
+        self.coordinator.as_ref().map(Child::id)
     }
 
     /// The agents.

@@ -1,0 +1,268 @@
+//! The fleet's side: every host's credentials and session, and what they count together.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use coordinator::{authority::Authority, enrolment::Enrolment};
+use link::{Credentials, Endpoint};
+use proto::{HostId, message::Order};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, sync::watch};
+
+use crate::host::{self, Host};
+
+/// Hosts of one zone.
+const RACK: usize = 24;
+
+/// How long certificates last: longer than any measurement.
+const LIFETIME: Duration = Duration::from_hours(24);
+
+/// What all hosts count.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    up: AtomicUsize,
+    sessions: AtomicUsize,
+    present: AtomicUsize,
+    failed_handshakes: AtomicUsize,
+    received_bytes: AtomicU64,
+    /// Of each kind of order, how many came and their bytes.
+    orders: Mutex<BTreeMap<&'static str, (u64, u64)>>,
+    failures: Mutex<BTreeMap<String, u64>>,
+    /// The first host's agent is started again every few seconds.
+    flap: AtomicBool,
+}
+
+/// Counters at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counts {
+    /// Sessions that are up.
+    pub(crate) up: usize,
+    /// Sessions so far.
+    pub(crate) sessions: usize,
+    /// Hosts that hold the image.
+    pub(crate) present: usize,
+    /// Handshakes that the coordinator refused, or didn't answer in time.
+    pub(crate) failed_handshakes: usize,
+    /// UDP payload that hosts received.
+    pub(crate) received_bytes: u64,
+}
+
+impl Counters {
+    pub(crate) fn begin(&self) {
+        self.up.fetch_add(1, Relaxed);
+        self.sessions.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.up.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn became_present(&self) {
+        self.present.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn received(&self, bytes: u64) {
+        self.received_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn failed(&self, why: String) {
+        self.failed_handshakes.fetch_add(1, Relaxed);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        *failures.entry(why).or_default() += 1;
+    }
+
+    pub(crate) fn order(&self, order: &Order) {
+        let bytes = prost::Message::encoded_len(order);
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = orders.entry(host::kind(order)).or_default();
+        entry.0 += 1;
+        entry.1 += bytes as u64;
+    }
+
+    pub(crate) fn flaps(&self) -> bool {
+        self.flap.load(Relaxed)
+    }
+}
+
+/// Hosts and their sessions.
+pub(crate) struct Fleet {
+    runtime: Runtime,
+    counters: Arc<Counters>,
+    hosts: Vec<(HostId, Credentials)>,
+    coordinator: watch::Sender<SocketAddr>,
+}
+
+impl Fleet {
+    /// Enrols so many hosts.
+    ///
+    /// # Errors
+    /// When records or certificates can't be made.
+    pub(crate) fn new(
+        count: usize,
+        authority: &Authority,
+        enrolment: &Enrolment,
+    ) -> anyhow::Result<Self> {
+        let mut hosts = Vec::with_capacity(count);
+        for number in 0..count {
+            let host: HostId = format!("mini-{number:04}").parse()?;
+            let now = SystemTime::now();
+            let token = enrolment.mint(&host, LIFETIME, now)?;
+            enrolment.redeem(&token, now)?;
+            let key = rcgen::KeyPair::generate()?;
+            let request = rcgen::CertificateParams::default().serialize_request(&key)?;
+            let chain = authority.issue(&host, request.der(), LIFETIME)?;
+            let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+            let credentials = Credentials::new(chain, key, vec![authority.certificate().clone()])?;
+            hosts.push((host, credentials));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            runtime,
+            counters: Arc::default(),
+            hosts,
+            coordinator: watch::channel(([127, 0, 0, 1], 0).into()).0,
+        })
+    }
+
+    /// Starts every host's agent at one moment.
+    ///
+    /// # Errors
+    /// When a socket can't be had.
+    pub(crate) fn connect(&mut self, coordinator: SocketAddr) -> anyhow::Result<()> {
+        self.coordinator.send_replace(coordinator);
+        let _runtime = self.runtime.enter();
+        let mut ready = Vec::with_capacity(self.hosts.len());
+        for (number, (id, credentials)) in self.hosts.iter().enumerate() {
+            let settings = link::Settings::default();
+            let endpoint =
+                Endpoint::bind(([127, 0, 0, 1], 0).into(), credentials.clone(), &settings)
+                    .with_context(|| format!("socket of {id}"))?;
+            ready.push(Host::new(
+                endpoint,
+                format!("rack-{:02}", number / RACK),
+                number == 0,
+                self.counters.clone(),
+            ));
+        }
+        for host in ready {
+            self.runtime.spawn(host.keep(self.coordinator.subscribe()));
+        }
+        Ok(())
+    }
+
+    /// Waits until something is so; how long that took.
+    ///
+    /// # Errors
+    /// When it isn't so after `patience`.
+    pub(crate) fn wait(
+        &self,
+        what: &str,
+        patience: Duration,
+        holds: impl Fn(Counts) -> bool,
+    ) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        while !holds(self.counts()) {
+            if begun.elapsed() > patience {
+                bail!(
+                    "waited {patience:?} for {what}: {:?}, {:?}",
+                    self.counts(),
+                    self.failures()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(begun.elapsed())
+    }
+
+    /// Waits until nothing but keep-alives moves: no order for two seconds.
+    pub(crate) fn rest(&self) {
+        let mut before = self.orders();
+        loop {
+            std::thread::sleep(Duration::from_secs(2));
+            let now = self.orders();
+            if now == before {
+                return;
+            }
+            before = now;
+        }
+    }
+
+    pub(crate) fn flap(&self, flaps: bool) {
+        self.counters.flap.store(flaps, Relaxed);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let counters = &self.counters;
+        Counts {
+            up: counters.up.load(Relaxed),
+            sessions: counters.sessions.load(Relaxed),
+            present: counters.present.load(Relaxed),
+            failed_handshakes: counters.failed_handshakes.load(Relaxed),
+            received_bytes: counters.received_bytes.load(Relaxed),
+        }
+    }
+
+    /// Of each kind of order, how many came so far and their bytes.
+    pub(crate) fn orders(&self) -> Value {
+        let orders = self.counters.orders.lock();
+        json!(*orders.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why handshakes failed.
+    pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
+        let failures = self.counters.failures.lock();
+        failures.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a process used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// Processor seconds, its own and the system's for it.
+    pub(crate) cpu_s: f64,
+    /// Memory now and at most.
+    pub(crate) rss_bytes: u64,
+    pub(crate) peak_rss_bytes: u64,
+}
+
+impl Usage {
+    /// What this process used so far, by Linux's own account.
+    ///
+    /// # Errors
+    /// When the system doesn't tell.
+    pub(crate) fn of(process: u32) -> anyhow::Result<Self> {
+        // user and system time are the 14th and 15th field; the second, a name in parentheses, may have blanks
+        const TICKS_PER_S: f64 = 100.0;
+        let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+        let fields = stat.rsplit_once(')').context("a name in parentheses")?.1;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks = |at: usize| -> anyhow::Result<f64> {
+            Ok(fields.get(at).context("a short line")?.parse()?)
+        };
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        let kibibytes = |name: &str| -> anyhow::Result<u64> {
+            let mut lines = status.lines();
+            let line = lines.find(|line| line.starts_with(name));
+            let number = line.and_then(|line| line.split_whitespace().nth(1));
+            Ok(number.with_context(|| format!("no {name}"))?.parse()?)
+        };
+        Ok(Self {
+            cpu_s: (ticks(11)? + ticks(12)?) / TICKS_PER_S,
+            rss_bytes: kibibytes("VmRSS:")? << 10,
+            peak_rss_bytes: kibibytes("VmHWM:")? << 10,
+        })
+    }
+}
