@@ -301,7 +301,7 @@ pub(crate) struct Driver {
     /// Ends of leases that aren't reported yet.
     ended_leases: Vec<proto::message::LeaseState>,
     /// Leases of contents whose stage is being made ready.
-    early_leases: Vec<Digest>,
+    early_leases: Vec<(Digest, Option<Digest>)>,
     /// Images that this version can't stage, with their references and why.
     declined: BTreeMap<Digest, (Vec<String>, String)>,
     blames: Vec<Blame>,
@@ -932,13 +932,9 @@ impl Driver {
                                 return;
                             }
                         }
-                        // it was told another size of a blob than we were
-                        Err(_)
-                            if self
-                                .contents
-                                .by_digest(&digest)
-                                .is_some_and(|content| content.images.is_empty()) => {}
-                        Err(error) => {
+                        // it was told another size than we were: a size is what some manifest says
+                        Err(proto::chunks::ParseRunsError::PastEnd) => {}
+                        Err(error @ proto::chunks::ParseRunsError::Odd) => {
                             self.nonsense(peer, &error.to_string());
                             return;
                         }

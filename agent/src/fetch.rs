@@ -19,7 +19,8 @@ use origin::{
 };
 use proto::{
     ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Source, State, causes,
-    image::ContentKind, message::PullToken,
+    image::ContentKind,
+    message::{LeaseEnd, OriginFault, PullToken},
 };
 use sha2::Digest as _;
 use swarm::event::ContentId;
@@ -253,6 +254,32 @@ pub(crate) enum Failure {
     /// This host's settings for it don't do.
     #[error("{0}")]
     Settings(String),
+}
+
+impl Failure {
+    /// How the coordinator is told: what is about the content or about this host, and what about the registry.
+    pub(crate) const fn as_told(&self) -> (LeaseEnd, OriginFault) {
+        let error = match self {
+            Self::Origin(error) => error,
+            Self::Settings(_) => return (LeaseEnd::OriginFailed, OriginFault::Host),
+        };
+        let fault = match error {
+            OriginError::SizeMismatch { .. } | OriginError::TooLarge { .. } => {
+                return (LeaseEnd::ContentBad, OriginFault::Unspecified);
+            }
+            OriginError::NotFound { .. } | OriginError::Status { status: 410, .. } => {
+                OriginFault::Missing
+            }
+            OriginError::Unauthorised { .. }
+            | OriginError::Forbidden { .. }
+            | OriginError::Status { status: 451, .. } => OriginFault::Refused,
+            // it may be this host's list of authorities: two hosts say it before the registry is left alone
+            OriginError::Tls { .. } => OriginFault::Unspecified,
+            error if error.is_retryable() => OriginFault::Unspecified,
+            _ => OriginFault::Unusable,
+        };
+        (LeaseEnd::OriginFailed, fault)
+    }
 }
 
 /// Why an attempt ended before the content was whole.
@@ -498,6 +525,7 @@ async fn resume(job: &Job) -> Start {
     };
     let (content, kind, geometry) = (job.content, job.kind, job.geometry);
     let held = job.first_missing();
+    let (_, blob_size) = job.blob();
     let found = tokio::task::spawn_blocking(move || {
         let missing = joined(&shelf, content, held);
         let last = missing.checked_sub(1)?;
@@ -512,15 +540,19 @@ async fn resume(job: &Job) -> Start {
                 skip: 0,
             });
         }
+        let hint = link.resume?;
+        // any sender's word: what can't be true isn't followed, and what only is false shows in what it decodes to
+        let previous = last.checked_sub(1)?;
+        let behind = shelf.link(content, ChunkIndex(previous))?.0.resume;
+        if !is_plausible(hint, blob_size, behind) {
+            return None;
+        }
         let Resume {
             blob_offset,
             skip_bytes,
-        } = link.resume?;
+        } = hint;
         let skip = skip_bytes as usize;
-        let before = shelf
-            .read(content, ChunkIndex(last.checked_sub(1)?))
-            .ok()??
-            .bytes;
+        let before = shelf.read(content, ChunkIndex(previous)).ok()??.bytes;
         // the window before the block lies in the chunk before, as both are far smaller than a chunk
         let end = before.len().checked_sub(skip)?;
         let history = &before[end.saturating_sub(WINDOW_BYTES)..end];
@@ -542,6 +574,14 @@ async fn resume(job: &Job) -> Start {
         })
     });
     found.await.ok().flatten().unwrap_or_else(|| beginning(job))
+}
+
+/// Whether a place to go on from can be one in this blob: inside of it, at a chunk that starts within its block, and not
+/// before the chunk before it.
+fn is_plausible(hint: Resume, blob_size: u64, previous: Option<Resume>) -> bool {
+    let inside = 0 < hint.blob_offset && hint.blob_offset < blob_size;
+    let skip = (hint.skip_bytes as usize) < WINDOW_BYTES;
+    inside && skip && previous.is_none_or(|previous| previous.blob_offset < hint.blob_offset)
 }
 
 /// Raw bytes on their way into chunks.

@@ -302,14 +302,13 @@ fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended> {
     if selected().next().is_some() && selected().all(|host| host.state == HostState::Present) {
         return ended(Outcome::Yes, String::new());
     }
-    // The registry's bytes aren't those of the manifest, say several hosts: waiting doesn't help.
-    if image.state == ImageState::Failed && image.reason.as_deref() == Some("content_bad") {
+    // The registry doesn't give what the manifest names, say several hosts: waiting doesn't help.
+    if image.state == ImageState::Failed
+        && let Some(story) = image.reason.as_deref().and_then(failed_image)
+    {
         return ended(
             Outcome::No,
-            format!(
-                "{}: the registry's bytes don't match the manifest; push the image anew, and stage it again\n{}\n",
-                image.digest, image.message
-            ),
+            format!("{}: {story}\n{}\n", image.digest, image.message),
         );
     }
     let hopeless = selected().all(|host| {
@@ -322,6 +321,26 @@ fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended> {
     (hopeless && selected().next().is_some())
         .then(|| ended(Outcome::No, text::failures(image)))
         .flatten()
+}
+
+/// What is wrong with an image that failed as such, and what to do; `None` for other reasons.
+fn failed_image(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "content_bad" => {
+            "the registry's bytes don't match the manifest; push the image anew, and stage it again"
+        }
+        "content_missing" => {
+            "the registry lacks a part of the image; push the image anew, and stage it again"
+        }
+        "content_refused" => {
+            "the registry refuses a part of the image to the hosts; look at the credentials, and stage it again"
+        }
+        "content_unusable" => {
+            "the registry answers for a part of the image with something that can't be used; look at the registry"
+        }
+        "contradicts" => "it can't be staged beside another image",
+        _ => return None,
+    })
 }
 
 /// tart holds its lock for as long as it pulls, and gives it back by itself. Agents say so of an install under way; earlier ones called

@@ -11,7 +11,7 @@ use proto::{
     chain::Verdict,
     chunks::ParseRunsError,
     image::ContentKind,
-    message::{BlameKind, LeaseEnd},
+    message::{BlameKind, LeaseEnd, OriginFault},
 };
 use swarm::{
     Event,
@@ -44,6 +44,10 @@ const DROPPED_WITHIN: Duration = Duration::from_secs(10);
 /// Reasons: a fetch from the registry has trouble and goes on trying, or has ended for it.
 const ORIGIN_TROUBLE: &str = "origin_trouble";
 const ORIGIN_FAILED: &str = "origin_failed";
+/// Reason: this host can't ask a registry, because of its own settings.
+const ORIGIN_SETTINGS: &str = "origin_settings";
+/// Reason: the registry's bytes aren't what the manifest says.
+const CONTENT_BAD: &str = "content_bad";
 
 /// A content of one or more images.
 #[derive(Debug)]
@@ -276,8 +280,9 @@ impl Driver {
                     chunks,
                     reset,
                 }),
-                Err(_) if self.is_only_mirrored(id) => {}
-                Err(error) => self.nonsense(peer, &error.to_string()),
+                // it was told another size than we were: a size is what some manifest says
+                Err(ParseRunsError::PastEnd) => {}
+                Err(error @ ParseRunsError::Odd) => self.nonsense(peer, &error.to_string()),
             }
         }
     }
@@ -678,9 +683,12 @@ impl Driver {
         let Some(content) = self.contents.find(id) else {
             return;
         };
-        let image = content
-            .images
+        // the image that the lease was granted for: another may name a repository that refuses this content
+        let leased = self.leases.get(&id).and_then(|lease| lease.image);
+        let leased = leased.filter(|image| content.images.contains(image));
+        let image = leased
             .iter()
+            .chain(&content.images)
             .find_map(|image| self.images.get(image));
         let by = image.map(|image| image.digest);
         let image = image.map(|image| (image.reference().to_owned(), image.access.clone()));
@@ -874,13 +882,13 @@ impl Driver {
         let images = self.contents.find(id).map(|content| &content.images);
         for image in images.into_iter().flatten() {
             if let Some(image) = self.images.get_mut(image) {
-                image.clear_trouble_of(&[ORIGIN_TROUBLE, ORIGIN_FAILED]);
+                image.clear_trouble_of(&[ORIGIN_TROUBLE, ORIGIN_FAILED, ORIGIN_SETTINGS]);
             }
         }
     }
 
     pub(super) fn fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
-        self.fetches.remove(&id);
+        let asked = self.fetches.remove(&id).and_then(|fetch| fetch.image);
         if let Some(content) = self.contents.find_mut(id) {
             match end {
                 // the second time brought the same: nothing that we made was false
@@ -890,41 +898,60 @@ impl Driver {
             }
         }
         self.retract_doubted(id);
-        let (swarm_end, lease_end, message) = match &end {
-            FetchEnd::Done => (OriginEnd::Done, LeaseEnd::Done, None),
-            FetchEnd::Failed(failure) => (
-                OriginEnd::Failed,
-                LeaseEnd::OriginFailed,
-                Some(failure.to_string()),
+        let away = OriginFault::Unspecified;
+        let (swarm_end, (lease_end, fault), reason, message) = match &end {
+            FetchEnd::Done => (OriginEnd::Done, (LeaseEnd::Done, away), "", None),
+            FetchEnd::Failed(failure) => {
+                let said = failure.as_told();
+                let reason = match said {
+                    (LeaseEnd::ContentBad, _) => CONTENT_BAD,
+                    (_, OriginFault::Host) => ORIGIN_SETTINGS,
+                    _ => ORIGIN_FAILED,
+                };
+                (OriginEnd::Failed, said, reason, Some(failure.to_string()))
+            }
+            FetchEnd::Bad(message) => (
+                OriginEnd::Bad,
+                (LeaseEnd::ContentBad, away),
+                CONTENT_BAD,
+                Some(message.clone()),
             ),
-            FetchEnd::Bad(message) => (OriginEnd::Bad, LeaseEnd::ContentBad, Some(message.clone())),
             // our own trouble: the lease passes on without a word about the registry
             FetchEnd::Disk(message) => return self.content_not_stored(id, message),
-            FetchEnd::Unwanted => (OriginEnd::Failed, LeaseEnd::Released, None),
+            FetchEnd::Unwanted => (OriginEnd::Failed, (LeaseEnd::Released, away), "", None),
         };
         if let Some(content) = self.contents.find(id)
             && let Some(message) = &message
         {
-            error!(content = %content.digest, error = message, "fetching from the registry failed");
-            for image in content.images.clone() {
+            error!(content = %content.digest, reason, error = message, "fetching from the registry failed");
+            // what one image's repository refuses says nothing of the others
+            let images: Vec<Digest> = match asked {
+                Some(image) if matches!(end, FetchEnd::Failed(_)) => vec![image],
+                _ => content.images.clone(),
+            };
+            for image in images {
                 if let Some(image) = self.images.get_mut(&image) {
-                    image.trouble(swarm_end_name(swarm_end), message.clone());
+                    image.trouble(reason, message.clone());
                 }
             }
         }
         self.tell(Event::OriginEnded { id, end: swarm_end });
-        self.end_lease(id, lease_end, message.unwrap_or_default());
+        self.end_lease(id, lease_end, fault, message.unwrap_or_default());
         self.mirror_fetch_ended(id, end);
     }
 
-    /// The coordinator leased us a content.
-    pub(super) fn leased(&mut self, digest: Digest) {
+    /// The coordinator leased us a content, to be fetched under this image's name.
+    pub(super) fn leased(&mut self, digest: Digest, image: Option<Digest>) {
         let Some(id) = self.contents.by_digest(&digest).map(|content| content.id) else {
             // the stage isn't ready yet: remembered until it is, the lease runs meanwhile
-            self.early_lease(digest);
+            self.early_lease(digest, image);
             return;
         };
-        self.leases.insert(id, Lease::default());
+        let lease = Lease {
+            image,
+            ..Lease::default()
+        };
+        self.leases.insert(id, lease);
         self.metrics
             .leases
             .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
@@ -941,13 +968,5 @@ impl Driver {
             self.report_due = true;
             self.tell(Event::LeaseLost(id));
         }
-    }
-}
-
-const fn swarm_end_name(end: OriginEnd) -> &'static str {
-    match end {
-        OriginEnd::Done => "done",
-        OriginEnd::Failed => ORIGIN_FAILED,
-        OriginEnd::Bad => "content_bad",
     }
 }

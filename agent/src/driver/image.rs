@@ -392,6 +392,29 @@ impl Driver {
         image.stage = Some(stage.clone());
         image.open.clear();
         let contents = image.layout.contents();
+        // of two sizes one is wrong, and this can't tell which: nobody is blamed, and what is here stays
+        let other_size = contents.iter().find(|spec| {
+            let known = self.contents.by_digest(&spec.digest);
+            known.is_some_and(|known| {
+                !known.images.is_empty() && known.geometry.size() != spec.geometry.size()
+            })
+        });
+        if let Some(spec) = other_size {
+            let message = format!(
+                "its manifest gives content {} another size than an image that is here; one of the two is wrong",
+                spec.digest
+            );
+            self.withdraw(digest);
+            self.reconciler.have(digest, Have::Kept);
+            self.failed(
+                digest,
+                Trouble {
+                    reason: "contradicts",
+                    message,
+                },
+            );
+            return;
+        }
         let mut known = Vec::new();
         for (order, spec) in (0u32..).zip(&contents) {
             self.yield_to_image(&spec.digest);
@@ -411,8 +434,8 @@ impl Driver {
             }
             self.walk_if_whole(id);
         }
-        for lease in std::mem::take(&mut self.early_leases) {
-            self.leased(lease);
+        for (content, image) in std::mem::take(&mut self.early_leases) {
+            self.leased(content, image);
         }
         self.read_again(digest);
         self.report_due = true;

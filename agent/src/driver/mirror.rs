@@ -14,7 +14,7 @@ use std::{
 
 use proto::{
     ChunkIndex, Digest,
-    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants, StageState},
+    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants, OriginFault, StageState},
 };
 use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
@@ -353,7 +353,12 @@ impl Driver {
         {
             return;
         }
-        self.end_lease(id, LeaseEnd::Released, String::new());
+        self.end_lease(
+            id,
+            LeaseEnd::Released,
+            OriginFault::Unspecified,
+            String::new(),
+        );
         if let Some(fetch) = self.fetches.remove(&id) {
             fetch.abort.abort();
         }

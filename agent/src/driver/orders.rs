@@ -67,7 +67,12 @@ impl Driver {
                     }
                 });
             }
-            Some(order::Kind::Lease(grant)) => self.with_digest(&grant.content, Self::leased),
+            Some(order::Kind::Lease(grant)) => {
+                let image = Digest::try_from(grant.manifest_digest.as_slice()).ok();
+                self.with_digest(&grant.content, |driver, digest| {
+                    driver.leased(digest, image);
+                });
+            }
             Some(order::Kind::Revoke(revoke)) => {
                 self.with_digest(&revoke.content, |driver, digest| driver.lease_lost(&digest));
             }

@@ -9,8 +9,8 @@ use proto::{
     ChunkIndex, Digest, HostId,
     figure::Span,
     message::{
-        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginTrouble, Report,
-        Retraction, StageState, Volume, WithoutSource,
+        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginFault,
+        OriginTrouble, Report, Retraction, StageState, Volume, WithoutSource,
     },
 };
 use swarm::{Event, Stall, event::ContentId};
@@ -36,6 +36,8 @@ const MAX_WITHOUT_SOURCE: usize = 16;
 /// A lease that this host holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lease {
+    /// The image under whose name the content is to be fetched, where the coordinator says so.
+    pub(super) image: Option<Digest>,
     /// Chunks fetched under it.
     pub(super) chunks: u32,
     /// What the registry did to the last attempt, until a chunk comes.
@@ -81,6 +83,7 @@ impl Lease {
             paced,
             trouble: trouble.into(),
             retry_after_ms: u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),
+            fault: OriginFault::Unspecified.into(),
         }
     }
 }
@@ -345,22 +348,41 @@ impl Driver {
     }
 
     /// Ends a lease and says so at once.
-    pub(super) fn end_lease(&mut self, id: ContentId, end: LeaseEnd, message: String) {
+    pub(super) fn end_lease(
+        &mut self,
+        id: ContentId,
+        end: LeaseEnd,
+        fault: OriginFault,
+        message: String,
+    ) {
         if !self.leases.contains_key(&id) {
             return;
         }
         if let Some(digest) = self.contents.find(id).map(|content| content.digest) {
-            self.close_lease(id, digest, end, message);
+            self.close_lease(id, digest, end, fault, message);
         }
         self.report(false);
     }
 
     /// Ends the lease of a content that isn't staged here any more, which the next report says.
     pub(super) fn give_lease_up(&mut self, id: ContentId, content: Digest) {
-        self.close_lease(id, content, LeaseEnd::Released, String::new());
+        self.close_lease(
+            id,
+            content,
+            LeaseEnd::Released,
+            OriginFault::Unspecified,
+            String::new(),
+        );
     }
 
-    fn close_lease(&mut self, id: ContentId, content: Digest, end: LeaseEnd, message: String) {
+    fn close_lease(
+        &mut self,
+        id: ContentId,
+        content: Digest,
+        end: LeaseEnd,
+        fault: OriginFault,
+        message: String,
+    ) {
         let Some(lease) = self.leases.remove(&id) else {
             return;
         };
@@ -371,6 +393,7 @@ impl Driver {
             content: content.as_bytes().to_vec(),
             chunks: lease.chunks,
             end: end.into(),
+            fault: fault.into(),
             message,
             ..LeaseState::default()
         });
@@ -388,14 +411,15 @@ impl Driver {
             } else {
                 LeaseEnd::Released
             },
+            OriginFault::Unspecified,
             String::new(),
         );
     }
 
     /// A lease of a content that isn't known yet, because its stage is being made ready.
-    pub(super) fn early_lease(&mut self, digest: Digest) {
+    pub(super) fn early_lease(&mut self, digest: Digest, image: Option<Digest>) {
         if self.early_leases.len() < 64 {
-            self.early_leases.push(digest);
+            self.early_leases.push((digest, image));
         }
     }
 

@@ -183,6 +183,7 @@ impl Driver {
             return;
         };
         wanted.restage.clear();
+        self.plan.handle(now, Event::Urged(*image));
         for host in wanted.ordered.clone() {
             let known = self.hosts.get_mut(&host);
             let Some(progress) = known.and_then(|known| known.images.get_mut(image)) else {
@@ -297,6 +298,7 @@ impl Driver {
             .map(|content| word::Content {
                 digest: content.digest,
                 chunks: content.geometry.chunks(),
+                size: content.geometry.size(),
                 origin_bytes: match content.kind {
                     proto::image::ContentKind::RawLayer { blob } => blob.size,
                     proto::image::ContentKind::Blob => content.geometry.size(),

@@ -453,25 +453,53 @@ impl Driver {
                 return;
             }
             message::LeaseEnd::Done => (word::LeaseEnd::Done, "done"),
-            message::LeaseEnd::OriginFailed => (word::LeaseEnd::OriginFailed, "origin_failed"),
-            message::LeaseEnd::ContentBad => (word::LeaseEnd::ContentBad, "content_bad"),
+            message::LeaseEnd::OriginFailed => match lease.fault() {
+                message::OriginFault::Unspecified => {
+                    (word::LeaseEnd::OriginFailed, "origin_failed")
+                }
+                message::OriginFault::Missing => (
+                    word::LeaseEnd::Faulty(word::Fault::Missing),
+                    "content_missing",
+                ),
+                message::OriginFault::Refused => (
+                    word::LeaseEnd::Faulty(word::Fault::Refused),
+                    "content_refused",
+                ),
+                message::OriginFault::Unusable => (
+                    word::LeaseEnd::Faulty(word::Fault::Unusable),
+                    "content_unusable",
+                ),
+                message::OriginFault::Host => (word::LeaseEnd::HostUnable, "host_unable"),
+            },
+            message::LeaseEnd::ContentBad => {
+                (word::LeaseEnd::Faulty(word::Fault::Bad), "content_bad")
+            }
             message::LeaseEnd::Released => (word::LeaseEnd::Released, "released"),
         };
         Metrics::count(&self.metrics.lease_ends, outcome);
         let message = progress::clean(&lease.message);
-        if matches!(
-            end,
-            word::LeaseEnd::OriginFailed | word::LeaseEnd::ContentBad
-        ) {
-            warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
-            if end == word::LeaseEnd::OriginFailed {
+        match end {
+            word::LeaseEnd::OriginFailed => {
+                warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
                 self.note_origin(now, host, content, word::Trouble::Failing, &message);
             }
-            if end == word::LeaseEnd::ContentBad && self.bad_contents.len() < MAX_BAD_CONTENTS {
-                self.bad_contents.insert(content, message);
+            word::LeaseEnd::Faulty(_) => {
+                warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
+                if self.bad_contents.len() >= MAX_BAD_CONTENTS {
+                    let plan = &self.plan;
+                    let known = |content: &Digest| plan.knows(content);
+                    self.bad_contents.retain(|content, _| known(content));
+                }
+                if self.bad_contents.len() < MAX_BAD_CONTENTS {
+                    self.bad_contents.insert(content, message);
+                }
             }
-        } else {
-            debug!(%host, %content, reason = outcome, "lease ended");
+            word::LeaseEnd::HostUnable => {
+                warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
+            }
+            word::LeaseEnd::Done | word::LeaseEnd::Released => {
+                debug!(%host, %content, reason = outcome, "lease ended");
+            }
         }
         self.plan.handle(
             now,

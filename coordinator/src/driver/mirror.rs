@@ -207,6 +207,7 @@ impl Driver {
                 contents: vec![word::Content {
                     digest,
                     chunks: blob.chunks,
+                    size: blob.bytes,
                     origin_bytes: blob.bytes,
                 }],
                 hosts: word::Selection::Hosts(blob.hosts.iter().cloned().collect()),

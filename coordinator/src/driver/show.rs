@@ -103,7 +103,11 @@ impl Driver {
         let hosts_present = count(HostState::Present);
         let state = match image.reason {
             _ if !hosts.is_empty() && hosts_present == hosts.len() as u64 => ImageState::Present,
-            Some(ImageReason::ContentBad(_) | ImageReason::HostsFailed) => ImageState::Failed,
+            Some(
+                ImageReason::ContentFaulty(..)
+                | ImageReason::Contradicts(_)
+                | ImageReason::HostsFailed,
+            ) => ImageState::Failed,
             _ => ImageState::Staging,
         };
         let contents: BTreeSet<Digest> = layout
@@ -122,7 +126,7 @@ impl Driver {
                 .filter(|_| state != ImageState::Present)
                 .map(|reason| reason.as_str().to_owned()),
             message: match image.reason {
-                Some(ImageReason::ContentBad(content)) => {
+                Some(ImageReason::ContentFaulty(content, _)) => {
                     self.bad_contents.get(&content).cloned().unwrap_or_default()
                 }
                 _ if state == ImageState::Present => String::new(),

@@ -29,7 +29,11 @@ pub(super) fn image(
         return String::new();
     };
     match reason {
-        ImageReason::Moving | ImageReason::ContentBad(_) => String::new(),
+        ImageReason::Moving | ImageReason::ContentFaulty(..) => String::new(),
+        ImageReason::Contradicts(content) => format!(
+            "its manifest gives content {content} another size than an image that was wanted before; one of the two is \
+             wrong: cancel that image, or push it anew"
+        ),
         ImageReason::NoHosts => "none of the selected hosts is part of the fleet".to_owned(),
         ImageReason::Held => "no host is selected for now; what is there is kept".to_owned(),
         ImageReason::NoHostConnected => format!("no host is connected: {}", named(away)),

@@ -17,5 +17,14 @@ pub use scenario::{Scenario, Setup};
 /// Runs a scenario to its end.
 #[must_use]
 pub fn run(setup: &Setup) -> Outcome {
-    world::World::new(setup).run()
+    let mut outcome = world::World::new(setup).run();
+    if setup.scenario == Scenario::MissingLayer {
+        let alone = Setup {
+            spared: true,
+            ..setup.clone()
+        };
+        let alone = world::World::new(&alone).run();
+        outcome.others_over_alone = Some(outcome.images_s / alone.images_s);
+    }
+    outcome
 }

@@ -87,6 +87,9 @@ struct Cli {
     /// The most that the registry's bytes over the image's may be; more is exit 1.
     #[arg(long, env = "SIM_MAX_ORIGIN_OVER_IMAGE")]
     max_origin_over_image: Option<f64>,
+    /// The most that the other images may take over what they take without the one that lacks a layer; more is exit 1.
+    #[arg(long, env = "SIM_MAX_OTHERS_OVER_ALONE")]
+    max_others_over_alone: Option<f64>,
     /// Print the use of the lines over time to stderr.
     #[arg(long, env = "SIM_TRACE")]
     trace: bool,
@@ -165,6 +168,7 @@ fn main() -> ExitCode {
     let excess = outcome.excess(&Goals {
         makespan_over_bound: cli.max_makespan_over_bound,
         origin_over_image: cli.max_origin_over_image,
+        others_over_alone: cli.max_others_over_alone,
     });
     for excess in &excess {
         eprintln!("{excess}");

@@ -21,6 +21,10 @@ pub struct Outcome {
     pub first_s: f64,
     /// The lower bound.
     pub bound_s: f64,
+    /// How long the images took that can be had, each from its order to its last host, together.
+    pub images_s: f64,
+    /// The same over what it is without the image that lacks a layer, where there is one.
+    pub others_over_alone: Option<f64>,
     /// Bytes that left the registry.
     pub origin_bytes: u64,
     /// Bytes that hosts received from hosts.
@@ -54,6 +58,8 @@ pub struct Goals {
     pub makespan_over_bound: Option<f64>,
     /// Bytes from the registry over the image's.
     pub origin_over_image: Option<f64>,
+    /// Time of the other images over what it is without the one that lacks a layer.
+    pub others_over_alone: Option<f64>,
 }
 
 impl Outcome {
@@ -70,6 +76,11 @@ impl Outcome {
                 "origin over image",
                 self.origin_over_image(),
                 goals.origin_over_image,
+            ),
+            (
+                "others over alone",
+                self.others_over_alone.unwrap_or(f64::NAN),
+                goals.others_over_alone,
             ),
         ];
         costs
@@ -123,6 +134,7 @@ impl Outcome {
             "makespan_over_bound": round(self.makespan_over_bound()),
             "last_over_first": round(self.last_over_first()),
             "origin_over_image": round(self.origin_over_image()),
+            "others_over_alone": self.others_over_alone.map(round),
             "makespan_s": round(self.makespan_s),
             "first_s": round(self.first_s),
             "bound_s": round(self.bound_s),
@@ -174,6 +186,9 @@ impl Outcome {
         );
         line("last / first", format!("{:.4}", self.last_over_first()));
         line("origin / image", format!("{:.4}", self.origin_over_image()));
+        if let Some(others) = self.others_over_alone {
+            line("others / alone", format!("{others:.4}"));
+        }
         line("refused by origin", self.refused_requests.to_string());
         line(
             "pulled / arrived",

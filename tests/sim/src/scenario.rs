@@ -39,11 +39,14 @@ pub enum Scenario {
     Leftover,
     /// The image is held everywhere for a while, and then wanted again.
     Held,
+    /// The registry lacks a layer of one image for ever; two others of the same registry are wanted beside it, one of them a
+    /// minute later.
+    MissingLayer,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -59,6 +62,7 @@ impl Scenario {
         Self::Vanish,
         Self::Leftover,
         Self::Held,
+        Self::MissingLayer,
     ];
 
     /// Its name on the command line.
@@ -80,6 +84,7 @@ impl Scenario {
             Self::Vanish => "vanish",
             Self::Leftover => "leftover",
             Self::Held => "held",
+            Self::MissingLayer => "missing-layer",
         }
     }
 
@@ -110,6 +115,9 @@ impl Scenario {
                 "a tenth of the hosts is away when the image is wanted there no longer, and the coordinator restarts"
             }
             Self::Held => "the image is held everywhere for a while, midway",
+            Self::MissingLayer => {
+                "one image lacks a layer for ever; another comes at the same time, a third a minute later"
+            }
         }
     }
 
@@ -137,6 +145,8 @@ pub struct Setup {
     pub chunk_bytes: u64,
     /// The seed.
     pub seed: u64,
+    /// Without the image that lacks a layer.
+    pub spared: bool,
     /// The registry's rate, bytes per second.
     pub origin_rate: u64,
     /// A host's uplink, bytes per second.
@@ -168,6 +178,7 @@ impl Setup {
             content_bytes: 512 << 20,
             chunk_bytes: proto::CHUNK_BYTES,
             seed,
+            spared: false,
             origin_rate: GIGABIT,
             up_rate: GIGABIT,
             down_rate: GIGABIT,

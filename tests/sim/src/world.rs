@@ -26,7 +26,7 @@ use swarm::{
 use crate::{
     network::{Downlink, Nanos, TransferId, Uplink, takes},
     outcome::Outcome,
-    scenario::Setup,
+    scenario::{Scenario, Setup},
 };
 
 use self::{
@@ -63,6 +63,17 @@ struct Spec {
     digest: Digest,
     key: u64,
     geometry: Geometry,
+    /// The image that it is part of.
+    image: usize,
+}
+
+/// An image that hosts are to hold.
+#[derive(Debug)]
+struct Image {
+    digest: Digest,
+    ordered_at: Option<Nanos>,
+    /// The registry lacks a content of it for ever: nobody can hold it.
+    hopeless: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +96,10 @@ struct Node {
     follows: Vec<u32>,
     session: bool,
     staged: bool,
+    /// By image.
+    stages: Vec<bool>,
+    /// When all contents of an image were there, by image.
+    whole_at: Vec<Option<Nanos>>,
     /// The last order was to hold the image.
     on_hold: bool,
     held: Vec<ChunkSet>,
@@ -108,7 +123,8 @@ struct Node {
     uploads: usize,
     grown_at: Nanos,
     finished_at: Option<Nanos>,
-    reported: Option<(stage::event::Standing, u64)>,
+    /// What was reported last, by image.
+    reported: Vec<Option<(stage::event::Standing, u64)>>,
     /// Contents that it last said it finds no source of.
     without_source: Vec<u32>,
     /// Requests under way, and whom of.
@@ -214,6 +230,7 @@ enum Due {
     Stage {
         host: u32,
         life: u32,
+        image: usize,
     },
     PlanTimer,
     Sample,
@@ -247,7 +264,9 @@ pub struct World {
     due: BinaryHeap<Reverse<Entry>>,
     wire: VecDeque<(Nanos, Message)>,
     specs: Vec<Spec>,
-    image: Digest,
+    images: Vec<Image>,
+    /// What the registry doesn't have.
+    lacking: Option<u32>,
     nodes: Vec<Node>,
     /// Uplinks of the hosts, and the registry's at the end.
     uplinks: Vec<Uplink>,
@@ -328,7 +347,9 @@ impl World {
             (0, _) => 1,
             (pieces, _) => pieces,
         };
-        let specs: Vec<Spec> = specs(setup.image_bytes / scale, setup.content_bytes / scale);
+        let mut specs: Vec<Spec> = specs(setup.image_bytes / scale, setup.content_bytes / scale);
+        let images = images(&setup, &mut specs);
+        let lacking = specs.iter().position(|spec| images[spec.image].hopeless);
         let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
         let count = setup.hosts;
         let mut nodes = Vec::with_capacity(count);
@@ -341,7 +362,7 @@ impl World {
             nodes.push(Node::new(
                 id,
                 &setup,
-                &specs,
+                (&specs, &images),
                 rng.next_u64(),
                 rate(setup.down_rate),
             ));
@@ -359,7 +380,8 @@ impl World {
             sequence: 0,
             due: BinaryHeap::new(),
             wire: VecDeque::new(),
-            image: Digest::of(b"image"),
+            images,
+            lacking: lacking.map(index),
             specs,
             nodes,
             uplinks,
@@ -501,15 +523,18 @@ impl World {
                 life,
                 content,
             } => self.ask_again(host, life, content),
-            Due::Stage { host, life } => {
+            Due::Stage { host, life, image } => {
                 let node = self.node(host);
                 if node.alive && node.life == life && !node.on_hold {
-                    self.stage(host);
+                    self.stage(host, image);
                 }
             }
             Due::PlanTimer => self.plan_timer(),
             Due::Sample => self.sample(),
-            Due::Fault(usize::MAX) => self.order(),
+            Due::Fault(usize::MAX) => {
+                self.ordered_at = self.now;
+                self.order(|at| at != LATER);
+            }
             Due::Fault(at) => self.strike(at),
         }
     }
@@ -554,36 +579,43 @@ impl World {
     fn begin_life(&mut self, host: u32) {
         let seed = self.rng.next_u64();
         let config = self.setup.swarm.clone();
-        let now = self.now;
+        let (now, images) = (self.now, self.images.len());
         let node = self.node_mut(host);
         node.life += 1;
         node.alive = true;
         node.swarm = Swarm::new(node.key, config, seed);
         node.timer_at = u64::MAX;
         node.grown_at = now;
-        let resumes = core::mem::take(&mut node.staged);
+        node.staged = false;
+        let resumes = core::mem::replace(&mut node.stages, vec![false; images]);
         node.believes.fill(false);
         node.roster.fill(false);
         node.session = false;
-        node.reported = None;
+        node.reported.fill(None);
         let life = node.life;
         let jitter = self.random(usize::try_from(REPORT_EVERY).unwrap_or(1)) as u64;
         self.at(self.now + jitter, Due::Report { host, life });
         // what it was staging lies in its journal: it goes on without an order
-        if resumes {
-            self.stage(host);
+        for (image, resumes) in resumes.into_iter().enumerate() {
+            if resumes {
+                self.stage(host, image);
+            }
         }
         self.open_session(host);
     }
 
-    /// The agent learns that it is to hold the image.
-    fn stage(&mut self, host: u32) {
-        if self.node(host).staged {
+    /// The agent learns that it is to hold an image.
+    fn stage(&mut self, host: u32, image: usize) {
+        if self.node(host).stages[image] {
             return;
         }
         self.node_mut(host).staged = true;
+        self.node_mut(host).stages[image] = true;
         for at in 0..self.specs.len() {
             let spec = &self.specs[at];
+            if spec.image != image {
+                continue;
+            }
             let event = swarm::Event::Content {
                 id: ContentId(index(at)),
                 key: spec.key,
@@ -611,6 +643,7 @@ impl World {
         node.fetches.clear();
         node.leases.clear();
         node.staged = false;
+        node.stages.fill(false);
         for at in 0..self.specs.len() {
             self.feed(host, swarm::Event::Dropped(ContentId(index(at))));
         }
@@ -618,7 +651,7 @@ impl World {
 
     /// The time that no schedule can beat, in seconds.
     fn bound_s(&self) -> f64 {
-        let image: u64 = self.specs.iter().map(|spec| spec.geometry.size()).sum();
+        let image: u64 = self.had().map(|spec| spec.geometry.size()).sum();
         let wanted: Vec<usize> = (0..self.nodes.len())
             .filter(|at| self.nodes[*at].wanted)
             .collect();
@@ -639,6 +672,24 @@ impl World {
         (image / float(origin) + self.lost_s)
             .max(image / float(slowest) + self.joined_s)
             .max(image * float(wanted.len() as u64) / float(origin + up))
+    }
+
+    /// The contents that can be had.
+    fn had(&self) -> impl Iterator<Item = &Spec> {
+        let had = |spec: &&Spec| !self.images[spec.image].hopeless;
+        self.specs.iter().filter(had)
+    }
+
+    /// How long the images took that can be had, each from its order to its last host, together.
+    fn images_s(&self) -> f64 {
+        let took = |(at, image): (usize, &Image)| {
+            let wanted = self.nodes.iter().filter(|node| node.wanted);
+            let last = wanted.filter_map(|node| node.whole_at[at]).max()?;
+            Some(precise(last.saturating_sub(image.ordered_at?)) / 1e9)
+        };
+        let images = self.images.iter().enumerate();
+        let had = images.filter(|(_, image)| !image.hopeless);
+        had.filter_map(took).sum()
     }
 
     fn outcome(self) -> Outcome {
@@ -667,6 +718,8 @@ impl World {
             makespan_s: last,
             first_s: first,
             bound_s: self.bound_s(),
+            images_s: self.images_s(),
+            others_over_alone: None,
             origin_bytes: self.origin_bytes * self.scale,
             peer_bytes: self.peer_bytes * self.scale,
             local_bytes: self.local_bytes * self.scale,
@@ -688,7 +741,13 @@ impl World {
 }
 
 impl Node {
-    fn new(id: HostId, setup: &Setup, specs: &[Spec], seed: u64, down_rate: u64) -> Self {
+    fn new(
+        id: HostId,
+        setup: &Setup,
+        (specs, images): (&[Spec], &[Image]),
+        seed: u64,
+        down_rate: u64,
+    ) -> Self {
         let key = id.key();
         Self {
             key,
@@ -708,6 +767,8 @@ impl Node {
             follows: Vec::new(),
             session: false,
             staged: false,
+            stages: vec![false; images.len()],
+            whole_at: vec![None; images.len()],
             on_hold: false,
             held: specs
                 .iter()
@@ -715,6 +776,7 @@ impl Node {
                 .collect(),
             missing: specs
                 .iter()
+                .filter(|spec| !images[spec.image].hopeless)
                 .map(|spec| u64::from(spec.geometry.chunks()))
                 .sum(),
             false_links: BTreeMap::new(),
@@ -728,7 +790,7 @@ impl Node {
             uploads: 0,
             grown_at: 0,
             finished_at: None,
-            reported: None,
+            reported: vec![None; images.len()],
             without_source: Vec::new(),
             requested: BTreeMap::new(),
             headless_since: None,
@@ -753,9 +815,50 @@ fn specs(image_bytes: u64, content_bytes: u64) -> Vec<Spec> {
             digest,
             key: u64::from_be_bytes(first),
             geometry: Geometry::new(size).expect("a content below the limit"),
+            image: 0,
         });
     }
     specs
+}
+
+/// In [`Scenario::MissingLayer`](crate::Scenario::MissingLayer): the image that is wanted a minute later.
+const LATER: usize = 1;
+/// Contents of the image that lacks one.
+const HOPELESS_CONTENTS: usize = 4;
+
+/// The images that these contents make. With a missing layer: one half of the contents is wanted at the beginning, the other
+/// later, and a third image stands before both, whose first content the registry doesn't have.
+fn images(setup: &Setup, specs: &mut Vec<Spec>) -> Vec<Image> {
+    let image = |name: &str, hopeless: bool| Image {
+        digest: Digest::of(name.as_bytes()),
+        ordered_at: None,
+        hopeless,
+    };
+    let mut images = vec![image("image", false)];
+    if setup.scenario != Scenario::MissingLayer {
+        return images;
+    }
+    let half = specs.len().div_ceil(2);
+    for spec in &mut specs[half..] {
+        spec.image = LATER;
+    }
+    images.push(image("later", false));
+    if !setup.spared {
+        let geometry = specs[0].geometry;
+        for at in 0..HOPELESS_CONTENTS {
+            let digest = Digest::of(format!("hopeless {at}").as_bytes());
+            let mut first = [0; 8];
+            first.copy_from_slice(&digest.as_bytes()[..8]);
+            specs.push(Spec {
+                digest,
+                key: u64::from_be_bytes(first),
+                geometry,
+                image: images.len(),
+            });
+        }
+        images.push(image("hopeless", true));
+    }
+    images
 }
 
 fn index(at: usize) -> u32 {

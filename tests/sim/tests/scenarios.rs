@@ -60,6 +60,7 @@ fn costs_at_most(scenario: Scenario, hosts: usize, makespan_over_bound: f64) {
     let goals = Goals {
         makespan_over_bound: Some(makespan_over_bound),
         origin_over_image: Some(1.02),
+        ..Goals::default()
     };
     for seed in 1..=2 {
         let outcome = run(&Setup::new(scenario, hosts, 8_000_000_000, seed));
@@ -91,6 +92,7 @@ fn a_cost_over_its_goal_is_told() {
     let goals = |most| Goals {
         makespan_over_bound: Some(most),
         origin_over_image: Some(1.0),
+        ..Goals::default()
     };
     let is = outcome.makespan_over_bound();
     assert!(outcome.excess(&Goals::default()).is_empty());
@@ -243,4 +245,15 @@ fn coarser_chunks_tell_the_same_story() {
     setup.chunk_bytes = 4 << 20;
     let coarse = run(&setup).makespan_over_bound();
     assert!((0.9..1.3).contains(&(coarse / fine)), "{fine} {coarse}");
+}
+
+#[test]
+fn an_image_that_lacks_a_layer_costs_the_others_nothing() {
+    for seed in [1, 2] {
+        let outcome = small(Scenario::MissingLayer, 20, seed);
+        let others = outcome.others_over_alone.unwrap();
+        assert!(others <= 1.05, "{}", outcome.to_text());
+        // found by two hosts, and asked for again after a minute, two and so on
+        assert!(outcome.refused_requests <= 6, "{}", outcome.to_text());
+    }
 }

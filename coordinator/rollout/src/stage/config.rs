@@ -25,8 +25,12 @@ pub struct Config {
     pub origin_wish_most: Duration,
     /// A holder that the registry fails for this long without a chunk counts: broken connections are made again sooner.
     pub trouble_after: Duration,
-    /// Different hosts that have to find the registry's bytes bad before an image fails.
+    /// Different hosts that have to find a content faulty in the registry before its image fails.
     pub bad_witnesses: usize,
+    /// First wait before a content is tried again that made its image fail; doubles.
+    pub fault_retry: Duration,
+    /// The longest wait before a content is tried again that made its image fail.
+    pub fault_retry_most: Duration,
     /// Different hosts that have to blame a host before the fleet shuns it, at least.
     pub accusers: usize,
     /// And in percent of the hosts that are connected: more than ever lie together, or they would shun the honest.
@@ -56,6 +60,8 @@ impl Default for Config {
             origin_wish_most: Duration::from_hours(1),
             trouble_after: Duration::from_secs(3),
             bad_witnesses: 2,
+            fault_retry: Duration::from_mins(1),
+            fault_retry_most: Duration::from_mins(10),
             accusers: 2,
             accusers_percent: 34,
             passers_accuse_within: Duration::from_mins(2),

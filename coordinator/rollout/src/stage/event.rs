@@ -12,6 +12,8 @@ pub struct Content {
     pub digest: Digest,
     /// Its chunks.
     pub chunks: u32,
+    /// Its raw bytes, by the image's manifest.
+    pub size: u64,
     /// Bytes that it is in the registry.
     pub origin_bytes: u64,
 }
@@ -52,15 +54,30 @@ pub enum Standing {
     Gone,
 }
 
+/// What is wrong with one content in a registry that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// The registry's bytes, or their number, don't match the manifest.
+    Bad,
+    /// The registry says that it doesn't have the content.
+    Missing,
+    /// The registry refuses it to these credentials.
+    Refused,
+    /// The registry answers with something that can't be used, such as a redirect that mustn't be followed.
+    Unusable,
+}
+
 /// How a lease ended on its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeaseEnd {
     /// The whole content is there.
     Done,
-    /// The registry failed this host.
+    /// The registry is away: it can't be reached, or fails.
     OriginFailed,
-    /// The registry's bytes don't match the manifest.
-    ContentBad,
+    /// The registry answers, but this content can't be had from it.
+    Faulty(Fault),
+    /// This host can't ask the registry, because of its own settings.
+    HostUnable,
     /// Given back.
     Released,
 }
@@ -116,6 +133,8 @@ pub enum Event {
     },
     /// The image isn't wanted any more: staging stops, what is present stays.
     Cancelled(Digest),
+    /// Somebody asks for this image anew: what can't be had of it is tried at once.
+    Urged(Digest),
     /// Everything has been told that was wanted when this coordinator started: what hosts stage besides is left over from before,
     /// and is cancelled when they report it.
     WantsKnown,

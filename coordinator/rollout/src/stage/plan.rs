@@ -1,6 +1,7 @@
-//! The plan: state, and how events change it. Leases are decided in `lease`, when a registry may be asked in `origin`,
-//! neighbours in `graph`, whom the fleet shuns in `trust`, and `report` says where everything stands.
+//! The plan: state, and how events change it. Leases are decided in `lease`, when a registry may be asked in `origin`, what
+//! can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in `trust`, and `report` says where everything stands.
 
+mod fault;
 mod graph;
 mod lease;
 mod origin;
@@ -18,7 +19,7 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
-use self::{graph::Graph, lease::ContentState, origin::Origin, trust::Charges};
+use self::{fault::Unable, graph::Graph, lease::ContentState, origin::Origin, trust::Charges};
 use super::{
     Action, Config, Event,
     event::{Content, Purpose, Selection, Standing, Trouble},
@@ -76,6 +77,8 @@ struct Host {
     leases: usize,
     /// Leases that it let expire or that failed: others are preferred.
     failures: u32,
+    /// Registries that it can't ask, because of its own settings.
+    unable: BTreeMap<String, Unable>,
 }
 
 #[derive(Debug)]
@@ -94,7 +97,12 @@ struct Image {
     /// Bytes that a host held when it last said that it stages, and when that was.
     staging: BTreeMap<HostId, (u64, Moment)>,
     wanted_at: Moment,
-    bad: Option<Digest>,
+    /// Its contents as its manifest has them.
+    specs: Vec<Content>,
+    /// A content that an image which was wanted before gives another size.
+    contradicts: Option<Digest>,
+    /// When a lease was last granted for it.
+    asked_at: Option<Moment>,
 }
 
 impl Plan {
@@ -144,6 +152,7 @@ impl Plan {
                 purpose,
             } => self.want(image, references, &contents, hosts, held, purpose),
             Event::Cancelled(image) => self.cancel(image),
+            Event::Urged(image) => self.forgive(&image),
             Event::WantsKnown => self.wants_known = true,
             Event::Reported {
                 host,
@@ -219,6 +228,12 @@ impl Plan {
         }
     }
 
+    /// Whether a content is part of something that is wanted.
+    #[must_use]
+    pub fn knows(&self, content: &Digest) -> bool {
+        self.contents.contains_key(content)
+    }
+
     // ---- hosts --------------------------------------------------------------------------------------------------
 
     fn know(&mut self, id: HostId, zone: String) {
@@ -242,6 +257,7 @@ impl Plan {
                 charges: Charges::default(),
                 leases: 0,
                 failures: 0,
+                unable: BTreeMap::new(),
             },
         );
         self.join_graph(&id);
@@ -302,7 +318,7 @@ impl Plan {
                     host,
                     image: digest,
                 });
-            } else if image.bad.is_none() && self.selects(image, &id) {
+            } else if image.contradicts.is_none() && self.selects(image, &id) {
                 self.actions.push_back(Action::Stage {
                     host,
                     image: digest,
@@ -368,38 +384,34 @@ impl Plan {
         let old = self.images.iter().position(|image| image.digest == digest);
         let before: Vec<HostId> = old.map_or_else(Vec::new, |at| self.selected(&self.images[at]));
         let mut held_before = BTreeSet::new();
+        let mut moved = false;
         let changed = if let Some(at) = old {
             let image = &mut self.images[at];
-            let changed = image.references != references || image.bad.is_some();
+            let changed = image.references != references;
+            moved = image.references.first() != references.first();
             image.registry = origin::registry(digest, &references);
             image.references = references;
             image.selection = selection;
             held_before = core::mem::replace(&mut image.held, held.clone());
-            // wanted again: whoever asks has a reason to try again
-            if let Some(bad) = image.bad.take()
-                && image.purpose == Purpose::Stage
-                && let Some(content) = self.contents.get_mut(&bad)
-            {
-                content.forgive();
-            }
             changed
         } else {
             let mut seen = BTreeSet::new();
-            let list = contents
+            let specs: Vec<Content> = contents
                 .iter()
-                .map(|content| content.digest)
-                .filter(|content| seen.insert(*content))
+                .filter(|content| seen.insert(content.digest))
+                .copied()
                 .collect();
-            for content in contents {
+            for content in &specs {
                 self.contents
                     .entry(content.digest)
-                    .or_insert_with(|| ContentState::new(self.now, content.chunks));
+                    .or_insert_with(|| ContentState::new(self.now, content));
             }
             self.images.push(Image {
                 digest,
                 registry: origin::registry(digest, &references),
                 references,
-                contents: list,
+                contents: specs.iter().map(|content| content.digest).collect(),
+                specs,
                 selection,
                 held: held.clone(),
                 purpose,
@@ -407,10 +419,15 @@ impl Plan {
                 whole_since: BTreeMap::new(),
                 staging: BTreeMap::new(),
                 wanted_at: self.now,
-                bad: None,
+                contradicts: None,
+                asked_at: None,
             });
+            self.settle_contradictions();
             true
         };
+        if moved {
+            self.forgive(&digest);
+        }
         self.moved_at = self.now;
         self.grant_wanted = true;
         self.tick_at = self.tick_at.min(self.now + TICK);
@@ -429,7 +446,7 @@ impl Plan {
         }
         for host in &after {
             let connected = self.hosts.get(host).is_some_and(|host| host.connected);
-            if connected && (changed || fresh(host)) {
+            if image.contradicts.is_none() && connected && (changed || fresh(host)) {
                 self.actions.push_back(Action::Stage {
                     host: host.clone(),
                     image: digest,
@@ -474,6 +491,10 @@ impl Plan {
             .flat_map(|image| image.contents.iter().copied())
             .collect();
         self.contents.retain(|content, _| used.contains(content));
+        for content in self.contents.values_mut() {
+            content.forgive(&digest);
+        }
+        self.settle_contradictions();
         self.forget_origins();
     }
 

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use proto::{Digest, HostId};
 
-use super::event::Standing;
+use super::event::{Fault, Standing};
 
 /// Why an image isn't on every host that it is wanted on. A closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,8 +26,10 @@ pub enum ImageReason {
     OriginDown,
     /// The registry asked to be left alone for a while.
     OriginThrottled,
-    /// The registry's bytes of this content don't match the manifest, say several hosts.
-    ContentBad(Digest),
+    /// This content can't be had from the image's registry, say several hosts: the image failed. It is tried again slowly.
+    ContentFaulty(Digest, Fault),
+    /// Another image that is wanted gives this content another size: one of the two manifests is wrong.
+    Contradicts(Digest),
     /// Every host that could be was served; the others can't stage it for now, and say why.
     HostsFailed,
 }
@@ -45,7 +47,11 @@ impl ImageReason {
             Self::AwaitingTurn => "awaiting_turn",
             Self::OriginDown => "origin_down",
             Self::OriginThrottled => "origin_throttled",
-            Self::ContentBad(_) => "content_bad",
+            Self::ContentFaulty(_, Fault::Bad) => "content_bad",
+            Self::ContentFaulty(_, Fault::Missing) => "content_missing",
+            Self::ContentFaulty(_, Fault::Refused) => "content_refused",
+            Self::ContentFaulty(_, Fault::Unusable) => "content_unusable",
+            Self::Contradicts(_) => "contradicts",
             Self::HostsFailed => "hosts_failed",
         }
     }

@@ -118,7 +118,7 @@ impl World {
                 self.check_announced(host, id.0, &chunks);
                 if let Some(peer) = self.check_peer(host, key) {
                     let me = self.node(host).key;
-                    if self.node(host).connected[peer as usize] && self.node(peer).staged {
+                    if self.node(host).connected[peer as usize] && self.stages(peer, id.0) {
                         self.tell(
                             peer,
                             swarm::Event::Announced {
@@ -347,7 +347,7 @@ impl World {
             ContentId(transfer.content),
             ChunkIndex(transfer.chunk),
         );
-        if !self.node(to).staged {
+        if !self.stages(to, content.0) {
             self.end_transfer(id, Delivery::Unwanted, 0);
             return;
         }
@@ -379,7 +379,7 @@ impl World {
         if !self.node(server).connected[question.asker as usize] {
             return;
         }
-        if !self.node(server).staged {
+        if !self.stages(server, question.content) {
             self.not_arrived(&question, Failure::Missing);
             return;
         }
@@ -832,12 +832,12 @@ impl World {
         } else {
             (false, from)
         };
-        let lies = self.lies;
+        let (lies, hopeless) = (self.lies, self.is_hopeless(content));
         let node = self.node_mut(host);
         if !node.held[content as usize].insert(ChunkIndex(chunk)) {
             return;
         }
-        node.missing -= 1;
+        node.missing -= u64::from(!hopeless);
         node.grown_at = now;
         if node.keeps_recent {
             node.recent.push_back((now, content, chunk));
@@ -1015,11 +1015,12 @@ impl World {
     }
 
     fn drop_chunk(&mut self, host: u32, content: u32, chunk: u32) {
+        let hopeless = self.is_hopeless(content);
         let node = self.node_mut(host);
         if !node.held[content as usize].remove(ChunkIndex(chunk)) {
             return;
         }
-        node.missing += 1;
+        node.missing += u64::from(!hopeless);
         if let Some(links) = node.false_links.get_mut(&content) {
             links.remove(&chunk);
         }
@@ -1046,6 +1047,7 @@ impl World {
                 if let Some(proved) = self.node_mut(host).proved_from.get_mut(content as usize) {
                     *proved = 0;
                 }
+                self.note_whole(host, content);
                 self.maybe_finished(host);
                 return;
             };
@@ -1067,6 +1069,30 @@ impl World {
             for chunk in dropped {
                 self.drop_chunk(host, content, chunk);
             }
+        }
+    }
+
+    /// Whether the host is to hold this content, and its agent knows that.
+    fn stages(&self, host: u32, content: u32) -> bool {
+        self.node(host).stages[self.specs[content as usize].image]
+    }
+
+    fn is_hopeless(&self, content: u32) -> bool {
+        self.images[self.specs[content as usize].image].hopeless
+    }
+
+    /// All of a content is there: perhaps of its image too.
+    fn note_whole(&mut self, host: u32, content: u32) {
+        let image = self.specs[content as usize].image;
+        let mut of_it = (0..)
+            .zip(&self.specs)
+            .filter(|(_, spec)| spec.image == image);
+        let node = self.node(host);
+        if node.whole_at[image].is_none()
+            && of_it.all(|(at, _): (usize, _)| node.held[at].is_full())
+        {
+            let now = self.now;
+            self.node_mut(host).whole_at[image] = Some(now);
         }
     }
 

@@ -146,7 +146,9 @@ impl World {
 
     pub(super) fn check_installed(&mut self, host: u32) {
         let node = self.node(host);
-        let whole = node.held.iter().all(ChunkSet::is_full);
+        let held = self.specs.iter().zip(&node.held);
+        let mut had = held.filter(|(spec, _)| !self.images[spec.image].hopeless);
+        let whole = had.all(|(_, held)| held.is_full());
         let lies = node.false_links.values().any(|links| !links.is_empty());
         if !whole || lies {
             self.checks.note("installed before every chunk was true");

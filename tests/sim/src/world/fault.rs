@@ -22,6 +22,8 @@ pub(super) enum Fault {
     Unwanted,
     OriginRate(u64),
     OriginDown,
+    /// An image is wanted from now on, too.
+    Order(usize),
     OriginUp,
     /// What the registry sends of some content that is being fetched is false from here on.
     OriginCorrupt,
@@ -166,6 +168,7 @@ impl World {
                 self.fault(bound * 0.3, Fault::HolderVanishes);
                 self.fault(bound * 0.6, Fault::HolderVanishes);
             }
+            Scenario::MissingLayer => self.fault(60.0, Fault::Order(LATER)),
             Scenario::Held => {
                 let bound = self.bound_s();
                 self.fault(bound * 0.4, Fault::Hold);
@@ -247,6 +250,7 @@ impl World {
                 let at = self.nodes.len();
                 self.uplinks[at].rate = rate.max(1);
             }
+            Fault::Order(image) => self.order(|at| at == image),
             Fault::OriginDown => {
                 self.registry = Registry::Down;
                 self.break_fetches();
@@ -361,8 +365,10 @@ impl World {
     /// The host gives up its stage; without it, it takes no part in what is simulated here.
     pub(super) fn give_up(&mut self, host: u32) {
         self.crash(host);
-        self.node_mut(host).staged = false;
-        self.node_mut(host).left = true;
+        let node = self.node_mut(host);
+        node.staged = false;
+        node.stages.fill(false);
+        node.left = true;
     }
 
     fn vanish(&mut self) {

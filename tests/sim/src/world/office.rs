@@ -99,7 +99,7 @@ impl World {
         }
         self.node_mut(host).session = true;
         self.node_mut(host).headless_since = None;
-        self.node_mut(host).reported = None;
+        self.node_mut(host).reported.fill(None);
         self.tell(host, swarm::Event::Coordinator(true));
         let id = self.node(host).id.clone();
         self.tell_office(stage::Event::HostConnected(id));
@@ -122,9 +122,14 @@ impl World {
         contents.iter().map(digest).collect()
     }
 
-    /// The image is wanted from now on.
-    pub(super) fn order(&mut self) {
-        self.ordered_at = self.now;
+    /// These images are wanted from now on.
+    pub(super) fn order(&mut self, which: impl Fn(usize) -> bool) {
+        let now = self.now;
+        for (at, image) in self.images.iter_mut().enumerate() {
+            if which(at) {
+                image.ordered_at.get_or_insert(now);
+            }
+        }
         self.office.ordered = true;
         if self.office_is_open() {
             self.plan_wanted();
@@ -140,12 +145,25 @@ impl World {
     }
 
     pub(super) fn plan_wanted(&mut self) {
+        // the one that can't be had stands before the others
+        let mut wanted: Vec<usize> = (0..self.images.len()).collect();
+        wanted.sort_by_key(|at| !self.images[*at].hopeless);
+        for image in wanted {
+            if self.images[image].ordered_at.is_some() {
+                self.plan_image(image);
+            }
+        }
+    }
+
+    fn plan_image(&mut self, image: usize) {
         let contents = self
             .specs
             .iter()
+            .filter(|spec| spec.image == image)
             .map(|spec| Content {
                 digest: spec.digest,
                 chunks: spec.geometry.chunks(),
+                size: spec.geometry.size(),
                 origin_bytes: spec.geometry.size(),
             })
             .collect();
@@ -164,8 +182,8 @@ impl World {
             Selection::Hosts(wanted.map(|(_, node)| node.id.clone()).collect())
         };
         self.plan_event(stage::Event::Wanted {
-            image: self.image,
-            references: vec!["registry.example/image:1".to_owned()],
+            image: self.images[image].digest,
+            references: vec![format!("registry.example/image-{image}:1")],
             contents,
             hosts,
             held,
@@ -242,14 +260,17 @@ impl World {
                 self.node_mut(host).follows = follows;
                 self.tell_roster(host);
             }
-            stage::Action::Stage { host, .. } => {
+            stage::Action::Stage { host, image } => {
                 let host = self.by_id[&host];
                 self.node_mut(host).on_hold = false;
                 if self.node(host).alive && self.node(host).session {
                     // orders reach hosts at different times
                     let after = self.random(usize::try_from(STAGGER).unwrap_or(1)) as u64;
                     let life = self.node(host).life;
-                    self.at(self.now + after, Due::Stage { host, life });
+                    let of = |known: &Image| known.digest == image;
+                    if let Some(image) = self.images.iter().position(of) {
+                        self.at(self.now + after, Due::Stage { host, life, image });
+                    }
                 }
             }
             stage::Action::Cancel { host, .. } => {
@@ -437,20 +458,38 @@ impl World {
     }
 
     pub(super) fn report_standing(&mut self, host: u32) {
-        let all: u64 = self.specs.iter().map(|spec| spec.geometry.size()).sum();
+        for image in 0..self.images.len() {
+            if self.node(host).stages[image] {
+                self.report_image(host, image);
+            }
+        }
+    }
+
+    fn report_image(&mut self, host: u32, image: usize) {
+        let of_it = || self.specs.iter().filter(|spec| spec.image == image);
+        let all: u64 = of_it().map(|spec| spec.geometry.size()).sum();
         let node = self.node(host);
-        let held = all.saturating_sub(node.missing * proto::CHUNK_BYTES);
-        let standing = if node.finished_at.is_some() {
+        let sets = self.specs.iter().zip(&node.held);
+        let sets = sets.filter(|(spec, _)| spec.image == image);
+        let missing: u64 = sets
+            .map(|(_, set)| u64::from(set.chunks() - set.count()))
+            .sum();
+        let held = all.saturating_sub(missing * proto::CHUNK_BYTES);
+        let whole = match self.images.len() {
+            1 => node.finished_at.is_some(),
+            _ => node.whole_at[image].is_some(),
+        };
+        let standing = if whole {
             Standing::Present
         } else {
             Standing::Staging
         };
-        if node.reported == Some((standing, held)) {
+        if node.reported[image] == Some((standing, held)) {
             return;
         }
         let id = node.id.clone();
-        self.node_mut(host).reported = Some((standing, held));
-        let image = self.image;
+        self.node_mut(host).reported[image] = Some((standing, held));
+        let image = self.images[image].digest;
         self.tell_office(stage::Event::Reported {
             host: id,
             image,

@@ -1,7 +1,7 @@
 //! The registry's bad days: what it refuses, what it asks for, and how agents take that.
 
 use super::*;
-use stage::event::{LeaseEnd, Trouble};
+use stage::event::{Fault, LeaseEnd, Trouble};
 use swarm::event::OriginEnd;
 
 /// Pauses of an agent between attempts, first and longest.
@@ -58,6 +58,29 @@ impl World {
         {
             self.registry = Registry::Up;
         }
+        if self.registry == Registry::Up && self.lacking == Some(content) {
+            self.refused += 1;
+            let life = self.node(host).life;
+            // its answer is on the way
+            let again_at = now + 2 * self.setup.delay;
+            if let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) {
+                fetching.refused = Some(Refused {
+                    since: now,
+                    tries: 0,
+                    again_at,
+                    wish_until: None,
+                });
+            }
+            self.at(
+                again_at,
+                Due::AskAgain {
+                    host,
+                    life,
+                    content,
+                },
+            );
+            return false;
+        }
         let wish_until = match &mut self.registry {
             Registry::Up => return true,
             Registry::Down => None,
@@ -109,9 +132,25 @@ impl World {
         false
     }
 
+    /// The registry answers that it doesn't have this.
+    fn lacks(&mut self, host: u32, content: u32) {
+        let node = self.node_mut(host);
+        node.fetches.remove(&content);
+        node.leases.remove(&content);
+        self.feed(
+            host,
+            swarm::Event::OriginEnded {
+                id: ContentId(content),
+                end: OriginEnd::Failed,
+            },
+        );
+        self.tell_lease_ended(host, content, LeaseEnd::Faulty(Fault::Missing));
+    }
+
     /// The pause of a refused fetch is over, if it still runs.
     pub(super) fn ask_again(&mut self, host: u32, life: u32, content: u32) {
         let now = self.now;
+        let lacks = self.registry == Registry::Up && self.lacking == Some(content);
         let node = self.node_mut(host);
         if node.life != life || !node.alive {
             return;
@@ -124,10 +163,16 @@ impl World {
         else {
             return;
         };
-        if now < refused.since + GIVE_UP_AFTER || refused.wish_until.is_some() {
+        let (since, wishes) = (refused.since, refused.wish_until.is_some());
+        if lacks {
+            self.lacks(host, content);
+            return;
+        }
+        if now < since + GIVE_UP_AFTER || wishes {
             self.pump_origin(host, content);
             return;
         }
+        let node = self.node_mut(host);
         node.fetches.remove(&content);
         node.leases.remove(&content);
         self.feed(

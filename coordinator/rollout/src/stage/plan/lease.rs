@@ -1,7 +1,7 @@
 //! Leases: who fetches which content from the registry.
 
 use super::*;
-use crate::stage::{action::RevokeCause, event::LeaseEnd};
+use crate::stage::{action::RevokeCause, event::LeaseEnd, plan::fault::Faults};
 
 /// What is granted next.
 struct Grant {
@@ -22,9 +22,12 @@ struct Given<'a> {
 
 /// The contents of images for one purpose, in order.
 struct Queue<'a> {
+    plan: &'a Plan,
     purpose: Purpose,
     images: core::slice::Iter<'a, Image>,
     image: Option<&'a Image>,
+    /// The image failed: only what made it fail is tried again.
+    failed: bool,
     contents: core::slice::Iter<'a, Digest>,
     /// Of the image, once somebody asked.
     candidates: Option<Vec<&'a HostId>>,
@@ -33,9 +36,11 @@ struct Queue<'a> {
 impl<'a> Queue<'a> {
     fn new(plan: &'a Plan, purpose: Purpose) -> Self {
         Self {
+            plan,
             purpose,
             images: plan.images.iter(),
             image: None,
+            failed: false,
             contents: [].iter(),
             candidates: None,
         }
@@ -46,10 +51,12 @@ impl<'a> Queue<'a> {
             if let (Some(image), Some(content)) = (self.image, self.contents.next()) {
                 return Some((image, *content));
             }
-            let wanted = |image: &&Image| image.purpose == self.purpose && image.bad.is_none();
+            let wanted =
+                |image: &&Image| image.purpose == self.purpose && image.contradicts.is_none();
             let image = self.images.find(wanted)?;
             self.image = Some(image);
             self.contents = image.contents.iter();
+            self.failed = self.plan.failure(image).is_some();
             self.candidates = None;
         }
     }
@@ -81,16 +88,22 @@ const FORGETFUL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct ContentState {
     chunks: u32,
+    /// Raw bytes.
+    pub(super) size: u64,
     /// Hosts that hold all of it, and since when.
     done: BTreeMap<HostId, Moment>,
     pub(super) lease: Option<Lease>,
-    /// Hosts that found the registry's bytes bad.
-    bad_on: BTreeSet<HostId>,
-    bad_times: u32,
+    /// What hosts found wrong with it, by the image under whose name they asked.
+    pub(super) faults: BTreeMap<Digest, Faults>,
+    /// Times that its registry, which gave others something, failed it since a chunk of it came, and until when it is left
+    /// alone for that.
+    pub(super) away: Option<(u32, Moment)>,
+    /// When it was last leased.
+    asked_at: Option<Moment>,
     /// Hosts that took back what they had made of it.
     pub(super) retracted: BTreeSet<HostId>,
     /// Holders that failed, let it expire or gave it back since the last success; the latest is never next.
-    tried: BTreeSet<HostId>,
+    pub(super) tried: BTreeSet<HostId>,
     last: Option<HostId>,
     /// A chunk of it came, or it was wanted first.
     moved_at: Moment,
@@ -107,6 +120,8 @@ pub(super) struct ContentState {
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) host: HostId,
+    /// Under whose name it is fetched.
+    pub(super) image: Digest,
     /// It was granted for clients of a mirror.
     mirror: bool,
     pub(super) granted_at: Moment,
@@ -114,7 +129,7 @@ pub(super) struct Lease {
     /// The last news that counts as progress.
     pub(super) progress_at: Moment,
     /// The last new chunk.
-    chunk_at: Moment,
+    pub(super) chunk_at: Moment,
     /// Where its holder asks.
     pub(super) registry: String,
     /// What the registry does to its holder, and since when.
@@ -129,13 +144,15 @@ impl Lease {
 }
 
 impl ContentState {
-    pub(super) const fn new(now: Moment, chunks: u32) -> Self {
+    pub(super) const fn new(now: Moment, content: &Content) -> Self {
         Self {
-            chunks,
+            chunks: content.chunks,
+            size: content.size,
             done: BTreeMap::new(),
             lease: None,
-            bad_on: BTreeSet::new(),
-            bad_times: 0,
+            faults: BTreeMap::new(),
+            away: None,
+            asked_at: None,
             retracted: BTreeSet::new(),
             tried: BTreeSet::new(),
             last: None,
@@ -146,6 +163,10 @@ impl ContentState {
             mirror_failures: 0,
             mirror_retry_at: None,
         }
+    }
+
+    pub(super) const fn asked_at(&self) -> Option<Moment> {
+        self.asked_at
     }
 
     pub(super) fn done_on(&mut self, id: &HostId, now: Moment) {
@@ -171,13 +192,13 @@ impl ContentState {
         self.done.remove(id);
         self.doubted.remove(id);
         self.tried.remove(id);
-        self.bad_on.remove(id);
     }
 
-    pub(super) fn forgive(&mut self) {
-        self.bad_on.clear();
-        self.bad_times = 0;
-        self.tried.clear();
+    /// What was found wrong with it under this image's name counts no more.
+    pub(super) fn forgive(&mut self, image: &Digest) {
+        if self.faults.remove(image).is_some() {
+            self.tried.clear();
+        }
     }
 }
 
@@ -214,13 +235,12 @@ impl Plan {
             grants.push(grant);
         }
         for grant in grants {
-            let registry = grant.registry;
-            self.begin(&grant.host, grant.content, 0, registry, grant.purpose);
             self.actions.push_back(Action::Grant {
-                host: grant.host,
+                host: grant.host.clone(),
                 content: grant.content,
                 image: grant.image,
             });
+            self.begin(grant, 0);
         }
     }
 
@@ -244,6 +264,13 @@ impl Plan {
             let Some(content) = self.contents.get(&digest) else {
                 continue;
             };
+            if queue.failed && content.fails(&image.digest).is_none()
+                || content.rests(&image.digest, self.now)
+                || self.origin_fails(&image.registry)
+                    && self.probe(image) != Some((image.digest, digest))
+            {
+                continue;
+            }
             let early = queue.purpose == Purpose::Mirror
                 && content.mirror_retry_at.is_some_and(|at| self.now < at);
             let seen = given.contents.contains(&digest);
@@ -320,7 +347,7 @@ impl Plan {
 
     /// Hosts that may fetch for this image: connected, trusted, selected, and staging it. Where none says so for a while,
     /// those that haven't said anything or wait for room are asked too.
-    fn candidates<'a>(&'a self, image: &'a Image) -> Vec<&'a HostId> {
+    pub(super) fn candidates<'a>(&'a self, image: &'a Image) -> Vec<&'a HostId> {
         let patient = self.now.since(image.wanted_at) < self.config.reports_within;
         let fit = |id: &&'a HostId, staging: bool| {
             self.hosts
@@ -364,15 +391,20 @@ impl Plan {
                 *by_zone.entry(host.zone.as_str()).or_default() += leases;
             }
         }
+        let prober = self.prober(&image.registry);
         candidates
             .iter()
             .filter_map(|id| Some((*id, self.hosts.get(*id)?)))
+            .filter(|(id, host)| {
+                !host.is_unable(&image.registry, self.now)
+                    && !content.has_looked(&image.digest, id, self.now)
+            })
             .min_by_key(|(id, host)| {
                 let standing = image.standings.get(*id);
                 let staging = standing.is_some_and(|(standing, _)| *standing == Standing::Staging);
                 let held = standing.map_or(0, |(_, held)| *held);
                 (
-                    content.last.as_ref() == Some(*id),
+                    content.last.as_ref() == Some(*id) || prober == Some(*id),
                     content.tried.contains(*id),
                     !content.doubted.contains(*id),
                     host.leases + given.get(*id).copied().unwrap_or(0),
@@ -387,19 +419,24 @@ impl Plan {
             .map(|(id, _)| id.clone())
     }
 
-    fn begin(
-        &mut self,
-        id: &HostId,
-        digest: Digest,
-        chunks: u32,
-        registry: String,
-        purpose: Purpose,
-    ) {
+    fn begin(&mut self, grant: Grant, chunks: u32) {
+        let Grant {
+            host: id,
+            content: digest,
+            image,
+            registry,
+            purpose,
+        } = grant;
         let mirror = purpose == Purpose::Mirror;
         let now = self.now;
+        if let Some(image) = self.images.iter_mut().find(|known| known.digest == image) {
+            image.asked_at = Some(now);
+        }
         if let Some(content) = self.contents.get_mut(&digest) {
+            content.asked_at = Some(now);
             content.lease = Some(Lease {
                 host: id.clone(),
+                image,
                 mirror,
                 granted_at: now,
                 chunks,
@@ -409,10 +446,12 @@ impl Plan {
                 trouble: None,
             });
             content.last = Some(id.clone());
-            self.origins.entry(registry).or_default().leases += 1;
+            let origin = self.origins.entry(registry).or_default();
+            origin.leases += 1;
+            origin.prober = Some(id.clone());
             self.leases += 1;
             self.mirror_leases += usize::from(mirror);
-            if let Some(host) = self.hosts.get_mut(id) {
+            if let Some(host) = self.hosts.get_mut(&id) {
                 host.leases += 1;
             }
         }
@@ -464,11 +503,13 @@ impl Plan {
                     lease.chunks = chunks.min(most);
                     lease.progress_at = now;
                     lease.chunk_at = now;
-                    let registry = lease.registry.clone();
+                    let (registry, image) = (lease.registry.clone(), lease.image);
+                    let mirror = lease.mirror;
+                    content.came(&image);
                     content.moved_at = now;
                     content.doubts = 0;
                     self.moved_at = now;
-                    if lease.mirror {
+                    if mirror {
                         self.mirror_moved_at = now;
                     }
                     self.origin_gave(&registry);
@@ -491,17 +532,23 @@ impl Plan {
                 let wanted = self
                     .images
                     .iter()
-                    .filter(|image| image.contents.contains(&digest))
+                    .filter(|image| self.wants(image, &digest))
                     .min_by_key(|image| image.purpose)
-                    .map(|image| (image.registry.clone(), image.purpose))
-                    .filter(|(registry, _)| self.origin_held(now, registry).is_none());
+                    .map(|image| Grant {
+                        host: id.clone(),
+                        content: digest,
+                        image: image.digest,
+                        registry: image.registry.clone(),
+                        purpose: image.purpose,
+                    })
+                    .filter(|grant| self.origin_held(now, &grant.registry).is_none());
                 // a coordinator that has just started takes over the leases that run
-                if let Some((registry, purpose)) = wanted
+                if let Some(grant) = wanted
                     && usable
                     && !done
                     && self.leases < self.config.origin_streams
                 {
-                    self.begin(id, digest, chunks, registry, purpose);
+                    self.begin(grant, chunks);
                     self.origin_trouble(digest, trouble);
                 } else if self.hosts.contains_key(id) {
                     self.revoke(id, digest, RevokeCause::NotHeld);
@@ -544,8 +591,8 @@ impl Plan {
                     content.tried.insert(id.clone());
                 } else {
                     content.tried.clear();
-                    content.bad_on.clear();
-                    content.bad_times = 0;
+                    content.faults.clear();
+                    content.away = None;
                     content.mirror_failures = 0;
                     content.mirror_retry_at = None;
                     content.moved_at = self.now;
@@ -556,12 +603,15 @@ impl Plan {
                         if lease.mirror {
                             self.mirror_moved_at = self.now;
                         }
+                        if let Some(host) = self.hosts.get_mut(id) {
+                            host.unable.remove(&lease.registry);
+                        }
                         self.origin_gave(&lease.registry);
                     }
                 }
             }
             // of the repository that this host named, and for its client: images of others have their own witnesses
-            LeaseEnd::OriginFailed | LeaseEnd::ContentBad
+            LeaseEnd::OriginFailed | LeaseEnd::Faulty(_) | LeaseEnd::HostUnable
                 if lease.as_ref().is_some_and(|lease| lease.mirror) =>
             {
                 self.mirror_failed(id, digest);
@@ -574,17 +624,19 @@ impl Plan {
                 if let Some(host) = self.hosts.get_mut(id) {
                     host.failures = host.failures.saturating_add(1);
                 }
-                self.origin_failed(&lease.registry, id);
+                self.lease_failed(digest, &lease, id);
             }
-            LeaseEnd::ContentBad if held => {
+            LeaseEnd::Faulty(fault) => {
+                if let Some(lease) = lease {
+                    self.content_faulty(id, digest, lease.image, fault);
+                }
+            }
+            LeaseEnd::HostUnable => {
                 content.tried.insert(id.clone());
-                content.bad_on.insert(id.clone());
-                content.bad_times += 1;
-                let witnesses = content.bad_on.len();
-                let times = content.bad_times;
-                self.content_bad(digest, witnesses, times);
+                if let Some(lease) = lease {
+                    self.host_unable(id, &lease.registry);
+                }
             }
-            LeaseEnd::ContentBad => {}
         }
     }
 
@@ -601,45 +653,6 @@ impl Plan {
             content.mirror_failures = failures.saturating_add(1);
             content.mirror_retry_at = Some(now + wait);
         }
-    }
-
-    fn content_bad(&mut self, digest: Digest, witnesses: usize, times: u32) {
-        let enough = self.config.bad_witnesses.max(1);
-        let connected = self.hosts.values().filter(|host| host.connected).count();
-        let alone = connected < enough && times as usize >= enough;
-        if witnesses < enough && !alone {
-            return;
-        }
-        let mut cancelled = Vec::new();
-        for image in &mut self.images {
-            if image.bad.is_none() && image.contents.contains(&digest) {
-                image.bad = Some(digest);
-                cancelled.push(image.digest);
-            }
-        }
-        for digest in cancelled {
-            let Some(image) = self.images.iter().find(|image| image.digest == digest) else {
-                continue;
-            };
-            let hosts: Vec<HostId> = self
-                .selected(image)
-                .into_iter()
-                .filter(|id| {
-                    self.hosts.get(id).is_some_and(|host| host.connected)
-                        && !matches!(
-                            image.standings.get(id),
-                            Some((Standing::Present | Standing::Installing, _))
-                        )
-                })
-                .collect();
-            for host in hosts {
-                self.actions.push_back(Action::Cancel {
-                    host,
-                    image: digest,
-                });
-            }
-        }
-        self.revoke_pointless();
     }
 
     /// Leases without progress pass on.
@@ -671,7 +684,7 @@ impl Plan {
             if let Some(lease) = lease
                 && lease.trouble.is_some()
             {
-                self.origin_failed(&lease.registry, &id);
+                self.lease_failed(digest, &lease, &id);
             }
         }
     }
@@ -704,7 +717,7 @@ impl Plan {
             let images = || {
                 self.images
                     .iter()
-                    .filter(|image| image.bad.is_none() && image.contents.contains(content))
+                    .filter(|image| self.wants(image, content))
             };
             let held = images().any(|image| image.held.contains(host));
             images().any(|image| !held || self.selects(image, host))
@@ -826,8 +839,7 @@ impl Plan {
         }
         let wanted = |image: &&Image| {
             image.purpose == Purpose::Stage
-                && image.bad.is_none()
-                && image.contents.contains(&digest)
+                && self.wants(image, &digest)
                 && self.origin_held(self.now, &image.registry).is_none()
         };
         let lacking: BTreeSet<&HostId> = self
@@ -847,7 +859,7 @@ impl Plan {
         self.moved_at = self.now;
         let mut doubted = BTreeSet::new();
         for image in &self.images {
-            if image.bad.is_none()
+            if self.is_live(image)
                 && self.origin_held(self.now, &image.registry).is_none()
                 && !self.candidates(image).is_empty()
             {

@@ -14,6 +14,10 @@ use crate::stage::action::RevokeCause;
 pub(super) struct Origin {
     /// Leases on it that run.
     pub(super) leases: usize,
+    /// Who was last leased something of it.
+    pub(super) prober: Option<HostId>,
+    /// When it last gave somebody something.
+    gave_at: Option<Moment>,
     /// Hosts that it failed since it last gave something.
     failed_on: BTreeSet<HostId>,
     /// Times that it was left alone since it last gave something.
@@ -63,12 +67,47 @@ impl Plan {
         }
     }
 
+    /// Who asked it last while it fails: another host tries next.
+    pub(super) fn prober(&self, registry: &str) -> Option<&HostId> {
+        let origin = self.origins.get(registry)?;
+        origin.prober.as_ref().filter(|_| origin.failures > 0)
+    }
+
+    /// What is asked for next of a registry that fails: of the image, and of its contents that nobody holds, those that
+    /// weren't asked for longest. So no image and no content stands before the others for long.
+    pub(super) fn probe(&self, of: &Image) -> Option<(Digest, Digest)> {
+        let open = |image: &Image, digest: &Digest| {
+            self.contents.get(digest).is_some_and(|content| {
+                content.lease.is_none()
+                    && !content.rests(&image.digest, self.now)
+                    && !self.is_done(content)
+                    && (self.failure(image).is_none() || content.fails(&image.digest).is_some())
+            })
+        };
+        let same = |image: &&Image| {
+            image.registry == of.registry
+                && image.purpose == of.purpose
+                && image.contradicts.is_none()
+        };
+        let all = self.images.iter().filter(same).flat_map(|image| {
+            let contents = image.contents.iter();
+            contents.map(move |digest| (image, *digest))
+        });
+        all.filter(|(image, digest)| open(image, digest))
+            .min_by_key(|(image, digest)| {
+                let asked = self.contents.get(digest).map(ContentState::asked_at);
+                (image.asked_at, asked)
+            })
+            .map(|(image, digest)| (image.digest, digest))
+    }
+
     /// It gave something: what it failed before is forgotten.
     pub(super) fn origin_gave(&mut self, registry: &str) {
         let now = self.now;
         let Some(origin) = self.origins.get_mut(registry) else {
             return;
         };
+        origin.gave_at = Some(now);
         // a stream that still runs says nothing about new requests, which it asked not to get
         if origin.asked_until.is_some_and(|until| until > now) {
             return;
@@ -77,6 +116,21 @@ impl Plan {
         origin.failed_on.clear();
         origin.failures = 0;
         origin.retry_at = None;
+    }
+
+    /// A lease ended because its registry failed it: where that gave others something meanwhile, it is about the content.
+    pub(super) fn lease_failed(&mut self, digest: Digest, lease: &lease::Lease, id: &HostId) {
+        let since = lease.trouble.map_or(lease.chunk_at, |(since, _)| since);
+        if self.gave_since(&lease.registry, since) {
+            self.content_away(digest, id);
+        } else {
+            self.origin_failed(&lease.registry, id);
+        }
+    }
+
+    fn gave_since(&self, registry: &str, since: Moment) -> bool {
+        let origin = self.origins.get(registry);
+        origin.is_some_and(|origin| origin.gave_at.is_some_and(|at| at > since))
     }
 
     /// It failed a host, lastingly.
@@ -140,21 +194,27 @@ impl Plan {
             return;
         };
         let known = origin.failures > 0 || !origin.failed_on.is_empty();
-        let failed: Vec<HostId> = self
+        let failed: Vec<(HostId, Digest, Moment)> = self
             .contents
-            .values()
-            .filter_map(|content| content.lease.as_ref())
-            .filter(|lease| {
-                lease.registry == registry
-                    && lease.trouble.is_some_and(|(since, trouble)| {
-                        trouble == Trouble::Failing
-                            && (known || self.now.since(since) >= self.config.trouble_after)
-                    })
+            .iter()
+            .filter_map(|(digest, content)| Some((digest, content.lease.as_ref()?)))
+            .filter(|(_, lease)| lease.registry == registry)
+            .filter_map(|(digest, lease)| {
+                let (since, trouble) = lease.trouble?;
+                let lasts = known || self.now.since(since) >= self.config.trouble_after;
+                let counts = trouble == Trouble::Failing && lasts;
+                counts.then(|| (lease.host.clone(), *digest, since))
             })
-            .map(|lease| lease.host.clone())
             .collect();
-        for host in failed {
-            self.origin_failed(registry, &host);
+        for (host, digest, since) in failed {
+            if self.gave_since(registry, since) {
+                // it is about the content
+                self.end(digest);
+                self.revoke(&host, digest, RevokeCause::OriginFailed);
+                self.content_away(digest, &host);
+            } else {
+                self.origin_failed(registry, &host);
+            }
         }
     }
 
@@ -198,11 +258,8 @@ impl Plan {
 
     /// A pause that grows with what failed before, without jitter.
     pub(super) fn retry_wait(&self, failures: u32) -> Duration {
-        self.config
-            .origin_retry
-            .checked_mul(1 << failures.min(16))
-            .unwrap_or(self.config.origin_retry_most)
-            .min(self.config.origin_retry_most)
+        let most = self.config.origin_retry_most;
+        fault::growing(self.config.origin_retry, most, failures)
     }
 
     /// Forgets registries that no image is from, once nothing is to be remembered of them.
@@ -213,6 +270,10 @@ impl Plan {
             .iter()
             .map(|image| image.registry.as_str())
             .collect();
+        for host in self.hosts.values_mut() {
+            host.unable
+                .retain(|registry, _| used.contains(registry.as_str()));
+        }
         self.origins.retain(|registry, origin| {
             origin.leases > 0
                 || origin.held_until(now).is_some()

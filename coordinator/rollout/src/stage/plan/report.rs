@@ -77,7 +77,7 @@ impl Plan {
             HostReason::Quarantined
         } else if !host.connected {
             HostReason::Disconnected
-        } else if image.bad.is_some() {
+        } else if !self.is_live(image) {
             HostReason::ImageFailed
         } else {
             match standing {
@@ -97,8 +97,11 @@ impl Plan {
         image: &Image,
         hosts: &[HostStatus],
     ) -> Option<ImageReason> {
-        if let Some(bad) = image.bad {
-            return Some(ImageReason::ContentBad(bad));
+        if let Some(content) = image.contradicts {
+            return Some(ImageReason::Contradicts(content));
+        }
+        if let Some((content, fault)) = self.failure(image) {
+            return Some(ImageReason::ContentFaulty(content, fault));
         }
         if hosts.is_empty() {
             return Some(match image.held.is_empty() {
@@ -135,10 +138,11 @@ impl Plan {
             .iter()
             .filter_map(|digest| self.contents.get(digest))
             .filter(|content| !self.is_done(content));
-        let (mut any, mut leased) = (false, false);
+        let (mut any, mut leased, mut away) = (false, false, false);
         for content in open {
             any = true;
             leased |= content.lease.is_some();
+            away |= content.away.is_some();
         }
         if !any {
             return Some(ImageReason::Moving);
@@ -149,6 +153,8 @@ impl Plan {
             // one lease tries whether it is back
             None if self.origin_fails(&image.registry) => ImageReason::OriginDown,
             None if leased => ImageReason::Moving,
+            None if away => ImageReason::OriginDown,
+            None if self.nobody_can_ask(image) => ImageReason::HostsFailed,
             None if self.contents.values().any(|other| other.lease.is_some()) => {
                 ImageReason::AwaitingTurn
             }

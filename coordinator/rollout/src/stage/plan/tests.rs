@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::stage::{
     action::RevokeCause,
-    event::LeaseEnd,
+    event::{Fault, LeaseEnd},
     status::{HostReason, ImageReason},
 };
 
@@ -34,6 +34,7 @@ fn wanted(number: usize, contents: impl IntoIterator<Item = usize>, hosts: Selec
             .map(|content| Content {
                 digest: digest(content),
                 chunks: 100,
+                size: 100 << 20,
                 origin_bytes: 1_000,
             })
             .collect(),
@@ -506,7 +507,8 @@ fn a_registry_that_goes_on_failing_two_hosts_is_left_alone() {
 
 #[test]
 fn one_hosts_trouble_passes_its_lease_on_and_holds_up_nobody() {
-    for trouble in [Trouble::Failing, Trouble::Silent] {
+    // a host that is answered with errors knows sooner than one that only waits
+    for (trouble, passes) in [(Trouble::Failing, 6..=7), (Trouble::Silent, 12..=13)] {
         let mut plan = fleet(6);
         let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
         let mut passed = Vec::new();
@@ -523,7 +525,7 @@ fn one_hosts_trouble_passes_its_lease_on_and_holds_up_nobody() {
         let [(second, (to, content))] = &passed[..] else {
             panic!("{passed:?}");
         };
-        assert!((12..=13).contains(second));
+        assert!(passes.contains(second), "{trouble:?}: {second}");
         assert_eq!(*content, open[0].1);
         assert_ne!(*to, open[0].0);
     }
@@ -643,7 +645,7 @@ fn two_witnesses_of_bad_content_fail_the_image_by_name() {
     let next = grants(&feed(
         &mut plan,
         3_000,
-        ended(&holder, content, LeaseEnd::ContentBad),
+        ended(&holder, content, LeaseEnd::Faulty(Fault::Bad)),
     ));
     assert_eq!(next.len(), 1);
     assert_eq!(
@@ -653,26 +655,25 @@ fn two_witnesses_of_bad_content_fail_the_image_by_name() {
     let actions = feed(
         &mut plan,
         4_000,
-        ended(&next[0].0, content, LeaseEnd::ContentBad),
+        ended(&next[0].0, content, LeaseEnd::Faulty(Fault::Bad)),
     );
     assert_eq!(grants(&actions), []);
-    let cancelled = actions
-        .iter()
-        .filter(|action| matches!(action, Action::Cancel { .. }))
-        .count();
-    assert_eq!(cancelled, 6);
     let status = plan.status(at(4_000));
     assert_eq!(
         status.images[0].reason,
-        Some(ImageReason::ContentBad(content))
+        Some(ImageReason::ContentFaulty(content, Fault::Bad))
     );
     assert_eq!(
         status.images[0].hosts[0].reason,
         Some(HostReason::ImageFailed)
     );
-    // wanted again, it gets another chance
+    // that other hosts are to hold it says nothing new; whoever asks for it anew is heard
     assert_eq!(
         grants(&want(&mut plan, 5_000, wanted(0, [0], Selection::All))).len(),
+        0
+    );
+    assert_eq!(
+        grants(&feed(&mut plan, 6_000, Event::Urged(image(0)))).len(),
         1
     );
 }
@@ -1150,7 +1151,8 @@ fn any_event() -> impl Strategy<Value = Event> {
     let end = prop_oneof![
         3 => Just(LeaseEnd::Done),
         1 => Just(LeaseEnd::OriginFailed),
-        1 => Just(LeaseEnd::ContentBad),
+        1 => prop_oneof![Just(Fault::Bad), Just(Fault::Missing), Just(Fault::Refused), Just(Fault::Unusable)].prop_map(LeaseEnd::Faulty),
+        1 => Just(LeaseEnd::HostUnable),
         1 => Just(LeaseEnd::Released),
     ];
     let trouble = prop_oneof![
@@ -1172,6 +1174,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             event
         }),
         1 => any_image().prop_map(Event::Cancelled),
+        1 => any_image().prop_map(Event::Urged),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
         4 => (any_host(), any_content(), any::<u32>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, paced, trouble)| Event::LeaseProgress { host, content, chunks, paced, trouble }),
         4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
@@ -1245,7 +1248,7 @@ proptest! {
             }
             for image in status.images {
                 let lacking = image.hosts.iter().any(|host| host.reason.is_some());
-                prop_assert_eq!(lacking || image.hosts.is_empty() || matches!(image.reason, Some(ImageReason::ContentBad(_))), image.reason.is_some());
+                prop_assert_eq!(lacking || image.hosts.is_empty() || matches!(image.reason, Some(ImageReason::ContentFaulty(..) | ImageReason::Contradicts(_))), image.reason.is_some());
                 for host in image.hosts {
                     prop_assert_eq!(host.reason.is_none(), host.standing == Some(Standing::Present));
                 }
@@ -1323,7 +1326,7 @@ fn staging_has_half_of_the_leases_although_mirrors_want_them_all() {
 
 #[test]
 fn what_a_mirrors_registry_does_says_nothing_of_staging() {
-    for end in [LeaseEnd::ContentBad, LeaseEnd::OriginFailed] {
+    for end in [LeaseEnd::Faulty(Fault::Bad), LeaseEnd::OriginFailed] {
         let mut plan = Plan::new(
             Config {
                 bad_witnesses: 1,
@@ -1339,7 +1342,8 @@ fn what_a_mirrors_registry_does_says_nothing_of_staging() {
         assert_eq!(next, [(host(0), digest(5))], "{end:?}");
         let status = plan.status(at(3_000));
         assert_eq!(status.images[1].origin_retry_in, None);
-        let bad = |reason: &Option<ImageReason>| matches!(reason, Some(ImageReason::ContentBad(_)));
+        let bad =
+            |reason: &Option<ImageReason>| matches!(reason, Some(ImageReason::ContentFaulty(..)));
         assert!(!status.images.iter().any(|image| bad(&image.reason)));
         assert_eq!(plan.hosts[&host(0)].failures, 0);
         // and what staging finds counts as ever
@@ -1638,4 +1642,284 @@ fn leases_that_went_with_an_earlier_life_are_granted_again_at_once() {
     feed(&mut plan, 6_500, Event::HostConnected(killed.clone()));
     let again = grants(&feed(&mut plan, 6_500, held(Vec::new())));
     assert!(again.iter().any(|(_, what)| *what == lost), "{again:?}");
+}
+
+/// What a registry does to contents in [`run_fleet`].
+type Behaviour = fn(usize, usize, Digest) -> Option<LeaseEnd>;
+
+/// Lets a fleet fetch for so many seconds: each lease ends after four seconds with the content, or at once as `behaves`
+/// says of the host and the content. Returns when each content came first, and who asked for what.
+fn run_fleet(
+    plan: &mut Plan,
+    orders: &[(u64, Event)],
+    seconds: u64,
+    behaves: Behaviour,
+) -> (BTreeMap<Digest, u64>, Vec<(HostId, Digest)>) {
+    let mut leases: BTreeMap<Digest, (HostId, u64)> = BTreeMap::new();
+    let (mut came, mut requests) = (BTreeMap::new(), Vec::new());
+    let number = |id: &HostId| (0..100).find(|number| host(*number) == *id).unwrap();
+    for millis in (2_000..2_000 + seconds * 1_000).step_by(250) {
+        let mut actions = Vec::new();
+        for (when, order) in orders {
+            if *when == millis {
+                actions.extend(want(plan, millis, order.clone()));
+            }
+        }
+        let running: Vec<_> = leases.clone().into_iter().collect();
+        for (content, (by, since)) in running {
+            let (host, past) = (number(&by), usize::try_from(millis - since).unwrap());
+            if let Some(end) = behaves(host, past, content) {
+                leases.remove(&content);
+                actions.extend(feed(plan, millis, ended(&by, content, end)));
+            } else if past >= 4_000 {
+                leases.remove(&content);
+                came.entry(content).or_insert(millis);
+                actions.extend(feed(plan, millis, ended(&by, content, LeaseEnd::Done)));
+            } else if behaves(host, usize::MAX, content).is_none() {
+                let chunks = u32::try_from(past / 250).unwrap();
+                actions.extend(feed(plan, millis, progress(&by, content, chunks)));
+            }
+        }
+        actions.extend(feed(plan, millis, Event::Tick));
+        for action in actions {
+            match action {
+                Action::Grant { host, content, .. } => {
+                    requests.push((host.clone(), content));
+                    leases.insert(content, (host, millis));
+                }
+                Action::Revoke { content, host, .. }
+                    if leases.get(&content).is_some_and(|(by, _)| *by == host) =>
+                {
+                    leases.remove(&content);
+                }
+                _ => {}
+            }
+        }
+    }
+    (came, requests)
+}
+
+#[test]
+fn a_content_that_is_missing_fails_its_image_and_holds_up_no_other() {
+    for fault in [Fault::Missing, Fault::Refused, Fault::Unusable, Fault::Bad] {
+        let behaves: Behaviour = match fault {
+            Fault::Missing => {
+                |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Missing))
+            }
+            Fault::Refused => {
+                |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Refused))
+            }
+            Fault::Unusable => {
+                |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Unusable))
+            }
+            Fault::Bad => {
+                |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Bad))
+            }
+        };
+        let alone = run_fleet(
+            &mut fleet(10),
+            &[(7_000, wanted(1, 100..116, Selection::All))],
+            60,
+            behaves,
+        );
+        let mut plan = fleet(10);
+        let orders = [
+            (2_000, wanted(0, 0..16, Selection::All)),
+            (7_000, wanted(1, 100..116, Selection::All)),
+        ];
+        let (came, requests) = run_fleet(&mut plan, &orders, 3_600, behaves);
+        let last = |came: &BTreeMap<Digest, u64>| {
+            (100..116)
+                .map(|content| came[&digest(content)])
+                .max()
+                .unwrap()
+        };
+        assert!(
+            last(&came) <= last(&alone.0) + 1_000,
+            "{fault:?}: {} and {}",
+            last(&came),
+            last(&alone.0)
+        );
+        let status = plan.status(plan.now);
+        assert_eq!(
+            status.images[0].reason,
+            Some(ImageReason::ContentFaulty(digest(0), fault))
+        );
+        assert_eq!(status.images[0].origin_retry_in, None);
+        // tried again, and slowly: after 1, 2, 4, 8 and then 10 minutes
+        let of_it = requests.iter().filter(|(_, content)| *content == digest(0));
+        let of_it = of_it.count();
+        assert!((7..=10).contains(&of_it), "{of_it}");
+        // whoever stages it anew tries at once, and what was missing is there now
+        let now = plan.now.0 / 1_000 + 250;
+        let at_once = grants(&feed(&mut plan, now, Event::Urged(image(0))));
+        assert!(at_once.iter().any(|(_, content)| *content == digest(0)));
+    }
+}
+
+#[test]
+fn a_content_that_always_fails_in_a_registry_that_runs_holds_up_no_other() {
+    // two hosts at once, and later ones, are answered 500 for one content of image 0
+    let behaves: Behaviour = |_, past, content| {
+        (content == digest(0) && past >= 3_000).then_some(LeaseEnd::OriginFailed)
+    };
+    let other = (7_000, wanted(1, 100..116, Selection::All));
+    let (alone, _) = run_fleet(&mut fleet(10), core::slice::from_ref(&other), 60, behaves);
+    let orders = [(2_000, wanted(0, 0..3, Selection::All)), other];
+    let mut plan = fleet(10);
+    let (came, _) = run_fleet(&mut plan, &orders, 600, behaves);
+    let last = |came: &BTreeMap<Digest, u64>| came[&digest(115)];
+    assert!(last(&came) <= last(&alone) + 8_000, "{came:?}");
+    assert_eq!(
+        plan.status(plan.now).images[0].reason,
+        Some(ImageReason::OriginDown)
+    );
+}
+
+#[test]
+fn a_registry_in_trouble_is_tried_with_other_contents_images_and_hosts() {
+    let mut plan = fleet(6);
+    let mut open = grants(&want(&mut plan, 2_000, wanted(0, 0..4, Selection::All)));
+    want(&mut plan, 2_100, wanted(1, 10..14, Selection::All));
+    let mut tried = Vec::new();
+    for millis in (3_000..400_000).step_by(500) {
+        for (by, content) in core::mem::take(&mut open) {
+            let failed = ended(&by, content, LeaseEnd::OriginFailed);
+            open.extend(grants(&feed(&mut plan, millis, failed)));
+        }
+        open.extend(grants(&feed(&mut plan, millis, Event::Tick)));
+        if millis > 10_000 {
+            tried.extend(open.iter().cloned());
+        }
+    }
+    let contents: BTreeSet<_> = tried.iter().take(8).map(|(_, content)| *content).collect();
+    assert!(contents.len() >= 6, "{tried:?}");
+    let of_second = |content: &Digest| (10..14).any(|number| digest(number) == *content);
+    for pair in tried.windows(2) {
+        assert_ne!(pair[0].0, pair[1].0, "the same host twice");
+        assert_ne!(
+            of_second(&pair[0].1),
+            of_second(&pair[1].1),
+            "the same image"
+        );
+    }
+}
+
+#[test]
+fn a_host_that_cannot_ask_a_registry_counts_against_itself_alone() {
+    // two of ten have a password file that can't be read
+    let behaves: Behaviour = |host, _, _| (host < 2).then_some(LeaseEnd::HostUnable);
+    let order = [(2_000, wanted(0, 0..30, Selection::All))];
+    let (alone, _) = run_fleet(&mut fleet(10), &order, 120, |_, _, _| None);
+    let mut plan = fleet(10);
+    let (came, requests) = run_fleet(&mut plan, &order, 120, behaves);
+    let last = |came: &BTreeMap<Digest, u64>| came.values().max().copied().unwrap();
+    assert_eq!(came.len(), 30);
+    assert!(
+        last(&came) <= last(&alone) + 1_500,
+        "{} {}",
+        last(&came),
+        last(&alone)
+    );
+    let by_them = requests
+        .iter()
+        .filter(|(by, _)| [host(0), host(1)].contains(by));
+    let by_them = by_them.count();
+    assert!((2..=16).contains(&by_them), "{by_them}");
+    // where nobody can, the hosts failed, and no registry
+    let mut plan = fleet(2);
+    run_fleet(&mut plan, &order, 10, |_, _, _| Some(LeaseEnd::HostUnable));
+    let status = &plan.status(plan.now).images[0];
+    assert_eq!(status.reason, Some(ImageReason::HostsFailed));
+    assert_eq!(status.origin_retry_in, None);
+}
+
+#[test]
+fn a_content_that_one_repository_refuses_is_had_from_another() {
+    let mut plan = fleet(4);
+    let order = |number: usize, name: &str| {
+        let mut event = wanted(number, [5], Selection::All);
+        if let Event::Wanted { references, .. } = &mut event {
+            *references = vec![format!("registry.example/{name}:1")];
+        }
+        event
+    };
+    let mut open = grants(&want(&mut plan, 2_000, order(0, "closed")));
+    want(&mut plan, 2_000, order(1, "open"));
+    for millis in [3_000, 4_000] {
+        let (by, content) = open.pop().unwrap();
+        let refused = ended(&by, content, LeaseEnd::Faulty(Fault::Refused));
+        let actions = feed(&mut plan, millis, refused);
+        open = grants(&actions);
+        if millis == 4_000 {
+            let asked = |action: &Action| match action {
+                Action::Grant { image, .. } => Some(*image),
+                _ => None,
+            };
+            assert_eq!(actions.iter().find_map(asked), Some(image(1)));
+        }
+    }
+    let reasons = |plan: &Plan| {
+        let images = plan.status(plan.now).images;
+        images
+            .into_iter()
+            .map(|image| image.reason)
+            .collect::<Vec<_>>()
+    };
+    let refused = Some(ImageReason::ContentFaulty(digest(5), Fault::Refused));
+    assert_eq!(reasons(&plan), [refused, Some(ImageReason::Moving)]);
+    let (by, content) = open.pop().unwrap();
+    feed(&mut plan, 5_000, ended(&by, content, LeaseEnd::Done));
+    assert_eq!(reasons(&plan), [Some(ImageReason::Moving); 2]);
+}
+
+#[test]
+fn an_image_that_contradicts_another_is_refused_by_name_until_that_one_goes() {
+    let mut plan = fleet(3);
+    want(&mut plan, 2_000, wanted(0, [5, 6], Selection::All));
+    let mut other = wanted(1, [5, 7], Selection::All);
+    if let Event::Wanted { contents, .. } = &mut other {
+        contents[0].size += 1;
+        contents[0].chunks = 101;
+    }
+    let stages = |actions: &[Action]| {
+        let stage =
+            |action: &&Action| matches!(action, Action::Stage { image: of, .. } if *of == image(1));
+        actions.iter().filter(stage).count()
+    };
+    let actions = want(&mut plan, 3_000, other.clone());
+    assert_eq!((stages(&actions), grants(&actions)), (0, vec![]));
+    let reason = |plan: &Plan, at: usize| plan.status(plan.now).images[at].reason;
+    assert_eq!(reason(&plan, 1), Some(ImageReason::Contradicts(digest(5))));
+    assert_eq!(reason(&plan, 0), Some(ImageReason::Moving));
+    // asked again, and by a host that connects, it is no more
+    assert_eq!(stages(&want(&mut plan, 3_100, other)), 0);
+    feed(&mut plan, 3_200, Event::HostDisconnected(host(0)));
+    assert_eq!(
+        stages(&feed(&mut plan, 3_300, Event::HostConnected(host(0)))),
+        0
+    );
+    let actions = feed(&mut plan, 4_000, Event::Cancelled(image(0)));
+    assert_eq!(stages(&actions), 3);
+    assert_eq!(plan.contents[&digest(5)].size, (100 << 20) + 1);
+    assert_ne!(reason(&plan, 0), Some(ImageReason::Contradicts(digest(5))));
+}
+
+#[test]
+fn the_only_host_that_has_said_that_it_stages_looks_again_after_a_second() {
+    let mut plan = fleet(2);
+    feed(&mut plan, 2_000, wanted(0, [0], Selection::All));
+    let mut open = grants(&feed(&mut plan, 2_000, report(0, 0, Standing::Staging, 0)));
+    let mut asked = Vec::new();
+    for millis in (2_010..6_000).step_by(10) {
+        for (by, content) in core::mem::take(&mut open) {
+            asked.push(millis);
+            let end = LeaseEnd::Faulty(Fault::Missing);
+            open.extend(grants(&feed(&mut plan, millis, ended(&by, content, end))));
+        }
+        open.extend(grants(&feed(&mut plan, millis, Event::Tick)));
+    }
+    assert!((2..=3).contains(&asked.len()), "{asked:?}");
+    let reason = plan.status(plan.now).images[0].reason;
+    assert!(!matches!(reason, Some(ImageReason::ContentFaulty(..))));
 }

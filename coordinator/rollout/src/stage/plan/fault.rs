@@ -1,0 +1,272 @@
+//! Contents that can't be had from a registry that answers, and hosts that can't ask one.
+//!
+//! A fault counts for the content and the image under whose name it was asked for, and for nothing else. The next host
+//! looks at it at once. When several hosts say the same, or the only one says it twice, the image fails by name. Its
+//! content is then tried again after pauses that grow, while the image's other contents wait. Another image that has the
+//! same content from elsewhere isn't held up, and where it brings the content, the first image goes on.
+
+use super::*;
+use crate::stage::event::Fault;
+
+/// What hosts found wrong with one content, asked for under one image's name, since somebody last got it.
+#[derive(Debug)]
+pub(super) struct Faults {
+    fault: Fault,
+    /// Who said so.
+    by: BTreeSet<HostId>,
+    times: u32,
+    /// The image failed for it, and was tried again so many times.
+    rounds: Option<u32>,
+    /// It isn't asked for before.
+    retry_at: Moment,
+    /// Nor by those who said so before this: another host's word says more.
+    again_at: Moment,
+}
+
+/// A host that can't ask a registry.
+#[derive(Debug)]
+pub(super) struct Unable {
+    times: u32,
+    until: Moment,
+}
+
+/// The wait after so many failures: `first`, doubled each time, `most` at most.
+pub(super) fn growing(first: Duration, most: Duration, times: u32) -> Duration {
+    first
+        .checked_mul(1 << times.min(16))
+        .unwrap_or(most)
+        .min(most)
+}
+
+impl ContentState {
+    /// Whether it isn't to be asked for under this image's name yet.
+    pub(super) fn rests(&self, image: &Digest, now: Moment) -> bool {
+        let away = self.away.is_some_and(|(_, until)| now < until);
+        away || self.faults.get(image).is_some_and(|of| now < of.retry_at)
+    }
+
+    /// Whether this host has looked, and isn't to look again yet.
+    pub(super) fn has_looked(&self, image: &Digest, id: &HostId, now: Moment) -> bool {
+        let faults = self.faults.get(image);
+        faults.is_some_and(|faults| now < faults.again_at && faults.by.contains(id))
+    }
+
+    /// Why this image fails for it, where it does.
+    pub(super) fn fails(&self, image: &Digest) -> Option<Fault> {
+        let faults = self.faults.get(image)?;
+        faults.rounds.map(|_| faults.fault)
+    }
+
+    /// A chunk of it came under this image's name. Only the end shows whether bytes are false.
+    pub(super) fn came(&mut self, image: &Digest) {
+        self.away = None;
+        if self
+            .faults
+            .get(image)
+            .is_some_and(|faults| faults.fault != Fault::Bad)
+        {
+            self.faults.remove(image);
+        }
+    }
+}
+
+impl Plan {
+    /// What makes an image fail.
+    pub(super) fn failure(&self, image: &Image) -> Option<(Digest, Fault)> {
+        image.contents.iter().find_map(|digest| {
+            let content = self.contents.get(digest)?;
+            let fault = content.fails(&image.digest)?;
+            (!self.is_done(content)).then_some((*digest, fault))
+        })
+    }
+
+    /// Whether contents of this image are to be fetched for it, as long as nothing is wrong with the content itself.
+    pub(super) fn is_live(&self, image: &Image) -> bool {
+        image.contradicts.is_none() && self.failure(image).is_none()
+    }
+
+    /// Whether this content is to be fetched for this image: of one that failed, only what made it fail.
+    pub(super) fn wants(&self, image: &Image, digest: &Digest) -> bool {
+        let tried = || {
+            let content = self.contents.get(digest);
+            content.is_some_and(|content| content.fails(&image.digest).is_some())
+        };
+        image.contradicts.is_none()
+            && image.contents.contains(digest)
+            && (self.failure(image).is_none() || tried())
+    }
+
+    /// A host found this content faulty, asked for under this image's name.
+    pub(super) fn content_faulty(
+        &mut self,
+        id: &HostId,
+        digest: Digest,
+        image: Digest,
+        fault: Fault,
+    ) {
+        let now = self.now;
+        let enough = self.config.bad_witnesses.max(1);
+        let able = self.witnesses(&image);
+        let (first, most) = (self.config.fault_retry, self.config.fault_retry_most);
+        let (again, again_most) = (self.config.origin_retry, self.config.origin_retry_most);
+        let pause = |times: u32| growing(again, again_most, times.saturating_sub(1));
+        let Some(content) = self.contents.get_mut(&digest) else {
+            return;
+        };
+        content.tried.insert(id.clone());
+        let faults = content.faults.entry(image).or_insert(Faults {
+            fault,
+            by: BTreeSet::new(),
+            times: 0,
+            rounds: None,
+            retry_at: now,
+            again_at: now,
+        });
+        faults.fault = fault;
+        faults.by.insert(id.clone());
+        faults.times = faults.times.saturating_add(1);
+        faults.again_at = now + pause(faults.times);
+        let alone = able < enough;
+        if faults.by.len() >= enough || (alone && faults.times as usize >= enough) {
+            let rounds = faults.rounds.map_or(0, |rounds| rounds.saturating_add(1));
+            faults.rounds = Some(rounds);
+            faults.retry_at = now + growing(first, most, rounds);
+        }
+        self.revoke_pointless();
+    }
+
+    /// What was found wrong with an image's contents counts no more: whoever asks for it anew has a reason to.
+    pub(super) fn forgive(&mut self, image: &Digest) {
+        let Some(found) = self.images.iter().find(|known| known.digest == *image) else {
+            return;
+        };
+        for content in &found.contents {
+            if let Some(content) = self.contents.get_mut(content) {
+                content.forgive(image);
+                content.away = None;
+            }
+        }
+        for host in self.hosts.values_mut() {
+            host.unable.remove(&found.registry);
+        }
+        self.grant_wanted = true;
+    }
+
+    /// Hosts that may say what an image's registry has.
+    fn witnesses(&self, image: &Digest) -> usize {
+        let Some(image) = self.images.iter().find(|known| known.digest == *image) else {
+            return 0;
+        };
+        let able = |id: &HostId| {
+            let whole = matches!(
+                image.standings.get(id),
+                Some((
+                    Standing::Present | Standing::Installing | Standing::Failed,
+                    _
+                ))
+            );
+            !whole
+                && self.hosts.get(id).is_some_and(|host| {
+                    host.connected
+                        && host.quarantined_until.is_none()
+                        && !host.is_unable(&image.registry, self.now)
+                })
+        };
+        self.selected(image).iter().filter(|id| able(id)).count()
+    }
+
+    /// A host's own settings keep it from asking a registry: it is left out for a while that grows, and nobody else.
+    pub(super) fn host_unable(&mut self, id: &HostId, registry: &str) {
+        let (first, most) = (self.config.origin_retry, self.config.fault_retry_most);
+        let now = self.now;
+        if let Some(host) = self.hosts.get_mut(id) {
+            let times = host.unable.get(registry).map_or(0, |unable| unable.times);
+            let unable = Unable {
+                times: times.saturating_add(1),
+                until: now + growing(first, most, times),
+            };
+            host.unable.insert(registry.to_string(), unable);
+        }
+    }
+
+    /// Whether hosts could fetch for an image, but none of them can ask its registry.
+    pub(super) fn nobody_can_ask(&self, image: &Image) -> bool {
+        let candidates = self.candidates(image);
+        let unable = |id: &&HostId| {
+            let host = self.hosts.get(*id);
+            host.is_some_and(|host| host.unable.contains_key(&image.registry))
+        };
+        !candidates.is_empty() && candidates.iter().all(unable)
+    }
+
+    /// A registry gives others something, and fails the holder of this content: another host tries at once, and when that
+    /// fails too, the content is left alone for a while that grows.
+    pub(super) fn content_away(&mut self, digest: Digest, id: &HostId) {
+        let now = self.now;
+        let failures = self
+            .contents
+            .get(&digest)
+            .and_then(|content| content.away)
+            .map_or(0, |(failures, _)| failures);
+        let wait = match failures.checked_sub(1) {
+            Some(before) => self.retry_wait(before),
+            None => Duration::ZERO,
+        };
+        if let Some(content) = self.contents.get_mut(&digest) {
+            content.away = Some((failures.saturating_add(1), now + wait));
+            content.tried.insert(id.clone());
+        }
+    }
+
+    /// Looks anew at which images contradict others that were wanted before them, and goes on with those that don't any
+    /// more.
+    pub(super) fn settle_contradictions(&mut self) {
+        let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
+        let mut freed = Vec::new();
+        for (at, image) in self.images.iter_mut().enumerate() {
+            let other = |content: &&Content| {
+                sizes
+                    .get(&content.digest)
+                    .is_some_and(|size| *size != content.size)
+            };
+            let before = image.contradicts;
+            image.contradicts = image.specs.iter().find(other).map(|of| of.digest);
+            if image.contradicts.is_some() {
+                continue;
+            }
+            sizes.extend(image.specs.iter().map(|of| (of.digest, of.size)));
+            if before.is_some() {
+                freed.push(at);
+            }
+        }
+        for at in freed {
+            let image = &self.images[at];
+            for content in &image.specs {
+                let known = self.contents.get(&content.digest);
+                if known.is_none_or(|known| known.size != content.size) {
+                    let state = ContentState::new(self.now, content);
+                    self.contents.insert(content.digest, state);
+                }
+            }
+            let digest = image.digest;
+            for host in self.selected(image) {
+                if self.hosts.get(&host).is_some_and(|host| host.connected) {
+                    self.actions.push_back(Action::Stage {
+                        host,
+                        image: digest,
+                    });
+                }
+            }
+            self.grant_wanted = true;
+        }
+    }
+}
+
+impl Host {
+    /// Whether its settings kept it from asking this registry a moment ago.
+    pub(super) fn is_unable(&self, registry: &str, now: Moment) -> bool {
+        self.unable
+            .get(registry)
+            .is_some_and(|unable| now < unable.until)
+    }
+}
