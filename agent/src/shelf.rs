@@ -9,7 +9,7 @@ use proto::{
 
 use crate::{
     mirror::blob::Blob,
-    store::{HeldChunk, Stage, WriteError, held::Look},
+    store::{DecodeLayerError, HeldChunk, Stage, WriteError, held::Look},
 };
 
 /// A chunk as it comes: its bytes were found to fit its link.
@@ -185,6 +185,14 @@ impl Shelf {
         match self {
             Self::Stage(stage) => stage.look(content, chunk),
             Self::Blob(blob) => blob.look(chunk),
+        }
+    }
+
+    /// As [`Stage::mend_decoded`]. Nothing of a blob is decoded.
+    pub(crate) fn mend_decoded(&self, content: Digest) -> Result<bool, DecodeLayerError> {
+        match self {
+            Self::Stage(stage) => stage.mend_decoded(content),
+            Self::Blob(_) => Ok(false),
         }
     }
 }

@@ -568,10 +568,10 @@ impl Driver {
         let id = content.id;
         let first = if id == at { chunk.0 } else { 0 };
         let end = (first + SCRUB_CHUNKS).min(content.geometry.chunks());
-        let next = if end == content.geometry.chunks() {
-            (ContentId(id.0 + 1), ChunkIndex(0))
-        } else {
-            (id, ChunkIndex(end))
+        let whole = end == content.geometry.chunks();
+        let next = match whole {
+            true => (ContentId(id.0 + 1), ChunkIndex(0)),
+            false => (id, ChunkIndex(end)),
         };
         self.scrub_at = next;
         self.scrubbing = true;
@@ -583,6 +583,11 @@ impl Driver {
                     if let Err(error) = shelf.look(digest, chunk) {
                         debug!(content = %digest, %chunk, %error, "a chunk can't be read now");
                     }
+                }
+            }
+            for shelf in shelves.iter().filter(|_| whole) {
+                if let Err(error) = shelf.mend_decoded(digest) {
+                    debug!(content = %digest, %error, "decoded bytes can't be compared now");
                 }
             }
             Input::Scrubbed

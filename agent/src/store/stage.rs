@@ -465,8 +465,8 @@ impl Stage {
             if hold(&self.decoded).contains(&at) {
                 continue;
             }
-            let Some(layer) = self.decode_content(at, spec, bodies.iter().map(|body| &**body))?
-            else {
+            let bodies = bodies.iter().map(|body| &**body);
+            let Some((layer, _)) = self.decode_content(at, spec, bodies)? else {
                 continue;
             };
             let failed = |error| DecodeLayerError::Io {
@@ -493,14 +493,42 @@ impl Stage {
         Ok(())
     }
 
-    /// Decodes a content whose layers travel as a blob; the last of them, if there are any.
+    /// Compares the disk with what a blob's layers decode to, and writes anew what differs: the blob alone has links, and its bytes
+    /// are no part of the disk. Whether something differed. Nothing happens for contents that aren't decoded, or of an
+    /// image that isn't installed.
+    ///
+    /// # Errors
+    /// When a part can't be read or written, or the blob has rotted.
+    pub(crate) fn mend_decoded(&self, content: Digest) -> Result<bool, DecodeLayerError> {
+        let Some(at) = self.held.find(&content) else {
+            return Ok(false);
+        };
+        // what is being built is decoded before it is installed
+        if !self.is_installed() {
+            return Ok(false);
+        }
+        let bodies = self.held.files().bodies();
+        let bodies = bodies.iter().map(|body| &**body);
+        let spec = &self.layout.contents()[at];
+        let Some((layer, true)) = self.decode_content(at, spec, bodies)? else {
+            return Ok(false);
+        };
+        let layer = Layout::name(layer);
+        tracing::warn!(image = %self.layout.digest(), %layer, "decoded bytes have changed on disk; they were written anew");
+        self.held.touch(at);
+        self.flush()
+            .map_err(|error| DecodeLayerError::Io { layer, error })?;
+        Ok(true)
+    }
+
+    /// Decodes a content whose layers travel as a blob; the last of them, if there are any, and whether the disk was another.
     fn decode_content<'a>(
         &self,
         at: usize,
         spec: &ContentSpec,
         bodies: impl Iterator<Item = &'a Body> + Clone,
-    ) -> Result<Option<&DiskLayer>, DecodeLayerError> {
-        let mut last = None;
+    ) -> Result<Option<(&DiskLayer, bool)>, DecodeLayerError> {
+        let (mut last, mut changed) = (None, false);
         for place in &spec.places {
             let Place::Encoded { layer } = place else {
                 continue;
@@ -520,11 +548,11 @@ impl Stage {
             }
             let blob = File::open(self.held.files().blob_path(at)).map_err(failed)?;
             for body in bodies.clone() {
-                decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
+                changed |= decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
             }
             last = Some(layer);
         }
-        Ok(last)
+        Ok(last.map(|layer| (layer, changed)))
     }
 
     /// Compares every held chunk of a content with its link, and drops what rotted.
@@ -681,15 +709,22 @@ fn decode_layer(
     blob_bytes: u64,
     disk: &File,
     layer: &DiskLayer,
-) -> Result<(), DecodeLayerError> {
+) -> Result<bool, DecodeLayerError> {
     let failed = |error| DecodeLayerError::Io {
         layer: Layout::name(layer),
         error,
     };
     let mut offset = layer.offset;
     let mut raw = Vec::with_capacity(DECODE_BYTES);
-    let flush = |raw: &mut Vec<u8>, offset: &mut u64| {
-        put(disk, *offset, raw, is_zero(raw))?;
+    let mut there = Vec::new();
+    let mut changed = false;
+    let mut flush = |raw: &mut Vec<u8>, offset: &mut u64| {
+        there.resize(raw.len(), 0);
+        disk.read_exact_at(&mut there, *offset)?;
+        if there != *raw {
+            changed = true;
+            put(disk, *offset, raw, is_zero(raw))?;
+        }
         *offset += raw.len() as u64;
         raw.clear();
         Ok::<_, io::Error>(())
@@ -706,7 +741,8 @@ fn decode_layer(
         layer: Layout::name(layer),
         error,
     })?;
-    flush(&mut raw, &mut offset).map_err(failed)
+    flush(&mut raw, &mut offset).map_err(failed)?;
+    Ok(changed)
 }
 
 /// Decodes a blob, a block at a time, into `take`.

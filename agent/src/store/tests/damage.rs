@@ -275,6 +275,44 @@ fn what_a_link_in_a_parts_place_leads_to_is_never_changed() {
     }
 }
 
+/// A layer without a raw digest: its blob has links, and what lies on the disk was decoded from it.
+#[test]
+fn what_rots_in_a_decoded_layer_is_found_and_written_anew() {
+    let (home, sample) = (
+        tempfile::tempdir().unwrap(),
+        sample_with(1, Some(Vec::new())),
+    );
+    let (store, stage, directory) = installed(&home, &sample);
+    install(&stage, &["other.test/a:1"]).unwrap();
+    let twin = image_dir(&home, "other.test/a", &sample);
+    let is_encoded = |place: &image::Place| matches!(place, image::Place::Encoded { .. });
+    let contents = sample.layout.contents();
+    let content = contents
+        .iter()
+        .find(|spec| spec.places.iter().any(is_encoded))
+        .unwrap()
+        .digest;
+    let layers = sample.layout.layers();
+    let layer = layers.iter().find(|layer| layer.raw.is_none()).unwrap();
+    assert!(!stage.mend_decoded(content).unwrap());
+    for disk in [&directory, &twin] {
+        for at in [0, 700_000, 1_499_999] {
+            flip(&disk.join(cache::DISK), layer.offset + at);
+        }
+    }
+    assert!(stage.mend_decoded(content).unwrap());
+    assert_installed(&directory, &sample);
+    assert_installed(&twin, &sample);
+    assert!(!stage.mend_decoded(content).unwrap());
+    // also after a restart
+    drop((stage, store));
+    flip(&directory.join(cache::DISK), layer.offset);
+    let store = open(&home);
+    let stage = store.stage(sample.layout.digest()).unwrap();
+    assert!(stage.mend_decoded(content).unwrap());
+    assert_installed(&directory, &sample);
+}
+
 #[test]
 fn what_is_thrown_away_is_named() {
     let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
