@@ -1,7 +1,7 @@
 //! `kill -9` at random moments, again and again: agents, the coordinator, all at once. In the end every disk is right,
 //! nobody had to do anything, and little was fetched twice.
 //!
-//! `PARBAKE_CHAOS_SEED` gives another run. The programs keep their own time, so a seed fixes who is killed and how far the
+//! `PARBAKE_CHAOS_SEED` gives another run, `PARBAKE_STORM_KILLS` a longer storm. The programs keep their own time, so a seed fixes who is killed and how far the
 //! staging has come then, not the rest.
 #![allow(
     clippy::print_stdout,
@@ -9,7 +9,7 @@
     reason = "helpers of tests are tests, and say what they ran"
 )]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use e2e::{
     cluster::{Cluster, Place, wait_until},
@@ -24,6 +24,13 @@ const KILLS: usize = 8;
 const DISK_BYTES: u64 = 128 << 20;
 const LAYER_BYTES: u64 = 16 << 20;
 const RATE_BYTES_PER_S: u64 = 8 << 20;
+
+/// Kills of a storm, one every so often: about as long as the image takes without any.
+const STORM_KILLS: u64 = 16;
+const STORM_EVERY: Duration = Duration::from_millis(850);
+/// What a kill of a storm may cost the registry: chunks under way of each lease, and what the journal lacked that nobody else
+/// had, of all hosts where all are killed.
+const STORM_BYTES_PER_KILL: u64 = 3 << 20;
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,4 +179,75 @@ fn kills_at_random_moments_cost_a_second_each_and_nothing_else() {
     let again = (received + rig.served()).saturating_sub(once);
     println!("{again} bytes of {once} were received again, for {killed_agents} killed agents");
     assert!(again <= killed_agents * RATE_BYTES_PER_S);
+}
+
+impl Victim {
+    /// As in a storm: mostly one agent, now and then the coordinator, seldom all at once.
+    fn of_storm(dice: &mut Dice) -> Self {
+        match dice.below(20) {
+            0 => Self::All,
+            1..=2 => Self::Coordinator,
+            _ => Self::Agent,
+        }
+    }
+}
+
+fn kill_and_start(cluster: &mut Cluster, victim: Victim, dice: &mut Dice) {
+    let hosts = match victim {
+        Victim::Agent => vec![usize::try_from(dice.below(HOSTS as u64)).unwrap()],
+        Victim::Coordinator => Vec::new(),
+        Victim::All => (0..HOSTS).collect(),
+    };
+    for host in &hosts {
+        cluster.kill_agent(*host).unwrap();
+    }
+    if victim != Victim::Agent {
+        cluster.kill_coordinator().unwrap();
+        cluster.start_coordinator().unwrap();
+    }
+    for host in hosts {
+        cluster.start_agent(host).unwrap();
+    }
+}
+
+#[test]
+fn a_storm_of_kills_costs_the_registry_little() {
+    let seed = std::env::var("PARBAKE_CHAOS_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let kills = std::env::var("PARBAKE_STORM_KILLS");
+    let kills = kills.map_or(STORM_KILLS, |kills| kills.parse().unwrap());
+    println!("seed {seed}, {kills} kills");
+    let mut dice = Dice(seed);
+    // an image is on its way all the time
+    let disk = DISK_BYTES * kills.div_ceil(STORM_KILLS);
+    let spec = ImageSpec::incompressible(disk, LAYER_BYTES, seed);
+    let options = registry::Options {
+        rate_bytes_per_s: Some(RATE_BYTES_PER_S),
+        ..registry::Options::default()
+    };
+    let rig = Rig::new(&spec, options).unwrap();
+    let hosts = vec![Place::default(); HOSTS];
+    let demo = env!("CARGO_BIN_EXE_demo");
+    let mut cluster = rig.cluster(demo, hosts, "", "").unwrap();
+    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
+    assert!(staged.status.success());
+    let begun = Instant::now();
+    for _ in 0..kills {
+        // time itself: a storm doesn't wait until anything has got on
+        wait_until(STORM_EVERY, || false);
+        let victim = Victim::of_storm(&mut dice);
+        kill_and_start(&mut cluster, victim, &mut dice);
+    }
+    let (lasted, over) = (begun.elapsed(), Instant::now());
+    cluster
+        .wait_present(&rig.image.digest.to_string(), PATIENCE)
+        .unwrap();
+    assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
+    let image = rig.image.blob_bytes();
+    let again = rig.served().saturating_sub(image);
+    println!(
+        "{kills} kills in {lasted:?}, present {:?} later, {} of {image} bytes left the registry",
+        over.elapsed(),
+        rig.served()
+    );
+    assert!(again <= kills * STORM_BYTES_PER_KILL, "{again}");
 }

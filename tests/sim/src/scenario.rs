@@ -42,11 +42,15 @@ pub enum Scenario {
     /// The registry lacks a layer of one image for ever; two others of the same registry are wanted beside it, one of them a
     /// minute later.
     MissingLayer,
+    /// Every agent is killed once, one after the other, and is back a second later.
+    Storm,
+    /// The disks of three lease holders fail, one after the other: they can't serve what they hold any more.
+    DiskFails,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -63,6 +67,8 @@ impl Scenario {
         Self::Leftover,
         Self::Held,
         Self::MissingLayer,
+        Self::Storm,
+        Self::DiskFails,
     ];
 
     /// Its name on the command line.
@@ -85,6 +91,8 @@ impl Scenario {
             Self::Leftover => "leftover",
             Self::Held => "held",
             Self::MissingLayer => "missing-layer",
+            Self::Storm => "storm",
+            Self::DiskFails => "disk-fails",
         }
     }
 
@@ -118,6 +126,8 @@ impl Scenario {
             Self::MissingLayer => {
                 "one image lacks a layer for ever; another comes at the same time, a third a minute later"
             }
+            Self::Storm => "every agent is killed once, one after the other, and back in a second",
+            Self::DiskFails => "the disks of three lease holders fail, one after the other",
         }
     }
 

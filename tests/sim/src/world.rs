@@ -85,6 +85,8 @@ struct Node {
     life: u32,
     alive: bool,
     left: bool,
+    /// Its disk has failed.
+    broken: bool,
     wanted: bool,
     liar: bool,
     connected: Vec<bool>,
@@ -606,7 +608,7 @@ impl World {
 
     /// The agent learns that it is to hold an image.
     fn stage(&mut self, host: u32, image: usize) {
-        if self.node(host).stages[image] {
+        if self.node(host).stages[image] || self.node(host).broken {
             return;
         }
         self.node_mut(host).staged = true;
@@ -756,6 +758,7 @@ impl Node {
             life: 0,
             alive: true,
             left: false,
+            broken: false,
             wanted: true,
             liar: false,
             pit: None,

@@ -80,6 +80,17 @@ fn a_lost_coordinator_costs_nearly_nothing() {
     costs_at_most(Scenario::Headless, 30, 1.06);
 }
 
+/// Each killed agent loses what it got in its last second, which others mostly have.
+#[test]
+fn a_storm_of_kills_costs_little() {
+    costs_at_most(Scenario::Storm, 30, 1.25);
+}
+
+#[test]
+fn failed_disks_of_lease_holders_cost_little() {
+    costs_at_most(Scenario::DiskFails, 30, 1.15);
+}
+
 /// No goal of the design: honest hosts end well, but later, because what liars spread is found only when contents close.
 #[test]
 fn liars_cost_time_and_nothing_from_the_registry() {

@@ -13,6 +13,8 @@ pub(super) enum Fault {
     Join(u32),
     /// Some lease holder leaves for ever.
     HolderVanishes,
+    /// The disk of some lease holder fails.
+    DiskFails,
     Cut,
     Heal,
     CoordinatorGone,
@@ -169,6 +171,21 @@ impl World {
                 self.fault(bound * 0.6, Fault::HolderVanishes);
             }
             Scenario::MissingLayer => self.fault(60.0, Fault::Order(LATER)),
+            Scenario::Storm => {
+                let bound = self.bound_s();
+                for (at, host) in pick(0, count).into_iter().enumerate() {
+                    let at = bound * (0.1 + 0.7 * precise(at as u64) / precise(count as u64));
+                    self.nodes[host].keeps_recent = true;
+                    self.fault(at, Fault::Crash(index(host)));
+                    self.fault(at + 1.0, Fault::Return(index(host)));
+                }
+            }
+            Scenario::DiskFails => {
+                let bound = self.bound_s();
+                for at in [0.3, 0.45, 0.6] {
+                    self.fault(bound * at, Fault::DiskFails);
+                }
+            }
             Scenario::Held => {
                 let bound = self.bound_s();
                 self.fault(bound * 0.4, Fault::Hold);
@@ -220,6 +237,7 @@ impl World {
                 self.begin_life(host);
             }
             Fault::HolderVanishes => self.vanish(),
+            Fault::DiskFails => self.disk_fails(),
             Fault::Cut => {
                 self.cut = true;
                 let split = self.nodes.len() / 2;
@@ -371,14 +389,39 @@ impl World {
         node.left = true;
     }
 
+    fn some_holder(&self) -> Option<u32> {
+        self.office.leases.values().next().map(|id| self.by_id[id])
+    }
+
     fn vanish(&mut self) {
-        let holder = self.office.leases.values().next().map(|id| self.by_id[id]);
-        let Some(host) = holder else {
+        let Some(host) = self.some_holder() else {
             return;
         };
         self.crash(host);
+        self.node_mut(host).left = true;
+        self.expect_nothing_of(host);
+    }
+
+    /// As agents do it: the host says that it failed, gives its leases back, and takes part in nothing of the image.
+    fn disk_fails(&mut self) {
+        let Some(host) = self.some_holder().filter(|host| self.node(*host).alive) else {
+            return;
+        };
+        self.expect_nothing_of(host);
+        let leases: Vec<u32> = self.node(host).leases.keys().copied().collect();
+        self.hold(host);
+        self.node_mut(host).broken = true;
+        for image in 0..self.images.len() {
+            self.report_image(host, image);
+        }
+        for content in leases {
+            self.tell_lease_ended(host, content, stage::event::LeaseEnd::Released);
+        }
+    }
+
+    /// The host needn't complete.
+    fn expect_nothing_of(&mut self, host: u32) {
         let node = self.node_mut(host);
-        node.left = true;
         if node.wanted {
             node.wanted = false;
             if node.finished_at.is_none() {

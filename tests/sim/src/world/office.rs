@@ -465,7 +465,7 @@ impl World {
         }
     }
 
-    fn report_image(&mut self, host: u32, image: usize) {
+    pub(super) fn report_image(&mut self, host: u32, image: usize) {
         let of_it = || self.specs.iter().filter(|spec| spec.image == image);
         let all: u64 = of_it().map(|spec| spec.geometry.size()).sum();
         let node = self.node(host);
@@ -479,7 +479,9 @@ impl World {
             1 => node.finished_at.is_some(),
             _ => node.whole_at[image].is_some(),
         };
-        let standing = if whole {
+        let standing = if node.broken {
+            Standing::Failed
+        } else if whole {
             Standing::Present
         } else {
             Standing::Staging
