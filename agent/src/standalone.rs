@@ -158,8 +158,8 @@ pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::
     };
     match told {
         Some(Ok(true)) => {
-            message +=
-                "; the agent withdraws its presence and mends it, within seconds where it runs";
+            message += "; where the agent runs and the image is still wanted, it withdraws its presence and mends it within seconds; \
+                        else remove it with `tart delete`, and stage it anew";
         }
         Some(Ok(false)) => {
             message += "; this host's agent didn't stage it: remove it with `tart delete`, and pull or stage it anew";
