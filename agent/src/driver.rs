@@ -15,7 +15,7 @@ mod report;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -134,6 +134,12 @@ pub(crate) enum Input {
         conflict: bool,
     },
     /// A fetch has trouble and tries again.
+    /// A connection broke that had brought something; the fetch goes on at once.
+    FetchBroke {
+        id: ContentId,
+        after_bytes: u64,
+        error: String,
+    },
     FetchTrouble {
         id: ContentId,
         error: String,
@@ -267,6 +273,8 @@ struct Fetch {
     image: Option<Digest>,
     until: watch::Sender<u32>,
     access: watch::Sender<fetch::Access>,
+    /// Bytes of the blob that came and were new, so far.
+    moved: Arc<AtomicU64>,
     abort: AbortHandle,
 }
 
@@ -567,6 +575,11 @@ impl Driver {
                 origin_bytes,
                 conflict,
             } => self.fetched(id, chunk, origin_bytes, conflict),
+            Input::FetchBroke {
+                id,
+                after_bytes,
+                error,
+            } => self.fetch_broke(id, after_bytes, &error),
             Input::FetchTrouble {
                 id,
                 error,

@@ -1,13 +1,17 @@
 //! Fetching one content from the registry: blob bytes in, decoded, cut into chunks, each with its link, stored.
 //!
-//! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole. A fetch that
-//! breaks off goes on by Range: from the last chunk that is held, whose link remembers where in the blob its first block
-//! starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held: by then
+//! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole. A connection that
+//! breaks costs nothing: decoder, hasher and the part of a chunk are kept, and the next one goes on at the next byte. A host
+//! that takes a fetch over goes on by Range from the last chunk that it holds, whose link remembers where in the blob its
+//! first block starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held: by then
 //! others have what we made of them, under our name, so it is taken back where the second time shows it false.
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,6 +49,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// First and longest pause between attempts, where the registry doesn't say how long to wait.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// A connection that gave so much before it broke is made again at once.
+const WORTH_A_CONNECTION: u64 = 64 << 10;
 
 /// What the coordinator hands down anew before a token expires is on its way for less than this.
 const NEW_TOKEN_WITHIN: Duration = Duration::from_secs(2);
@@ -225,6 +232,8 @@ pub(crate) struct Job {
     pub(crate) cache: Arc<Cache>,
     /// The chunk to pause before; only rises.
     pub(crate) until: watch::Receiver<u32>,
+    /// Bytes of the blob that came and were new, so far.
+    pub(crate) moved: Arc<AtomicU64>,
     /// Set once the registry's bytes, or what they were chained to, turned out false: what we made of them is taken back
     /// from the first chunk on that comes otherwise the second time.
     pub(crate) doubted: bool,
@@ -313,18 +322,20 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, seed);
     let mut progress = Instant::now();
     let mut refused = false;
+    let mut reading = None;
     loop {
-        let before = job.first_missing();
+        let before = job.moved.load(Ordering::Relaxed);
         let access = job.access.borrow_and_update().clone();
         let repository = match origin.repository(&job.reference, &access) {
             Ok(repository) => repository,
             Err(error) => return FetchEnd::Failed(Failure::Settings(causes(&*error))),
         };
-        let broke = match attempt(&repository, job, from_start).await {
+        let broke = match attempt(&repository, job, from_start, &mut reading).await {
             Ok(()) => return FetchEnd::Done,
             Err(broke) => broke,
         };
-        if job.first_missing() > before {
+        let new = job.moved.load(Ordering::Relaxed) - before;
+        if new > 0 {
             progress = Instant::now();
             refused = false;
             backoff.succeeded();
@@ -358,6 +369,16 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
             }
             Broke::Origin(error) if !error.is_retryable() => {
                 return FetchEnd::Failed(Failure::Origin(error));
+            }
+            Broke::Origin(error) if new >= WORTH_A_CONNECTION && error.retry_after().is_none() => {
+                let broken = Input::FetchBroke {
+                    id: job.id,
+                    after_bytes: new,
+                    error: error.to_string(),
+                };
+                if job.tell(broken).await.is_err() {
+                    return FetchEnd::Unwanted;
+                }
             }
             Broke::Origin(error) => {
                 if progress.elapsed() > GIVE_UP_AFTER {
@@ -418,44 +439,112 @@ enum Decoder {
     Plain,
 }
 
-async fn attempt(repository: &Repository, job: &mut Job, from_start: bool) -> Result<(), Broke> {
-    let (blob, blob_size) = job.blob();
-    let start = if from_start {
-        beginning(job)
-    } else {
-        resume(job).await
-    };
-    let whole = start.blob_offset == 0;
-    let mut stream = repository.blob(&blob, start.blob_offset, blob_size).await?;
-    let mut assembly = Assembly {
-        next: start.chunk,
-        state: start.state,
-        decoder: start.decoder,
-        skip: start.skip,
-        buffer: Vec::with_capacity(1 << 20),
-        marks: Vec::new(),
-        raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
-        blob_at: start.blob_offset,
-        unreported: 0,
-        ended: false,
-    };
-    // of a blob that comes whole, the registry's own bytes are checked too: it tells a damaged copy from a wrong manifest
-    let mut hash = whole.then(sha2::Sha256::new);
-    let decoded = async {
-        while let Some(bytes) = next(&mut stream).await? {
-            if let Some(hash) = &mut hash {
-                hash.update(&bytes);
-            }
-            assembly.unreported += bytes.len() as u64;
-            assembly.take(job, bytes).await?;
+/// What came of a blob so far. Kept when a connection breaks.
+struct Reading {
+    assembly: Assembly,
+    /// Of a blob that is read from its beginning, the registry's own bytes are checked too: it tells a damaged copy from a
+    /// wrong manifest.
+    hash: Option<sha2::Sha256>,
+    /// Offset in the blob of the next byte.
+    at: u64,
+}
+
+impl Reading {
+    async fn begin(job: &Job, from_start: bool) -> Self {
+        let start = if from_start {
+            beginning(job)
+        } else {
+            resume(job).await
+        };
+        Self {
+            hash: (start.blob_offset == 0).then(sha2::Sha256::new),
+            at: start.blob_offset,
+            assembly: Assembly {
+                next: start.chunk,
+                state: start.state,
+                decoder: start.decoder,
+                skip: start.skip,
+                buffer: Vec::with_capacity(1 << 20),
+                marks: Vec::new(),
+                raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
+                unreported: 0,
+                ended: false,
+            },
         }
-        assembly.finish(job).await
-    };
-    let result = decoded.await;
-    if let Err(Broke::False(error)) = result {
-        return Err(Broke::False(explain(&blob, hash, &mut stream, error).await));
     }
-    result
+
+    /// Whether peers have brought so much meanwhile that it is better to go on behind that.
+    fn is_behind(&self, job: &Job) -> bool {
+        job.first_missing() > self.assembly.next + 1
+    }
+}
+
+async fn attempt(
+    repository: &Repository,
+    job: &mut Job,
+    from_start: bool,
+    kept: &mut Option<Reading>,
+) -> Result<(), Broke> {
+    let (blob, blob_size) = job.blob();
+    let reading = kept.take();
+    let mut reading = match reading.filter(|reading| from_start || !reading.is_behind(job)) {
+        Some(reading) => reading,
+        None => Reading::begin(job, from_start).await,
+    };
+    let from = reading.at;
+    let mut stream = match repository.blob(&blob, from, blob_size).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            *kept = Some(reading);
+            return Err(error.into());
+        }
+    };
+    let broke = loop {
+        match stream.piece().await {
+            Ok(Some(bytes)) => {
+                let length = bytes.len() as u64;
+                if let Some(hash) = &mut reading.hash {
+                    hash.update(&bytes);
+                }
+                reading.at += length;
+                reading.assembly.unreported += length;
+                job.moved.fetch_add(length, Ordering::Relaxed);
+                if let Err(broke) = reading.assembly.take(job, bytes).await {
+                    break broke;
+                }
+            }
+            Ok(None) => match reading.assembly.finish(job).await {
+                Ok(()) => return Ok(()),
+                Err(broke) => break broke,
+            },
+            Err(error) => break error.into(),
+        }
+    };
+    match broke {
+        Broke::False(error) => {
+            let error = explain(&blob, reading.hash, &mut stream, error).await;
+            Err(Broke::False(error))
+        }
+        Broke::Origin(error) => {
+            let skipped = stream.bytes_received().saturating_sub(reading.at - from);
+            reading.assembly.unreported += skipped;
+            // neither a part is given nor enough of the whole: to go on would cost the same bytes again and again
+            let endless = stream.comes_from_beginning() && reading.at == from && skipped > 0;
+            *kept = Some(reading);
+            if endless {
+                return Err(Broke::Origin(OriginError::Range {
+                    what: repository.what_blob(&blob),
+                    start: from,
+                    cause: format!(
+                        "it comes from its beginning only, and connections end after {}",
+                        proto::figure::Bytes(skipped)
+                    ),
+                }));
+            }
+            Err(Broke::Origin(error))
+        }
+        broke => Err(broke),
+    }
 }
 
 /// Says whether the registry's bytes are damaged or the manifest is wrong, reading the rest of the blob where needed.
@@ -468,7 +557,7 @@ async fn explain(
     let Some(mut hash) = hash else {
         return format!("layer {blob}: {error}");
     };
-    while let Ok(Some(bytes)) = next(stream).await {
+    while let Ok(Some(bytes)) = stream.piece().await {
         hash.update(&bytes);
     }
     if Digest::from_bytes(hash.finalize().into()) == *blob {
@@ -480,10 +569,6 @@ async fn explain(
             "layer {blob}: {error}; the registry's bytes don't match the blob's digest, so its copy is damaged"
         )
     }
-}
-
-async fn next(stream: &mut BlobStream) -> Result<Option<Bytes>, OriginError> {
-    stream.piece().await
 }
 
 fn beginning(job: &Job) -> Start {
@@ -596,7 +681,6 @@ struct Assembly {
     marks: Vec<Position>,
     /// Raw offset of what comes next.
     raw_at: u64,
-    blob_at: u64,
     /// Blob bytes that came and weren't counted with a chunk yet.
     unreported: u64,
     /// The compressed stream came to its proper end.
@@ -618,7 +702,6 @@ impl Assembly {
                     rest = later;
                     self.emit_if_full(job).await?;
                 }
-                self.blob_at += bytes.len() as u64;
                 Ok(())
             }
             Decoder::Lz4(_) => {

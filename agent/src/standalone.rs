@@ -277,6 +277,7 @@ async fn fetch_all(
                 me: me.clone(),
                 cache: Arc::new(Cache::default()),
                 until: until.clone(),
+                moved: Arc::default(),
                 doubted: false,
                 inbox: inbox.clone(),
             };

@@ -338,6 +338,8 @@ struct Wanted {
     took: took::Took,
     /// What the last lease holder that its registry failed had to say, and when.
     origin_said: Option<(Moment, String)>,
+    /// The same of one that its registry gives something all the same.
+    origin_remark: Option<(Moment, String)>,
     /// Hosts that lost it, and when they are ordered to stage it again.
     restage: BTreeMap<HostId, Restage>,
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -703,6 +703,7 @@ impl Driver {
         };
         let (sender, receiver) = watch::channel(until.0);
         let (access, access_now) = watch::channel(access);
+        let moved = Arc::new(AtomicU64::new(0));
         let job = fetch::Job {
             id,
             content: content.digest,
@@ -715,6 +716,7 @@ impl Driver {
             me: self.me.clone(),
             cache: self.cache.clone(),
             until: receiver,
+            moved: moved.clone(),
             inbox: self.fetch_inbox.clone(),
         };
         info!(content = %content.digest, image = reference, "fetching from the registry");
@@ -726,6 +728,7 @@ impl Driver {
                 image: by,
                 until: sender,
                 access,
+                moved,
                 abort,
             },
         );
@@ -847,6 +850,17 @@ impl Driver {
                 }
             }
             Err(error) => self.content_not_stored(id, &error),
+        }
+    }
+
+    /// A connection broke, and the next one goes on where it ended: no trouble, but worth a word where it is the rule.
+    pub(super) fn fetch_broke(&mut self, id: ContentId, after_bytes: u64, error: &str) {
+        let Some(content) = self.contents.find(id) else {
+            return;
+        };
+        debug!(content = %content.digest, after_bytes, error, "a connection to the registry broke; going on");
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.breaks.note(after_bytes);
         }
     }
 

@@ -1,13 +1,13 @@
 //! What the coordinator, the status page and the metrics are told about this host.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use proto::{
     ChunkIndex, Digest, HostId,
-    figure::Span,
+    figure::{Bytes, Span},
     message::{
         Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginFault,
         OriginTrouble, Report, Retraction, StageState, Volume, WithoutSource,
@@ -33,6 +33,33 @@ const NO_SOURCE: Duration = Duration::from_secs(2);
 /// Contents without a source in one report: the first ones, which are leased first.
 const MAX_WITHOUT_SOURCE: usize = 16;
 
+/// Connections of one fetch that broke after they had brought something.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Breaks {
+    count: u32,
+    bytes: u64,
+}
+
+/// Connections that broke before it is said that they do.
+const BREAKS_SAID: u32 = 3;
+
+impl Breaks {
+    pub(super) const fn note(&mut self, after_bytes: u64) {
+        self.count = self.count.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(after_bytes);
+    }
+
+    fn words(self) -> String {
+        match self.count {
+            0..BREAKS_SAID => String::new(),
+            count => format!(
+                "connections end after {}",
+                Bytes(self.bytes / u64::from(count))
+            ),
+        }
+    }
+}
+
 /// A lease that this host holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lease {
@@ -40,6 +67,9 @@ pub(super) struct Lease {
     pub(super) image: Option<Digest>,
     /// Chunks fetched under it.
     pub(super) chunks: u32,
+    /// Bytes that had come under it at an earlier report, and when more had come last.
+    pub(super) seen: Option<(u64, Instant)>,
+    pub(super) breaks: Breaks,
     /// What the registry did to the last attempt, until a chunk comes.
     pub(super) trouble: Option<OriginWords>,
 }
@@ -54,7 +84,23 @@ pub(super) struct OriginWords {
 
 impl Lease {
     /// This lease as it runs; `silent` is how long nothing has come that the registry owes, where that is long.
-    fn state(&self, content: Digest, paced: bool, silent: Option<Duration>) -> LeaseState {
+    fn state(
+        &mut self,
+        content: Digest,
+        bytes: u64,
+        paced: bool,
+        silent: Option<Duration>,
+    ) -> LeaseState {
+        let now = Instant::now();
+        let (seen, at) = *self.seen.get_or_insert((0, now));
+        let moves = bytes > 0 && (bytes > seen || now.duration_since(at) < SILENT_AFTER);
+        if bytes > seen {
+            self.seen = Some((bytes, now));
+        }
+        let silent = silent.filter(|_| !moves);
+        if bytes > seen {
+            self.trouble = None;
+        }
         let (trouble, message, retry_after) = match &self.trouble {
             Some(words) => {
                 let left = words
@@ -66,18 +112,27 @@ impl Lease {
                 };
                 (trouble, words.error.clone(), left.unwrap_or_default())
             }
-            // bytes may trickle: what is said is what is known
-            None => silent.map_or_else(Default::default, |silent| {
-                let message = format!(
-                    "no whole chunk has come from the registry for {}",
-                    Span(silent)
-                );
-                (OriginTrouble::Silent, message, Duration::ZERO)
-            }),
+            None => silent.map_or_else(
+                || {
+                    (
+                        OriginTrouble::Unspecified,
+                        self.breaks.words(),
+                        Duration::ZERO,
+                    )
+                },
+                |silent| {
+                    let message = format!(
+                        "no whole chunk has come from the registry for {}",
+                        Span(silent)
+                    );
+                    (OriginTrouble::Silent, message, Duration::ZERO)
+                },
+            ),
         };
         LeaseState {
             content: content.as_bytes().to_vec(),
             chunks: self.chunks,
+            bytes,
             end: LeaseEnd::Unspecified.into(),
             message,
             paced,
@@ -156,16 +211,19 @@ impl Driver {
             takes_names: true,
             roster_epoch: Some(self.members.epoch()),
         });
+        let (contents, fetches) = (&self.contents, &self.fetches);
         let leases = self
             .leases
-            .iter()
+            .iter_mut()
             .filter_map(|(id, lease)| {
-                let content = self.contents.find(*id)?;
+                let content = contents.find(*id)?;
+                let fetch = fetches.get(id);
+                let bytes = fetch.map_or(0, |fetch| fetch.moved.load(Ordering::Relaxed));
                 let held = status.content(*id);
                 let paced = held.is_some_and(|held| held.paced);
                 let silent = held.and_then(|held| held.silent);
                 let silent = silent.filter(|silent| *silent >= SILENT_AFTER);
-                Some(lease.state(content.digest, paced, silent))
+                Some(lease.state(content.digest, bytes, paced, silent))
             })
             .chain(std::mem::take(&mut self.ended_leases))
             .collect();
@@ -580,8 +638,8 @@ mod tests {
 
     #[test]
     fn a_registry_is_called_silent_only_when_it_owes_something_for_long() {
-        let lease = Lease::default();
-        let state = |silent| lease.state(Digest::of(b"x"), false, silent);
+        let mut lease = Lease::default();
+        let mut state = |silent| lease.state(Digest::of(b"x"), 0, false, silent);
         assert_eq!(state(None).trouble(), OriginTrouble::Unspecified);
         let silent = state(Some(Duration::from_secs(7)));
         assert_eq!(silent.trouble(), OriginTrouble::Silent);
@@ -589,6 +647,10 @@ mod tests {
             silent.message,
             "no whole chunk has come from the registry for 7 s"
         );
+        // bytes of a chunk come: that is slow, and not silent
+        let slow = lease.state(Digest::of(b"x"), 9_000, false, Some(Duration::from_secs(9)));
+        assert_eq!(slow.trouble(), OriginTrouble::Unspecified);
+        assert_eq!(slow.bytes, 9_000);
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl Wanted {
             token_due: None,
             took,
             origin_said: None,
+            origin_remark: None,
             restage: BTreeMap::new(),
         }
     }

@@ -437,8 +437,14 @@ impl Driver {
                         Some(word::Trouble::Failing)
                     }
                 };
-                if let Some(trouble) = trouble {
-                    self.note_origin(now, host, content, trouble, &lease.message);
+                match trouble {
+                    Some(trouble) => {
+                        self.note_origin(now, host, content, trouble, &lease.message);
+                    }
+                    None if !lease.message.is_empty() => {
+                        self.note_remark(now, content, &lease.message);
+                    }
+                    None => {}
                 }
                 self.plan.handle(
                     now,
@@ -446,6 +452,7 @@ impl Driver {
                         host: host.clone(),
                         content,
                         chunks: lease.chunks,
+                        bytes: lease.bytes,
                         paced: lease.paced,
                         trouble,
                     },
@@ -509,6 +516,16 @@ impl Driver {
                 end,
             },
         );
+    }
+
+    /// Remembers what a holder says about a registry that gives something all the same.
+    fn note_remark(&mut self, now: Moment, content: Digest, message: &str) {
+        for wanted in self.wants.values_mut() {
+            let contents = wanted.want.layout.contents();
+            if contents.iter().any(|of| of.digest == content) {
+                wanted.origin_remark = Some((now, progress::clean(message)));
+            }
+        }
     }
 
     /// Remembers what a holder says about its registry: it is shown while the registry is left alone. The log has it once

@@ -21,6 +21,8 @@ use crate::{
     wants::Want,
 };
 
+/// What a holder says about its registry is shown for so long.
+const REMARK_HOLDS: Duration = Duration::from_secs(30);
 /// What is said of a host that is quarantined.
 const SHUNNED: &str = "the fleet shuns it: several hosts proved that it sent false data";
 /// The reason of a host that was asked whether it still holds the image under its names, and hasn't answered yet.
@@ -130,6 +132,14 @@ impl Driver {
                     self.bad_contents.get(&content).cloned().unwrap_or_default()
                 }
                 _ if state == ImageState::Present => String::new(),
+                Some(ImageReason::Moving) => {
+                    let rates = status.leases.iter();
+                    let rates = rates.filter(|lease| contents.contains(&lease.content));
+                    let rates: Vec<u64> = rates.map(|lease| lease.bytes_per_s).collect();
+                    let remark = wanted.origin_remark.as_ref();
+                    let remark = remark.filter(|(at, _)| now.since(*at) < REMARK_HOLDS);
+                    words::limits(&rates, remark.map(|(_, said)| said.as_str()))
+                }
                 _ => self.image_words(now, wanted, image),
             },
             disk_bytes: layout.disk_bytes(),

@@ -61,6 +61,19 @@ pub(super) fn image(
     }
 }
 
+/// A registry that gives a stream less than this is what limits, whatever the fleet's network is.
+const SLOW_STREAM_BYTES_PER_S: u64 = 200_000;
+
+/// What limits an image that moves: the slowest of these streams of its registry, where that is slow, and what a holder
+/// says about its connections.
+pub(super) fn limits(bytes_per_s: &[u64], remark: Option<&str>) -> String {
+    let slow = bytes_per_s.iter().copied().filter(|rate| *rate > 0).min();
+    let slow = slow.filter(|rate| *rate < SLOW_STREAM_BYTES_PER_S);
+    let slow = slow.map(|rate| format!("the registry gives {}/s a stream", Bytes(rate)));
+    let parts: Vec<&str> = slow.as_deref().into_iter().chain(remark).collect();
+    parts.join("; ")
+}
+
 fn registry(what: &str, said: Option<&str>, retry_in: Option<Duration>) -> String {
     let mut text = what.to_owned();
     if let Some(said) = said {

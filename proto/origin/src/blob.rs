@@ -35,6 +35,8 @@ pub struct BlobStream {
     next: u64,
     /// Where the asked part starts; what comes before is skipped.
     start: u64,
+    /// It comes from its beginning, although less was asked for.
+    from_beginning: bool,
     size: u64,
     received: u64,
     idle_timeout: Duration,
@@ -49,6 +51,7 @@ impl BlobStream {
             body: None,
             next: size,
             start: size,
+            from_beginning: false,
             size,
             received: 0,
             idle_timeout,
@@ -56,22 +59,23 @@ impl BlobStream {
         }
     }
 
+    /// What answers a request for the bytes from `asked` on; what comes before `start` is skipped.
     pub(crate) fn of(
         what: String,
         host: String,
         response: Response<Incoming>,
-        start: u64,
-        size: u64,
+        (asked, start, size): (u64, u64, u64),
         idle_timeout: Duration,
     ) -> Result<Self, OriginError> {
         let (parts, body) = response.into_parts();
-        let next = first_byte(&what, &host, parts.status, &parts.headers, start, size)?;
+        let next = first_byte(&what, &host, parts.status, &parts.headers, asked, size)?;
         Ok(Self {
             what,
             host,
             body: Some(body),
             next,
             start,
+            from_beginning: next < start,
             size,
             received: 0,
             idle_timeout,
@@ -91,6 +95,12 @@ impl BlobStream {
     #[must_use]
     pub const fn bytes_received(&self) -> u64 {
         self.received
+    }
+
+    /// Whether the registry gives the blob from its beginning only, so that bytes which were had before come again.
+    #[must_use]
+    pub const fn comes_from_beginning(&self) -> bool {
+        self.from_beginning
     }
 
     /// Offset in the blob of the next piece.

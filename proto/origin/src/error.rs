@@ -200,6 +200,19 @@ impl OriginError {
         }
     }
 
+    /// Whether a request for a part of a blob may have been refused or answered wrongly for being one: the whole blob may
+    /// be had all the same.
+    pub(crate) const fn may_be_about_range(&self) -> bool {
+        matches!(
+            self,
+            Self::Status {
+                status: 400 | 416 | 501,
+                ..
+            } | Self::Range { .. }
+                | Self::Malformed { .. }
+        )
+    }
+
     /// How long the registry wants to be left alone.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {

@@ -287,7 +287,8 @@ impl Repository {
     }
 
     /// Streams a blob from byte `start` to its end. `size` is the whole blob's size by its manifest: the stream never
-    /// gives more, and says so when the registry has another size or breaks off before.
+    /// gives more, and says so when the registry has another size or breaks off before. A registry that doesn't give a part
+    /// is asked for the whole once; what comes before `start` is then skipped.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -309,29 +310,39 @@ impl Repository {
         if start == size {
             return Ok(BlobStream::empty(what, size, idle));
         }
+        let asked = self.blob_from(digest, start, start, size).await;
+        match asked {
+            // where a part isn't given, or wrongly, the whole may be: what comes before is skipped
+            Err(error) if start > 0 && error.may_be_about_range() => {
+                tracing::debug!(%error, start, "a part of a blob isn't given; asking for all of it");
+                self.blob_from(digest, 0, start, size).await
+            }
+            asked => asked,
+        }
+    }
+
+    /// Asks for a blob from byte `asked` on, for the bytes from `start` on.
+    async fn blob_from(
+        &self,
+        digest: &Digest,
+        asked: u64,
+        start: u64,
+        size: u64,
+    ) -> Result<BlobStream, OriginError> {
+        let what = self.what_blob(digest);
         let mut headers = HeaderMap::new();
         // A compressed answer would have other sizes and ranges.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if start > 0 {
-            headers.insert(RANGE, bytes_from(start));
+        if asked > 0 {
+            headers.insert(RANGE, bytes_from(asked));
         }
         let path = format!("blobs/{digest}");
-        let answer = self
+        let Answer { response, from } = self
             .ask(&what, Access::Pull, Method::GET, &path, &headers)
-            .await;
-        match answer {
-            Ok(Answer { response, from }) => {
-                BlobStream::of(what, authority(&from), response, start, size, idle)
-            }
-            Err(OriginError::Status { status: 416, .. }) => Err(OriginError::Range {
-                what,
-                start,
-                cause: format!(
-                    "the registry says that it has no byte there, but it should have {size}"
-                ),
-            }),
-            Err(error) => Err(error),
-        }
+            .await?;
+        let idle = self.0.client.idle_timeout();
+        let part = (asked, start, size);
+        BlobStream::of(what, authority(&from), response, part, idle)
     }
 
     /// The size of a blob, as the registry says. Also tells that these credentials may read it.
@@ -483,7 +494,9 @@ impl Repository {
         })
     }
 
-    pub(crate) fn what_blob(&self, digest: &Digest) -> String {
+    /// What errors call a blob of this repository.
+    #[must_use]
+    pub fn what_blob(&self, digest: &Digest) -> String {
         format!("blob {digest} of {}", self.0.name)
     }
 

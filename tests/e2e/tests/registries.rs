@@ -261,3 +261,110 @@ fn a_host_that_cannot_read_its_password_holds_up_no_other_host_and_no_registry()
             .all(|agent| disk(&agent.tart_home(), &reference).exists())
     }));
 }
+
+#[test]
+fn what_came_of_a_chunk_is_kept_however_slow_streams_and_short_connections_are() {
+    let world = World::new(2, registry::Options::default(), "", "");
+    let blob_bytes = |image: &Image| {
+        let layout = image.generated.layout().unwrap();
+        layout.blob_bytes()
+    };
+    // connections that end after 300 kB, more than a dozen times for each layer
+    let image = world.image("short", 8);
+    let ends = Fault::always(Target::Blobs, Misbehaviour::CloseAfter(300_000));
+    let ends = world.registry.script(ends);
+    world.stages(&image, Duration::from_secs(30), "short");
+    assert!(world.registry.clear(ends) >= 28);
+    let bytes = world.registry.counters().bytes;
+    assert!(
+        bytes * 10 <= blob_bytes(&image) * 11,
+        "{bytes} of {}",
+        blob_bytes(&image)
+    );
+    // ones that end within a part of what a window holds
+    world.registry.reset_counters();
+    let image = world.image("tiny", 1);
+    let ends = Fault::always(Target::Blobs, Misbehaviour::CloseAfter(70_000));
+    let ends = world.registry.script(ends);
+    world.stages(&image, Duration::from_secs(30), "tiny");
+    assert!(world.registry.clear(ends) >= 14);
+    let bytes = world.registry.counters().bytes;
+    assert!(bytes * 10 <= blob_bytes(&image) * 11, "{bytes}");
+
+    // a stream of 62 kB/s: a chunk takes 17 s
+    world.registry.reset_counters();
+    let image = world.image("slow", 2);
+    world.registry.limit_each(Some(62_000));
+    let staged = world.cluster.parbake(&["stage", &image.reference]).unwrap();
+    assert!(staged.status.success(), "{}", said(&staged));
+    let began = Instant::now();
+    let tells = || {
+        let shown = world.status(&image);
+        let message = shown["message"].as_str().unwrap_or_default();
+        message.contains("the registry gives") && message.contains("kB/s a stream")
+    };
+    assert!(wait_until(PATIENCE, tells), "{}", world.status(&image));
+    world.stages(&image, PATIENCE, "slow");
+    // two layers, each a stream
+    let least = Duration::from_secs_f64(blob_bytes(&image) as f64 / 2.0 / 62_000.0);
+    let most = least.mul_f64(1.2) + Duration::from_secs(3);
+    assert!(
+        began.elapsed() <= most,
+        "{:?}, not {most:?}",
+        began.elapsed()
+    );
+    let bytes = world.registry.counters().bytes;
+    assert!(bytes * 10 <= blob_bytes(&image) * 11, "{bytes}");
+    world.registry.limit_each(None);
+}
+
+#[test]
+fn a_registry_that_does_not_give_parts_of_blobs_is_asked_for_the_whole() {
+    let world = World::new(2, registry::Options::default(), "", "");
+    for (name, what) in [
+        ("bad-request", Misbehaviour::RefuseRange(400)),
+        ("unsatisfiable", Misbehaviour::RefuseRange(416)),
+        ("not-implemented", Misbehaviour::RefuseRange(501)),
+        ("no-content-range", Misbehaviour::ContentRange(None)),
+        (
+            "false-content-range",
+            Misbehaviour::ContentRange(Some("bytes 7-9/10".into())),
+        ),
+        ("ignored", Misbehaviour::IgnoreRange),
+    ] {
+        world.registry.reset_counters();
+        let image = world.image(name, 4);
+        let blob = Target::Blob(image.layer());
+        let odd = world.registry.script(Fault::always(blob, what));
+        // three connections of the layer end, each further on
+        let ends = [700_000, 1_300_000, 1_700_000].map(|after| {
+            let ends = Misbehaviour::CloseAfter(after);
+            Fault::times(blob, ends, if name == "ignored" { 1 } else { 2 })
+        });
+        for end in ends.into_iter().rev() {
+            world.registry.script(end);
+        }
+        world.stages(&image, Duration::from_secs(30), name);
+        world.registry.clear(odd);
+        world.registry.clear_all();
+        assert!(world.requests(&image.layer()) <= 16, "{name}");
+    }
+    // parts are ignored, and every connection ends before what is missing
+    world.registry.reset_counters();
+    let image = world.image("hopeless", 8);
+    let blob = Target::Blob(image.layer());
+    world
+        .registry
+        .script(Fault::always(blob, Misbehaviour::IgnoreRange));
+    world
+        .registry
+        .script(Fault::always(blob, Misbehaviour::CloseAfter(1_500_000)));
+    let failed = world.stage(&image, &["--timeout", "60"]);
+    let story = said(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{story}");
+    assert!(story.contains("connections end after 1.5 MB"), "{story}");
+    assert_eq!(world.status(&image)["reason"], "content_unusable");
+    let layer = image.generated.layout().unwrap().layers()[0].blob;
+    let bytes = world.registry.counters().blobs[&layer.digest].bytes;
+    assert!(bytes <= 2 * layer.size, "{bytes} of {}", layer.size);
+}

@@ -46,11 +46,15 @@ pub enum Scenario {
     Storm,
     /// The disks of three lease holders fail, one after the other: they can't serve what they hold any more.
     DiskFails,
+    /// The registry gives each stream 62 kB/s.
+    SlowRegistry,
+    /// Each connection to the registry ends after 300 kB.
+    ShortConnections,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -69,6 +73,8 @@ impl Scenario {
         Self::MissingLayer,
         Self::Storm,
         Self::DiskFails,
+        Self::SlowRegistry,
+        Self::ShortConnections,
     ];
 
     /// Its name on the command line.
@@ -93,6 +99,8 @@ impl Scenario {
             Self::MissingLayer => "missing-layer",
             Self::Storm => "storm",
             Self::DiskFails => "disk-fails",
+            Self::SlowRegistry => "slow-registry",
+            Self::ShortConnections => "short-connections",
         }
     }
 
@@ -123,6 +131,8 @@ impl Scenario {
                 "a tenth of the hosts is away when the image is wanted there no longer, and the coordinator restarts"
             }
             Self::Held => "the image is held everywhere for a while, midway",
+            Self::SlowRegistry => "the registry gives each stream 62 kB/s",
+            Self::ShortConnections => "each connection to the registry ends after 300 kB",
             Self::MissingLayer => {
                 "one image lacks a layer for ever; another comes at the same time, a third a minute later"
             }

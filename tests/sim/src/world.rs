@@ -143,6 +143,8 @@ struct Fetching {
     /// Its blob is being answered: chunks come without new requests.
     open: bool,
     refused: Option<Refused>,
+    /// The chunk that comes slowly, and since when.
+    slow: Option<(u32, Nanos)>,
     /// The registry's bytes are false from this chunk on.
     false_from: Option<u32>,
     /// They were: the whole content is fetched again, and compared.
@@ -228,6 +230,13 @@ enum Due {
         host: u32,
         life: u32,
         content: u32,
+    },
+    /// The registry has given a whole chunk, slowly.
+    Given {
+        host: u32,
+        life: u32,
+        content: u32,
+        chunk: u32,
     },
     Stage {
         host: u32,
@@ -525,6 +534,12 @@ impl World {
                 life,
                 content,
             } => self.ask_again(host, life, content),
+            Due::Given {
+                host,
+                life,
+                content,
+                chunk,
+            } => self.given(host, life, content, chunk),
             Due::Stage { host, life, image } => {
                 let node = self.node(host);
                 if node.alive && node.life == life && !node.on_hold {
@@ -669,6 +684,10 @@ impl World {
             .min()
             .unwrap_or(1);
         let origin = self.uplinks[self.nodes.len()].rate;
+        let origin = match self.stream_rate() {
+            Some(rate) => origin.min(rate * self.setup.plan.origin_streams as u64),
+            None => origin,
+        };
         let float = precise;
         let image = float(image);
         (image / float(origin) + self.lost_s)

@@ -268,3 +268,22 @@ fn an_image_that_lacks_a_layer_costs_the_others_nothing() {
         assert!(outcome.refused_requests <= 6, "{}", outcome.to_text());
     }
 }
+
+#[test]
+fn a_registry_that_is_slow_or_ends_connections_is_fetched_from_once_and_in_time() {
+    for (scenario, bytes, most) in [
+        (Scenario::SlowRegistry, 96 << 20, 1.2),
+        (Scenario::ShortConnections, 1 << 30, 1.3),
+    ] {
+        let mut setup = Setup::new(scenario, 10, bytes, 1);
+        setup.content_bytes = 12 << 20;
+        let outcome = run(&setup);
+        assert!(outcome.passed(), "{}", outcome.to_text());
+        assert!(
+            outcome.makespan_over_bound() <= most,
+            "{}",
+            outcome.to_text()
+        );
+        assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());
+    }
+}

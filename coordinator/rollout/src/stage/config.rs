@@ -10,6 +10,8 @@ pub struct Config {
     pub origin_streams: usize,
     /// A lease without progress for this long passes on (DESIGN §4).
     pub lease_timeout: Duration,
+    /// A stream that brings so much a second moves, however long a chunk takes.
+    pub slowest_stream_bytes_per_s: u64,
     /// A lease that is paced all this time without one new chunk passes on too: its holder may be lying about it.
     pub paced_timeout: Duration,
     /// Neighbours of a host, at most (DESIGN §4).
@@ -52,6 +54,7 @@ impl Default for Config {
         Self {
             origin_streams: 4,
             lease_timeout: Duration::from_secs(10),
+            slowest_stream_bytes_per_s: 4 << 10,
             paced_timeout: Duration::from_mins(1),
             neighbours: 24,
             far_neighbours: 4,

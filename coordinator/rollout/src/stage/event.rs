@@ -157,6 +157,8 @@ pub enum Event {
         content: Digest,
         /// Chunks fetched so far.
         chunks: u32,
+        /// Bytes of the blob that came so far, also of a chunk that isn't whole; 0 from a host that doesn't say.
+        bytes: u64,
         /// Whether it holds back while what it fetched is being spread: that counts as progress.
         paced: bool,
         /// What keeps the registry from giving it more.

@@ -140,6 +140,8 @@ pub struct LeaseStatus {
     pub host: HostId,
     /// Chunks fetched.
     pub chunks: u32,
+    /// Bytes of the blob a second that its holder gets from the registry, on average; 0 while that isn't known.
+    pub bytes_per_s: u64,
     /// Since the last progress.
     pub idle: Duration,
 }

@@ -303,10 +303,16 @@ fn blob(
         .get(RANGE)
         .and_then(|value| parse_range(value.to_str().ok()?, size));
     let mut chunked = false;
+    let mut content_range = None;
     let mut shift = 0;
     for misbehaviour in happens {
         match misbehaviour {
             Misbehaviour::IgnoreRange => range = None,
+            Misbehaviour::RefuseRange(status) if range.is_some() => {
+                let status = StatusCode::from_u16(*status).map_err(io::Error::other)?;
+                return Ok(refuse(status, "SCRIPTED"));
+            }
+            Misbehaviour::ContentRange(text) => content_range = Some(text.clone()),
             Misbehaviour::ShiftRange(by) => shift = *by,
             Misbehaviour::Chunked => chunked = true,
             Misbehaviour::Overrun(by) => {
@@ -331,7 +337,11 @@ fn blob(
             plan.to = last + 1;
             *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
             let text = format!("bytes {}-{last}/{size}", plan.from);
-            header(&mut answer, CONTENT_RANGE, &text);
+            match content_range {
+                None => header(&mut answer, CONTENT_RANGE, &text),
+                Some(Some(other)) => header(&mut answer, CONTENT_RANGE, &other),
+                Some(None) => {}
+            }
         }
         None => {}
     }

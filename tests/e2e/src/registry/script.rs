@@ -86,6 +86,10 @@ pub enum Misbehaviour {
     Chunked,
     /// The whole blob comes instead of the range.
     IgnoreRange,
+    /// A request for a range is refused with this status.
+    RefuseRange(u16),
+    /// A range is answered with this `Content-Range`, or none.
+    ContentRange(Option<String>),
     /// The range starts so many bytes later than asked for.
     ShiftRange(u64),
     /// It redirects to another host, which has the blob.

@@ -153,6 +153,7 @@ impl World {
             Action::Fetch { id, until } => self.fetch(host, id.0, until.0),
             Action::StopFetch(id) => {
                 let fetching = self.node_mut(host).fetches.remove(&id.0);
+                self.lose_part(id.0, fetching.as_ref());
                 self.abort_origin(host, id.0);
                 if fetching.is_some_and(|fetching| fetching.again) {
                     self.take_all_back(host, id.0);
@@ -294,7 +295,7 @@ impl World {
 
     // ---- transfers ----------------------------------------------------------------------------------------------
 
-    fn new_transfer(
+    pub(super) fn new_transfer(
         &mut self,
         from: u32,
         to: u32,
@@ -418,7 +419,7 @@ impl World {
         Ticket(self.next_ticket)
     }
 
-    fn begin_transfer(&mut self, id: TransferId) {
+    pub(super) fn begin_transfer(&mut self, id: TransferId) {
         let from = {
             let transfer = &mut self.transfers[id.at as usize];
             transfer.begun = true;
@@ -697,6 +698,7 @@ impl World {
                 under_way: 0,
                 open: false,
                 refused: None,
+                slow: None,
                 false_from: None,
                 again: false,
             });
@@ -752,6 +754,16 @@ impl World {
                 continue;
             }
             let chunk = fetching.next;
+            if fetching.slow.is_some() {
+                return;
+            }
+            if let Some(takes) = self.slowness(content, chunk) {
+                self.give_slowly(host, content, chunk, takes);
+                return;
+            }
+            let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) else {
+                return;
+            };
             fetching.next += 1;
             fetching.under_way += 1;
             let id = self.new_transfer(origin, host, content, chunk, Kind::Origin, None);

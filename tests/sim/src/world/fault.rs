@@ -170,6 +170,8 @@ impl World {
                 self.fault(bound * 0.3, Fault::HolderVanishes);
                 self.fault(bound * 0.6, Fault::HolderVanishes);
             }
+            // what their registry gives is slow from the beginning
+            Scenario::SlowRegistry | Scenario::ShortConnections => {}
             Scenario::MissingLayer => self.fault(60.0, Fault::Order(LATER)),
             Scenario::Storm => {
                 let bound = self.bound_s();

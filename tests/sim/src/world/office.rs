@@ -390,19 +390,24 @@ impl World {
         }
         self.report_standing(host);
         let node = self.node(host);
-        let leases: Vec<(u32, u32, Option<Trouble>)> = node
+        let leases: Vec<(u32, u32, u64, Option<Trouble>)> = node
             .leases
             .iter()
             .map(|(content, fetched)| {
                 let refused = node.fetches.get(content).map(|fetch| &fetch.refused);
                 let refused = refused.and_then(Option::as_ref);
                 let trouble = refused.map(|refused| refused.trouble(self.now));
-                (*content, *fetched, trouble)
+                let part = node
+                    .fetches
+                    .get(content)
+                    .map_or(0, |fetch| self.part(fetch));
+                let bytes = u64::from(*fetched) * proto::CHUNK_BYTES + part;
+                (*content, *fetched, bytes, trouble)
             })
             .collect();
         let status = self.node(host).swarm.status(self.moment());
         self.report_lack(host, &status);
-        for (content, chunks, trouble) in leases {
+        for (content, chunks, bytes, trouble) in leases {
             let paced = status
                 .contents
                 .iter()
@@ -411,6 +416,7 @@ impl World {
                 host: self.node(host).id.clone(),
                 content: self.specs[content as usize].digest,
                 chunks,
+                bytes,
                 paced,
                 trouble,
             };

@@ -11,6 +11,10 @@ const GIVE_UP_AFTER: Nanos = 60_000_000_000;
 /// Requests that are on their way when the first is told to stay away, and reports of it.
 const WORD_SPREADS: Nanos = 1_000_000_000;
 
+/// What a stream gets in a slow registry, and after how many bytes connections end in one where they are short.
+const STREAM_RATE: u64 = 62_000;
+const CONNECTION_BYTES: u64 = 300_000;
+
 /// Whether it answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Registry {
@@ -125,6 +129,7 @@ impl World {
                 host: world.node(host).id.clone(),
                 content: world.specs[content as usize].digest,
                 chunks,
+                bytes: 0,
                 paced: false,
                 trouble: Some(trouble),
             });
@@ -183,6 +188,75 @@ impl World {
             },
         );
         self.tell_lease_ended(host, content, LeaseEnd::OriginFailed);
+    }
+
+    /// What the registry gives each stream, where that is little.
+    pub(super) fn stream_rate(&self) -> Option<u64> {
+        let slow = self.setup.scenario == Scenario::SlowRegistry;
+        slow.then(|| (STREAM_RATE / self.scale).max(1))
+    }
+
+    /// How long a chunk takes longer than the lines do: at the pace of a stream, or for connections that end.
+    pub(super) fn slowness(&self, content: u32, chunk: u32) -> Option<Nanos> {
+        let bytes = u64::from(self.specs[content as usize].geometry.len(ChunkIndex(chunk)));
+        if let Some(rate) = self.stream_rate() {
+            return Some(takes(bytes, rate));
+        }
+        let short = self.setup.scenario == Scenario::ShortConnections;
+        let connections = (bytes * self.scale).div_ceil(CONNECTION_BYTES);
+        let each = self.setup.delay * (HANDSHAKE_DELAYS + 2) + HANDSHAKE_WORK;
+        short.then_some(connections * each)
+    }
+
+    pub(super) fn give_slowly(&mut self, host: u32, content: u32, chunk: u32, takes: Nanos) {
+        let (now, node) = (self.now, self.node_mut(host));
+        let life = node.life;
+        if let Some(fetching) = node.fetches.get_mut(&content) {
+            fetching.slow = Some((chunk, now));
+        }
+        self.at(
+            now + takes,
+            Due::Given {
+                host,
+                life,
+                content,
+                chunk,
+            },
+        );
+    }
+
+    /// A chunk has come, slowly: its last bytes take the lines like any other's.
+    pub(super) fn given(&mut self, host: u32, life: u32, content: u32, chunk: u32) {
+        let node = self.node_mut(host);
+        let fetching = node.fetches.get_mut(&content).filter(|_| node.life == life);
+        let Some(fetching) = fetching.filter(|fetching| {
+            let of_it = fetching.slow.is_some_and(|(of, _)| of == chunk);
+            of_it && fetching.next == chunk
+        }) else {
+            return;
+        };
+        fetching.slow = None;
+        fetching.next += 1;
+        fetching.under_way += 1;
+        let origin = index(self.nodes.len());
+        let id = self.new_transfer(origin, host, content, chunk, Kind::Origin, None);
+        self.begin_transfer(id);
+        self.pump_origin(host, content);
+    }
+
+    /// Bytes of the chunk that comes slowly.
+    pub(super) fn part(&self, fetching: &Fetching) -> u64 {
+        let Some((rate, (_, since))) = self.stream_rate().zip(fetching.slow) else {
+            return 0;
+        };
+        u64::try_from(u128::from(rate) * u128::from(self.now - since) / 1_000_000_000).unwrap_or(0)
+    }
+
+    /// A fetch ends amid a chunk: what came of it comes again, to somebody else.
+    pub(super) fn lose_part(&mut self, content: u32, fetching: Option<&Fetching>) {
+        let part = fetching.map_or(0, |fetching| self.part(fetching));
+        let most = self.specs[content as usize].geometry.len(ChunkIndex(0));
+        self.origin_bytes += part.min(most.into());
     }
 
     /// Every stream breaks off.

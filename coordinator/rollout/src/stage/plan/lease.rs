@@ -126,6 +126,12 @@ pub(super) struct Lease {
     mirror: bool,
     pub(super) granted_at: Moment,
     pub(super) chunks: u32,
+    /// Blob bytes that its holder got, as far as it says.
+    pub(super) bytes: u64,
+    /// Those when the last chunk came, and at the last news that counts as progress.
+    chunk_bytes: u64,
+    progress_bytes: u64,
+    pub(super) began_at: Moment,
     /// The last news that counts as progress.
     pub(super) progress_at: Moment,
     /// The last new chunk.
@@ -136,7 +142,33 @@ pub(super) struct Lease {
     pub(super) trouble: Option<(Moment, Trouble)>,
 }
 
+/// Of a chunk, compressed, with what comes before its end: a holder that says that more came, and brings no chunk, isn't
+/// believed.
+const MOST_OF_A_CHUNK: u64 = 2 * proto::CHUNK_BYTES;
+
 impl Lease {
+    /// Notes what came of a chunk; whether that is progress: so much a second since the last.
+    fn moves(&mut self, now: Moment, bytes: u64, slowest_bytes_per_s: u64) -> bool {
+        self.bytes = self.bytes.max(bytes);
+        let new = self.bytes - self.progress_bytes;
+        let seconds = now.since(self.progress_at).as_secs().max(1);
+        let moves = new >= slowest_bytes_per_s.saturating_mul(seconds)
+            && self.bytes - self.chunk_bytes <= MOST_OF_A_CHUNK;
+        if moves {
+            (self.progress_at, self.progress_bytes) = (now, self.bytes);
+        }
+        moves
+    }
+
+    /// What its holder gets from the registry, on average.
+    pub(super) fn bytes_per_s(&self, now: Moment) -> u64 {
+        let micros = u64::try_from(now.since(self.began_at).as_micros()).unwrap_or(u64::MAX);
+        self.bytes
+            .saturating_mul(1_000_000)
+            .checked_div(micros)
+            .unwrap_or(0)
+    }
+
     #[cfg(test)]
     pub(super) const fn is_mirrors(&self) -> bool {
         self.mirror
@@ -440,6 +472,10 @@ impl Plan {
                 mirror,
                 granted_at: now,
                 chunks,
+                bytes: 0,
+                chunk_bytes: 0,
+                progress_bytes: 0,
+                began_at: now,
                 progress_at: now,
                 chunk_at: now,
                 registry: registry.clone(),
@@ -484,7 +520,7 @@ impl Plan {
         &mut self,
         id: &HostId,
         digest: Digest,
-        chunks: u32,
+        (chunks, bytes): (u32, u64),
         paced: bool,
         trouble: Option<Trouble>,
     ) {
@@ -503,6 +539,8 @@ impl Plan {
                     lease.chunks = chunks.min(most);
                     lease.progress_at = now;
                     lease.chunk_at = now;
+                    lease.bytes = lease.bytes.max(bytes);
+                    (lease.chunk_bytes, lease.progress_bytes) = (lease.bytes, lease.bytes);
                     let (registry, image) = (lease.registry.clone(), lease.image);
                     let mirror = lease.mirror;
                     content.came(&image);
@@ -512,6 +550,10 @@ impl Plan {
                     if mirror {
                         self.mirror_moved_at = now;
                     }
+                    self.origin_gave(&registry);
+                } else if lease.moves(now, bytes, self.config.slowest_stream_bytes_per_s) {
+                    let registry = lease.registry.clone();
+                    self.moved_at = now;
                     self.origin_gave(&registry);
                 } else if paced && now.since(lease.chunk_at) < self.config.paced_timeout {
                     lease.progress_at = now;

@@ -23,6 +23,7 @@ impl Plan {
                         content: *digest,
                         host: lease.host.clone(),
                         chunks: lease.chunks,
+                        bytes_per_s: lease.bytes_per_s(now),
                         idle: now.since(lease.progress_at),
                     })
                 })

@@ -254,6 +254,7 @@ fn a_lease_without_progress_passes_to_another_host() {
         host: holder.clone(),
         content,
         chunks,
+        bytes: 0,
         paced,
         trouble: None,
     };
@@ -282,6 +283,7 @@ fn a_content_that_is_fetched_twice_keeps_its_lease_and_no_more() {
             host: holder.clone(),
             content,
             chunks: step,
+            bytes: 0,
             paced: false,
             trouble: None,
         };
@@ -311,6 +313,7 @@ fn pacing_keeps_a_lease_but_not_for_ever() {
             host: holder.clone(),
             content,
             chunks: 0,
+            bytes: 0,
             paced: true,
             trouble: None,
         };
@@ -353,6 +356,7 @@ fn a_registry_that_fails_several_hosts_is_left_alone_for_longer_and_longer() {
         host: holder,
         content,
         chunks: 3,
+        bytes: 0,
         paced: false,
         trouble: None,
     };
@@ -368,6 +372,7 @@ fn running(host: &HostId, content: Digest, chunks: u32, trouble: Option<Trouble>
         host: host.clone(),
         content,
         chunks,
+        bytes: 0,
         paced: false,
         trouble,
     }
@@ -1054,6 +1059,7 @@ fn a_coordinator_that_was_restarted_takes_running_leases_over() {
             host: host(2),
             content: digest(2),
             chunks: 40,
+            bytes: 0,
             paced: false,
             trouble: None,
         },
@@ -1176,7 +1182,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any_image().prop_map(Event::Cancelled),
         1 => any_image().prop_map(Event::Urged),
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
-        4 => (any_host(), any_content(), any::<u32>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, paced, trouble)| Event::LeaseProgress { host, content, chunks, paced, trouble }),
+        4 => (any_host(), any_content(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, chunks, bytes, paced, trouble }),
         4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
         2 => (any_host(), any_host(), any_host(), prop::option::of(any_content())).prop_map(|(by, host, maker, content)| Event::Blamed { by, host, maker, content }),
         2 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::LeasesHeld { host, contents }),
@@ -1268,6 +1274,7 @@ fn progress(by: &HostId, content: Digest, chunks: u32) -> Event {
         host: by.clone(),
         content,
         chunks,
+        bytes: 0,
         paced: false,
         trouble: None,
     }
@@ -1922,4 +1929,57 @@ fn the_only_host_that_has_said_that_it_stages_looks_again_after_a_second() {
     assert!((2..=3).contains(&asked.len()), "{asked:?}");
     let reason = plan.status(plan.now).images[0].reason;
     assert!(!matches!(reason, Some(ImageReason::ContentFaulty(..))));
+}
+
+#[test]
+fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
+    for (bytes_per_s, keeps) in [
+        (62_000, true),
+        (10_000, true),
+        (4 << 10, true),
+        (1_000, false),
+    ] {
+        let mut plan = fleet(5);
+        let open = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)));
+        let (by, content) = open[0].clone();
+        let mut lost_at = None;
+        for second in 1..400u64 {
+            let bytes = second * bytes_per_s;
+            // a chunk of a mebibyte each so many seconds
+            let chunks = u32::try_from(bytes >> 20).unwrap();
+            let slow = Event::LeaseProgress {
+                host: by.clone(),
+                content,
+                chunks,
+                bytes,
+                paced: false,
+                trouble: None,
+            };
+            let actions = feed(&mut plan, 2_000 + second * 1_000, slow);
+            if !grants(&actions).is_empty() {
+                lost_at = Some(second);
+                break;
+            }
+        }
+        assert_eq!(lost_at.is_none(), keeps, "{bytes_per_s}: {lost_at:?}");
+        if bytes_per_s == 62_000 {
+            let said = plan.status(plan.now).leases[0].bytes_per_s;
+            assert!((61_000..=62_000).contains(&said), "{said}");
+        }
+    }
+    // bytes without end and no chunk
+    let mut plan = fleet(5);
+    let (by, content) = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)))[0].clone();
+    let lost = (1..600u64).find(|second| {
+        let lie = Event::LeaseProgress {
+            host: by.clone(),
+            content,
+            chunks: 0,
+            bytes: second * 62_000,
+            paced: false,
+            trouble: None,
+        };
+        !grants(&feed(&mut plan, 2_000 + second * 1_000, lie)).is_empty()
+    });
+    assert!((33..60).contains(&lost.unwrap()), "{lost:?}");
 }
