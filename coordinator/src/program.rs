@@ -553,8 +553,8 @@ fn link_settings() -> Settings {
         // that is gone by their own look, after 3 s.
         idle_timeout: Duration::from_secs(10),
         keep_alive: Duration::from_millis(750),
-        // A fleet that lost its coordinator comes back at one moment.
-        max_handshakes: 512,
+        // A large fleet comes at one moment: 10 KiB each.
+        max_handshakes: 1_024,
         // The largest message from a host has 256 KiB, the largest to one 4 MiB; there may be thousands of hosts.
         stream_window: 1 << 20,
         connection_window: 2 << 20,
