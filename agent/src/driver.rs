@@ -134,6 +134,8 @@ pub(crate) enum Input {
         conflict: bool,
     },
     /// A fetch has trouble and tries again.
+    /// The registry refuses what the coordinator handed down; the fetch waits for something newer.
+    FetchRefused { id: ContentId, error: String },
     /// A connection broke that had brought something; the fetch goes on at once.
     FetchBroke {
         id: ContentId,
@@ -575,6 +577,7 @@ impl Driver {
                 origin_bytes,
                 conflict,
             } => self.fetched(id, chunk, origin_bytes, conflict),
+            Input::FetchRefused { id, error } => self.fetch_refused(id, error),
             Input::FetchBroke {
                 id,
                 after_bytes,

@@ -54,7 +54,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const WORTH_A_CONNECTION: u64 = 64 << 10;
 
 /// What the coordinator hands down anew before a token expires is on its way for less than this.
-const NEW_TOKEN_WITHIN: Duration = Duration::from_secs(2);
+const NEW_TOKEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Repositories whose tokens are kept. A host stages a handful of images at one time.
 const REPOSITORIES: usize = 64;
@@ -354,10 +354,17 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
             }
             Broke::False(error) => return FetchEnd::Bad(error),
             // a token may have expired amid the layer: the one after it has come, or comes any moment
-            Broke::Origin(OriginError::Unauthorised { .. } | OriginError::Forbidden { .. })
-                if !refused =>
-            {
+            Broke::Origin(
+                error @ (OriginError::Unauthorised { .. } | OriginError::Forbidden { .. }),
+            ) if !refused => {
                 refused = true;
+                let word = Input::FetchRefused {
+                    id: job.id,
+                    error: error.to_string(),
+                };
+                if access.authorization.is_some() && job.tell(word).await.is_err() {
+                    return FetchEnd::Unwanted;
+                }
                 let same = *job.access.borrow() == access;
                 if same
                     && timeout(NEW_TOKEN_WITHIN, job.access.changed())

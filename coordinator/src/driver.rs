@@ -84,6 +84,8 @@ const RESTAGE_PAUSE: Duration = Duration::from_secs(1);
 const RESTAGE_PAUSE_MOST: Duration = Duration::from_mins(10);
 /// A pull token is renewed when less than this remains of it.
 const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+/// A pull token that the registry refuses is replaced no sooner than this after it was given.
+const TOKEN_RENEWED_AFTER: Duration = Duration::from_secs(3);
 /// After a failed attempt at a pull token, the next one waits.
 const TOKEN_RETRY: Duration = Duration::from_secs(10);
 
@@ -335,6 +337,8 @@ struct Wanted {
     token: Option<(PullToken, Moment)>,
     /// When the next pull token is asked for; none while one is on its way or none is handed down.
     token_due: Option<Moment>,
+    /// The registry refuses the token that hosts have.
+    token_refused: bool,
     took: took::Took,
     /// What the last lease holder that its registry failed had to say, and when.
     origin_said: Option<(Moment, String)>,

@@ -28,7 +28,7 @@ framed! {
     PushReply: 64, "One outcome.";
     CoordinatorOpen: 256 << 10, "The state of every image on the host.";
     Report: 256 << 10, "The state of every image on the host.";
-    Order: 4 << 20, "A manifest (512 layers, 300 KiB) or a roster of 1,000 hosts with long names.";
+    Order: (4 << 20) + (256 << 10), "A manifest of 4 MiB with its references, or a roster of 1,000 hosts with long names.";
     Renewed: 64 << 10, "A short certificate chain.";
 }
 

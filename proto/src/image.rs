@@ -36,7 +36,7 @@ pub const RAW_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-size";
 pub const RAW_DIGEST_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-content-digest";
 
 /// The largest manifest: three times that of a 512-layer image. Bounds what a registry can make us parse.
-pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
+pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// The most layers: fifteen times those of a 140 GB disk.
 pub const MAX_LAYERS: usize = 4096;
 /// The largest raw layer and the largest blob: 8 GiB, sixteen times what tart writes.
@@ -160,6 +160,21 @@ pub enum ParseImageError {
     /// Another kind of manifest, such as an index of several platforms. tart images aren't that.
     #[error("manifest is of type {0:?}, not {MANIFEST_TYPE}")]
     MediaType(String),
+    /// An index of several manifests, of which one may be an image.
+    #[error(
+        "it is an index of {manifests} manifests, not an image; reference the image by its digest{}", instead(.image)
+    )]
+    Index {
+        /// How many it lists.
+        manifests: usize,
+        /// The one for Macs, or the only image, where that can be told.
+        image: Option<Digest>,
+    },
+    /// A manifest of docker's first schema, which registries convert others to for clients that know no better.
+    #[error(
+        "it is a manifest of docker's schema 1, which no tart image has; push the image with tart"
+    )]
+    SchemaOne,
     /// A schema version other than 2.
     #[error("manifest has schema version {0}, not 2")]
     Schema(u64),
@@ -274,6 +289,61 @@ impl RawDescriptor {
     }
 }
 
+fn instead(image: &Option<Digest>) -> String {
+    match image {
+        Some(digest) => format!(": name@{digest}"),
+        None => String::new(),
+    }
+}
+
+/// Refuses by name what isn't the manifest of an image at all. What isn't JSON is refused by whoever reads on.
+fn named_otherwise(manifest: &[u8]) -> Result<(), ParseImageError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Probe {
+        schema_version: Option<u64>,
+        manifests: Option<Vec<Entry>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        digest: String,
+        platform: Option<Platform>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Platform {
+        #[serde(default)]
+        os: String,
+        #[serde(default)]
+        architecture: String,
+    }
+    let Ok(probe) = serde_json::from_slice::<Probe>(manifest) else {
+        return Ok(());
+    };
+    if probe.schema_version == Some(1) {
+        return Err(ParseImageError::SchemaOne);
+    }
+    let Some(entries) = probe.manifests else {
+        return Ok(());
+    };
+    let is = |entry: &&Entry, os: &str, architecture: &str| {
+        let platform = entry.platform.as_ref();
+        platform.is_some_and(|of| of.os == os && of.architecture == architecture)
+    };
+    let mac = entries.iter().find(|entry| is(entry, "darwin", "arm64"));
+    // attestations and the like lie beside images, of no platform
+    let mut images = entries
+        .iter()
+        .filter(|entry| !is(entry, "unknown", "unknown"));
+    let only = match (images.next(), images.next()) {
+        (Some(only), None) => Some(only),
+        _ => None,
+    };
+    Err(ParseImageError::Index {
+        manifests: entries.len(),
+        image: mac.or(only).and_then(|entry| entry.digest.parse().ok()),
+    })
+}
+
 impl Layout {
     /// Reads the manifest of the image that `digest` names.
     ///
@@ -290,6 +360,7 @@ impl Layout {
                 found,
             });
         }
+        named_otherwise(manifest)?;
         let manifest: RawManifest = serde_json::from_slice(manifest)
             .map_err(|error| ParseImageError::Json(shorten(&error.to_string(), 200)))?;
         if manifest.schema_version != 2 {

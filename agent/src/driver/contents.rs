@@ -853,6 +853,18 @@ impl Driver {
         }
     }
 
+    /// The coordinator is told at once: it fetches another token.
+    pub(super) fn fetch_refused(&mut self, id: ContentId, error: String) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.trouble = Some(OriginWords {
+                error,
+                retry_at: None,
+                refused: true,
+            });
+            self.report(false);
+        }
+    }
+
     /// A connection broke, and the next one goes on where it ended: no trouble, but worth a word where it is the rule.
     pub(super) fn fetch_broke(&mut self, id: ContentId, after_bytes: u64, error: &str) {
         let Some(content) = self.contents.find(id) else {
@@ -890,6 +902,7 @@ impl Driver {
             lease.trouble = Some(OriginWords {
                 error,
                 retry_at: retry_after.map(|wish| Instant::now() + wish),
+                refused: false,
             });
         }
         // at once: as long as the coordinator doesn't know, it sends others to a registry that wants to be left alone

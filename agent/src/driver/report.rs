@@ -80,6 +80,8 @@ pub(super) struct OriginWords {
     pub(super) error: String,
     /// It wants to be left alone until then.
     pub(super) retry_at: Option<Instant>,
+    /// It refuses the token that was handed down.
+    pub(super) refused: bool,
 }
 
 impl Lease {
@@ -108,6 +110,7 @@ impl Lease {
                     .map(|at| at.saturating_duration_since(Instant::now()));
                 let trouble = match left {
                     Some(_) => OriginTrouble::Throttled,
+                    None if words.refused => OriginTrouble::Unauthorised,
                     None => OriginTrouble::Failing,
                 };
                 (trouble, words.error.clone(), left.unwrap_or_default())

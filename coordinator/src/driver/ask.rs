@@ -30,6 +30,7 @@ impl Wanted {
             ordered: BTreeSet::new(),
             token: None,
             token_due: None,
+            token_refused: false,
             took,
             origin_said: None,
             origin_remark: None,

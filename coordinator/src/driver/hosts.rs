@@ -429,6 +429,11 @@ impl Driver {
                 let wish = Duration::from_millis(lease.retry_after_ms);
                 let trouble = match lease.trouble() {
                     message::OriginTrouble::Unspecified => None,
+                    message::OriginTrouble::Unauthorised => {
+                        warn!(%host, %content, error = progress::clean(&lease.message), "the registry refuses the token that was handed down");
+                        self.token_refused(now, content);
+                        None
+                    }
                     message::OriginTrouble::Silent => Some(word::Trouble::Silent),
                     message::OriginTrouble::Throttled if !wish.is_zero() => {
                         Some(word::Trouble::Throttled(wish))
@@ -490,7 +495,10 @@ impl Driver {
                 warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
                 self.note_origin(now, host, content, word::Trouble::Failing, &message);
             }
-            word::LeaseEnd::Faulty(_) => {
+            word::LeaseEnd::Faulty(fault) => {
+                if fault == word::Fault::Refused {
+                    self.token_refused(now, content);
+                }
                 warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
                 if self.bad_contents.len() >= MAX_BAD_CONTENTS {
                     let plan = &self.plan;

@@ -9,7 +9,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     Driver, Input, Keep, PUBLISH_EVERY, RESTAGE_PAUSE, RESTAGE_PAUSE_MOST, ROSTER_PAUSE,
-    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RETRY, Wanted, roster,
+    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RENEWED_AFTER, TOKEN_RETRY, Wanted, roster,
 };
 use crate::{
     metrics::Metrics,
@@ -376,6 +376,20 @@ impl Driver {
         }
     }
 
+    /// Hosts say that the registry refuses the token that they were given, whatever its life was to be: another one is
+    /// fetched at once, and no more often than a registry may be asked.
+    pub(super) fn token_refused(&mut self, now: Moment, content: Digest) {
+        for wanted in self.wants.values_mut() {
+            let old = |at: &Moment| now.since(*at) >= TOKEN_RENEWED_AFTER;
+            let given = wanted.token.as_ref().map(|(_, at)| *at);
+            let contents = wanted.want.layout.contents();
+            if given.as_ref().is_some_and(old) && contents.iter().any(|of| of.digest == content) {
+                wanted.token_due = Some(now);
+                wanted.token_refused = true;
+            }
+        }
+    }
+
     pub(super) fn take_token(&mut self, now: Moment, image: Digest, granted: Option<Granted>) {
         let Some(wanted) = self.wants.get_mut(&image) else {
             return;
@@ -405,6 +419,10 @@ impl Driver {
             .max(Duration::from_secs(1));
         wanted.token_due = Some(now + pause);
         wanted.token = Some((token, now));
+        if core::mem::take(&mut wanted.token_refused) {
+            // what was refused for the one before may be had with this one
+            self.plan.handle(now, Event::Urged(image));
+        }
         wanted.orders.clear();
         let hosts = wanted.ordered.clone();
         for host in hosts {

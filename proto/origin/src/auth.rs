@@ -116,6 +116,17 @@ struct Token {
     fetched: Instant,
 }
 
+/// How long a token lives, as its endpoint says in whatever form; `None` where that says nothing.
+fn lasts(value: &serde_json::Value) -> Option<Duration> {
+    let seconds = value
+        .as_f64()
+        .or_else(|| value.as_str()?.trim().parse().ok())?;
+    // a negative one, or one that is no number, is as none
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|life| !life.is_zero())
+}
+
 impl Token {
     fn is_fresh(&self) -> bool {
         let margin = MARGIN.min(self.life / 4);
@@ -151,6 +162,30 @@ impl Authenticator {
                 Ok(Some(token.header))
             }
         }
+    }
+
+    /// Whether the registry demands a token for another scope than this repository's: a proxy's own name for it, or a
+    /// placeholder.
+    pub(crate) fn wants_another_scope(&self, access: Access, headers: &HeaderMap) -> bool {
+        let demand = self.demand(access, headers);
+        matches!(demand, Ok(Demand::Bearer(bearer)) if bearer.scope != Some(self.scope(access)))
+    }
+
+    /// The header for this repository's own scope, where a token for the scope that the registry names is refused.
+    pub(crate) async fn answer_in_own_scope(
+        &self,
+        client: &Client,
+        access: Access,
+        headers: &HeaderMap,
+    ) -> Result<HeaderValue, OriginError> {
+        let Demand::Bearer(mut bearer) = self.demand(access, headers)? else {
+            return Err(self.unauthorised("user or password is wrong"));
+        };
+        bearer.scope = Some(self.scope(access));
+        let mut state = self.state.lock().await;
+        state.demands.insert(access, Demand::Bearer(bearer.clone()));
+        let token = self.token(client, &mut state, &bearer).await?;
+        Ok(token.header)
     }
 
     /// The header that answers a 401 to a request that had the header `refused`.
@@ -278,7 +313,8 @@ impl Authenticator {
         struct Answer {
             token: Option<String>,
             access_token: Option<String>,
-            expires_in: Option<u64>,
+            /// A number by the specification; some write it as text, with a fraction or as -1.
+            expires_in: Option<serde_json::Value>,
         }
 
         let realm = self.realm(client, bearer)?;
@@ -307,8 +343,8 @@ impl Authenticator {
             host: host.clone(),
             cause: cause.to_owned(),
         };
-        let answer: Answer =
-            serde_json::from_slice(&body).map_err(|_| malformed("the answer isn't a token"))?;
+        let answer: Answer = serde_json::from_slice(&body)
+            .map_err(|error| malformed(&format!("the answer isn't a token: {error}")))?;
         let token = answer
             .token
             .into_iter()
@@ -325,8 +361,9 @@ impl Authenticator {
             .ok_or_else(|| malformed("the token has characters that a header can't hold"))?;
         let life = answer
             .expires_in
-            .filter(|seconds| *seconds > 0)
-            .map_or(DEFAULT_LIFE, Duration::from_secs)
+            .as_ref()
+            .and_then(lasts)
+            .unwrap_or(DEFAULT_LIFE)
             .min(MAX_LIFE);
         tracing::debug!(repository = %self.repository, realm = %host, life_s = life.as_secs(), "token fetched");
         Ok(Token {
@@ -395,6 +432,23 @@ impl Authenticator {
         OriginError::Unauthorised {
             what: self.repository.clone(),
             cause: cause.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_a_token_lives_is_read_in_every_form_that_is_written() {
+        let read = |text: &str| lasts(&serde_json::from_str(text).unwrap());
+        let seconds = |seconds: u64| Some(Duration::from_secs(seconds));
+        assert_eq!(read("300"), seconds(300));
+        assert_eq!(read("\"300\""), seconds(300));
+        assert_eq!(read("300.5"), Some(Duration::from_millis(300_500)));
+        for nothing in ["-1", "0", "null", "\"soon\"", "1e300", "[]"] {
+            assert_eq!(read(nothing), None, "{nothing}");
         }
     }
 }

@@ -58,7 +58,7 @@ pub enum OriginError {
         found: Digest,
     },
     /// The registry wants fewer requests: status 429, or 503 with a `Retry-After`.
-    #[error("{what} was refused with status {status} because of too many requests{}", wait(*.retry_after))]
+    #[error("{what} was refused with status {status} because of too many requests{said}{}", wait(*.retry_after))]
     Throttled {
         /// What was asked for.
         what: String,
@@ -66,6 +66,8 @@ pub enum OriginError {
         status: u16,
         /// How long the registry wants to be left alone, if it says so; at most an hour.
         retry_after: Option<Duration>,
+        /// What it said, with a leading colon; may be empty.
+        said: String,
     },
     /// The registry is in trouble (5xx), or answers in a way that the protocol doesn't have here.
     #[error("{what} was answered by {host} with status {status}{said}")]
@@ -272,8 +274,8 @@ pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
     None
 }
 
-/// What a registry says in an error's body: the first code and message of the distribution API's form, as `: CODE,
-/// message`, or nothing.
+/// What a registry, or the host that it redirects to, says in an error's body, as `: …` or nothing: the first code and
+/// message of the distribution API's form, the message of a storage service's XML, or plain text.
 pub(crate) fn said(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -286,21 +288,42 @@ pub(crate) fn said(body: &[u8]) -> String {
         #[serde(default)]
         message: String,
     }
-    let Some(item) = serde_json::from_slice::<Body>(body)
-        .ok()
-        .and_then(|body| body.errors.into_iter().next())
-    else {
-        return String::new();
+    #[derive(serde::Deserialize)]
+    struct Other {
+        message: Option<String>,
+        error: Option<String>,
+        details: Option<String>,
+    }
+    let listed = serde_json::from_slice::<Body>(body).ok();
+    let parts: Vec<String> = match listed.and_then(|body| body.errors.into_iter().next()) {
+        Some(item) => vec![item.code, item.message],
+        None => {
+            let other = serde_json::from_slice::<Other>(body).ok();
+            let other = other.and_then(|other| other.message.or(other.details).or(other.error));
+            let text = String::from_utf8_lossy(body);
+            let trimmed = text.trim_start_matches('\u{feff}').trim();
+            let plain = !trimmed.starts_with(['<', '{', '[']) && !trimmed.contains('\u{fffd}');
+            vec![
+                other
+                    .or_else(|| in_element(&text, "Message"))
+                    .or_else(|| plain.then(|| trimmed.lines().next().unwrap_or("").to_owned()))
+                    .unwrap_or_default(),
+            ]
+        }
     };
-    let parts: Vec<_> = [item.code, item.message]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect();
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {
         String::new()
     } else {
         shorten(&format!(": {}", parts.join(", ")))
     }
+}
+
+/// The text of an element of XML, without any inside of it.
+fn in_element(text: &str, name: &str) -> Option<String> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    let (inside, _) = rest.split_once("</")?;
+    (!inside.contains('<')).then(|| inside.trim().to_owned())
 }
 
 /// The error for a status other than the wanted ones.
@@ -322,11 +345,13 @@ pub(crate) fn from_status(
             what,
             status: status.as_u16(),
             retry_after,
+            said,
         },
         StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => OriginError::Throttled {
             what,
             status: status.as_u16(),
             retry_after,
+            said,
         },
         _ => OriginError::Status {
             what,
@@ -387,6 +412,12 @@ mod tests {
             ": DENIED, no way"
         );
         assert_eq!(said(b"<html>"), "");
+        let storage = b"\xef\xbb\xbf<?xml version=\"1.0\"?><Error><Code>ServerBusy</Code><Message>Egress is over the account \
+            limit.</Message></Error>";
+        assert!(said(storage).starts_with(": Egress is over the account"));
+        assert_eq!(said(br#"{"message":"no such thing"}"#), ": no such thing");
+        assert_eq!(said(b"upstream is asleep\nmore"), ": upstream is asleep");
+        assert_eq!(said(&[0xff, 0xfe, 0x00]), "");
         assert_eq!(said(br#"{"errors":[]}"#), "");
         let long = format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(5000));
         assert_eq!(said(long.as_bytes()).chars().count(), MAX_FOREIGN_CHARS);

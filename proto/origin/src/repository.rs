@@ -29,6 +29,12 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json",
 );
+/// One type at a time, for registries that refuse the list.
+const OCI_MANIFEST: HeaderValue =
+    HeaderValue::from_static("application/vnd.oci.image.manifest.v1+json");
+const DOCKER_MANIFEST: HeaderValue =
+    HeaderValue::from_static("application/vnd.docker.distribution.manifest.v2+json");
+const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// The name of a version of an image that may move: letters, digits, `_`, `.` and `-`, at most 128.
@@ -201,15 +207,32 @@ impl Repository {
         accept: Option<&HeaderValue>,
     ) -> Result<Manifest, OriginError> {
         let what = self.what_manifest(version);
-        let answer = self
-            .ask(
-                &what,
-                Access::Pull,
-                Method::GET,
-                &format!("manifests/{version}"),
-                &manifest_headers(accept),
-            )
-            .await?;
+        let path = format!("manifests/{version}");
+        let mut wishes = core::iter::once(accept.cloned())
+            .chain(accept.is_none().then_some(Some(OCI_MANIFEST)))
+            .chain(accept.is_none().then_some(Some(DOCKER_MANIFEST)))
+            .chain(accept.is_none().then_some(Some(ANYTHING)));
+        let mut wish = wishes.next().flatten();
+        let answer = loop {
+            let headers = manifest_headers(wish.as_ref());
+            let asked = self.ask(&what, Access::Pull, Method::GET, &path, &headers);
+            match asked.await {
+                // some registries take one type at a time
+                Err(OriginError::Status { status: 406, .. }) if accept.is_none() => {
+                    let Some(next) = wishes.next() else {
+                        return Err(OriginError::Malformed {
+                            what,
+                            host: self.0.base.clone(),
+                            cause:
+                                "it gives the manifest in no type that is known here (status 406)"
+                                    .to_owned(),
+                        });
+                    };
+                    wish = next;
+                }
+                answer => break answer?,
+            }
+        };
         let host = authority(&answer.from);
         let (parts, body) = answer.response.into_parts();
         if parts.status != StatusCode::OK {
@@ -266,12 +289,9 @@ impl Repository {
             .await;
         let found = match answer {
             Ok(answer) => announced(answer.response.headers()),
-            // HEAD is refused by some registries, in several ways.
-            Err(OriginError::Status {
-                status: 400 | 405 | 501,
-                ..
-            }) => None,
-            Err(error) => return Err(error),
+            // HEAD is refused by some registries, in several ways: what GET says counts
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(_) => None,
         };
         match (found, version) {
             (Some(found), Version::Digest(wanted)) if found != *wanted => {
@@ -354,9 +374,12 @@ impl Repository {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let path = format!("blobs/{digest}");
-        let answer = self
-            .ask(&what, Access::Pull, Method::HEAD, &path, &headers)
-            .await?;
+        let asked = |method| self.ask(&what, Access::Pull, method, &path, &headers);
+        let answer = match asked(Method::HEAD).await {
+            // such as an address that is signed for GET alone: what that says counts, and its body isn't read
+            Err(error) if !error.is_retryable() => asked(Method::GET).await?,
+            answer => answer?,
+        };
         let length = answer.response.headers().get(CONTENT_LENGTH);
         length
             .and_then(|value| value.to_str().ok()?.parse().ok())
@@ -458,11 +481,32 @@ impl Repository {
                 return Ok(answer);
             }
             let ours = same_server(&uri, &answer.from);
-            if status != StatusCode::UNAUTHORIZED || !ours || tries == 2 {
+            if status == StatusCode::UNAUTHORIZED
+                && !ours
+                && answer.response.headers().contains_key(WWW_AUTHENTICATE)
+            {
+                return Err(OriginError::Unauthorised {
+                    what: what.to_owned(),
+                    cause: format!(
+                        "the registry redirects to {}, which wants credentials of its own; it was given none, because these are \
+                         for the registry alone: reference the image there",
+                        authority(&answer.from)
+                    ),
+                });
+            }
+            let headers = answer.response.headers();
+            let own_scope = tries == 2 && ours && inner.auth.wants_another_scope(access, headers);
+            if status != StatusCode::UNAUTHORIZED || !ours || (tries >= 2 && !own_scope) {
                 let Answer { response, from } = answer;
                 return Err(inner.client.refusal(what, &from, response).await);
             }
-            let headers = answer.response.headers();
+            if own_scope {
+                let answered = inner
+                    .auth
+                    .answer_in_own_scope(&inner.client, access, headers);
+                authorization = Some(answered.await?);
+                continue;
+            }
             let answered = inner
                 .auth
                 .answer(&inner.client, access, headers, authorization.as_ref())

@@ -234,7 +234,7 @@ fn foreign_manifests_are_refused() {
     assert!(changed("mediaType", Value::Null).is_ok());
     assert_eq!(
         changed("schemaVersion", json!(1)),
-        Err(ParseImageError::Schema(1))
+        Err(ParseImageError::SchemaOne)
     );
     assert!(matches!(
         changed("layers", json!({})),
@@ -346,4 +346,38 @@ proptest! {
             prop_assert_eq!(covered, layout.disk_bytes());
         }
     }
+}
+
+#[test]
+fn what_is_no_image_is_named_with_what_to_reference_instead() {
+    let refusal = |manifest: &Value| {
+        let bytes = manifest.to_string().into_bytes();
+        Layout::parse(&bytes, &Digest::of(&bytes))
+            .unwrap_err()
+            .to_string()
+    };
+    let entry = |name: &str, os: &str, architecture: &str| {
+        json!({
+            "digest": Digest::of(name.as_bytes()).to_string(), "size": 7,
+            "platform": { "os": os, "architecture": architecture },
+        })
+    };
+    let index = |entries: &[Value]| json!({ "schemaVersion": 2, "manifests": entries });
+    let (mac, linux) = (
+        entry("mac", "darwin", "arm64"),
+        entry("linux", "linux", "arm64"),
+    );
+    let attested = entry("attestation", "unknown", "unknown");
+    let named = |name: &str| format!("name@{}", Digest::of(name.as_bytes()));
+    let said = refusal(&index(&[linux.clone(), mac]));
+    assert!(
+        said.contains("index of 2 manifests") && said.contains(&named("mac")),
+        "{said}"
+    );
+    let said = refusal(&index(&[attested.clone(), linux.clone()]));
+    assert!(said.contains(&named("linux")), "{said}");
+    let said = refusal(&index(&[linux, entry("other", "linux", "amd64")]));
+    assert!(said.contains("index") && !said.contains("name@"), "{said}");
+    let said = refusal(&json!({ "schemaVersion": 1, "fsLayers": [] }));
+    assert!(said.contains("schema 1"), "{said}");
 }

@@ -785,3 +785,36 @@ async fn rates_hold() {
     assert!(took >= Duration::from_millis(240), "{took:?} for a quarter");
     assert_eq!(world.registry.counters().most_at_once, 2);
 }
+
+#[tokio::test]
+async fn a_head_that_is_refused_says_nothing_of_what_get_gives() {
+    let world = world(Auth::Open).await;
+    let refused = Misbehaviour::Status {
+        status: 403,
+        retry_after: None,
+    };
+    let head = Target::BlobHead(world.digest);
+    world.registry.script(Fault::always(head, refused));
+    let size = world.repository.blob_size(&world.digest).await.unwrap();
+    assert_eq!(size, SIZE as u64);
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_one_type_at_a_time_is_asked_for_one() {
+    let world = world(Auth::Open).await;
+    let refused = |times| {
+        let unacceptable = Misbehaviour::Status {
+            status: 406,
+            retry_after: None,
+        };
+        Fault::times(Target::Manifests, unacceptable, times)
+    };
+    let version = world.repository.version().clone();
+    for times in 1..=3 {
+        world.registry.script(refused(times));
+        world.repository.manifest(&version).await.unwrap();
+    }
+    world.registry.script(refused(9));
+    let error = world.repository.manifest(&version).await.unwrap_err();
+    assert!(error.to_string().contains("406"), "{error}");
+}

@@ -368,3 +368,59 @@ fn a_registry_that_does_not_give_parts_of_blobs_is_asked_for_the_whole() {
     let bytes = world.registry.counters().blobs[&layer.digest].bytes;
     assert!(bytes <= 2 * layer.size, "{bytes} of {}", layer.size);
 }
+
+#[test]
+fn a_token_that_dies_before_its_time_is_replaced_within_seconds() {
+    let options = registry::Options {
+        auth: registry::Auth::Bearer {
+            account: Some(("robot".into(), "secret".into())),
+            life: Duration::from_secs(300),
+            announced: Some(Duration::from_secs(300)),
+        },
+        ..registry::Options::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "secret").unwrap();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(Registry::start(options)).unwrap();
+    let login = format!(
+        "[origin.credentials.\"{}\"]\nusername = \"robot\"\npassword_file = \"{}\"\n",
+        registry.addr(),
+        password.display()
+    );
+    let cluster = Cluster::start(Options {
+        coordinator_settings: login,
+        ..Options::on_loopback(DEMO, dir.path(), 2, registry.addr())
+    })
+    .unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir(&blobs).unwrap();
+    let image = ImageSpec::incompressible(8 << 20, 4 << 20, 6)
+        .generate(&blobs)
+        .unwrap();
+    let reference = registry.hold("odd/token", "1", &image);
+    registry.limit(Some(1_000_000));
+    registry.script(Fault::always(
+        Target::Blobs,
+        Misbehaviour::CloseAfter(300_000),
+    ));
+    let ordered = cluster.parbake(&["stage", &reference]).unwrap();
+    assert!(ordered.status.success(), "{}", said(&ordered));
+    let came = |bytes: u64| wait_until(PATIENCE, || registry.counters().bytes >= bytes);
+    // old enough to be replaced
+    assert!(came(4_000_000));
+    registry.revoke_tokens();
+    let revoked = Instant::now();
+    assert!(came(6_000_000));
+    assert!(
+        revoked.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        revoked.elapsed()
+    );
+    let staged = cluster
+        .parbake(&["stage", &reference, "--wait", "--timeout", "60"])
+        .unwrap();
+    assert!(staged.status.success(), "{}", said(&staged));
+}
