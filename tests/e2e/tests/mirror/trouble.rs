@@ -210,9 +210,11 @@ fn what_a_manifest_claims_opens_nobody_elses_blob_and_poisons_no_size() {
             status: 404,
             retry_after: None,
         };
-        world
-            .registry
-            .script(Fault::always(Target::BlobHead(digest), refusal));
+        // a HEAD alone isn't believed: some registries refuse it where a GET is answered
+        for target in [Target::BlobHead(digest), Target::Blob(digest)] {
+            let fault = Fault::always(target, refusal.clone());
+            world.registry.script(fault);
+        }
         world.registry.put_manifest(
             "evil/other",
             "1",
