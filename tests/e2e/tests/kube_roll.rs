@@ -104,7 +104,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
     let started = Instant::now();
     let step = |what: &str| println!("{:6.1} s: {what}", started.elapsed().as_secs_f32());
     let old = world.image("1", 1).unwrap();
-    world.rule("xcode", &old, 2);
+    world.rule("xcode", &old, 3);
     world.play();
     // three of six, of which the Pod whose Node isn't Ready takes one
     world.begin("xcode", "own", &old, HOSTS, 50).await.unwrap();
@@ -123,7 +123,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
     // a busy Pod, a cordoned Node and one that isn't Ready are passed over, each for its reason
     world.set(|manners| &manners.dispatches, false);
     let new = world.image("2", 2).unwrap();
-    world.rule("xcode", &new, 2);
+    world.rule("xcode", &new, 3);
     world.roll("xcode", &new).await.unwrap();
     world
         .until_found("as many as the cap are labelled", |found| {
@@ -200,7 +200,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
 
     step("paused and resumed");
     // rolled back in mid-roll: the label of a Pod that is current again is withdrawn, and what is new drains
-    world.rule("xcode", &old, 2);
+    world.rule("xcode", &old, 3);
     world.roll("xcode", &old).await.unwrap();
     world
         .until_found("its label is withdrawn", |found| {
@@ -254,7 +254,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         .patch(&pending[1], &PatchParams::default(), &Patch::Merge(&owner))
         .await
         .unwrap();
-    world.rule("xcode", &new, 2);
+    world.rule("xcode", &new, 3);
     world.roll("xcode", &new).await.unwrap();
     world
         .until_found("both are reaped", |found| found.reaped.len() == 2)
@@ -281,7 +281,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         "xcode",
         Rule {
             image: missing.clone(),
-            cap: 2,
+            cap: 3,
             disk: None,
         },
     );
@@ -311,7 +311,7 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
         .unwrap();
     step("the deadline has passed");
     world.check().unwrap();
-    assert!(world.checker.found().most_in_flight <= 2);
+    assert!(world.checker.found().most_in_flight <= 3);
     let (code, text) = world.parbake(&["roll", "xcode", "--wait"]).unwrap();
     assert_eq!(code, 0, "{text}");
     // whoever looks at the objects was told each of these
