@@ -1,6 +1,7 @@
 //! Names: what hosts are told of them, and what of their words counts.
 
 use super::*;
+use crate::wants::{Timed, Timing};
 
 mod model;
 
@@ -332,6 +333,38 @@ fn operators_and_objects_cancel_each_for_themselves() {
     assert_eq!(view.images[&digest].references, ["r.test/a:v1"]);
     world.cancel("r.test/a:v1").unwrap();
     assert_eq!(world.shown(&digest), None);
+}
+
+#[test]
+fn what_the_cluster_wanted_before_a_start_is_no_news_after_it() {
+    let timing = Timing::Known(Timed {
+        asked_at_ms: 1_000,
+        staged_ms: Some(27_600),
+    });
+    let image = Want {
+        timing,
+        ..named("a", "r.test/a:v1")
+    };
+    let digest = image.digest();
+    let kept = Kept {
+        wants: vec![image],
+        ..Kept::default()
+    };
+    let mut world = World::after(true, ["mini-1".parse().unwrap()].into(), kept);
+    let timed = |world: &World| world.driver.asked_want(&digest).unwrap().timing;
+    assert_eq!(timed(&world), timing);
+    place(
+        &mut world,
+        vec![named("a", "r.test/a:pool")],
+        Limits::default(),
+    );
+    assert_eq!(timed(&world), timing, "it was wanted before");
+    let more = Want {
+        references: ["r.test/a:pool".to_owned(), "r.test/a:more".to_owned()].into(),
+        ..named("a", "r.test/a:pool")
+    };
+    place(&mut world, vec![more], Limits::default());
+    assert_ne!(timed(&world), timing, "that is news");
 }
 
 #[test]
