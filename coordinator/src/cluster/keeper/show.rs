@@ -63,7 +63,7 @@ pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> Str
             cap,
         } => format!(
             "{} Pods are in flight, {away} are on Nodes that aren't Ready, and the cap is {cap} for both",
-            in_flight - away
+            in_flight.saturating_sub(away)
         ),
         Reason::NoSuccessor { missing, cap } => format!(
             "{missing} Pods that were let go have had no successor for more than a minute, and the cap is {cap}: the owner of the pool's Pods makes none; if there shall be fewer, lower the replicas"
