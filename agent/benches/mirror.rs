@@ -180,6 +180,7 @@ fn main() {
     let upstream = runtime.spawn(upstream(listener, size as u64));
     let settings = Settings {
         listen: Some("127.0.0.1:0".parse().unwrap()),
+        names: std::collections::BTreeSet::new(),
         required: true,
         directory: dir.path().join("cache"),
         cache_bytes: u64::MAX,

@@ -1,22 +1,50 @@
-//! Health, metrics and status over HTTP, on loopback unless configured otherwise. Read only; shows no secrets.
+//! Health, metrics and status over HTTP, on loopback unless configured otherwise. Read only; shows no secrets. On loopback
+//! it answers only who asks by an address, as `localhost` or by a configured name: a page in a browser on this machine can
+//! have its own name point here.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Request, State},
     http::{StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use link::{Crowd, LocalNames};
 use prometheus_client::registry::Registry;
 use proto::{Digest, HostId, figure::standing_still, message::ImageState};
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::{driver::state_name, metrics};
+
+/// Connections at one time: a scraper, probes and `parbake-agent status`. Over it who waits longest gives way.
+const CONNECTIONS: usize = 64;
+/// A connection that waits for its client for so long gives way to another one from its own address.
+const GRACE: Duration = Duration::from_secs(1);
+/// A request's head comes within this time.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// After an accept that failed (no file handle left), the next one waits.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the running agent holds and does, as `parbake-agent status` shows it.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -126,27 +154,84 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listening on {address} for health and metrics (--admin)"))
 }
 
-/// Serves until `stop` is cancelled.
+/// Serves until `stop` is cancelled. `names` may be asked for beyond addresses and `localhost`.
 pub(crate) async fn serve(
     listener: TcpListener,
     registry: Registry,
     snapshot: watch::Receiver<Arc<Snapshot>>,
+    names: LocalNames,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let served = Served {
         registry: Arc::new(registry),
         snapshot,
     };
-    let router = Router::new()
+    let mut router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
         .route("/v1/status", get(status))
         .with_state(served);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .await
-        .context("serving health and metrics")
+    if listener.local_addr()?.ip().is_loopback() {
+        router = router.layer(middleware::from_fn(move |request, next| {
+            local_only(names.clone(), request, next)
+        }));
+    }
+    let crowd = Crowd::new(CONNECTIONS, 0, GRACE);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(_ended) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%error, "a connection couldn't be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(place) = crowd.enter(remote.ip(), Instant::now()) else {
+            debug!(%remote, "a connection is turned away: too many");
+            continue;
+        };
+        let router = router.clone();
+        connections.spawn(async move {
+            tokio::select! {
+                () = speak(stream, router) => {}
+                () = place.lost() => debug!(%remote, "a connection gave way to another"),
+            }
+        });
+    }
+}
+
+/// Answers one client. Answers are made at once and small, so that it never has to be told apart whether one is under way.
+async fn speak(stream: TcpStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        debug!(%error, "a connection ended early");
+    }
+}
+
+async fn local_only(names: LocalNames, request: Request, next: Next) -> Response {
+    let target = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str());
+    let headers = request.headers().get_all(header::HOST).iter();
+    let mut hosts = headers
+        .map(|host| host.to_str().unwrap_or_default())
+        .chain(target);
+    if hosts.all(|host| names.admits(host)) {
+        return next.run(request).await;
+    }
+    let words = "this server is asked by an address or as localhost; admin_names adds names\n";
+    (StatusCode::FORBIDDEN, words).into_response()
 }
 
 /// Ready means that the coordinator's session is up: without it the host takes no new orders.
@@ -175,4 +260,60 @@ async fn scrape(State(served): State<Served>) -> Response {
 async fn status(State(served): State<Served>) -> Json<Snapshot> {
     let snapshot = served.snapshot.borrow().clone();
     Json(Snapshot::clone(&snapshot))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn ask(address: SocketAddr, host: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let text = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        let read = tokio::time::timeout(Duration::from_secs(20), read);
+        read.await.unwrap().unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn silent_clients_keep_nobody_out_and_a_rebound_name_reads_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_snapshot, seen) = watch::channel(Arc::default());
+        let names = LocalNames::new(["mini.lan".to_owned()]);
+        let stop = CancellationToken::new();
+        let mut server = JoinSet::new();
+        server.spawn(serve(
+            listener,
+            Registry::default(),
+            seen,
+            names,
+            stop.clone(),
+        ));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        sleep(GRACE).await;
+        let began = Instant::now();
+        for (host, status) in [
+            ("localhost", "200"),
+            ("127.0.0.1:7472", "200"),
+            ("mini.lan", "200"),
+            ("evil.example:7472", "403"),
+        ] {
+            let answer = ask(address, host).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{answer}"
+            );
+        }
+        assert!(began.elapsed() < HEAD_TIMEOUT / 2);
+        stop.cancel();
+        server.join_next().await.unwrap().unwrap().unwrap();
+    }
 }

@@ -1,7 +1,7 @@
 //! What was meant: the agent's settings, valid as soon as they exist.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -36,6 +36,8 @@ pub struct Config {
     pub advertise: Option<SocketAddr>,
     /// Address of health, metrics and status.
     pub admin: SocketAddr,
+    /// Names by which they may be asked for on loopback, beyond `localhost` and addresses.
+    pub admin_names: BTreeSet<String>,
     /// The zone that this host is in: hosts of one zone prefer each other. Empty for none.
     pub zone: String,
     /// Share of the volume that staging leaves free, in percent.
@@ -127,6 +129,7 @@ struct File {
     listen: Option<SocketAddr>,
     advertise: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    admin_names: BTreeSet<String>,
     zone: String,
     floor_percent: Option<u8>,
     count_purgeable: bool,
@@ -144,6 +147,7 @@ struct File {
 struct MirrorFile {
     enabled: Option<bool>,
     listen: Option<SocketAddr>,
+    names: BTreeSet<String>,
     directory: Option<PathBuf>,
     cache_bytes: Option<u64>,
     upstream: Option<String>,
@@ -208,6 +212,7 @@ impl Config {
                 .admin
                 .or(file.admin)
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            admin_names: file.admin_names,
             zone: file.zone,
             floor_percent,
             count_purgeable: file.count_purgeable,
@@ -254,6 +259,7 @@ fn mirror_settings(
     Ok(mirror::Settings {
         listen: enabled.then_some(listen),
         required: file.listen.is_some(),
+        names: file.names,
         directory: file.directory.unwrap_or_else(|| state_dir.join("mirror")),
         cache_bytes: file.cache_bytes.unwrap_or(MIRROR_CACHE_BYTES),
         upstream: file.upstream.map(registry).transpose()?,

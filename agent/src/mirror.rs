@@ -15,11 +15,18 @@ mod sendfile;
 mod serve;
 mod upstream;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use link::{Crowd, LocalNames, Place};
 use origin::Secret;
 use proto::HostId;
 use serde::Deserialize;
@@ -36,7 +43,7 @@ use tracing::debug;
 
 use self::{
     blobs::{Blobs, Limits},
-    serve::{Content, Pulse, Service},
+    serve::{Pulse, Service},
     upstream::Upstreams,
 };
 pub(crate) use self::{
@@ -46,8 +53,13 @@ pub(crate) use self::{
 };
 use crate::{fetch::Origin, metrics::Metrics, platform};
 
-/// Clients at one time; more wait to be accepted. tart opens four, a busy containerd a dozen.
+/// Clients at one time. tart opens four, a busy containerd a dozen. Over it one that asks for nothing gives way; where each
+/// of them is answered or has just come, the next one waits.
 const CONNECTIONS: usize = 256;
+/// A client that asks for nothing for so long gives way to others.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often a client that waits looks for a place.
+const WAIT: Duration = Duration::from_millis(50);
 /// Wishes that wait for the driver; more wait in their connections.
 const WISHES: usize = 64;
 /// A request's head has to come within this time, also the first of a new connection.
@@ -77,6 +89,8 @@ pub enum OnTrouble {
 pub struct Settings {
     /// Where it listens; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+    /// Names by which it may be asked for on loopback, beyond `localhost` and addresses.
+    pub names: BTreeSet<String>,
     /// Whether the address was set rather than defaulted to: then it has to be free.
     pub required: bool,
     /// Where blobs are kept.
@@ -195,7 +209,10 @@ pub(crate) async fn open(
         stall: settings.stall,
         grace: settings.grace,
     };
+    let local = listener.local_addr()?.ip().is_loopback();
+    let names = settings.names.iter().cloned();
     let service = Service {
+        names: local.then(|| LocalNames::new(names)),
         settings,
         upstreams: Upstreams::new(origin),
         blobs,
@@ -259,6 +276,7 @@ impl Mirror {
 
     /// Serves until `stop` is cancelled.
     pub(crate) async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let crowd = Crowd::new(CONNECTIONS, 0, GRACE);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -269,9 +287,9 @@ impl Mirror {
                         debug!(%error, "a client's connection was cut short");
                     }
                 }
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => {
-                    let stream = match accepted {
-                        Ok((stream, _)) => stream,
+                accepted = self.listener.accept() => {
+                    let (stream, remote) = match accepted {
+                        Ok(accepted) => accepted,
                         // out of files, or the client is gone already
                         Err(error) => {
                             debug!(%error, "a client couldn't be accepted");
@@ -281,16 +299,15 @@ impl Mirror {
                     };
                     // answers are written whole; a small one mustn't wait for an acknowledgement
                     drop(stream.set_nodelay(true));
+                    let place = tokio::select! {
+                        place = place(&crowd, remote.ip()) => Arc::new(place),
+                        () = stop.cancelled() => return Ok(()),
+                    };
                     let (service, acceptor) = (self.service.clone(), self.acceptor.clone());
                     connections.spawn(async move {
-                        match acceptor {
-                            None => talk_plainly(service, stream).await,
-                            Some(acceptor) => {
-                                let hello = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
-                                if let Ok(Ok(stream)) = hello.await {
-                                    talk(service, stream).await;
-                                }
-                            }
+                        tokio::select! {
+                            () = meet(service, acceptor, stream, &place) => {}
+                            () = place.lost() => debug!(%remote, "a client gave way to another"),
                         }
                     });
                 }
@@ -299,14 +316,41 @@ impl Mirror {
     }
 }
 
+/// A place for who comes from this address. There is always one soon: a client that asks for nothing gives way, and an answer
+/// ends, if only because its client takes nothing.
+async fn place(crowd: &Crowd, address: IpAddr) -> Place {
+    loop {
+        if let Some(place) = crowd.enter(address, Instant::now()) {
+            return place;
+        }
+        sleep(WAIT).await;
+    }
+}
+
+/// Speaks with one client.
+async fn meet(
+    service: Arc<Service>,
+    acceptor: Option<TlsAcceptor>,
+    stream: TcpStream,
+    place: &Arc<Place>,
+) {
+    let Some(acceptor) = acceptor else {
+        return talk_plainly(service, stream, place).await;
+    };
+    let hello = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
+    if let Ok(Ok(stream)) = hello.await {
+        talk(service, stream, place).await;
+    }
+}
+
 /// Speaks with one client without TLS: blobs leave by `sendfile` as long as it asks for nothing else.
 #[cfg(target_os = "linux")]
-async fn talk_plainly(service: Arc<Service>, stream: TcpStream) {
+async fn talk_plainly(service: Arc<Service>, stream: TcpStream, place: &Arc<Place>) {
     use tokio::io::AsyncReadExt as _;
 
     let pulse = Arc::new(Pulse::new());
     let rest = tokio::select! {
-        rest = sendfile::talk(&service, stream, &pulse) => rest,
+        rest = sendfile::talk(&service, stream, &pulse, place) => rest,
         () = silent(&pulse) => {
             debug!("a client took nothing for too long");
             None
@@ -315,14 +359,14 @@ async fn talk_plainly(service: Arc<Service>, stream: TcpStream) {
     if let Some((stream, read)) = rest {
         let (reader, writer) = stream.into_split();
         let reader = std::io::Cursor::new(read).chain(reader);
-        talk(service, tokio::io::join(reader, writer)).await;
+        talk(service, tokio::io::join(reader, writer), place).await;
     }
 }
 
 /// Speaks with one client without TLS.
 #[cfg(not(target_os = "linux"))]
-async fn talk_plainly(service: Arc<Service>, stream: TcpStream) {
-    talk(service, stream).await;
+async fn talk_plainly(service: Arc<Service>, stream: TcpStream, place: &Arc<Place>) {
+    talk(service, stream, place).await;
 }
 
 /// Returns when nothing moved for too long.
@@ -337,9 +381,14 @@ async fn silent(pulse: &Pulse) {
 }
 
 /// Speaks with one client until either ends.
-async fn talk(service: Arc<Service>, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+async fn talk(
+    service: Arc<Service>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    place: &Arc<Place>,
+) {
     let pulse = Arc::new(Pulse::new());
     let watch = pulse.clone();
+    let place = place.clone();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -347,10 +396,10 @@ async fn talk(service: Arc<Service>, stream: impl AsyncRead + AsyncWrite + Unpin
         .serve_connection(
             TokioIo::new(stream),
             service_fn(move |request: hyper::Request<Incoming>| {
-                let (service, pulse) = (service.clone(), pulse.clone());
+                let (service, pulse, work) = (service.clone(), pulse.clone(), place.work());
                 async move {
                     let answered = service.answer(&request, &pulse).await;
-                    answered.map(|response| response.map(Content::into_body))
+                    answered.map(|response| response.map(|content| content.into_body(work)))
                 }
             }),
         );
@@ -361,5 +410,102 @@ async fn talk(service: Arc<Service>, stream: impl AsyncRead + AsyncWrite + Unpin
             }
         }
         () = silent(&watch) => debug!("a client took nothing for too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::config::OriginConfig;
+
+    fn settings(directory: PathBuf) -> Settings {
+        Settings {
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            names: ["mini.lan".to_owned()].into(),
+            required: true,
+            directory,
+            cache_bytes: 1 << 20,
+            upstream: None,
+            upstreams: BTreeSet::new(),
+            lend_credentials: false,
+            on_trouble: OnTrouble::Auto,
+            stall: Duration::from_secs(10),
+            break_after: Duration::from_secs(45),
+            grace: Duration::from_secs(15),
+            tls: None,
+            token_file: None,
+            plain_http: BTreeSet::new(),
+        }
+    }
+
+    async fn ask(address: SocketAddr, host: &str, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let text = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read =
+            tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer));
+        read.await.unwrap().unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn silent_clients_keep_nobody_out_and_a_rebound_name_reads_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let origin = OriginConfig {
+            ca_file: None,
+            plain_http: Vec::new(),
+            idle_timeout: Duration::from_secs(10),
+            credentials: BTreeMap::new(),
+        };
+        let me = "mini-1".parse().unwrap();
+        let stop = CancellationToken::new();
+        let (ready, at) = tokio::sync::oneshot::channel();
+        let settings = settings(home.path().join("mirror"));
+        let serving = {
+            let stop = stop.clone();
+            async move { serve_cached(settings, &me, &origin, stop, ready).await }
+        };
+        let mut server = JoinSet::new();
+        server.spawn(serving);
+        let address = at.await.unwrap();
+        let mut silent = Vec::new();
+        for number in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if number % 2 == 0 {
+                stream
+                    .write_all(b"GET /v2/ HTTP/1.1\r\nhost")
+                    .await
+                    .unwrap();
+            }
+            silent.push(stream);
+        }
+        let began = Instant::now();
+        // the first waits until the silent ones have had their time of grace
+        for (host, path, status) in [
+            ("localhost", "/v2/", "200"),
+            ("mini.lan:7474", "/v2/", "200"),
+            ("[::1]:7474", "/v2/", "200"),
+            ("evil.example", "/v2/", "403"),
+            // the way of blobs by sendfile
+            (
+                "evil.example",
+                "/v2/registry.example/a/blobs/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "403",
+            ),
+        ] {
+            let answer = ask(address, host, path).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{host} {path}: {answer}"
+            );
+        }
+        assert!(began.elapsed() < HEAD_TIMEOUT / 3, "{:?}", began.elapsed());
+        stop.cancel();
+        server.join_next().await.unwrap().unwrap().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use link::{Endpoint, Settings};
+use link::{Endpoint, LocalNames, Settings};
 use proto::{HostId, causes, message::Hello};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -180,7 +180,14 @@ async fn agent(config: Config) -> anyhow::Result<()> {
             anyhow::Ok(())
         });
     }
-    tasks.spawn(admin::serve(listener, registry, snapshot_now, stop.clone()));
+    let names = LocalNames::new(config.admin_names.iter().cloned());
+    tasks.spawn(admin::serve(
+        listener,
+        registry,
+        snapshot_now,
+        names,
+        stop.clone(),
+    ));
     if let Some(mirror) = mirror {
         tasks.spawn(mirror.serve(stop.clone()));
     }

@@ -41,6 +41,8 @@ pub struct Config {
     pub api: SocketAddr,
     /// TCP address of health and metrics.
     pub admin: SocketAddr,
+    /// Names by which health and metrics may be asked for where they listen on loopback, beyond `localhost` and addresses.
+    pub admin_names: BTreeSet<String>,
     /// `host:port` that hosts shall use for QUIC.
     pub advertise: Option<String>,
     /// How long a host's certificate is good. It renews after two thirds.
@@ -202,6 +204,7 @@ struct CoordinatorFile {
     listen: Option<SocketAddr>,
     api: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    admin_names: BTreeSet<String>,
     advertise: Option<String>,
     open: Option<bool>,
     origin_streams: Option<u64>,
@@ -327,6 +330,7 @@ impl Config {
                 .admin
                 .or(given.admin)
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            admin_names: given.admin_names,
             advertise,
             // A minute is for tests; beyond 90 days a certificate isn't short-lived, and revocation is all there is.
             certificate_lifetime: seconds(

@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::Router;
-use link::{Credentials, Endpoint, Settings, Validity};
+use link::{Credentials, Endpoint, LocalNames, Settings, Validity};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -162,10 +162,14 @@ impl Base {
         let guarded = serve::Guarded { tls, refusals };
         let serving = serve::serve(api_listener, Some(guarded), router, shutdown.clone());
         tasks.spawn(part("API", serving));
-        let router = admin::router(Admin {
+        let mut router = admin::router(Admin {
             registry: Arc::new(registry),
             ready: ready_seen,
         });
+        if admin.ip().is_loopback() {
+            let names = LocalNames::new(config.admin_names.iter().cloned());
+            router = serve::local_only(router, names);
+        }
         let serving = serve::serve(admin_listener, None, router, shutdown);
         tasks.spawn(part("admin", serving));
         Ok(Self {
@@ -275,6 +279,9 @@ impl Coordinator {
         let asked = files.asked(&kept.wants)?;
         let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
 
+        let places = kept.roster.values().map(|place| place.address.ip());
+        let places: Vec<_> = places.collect();
+
         let (inbox, inputs) = mpsc::channel(driver::INBOX);
         let (publish, view) = watch::channel(Arc::default());
         let (presence, presence_seen) = watch::channel(Arc::default());
@@ -306,6 +313,7 @@ impl Coordinator {
             ..link_settings()
         };
         let endpoint = Endpoint::bind(config.listen, credentials, &settings)?;
+        endpoint.expect(places);
         let addresses = Addresses {
             quic: local(config.listen, "hosts", endpoint.local_addr())?,
             api: api_address,
@@ -553,8 +561,8 @@ fn link_settings() -> Settings {
         // that is gone by their own look, after 3 s.
         idle_timeout: Duration::from_secs(10),
         keep_alive: Duration::from_millis(750),
-        // A large fleet comes at one moment: 10 KiB each.
-        max_handshakes: 1_024,
+        // A large fleet comes at one moment, and half is for hosts that were here before: 10 KiB each.
+        max_handshakes: 2_048,
         // The largest message from a host has 256 KiB, the largest to one 4 MiB; there may be thousands of hosts.
         stream_window: 1 << 20,
         connection_window: 2 << 20,

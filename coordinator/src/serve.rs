@@ -1,20 +1,35 @@
 //! HTTP/1.1 servers for a router: over TLS with the fleet's own certificate, or plain on loopback.
+//!
+//! Anybody who reaches a server's port can connect. What is bounded here for everybody: how many connect at one time, and
+//! who of them gives way ([`link::Crowd`]), and how long a request's head and body take. What a request costs is bounded
+//! where it is answered.
 
 use std::{
     convert::Infallible,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
-use axum::{Router, extract::Request, response::Response};
-use hyper::{server::conn::http1, service::Service as _};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use link::utc;
+use link::{Crowd, LocalNames, Place, utc};
 use rustls::{
     AlertDescription, ServerConfig,
     server::{ClientHello, ResolvesServerCert},
@@ -23,7 +38,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -31,12 +46,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use self::exchange::{Arriving, Exchange, Leaving};
 use crate::{authority::Identity, driver::Refused};
+
+mod exchange;
 
 /// A client is through the TLS handshake, and sends its request's head, within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at one time: 64 operators who follow progress, and a fleet that enrols.
+/// A request's body comes within this time after its head: the largest has 1 MiB.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at one time: 64 operators who follow progress, and a fleet that enrols. Over it who waits longest gives way.
 const CONNECTIONS: usize = 512;
+/// A connection that sent no whole request for so long gives way to another one from its own address. A handshake and a
+/// small request take a few round trips.
+const GRACE: Duration = Duration::from_secs(1);
 /// Requests may finish for so long after the coordinator was told to stop.
 const DRAIN: Duration = Duration::from_secs(2);
 /// After an accept that failed (no file handle left), the next one waits.
@@ -140,6 +163,43 @@ impl Guarded {
     }
 }
 
+/// Who asks, as far as the connection tells: an extension of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remote(pub(crate) IpAddr);
+
+/// Answers only who asks for this machine by an address, as `localhost` or by one of these names: see [`LocalNames`].
+pub(crate) fn local_only(router: Router, names: LocalNames) -> Router {
+    let check = move |request: Request, next: Next| {
+        let foreign = hosts(&request).find(|host| !names.admits(host));
+        let refusal = foreign.map(|host| {
+            let host: String = host.chars().take(100).collect();
+            let words = format!(
+                "this server is asked by an address or as localhost, not as {host:?}; coordinator.admin_names adds names\n"
+            );
+            (StatusCode::FORBIDDEN, words).into_response()
+        });
+        async move {
+            match refusal {
+                Some(refusal) => refusal,
+                None => next.run(request).await,
+            }
+        }
+    };
+    router.layer(middleware::from_fn(check))
+}
+
+/// The hosts that a request names: in its target, and in its header. What isn't text is no name.
+fn hosts(request: &Request) -> impl Iterator<Item = &str> {
+    let target = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str());
+    let named = request.headers().get_all(header::HOST).iter();
+    target
+        .into_iter()
+        .chain(named.map(|host| host.to_str().unwrap_or_default()))
+}
+
 /// Serves until `shutdown`, and then lets requests finish for a moment.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -147,7 +207,7 @@ pub(crate) async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let crowd = Crowd::new(CONNECTIONS, 0, GRACE);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -169,14 +229,17 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
+        let Some(place) = crowd.enter(remote.ip(), Instant::now()) else {
             debug!(%remote, "HTTP connection turned away: too many");
             continue;
         };
         let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
+        let place = Arc::new(place);
         connections.spawn(async move {
-            one(stream, remote, tls, router, shutdown).await;
-            drop(slot);
+            tokio::select! {
+                () = one(stream, remote, tls, router, &place, shutdown) => {}
+                () = place.lost() => debug!(%remote, "HTTP connection gave way to another"),
+            }
         });
     }
     drop(listener);
@@ -191,23 +254,62 @@ async fn one(
     remote: SocketAddr,
     tls: Option<Guarded>,
     router: Router,
+    place: &Arc<Place>,
     shutdown: CancellationToken,
 ) {
+    let service = Served {
+        router,
+        remote: Remote(remote.ip().to_canonical()),
+        place: place.clone(),
+    };
     // Progress lines are small and wanted at once.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY can't be set");
     }
     match tls {
-        None => speak(stream, router, shutdown).await,
+        None => speak(stream, service, shutdown).await,
         Some(guarded) => match timeout(HEAD_TIMEOUT, guarded.tls.accept(stream)).await {
-            Ok(Ok(stream)) => speak(stream, router, shutdown).await,
+            Ok(Ok(stream)) => speak(stream, service, shutdown).await,
             Ok(Err(error)) => guarded.failed(remote, &error),
             Err(_) => debug!("TLS handshake took too long"),
         },
     }
 }
 
-async fn speak<S>(stream: S, router: Router, shutdown: CancellationToken)
+/// What the requests of one connection are answered by.
+struct Served {
+    router: Router,
+    remote: Remote,
+    place: Arc<Place>,
+}
+
+impl Served {
+    /// The answer. A body that takes too long is the client's failure, whatever the router makes of it.
+    fn answer(&self, request: hyper::Request<Incoming>) -> impl Future<Output = Answered> + use<> {
+        let exchange = Exchange::new(self.place.clone());
+        let mut request = request.map(|body| {
+            let arriving = Arriving::new(body, exchange.clone(), BODY_TIMEOUT);
+            Body::new(arriving)
+        });
+        request.extensions_mut().insert(self.remote);
+        let router = TowerToHyperService::new(self.router.clone());
+        async move {
+            let response: Result<Response, Infallible> = router.call(request).await;
+            let mut response = response.unwrap_or_else(|never| match never {});
+            if exchange.is_late() {
+                let words = format!("no whole body within {} s\n", BODY_TIMEOUT.as_secs());
+                response = (StatusCode::REQUEST_TIMEOUT, words).into_response();
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok(response.map(|body| Leaving::new(body, exchange)))
+        }
+    }
+}
+
+type Answered = Result<Response<Leaving>, Infallible>;
+
+async fn speak<S>(stream: S, service: Served, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -215,7 +317,10 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| service.answer(request)),
+        );
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -228,3 +333,6 @@ where
         debug!(%error, "HTTP connection ended early");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use link::Connection;
@@ -270,6 +270,12 @@ impl Members {
 
     pub(super) fn hosts(&self) -> impl Iterator<Item = &HostId> {
         self.members.values().map(|member| &member.host)
+    }
+
+    /// Where the members are reached.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.members.values().filter_map(|member| member.address);
+        addresses.map(|address| address.ip())
     }
 
     pub(super) fn host(&self, peer: HostKey) -> Option<HostId> {

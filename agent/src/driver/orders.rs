@@ -138,6 +138,7 @@ impl Driver {
             .chain([self.coordinator.clone()])
             .collect();
         self.endpoint.authorise(Authorised::Only(hosts));
+        self.endpoint.expect(self.members.addresses());
         self.tell(Event::Roster(peers));
     }
 }

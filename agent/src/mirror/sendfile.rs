@@ -20,6 +20,7 @@ use hyper::{
         CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
     },
 };
+use link::Place;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::TcpStream,
@@ -42,6 +43,7 @@ pub(super) async fn talk(
     service: &Service,
     mut stream: TcpStream,
     pulse: &Arc<Pulse>,
+    place: &Arc<Place>,
 ) -> Option<(TcpStream, BytesMut)> {
     let mut read = BytesMut::new();
     loop {
@@ -61,6 +63,7 @@ pub(super) async fn talk(
             }
         };
         read.advance(length);
+        let _work = place.work();
         let answered = tokio::select! {
             answered = service.answer(&request, pulse) => answered,
             () = gone(&stream) => return None,

@@ -24,9 +24,10 @@ use hyper::{
     body::Frame,
     header::{
         ACCEPT, ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        ETAG, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, WWW_AUTHENTICATE,
+        ETAG, HOST, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, WWW_AUTHENTICATE,
     },
 };
+use link::{LocalNames, Work};
 use origin::{Backoff, OriginError, Reference, Secret, Version};
 use proto::Digest;
 use tokio::{
@@ -74,12 +75,13 @@ impl Content {
         }
     }
 
-    pub(super) fn into_body(self) -> Body {
+    /// The body of an answer. Until a blob has left, the mirror works for its client.
+    pub(super) fn into_body(self, work: Work) -> Body {
         match self {
             Self::Bytes(bytes) => Full::new(bytes)
                 .map_err(|never: Infallible| match never {})
                 .boxed_unsync(),
-            Self::Blob(stream) => stream.body(),
+            Self::Blob(stream) => stream.body(work),
         }
     }
 }
@@ -105,6 +107,8 @@ pub(super) struct Broken;
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) settings: Settings,
+    /// The names by which it is asked for on loopback; elsewhere any will do, and the token tells who may ask.
+    pub(super) names: Option<LocalNames>,
     pub(super) upstreams: Upstreams,
     pub(super) blobs: Arc<Blobs>,
     pub(super) wishes: mpsc::Sender<Wish>,
@@ -192,7 +196,10 @@ impl Service {
             Err(_) => "other",
         };
         let (method, headers) = (request.method(), request.headers());
-        let answered = self.route(method, headers, asked, began, pulse).await;
+        let answered = match self.misnamed(request) {
+            Some(refusal) => Ok(refusal.into()),
+            None => self.route(method, headers, asked, began, pulse).await,
+        };
         pulse.beat();
         let result = match &answered {
             Err(Broken) => Some("broken"),
@@ -224,6 +231,25 @@ impl Service {
             *response.body_mut() = whole(Bytes::new());
         }
         Ok(response)
+    }
+
+    /// What is answered to who asks for a name that isn't this server's: a page in a browser whose name points here.
+    fn misnamed<B>(&self, request: &Request<B>) -> Option<Refusal> {
+        let names = self.names.as_ref()?;
+        let target = request
+            .uri()
+            .authority()
+            .map(|authority| authority.as_str());
+        let headers = request.headers().get_all(HOST).iter();
+        let mut hosts = headers
+            .map(|host| host.to_str().unwrap_or_default())
+            .chain(target);
+        let refused = !hosts.all(|host| names.admits(host));
+        refused.then(|| {
+            let message =
+                "the mirror is asked by an address or as localhost; mirror.names adds names";
+            Refusal::new(StatusCode::FORBIDDEN, "DENIED", message)
+        })
     }
 
     async fn route(
@@ -711,13 +737,13 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    fn body(self: Box<Self>) -> Body {
+    fn body(self: Box<Self>, work: Work) -> Body {
         // a piece is read while the one before is being sent
-        let pieces = stream::unfold(Some(self), |state| async {
-            let mut this = state?;
+        let pieces = stream::unfold(Some((self, work)), |state| async {
+            let (mut this, work) = state?;
             match this.piece().await {
                 Ok(None) => None,
-                Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some(this))),
+                Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some((this, work)))),
                 Err(error) => Some((Err(error), None)),
             }
         });

@@ -52,7 +52,9 @@ impl Refused {
                 reason: fault.as_str(),
                 message: format!("it doesn't take this coordinator: {}", fault.of_us()),
             }),
-            AcceptError::TimedOut { .. } | AcceptError::Broken { .. } => None,
+            AcceptError::TimedOut { .. }
+            | AcceptError::GaveWay { .. }
+            | AcceptError::Broken { .. } => None,
         }
     }
 }

@@ -236,7 +236,7 @@ impl World {
         let mut driving = JoinSet::new();
         driving.spawn(connection);
         let request = http::Request::get("/metrics")
-            .header("host", "x")
+            .header("host", "localhost")
             .body(String::new())
             .unwrap();
         let response = sender.send_request(request).await.unwrap();
@@ -997,4 +997,26 @@ async fn hosts_get_short_lived_pull_tokens_and_fresh_ones_before_they_expire() {
             seen.insert(token.authorization);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_dont_keep_an_operator_out() {
+    let world = World::new(two_hosts()).await;
+    let api = world.addresses().api;
+    let mut silent = Vec::new();
+    for _ in 0..512 {
+        silent.push(tokio::net::TcpStream::connect(api).await.unwrap());
+    }
+    // what a second without a word costs them
+    sleep(Duration::from_secs(1)).await;
+    let began = std::time::Instant::now();
+    for _ in 0..20 {
+        let hosts: Vec<HostView> = world.get("/v1/hosts").await;
+        assert_eq!(hosts.len(), 2);
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -3,9 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proto::HostId;
@@ -20,15 +20,13 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use crate::{
     ALPN, buffer,
     connection::{self, CloseCode, CloseReason, Connection, Inner},
     credentials::{Credentials, provider},
+    crowd::{Crowd, Place},
     fault::{Fault, clean_bytes},
     identity, reset,
     settings::Settings,
@@ -170,6 +168,15 @@ pub enum AcceptError {
         /// How long we waited.
         after: Duration,
     },
+    /// The handshake was broken off for others: as many as may be were under way, and this address had most of them, or
+    /// this one had taken longest.
+    #[error(
+        "handshake with a host at {address} wasn't done yet when others needed its place; too many come from there at once"
+    )]
+    GaveWay {
+        /// Where.
+        address: SocketAddr,
+    },
     /// The connection broke during the handshake for another reason.
     #[error("connection from {address} broke during the handshake: {reason}")]
     Broken {
@@ -221,8 +228,11 @@ struct Shared {
     /// held for a clone, never across an await.
     own: RwLock<(Credentials, Arc<dyn ClientCertVerifier>)>,
     registry: Arc<Registry>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Crowd,
 }
+
+/// A handshake that took so long gives way to another one from its own address: a lossy path with 100 ms needs less.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 
 /// The side that accepts says with this byte, alone on a one-way stream, that the other side may go on. Without it who
 /// connects couldn't tell: with TLS 1.3 its handshake ends before its certificate has been looked at.
@@ -277,7 +287,11 @@ impl Endpoint {
                 connections: BTreeMap::new(),
                 next: 0,
             }))),
-            handshakes: Arc::new(Semaphore::new(settings.max_handshakes)),
+            handshakes: Crowd::new(
+                settings.max_handshakes,
+                settings.max_handshakes / 2,
+                HANDSHAKE_GRACE,
+            ),
         };
         let server = shared.server(&credentials, verifier);
         let config = reset::endpoint_config(settings);
@@ -317,6 +331,12 @@ impl Endpoint {
         for (connection, words) in self.shared.registry.turn_away(hosts) {
             connection.close(CloseCode::Unauthorised, &words);
         }
+    }
+
+    /// Hosts of the fleet are at these addresses: half of the handshakes that may be under way are for them, and for
+    /// addresses from which a host was let in. Replaces those that were expected before.
+    pub fn expect(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.shared.handshakes.expect(addresses);
     }
 
     /// Uses these credentials for all handshakes from now on. Connections that stand aren't touched.
@@ -427,22 +447,21 @@ impl Endpoint {
                 incoming.refuse();
                 continue;
             }
-            let under_way = settings
-                .max_handshakes
-                .saturating_sub(self.shared.handshakes.available_permits());
-            if under_way >= settings.retry_above && !incoming.remote_address_validated() {
+            let handshakes = &self.shared.handshakes;
+            if handshakes.held() >= settings.retry_above && !incoming.remote_address_validated() {
                 // it fails only for an address that is validated already
                 drop(incoming.retry());
                 continue;
             }
-            let Ok(permit) = self.shared.handshakes.clone().try_acquire_owned() else {
+            let address = incoming.remote_address().ip();
+            let Some(place) = handshakes.enter(address, Instant::now()) else {
                 incoming.refuse();
                 continue;
             };
             return Some(Incoming {
                 quinn: incoming,
                 shared: self.shared.clone(),
-                permit,
+                place,
             });
         }
     }
@@ -625,7 +644,7 @@ pub struct Incoming {
     quinn: quinn::Incoming,
     shared: Arc<Shared>,
     /// One of the handshakes that may be under way.
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Incoming {
@@ -646,10 +665,16 @@ impl Incoming {
         let Self {
             quinn,
             shared,
-            permit,
+            place,
         } = self;
-        let result = timeout(after, Self::shake(quinn, &shared, address)).await;
-        drop(permit);
+        let result = tokio::select! {
+            result = timeout(after, Self::shake(quinn, &shared, address)) => result,
+            () = place.lost() => return Err(AcceptError::GaveWay { address }),
+        };
+        drop(place);
+        if let Ok(Ok(_)) = &result {
+            shared.handshakes.met(address.ip());
+        }
         result.unwrap_or(Err(AcceptError::TimedOut { address, after }))
     }
 

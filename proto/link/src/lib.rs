@@ -1,5 +1,6 @@
 //! An authenticated QUIC connection that speaks parbake's messages; the only user of quinn. Beside it, how the coordinator's
-//! API is recognised over TLS.
+//! API is recognised over TLS, and what guards the front doors of all servers: who gives way when one is crowded ([`Crowd`]),
+//! and by which names a server on loopback is asked ([`LocalNames`]).
 //!
 //! Both ends show a certificate of the fleet's own authority; a host's identity is the single DNS name in its leaf
 //! certificate ([`proto::HostId`]). What a connection carries is up to its users: this crate gives them streams on which
@@ -13,9 +14,11 @@ mod buffer;
 mod clock;
 mod connection;
 mod credentials;
+mod crowd;
 mod endpoint;
 mod fault;
 mod identity;
+mod locals;
 mod pinned;
 mod reset;
 mod settings;
@@ -25,11 +28,13 @@ mod verify;
 pub use clock::{Bound, Untimely, utc};
 pub use connection::{CloseCode, CloseReason, Connection, Stats};
 pub use credentials::{Credentials, CredentialsError};
+pub use crowd::{Crowd, Place, Work};
 pub use endpoint::{
     AcceptError, Authorised, BindError, ConnectError, Endpoint, Incoming, RenewError,
 };
 pub use fault::Fault;
 pub use identity::{IdentityError, Leaf, Validity};
+pub use locals::LocalNames;
 pub use pinned::{ApiAddressError, HandshakeError, api_address, parse_pin, pinned};
 pub use reset::ResetSecret;
 pub use settings::Settings;

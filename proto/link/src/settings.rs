@@ -43,8 +43,9 @@ pub struct Settings {
     pub ack_threshold: u32,
     /// Most time that an acknowledgement may be held back. 25 ms, QUIC's own default (RFC 9000 §18.2).
     pub max_ack_delay: Duration,
-    /// Most handshakes under way at a time with those who connect to us; over it they are refused. 64: each costs about
-    /// 1 ms of CPU and 10 KiB.
+    /// Most handshakes under way at a time with those who connect to us; over it the address that has most of them gives
+    /// way ([`crate::Crowd`]). 64: each costs about 1 ms of CPU and 10 KiB. Half are for addresses from which hosts were
+    /// let in, or that [`crate::Endpoint::expect`] named.
     pub max_handshakes: usize,
     /// From this many handshakes under way on, who connects must first prove its address by a retry (RFC 9000 §8.1.2).
     pub retry_above: usize,

@@ -389,6 +389,72 @@ async fn over_the_limit_of_handshakes_hosts_are_turned_away() {
     here.unwrap();
 }
 
+/// A client whose first packet arrives and nothing more: from then on it speaks from elsewhere.
+#[cfg(target_os = "linux")]
+fn stall(fleet: &Authority, to: &Endpoint) -> (Raw, quinn::Connecting) {
+    let raw = Raw::new(fleet, Some(&fleet.issue(&Leaf::of("slow"))), ALPN);
+    let connecting = raw.endpoint.connect(address(to), "b").unwrap();
+    (raw, connecting)
+}
+
+/// Only Linux has more than one address on loopback by itself.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn handshakes_that_stall_keep_no_host_out() {
+    const PLACES: usize = 8;
+    let fleet = Authority::new();
+    let narrow = Settings {
+        max_handshakes: PLACES,
+        retry_above: 2 * PLACES,
+        ..Settings::default()
+    };
+    let b = fleet.endpoint_with("b", &narrow);
+    let mut under_way = tokio::task::JoinSet::new();
+    let mut stalled = Vec::new();
+    for _ in 0..PLACES / 2 {
+        let (raw, connecting) = stall(&fleet, &b);
+        let incoming = b.accept().await.unwrap();
+        let elsewhere = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        raw.endpoint.rebind(elsewhere).unwrap();
+        under_way.spawn(incoming.establish());
+        stalled.push((raw, connecting));
+    }
+    // another address gets in at once: one of those gives way
+    let name = host("b");
+    let other = Endpoint::bind(
+        "127.0.0.2:0".parse().unwrap(),
+        fleet.credentials(&Leaf::of("c")),
+        &Settings::default(),
+    )
+    .unwrap();
+    let began = std::time::Instant::now();
+    let (there, here) = tokio::join!(other.connect(address(&b), &name), async {
+        b.accept().await.unwrap().establish().await
+    });
+    there.unwrap();
+    here.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    let ended = under_way.join_next().await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(ended, AcceptError::GaveWay { .. }), "{ended}");
+    // and so does a host at the very address that stalls, where the fleet knows it
+    b.expect([[127, 0, 0, 1].into()]);
+    let same = fleet.endpoint("d");
+    let (there, here) = tokio::join!(same.connect(address(&b), &name), async {
+        b.accept().await.unwrap().establish().await
+    });
+    there.unwrap();
+    here.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
 #[tokio::test]
 async fn under_load_addresses_are_validated_and_hosts_still_get_in() {
     let fleet = Authority::new();
