@@ -796,7 +796,7 @@ fn any_request_is_answered_or_let_go() {
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{}\r\n\r\n",
             headers.join("\r\n")
         );
         // fails where it was let go already. Its own side stays open: a client that closed it counts as gone, and nothing
