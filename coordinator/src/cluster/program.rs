@@ -167,11 +167,17 @@ pub async fn run(
     let release = CancellationToken::new();
     let mut election = JoinSet::new();
     let leases: Api<Lease> = Api::namespaced(access.client.clone(), &access.namespace);
+    let secrets: Api<Secret> = Api::namespaced(access.client.clone(), &access.namespace);
     let candidate = lease::Settings {
         identity: settings.pod_name.clone(),
         duration: settings.lease,
     };
-    election.spawn(lease::hold(leases, candidate, leadership, release.clone()));
+    election.spawn(lease::hold(
+        (leases, secrets),
+        candidate,
+        leadership,
+        release.clone(),
+    ));
     let mut beside = JoinSet::new();
     let label = label(
         access.clone(),

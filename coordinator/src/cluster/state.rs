@@ -41,6 +41,9 @@ use crate::{
 pub const NAME: &str = "parbake-state";
 /// The annotation with the number of the term that wrote it last.
 const TERM: &str = "parbake.dev/term";
+/// The last number that a term may have: what the Lease's count of transitions holds. A greater one in the Secret is
+/// nobody's, and counts as none.
+pub(crate) const LAST_TERM: u32 = i32::MAX.unsigned_abs();
 /// What Kubernetes lets a Secret hold, less what its keys and our annotation take.
 const MAX_BYTES: usize = (1 << 20) - 1_024;
 /// A request about the Secret is given up after this long.
@@ -335,16 +338,17 @@ impl Mirror {
         let Some(secret) = bounded(self.api.get_opt(NAME)).await? else {
             return Ok(None);
         };
-        let annotations = secret.metadata.annotations.as_ref();
-        self.term = annotations
-            .and_then(|all| all.get(TERM)?.parse().ok())
-            .unwrap_or_default();
+        self.term = term_of(&secret);
         self.version.clone_from(&secret.metadata.resource_version);
         Facts::from_secret(&secret).map(Some)
     }
 
     /// Makes the Secret ours for this term, with all that earlier leaders wrote, also in the directory.
+    ///
+    /// A term's number is greater than what the Secret held when its lease was taken: one that is as great by now is
+    /// somebody else's.
     pub(crate) async fn claim(&mut self, term: &Term) -> Result<(), SharedStateError> {
+        let mut tried = false;
         for _ in 0..TRIES {
             let found = match self.refresh().await {
                 Err(error) if error.is_busy() => {
@@ -356,14 +360,18 @@ impl Mirror {
             if !found {
                 return Err(SharedStateError::Deleted);
             }
-            if self.term > term.number() || !term.holds() {
+            let others = self.term > term.number() || self.term == term.number() && !tried;
+            if others || !term.holds() {
                 return Err(SharedStateError::Superseded);
             }
             let facts = self.stored.clone();
             match self.put(facts, term).await {
                 Err(SharedStateError::Cluster(kube::Error::Api(status))) if status.code == 409 => {}
                 // it may have been done: read anew, it is ours
-                Err(error) if error.is_busy() => tokio::time::sleep(RETRY).await,
+                Err(error) if error.is_busy() => {
+                    tried = true;
+                    tokio::time::sleep(RETRY).await;
+                }
                 done => return done,
             }
         }
@@ -409,6 +417,20 @@ impl Mirror {
         self.stored = facts;
         Ok(())
     }
+}
+
+/// The term that the Secret was claimed for last; 0 where it wasn't yet, or there is none.
+pub(crate) async fn claimed(api: &Api<v1::Secret>) -> kube::Result<u32> {
+    let found = api.get_opt(NAME).await?;
+    Ok(found.as_ref().map_or(0, term_of))
+}
+
+fn term_of(secret: &v1::Secret) -> u32 {
+    let annotations = secret.metadata.annotations.as_ref();
+    annotations
+        .and_then(|all| all.get(TERM)?.parse().ok())
+        .filter(|term| *term < LAST_TERM)
+        .unwrap_or_default()
 }
 
 async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, SharedStateError> {

@@ -17,7 +17,10 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Pod, Secret},
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
 use serde_json::{Value, json};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
@@ -452,4 +455,56 @@ async fn a_leader_that_was_paused_writes_nothing_when_it_wakes() {
     assert_eq!(view.labelled().await, [new]);
     assert_eq!(view.secret().await.metadata.resource_version, before);
     assert!(view.records("tokens.json").await.is_empty(), "{old} wrote");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_lease_and_a_secret_of_a_later_term_cost_one_lease_time() {
+    let Some(assets) = api_server::assets("kube_ha (lease deleted)") else {
+        return;
+    };
+    let server = ApiServer::start(&assets).await.unwrap();
+    let view = View::new(&server.client().await.unwrap());
+    view.add_pods(["c-0", "c-1"]).await;
+    let root = tempfile::tempdir().unwrap();
+    let mut replicas = ["c-0", "c-1"]
+        .map(|name| Replica::new(name, root.path(), &server.kubeconfig(), free_udp()));
+    roles(&view, &replicas).await;
+
+    // as from a backup of a cluster in which coordinators took over from each other a thousand times
+    let later = json!({ "metadata": { "annotations": { "parbake.dev/term": "1000" } } });
+    let params = PatchParams::default();
+    let later = Patch::Merge(later);
+    let restored = view.secrets.patch("parbake-state", &params, &later);
+    restored.await.unwrap();
+    let name = "parbake-coordinator";
+    let now = DeleteParams::default();
+    _ = view.leases.delete(name, &now).await.unwrap();
+    let began = Instant::now();
+    let until = began + SOON;
+    let mut restarts = 0;
+    while view.term().await != Some(1001) {
+        let logs = || replicas.each_ref().map(Replica::log).join("\n");
+        assert!(Instant::now() < until, "nobody leads: {}", logs());
+        for replica in &mut replicas {
+            let process = replica.process.as_mut().unwrap();
+            if process.0.try_wait().unwrap().is_some() {
+                restarts += 1;
+                replica.start();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let led = began.elapsed();
+    println!(
+        "lease of {LEASE:?}: deleted -> first write of the next term {led:?}, {restarts} restarts"
+    );
+    // four fifths are the fence; noticing takes a fifth, and one leader ends
+    assert!(led >= LEASE / 5 * 4, "{led:?}");
+    assert!(led < LEASE + Duration::from_secs(5), "{led:?}");
+    assert!(restarts <= 1, "{restarts}");
+    let leader = view.leader().await.unwrap();
+    eventually("the leader's Pod is labelled", || {
+        view.only_labelled(&leader)
+    })
+    .await;
 }
