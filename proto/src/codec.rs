@@ -24,7 +24,7 @@ macro_rules! framed {
 framed! {
     PeerOpen: 32 << 10, "A push to 1,000 targets names each by eight bytes.";
     PeerUpdate: 1 << 20, "Runs of every content of several images.";
-    ChunkReply: 1 << 10, "One link.";
+    ChunkReply: 4 << 10, "One link, with its ticket, and the link that its maker went on from.";
     PushReply: 64, "One outcome.";
     CoordinatorOpen: 256 << 10, "The state of every image on the host.";
     Report: 256 << 10, "The state of every image on the host.";

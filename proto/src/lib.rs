@@ -19,6 +19,7 @@ pub mod image;
 pub mod message;
 pub mod moment;
 pub mod reference;
+pub mod statement;
 
 pub use causes::causes;
 pub use chain::{Ledger, Link, Resume, Source, State};
@@ -29,3 +30,4 @@ pub use host::{HostId, HostKey};
 pub use image::Layout;
 pub use moment::Moment;
 pub use reference::{ParseReferenceError, Reference, Version};
+pub use statement::{Signed, Statement, Ticket};

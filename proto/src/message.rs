@@ -33,6 +33,12 @@ pub enum FieldError {
     /// A chain state isn't 32 bytes or a fingerprint isn't 16.
     #[error("link field has a wrong length")]
     Link,
+    /// A link has no statement of who answers for it. The sender is of an older version.
+    #[error("link isn't signed")]
+    Unsigned,
+    /// A statement, or the ticket or the base in it, isn't well-formed.
+    #[error("link's statement is malformed")]
+    Statement,
     /// A host field isn't a host id.
     #[error(transparent)]
     Host(#[from] ParseHostIdError),
@@ -49,6 +55,7 @@ impl Link {
             resume_offset: link.resume.map_or(0, |resume| resume.blob_offset + 1),
             resume_skip: link.resume.map_or(0, |resume| resume.skip_bytes),
             maker: maker.to_string(),
+            statement: None,
         }
     }
 

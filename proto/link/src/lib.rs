@@ -22,6 +22,7 @@ mod locals;
 mod pinned;
 mod reset;
 mod settings;
+mod signing;
 mod stream;
 mod verify;
 
@@ -38,6 +39,7 @@ pub use locals::LocalNames;
 pub use pinned::{ApiAddressError, HandshakeError, api_address, parse_pin, pinned};
 pub use reset::ResetSecret;
 pub use settings::Settings;
+pub use signing::{LinkSigner, Signatures};
 pub use stream::{ReceiveError, Receiver, SendError, Sender, StreamCode};
 
 /// The application protocol that both ends must offer (RFC 7301), with its major version.

@@ -1,0 +1,603 @@
+//! Who answers for a link.
+//!
+//! A link that fits its bytes proves nothing alone ([`crate::chain`]), so every link that travels is signed by a host that
+//! answers for it. There are two kinds:
+//! - **Made**: a host read the registry's bytes under a lease. The coordinator gave it a [`Ticket`] for that content with
+//!   the lease. The links of one pass over the bytes are one *run* and join. A run that doesn't begin at the first chunk
+//!   carries the signed link that it went on from, its *base*.
+//! - **Vouched**: a host has verified its own copy of the content to the digest. It signs with its standing ticket.
+//!
+//! A vouched link that is false is a lie. A made link that is false may be the registry's fault; but two links of one run
+//! that don't join, or differ for one chunk, are a lie as well ([`contradiction`]).
+//!
+//! Signatures are checked by the caller's functions: this crate has no cryptography besides hashes.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+
+use prost::Message as _;
+
+use crate::{
+    chain::{Link, State},
+    chunks::ChunkIndex,
+    digest::Digest,
+    host::HostId,
+    message::{self, FieldError},
+};
+
+/// What the authority signs begins with this, so that no certificate or other message can be taken for a ticket.
+const TICKET_DOMAIN: &[u8] = b"parbake ticket 1\0";
+/// What a maker signs begins with this.
+const LINK_DOMAIN: &[u8] = b"parbake link 1\0";
+
+/// A host's public key for links (Ed25519).
+pub type LinkKey = [u8; 32];
+/// A host's signature of a link (Ed25519).
+pub type LinkSignature = [u8; 64];
+
+/// The most bytes of a ticket's body: a digest, a host id of 253 bytes, a key and two numbers need 350.
+const MAX_BODY_BYTES: usize = 512;
+/// The most bytes of the authority's signature: ECDSA P-256 in ASN.1 has 72 at most.
+const MAX_SIGNATURE_BYTES: usize = 80;
+
+/// The coordinator's permission to make links of one content, or to vouch for any.
+///
+/// A value of this type is well-formed; whether the authority signed it is for [`Verify::ticket`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket {
+    content: Option<Digest>,
+    maker: HostId,
+    key: LinkKey,
+    number: u64,
+    expires_at: u64,
+    body: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl Ticket {
+    /// A ticket that the authority signs now. `sign` is given the bytes to sign. `expires_at` is in Unix seconds.
+    ///
+    /// # Errors
+    /// Those of `sign`.
+    pub fn issue<E>(
+        content: Option<Digest>,
+        maker: &HostId,
+        key: LinkKey,
+        number: u64,
+        expires_at: u64,
+        sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<Self, E> {
+        let body = message::TicketBody {
+            content: content.map_or_else(Vec::new, |content| content.as_bytes().to_vec()),
+            maker: maker.as_str().into(),
+            key: key.to_vec(),
+            number,
+            expires_at,
+        };
+        let body = body.encode_to_vec();
+        let signature = sign(&ticket_bytes(&body))?;
+        Ok(Self {
+            content,
+            maker: maker.clone(),
+            key,
+            number,
+            expires_at,
+            body,
+            signature,
+        })
+    }
+
+    /// The content that may be made links of; `None` for a standing ticket.
+    #[must_use]
+    pub const fn content(&self) -> Option<Digest> {
+        self.content
+    }
+
+    /// The host that it is for.
+    #[must_use]
+    pub const fn maker(&self) -> &HostId {
+        &self.maker
+    }
+
+    /// The key with which the host signs.
+    #[must_use]
+    pub const fn key(&self) -> &LinkKey {
+        &self.key
+    }
+
+    /// Larger than that of every earlier ticket of the host.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// From this Unix time (seconds) on it isn't good any more.
+    #[must_use]
+    pub const fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// What the authority signed.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        ticket_bytes(&self.body)
+    }
+
+    /// The authority's signature.
+    #[must_use]
+    pub fn signature(&self) -> &[u8] {
+        &self.signature
+    }
+
+    /// The ticket as it travels.
+    #[must_use]
+    pub fn to_message(&self) -> message::Ticket {
+        message::Ticket {
+            body: self.body.clone(),
+            signature: self.signature.clone(),
+        }
+    }
+
+    /// Reads a ticket. Its signature isn't checked here.
+    ///
+    /// # Errors
+    /// When a field isn't what it should be.
+    pub fn parse(message: &message::Ticket) -> Result<Self, FieldError> {
+        let long = message.body.len() > MAX_BODY_BYTES
+            || message.signature.len() > MAX_SIGNATURE_BYTES;
+        if long {
+            return Err(FieldError::Statement);
+        }
+        let body = message::TicketBody::decode(message.body.as_slice())
+            .map_err(|_| FieldError::Statement)?;
+        let content = match body.content.as_slice() {
+            [] => None,
+            bytes => Some(Digest::try_from(bytes)?),
+        };
+        Ok(Self {
+            content,
+            maker: body.maker.parse()?,
+            key: body.key.try_into().map_err(|_| FieldError::Statement)?,
+            number: body.number,
+            expires_at: body.expires_at,
+            body: message.body.clone(),
+            signature: message.signature.clone(),
+        })
+    }
+}
+
+fn ticket_bytes(body: &[u8]) -> Vec<u8> {
+    [TICKET_DOMAIN, body].concat()
+}
+
+/// What the links of one pass over the registry's bytes have in common; or all that a host vouches for under one ticket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    ticket: Arc<Ticket>,
+    /// 0: vouched for.
+    number: u64,
+    first: ChunkIndex,
+    base_digest: Option<Digest>,
+    /// Absent at the beginning of a content, and in a run that stands in a base.
+    base: Option<Arc<Signed>>,
+}
+
+impl Run {
+    /// A pass that begins with the content's first chunk, or behind `base`. `number` isn't 0, and each pass of a host has
+    /// another one.
+    ///
+    /// # Panics
+    /// When `number` is 0.
+    #[must_use]
+    pub fn made(ticket: Arc<Ticket>, number: u64, base: Option<Signed>) -> Self {
+        assert!(number > 0, "a run that is made has a number");
+        let first = base.as_ref().map_or(0, |base| base.chunk.0 + 1);
+        Self {
+            ticket,
+            number,
+            first: ChunkIndex(first),
+            base_digest: base.as_ref().map(|base| Digest::of(&base.signed_bytes())),
+            base: base.map(|base| Arc::new(base.without_base())),
+        }
+    }
+
+    /// What a host vouches for under this standing ticket.
+    #[must_use]
+    pub const fn vouched(ticket: Arc<Ticket>) -> Self {
+        Self {
+            ticket,
+            number: 0,
+            first: ChunkIndex(0),
+            base_digest: None,
+            base: None,
+        }
+    }
+
+    /// The ticket under which it is signed.
+    #[must_use]
+    pub const fn ticket(&self) -> &Arc<Ticket> {
+        &self.ticket
+    }
+
+    /// Which pass of its maker's this is; 0 where it isn't one.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The chunk with which the pass began.
+    #[must_use]
+    pub const fn first(&self) -> ChunkIndex {
+        self.first
+    }
+
+    /// Whether its maker has verified its own copy of the content.
+    #[must_use]
+    pub const fn is_vouched(&self) -> bool {
+        self.number == 0
+    }
+
+    /// The link that the pass went on from.
+    #[must_use]
+    pub const fn base(&self) -> Option<&Arc<Signed>> {
+        self.base.as_ref()
+    }
+
+    /// Whether both are the same pass of the same host, whatever else they say.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.number == other.number
+            && self.ticket.key == other.ticket.key
+            && (self.number == 0 || self.ticket.number == other.ticket.number)
+    }
+
+    /// The run as it travels and is journaled, without a signature.
+    #[must_use]
+    pub fn to_message(&self) -> message::Statement {
+        message::Statement {
+            ticket: Some(self.ticket.to_message()),
+            run: self.number,
+            first: self.first.0,
+            base_digest: self
+                .base_digest
+                .map_or_else(Vec::new, |digest| digest.as_bytes().to_vec()),
+            base: self.base.as_ref().map(|base| Box::new(base.to_message())),
+            signature: Vec::new(),
+        }
+    }
+
+    /// Reads a run.
+    ///
+    /// # Errors
+    /// When a field isn't what it should be, or the base isn't the one that is named.
+    pub fn parse(content: Digest, message: &message::Statement) -> Result<Self, FieldError> {
+        Self::parse_at(content, message, 0)
+    }
+
+    fn parse_at(
+        content: Digest,
+        message: &message::Statement,
+        depth: u32,
+    ) -> Result<Self, FieldError> {
+        let ticket = message.ticket.as_ref().ok_or(FieldError::Statement)?;
+        let base_digest = match message.base_digest.as_slice() {
+            [] => None,
+            bytes => Some(Digest::try_from(bytes)?),
+        };
+        let begins = message.first == 0;
+        if begins != base_digest.is_none() || (message.run == 0 && !begins) {
+            return Err(FieldError::Statement);
+        }
+        let base = match &message.base {
+            Some(_) if depth > 0 => return Err(FieldError::Statement),
+            Some(link) => {
+                let chunk = message.first.checked_sub(1).ok_or(FieldError::Statement)?;
+                let base = Signed::parse_at(content, ChunkIndex(chunk), link, depth + 1)?;
+                if Some(Digest::of(&base.signed_bytes())) != base_digest {
+                    return Err(FieldError::Statement);
+                }
+                Some(Arc::new(base))
+            }
+            None if depth == 0 && !begins => return Err(FieldError::Statement),
+            None => None,
+        };
+        Ok(Self {
+            ticket: Arc::new(Ticket::parse(ticket)?),
+            number: message.run,
+            first: ChunkIndex(message.first),
+            base_digest,
+            base,
+        })
+    }
+}
+
+/// Who answers for a link, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Under what it was made.
+    pub run: Arc<Run>,
+    /// The maker's signature.
+    pub signature: LinkSignature,
+}
+
+/// A link with who answers for it: what can be shown to others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// The content.
+    pub content: Digest,
+    /// The chunk.
+    pub chunk: ChunkIndex,
+    /// The link.
+    pub link: Link,
+    /// Who answers for it.
+    pub statement: Statement,
+}
+
+impl PartialOrd for Signed {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Signed {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        let key = |signed: &Self| (signed.signed_bytes(), signed.statement.signature);
+        key(self).cmp(&key(other))
+    }
+}
+
+/// How signatures are checked.
+pub trait Verify {
+    /// Whether the fleet's authority signed this ticket.
+    fn ticket(&self, ticket: &Ticket) -> bool;
+    /// Whether the holder of this key signed these bytes.
+    fn link(&self, key: &LinkKey, bytes: &[u8], signature: &LinkSignature) -> bool;
+}
+
+/// Why a statement isn't accepted. Its link isn't stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StatementError {
+    /// The ticket isn't of this fleet's authority.
+    #[error("ticket isn't signed by the fleet's authority")]
+    Ticket,
+    /// The ticket is of another content; or a link is made under a standing one, which takes a coordinator that is away.
+    #[error("ticket doesn't allow to make links of this content")]
+    Unleased,
+    /// The ticket has expired, by this host's clock.
+    #[error("ticket has expired")]
+    Expired,
+    /// The first link of a run doesn't start where its base ends.
+    #[error("link doesn't start where the one that it went on from ends")]
+    Base,
+    /// The maker didn't sign this.
+    #[error("link isn't signed by its maker")]
+    Signature,
+}
+
+impl Signed {
+    /// Signs a link.
+    #[must_use]
+    pub fn new(
+        content: Digest,
+        chunk: ChunkIndex,
+        link: Link,
+        run: Arc<Run>,
+        sign: impl FnOnce(&[u8]) -> LinkSignature,
+    ) -> Self {
+        let signature = sign(&link_bytes(&content, chunk, &link, &run));
+        Self {
+            content,
+            chunk,
+            link,
+            statement: Statement { run, signature },
+        }
+    }
+
+    /// The host that answers for it.
+    #[must_use]
+    pub fn maker(&self) -> &HostId {
+        &self.statement.run.ticket.maker
+    }
+
+    /// What the maker signed.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        link_bytes(&self.content, self.chunk, &self.link, &self.statement.run)
+    }
+
+    /// Checks that its maker signed it and was allowed to. `now` is in Unix seconds; `alone`: this host is without a
+    /// coordinator, or was a moment ago, and so believes links that are made under a standing ticket.
+    ///
+    /// # Errors
+    /// When it isn't to be stored.
+    pub fn verify(
+        &self,
+        now: u64,
+        alone: bool,
+        verify: &impl Verify,
+    ) -> Result<(), StatementError> {
+        let run = &*self.statement.run;
+        let ticket = &*run.ticket;
+        if now >= ticket.expires_at {
+            return Err(StatementError::Expired);
+        }
+        self.verify_signed(alone, verify)?;
+        let Some(base) = &run.base else { return Ok(()) };
+        // that a base is old says nothing against who goes on from it
+        base.verify_signed(true, verify)?;
+        if self.chunk == run.first && self.link.before != base.link.after {
+            return Err(StatementError::Base);
+        }
+        Ok(())
+    }
+
+    /// Checks the signatures, of old statements too: what convicts.
+    ///
+    /// # Errors
+    /// When its maker didn't sign it, or the authority not its ticket.
+    pub fn verify_signed(&self, alone: bool, verify: &impl Verify) -> Result<(), StatementError> {
+        let run = &*self.statement.run;
+        let ticket = &*run.ticket;
+        let allowed = match ticket.content {
+            Some(content) => content == self.content,
+            None => run.is_vouched() || alone,
+        };
+        if !allowed {
+            return Err(StatementError::Unleased);
+        }
+        if self.chunk < run.first {
+            return Err(StatementError::Base);
+        }
+        if !verify.ticket(ticket) {
+            return Err(StatementError::Ticket);
+        }
+        if !verify.link(&ticket.key, &self.signed_bytes(), &self.statement.signature) {
+            return Err(StatementError::Signature);
+        }
+        Ok(())
+    }
+
+    fn without_base(mut self) -> Self {
+        if self.statement.run.base.is_some() {
+            let run = Run {
+                base: None,
+                ..(*self.statement.run).clone()
+            };
+            self.statement.run = Arc::new(run);
+        }
+        self
+    }
+
+    /// The link as it travels.
+    #[must_use]
+    pub fn to_message(&self) -> message::Link {
+        let statement = message::Statement {
+            signature: self.statement.signature.to_vec(),
+            ..self.statement.run.to_message()
+        };
+        message::Link {
+            statement: Some(Box::new(statement)),
+            ..message::Link::new(&self.link, self.maker())
+        }
+    }
+
+    /// Reads a link of this chunk that came with a statement. Nothing is checked yet.
+    ///
+    /// # Errors
+    /// When a field isn't what it should be, or there is no statement.
+    pub fn parse(
+        content: Digest,
+        chunk: ChunkIndex,
+        link: &message::Link,
+    ) -> Result<Self, FieldError> {
+        Self::parse_at(content, chunk, link, 0)
+    }
+
+    fn parse_at(
+        content: Digest,
+        chunk: ChunkIndex,
+        message: &message::Link,
+        depth: u32,
+    ) -> Result<Self, FieldError> {
+        let (link, maker) = message.parse()?;
+        let statement = message.statement.as_ref().ok_or(FieldError::Unsigned)?;
+        let run = Run::parse_at(content, statement, depth)?;
+        if run.ticket.maker != maker {
+            return Err(FieldError::Statement);
+        }
+        let signature = statement.signature.as_slice().try_into();
+        Ok(Self {
+            content,
+            chunk,
+            link,
+            statement: Statement {
+                run: Arc::new(run),
+                signature: signature.map_err(|_| FieldError::Statement)?,
+            },
+        })
+    }
+}
+
+fn link_bytes(content: &Digest, chunk: ChunkIndex, link: &Link, run: &Run) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    bytes.extend_from_slice(LINK_DOMAIN);
+    bytes.extend_from_slice(content.as_bytes());
+    bytes.extend_from_slice(&chunk.0.to_be_bytes());
+    bytes.extend_from_slice(&link.before.to_bytes());
+    bytes.extend_from_slice(&link.after.to_bytes());
+    bytes.extend_from_slice(&link.fingerprint.0);
+    let (known, blob_offset, skip_bytes) = link.resume.map_or((0, 0, 0), |resume| {
+        (1, resume.blob_offset, resume.skip_bytes)
+    });
+    bytes.push(known);
+    bytes.extend_from_slice(&blob_offset.to_be_bytes());
+    bytes.extend_from_slice(&skip_bytes.to_be_bytes());
+    bytes.extend_from_slice(&run.ticket.number.to_be_bytes());
+    bytes.extend_from_slice(&run.number.to_be_bytes());
+    bytes.extend_from_slice(&run.first.0.to_be_bytes());
+    let base = run.base_digest.map_or([0; 32], |digest| *digest.as_bytes());
+    bytes.extend_from_slice(&base);
+    bytes
+}
+
+/// What two links of one maker that can't both be true say about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contradiction {
+    /// It signed something false, or the registry gave it other bytes the second time.
+    False,
+    /// It lies: within a run it made both itself, and what it vouches for it has verified.
+    Lie,
+}
+
+/// What these two links say about the host that signed both; `None` where both may be true, or two hosts signed them. The
+/// caller has checked the signatures.
+#[must_use]
+pub fn contradiction(one: &Signed, other: &Signed) -> Option<Contradiction> {
+    let (a, b) = (&*one.statement.run, &*other.statement.run);
+    if one.content != other.content || a.ticket.maker != b.ticket.maker {
+        return None;
+    }
+    let differ = one.chunk == other.chunk && states(&one.link) != states(&other.link);
+    let apart = |one: &Signed, other: &Signed| {
+        one.chunk.0.checked_add(1) == Some(other.chunk.0) && one.link.after != other.link.before
+    };
+    if a.is_same(b) && (differ || apart(one, other) || apart(other, one)) {
+        return Some(Contradiction::Lie);
+    }
+    let forked = differ && one.link.before == other.link.before;
+    (forked && !a.is_vouched() && !b.is_vouched()).then_some(Contradiction::False)
+}
+
+fn states(link: &Link) -> (State, State) {
+    (link.before, link.after)
+}
+
+/// Who is to blame for a signed link, now that the content's true states are known: `truth` gives the state before each
+/// chunk, and that after the last one under the number after it.
+///
+/// `None` where the link is true, or its maker went on from another's false link and can't be told to have lied. A base
+/// that is false is judged in its place.
+#[must_use]
+pub fn judge(signed: &Signed, truth: &impl Fn(ChunkIndex) -> Option<State>) -> Option<Signed> {
+    let after = |chunk: ChunkIndex| truth(ChunkIndex(chunk.0.checked_add(1)?));
+    let before_is_true = truth(signed.chunk)? == signed.link.before;
+    let after_is_true = after(signed.chunk)? == signed.link.after;
+    if before_is_true && after_is_true {
+        return None;
+    }
+    let run = &*signed.statement.run;
+    // it made it of a true state, or of its own of the beginning
+    if before_is_true || run.is_vouched() || run.first.0 == 0 {
+        return Some(signed.clone());
+    }
+    let Some(base) = &run.base else {
+        // a base's own base isn't at hand: others have its maker's links, and judge those
+        return None;
+    };
+    if after(base.chunk)? == base.link.after {
+        return Some(signed.clone());
+    }
+    judge(base, truth)
+}
+
+#[cfg(test)]
+mod tests;
