@@ -43,6 +43,7 @@ use crate::{
     fetch::{self, FetchEnd},
     metrics::Metrics,
     mirror::{Ears, Wish, blob::Blob},
+    notary::Notary,
     peer::{self, Brought},
     reconcile::Reconciler,
     session::Heard,
@@ -78,6 +79,7 @@ pub(crate) struct Parts {
     pub(crate) endpoint: Endpoint,
     pub(crate) store: Arc<Store>,
     pub(crate) origin: fetch::Origin,
+    pub(crate) notary: Arc<Notary>,
     pub(crate) tart: Option<Arc<crate::golden::Goldens>>,
     pub(crate) metrics: Metrics,
     /// The mirror's wishes and cache, where there is one.
@@ -254,7 +256,7 @@ enum Waiting {
         peer: HostKey,
         id: ContentId,
         chunk: ChunkIndex,
-        header: proto::message::ChunkHeader,
+        header: Box<proto::message::ChunkHeader>,
         sender: link::Sender,
         receiver: link::Receiver,
     },
@@ -286,6 +288,7 @@ pub(crate) struct Driver {
     endpoint: Endpoint,
     store: Arc<Store>,
     origin: fetch::Origin,
+    notary: Arc<Notary>,
     goldens: Option<Arc<crate::golden::Goldens>>,
     metrics: Metrics,
     coordinator: HostId,
@@ -310,7 +313,7 @@ pub(crate) struct Driver {
     leases: BTreeMap<ContentId, report::Lease>,
     /// Ends of leases that aren't reported yet.
     ended_leases: Vec<proto::message::LeaseState>,
-    /// Leases of contents whose stage is being made ready.
+    /// Leases of contents whose stage is being made ready. Their tickets are with the notary.
     early_leases: Vec<(Digest, Option<Digest>)>,
     /// Images that this version can't stage, with their references and why.
     declined: BTreeMap<Digest, (Vec<String>, String)>,
@@ -362,6 +365,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         endpoint: parts.endpoint.clone(),
         store: parts.store,
         origin: parts.origin,
+        notary: parts.notary,
         goldens: parts.tart,
         metrics: parts.metrics,
         coordinator: parts.coordinator,
@@ -906,7 +910,7 @@ impl Driver {
                         peer,
                         id,
                         chunk,
-                        header,
+                        header: Box::new(header),
                         sender,
                         receiver,
                     },
@@ -1020,7 +1024,7 @@ impl Driver {
             });
             return;
         };
-        let transfer = transfer::accept_push(peer, header, sender, receiver, subject);
+        let transfer = transfer::accept_push(peer, *header, sender, receiver, subject);
         self.receive(peer, id, chunk, transfer);
     }
 

@@ -22,9 +22,11 @@ use origin::{
     Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
 };
 use proto::{
-    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Source, State, causes,
+    Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Signed, Source, State,
+    Statement, causes,
     image::ContentKind,
     message::{LeaseEnd, OriginFault, PullToken},
+    statement::Run,
 };
 use sha2::Digest as _;
 use swarm::event::ContentId;
@@ -38,6 +40,7 @@ use crate::{
     apple_lz4::{self, Position, WINDOW_BYTES},
     config::OriginConfig,
     driver::Input,
+    notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable},
     store::WriteError,
     transfer::{self, Cache, Packed},
@@ -229,6 +232,8 @@ pub(crate) struct Job {
     /// As it was ordered; a newer token comes while the fetch runs.
     pub(crate) access: watch::Receiver<Access>,
     pub(crate) me: HostId,
+    /// Signs the links that are made; without it they stay on this host.
+    pub(crate) notary: Option<Arc<Notary>>,
     pub(crate) cache: Arc<Cache>,
     /// The chunk to pause before; only rises.
     pub(crate) until: watch::Receiver<u32>,
@@ -438,6 +443,8 @@ struct Start {
     decoder: Decoder,
     /// Raw bytes that come before the chunk.
     skip: usize,
+    /// The link that it goes on from, where somebody answers for that.
+    base: Option<Signed>,
 }
 
 /// Turns blob bytes into raw bytes.
@@ -476,6 +483,10 @@ impl Reading {
                 raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
                 unreported: 0,
                 ended: false,
+                run: job
+                    .notary
+                    .as_ref()
+                    .and_then(|notary| notary.run(&job.content, start.base)),
             },
         }
     }
@@ -591,6 +602,7 @@ fn beginning(job: &Job) -> Start {
         blob_offset: 0,
         decoder,
         skip: 0,
+        base: None,
     }
 }
 
@@ -618,24 +630,35 @@ async fn resume(job: &Job) -> Start {
     let (content, kind, geometry) = (job.content, job.kind, job.geometry);
     let held = job.first_missing();
     let (_, blob_size) = job.blob();
+    let notary = job.notary.clone();
     let found = tokio::task::spawn_blocking(move || {
         let missing = joined(&shelf, content, held);
         let last = missing.checked_sub(1)?;
         let (link, _) = shelf.link(content, ChunkIndex(last))?;
         if kind == ContentKind::Blob {
             let blob_offset = geometry.offset(ChunkIndex(missing));
+            let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(last));
+            if notary.is_some() && base.is_none() {
+                return None;
+            }
             return Some(Start {
                 chunk: missing,
                 state: link.after,
                 blob_offset,
                 decoder: Decoder::Plain,
                 skip: 0,
+                base,
             });
         }
         let hint = link.resume?;
         // any sender's word: what can't be true isn't followed, and what only is false shows in what it decodes to
         let previous = last.checked_sub(1)?;
         let behind = shelf.link(content, ChunkIndex(previous))?.0.resume;
+        // nobody believes a link that goes on from what nobody answers for
+        let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(previous));
+        if notary.is_some() && base.is_none() {
+            return None;
+        }
         if !is_plausible(hint, blob_size, behind) {
             return None;
         }
@@ -663,9 +686,30 @@ async fn resume(job: &Job) -> Start {
             blob_offset,
             decoder: Decoder::Lz4(Box::new(decoder)),
             skip,
+            base,
         })
     });
     found.await.ok().flatten().unwrap_or_else(|| beginning(job))
+}
+
+/// The link of a held chunk, with who answers for it.
+fn signed(
+    notary: Option<&Notary>,
+    shelf: &Shelf,
+    content: Digest,
+    chunk: ChunkIndex,
+) -> Option<Signed> {
+    let (link, _) = shelf.link(content, chunk)?;
+    match shelf.answer(content, chunk) {
+        Answer::Holder => notary?.vouch(content, chunk, link),
+        Answer::Maker(statement) => Some(Signed {
+            content,
+            chunk,
+            link,
+            statement,
+        }),
+        Answer::Nobody => None,
+    }
 }
 
 /// Whether a place to go on from can be one in this blob: inside of it, at a chunk that starts within its block, and not
@@ -692,6 +736,8 @@ struct Assembly {
     unreported: u64,
     /// The compressed stream came to its proper end.
     ended: bool,
+    /// Under which links are signed; absent where this host has no ticket.
+    run: Option<Arc<Run>>,
 }
 
 impl Assembly {
@@ -771,12 +817,16 @@ impl Assembly {
         let (geometry, content, state) = (job.geometry, job.content, self.state);
         let (shelves, me, cache) = (job.shelves.clone(), job.me.clone(), job.cache.clone());
         let doubted = job.doubted;
+        let signer = job.notary.clone().zip(self.run.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let link = Link {
                 resume,
                 ..Link::forge(geometry, chunk, state, &bytes)
             };
-            let (conflict, unwritable) = store(&shelves, &me, content, chunk, &bytes, link)?;
+            let signed = signer.map(|(notary, run)| notary.sign(content, chunk, link, &run));
+            let statement = signed.as_ref().map(|signed| &signed.statement);
+            let made = (&me, statement);
+            let (conflict, unwritable) = store(&shelves, made, content, chunk, &bytes, link)?;
             // every link that we made after it rests on the one that was false
             let false_links = if conflict && doubted {
                 let after = ChunkIndex(chunk.0 + 1);
@@ -784,17 +834,15 @@ impl Assembly {
             } else {
                 None
             };
-            let (encoding, packed) = transfer::pack(bytes);
-            cache.keep(
-                content,
-                chunk,
-                Packed {
-                    link,
-                    maker: me,
+            if let Some(signed) = signed {
+                let (encoding, bytes) = transfer::pack(bytes);
+                let packed = Packed {
+                    signed,
                     encoding,
-                    bytes: packed,
-                },
-            );
+                    bytes,
+                };
+                cache.keep(content, chunk, packed);
+            }
             Ok::<_, Broke>((link.after, conflict, false_links, unwritable))
         });
         let stored = stored.await.map_err(|_| Broke::Unwanted)??;
@@ -862,7 +910,7 @@ pub(crate) fn retract(
 /// Stores a chunk that we made a link for; whether it takes the place of another one, and images that couldn't take it.
 fn store(
     shelves: &[Shelf],
-    me: &HostId,
+    (me, statement): (&HostId, Option<&Statement>),
     content: Digest,
     chunk: ChunkIndex,
     bytes: &[u8],
@@ -890,6 +938,7 @@ fn store(
         link,
         source,
         maker: me,
+        statement,
     };
     match shelf::write_all(shelves, arrival) {
         Ok(unwritable) => Ok((conflict, unwritable)),

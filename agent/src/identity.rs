@@ -225,7 +225,13 @@ impl Identity {
 ///
 /// A secret that can't be read or kept costs only time: peers then notice a restart later. So that is logged and no error.
 pub(crate) fn reset_secret(dir: &Path) -> ResetSecret {
-    let path = dir.join("reset.key");
+    ResetSecret::new(kept_secret(dir, "reset.key"))
+}
+
+/// 32 random bytes that are made once and kept in this file. Where they can't be read or kept, others serve until the program
+/// ends.
+pub(crate) fn kept_secret(dir: &Path, name: &str) -> [u8; 32] {
+    let path = dir.join(name);
     // 32 bytes written as a digest is
     let kept = std::fs::read_to_string(&path).ok().and_then(|text| {
         format!("sha256:{}", text.trim())
@@ -233,7 +239,7 @@ pub(crate) fn reset_secret(dir: &Path) -> ResetSecret {
             .ok()
     });
     if let Some(kept) = kept {
-        return ResetSecret::new(*kept.as_bytes());
+        return *kept.as_bytes();
     }
     let mut bytes = [0; 32];
     let random = rustls::crypto::ring::default_provider().secure_random;
@@ -245,9 +251,9 @@ pub(crate) fn reset_secret(dir: &Path) -> ResetSecret {
             replace(&path, text.as_bytes())
         });
     if let Err(error) = kept {
-        tracing::warn!(path = %path.display(), %error, "the secret for resets isn't kept: after a restart peers find out late");
+        tracing::warn!(path = %path.display(), %error, "a secret of this host isn't kept: after a restart it has another one");
     }
-    ResetSecret::new(bytes)
+    bytes
 }
 
 /// A certificate as PEM.
@@ -266,7 +272,7 @@ pub(crate) fn pem(der: &[u8]) -> String {
 }
 
 /// Writes a file whole or not at all, readable by its owner only: temporary file, sync, rename, sync the directory.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -319,6 +325,30 @@ pub(crate) mod tests {
                 issuer: Issuer::new(params, key),
                 pem,
             }
+        }
+
+        /// Credentials of a host, good for a day.
+        pub(crate) fn credentials(&self, host: &str) -> Credentials {
+            let key = KeyPair::generate().unwrap();
+            let chain = self.chain(host, &key, SystemTime::now() + DAY);
+            Credentials::from_pem(&chain, &key.serialize_pem(), &self.pem).unwrap()
+        }
+
+        /// A ticket, as the coordinator gives it.
+        pub(crate) fn ticket(
+            &self,
+            content: Option<proto::Digest>,
+            host: &str,
+            key: proto::statement::LinkKey,
+            number: u64,
+            expires_at: u64,
+        ) -> proto::message::Ticket {
+            use rcgen::SigningKey as _;
+
+            let host = host.parse().unwrap();
+            let sign = |bytes: &[u8]| self.issuer.key().sign(bytes);
+            let ticket = proto::Ticket::issue(content, &host, key, number, expires_at, sign);
+            ticket.unwrap().to_message()
         }
 
         fn chain(&self, host: &str, key: &KeyPair, expires: SystemTime) -> String {

@@ -17,6 +17,7 @@ mod install;
 mod log_file;
 pub mod metrics;
 pub mod mirror;
+mod notary;
 mod peer;
 pub mod platform;
 pub mod program;

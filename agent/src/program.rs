@@ -27,6 +27,7 @@ use crate::{
     log_file::LogFile,
     metrics::Metrics,
     mirror::{self, Mirror},
+    notary::Notary,
     purgeable, session, standalone,
     store::Store,
 };
@@ -126,6 +127,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let identity = Identity::load(&config.state_dir)?;
     let credentials = identity.credentials()?;
     let me = credentials.host().clone();
+    let notary = Arc::new(Notary::open(&credentials, &config.state_dir));
     let coordinator: HostId = COORDINATOR.parse().context("the coordinator's name")?;
     let (metrics, registry) = Metrics::new();
     let listener = admin::bind(config.admin).await?;
@@ -212,6 +214,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     });
     let parts = Parts {
         origin,
+        notary,
         config,
         me,
         endpoint,

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source,
+    Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source, Statement,
     chain::{Entered, Verdict},
 };
 
@@ -21,6 +21,8 @@ pub(crate) struct Arrival<'a> {
     pub(crate) link: Link,
     pub(crate) source: Source,
     pub(crate) maker: &'a HostId,
+    /// Who answers for the link.
+    pub(crate) statement: Option<&'a Statement>,
 }
 
 /// An image whose files can't be written, and why. Others that have the same content go on without it.
@@ -85,6 +87,7 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
                 link: found.link,
                 source: found.source,
                 maker: &found.maker,
+                statement: found.statement(),
             };
             match (to.write(arrival), to) {
                 (Ok(_) | Err(WriteError::Rejected(_)), _) => {}
@@ -118,10 +121,19 @@ impl Shelf {
             link,
             source,
             maker,
+            statement,
         } = arrival;
+        let maker = (maker, statement);
         match self {
-            Self::Stage(stage) => stage.write(content, chunk, bytes, link, source, maker),
+            Self::Stage(stage) => stage.write_stated(content, chunk, bytes, link, source, maker),
             Self::Blob(blob) => blob.write(chunk, bytes, link, source, maker),
+        }
+    }
+
+    pub(crate) fn answer(&self, content: Digest, chunk: ChunkIndex) -> Answer {
+        match self {
+            Self::Stage(stage) => stage.answer(content, chunk),
+            Self::Blob(blob) => blob.answer(chunk),
         }
     }
 

@@ -275,6 +275,7 @@ async fn fetch_all(
                 reference: image.to_owned(),
                 access: access.clone(),
                 me: me.clone(),
+                notary: None,
                 cache: Arc::new(Cache::default()),
                 until: until.clone(),
                 moved: Arc::default(),

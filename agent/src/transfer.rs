@@ -11,12 +11,13 @@ use std::{
 use bytes::Bytes;
 use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
-    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Source,
+    Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Signed, Source,
     chain::RejectLinkError,
     message::{
-        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, Link as WireLink, PeerOpen,
-        PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
+        ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
+        PeerOpen, PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
     },
+    statement::StatementError,
 };
 use swarm::{
     action::Declined,
@@ -24,8 +25,10 @@ use swarm::{
 };
 
 use tokio::time::timeout;
+use tracing::debug;
 
 use crate::{
+    notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable},
     store::{HeldChunk, WriteError},
 };
@@ -51,8 +54,8 @@ const CACHE_BYTES: usize = 32 << 20;
 /// A chunk as it travels.
 #[derive(Clone, Debug)]
 pub(crate) struct Packed {
-    pub(crate) link: Link,
-    pub(crate) maker: HostId,
+    /// Its link, with who answers for it.
+    pub(crate) signed: Signed,
     pub(crate) encoding: Encoding,
     pub(crate) bytes: Bytes,
 }
@@ -150,6 +153,7 @@ pub(crate) struct Subject {
     /// Where its bytes are or shall be. The first that has them is read; all are written.
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) cache: Arc<Cache>,
+    pub(crate) notary: Arc<Notary>,
     /// Nothing that this host made is taken: it is us, and we have just taken that back.
     pub(crate) retracted: Option<HostKey>,
 }
@@ -452,7 +456,7 @@ async fn read(receiver: &mut Receiver, bytes: &mut [u8]) -> Option<()> {
 
 fn header(packed: &Packed) -> ChunkHeader {
     ChunkHeader {
-        link: Some(WireLink::new(&packed.link, &packed.maker)),
+        link: Some(packed.signed.to_message()),
         encoding: packed.encoding.into(),
         wire_bytes: u32::try_from(packed.bytes.len()).unwrap_or(u32::MAX),
     }
@@ -466,13 +470,11 @@ async fn load(subject: Subject) -> Option<Packed> {
     let loaded = tokio::task::spawn_blocking(move || {
         let mut shelves = subject.shelves.iter();
         let read = |shelf: &Shelf| shelf.read(subject.content, subject.chunk).ok().flatten();
-        let HeldChunk {
-            bytes, link, maker, ..
-        } = shelves.find_map(read)?;
-        let (encoding, bytes) = pack(bytes);
+        let held = shelves.find_map(read)?;
+        let signed = answered(&subject, &held)?;
+        let (encoding, bytes) = pack(held.bytes);
         let packed = Packed {
-            link,
-            maker,
+            signed,
             encoding,
             bytes,
         };
@@ -484,6 +486,52 @@ async fn load(subject: Subject) -> Option<Packed> {
     loaded.await.ok().flatten()
 }
 
+/// The link of a held chunk with who answers for it: this host where it knows that the link is true, else who made it.
+/// `None` where nobody does.
+fn answered(subject: &Subject, held: &HeldChunk) -> Option<Signed> {
+    let (content, chunk) = (subject.content, subject.chunk);
+    match &held.answer {
+        Answer::Holder => subject.notary.vouch(content, chunk, held.link),
+        Answer::Maker(statement) => Some(Signed {
+            content,
+            chunk,
+            link: held.link,
+            statement: statement.clone(),
+        }),
+        Answer::Nobody => None,
+    }
+}
+
+/// Who answers for a link that came, where somebody does; else how the transfer ends.
+fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Receipt>> {
+    let bad = || {
+        Box::new(Receipt {
+            false_bytes: true,
+            ..Receipt::failed(Failure::Bad)
+        })
+    };
+    let refused = || Box::new(Receipt::failed(Failure::Refused));
+    let link = link.ok_or_else(bad)?;
+    let signed = match Signed::parse(subject.content, subject.chunk, link) {
+        Ok(signed) => signed,
+        // an agent of an older version: the coordinator names it
+        Err(FieldError::Unsigned) => return Err(refused()),
+        Err(_) => return Err(bad()),
+    };
+    match subject.notary.check(&signed) {
+        Ok(()) => Ok(signed),
+        // true to another clock, or to a host that was without a coordinator, or trusts another authority too
+        Err(
+            error @ (StatementError::Expired | StatementError::Unleased | StatementError::Ticket),
+        ) => {
+            debug!(chunk = subject.chunk.0, maker = %signed.maker(), %error, "a chunk isn't taken");
+            Err(refused())
+        }
+        // whoever sends this has checked nothing, or made it up
+        Err(StatementError::Base | StatementError::Signature) => Err(bad()),
+    }
+}
+
 /// Reads the chunk that this header announces, checks it against the link it came with, and stores it.
 async fn take(
     peer: HostKey,
@@ -492,8 +540,14 @@ async fn take(
     subject: Subject,
 ) -> Receipt {
     let length = subject.geometry.len(subject.chunk) as usize;
-    let parsed = header.link.as_ref().and_then(|link| link.parse().ok());
-    let (Some((link, maker)), Ok(encoding)) = (parsed, Encoding::try_from(header.encoding)) else {
+    let signed = match check(&subject, header.link.as_ref()) {
+        Ok(signed) => signed,
+        Err(receipt) => {
+            receiver.stop(StreamCode::CANCELLED);
+            return *receipt;
+        }
+    };
+    let Ok(encoding) = Encoding::try_from(header.encoding) else {
         receiver.stop(StreamCode::CANCELLED);
         return Receipt {
             false_bytes: true,
@@ -522,8 +576,7 @@ async fn take(
     let wire_bytes = wire.len() as u64;
     let stored = tokio::task::spawn_blocking(move || {
         let packed = Packed {
-            link,
-            maker,
+            signed,
             encoding,
             bytes: wire.into(),
         };
@@ -550,12 +603,13 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
             ..bad()
         };
     };
-    if !packed.link.holds(subject.geometry, subject.chunk, &bytes) {
+    let link = packed.signed.link;
+    if !link.holds(subject.geometry, subject.chunk, &bytes) {
         return bad();
     }
     let source = Source {
         sender: peer,
-        maker: packed.maker.key(),
+        maker: packed.signed.maker().key(),
     };
     if subject.retracted == Some(source.maker) {
         return Receipt::failed(Failure::Refused);
@@ -564,9 +618,10 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         content: subject.content,
         chunk: subject.chunk,
         bytes: &bytes,
-        link: packed.link,
+        link,
         source,
-        maker: &packed.maker,
+        maker: packed.signed.maker(),
+        statement: Some(&packed.signed.statement),
     };
     let unwritable = match shelf::write_all(&subject.shelves, arrival) {
         Ok(unwritable) => unwritable,
@@ -578,7 +633,7 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
                 Failure::Disproved
             };
             return Receipt {
-                false_link: Some(packed.maker),
+                false_link: Some(packed.signed.maker().clone()),
                 ..Receipt::failed(failure)
             };
         }

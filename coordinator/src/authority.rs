@@ -12,10 +12,11 @@ use std::{
 };
 
 use link::{IdentityError, Leaf, ResetSecret};
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, Ticket, statement::LinkKey};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
+    SigningKey as _,
 };
 use rustls::server::ParsedCertificate;
 use rustls_pki_types::{
@@ -295,6 +296,27 @@ impl Authority {
             .signed_by(key, &self.issuer)
             .map_err(|error| IssueError::Sign(error.to_string()))?;
         Ok(vec![leaf.der().clone(), self.certificate.clone()])
+    }
+
+    /// A ticket to make links of a content, or a standing one, for this host's key; good for `lifetime` from now.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn ticket(
+        &self,
+        content: Option<Digest>,
+        host: &HostId,
+        key: LinkKey,
+        number: u64,
+        lifetime: Duration,
+    ) -> Result<Ticket, IssueError> {
+        let expires = SystemTime::now() + lifetime;
+        let expires = expires.duration_since(SystemTime::UNIX_EPOCH);
+        let expires = expires.unwrap_or_default().as_secs();
+        Ticket::issue(content, host, key, number, expires, |bytes| {
+            self.issuer.key().sign(bytes)
+        })
+        .map_err(|error| IssueError::Sign(error.to_string()))
     }
 
     /// A fresh key and certificate for the coordinator itself.

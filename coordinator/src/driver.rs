@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{Digest, HostId, HostKey, Moment, message};
+use proto::{Digest, HostId, HostKey, Moment, message, statement::LinkKey};
 use rollout::{
     names::{Claims, NotAsked, Told},
     stage::{Event, Plan},
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
+    authority::Authority,
     config::Config,
     fleet::Membership,
     metrics::Metrics,
@@ -48,6 +49,7 @@ mod roster;
 mod show;
 #[cfg(test)]
 mod tests;
+mod tickets;
 mod took;
 mod words;
 
@@ -274,6 +276,10 @@ struct Session {
     greeted: bool,
     /// The epoch of the roster that the host has, 0 for none; `None` for a version that knows whole rosters only.
     roster: Option<u64>,
+    /// The key with which the host signs links; `None` for a version that doesn't: it takes no part in staging.
+    link_key: Option<LinkKey>,
+    /// When the host is given its next standing ticket.
+    ticket_due: Moment,
     /// Images whose manifest it has, and the order that it took last for each (see [`orders::StageOrders`]): as it said at the
     /// beginning, and as it was told since.
     has: BTreeMap<Digest, u64>,
@@ -366,6 +372,9 @@ const MAX_BAD_CONTENTS: usize = 256;
 pub(crate) struct Driver {
     started: Instant,
     config: Config,
+    authority: Arc<Authority>,
+    /// The number of the last ticket.
+    last_ticket: u64,
     plan: Plan,
     membership: Arc<Membership>,
     hosts: BTreeMap<HostId, Host>,
@@ -414,6 +423,7 @@ pub(crate) struct Driver {
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) config: Config,
+    pub(crate) authority: Arc<Authority>,
     pub(crate) kept: Kept,
     pub(crate) membership: Arc<Membership>,
     pub(crate) publish: watch::Sender<Arc<View>>,
@@ -436,6 +446,8 @@ impl Driver {
             // without a cluster there is nothing to wait for
             placed: parts.config.cluster.is_none(),
             config: parts.config,
+            authority: parts.authority,
+            last_ticket: 0,
             membership: Arc::default(),
             hosts: BTreeMap::new(),
             bad_contents: BTreeMap::new(),

@@ -292,6 +292,7 @@ impl Coordinator {
         random::fill(&mut seed);
         let driver = Driver::new(driver::Parts {
             config: config.clone(),
+            authority: authority.clone(),
             kept,
             membership,
             publish,

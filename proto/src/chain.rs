@@ -20,6 +20,7 @@ use crate::{
     digest::{Digest, Hex},
     fingerprint::Fingerprint,
     host::HostKey,
+    statement::Statement,
 };
 
 /// SHA-256's inner state: eight big-endian 32-bit words.
@@ -183,6 +184,17 @@ pub struct Source {
     pub maker: HostKey,
 }
 
+/// Who answers for the link of a chunk, when it is passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Whoever holds it: the link is known to be true.
+    Holder,
+    /// Who made it, or vouched for it.
+    Maker(Statement),
+    /// Nobody: the chunk isn't held, or nobody signed its link. It isn't passed on.
+    Nobody,
+}
+
 /// The links of one content that a host holds the bytes for, and how far back from the digest they are proved.
 ///
 /// The caller checks each link against its bytes ([`Link::holds`]) before it enters them here.
@@ -198,10 +210,25 @@ pub struct Ledger {
     closed: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     link: Link,
     source: Source,
+    /// Kept until the chain is closed: from then on its holder vouches by itself.
+    statement: Option<Statement>,
+    /// The chain was closed since: the link is true, whatever else is lost.
+    sure: bool,
+}
+
+impl Entry {
+    /// Whether both fall together: links of one run, or of one source that nobody signed.
+    fn is_of_one_with(&self, other: &Self) -> bool {
+        match (&self.statement, &other.statement) {
+            (Some(one), Some(other)) => one.run.is_same(&other.run),
+            (None, None) => self.source == other.source,
+            _ => false,
+        }
+    }
 }
 
 /// Why a link can't enter a ledger.
@@ -231,12 +258,16 @@ pub enum Entered {
 }
 
 /// A link that the walk proved false. Its chunk isn't held any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// The false chunk.
     pub chunk: ChunkIndex,
+    /// Its link. Only the last one of a source is surely false; those before it may be true.
+    pub link: Link,
     /// Who sent it.
     pub source: Source,
+    /// Who answers for it.
+    pub statement: Option<Statement>,
 }
 
 impl Ledger {
@@ -274,8 +305,21 @@ impl Ledger {
     /// The link of a held chunk, and who sent it.
     #[must_use]
     pub fn link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
-        let entry = (*self.entries.get(chunk.0 as usize)?)?;
+        let entry = self.entries.get(chunk.0 as usize)?.as_ref()?;
         Some((entry.link, entry.source))
+    }
+
+    /// Who answers for the link of a chunk.
+    #[must_use]
+    pub fn answer(&self, chunk: ChunkIndex) -> Answer {
+        match self.entries.get(chunk.0 as usize).and_then(Option::as_ref) {
+            Some(entry) if entry.sure || self.is_proved(chunk) => Answer::Holder,
+            Some(Entry {
+                statement: Some(statement),
+                ..
+            }) => Answer::Maker(statement.clone()),
+            _ => Answer::Nobody,
+        }
     }
 
     /// Whether every chunk is held and the chain runs from the initial state to the digest: the content *is* verified.
@@ -299,23 +343,36 @@ impl Ledger {
         if chunk.0 + 1 == self.proved_from || self.is_proved(chunk) {
             return self
                 .entries
-                .get(chunk.0 as usize + 1)
-                .copied()
-                .flatten()
+                .get(chunk.0 as usize + 1)?
+                .as_ref()
                 .map(|entry| entry.link.before);
         }
         None
     }
 
-    /// Enters the link of a chunk whose bytes were found to fit it.
+    /// Enters the link of a chunk whose bytes were found to fit it, which nobody signed.
     ///
     /// # Errors
-    /// When the link can't be true. The sender made or passed on a lie; the bytes are to be dropped.
+    /// As [`enter_stated`](Self::enter_stated).
     pub fn enter(
         &mut self,
         chunk: ChunkIndex,
         link: Link,
         source: Source,
+    ) -> Result<Entered, RejectLinkError> {
+        self.enter_stated(chunk, link, source, None)
+    }
+
+    /// Enters the link of a chunk whose bytes were found to fit it, with who answers for it.
+    ///
+    /// # Errors
+    /// When the link can't be true: it is false, whoever made it; the bytes are to be dropped.
+    pub fn enter_stated(
+        &mut self,
+        chunk: ChunkIndex,
+        link: Link,
+        source: Source,
+        statement: Option<Statement>,
     ) -> Result<Entered, RejectLinkError> {
         if !self.geometry.contains(chunk) {
             return Err(RejectLinkError::NoSuchChunk(chunk));
@@ -332,7 +389,12 @@ impl Ledger {
         if !self.held.insert(chunk) {
             return Ok(Entered::Held);
         }
-        self.entries[chunk.0 as usize] = Some(Entry { link, source });
+        self.entries[chunk.0 as usize] = Some(Entry {
+            link,
+            source,
+            statement,
+            sure: false,
+        });
         Ok(Entered::New)
     }
 
@@ -353,20 +415,23 @@ impl Ledger {
         (from.0..self.proved_from)
             .map(ChunkIndex)
             .filter(|chunk| {
-                self.entries[chunk.0 as usize].is_some_and(|entry| entry.source.maker == maker)
+                let entry = self.entries[chunk.0 as usize].as_ref();
+                entry.is_some_and(|entry| entry.source.maker == maker)
             })
             .collect()
     }
 
     /// Walks back from the digest as far as the held links go, and drops the links that this proves false: the one
-    /// that doesn't end where the proved link after it starts, and every unproved one of the same source.
+    /// that doesn't end where the proved link after it starts, and every unproved one of the same run; where nobody signed
+    /// it, of the same source.
     ///
     /// Empty when nothing was found false. Everything after a verdict stays held and proved. Costs one comparison per
     /// newly proved chunk; the bytes aren't read.
     pub fn walk(&mut self) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         while let Some(chunk) = self.proved_from.checked_sub(1).map(ChunkIndex) {
-            let (Some(entry), Some(end)) = (self.entries[chunk.0 as usize], self.proved_end(chunk))
+            let (Some(entry), Some(end)) =
+                (&self.entries[chunk.0 as usize], self.proved_end(chunk))
             else {
                 break;
             };
@@ -375,15 +440,17 @@ impl Ledger {
                 self.proved_from = chunk.0;
                 continue;
             }
+            let entry = entry.clone();
             for earlier in (0..=chunk.0).map(ChunkIndex) {
-                let same = self.entries[earlier.0 as usize]
-                    .is_some_and(|other| other.source == entry.source);
-                if same {
+                let place = &mut self.entries[earlier.0 as usize];
+                let same = |other: &mut Entry| other.is_of_one_with(&entry);
+                if let Some(dropped) = place.take_if(same) {
                     self.held.remove(earlier);
-                    self.entries[earlier.0 as usize] = None;
                     verdicts.push(Verdict {
                         chunk: earlier,
-                        source: entry.source,
+                        link: dropped.link,
+                        source: dropped.source,
+                        statement: dropped.statement,
                     });
                 }
             }
@@ -392,6 +459,11 @@ impl Ledger {
         verdicts.reverse();
         self.closed =
             self.proved_from == 0 && (!self.geometry.is_empty() || self.digest == empty());
+        if self.closed {
+            for entry in self.entries.iter_mut().flatten() {
+                (entry.statement, entry.sure) = (None, true);
+            }
+        }
         verdicts
     }
 }

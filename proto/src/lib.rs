@@ -22,7 +22,7 @@ pub mod reference;
 pub mod statement;
 
 pub use causes::causes;
-pub use chain::{Ledger, Link, Resume, Source, State};
+pub use chain::{Answer, Ledger, Link, Resume, Source, State};
 pub use chunks::{CHUNK_BYTES, ChunkIndex, ChunkSet, Geometry};
 pub use digest::Digest;
 pub use fingerprint::Fingerprint;

@@ -137,13 +137,27 @@ impl Ticket {
         }
     }
 
+    /// The ticket as bytes, to be kept.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.to_message().encode_to_vec()
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) made. Its signature isn't checked here.
+    ///
+    /// # Errors
+    /// When it isn't a ticket.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, FieldError> {
+        Self::parse(&message::Ticket::decode(bytes).map_err(|_| FieldError::Statement)?)
+    }
+
     /// Reads a ticket. Its signature isn't checked here.
     ///
     /// # Errors
     /// When a field isn't what it should be.
     pub fn parse(message: &message::Ticket) -> Result<Self, FieldError> {
-        let long = message.body.len() > MAX_BODY_BYTES
-            || message.signature.len() > MAX_SIGNATURE_BYTES;
+        let long =
+            message.body.len() > MAX_BODY_BYTES || message.signature.len() > MAX_SIGNATURE_BYTES;
         if long {
             return Err(FieldError::Statement);
         }
@@ -263,6 +277,21 @@ impl Run {
             base: self.base.as_ref().map(|base| Box::new(base.to_message())),
             signature: Vec::new(),
         }
+    }
+
+    /// The run as bytes, to be journaled.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.to_message().encode_to_vec()
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) made, of a run over this content.
+    ///
+    /// # Errors
+    /// When it isn't a run.
+    pub fn from_bytes(content: Digest, bytes: &[u8]) -> Result<Self, FieldError> {
+        let message = message::Statement::decode(bytes).map_err(|_| FieldError::Statement)?;
+        Self::parse(content, &message)
     }
 
     /// Reads a run.

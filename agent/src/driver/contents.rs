@@ -295,6 +295,7 @@ impl Driver {
             chunk,
             shelves: content.shelves.clone(),
             cache: self.cache.clone(),
+            notary: self.notary.clone(),
             retracted: content
                 .retracted_at
                 .filter(|at| at.elapsed() < DROPPED_WITHIN)
@@ -714,6 +715,7 @@ impl Driver {
             access: access_now,
             doubted: false,
             me: self.me.clone(),
+            notary: Some(self.notary.clone()),
             cache: self.cache.clone(),
             until: receiver,
             moved: moved.clone(),
@@ -991,6 +993,7 @@ impl Driver {
     }
 
     pub(super) fn lease_lost(&mut self, digest: &Digest) {
+        self.notary.forget_lease(digest);
         if let Some(id) = self.contents.by_digest(digest).map(|content| content.id) {
             self.leases.remove(&id);
             self.metrics

@@ -577,8 +577,14 @@ fn copy(stage: &Stage, blob: &Blob) -> Result<(), String> {
             Ok(Look::Missing) => return Err("the image is gone".into()),
             Err(error) => return Err(error.to_string()),
         };
-        blob.write(chunk, &held.bytes, held.link, held.source, &held.maker)
-            .map_err(|error| error.to_string())?;
+        blob.write(
+            chunk,
+            &held.bytes,
+            held.link,
+            held.source,
+            (&held.maker, None),
+        )
+        .map_err(|error| error.to_string())?;
     }
     blob.walk().map_err(|error| error.to_string())?;
     Ok(())

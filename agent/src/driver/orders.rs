@@ -18,6 +18,7 @@ impl Driver {
         match heard {
             Heard::Up(reports) => {
                 self.session = Some(reports);
+                self.notary.set_connected(true);
                 self.reconciler.session();
                 // a session begins with nothing said
                 self.without_source = Some(Vec::new());
@@ -26,6 +27,7 @@ impl Driver {
             }
             Heard::Down(taken_in) => {
                 self.session = None;
+                self.notary.set_connected(false);
                 self.tell(Event::Coordinator(false));
                 // the next session begins with what is so after all orders of this one
                 self.report(false);
@@ -70,8 +72,16 @@ impl Driver {
             Some(order::Kind::Lease(grant)) => {
                 let image = Digest::try_from(grant.manifest_digest.as_slice()).ok();
                 self.with_digest(&grant.content, |driver, digest| {
-                    driver.leased(digest, image);
+                    match driver.notary.lease(digest, grant.ticket.as_ref()) {
+                        Ok(()) => driver.leased(digest, image),
+                        Err(error) => driver.give_lease_back(digest, &error.to_string()),
+                    }
                 });
+            }
+            Some(order::Kind::Ticket(ticket)) => {
+                if let Err(error) = self.notary.stand(Some(&ticket)) {
+                    warn!(%error, "ticket of the coordinator isn't taken");
+                }
             }
             Some(order::Kind::Revoke(revoke)) => {
                 self.with_digest(&revoke.content, |driver, digest| driver.lease_lost(&digest));

@@ -15,7 +15,7 @@ use proto::{
 };
 use swarm::{Event, Stall, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Driver, Input, MAX_BLAMES, image::Trouble};
 use crate::{
@@ -213,6 +213,7 @@ impl Driver {
                 .unwrap_or_default(),
             takes_names: true,
             roster_epoch: Some(self.members.epoch()),
+            link_key: self.notary.key().to_vec(),
         });
         let (contents, fetches) = (&self.contents, &self.fetches);
         let leases = self
@@ -447,6 +448,7 @@ impl Driver {
         let Some(lease) = self.leases.remove(&id) else {
             return;
         };
+        self.notary.forget_lease(&content);
         self.metrics
             .leases
             .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
@@ -475,6 +477,19 @@ impl Driver {
             OriginFault::Unspecified,
             String::new(),
         );
+    }
+
+    /// A lease that can't be used: nobody would take what was made of it.
+    pub(super) fn give_lease_back(&mut self, content: Digest, error: &str) {
+        warn!(%content, error, "a lease is given back");
+        self.ended_leases.push(LeaseState {
+            content: content.as_bytes().to_vec(),
+            end: LeaseEnd::OriginFailed.into(),
+            fault: OriginFault::Host.into(),
+            message: error.to_owned(),
+            ..LeaseState::default()
+        });
+        self.report_due = true;
     }
 
     /// A lease of a content that isn't known yet, because its stage is being made ready.

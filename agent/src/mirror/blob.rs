@@ -26,7 +26,8 @@ use std::{
 
 use origin::OriginError;
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
+    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
+    Statement,
     chain::{Entered, Verdict},
 };
 use tokio::sync::watch;
@@ -550,6 +551,12 @@ impl Blob {
         self.chunks()?.link(0, chunk)
     }
 
+    /// As [`Stage::answer`](crate::store::Stage::answer).
+    pub(crate) fn answer(&self, chunk: ChunkIndex) -> Answer {
+        let chunks = self.chunks();
+        chunks.map_or(Answer::Nobody, |chunks| chunks.answer(0, chunk))
+    }
+
     /// Whether the chunk with this byte came from the registry to this host, rather than from a peer.
     pub(super) fn is_ours(&self, offset: u64) -> bool {
         let chunk = u32::try_from(offset / proto::CHUNK_BYTES).map(ChunkIndex);
@@ -583,7 +590,7 @@ impl Blob {
         bytes: &[u8],
         link: Link,
         source: Source,
-        maker: &HostId,
+        maker: (&HostId, Option<&Statement>),
     ) -> Result<Entered, WriteError> {
         if self.is_whole() {
             return Ok(Entered::Held);

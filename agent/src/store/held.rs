@@ -24,7 +24,8 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
+    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
+    Statement,
     chain::{Entered, RejectLinkError, Verdict},
 };
 
@@ -130,8 +131,10 @@ pub struct HeldChunk {
     pub link: Link,
     /// Who sent it here, and who made it.
     pub source: Source,
-    /// The maker's id, to pass on with the link.
+    /// The maker's id.
     pub maker: HostId,
+    /// Who answers for the link.
+    pub answer: Answer,
 }
 
 /// What is known of a held chunk without its bytes.
@@ -140,10 +143,21 @@ pub(crate) struct Claim {
     pub(crate) link: Link,
     pub(crate) source: Source,
     pub(crate) maker: HostId,
+    pub(crate) answer: Answer,
     /// All its bytes are zero.
     pub(crate) zero: bool,
     /// It is known by the word of an earlier process alone.
     unread: bool,
+}
+
+impl HeldChunk {
+    /// What another holder can be told of who answers for it.
+    pub(crate) const fn statement(&self) -> Option<&Statement> {
+        match &self.answer {
+            Answer::Maker(statement) => Some(statement),
+            Answer::Holder | Answer::Nobody => None,
+        }
+    }
 }
 
 impl Claim {
@@ -156,12 +170,21 @@ impl Claim {
         (!self.zero || is_zero(bytes)) && self.link.holds(geometry, chunk, bytes)
     }
 
+    /// What another holder can be told of it.
+    fn statement(&self) -> Option<Statement> {
+        match &self.answer {
+            Answer::Maker(statement) => Some(statement.clone()),
+            Answer::Holder | Answer::Nobody => None,
+        }
+    }
+
     fn with(self, bytes: Vec<u8>) -> HeldChunk {
         HeldChunk {
             bytes,
             link: self.link,
             source: self.source,
             maker: self.maker,
+            answer: self.answer,
         }
     }
 }
@@ -181,7 +204,7 @@ pub(crate) enum Adopted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     /// The bytes are those of the link, at every place.
-    Sound(HeldChunk),
+    Sound(Box<HeldChunk>),
     /// They aren't, or can't be read. The chunk isn't held any more.
     Rotten,
     /// The chunk isn't held.
@@ -297,6 +320,7 @@ impl<F: Files> Held<F> {
                     zero,
                     sender,
                     maker,
+                    statement,
                 } => {
                     let Some(content) = self.find(&content).map(|at| &self.contents[at]) else {
                         continue;
@@ -307,7 +331,12 @@ impl<F: Files> Held<F> {
                     };
                     let mut chunks = hold(&content.chunks);
                     // a record that can't be true is left out: its chunk is fetched again
-                    if let Ok(Entered::New) = chunks.ledger.enter(chunk, link, source) {
+                    if let Ok(Entered::New) = chunks.ledger.enter_stated(
+                        chunk,
+                        link,
+                        source,
+                        statement.map(|statement| *statement),
+                    ) {
                         chunks.unread.insert(chunk);
                         if zero {
                             chunks.zero.insert(chunk);
@@ -371,6 +400,11 @@ impl<F: Files> Held<F> {
         self.chunks(at).ledger.link(chunk)
     }
 
+    /// Who answers for the link of a chunk.
+    pub(crate) fn answer(&self, at: usize, chunk: ChunkIndex) -> Answer {
+        self.chunks(at).ledger.answer(chunk)
+    }
+
     /// The chunks that are held by the word of an earlier process alone.
     pub(crate) fn unread(&self, at: usize) -> ChunkSet {
         self.chunks(at).unread.clone()
@@ -405,6 +439,7 @@ impl<F: Files> Held<F> {
             link,
             source,
             maker: self.hosts.find(source.maker)?,
+            answer: chunks.ledger.answer(chunk),
             zero: chunks.zero.contains(chunk),
             unread: chunks.unread.contains(chunk),
         })
@@ -426,7 +461,7 @@ impl<F: Files> Held<F> {
         bytes: &[u8],
         link: Link,
         source: Source,
-        maker: &HostId,
+        (maker, statement): (&HostId, Option<&Statement>),
     ) -> Result<Entered, WriteError> {
         let content = &self.contents[at];
         let geometry = content.geometry;
@@ -451,6 +486,7 @@ impl<F: Files> Held<F> {
             link,
             source,
             maker: maker.clone(),
+            answer: statement.cloned().map_or(Answer::Nobody, Answer::Maker),
             zero,
             unread: false,
         };
@@ -569,7 +605,10 @@ impl<F: Files> Held<F> {
             let lost = io::Error::other("the volume failed while it was written");
             return Err(not_stored(digest, chunk, lost));
         }
-        let entered = chunks.ledger.enter(chunk, claim.link, claim.source)?;
+        let statement = claim.statement();
+        let entered = chunks
+            .ledger
+            .enter_stated(chunk, claim.link, claim.source, statement)?;
         if claim.zero {
             chunks.zero.insert(chunk);
         }
@@ -582,6 +621,7 @@ impl<F: Files> Held<F> {
             zero: claim.zero,
             sender: claim.source.sender,
             maker: claim.maker.clone(),
+            statement: claim.statement().map(Box::new),
         });
         self.files.changed(turn.at, &chunks, None);
         Ok(entered)
@@ -601,7 +641,7 @@ impl<F: Files> Held<F> {
             if chunks.unread.contains(chunk) {
                 drop(chunks);
                 return Ok(match self.look(at, chunk)? {
-                    Look::Sound(held) => Some(held),
+                    Look::Sound(held) => Some(*held),
                     Look::Rotten | Look::Missing => None,
                 });
             }
@@ -653,7 +693,7 @@ impl<F: Files> Held<F> {
                 if chunks.unread.remove(chunk) {
                     self.files.changed(at, &chunks, None);
                 }
-                return Ok(Look::Sound(claim.with(bytes)));
+                return Ok(Look::Sound(Box::new(claim.with(bytes))));
             }
             self.lose(at, &mut chunks, chunk);
             drop(chunks);
@@ -755,6 +795,7 @@ impl<F: Files> Held<F> {
                     zero,
                     sender: source.sender,
                     maker: me.clone(),
+                    statement: None,
                 });
             }
             chunks.unread.remove(chunk);

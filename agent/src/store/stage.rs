@@ -15,7 +15,8 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
+    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
+    Statement,
     chain::{Entered, Verdict},
     image::{ContentSpec, DiskLayer, LayerName, Place},
 };
@@ -273,11 +274,35 @@ impl Stage {
         source: Source,
         maker: &HostId,
     ) -> Result<Entered, WriteError> {
+        self.write_stated(content, chunk, bytes, link, source, (maker, None))
+    }
+
+    /// The same, with who answers for the link.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_stated(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        bytes: &[u8],
+        link: Link,
+        source: Source,
+        (maker, statement): (&HostId, Option<&Statement>),
+    ) -> Result<Entered, WriteError> {
         let at = self
             .held
             .find(&content)
             .ok_or(WriteError::UnknownContent(content))?;
+        let maker = (maker, statement);
         self.held.write(at, chunk, bytes, link, source, maker)
+    }
+
+    /// Who answers for the link of a chunk.
+    #[must_use]
+    pub fn answer(&self, content: Digest, chunk: ChunkIndex) -> Answer {
+        let found = self.held.find(&content);
+        found.map_or(Answer::Nobody, |at| self.held.answer(at, chunk))
     }
 
     /// A held chunk; `None` when it isn't held, was dropped while it was read, or the image is gone. What an earlier process
@@ -427,7 +452,7 @@ impl Stage {
                 &held.bytes,
                 held.link,
                 held.source,
-                &held.maker,
+                (&held.maker, held.statement()),
             )?;
             if entered == Entered::New {
                 copied += u64::from(geometry.len(chunk));
@@ -688,7 +713,7 @@ impl Stage {
 /// blobs, and the journal.
 pub(super) fn needed_bytes(layout: &Layout) -> u64 {
     /// More than a chunk's record in the journal, including its dropping.
-    const RECORD_BYTES: u64 = 160;
+    const RECORD_BYTES: u64 = 256;
     let mut bytes = layout.disk_bytes() + (1 << 20);
     for content in layout.contents() {
         let blob = content

@@ -134,6 +134,8 @@ impl Driver {
             since: now,
             greeted: false,
             roster: hello.roster_epoch,
+            link_key: hello.link_key.as_slice().try_into().ok(),
+            ticket_due: now,
             has: has.take(MAX_IMAGES_PER_HOST).collect(),
         });
         known.lost_at = None;
@@ -148,7 +150,13 @@ impl Driver {
             debug!(%host, "a new session replaces the one before");
             self.plan.handle(now, Event::HostDisconnected(host.clone()));
         }
-        self.plan.handle(now, Event::HostConnected(host.clone()));
+        if self.signs_links(&host) {
+            self.plan.handle(now, Event::HostConnected(host.clone()));
+            // before any lease
+            self.renew_tickets(now);
+        } else {
+            self.warn_of_old_version(&host, &progress::clean(&hello.version));
+        }
         if moved {
             self.roster_changes(now);
         }

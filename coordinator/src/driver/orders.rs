@@ -53,6 +53,7 @@ impl Driver {
                     let order = message::LeaseGrant {
                         content: content.as_bytes().to_vec(),
                         manifest_digest: image.as_bytes().to_vec(),
+                        ticket: self.ticket(&host, Some(content)),
                     };
                     self.order(&host, kind(message::order::Kind::Lease(order)));
                 }
@@ -202,6 +203,7 @@ impl Driver {
         }
         self.restage(now);
         self.ask_for_tokens(now);
+        self.renew_tickets(now);
         if self.publish_due <= now {
             self.publish_due = now + PUBLISH_EVERY;
             self.dirty = false;
@@ -239,12 +241,14 @@ impl Driver {
     }
 
     /// Makes the roster of the hosts as they are. Those that are away stay on it: after a restart of the coordinator the
-    /// others go on with those that haven't connected again yet. Whether it changed.
+    /// others go on with those that haven't connected again yet. Those whose version doesn't sign links don't. Whether it
+    /// changed.
     pub(super) fn refresh_roster(&mut self) -> bool {
-        let trusted = self
-            .hosts
-            .iter()
-            .filter(|(host, _)| !self.quarantined.contains(host));
+        let trusted = self.hosts.iter().filter(|(host, known)| {
+            let old = known.session.as_ref();
+            let old = old.is_some_and(|session| session.link_key.is_none());
+            !old && !self.quarantined.contains(host)
+        });
         let places = trusted.filter_map(|(host, known)| Some((host.clone(), known.place.clone()?)));
         self.roster.set(places.collect())
     }
@@ -267,7 +271,9 @@ impl Driver {
         let Some(known) = self.hosts.get_mut(host) else {
             return;
         };
-        let Some(session) = &mut known.session else {
+        let session = known.session.as_mut();
+        // nobody would take anything from a version that doesn't sign links, or give it anything
+        let Some(session) = session.filter(|session| session.link_key.is_some()) else {
             return;
         };
         session.greeted = true;

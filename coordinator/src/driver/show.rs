@@ -320,6 +320,9 @@ impl Driver {
             let since = words::since(now, known.lost_at);
             why.extend(words::no_session(since, refusal.as_ref()));
         }
+        if known.session.is_some() && !self.signs_links(host) {
+            why.push(words::old_version(&known.version));
+        }
         if quarantined {
             why.push(SHUNNED.to_owned());
         }

@@ -59,7 +59,9 @@ impl World {
             enrolled,
             ..Membership::default()
         };
+        let authority = Authority::open(&dir.path().join("authority")).unwrap();
         let driver = Driver::new(Parts {
+            authority: Arc::new(authority),
             presence: watch::channel(Arc::default()).0,
             registries: Arc::new(Registries::new(config.origin.clone()).unwrap()),
             config,
@@ -81,6 +83,7 @@ impl World {
     pub(super) fn hello() -> message::Hello {
         message::Hello {
             peer_port: 7471,
+            link_key: vec![1; 32],
             volume: Some(message::Volume {
                 total_bytes: 1 << 40,
                 free_bytes: 1 << 39,
@@ -738,4 +741,99 @@ async fn a_job_that_panics_ends_the_driver_and_nothing_waits_for_its_answer() {
     // nobody asked it to end, so the program takes it for a part that failed
     assert!(!shutdown.is_cancelled() && inputs.is_closed());
     assert!(answer.try_recv().is_err());
+}
+
+/// The tickets that wait in a host's queue: those that came with leases, with their contents, and standing ones.
+fn tickets(queue: &mut Receiver<Arc<message::Order>>) -> Vec<proto::Ticket> {
+    let mut tickets = Vec::new();
+    while let Ok(order) = queue.try_recv() {
+        let ticket = match &order.kind {
+            Some(Kind::Ticket(ticket)) => ticket.clone(),
+            Some(Kind::Lease(grant)) => grant.ticket.clone().unwrap(),
+            _ => continue,
+        };
+        tickets.push(proto::Ticket::parse(&ticket).unwrap());
+    }
+    tickets
+}
+
+#[test]
+fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
+    use proto::statement::Verify as _;
+
+    let mut world = World::new();
+    let (session, mut queue) = world.open("mini-1", World::hello());
+    world.stage("one").unwrap();
+    let staging = message::ImageState {
+        manifest: want("one", 1, 1 << 20).digest().as_bytes().to_vec(),
+        state: message::StageState::Staging.into(),
+        ..message::ImageState::default()
+    };
+    for second in 0..8 {
+        world.driver.frozen = Some(Moment::START + Duration::from_secs(10 + second));
+        let report = message::Report {
+            images: vec![staging.clone()],
+            ..message::Report::default()
+        };
+        world.report("mini-1", session, report);
+    }
+    let given = tickets(&mut queue);
+    let key = world.driver.authority.certificate().to_vec();
+    let root = rustls::pki_types::CertificateDer::from(key);
+    let identity = world
+        .driver
+        .authority
+        .issue_own(Duration::from_hours(1))
+        .unwrap();
+    let credentials = link::Credentials::new(identity.chain, identity.key, vec![root]).unwrap();
+    let signatures = link::Signatures::of(&credentials);
+    assert!(given.iter().all(|ticket| signatures.ticket(ticket)));
+    assert!(
+        given
+            .iter()
+            .all(|ticket| ticket.key() == &[1; 32] && ticket.maker().as_str() == "mini-1")
+    );
+    assert_eq!(given[0].content(), None);
+    assert!(given.len() > 1 && given[1..].iter().all(|ticket| ticket.content().is_some()));
+    assert!(given.is_sorted_by_key(proto::Ticket::number));
+    // a standing one again when half of its life is over
+    let half = world.driver.standing_lifetime() / 2;
+    world.driver.renew_tickets(Moment::START + half / 2);
+    assert_eq!(tickets(&mut queue), []);
+    world
+        .driver
+        .renew_tickets(Moment::START + half + Duration::from_mins(1));
+    let given = tickets(&mut queue);
+    assert!(matches!(&given[..], [ticket] if ticket.content().is_none()));
+}
+
+#[test]
+fn a_version_that_signs_no_links_is_told_apart_by_name_and_stages_nothing() {
+    let mut world = World::new();
+    let (_, mut signs) = world.open("mini-1", World::hello());
+    let old = message::Hello {
+        link_key: Vec::new(),
+        version: "0.9.0".into(),
+        ..World::hello()
+    };
+    let (_, mut old) = world.open_from("mini-2", old, "10.0.0.10:40000");
+    world.stage("one").unwrap();
+    let now = world.driver.now();
+    world.driver.show(now);
+    while let Ok(order) = old.try_recv() {
+        let kind = order.kind.as_ref().unwrap();
+        assert!(matches!(kind, Kind::Names(_)), "{kind:?}");
+    }
+    world.driver.refresh_roster();
+    let roster = world.driver.roster.whole(&[]);
+    let Some(Kind::Roster(roster)) = roster.kind else {
+        panic!("no roster")
+    };
+    let named: Vec<_> = roster.hosts.iter().map(|entry| &entry.host).collect();
+    assert_eq!(named, ["mini-1"]);
+    assert!(!tickets(&mut signs).is_empty());
+    let view = world.view.borrow().clone();
+    let host: HostId = "mini-2".parse().unwrap();
+    let why = view.hosts[&host].why.join("\n");
+    assert!(why.contains("0.9.0") && why.contains("upgrade it"), "{why}");
 }

@@ -114,6 +114,18 @@ pub(super) fn away(since: Option<Duration>) -> String {
     }
 }
 
+/// Why a host with a session takes no part in staging.
+pub(super) fn old_version(version: &str) -> String {
+    let version = if version.is_empty() {
+        "unknown"
+    } else {
+        version
+    };
+    format!(
+        "its agent (version {version}) doesn't sign what it passes on, so it gets no images and serves none; upgrade it"
+    )
+}
+
 /// Why a host has no session, and what to do.
 pub(super) fn no_session(since: Option<Duration>, refusal: Option<&RefusalView>) -> Vec<String> {
     let lost = match since {

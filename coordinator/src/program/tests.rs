@@ -335,6 +335,7 @@ impl Agent {
         let (mut sender, receiver) = connection.open().await.unwrap();
         let hello = Hello {
             version: "test".into(),
+            link_key: vec![1; 32],
             peer_port: u32::from(endpoint.local_addr().unwrap().port()),
             volume: Some(message::Volume {
                 total_bytes: 1 << 40,

@@ -128,10 +128,7 @@ fn nobody_makes_links_without_a_lease_or_in_anothers_name() {
         links[0],
         &run(ticket(Some(Digest::of(b"other")), 1, 7)),
     );
-    assert_eq!(
-        other.verify(NOW, true, &Toy),
-        Err(StatementError::Unleased)
-    );
+    assert_eq!(other.verify(NOW, true, &Toy), Err(StatementError::Unleased));
     // under a standing ticket a host only vouches, as long as there is a coordinator that leases
     let alone = sign(content, 0, links[0], &run(ticket(None, 1, 7)));
     assert_eq!(
@@ -265,11 +262,7 @@ fn the_one_who_made_a_false_link_is_judged_and_not_who_went_on_from_it() {
     let truth = states_of(&links);
     let liar = Arc::new(Run::made(ticket(Some(content), 1, 7), 1, None));
     let lie = sign(content, 0, invented(State::INITIAL, 5), &liar);
-    let misled = Arc::new(Run::made(
-        ticket(Some(content), 2, 8),
-        1,
-        Some(lie.clone()),
-    ));
+    let misled = Arc::new(Run::made(ticket(Some(content), 2, 8), 1, Some(lie.clone())));
     for chunk in [1, 2] {
         let link = sign(content, chunk, invented(state(5), 6), &misled);
         assert_eq!(judge(&link, &truth), Some(lie.clone()), "{chunk}");

@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,15 +23,16 @@ use e2e::{
     image::{ImageSpec, Mix},
     registry::{self, Registry},
 };
-use link::{Authorised, Connection, Credentials, Endpoint, Receiver, Sender, Settings};
+use link::{Authorised, Connection, Credentials, Endpoint, LinkSigner, Receiver, Sender, Settings};
 use proto::{
-    ChunkIndex, HostId, Link, State,
+    ChunkIndex, HostId, Link, Signed, State, Ticket,
     image::ContentSpec,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, CoordinatorOpen, Encoding, Have, Hello,
         Link as WireLink, Order, PeerOpen, PeerUpdate, PushOutcome, PushReply, Updates,
         chunk_reply, coordinator_open, order, peer_open,
     },
+    statement::Run,
 };
 use tokio::{
     task::JoinSet,
@@ -48,7 +49,7 @@ const REAL: usize = 4;
 enum Manner {
     /// Bytes that don't fit the link that they come with.
     FalseBytes,
-    /// Invented bytes with a link that fits them.
+    /// Invented bytes with a link that fits them, and that it vouches for.
     FalseChain,
     /// Accepts, and says no more.
     Silent,
@@ -69,6 +70,9 @@ struct Rogue {
     me: HostId,
     endpoint: Endpoint,
     contents: Vec<ContentSpec>,
+    signer: LinkSigner,
+    /// What it vouches under: the coordinator's standing ticket.
+    standing: Mutex<Option<Arc<Run>>>,
     /// Real agents met so far.
     met: AtomicU64,
     /// Pushes that real agents accepted, and requests that they made.
@@ -91,6 +95,8 @@ impl Rogue {
             me,
             endpoint,
             contents,
+            signer: LinkSigner::from_seed(&[7; 32]),
+            standing: Mutex::default(),
             met: AtomicU64::new(0),
             heard: AtomicU64::new(0),
         }
@@ -108,8 +114,16 @@ impl Rogue {
         if self.manner == Manner::FalseBytes {
             bytes[length / 2] ^= 1;
         }
+        let standing = self.standing.lock().unwrap().clone();
+        let link = match standing {
+            Some(run) => {
+                let sign = |bytes: &[u8]| self.signer.sign(bytes);
+                Signed::new(spec.digest, chunk, link, run, sign).to_message()
+            }
+            None => WireLink::new(&link, &self.me),
+        };
         let header = ChunkHeader {
-            link: Some(WireLink::new(&link, &self.me)),
+            link: Some(link),
             encoding: Encoding::Raw.into(),
             wire_bytes: u32::try_from(length).unwrap(),
         };
@@ -276,6 +290,7 @@ async fn play(
     let hello = Hello {
         version: env!("CARGO_PKG_VERSION").into(),
         peer_port: rogue.endpoint.local_addr()?.port().into(),
+        link_key: rogue.signer.public().to_vec(),
         ..Hello::default()
     };
     let session = coordinator_open::Kind::Session(hello);
@@ -290,6 +305,10 @@ async fn play(
         tokio::select! {
             order = orders.receive::<Order>() => {
                 let Some(Order { kind: Some(kind) }) = order? else { continue };
+                if let order::Kind::Ticket(ticket) = &kind {
+                    let run = Run::vouched(Arc::new(Ticket::parse(ticket)?));
+                    *rogue.standing.lock().unwrap() = Some(Arc::new(run));
+                }
                 let order::Kind::Roster(roster) = kind else { continue };
                 for entry in roster.hosts {
                     if real.contains(&entry.host) && known.insert(entry.host.clone()) {

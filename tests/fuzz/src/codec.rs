@@ -81,6 +81,15 @@ fn reads_as_a_link(link: &proto::message::Link) {
         let again = proto::message::Link::new(&parsed, &maker).parse();
         assert_eq!(again, Ok((parsed, maker)));
     }
+    let (content, chunk) = (proto::Digest::of(b"tart"), proto::ChunkIndex(3));
+    if let Ok(signed) = proto::Signed::parse(content, chunk, link) {
+        let again = proto::Signed::parse(content, chunk, &signed.to_message());
+        assert_eq!(again.as_ref(), Ok(&signed));
+        assert_eq!(
+            again.map(|again| again.signed_bytes()),
+            Ok(signed.signed_bytes())
+        );
+    }
 }
 
 fn reads_as_chunks(runs: &[u32]) {

@@ -173,6 +173,7 @@ impl Host {
         Ok(Hello {
             version: env!("CARGO_PKG_VERSION").into(),
             peer_port: self.endpoint.local_addr()?.port().into(),
+            link_key: vec![1; 32],
             zone: self.zone.clone(),
             volume: Some(volume()),
             images: self.states(),

@@ -61,7 +61,7 @@ fn source(sender: &HostId) -> Source {
 
 fn fill(blob: &Blob, content: &[u8], sender: &HostId) {
     for (chunk, bytes, link) in chunks(content) {
-        blob.write(chunk, bytes, link, source(sender), sender)
+        blob.write(chunk, bytes, link, source(sender), (sender, None))
             .unwrap();
     }
     blob.walk().unwrap();
@@ -88,7 +88,7 @@ fn our_own_bytes_leave_before_the_end_and_the_last_chunk_after_it() {
     assert_eq!(blob.ready(0), 0);
     let write = |at: usize| {
         let (chunk, bytes, link) = all[at];
-        blob.write(chunk, bytes, link, source(&me()), &me())
+        blob.write(chunk, bytes, link, source(&me()), (&me(), None))
             .unwrap();
     };
     write(1);
@@ -119,7 +119,7 @@ fn what_peers_sent_leaves_when_the_chain_is_closed() {
         let (chunk, bytes, link) = all[at];
         reading
             .blob
-            .write(chunk, bytes, link, source(&sender), &sender)
+            .write(chunk, bytes, link, source(&sender), (&sender, None))
             .unwrap();
         assert_eq!(reading.blob.ready(0), 1 << 20);
     }
@@ -141,7 +141,7 @@ fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
     let (chunk, first, link) = chunks(&wrong)[0];
     reading
         .blob
-        .write(chunk, first, link, source(&me()), &me())
+        .write(chunk, first, link, source(&me()), (&me(), None))
         .unwrap();
     // nobody had any of it: nothing to warn of
     reading.blob.forget_chunk(chunk).unwrap();
@@ -149,7 +149,7 @@ fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
 
     reading
         .blob
-        .write(chunk, first, link, source(&me()), &me())
+        .write(chunk, first, link, source(&me()), (&me(), None))
         .unwrap();
     let file = reading.blob.file().unwrap();
     assert!(reading.blob.give(&file, 0, 9).unwrap().is_some());
@@ -179,7 +179,7 @@ fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
         for (chunk, bytes, link) in &chunks(&half)[..2] {
             reading
                 .blob
-                .write(*chunk, bytes, *link, source(&me()), &me())
+                .write(*chunk, bytes, *link, source(&me()), (&me(), None))
                 .unwrap();
         }
         blobs.flush().unwrap();
@@ -187,7 +187,7 @@ fn a_restart_believes_what_is_whole_and_goes_on_with_the_rest() {
         let (chunk, bytes, link) = chunks(&half)[2];
         reading
             .blob
-            .write(chunk, bytes, link, source(&me()), &me())
+            .write(chunk, bytes, link, source(&me()), (&me(), None))
             .unwrap();
     }
     let blobs = open(dir.path(), 1 << 30);
@@ -225,7 +225,7 @@ fn a_torn_journal_costs_chunks_and_lost_links_cost_the_peers_only() {
         let (chunk, bytes, link) = chunks(&half)[0];
         reading
             .blob
-            .write(chunk, bytes, link, source(&me()), &me())
+            .write(chunk, bytes, link, source(&me()), (&me(), None))
             .unwrap();
         blobs.flush().unwrap();
     }
@@ -359,7 +359,8 @@ fn a_verified_blob_that_cannot_be_put_in_its_place_is_put_there_later() {
     let reading = blobs.begin(digest, content.len() as u64).unwrap();
     for (chunk, bytes, link) in chunks(&content) {
         let (blob, me) = (&reading.blob, me());
-        blob.write(chunk, bytes, link, source(&me), &me).unwrap();
+        blob.write(chunk, bytes, link, source(&me), (&me, None))
+            .unwrap();
     }
     let whole = dir.path().join(WHOLE);
     fs::remove_dir(&whole).unwrap();
@@ -413,7 +414,7 @@ fn resuming_false_bytes_is_refused_over_a_restart_and_not_for_ever() {
     let (chunk, first, link) = chunks(&content)[0];
     reading
         .blob
-        .write(chunk, first, link, source(&me()), &me())
+        .write(chunk, first, link, source(&me()), (&me(), None))
         .unwrap();
     assert!(reading.blob.offer(0, 1 << 20));
     reading.blob.forget_all().unwrap();
@@ -456,7 +457,7 @@ fn a_chunk_is_ours_where_it_came_from_the_registry_to_this_host() {
     for ((chunk, bytes, link), sender) in chunks(&content).into_iter().zip([me(), peer(), me()]) {
         reading
             .blob
-            .write(chunk, bytes, link, source(&sender), &sender)
+            .write(chunk, bytes, link, source(&sender), (&sender, None))
             .unwrap();
     }
     let ours = [0, (1 << 20) - 1, 1 << 20, 2 << 20, 9 << 20].map(|at| reading.blob.is_ours(at));
@@ -480,7 +481,7 @@ fn half_a_blob_that_nobody_wants_keeps_no_file_open_and_is_gone_on_with() {
     };
     let write = |blob: &Blob, at: usize| {
         let (chunk, bytes, link) = chunks(&content)[at];
-        blob.write(chunk, bytes, link, source(&me()), &me())
+        blob.write(chunk, bytes, link, source(&me()), (&me(), None))
             .unwrap();
     };
     let blobs = open(dir.path(), 64 << 20);

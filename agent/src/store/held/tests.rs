@@ -116,7 +116,14 @@ impl World {
     fn write(&self, held: &Held<OneFile>, at: u32) -> Result<Entered, WriteError> {
         let link = self.links[at as usize];
         let bytes = self.chunk(at);
-        held.write(0, ChunkIndex(at), bytes, link, self.source(), &self.host)
+        held.write(
+            0,
+            ChunkIndex(at),
+            bytes,
+            link,
+            self.source(),
+            (&self.host, None),
+        )
     }
 
     fn fill(&self, held: &Held<OneFile>) {
@@ -167,8 +174,15 @@ fn a_place_is_not_written_again_before_its_drop_is_journaled() {
         let lie = vec![7; 1 << 20];
         let before = if name == "walk" {
             let link = Link::forge(world.geometry, ChunkIndex(2), world.links[1].after, &lie);
-            held.write(0, ChunkIndex(2), &lie, link, world.source(), &world.host)
-                .unwrap();
+            held.write(
+                0,
+                ChunkIndex(2),
+                &lie,
+                link,
+                world.source(),
+                (&world.host, None),
+            )
+            .unwrap();
             lie
         } else {
             world.write(&held, 2).unwrap();

@@ -1,0 +1,314 @@
+//! This host's signature under links, and its check of others' (`proto::statement`).
+//!
+//! The key is made at the first start and kept beside the certificates, with the last standing ticket: without a
+//! coordinator a host that was restarted still vouches for what it has.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use link::{Credentials, LinkSigner, Signatures};
+use proto::{
+    ChunkIndex, Digest, HostId, Link, Signed, Ticket,
+    message::{self, FieldError},
+    statement::{LinkKey, Run, StatementError, Verify as _},
+};
+use tracing::warn;
+
+use crate::identity;
+
+/// Links that were made without a coordinator are believed for this long after it came back: they are on their way.
+const ALONE_FOR: Duration = Duration::from_secs(30);
+
+/// Shared by the driver and all that move chunks.
+#[derive(Debug)]
+pub(crate) struct Notary {
+    me: HostId,
+    signer: LinkSigner,
+    signatures: Signatures,
+    /// Where the standing ticket is kept.
+    kept: Option<PathBuf>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What this host vouches under.
+    standing: Option<Arc<Run>>,
+    /// Tickets that came with leases, by content.
+    leases: BTreeMap<Digest, Arc<Ticket>>,
+    /// The number of the last run.
+    last_run: u64,
+    connected: bool,
+    /// When the session came up.
+    since: Option<Instant>,
+}
+
+/// Why a ticket isn't taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RefuseTicketError {
+    /// It didn't come.
+    #[error(
+        "coordinator gave no ticket with it: its version is older than this agent's; upgrade it"
+    )]
+    Missing,
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    #[error("ticket is for another host, key or content")]
+    Other,
+    #[error("ticket isn't signed by the fleet's authority")]
+    Authority,
+}
+
+impl Notary {
+    /// With the key and the standing ticket that are kept in `dir`.
+    pub(crate) fn open(credentials: &Credentials, dir: &Path) -> Self {
+        let kept = dir.join("standing.ticket");
+        let seed = identity::kept_secret(dir, "links.key");
+        let mut this = Self::new(credentials, &seed);
+        if let Ok(bytes) = std::fs::read(&kept) {
+            let taken = Ticket::from_bytes(&bytes).map_err(RefuseTicketError::from);
+            if let Err(error) = taken.and_then(|ticket| this.stand(Some(&ticket.to_message()))) {
+                warn!(path = %kept.display(), %error, "the kept ticket is of no use; the coordinator gives another one");
+            }
+        }
+        this.kept = Some(kept);
+        this
+    }
+
+    /// With this key, and nothing that outlives the process.
+    pub(crate) fn new(credentials: &Credentials, seed: &[u8; 32]) -> Self {
+        Self {
+            me: credentials.host().clone(),
+            signer: LinkSigner::from_seed(seed),
+            signatures: Signatures::of(credentials),
+            kept: None,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The key that the coordinator is told.
+    pub(crate) fn key(&self) -> LinkKey {
+        self.signer.public()
+    }
+
+    /// The session with the coordinator is up, or down.
+    pub(crate) fn set_connected(&self, connected: bool) {
+        let mut state = self.state();
+        state.connected = connected;
+        state.since = connected.then(Instant::now);
+    }
+
+    /// Takes a standing ticket, and keeps it. Writes a small file.
+    pub(crate) fn stand(&self, ticket: Option<&message::Ticket>) -> Result<(), RefuseTicketError> {
+        let ticket = self.take(None, ticket)?;
+        let bytes = ticket.to_bytes();
+        self.state().standing = Some(Arc::new(Run::vouched(Arc::new(ticket))));
+        if let Some(path) = &self.kept
+            && let Err(error) = identity::replace(path, &bytes)
+        {
+            warn!(path = %path.display(), %error, "the ticket isn't kept: after a restart without a coordinator this host serves nothing");
+        }
+        Ok(())
+    }
+
+    /// Takes the ticket of a lease.
+    pub(crate) fn lease(
+        &self,
+        content: Digest,
+        ticket: Option<&message::Ticket>,
+    ) -> Result<(), RefuseTicketError> {
+        let ticket = self.take(Some(content), ticket)?;
+        self.state().leases.insert(content, Arc::new(ticket));
+        Ok(())
+    }
+
+    /// The lease is over.
+    pub(crate) fn forget_lease(&self, content: &Digest) {
+        self.state().leases.remove(content);
+    }
+
+    fn take(
+        &self,
+        content: Option<Digest>,
+        ticket: Option<&message::Ticket>,
+    ) -> Result<Ticket, RefuseTicketError> {
+        let ticket = Ticket::parse(ticket.ok_or(RefuseTicketError::Missing)?)?;
+        let ours = *ticket.maker() == self.me && *ticket.key() == self.key();
+        if !ours || ticket.content() != content {
+            return Err(RefuseTicketError::Other);
+        }
+        if !self.signatures.ticket(&ticket) {
+            return Err(RefuseTicketError::Authority);
+        }
+        Ok(ticket)
+    }
+
+    /// A new run over the registry's bytes of a content, from its beginning or behind `base`. Without a lease it is under the
+    /// standing ticket, and only hosts that are without a coordinator themselves believe it. `None` without any ticket.
+    pub(crate) fn run(&self, content: &Digest, base: Option<Signed>) -> Option<Arc<Run>> {
+        let mut state = self.state();
+        let lease = state.leases.get(content);
+        let standing = state.standing.as_ref().map(|run| run.ticket());
+        let ticket = lease.or(standing)?.clone();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(1);
+        // no two are the same, in earlier lives of the program neither
+        state.last_run = now.max(state.last_run.saturating_add(1));
+        Some(Arc::new(Run::made(ticket, state.last_run, base)))
+    }
+
+    /// Signs a link that this host made.
+    pub(crate) fn sign(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        link: Link,
+        run: &Arc<Run>,
+    ) -> Signed {
+        Signed::new(content, chunk, link, run.clone(), |bytes| {
+            self.signer.sign(bytes)
+        })
+    }
+
+    /// Vouches for a link of a content that this host has verified. `None` while it has no ticket.
+    pub(crate) fn vouch(&self, content: Digest, chunk: ChunkIndex, link: Link) -> Option<Signed> {
+        let run = self.state().standing.clone()?;
+        Some(self.sign(content, chunk, link, &run))
+    }
+
+    /// Whether who signed this answers for it, and may.
+    pub(crate) fn check(&self, signed: &Signed) -> Result<(), StatementError> {
+        let alone = {
+            let state = self.state();
+            !state.connected || state.since.is_none_or(|since| since.elapsed() < ALONE_FOR)
+        };
+        signed.verify(unix_now(), alone, &self.signatures)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unix_now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proto::State;
+
+    use super::*;
+    use crate::identity::tests::Authority;
+
+    const LONG: u64 = u64::MAX;
+
+    /// A notary with a standing ticket and one for this content, and no session.
+    pub(crate) fn notary(authority: &Authority, host: &str, content: Digest) -> Notary {
+        let notary = Notary::new(&authority.credentials(host), &[host.as_bytes()[0]; 32]);
+        let standing = authority.ticket(None, host, notary.key(), 1, LONG);
+        notary.stand(Some(&standing)).unwrap();
+        let lease = authority.ticket(Some(content), host, notary.key(), 2, LONG);
+        notary.lease(content, Some(&lease)).unwrap();
+        notary
+    }
+
+    fn link() -> Link {
+        Link {
+            before: State::INITIAL,
+            after: State::from_bytes(&[9; 32]),
+            fingerprint: proto::Fingerprint([0; 16]),
+            resume: None,
+        }
+    }
+
+    #[test]
+    fn what_a_host_signs_is_believed_by_others_of_its_fleet() {
+        let (fleet, other_fleet) = (Authority::new(), Authority::new());
+        let (content, chunk) = (Digest::of(b"x"), ChunkIndex(0));
+        let one = notary(&fleet, "one", content);
+        let two = notary(&fleet, "two", content);
+        let made = one.sign(content, chunk, link(), &one.run(&content, None).unwrap());
+        let vouched = one.vouch(content, chunk, link()).unwrap();
+        for signed in [&made, &vouched] {
+            assert_eq!(two.check(signed), Ok(()));
+            let stranger = notary(&other_fleet, "stranger", content);
+            assert_eq!(stranger.check(signed), Err(StatementError::Ticket));
+        }
+        // two passes over the same bytes aren't the same run
+        let again = one.run(&content, None).unwrap();
+        assert!(again.number() > made.statement.run.number());
+    }
+
+    #[test]
+    fn links_made_without_a_lease_are_believed_without_a_coordinator_only() {
+        let fleet = Authority::new();
+        let (content, chunk) = (Digest::of(b"x"), ChunkIndex(0));
+        let one = notary(&fleet, "one", Digest::of(b"another"));
+        let two = notary(&fleet, "two", content);
+        let made = one.sign(content, chunk, link(), &one.run(&content, None).unwrap());
+        assert_eq!(two.check(&made), Ok(()));
+        // it came back a moment ago, and then a while ago
+        two.set_connected(true);
+        assert_eq!(two.check(&made), Ok(()));
+        two.state().since = Instant::now().checked_sub(ALONE_FOR);
+        assert_eq!(two.check(&made), Err(StatementError::Unleased));
+        let lease = fleet.ticket(Some(content), "one", one.key(), 3, LONG);
+        one.lease(content, Some(&lease)).unwrap();
+        let made = one.sign(content, chunk, link(), &one.run(&content, None).unwrap());
+        assert_eq!(two.check(&made), Ok(()));
+        one.forget_lease(&content);
+        let made = one.sign(content, chunk, link(), &one.run(&content, None).unwrap());
+        assert_eq!(two.check(&made), Err(StatementError::Unleased));
+    }
+
+    #[test]
+    fn tickets_for_others_are_refused_and_a_coordinator_without_is_named() {
+        let fleet = Authority::new();
+        let content = Digest::of(b"x");
+        let one = Notary::new(&fleet.credentials("one"), &[1; 32]);
+        let lease = |host, key| fleet.ticket(Some(content), host, key, 1, LONG);
+        let refused = one.lease(content, None).unwrap_err();
+        assert!(refused.to_string().contains("upgrade it"), "{refused}");
+        let others = [
+            lease("two", one.key()),
+            lease("one", [7; 32]),
+            fleet.ticket(None, "one", one.key(), 1, LONG),
+        ];
+        for other in &others {
+            let refused = one.lease(content, Some(other));
+            assert_eq!(refused, Err(RefuseTicketError::Other));
+        }
+        let foreign = Authority::new().ticket(Some(content), "one", one.key(), 1, LONG);
+        let refused = one.lease(content, Some(&foreign));
+        assert_eq!(refused, Err(RefuseTicketError::Authority));
+        assert!(one.run(&content, None).is_none());
+        assert_eq!(one.lease(content, Some(&lease("one", one.key()))), Ok(()));
+        assert!(one.run(&content, None).is_some());
+    }
+
+    #[test]
+    fn key_and_standing_ticket_outlive_the_process() {
+        let fleet = Authority::new();
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = fleet.credentials("one");
+        let first = Notary::open(&credentials, dir.path());
+        let content = Digest::of(b"x");
+        assert!(first.vouch(content, ChunkIndex(0), link()).is_none());
+        let ticket = fleet.ticket(None, "one", first.key(), 1, LONG);
+        first.stand(Some(&ticket)).unwrap();
+        let again = Notary::open(&credentials, dir.path());
+        assert_eq!(again.key(), first.key());
+        let vouched = again.vouch(content, ChunkIndex(0), link()).unwrap();
+        assert_eq!(first.check(&vouched), Ok(()));
+        // a damaged one is left out
+        std::fs::write(dir.path().join("standing.ticket"), b"?").unwrap();
+        let again = Notary::open(&credentials, dir.path());
+        assert!(again.vouch(content, ChunkIndex(0), link()).is_none());
+    }
+}
