@@ -160,7 +160,7 @@ fn main() {
                 scope.spawn(move || {
                     for (content, chunk, link, bytes) in chunks.iter().skip(writer).step_by(2) {
                         stage
-                            .write(*content, *chunk, bytes, *link, source, host)
+                            .write(*content, *chunk, bytes, *link, source, (host, None))
                             .unwrap();
                     }
                 })

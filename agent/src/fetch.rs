@@ -22,8 +22,8 @@ use origin::{
     Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
 };
 use proto::{
-    Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Signed, Source, State,
-    Statement, causes,
+    ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Signed, Source, State, Statement,
+    causes,
     image::ContentKind,
     message::{LeaseEnd, OriginFault, PullToken},
     statement::Run,
@@ -700,16 +700,7 @@ fn signed(
     chunk: ChunkIndex,
 ) -> Option<Signed> {
     let (link, _) = shelf.link(content, chunk)?;
-    match shelf.answer(content, chunk) {
-        Answer::Holder => notary?.vouch(content, chunk, link),
-        Answer::Maker(statement) => Some(Signed {
-            content,
-            chunk,
-            link,
-            statement,
-        }),
-        Answer::Nobody => None,
-    }
+    notary?.answered(content, chunk, link, &shelf.answer(content, chunk))
 }
 
 /// Whether a place to go on from can be one in this blob: inside of it, at a chunk that starts within its block, and not

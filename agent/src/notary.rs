@@ -12,7 +12,7 @@ use std::{
 
 use link::{Credentials, LinkSigner, Signatures};
 use proto::{
-    ChunkIndex, Digest, HostId, Link, Signed, Ticket,
+    Answer, ChunkIndex, Digest, HostId, Link, Signed, Ticket,
     message::{self, FieldError},
     statement::{LinkKey, Run, StatementError, Verify as _},
 };
@@ -31,6 +31,8 @@ pub(crate) struct Notary {
     signatures: Signatures,
     /// Where the standing ticket is kept.
     kept: Option<PathBuf>,
+    /// Held while the file is written.
+    turn: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -52,7 +54,8 @@ struct State {
 pub(crate) enum RefuseTicketError {
     /// It didn't come.
     #[error(
-        "coordinator gave no ticket with it: its version is older than this agent's; upgrade it"
+        "coordinator gave no ticket with it: its version is older than this agent's (upgrade it), or it couldn't sign one (its \
+         log says why)"
     )]
     Missing,
     #[error(transparent)]
@@ -86,6 +89,7 @@ impl Notary {
             signer: LinkSigner::from_seed(seed),
             signatures: Signatures::of(credentials),
             kept: None,
+            turn: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -102,17 +106,27 @@ impl Notary {
         state.since = connected.then(Instant::now);
     }
 
-    /// Takes a standing ticket, and keeps it. Writes a small file.
+    /// Takes a standing ticket. [`keep`](Self::keep) is to follow.
     pub(crate) fn stand(&self, ticket: Option<&message::Ticket>) -> Result<(), RefuseTicketError> {
         let ticket = self.take(None, ticket)?;
-        let bytes = ticket.to_bytes();
         self.state().standing = Some(Arc::new(Run::vouched(Arc::new(ticket))));
-        if let Some(path) = &self.kept
-            && let Err(error) = identity::replace(path, &bytes)
-        {
+        Ok(())
+    }
+
+    /// Writes the standing ticket to its file. Blocks for as long as the volume takes.
+    pub(crate) fn keep(&self) {
+        let Some(path) = &self.kept else {
+            return;
+        };
+        // whoever writes last writes the newest
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let standing = self.state().standing.clone();
+        let Some(bytes) = standing.map(|run| run.ticket().to_bytes()) else {
+            return;
+        };
+        if let Err(error) = identity::replace(path, &bytes) {
             warn!(path = %path.display(), %error, "the ticket isn't kept: after a restart without a coordinator this host serves nothing");
         }
-        Ok(())
     }
 
     /// Takes the ticket of a lease.
@@ -178,6 +192,27 @@ impl Notary {
     pub(crate) fn vouch(&self, content: Digest, chunk: ChunkIndex, link: Link) -> Option<Signed> {
         let run = self.state().standing.clone()?;
         Some(self.sign(content, chunk, link, &run))
+    }
+
+    /// The link of a held chunk with who answers for it: this host where it knows that the link is true, else who made it.
+    /// `None` where nobody does: such a chunk isn't passed on, and no link goes on from it.
+    pub(crate) fn answered(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        link: Link,
+        answer: &Answer,
+    ) -> Option<Signed> {
+        match answer {
+            Answer::Holder => self.vouch(content, chunk, link),
+            Answer::Maker(statement) => Some(Signed {
+                content,
+                chunk,
+                link,
+                statement: statement.clone(),
+            }),
+            Answer::Nobody => None,
+        }
     }
 
     /// Whether who signed this answers for it, and may.
@@ -302,6 +337,7 @@ pub(crate) mod tests {
         assert!(first.vouch(content, ChunkIndex(0), link()).is_none());
         let ticket = fleet.ticket(None, "one", first.key(), 1, LONG);
         first.stand(Some(&ticket)).unwrap();
+        first.keep();
         let again = Notary::open(&credentials, dir.path());
         assert_eq!(again.key(), first.key());
         let vouched = again.vouch(content, ChunkIndex(0), link()).unwrap();

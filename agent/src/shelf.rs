@@ -87,7 +87,7 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
                 link: found.link,
                 source: found.source,
                 maker: &found.maker,
-                statement: found.statement(),
+                statement: found.answer.statement(),
             };
             match (to.write(arrival), to) {
                 (Ok(_) | Err(WriteError::Rejected(_)), _) => {}
@@ -125,7 +125,7 @@ impl Shelf {
         } = arrival;
         let maker = (maker, statement);
         match self {
-            Self::Stage(stage) => stage.write_stated(content, chunk, bytes, link, source, maker),
+            Self::Stage(stage) => stage.write(content, chunk, bytes, link, source, maker),
             Self::Blob(blob) => blob.write(chunk, bytes, link, source, maker),
         }
     }

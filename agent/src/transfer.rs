@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
-    Answer, ChunkIndex, Digest, Geometry, HostId, HostKey, Signed, Source,
+    ChunkIndex, Digest, Geometry, HostId, HostKey, Signed, Source,
     chain::RejectLinkError,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
@@ -30,7 +30,7 @@ use tracing::debug;
 use crate::{
     notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable},
-    store::{HeldChunk, WriteError},
+    store::WriteError,
 };
 
 /// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
@@ -471,7 +471,10 @@ async fn load(subject: Subject) -> Option<Packed> {
         let mut shelves = subject.shelves.iter();
         let read = |shelf: &Shelf| shelf.read(subject.content, subject.chunk).ok().flatten();
         let held = shelves.find_map(read)?;
-        let signed = answered(&subject, &held)?;
+        let (content, chunk) = (subject.content, subject.chunk);
+        let signed = subject
+            .notary
+            .answered(content, chunk, held.link, &held.answer)?;
         let (encoding, bytes) = pack(held.bytes);
         let packed = Packed {
             signed,
@@ -484,22 +487,6 @@ async fn load(subject: Subject) -> Option<Packed> {
         Some(packed)
     });
     loaded.await.ok().flatten()
-}
-
-/// The link of a held chunk with who answers for it: this host where it knows that the link is true, else who made it.
-/// `None` where nobody does.
-fn answered(subject: &Subject, held: &HeldChunk) -> Option<Signed> {
-    let (content, chunk) = (subject.content, subject.chunk);
-    match &held.answer {
-        Answer::Holder => subject.notary.vouch(content, chunk, held.link),
-        Answer::Maker(statement) => Some(Signed {
-            content,
-            chunk,
-            link: held.link,
-            statement: statement.clone(),
-        }),
-        Answer::Nobody => None,
-    }
 }
 
 /// Who answers for a link that came, where somebody does; else how the transfer ends.

@@ -180,7 +180,7 @@ impl Link {
 pub struct Source {
     /// The authenticated host that sent it to us; we ourselves, when we made it.
     pub sender: HostKey,
-    /// The host that made it from the registry's bytes, as the sender says.
+    /// The host that made it from the registry's bytes, or vouched for it: it signed that.
     pub maker: HostKey,
 }
 
@@ -193,6 +193,17 @@ pub enum Answer {
     Maker(Statement),
     /// Nobody: the chunk isn't held, or nobody signed its link. It isn't passed on.
     Nobody,
+}
+
+impl Answer {
+    /// What its maker signed, where the link isn't known to be true.
+    #[must_use]
+    pub const fn statement(&self) -> Option<&Statement> {
+        match self {
+            Self::Maker(statement) => Some(statement),
+            Self::Holder | Self::Nobody => None,
+        }
+    }
 }
 
 /// The links of one content that a host holds the bytes for, and how far back from the digest they are proved.

@@ -10,7 +10,7 @@ use proto::{
 use swarm::{Event, event::Peer};
 use tracing::{debug, info, warn};
 
-use super::Driver;
+use super::{Driver, Input};
 use crate::session::Heard;
 
 impl Driver {
@@ -78,11 +78,16 @@ impl Driver {
                     }
                 });
             }
-            Some(order::Kind::Ticket(ticket)) => {
-                if let Err(error) = self.notary.stand(Some(&ticket)) {
-                    warn!(%error, "ticket of the coordinator isn't taken");
+            Some(order::Kind::Ticket(ticket)) => match self.notary.stand(Some(&ticket)) {
+                Ok(()) => {
+                    let notary = self.notary.clone();
+                    self.spawn_blocking(move || {
+                        notary.keep();
+                        Input::Nothing
+                    });
                 }
-            }
+                Err(error) => warn!(%error, "ticket of the coordinator isn't taken"),
+            },
             Some(order::Kind::Revoke(revoke)) => {
                 self.with_digest(&revoke.content, |driver, digest| driver.lease_lost(&digest));
             }

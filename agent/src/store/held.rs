@@ -150,16 +150,6 @@ pub(crate) struct Claim {
     unread: bool,
 }
 
-impl HeldChunk {
-    /// What another holder can be told of who answers for it.
-    pub(crate) const fn statement(&self) -> Option<&Statement> {
-        match &self.answer {
-            Answer::Maker(statement) => Some(statement),
-            Answer::Holder | Answer::Nobody => None,
-        }
-    }
-}
-
 impl Claim {
     /// Whether these bytes are the claimed ones.
     pub(crate) fn fits(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
@@ -168,14 +158,6 @@ impl Claim {
             return is_zero(bytes);
         }
         (!self.zero || is_zero(bytes)) && self.link.holds(geometry, chunk, bytes)
-    }
-
-    /// What another holder can be told of it.
-    fn statement(&self) -> Option<Statement> {
-        match &self.answer {
-            Answer::Maker(statement) => Some(statement.clone()),
-            Answer::Holder | Answer::Nobody => None,
-        }
     }
 
     fn with(self, bytes: Vec<u8>) -> HeldChunk {
@@ -605,7 +587,7 @@ impl<F: Files> Held<F> {
             let lost = io::Error::other("the volume failed while it was written");
             return Err(not_stored(digest, chunk, lost));
         }
-        let statement = claim.statement();
+        let statement = claim.answer.statement().cloned();
         let entered = chunks
             .ledger
             .enter_stated(chunk, claim.link, claim.source, statement)?;
@@ -621,7 +603,7 @@ impl<F: Files> Held<F> {
             zero: claim.zero,
             sender: claim.source.sender,
             maker: claim.maker.clone(),
-            statement: claim.statement().map(Box::new),
+            statement: claim.answer.statement().cloned().map(Box::new),
         });
         self.files.changed(turn.at, &chunks, None);
         Ok(entered)

@@ -261,27 +261,12 @@ impl Stage {
     /// zeros become holes. A chunk that is held already stays as it is; one that another thread is storing is waited
     /// for.
     ///
-    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on.
+    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on. The statement says who
+    /// answers for the link; without one the chunk stays on this host until its chain is closed.
     ///
     /// # Errors
     /// When the link is rejected, or the volume fails. The chunk isn't held then.
     pub fn write(
-        &self,
-        content: Digest,
-        chunk: ChunkIndex,
-        bytes: &[u8],
-        link: Link,
-        source: Source,
-        maker: &HostId,
-    ) -> Result<Entered, WriteError> {
-        self.write_stated(content, chunk, bytes, link, source, (maker, None))
-    }
-
-    /// The same, with who answers for the link.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn write_stated(
         &self,
         content: Digest,
         chunk: ChunkIndex,
@@ -452,7 +437,7 @@ impl Stage {
                 &held.bytes,
                 held.link,
                 held.source,
-                (&held.maker, held.statement()),
+                (&held.maker, held.answer.statement()),
             )?;
             if entered == Entered::New {
                 copied += u64::from(geometry.len(chunk));

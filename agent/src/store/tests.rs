@@ -157,7 +157,14 @@ fn fill(stage: &Stage, sample: &Sample) {
     for (digest, bytes) in &sample.contents {
         for (chunk, link, bytes) in links(bytes).into_iter().rev() {
             stage
-                .write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))
+                .write(
+                    *digest,
+                    chunk,
+                    bytes,
+                    link,
+                    source("mac-1"),
+                    (&host("mac-1"), None),
+                )
                 .unwrap();
         }
         assert_eq!(stage.walk(*digest).unwrap(), []);
@@ -396,7 +403,7 @@ fn a_restart_goes_on_from_the_last_flush() {
                 bytes,
                 *link,
                 source("mac-1"),
-                &host("mac-1"),
+                (&host("mac-1"), None),
             )
             .unwrap()
     };
@@ -719,7 +726,14 @@ fn a_lie_is_dropped_for_good() {
     let false_link = Link::forge(geometry, ChunkIndex(2), truth[2].1.before, &lie);
     assert!(false_link.holds(geometry, ChunkIndex(2), &lie));
     let write = |stage: &Stage, chunk, bytes: &[u8], link, from| {
-        stage.write(digest, chunk, bytes, link, source(from), &host(from))
+        stage.write(
+            digest,
+            chunk,
+            bytes,
+            link,
+            source(from),
+            (&host(from), None),
+        )
     };
     write(&stage, ChunkIndex(2), &lie, false_link, "liar").unwrap();
     assert!(!stage.is_proved(digest, ChunkIndex(2)));
@@ -794,7 +808,14 @@ fn what_rotted_in_an_installed_image_is_mended_after_a_restart() {
     assert!(!stage.scrub(*digest, ChunkIndex(0)).unwrap());
     let (chunk, link, bytes) = links(bytes).remove(0);
     stage
-        .write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))
+        .write(
+            *digest,
+            chunk,
+            bytes,
+            link,
+            source("mac-1"),
+            (&host("mac-1"), None),
+        )
         .unwrap();
     store.flush().unwrap();
     assert_installed(&directory, &sample);
@@ -833,7 +854,14 @@ fn an_abandoned_stage_leaves_nothing_and_an_installed_image_stays() {
     assert!(!ours(&home, &sample).exists());
     let digest = sample.layout.config().digest;
     let (chunk, link, bytes) = links(&sample.config).remove(0);
-    let written = stage.write(digest, chunk, bytes, link, source("mac-1"), &host("mac-1"));
+    let written = stage.write(
+        digest,
+        chunk,
+        bytes,
+        link,
+        source("mac-1"),
+        (&host("mac-1"), None),
+    );
     assert!(matches!(written, Err(WriteError::Gone)));
     assert!(matches!(install(&stage, &[]), Err(InstallError::Gone)));
     let (stage, _) = begin(&store, &sample, &[TAG]);
@@ -886,7 +914,14 @@ fn threads_that_bring_the_same_chunk_store_it_once() {
                     for (digest, bytes) in &sample.contents {
                         for (chunk, link, bytes) in links(bytes) {
                             let entered = stage
-                                .write(*digest, chunk, bytes, link, source("mac-1"), &host("mac-1"))
+                                .write(
+                                    *digest,
+                                    chunk,
+                                    bytes,
+                                    link,
+                                    source("mac-1"),
+                                    (&host("mac-1"), None),
+                                )
                                 .unwrap();
                             new += usize::from(entered == Entered::New);
                             stage.flush().unwrap();
@@ -1153,9 +1188,9 @@ proptest! {
                 2 => {
                     let lie = vec![action; bytes.len()];
                     let link = Link::forge(stage.geometry(*digest).unwrap(), *chunk, link.before, &lie);
-                    drop(stage.write(*digest, *chunk, &lie, link, source("liar"), &host("liar")));
+                    drop(stage.write(*digest, *chunk, &lie, link, source("liar"), (&host("liar"), None)));
                 }
-                _ => drop(stage.write(*digest, *chunk, bytes, *link, source("mac-1"), &host("mac-1"))),
+                _ => drop(stage.write(*digest, *chunk, bytes, *link, source("mac-1"), (&host("mac-1"), None))),
             }
         }
         drop((stage, store));
@@ -1180,7 +1215,7 @@ proptest! {
         // true chunks until all is closed, whatever lies have to be dropped on the way
         while !stage.is_complete() {
             for (digest, chunk, link, bytes) in chunks {
-                drop(stage.write(*digest, *chunk, bytes, *link, source("mac-1"), &host("mac-1")));
+                drop(stage.write(*digest, *chunk, bytes, *link, source("mac-1"), (&host("mac-1"), None)));
             }
             for digest in sample.contents.keys() {
                 stage.walk(*digest).unwrap();

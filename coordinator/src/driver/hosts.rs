@@ -153,7 +153,7 @@ impl Driver {
         if self.signs_links(&host) {
             self.plan.handle(now, Event::HostConnected(host.clone()));
             // before any lease
-            self.renew_tickets(now);
+            self.give_standing_ticket(now, &host);
         } else {
             self.warn_of_old_version(&host, &progress::clean(&hello.version));
         }

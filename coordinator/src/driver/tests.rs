@@ -796,8 +796,12 @@ fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
     assert_eq!(given[0].content(), None);
     assert!(given.len() > 1 && given[1..].iter().all(|ticket| ticket.content().is_some()));
     assert!(given.is_sorted_by_key(proto::Ticket::number));
+    // a host whose clock is a week ahead takes its certificate, and so it takes these
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let later = now.unwrap().as_secs() + 7 * 86_400;
+    assert!(given.iter().all(|ticket| ticket.expires_at() > later));
     // a standing one again when half of its life is over
-    let half = world.driver.standing_lifetime() / 2;
+    let half = world.driver.ticket_lifetime() / 2;
     world.driver.renew_tickets(Moment::START + half / 2);
     assert_eq!(tickets(&mut queue), []);
     world

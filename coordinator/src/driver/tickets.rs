@@ -1,7 +1,8 @@
 //! Tickets: permission for hosts to answer for links (`proto::statement`).
 //!
 //! A host gets a standing ticket with its session, to vouch for what it has verified, and one with each lease, to make links
-//! of what it fetches. Both are for the key that the host names in its hello. A host whose version names no key keeps its session, so that what it holds is known, and takes no part in staging.
+//! of what it fetches. Both are for the key that the host names in its hello. A host whose version names no key keeps its
+//! session, so that what it holds is known, and takes no part in staging.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,10 +11,10 @@ use tracing::{error, warn};
 
 use super::{Driver, orders::kind};
 
-/// A lease's ticket is good for so long: longer than any content takes to come. A standing one is good for as long as a
-/// certificate, and no shorter than this. That bounds what a key does that is lost or left the fleet, and how long hosts
+/// A ticket is good for as long as a certificate, by the receiver's clock, and no shorter than this: a clock that is good enough
+/// for certificates has to be good enough for tickets. That bounds what a key does that is lost or left the fleet, and how long hosts
 /// can be without a coordinator and still serve each other.
-const LIFETIME: Duration = Duration::from_hours(24);
+const LEAST_LIFETIME: Duration = Duration::from_hours(24);
 
 impl Driver {
     /// Gives each host a standing ticket anew when half of the life of the one before is over.
@@ -28,8 +29,9 @@ impl Driver {
         }
     }
 
-    fn give_standing_ticket(&mut self, now: Moment, host: &HostId) {
-        let half = self.standing_lifetime() / 2;
+    /// Gives a host that signs links a standing ticket.
+    pub(super) fn give_standing_ticket(&mut self, now: Moment, host: &HostId) {
+        let half = self.ticket_lifetime() / 2;
         let Some(ticket) = self.ticket(host, None) else {
             return;
         };
@@ -49,10 +51,7 @@ impl Driver {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(u64::MAX);
         self.last_ticket = now.max(self.last_ticket.saturating_add(1));
-        let lifetime = match content {
-            Some(_) => LIFETIME,
-            None => self.standing_lifetime(),
-        };
+        let lifetime = self.ticket_lifetime();
         let ticket = self
             .authority
             .ticket(content, host, key, self.last_ticket, lifetime);
@@ -65,8 +64,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn standing_lifetime(&self) -> Duration {
-        self.config.certificate_lifetime.max(LIFETIME)
+    pub(super) fn ticket_lifetime(&self) -> Duration {
+        self.config.certificate_lifetime.max(LEAST_LIFETIME)
     }
 
     fn session_of(&mut self, host: &HostId) -> Option<&mut super::Session> {

@@ -113,7 +113,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
                     bytes,
                     link,
                     source(from),
-                    &host(from),
+                    (&host(from), None),
                 )
                 .expect("the disk works");
         };
@@ -188,7 +188,7 @@ impl Content {
                 self.chunk(chunk),
                 *link,
                 source(from),
-                &host(from),
+                (&host(from), None),
             ));
         }
     }

@@ -185,7 +185,7 @@ fn a_stage_whose_files_are_removed_is_told_and_begins_anew() {
             bytes,
             link,
             source("mac-1"),
-            &host("mac-1"),
+            (&host("mac-1"), None),
         );
         assert!(
             matches!(written, Err(WriteError::Gone)),

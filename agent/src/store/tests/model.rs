@@ -214,7 +214,7 @@ impl World {
                 bytes,
                 *link,
                 source("mac-1"),
-                &host("mac-1"),
+                (&host("mac-1"), None),
             ));
         }
         for content in sample.contents.keys() {

@@ -112,7 +112,7 @@ impl Sample {
                 let link = Link::forge(geometry, chunk, state, bytes);
                 state = link.after;
                 stage
-                    .write(digest, chunk, bytes, link, source, &maker)
+                    .write(digest, chunk, bytes, link, source, (&maker, None))
                     .unwrap();
             }
             assert_eq!(stage.walk(digest).unwrap(), []);
