@@ -324,6 +324,8 @@ pub(crate) struct Driver {
     roster_wanted: bool,
     /// Contents that this host was last reported to find no source of; `None` where that is to be said anew.
     without_source: Option<Vec<Digest>>,
+    /// Chunks of each content that this host last reported to hold; `None` where that is to be said anew.
+    held_said: Option<BTreeMap<ContentId, u32>>,
     report_due: bool,
     last_report: Instant,
     flushing: bool,
@@ -394,6 +396,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         retractions: BTreeMap::new(),
         roster_wanted: false,
         without_source: None,
+        held_said: None,
         report_due: false,
         last_report: now,
         flushing: false,

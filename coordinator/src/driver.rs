@@ -71,6 +71,13 @@ pub(crate) const MAX_WANTS: usize = 64;
 const MAX_IMAGES_PER_HOST: usize = 256;
 /// Contents that one host says it finds no source of, at a time.
 const MAX_WITHOUT_SOURCE: usize = 16;
+
+/// Contents of which one report says how much the host holds; more are ignored.
+const MAX_HELD: usize = 256;
+
+/// What one report holds against other hosts; more is ignored. Nor is more of one host heard in a minute than four times that.
+const MAX_BLAMES: usize = 16;
+const BLAMES_WITHIN: Duration = Duration::from_mins(1);
 /// References of one image.
 const MAX_REFERENCES: usize = 32;
 /// The view is published no more often than this.
@@ -298,6 +305,8 @@ struct Host {
     images: BTreeMap<Digest, Progress>,
     references: BTreeMap<Digest, String>,
     blames: u64,
+    /// What it holds against others.
+    blamed: Blamed,
     /// Chunks for whose bytes others blame it: it is asked to look at its disk.
     suspect: BTreeSet<(Digest, u32)>,
     neighbours: Vec<HostId>,
@@ -319,12 +328,35 @@ impl Host {
             images: BTreeMap::new(),
             references: BTreeMap::new(),
             blames: 0,
+            blamed: Blamed::default(),
             suspect: BTreeSet::new(),
             neighbours: Vec::new(),
             lost_at: None,
             word: presence::Word::default(),
             told: Told::default(),
         }
+    }
+}
+
+/// What a host holds against others, as far as it was heard in this minute.
+#[derive(Debug, Default)]
+struct Blamed {
+    since: Moment,
+    count: usize,
+    /// Whom it blames as sender and as maker, and what of.
+    said: BTreeSet<(HostId, HostId, Option<Digest>)>,
+}
+
+impl Blamed {
+    /// How many more are heard now.
+    fn room(&mut self, now: Moment) -> usize {
+        if now.since(self.since) >= BLAMES_WITHIN {
+            *self = Self {
+                since: now,
+                ..Self::default()
+            };
+        }
+        (4 * MAX_BLAMES).saturating_sub(self.count)
     }
 }
 

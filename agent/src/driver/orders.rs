@@ -22,6 +22,7 @@ impl Driver {
                 self.reconciler.session();
                 // a session begins with nothing said
                 self.without_source = Some(Vec::new());
+                self.held_said = None;
                 self.report(true);
                 self.tell(Event::Coordinator(true));
             }

@@ -9,8 +9,8 @@ use proto::{
     ChunkIndex, Digest, HostId,
     figure::{Bytes, Span},
     message::{
-        Blame, BlameKind, Hello, ImageState, LeaseEnd, LeaseState, Load, OriginFault,
-        OriginTrouble, Report, Retraction, StageState, Volume, WithoutSource,
+        Blame, BlameKind, ContentHeld, Held, Hello, ImageState, LeaseEnd, LeaseState, Load,
+        OriginFault, OriginTrouble, Report, Retraction, StageState, Volume, WithoutSource,
     },
 };
 use swarm::{Event, Stall, event::ContentId};
@@ -32,6 +32,8 @@ const NO_SOURCE: Duration = Duration::from_secs(2);
 
 /// Contents without a source in one report: the first ones, which are leased first.
 const MAX_WITHOUT_SOURCE: usize = 16;
+/// Contents whose count of chunks one report has; the others follow with the next.
+const MAX_HELD: usize = 256;
 
 /// Connections of one fetch that broke after they had brought something.
 #[derive(Clone, Copy, Debug, Default)]
@@ -261,6 +263,7 @@ impl Driver {
             names: self.reconciler.confirmed(),
             roster_wanted: std::mem::take(&mut self.roster_wanted),
             without_source: self.without_source(&status),
+            held: self.held(&status),
         };
         let Some(session) = &self.session else {
             self.keep_unsent(report);
@@ -297,12 +300,44 @@ impl Driver {
         message
     }
 
+    /// How much this host holds of contents where that changed since it last said so. Who fetches a content is believed by what
+    /// others say here.
+    fn held(&mut self, status: &swarm::Status) -> Option<Held> {
+        let first = self.held_said.is_none();
+        let said = self.held_said.get_or_insert_default();
+        let mut news = Vec::new();
+        for of in &status.contents {
+            let Some(content) = self.contents.find(of.id) else {
+                continue;
+            };
+            // what isn't verified may turn out false
+            let most = of.chunks.saturating_sub(u32::from(!content.closed));
+            let held = of.held.min(most);
+            if said.get(&of.id).copied().unwrap_or(0) == held {
+                continue;
+            }
+            if news.len() >= MAX_HELD {
+                break;
+            }
+            said.insert(of.id, held);
+            news.push(ContentHeld {
+                content: content.digest.as_bytes().to_vec(),
+                chunks: held,
+            });
+        }
+        said.retain(|id, _| self.contents.find(*id).is_some());
+        (first || !news.is_empty()).then_some(Held { contents: news })
+    }
+
     /// What must not be lost with a report that couldn't be sent: ends of leases, accusations, and what we took back.
     fn keep_unsent(&mut self, report: Report) {
         self.roster_wanted |= report.roster_wanted;
         if report.without_source.is_some() {
             // said anew when it can be
             self.without_source = None;
+        }
+        if report.held.is_some() {
+            self.held_said = None;
         }
         if report.mirror.is_some() {
             self.mirror.unsent();

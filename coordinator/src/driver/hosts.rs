@@ -7,8 +7,8 @@ use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Driver, Host, MAX_BAD_CONTENTS, MAX_IMAGES_PER_HOST, MAX_SUSPECT, MAX_WITHOUT_SOURCE, Opened,
-    ROSTER_KEEP, Refused, Session, orders::bandwidth,
+    Driver, Host, MAX_BAD_CONTENTS, MAX_BLAMES, MAX_HELD, MAX_IMAGES_PER_HOST, MAX_SUSPECT,
+    MAX_WITHOUT_SOURCE, Opened, ROSTER_KEEP, Refused, Session, orders::bandwidth,
 };
 use crate::{
     config::MAX_HOSTS,
@@ -285,6 +285,16 @@ impl Driver {
             };
             self.plan.handle(now, event);
         }
+        if let Some(held) = &report.held {
+            let contents = held.contents.iter().take(MAX_HELD);
+            let event = Event::Holds {
+                host: host.clone(),
+                contents: contents
+                    .filter_map(|of| Some((message::digest(&of.content).ok()?, of.chunks)))
+                    .collect(),
+            };
+            self.plan.handle(now, event);
+        }
         // what is over was before a want that is new, and what runs may be for one
         let runs = |lease: &&message::LeaseState| lease.end() == message::LeaseEnd::Unspecified;
         for lease in report.leases.iter().filter(|lease| !runs(lease)) {
@@ -308,9 +318,7 @@ impl Driver {
                 self.plan.handle(now, event);
             }
         }
-        for blame in &report.blames {
-            self.blame(now, host, blame);
-        }
+        self.blames(now, host, &report.blames);
     }
 
     pub(super) fn image(&mut self, now: Moment, host: &HostId, report: &message::ImageState) {
@@ -585,7 +593,25 @@ impl Driver {
         }
     }
 
-    pub(super) fn blame(&mut self, now: Moment, by: &HostId, blame: &message::Blame) {
+    /// What a host holds against others, as far as it is heard: an honest host shuns a liar after a few of its lies, and has no
+    /// more to say of it.
+    fn blames(&mut self, now: Moment, by: &HostId, blames: &[message::Blame]) {
+        let Some(known) = self.hosts.get_mut(by) else {
+            return;
+        };
+        let room = known.blamed.room(now).min(MAX_BLAMES);
+        if blames.len() > room {
+            debug!(%by, blames = blames.len(), heard = room, "host blames others too often to be heard");
+        }
+        for blame in blames.iter().take(room) {
+            if let Some(known) = self.hosts.get_mut(by) {
+                known.blamed.count += 1;
+            }
+            self.blame(now, by, blame);
+        }
+    }
+
+    fn blame(&mut self, now: Moment, by: &HostId, blame: &message::Blame) {
         let kind = match blame.kind() {
             message::BlameKind::Unspecified => "other",
             message::BlameKind::Bytes => "bytes",
@@ -621,6 +647,12 @@ impl Driver {
             message::BlameKind::Bytes | message::BlameKind::Link
         ) {
             let content = message::digest(&blame.content).ok();
+            let said = (host.clone(), maker.clone(), content);
+            let accuser = self.hosts.get_mut(&by);
+            // the same again says nothing new
+            if !accuser.is_some_and(|accuser| accuser.blamed.said.insert(said)) {
+                return;
+            }
             let event = Event::Blamed {
                 by,
                 host,

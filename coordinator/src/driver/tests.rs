@@ -513,9 +513,16 @@ fn a_host_that_is_blamed_for_bytes_is_asked_to_look_at_them_once() {
     // one order however many blames
     let many: Vec<u32> = (0..500).collect();
     let asked = blame(&mut world, &many, message::BlameKind::Bytes);
-    assert_eq!((asked.len(), asked[0].len()), (1, MAX_SUSPECT));
+    assert_eq!((asked.len(), asked[0].len()), (1, MAX_BLAMES));
     // a false link says nothing of the disk
     assert!(blame(&mut world, &[3], message::BlameKind::Link).is_empty());
+    // nor is it heard more than so often in a minute: 3, 16 and 1 so far, and 44 more
+    let heard = [16, 16, 12, 0];
+    for (round, heard) in (1..).zip(heard) {
+        let chunks: Vec<u32> = (round * 1_000..round * 1_000 + 100).collect();
+        let asked = blame(&mut world, &chunks, message::BlameKind::Bytes).concat();
+        assert_eq!(asked.len(), heard, "{round}");
+    }
 }
 
 #[test]

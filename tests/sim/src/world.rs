@@ -129,6 +129,8 @@ struct Node {
     reported: Vec<Option<(stage::event::Standing, u64)>>,
     /// Contents that it last said it finds no source of.
     without_source: Vec<u32>,
+    /// Chunks of each content that it last said it holds; `None` at the start of a session.
+    held_said: Option<Vec<u32>>,
     /// Requests under way, and whom of.
     requested: BTreeMap<(u32, u32), Vec<u32>>,
     headless_since: Option<Nanos>,
@@ -814,6 +816,7 @@ impl Node {
             finished_at: None,
             reported: vec![None; images.len()],
             without_source: Vec::new(),
+            held_said: None,
             requested: BTreeMap::new(),
             headless_since: None,
             down: Downlink::new(down_rate),

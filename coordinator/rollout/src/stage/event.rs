@@ -187,6 +187,14 @@ pub enum Event {
         /// The contents; empty when there are none any more.
         contents: Vec<Digest>,
     },
+    /// A host says how many chunks it holds of contents where that changed, or all of them at the start of a session. It is what
+    /// others are believed by: see `witness`.
+    Holds {
+        /// The host.
+        host: HostId,
+        /// The contents, and the chunks of each.
+        contents: Vec<(Digest, u32)>,
+    },
     /// A host blames another for something that the chain or the link proved.
     Blamed {
         /// Who says so.

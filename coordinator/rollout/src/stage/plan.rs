@@ -1,5 +1,6 @@
 //! The plan: state, and how events change it. Leases are decided in `lease`, when a registry may be asked in `origin`, what
-//! can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in `trust`, and `report` says where everything stands.
+//! can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in `trust`, who is believed about what moves in
+//! `witness`, and `report` says where everything stands.
 
 mod fault;
 mod graph;
@@ -7,6 +8,7 @@ mod lease;
 mod origin;
 mod report;
 mod trust;
+mod witness;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -27,6 +29,8 @@ use super::{
 
 /// Hosts hear of their neighbours at most this often while others come and go, so that a fleet that starts costs little.
 const NEIGHBOURS_EVERY: Duration = Duration::from_millis(200);
+/// Who fetched what for an earlier coordinator has found out within this time that the registry's bytes were false.
+const FORMER_HOLDERS: Duration = Duration::from_mins(10);
 /// How often leases and absences are looked at while there is something to do.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -60,6 +64,8 @@ pub struct Plan {
     moved_at: Moment,
     /// A chunk came under a mirror's lease.
     mirror_moved_at: Moment,
+    /// Hosts got something of a content that was never leased: they have it from whoever says to hold it.
+    unleased_seen_at: Moment,
     /// Something happened that may let a lease be granted.
     grant_wanted: bool,
 }
@@ -72,6 +78,11 @@ struct Host {
     since: Moment,
     /// Contents of which it lacks something that no peer of it has, and since when it says so.
     without_source: BTreeMap<Digest, Moment>,
+    /// It says what it holds of each content: always, and in this session.
+    counts: bool,
+    said: bool,
+    /// Until when its word that a registry asks to be left alone counts for itself only, because it wasn't so.
+    cried_until: Option<Moment>,
     quarantined_until: Option<Moment>,
     charges: Charges,
     leases: usize,
@@ -129,6 +140,7 @@ impl Plan {
             grants_not_before: Moment::START,
             moved_at: Moment::START,
             mirror_moved_at: Moment::START,
+            unleased_seen_at: Moment::START,
             grant_wanted: false,
         }
     }
@@ -138,6 +150,10 @@ impl Plan {
     pub fn handle(&mut self, now: Moment, event: Event) {
         self.now = self.now.max(now);
         self.started.get_or_insert(self.now);
+        let tick = self.tick_at <= self.now;
+        if tick {
+            self.forget_old_charges();
+        }
         match event {
             Event::HostKnown { host, zone } => self.know(host, zone),
             Event::HostForgotten(host) => self.forget(&host),
@@ -171,6 +187,7 @@ impl Plan {
             Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
             Event::LeasesHeld { host, contents } => self.leases_held(&host, &contents),
             Event::WithoutSource { host, contents } => self.without_source(&host, &contents),
+            Event::Holds { host, contents } => self.holds(&host, &contents),
             Event::Blamed {
                 by,
                 host,
@@ -181,7 +198,8 @@ impl Plan {
                 host,
                 content,
                 from,
-            } => self.retracted(&host, content, from),
+            } if self.may_retract(&host, content) => self.retracted(&host, content, from),
+            Event::Retracted { .. } => {}
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);
                 self.grant_wanted = true;
@@ -194,13 +212,14 @@ impl Plan {
                 self.tell_neighbours(&host);
             }
         }
-        if self.tick_at <= self.now {
+        if tick {
             self.tick_at = self.now + TICK;
             self.release_quarantined();
-            self.forget_old_charges();
             self.judge_passers();
+            self.weigh();
             self.judge_origins();
             self.expire_leases();
+            self.expire_unseen();
             self.audit();
             self.grant_wanted = true;
         }
@@ -235,6 +254,15 @@ impl Plan {
         self.contents.contains_key(content)
     }
 
+    /// Whether a host may have made something of a content: it had a lease of it, perhaps of an earlier coordinator.
+    fn may_retract(&self, id: &HostId, digest: Digest) -> bool {
+        let content = self.contents.get(&digest);
+        let held = content.is_some_and(|content| content.holders.contains(id));
+        held || self
+            .started
+            .is_none_or(|started| self.now.since(started) < FORMER_HOLDERS)
+    }
+
     // ---- hosts --------------------------------------------------------------------------------------------------
 
     fn know(&mut self, id: HostId, zone: String) {
@@ -254,6 +282,9 @@ impl Plan {
                 connected: false,
                 since: self.now,
                 without_source: BTreeMap::new(),
+                counts: false,
+                said: false,
+                cried_until: None,
                 quarantined_until: None,
                 charges: Charges::default(),
                 leases: 0,
@@ -335,6 +366,7 @@ impl Plan {
         if host.connected {
             host.connected = false;
             host.since = self.now;
+            host.said = false;
             host.without_source.clear();
             // its leases run on: it may still fetch and spread; they expire without news
         }
@@ -513,7 +545,9 @@ impl Plan {
         };
         let image = &mut self.images[at];
         let before = image.standings.insert(id.clone(), (standing, held_bytes));
-        if before != Some((standing, held_bytes)) {
+        // what other hosts get is told by what they say they hold
+        let counts = self.hosts.get(&id).is_some_and(|host| host.counts);
+        if before != Some((standing, held_bytes)) && !counts {
             self.moved_at = self.now;
         }
         self.grant_wanted |= before.is_none_or(|(before, _)| before != standing);
@@ -527,7 +561,7 @@ impl Plan {
                 if before.is_none_or(|(before, _)| before != standing) {
                     for content in &image.contents {
                         if let Some(content) = self.contents.get_mut(content) {
-                            content.done_on(&id, self.now);
+                            content.claim(&id, self.now);
                         }
                     }
                 }

@@ -109,12 +109,14 @@ impl World {
         }
         let node = self.node_mut(host);
         node.without_source.clear();
+        node.held_said = None;
         let leases: Vec<u32> = node.leases.keys().copied().collect();
         let id = node.id.clone();
         self.tell_office(stage::Event::LeasesHeld {
             host: id,
             contents: self.digests(&leases),
         });
+        self.report_held(host);
     }
 
     fn digests(&self, contents: &[u32]) -> Vec<Digest> {
@@ -407,6 +409,7 @@ impl World {
             .collect();
         let status = self.node(host).swarm.status(self.moment());
         self.report_lack(host, &status);
+        self.report_held(host);
         for (content, chunks, bytes, trouble) in leases {
             let paced = status
                 .contents
@@ -422,6 +425,30 @@ impl World {
             };
             self.tell_office(event);
         }
+    }
+
+    /// As agents do it: how much the host holds of each content, where that changed.
+    fn report_held(&mut self, host: u32) {
+        let node = self.node(host);
+        let held = node.held.iter().enumerate().map(|(at, held)| {
+            // what isn't verified isn't whole
+            let false_links = node.false_links.get(&index(at));
+            let closed = false_links.is_none_or(BTreeMap::is_empty);
+            held.count().min(held.chunks() - u32::from(!closed))
+        });
+        let held: Vec<u32> = held.collect();
+        let said = node.held_said.clone();
+        let before = said.clone().unwrap_or_else(|| vec![0; held.len()]);
+        let news = held.iter().zip(&before).zip(&self.specs);
+        let news = news.filter(|((held, before), _)| held != before);
+        let contents: Vec<(Digest, u32)> =
+            news.map(|((held, _), spec)| (spec.digest, *held)).collect();
+        if said.is_some() && contents.is_empty() {
+            return;
+        }
+        let id = node.id.clone();
+        self.node_mut(host).held_said = Some(held);
+        self.tell_office(stage::Event::Holds { host: id, contents });
     }
 
     /// As agents do it: the first contents that nobody has more of whom the host is connected with, where they changed.

@@ -105,8 +105,10 @@ impl Plan {
         fault: Fault,
     ) {
         let now = self.now;
-        let enough = self.config.bad_witnesses.max(1);
         let able = self.witnesses(&image);
+        // as many more as there are who may lie
+        let share = self.share(able).min(self.config.bad_witnesses * 2);
+        let enough = self.config.bad_witnesses.max(share).max(1);
         let (first, most) = (self.config.fault_retry, self.config.fault_retry_most);
         let (again, again_most) = (self.config.origin_retry, self.config.origin_retry_most);
         let pause = |times: u32| growing(again, again_most, times.saturating_sub(1));

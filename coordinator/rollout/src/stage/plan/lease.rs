@@ -1,7 +1,9 @@
 //! Leases: who fetches which content from the registry.
 
 use super::*;
-use crate::stage::{action::RevokeCause, event::LeaseEnd, plan::fault::Faults};
+use crate::stage::{
+    action::RevokeCause, event::LeaseEnd, plan::fault::Faults, plan::witness::Receipts,
+};
 
 /// What is granted next.
 struct Grant {
@@ -81,17 +83,21 @@ const DOUBT_AGAIN_MOST: Duration = Duration::from_mins(2);
 /// So many hosts have to find no source of a content, where so many lack it.
 const DOUBTERS: usize = 2;
 
+/// Half of the hosts say within this time that they stage an image, or the others are waited for no longer.
+const HALF_WITHIN: Duration = Duration::from_millis(500);
+
 /// An agent that is killed loses what it verified since its last flush, which is half a second and the time that a disk
 /// takes to sync.
 const FORGETFUL: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct ContentState {
-    chunks: u32,
+    pub(super) chunks: u32,
     /// Raw bytes.
     pub(super) size: u64,
     /// Hosts that hold all of it, and since when.
-    done: BTreeMap<HostId, Moment>,
+    pub(super) done: BTreeMap<HostId, Moment>,
+    pub(super) receipts: Receipts,
     pub(super) lease: Option<Lease>,
     /// What hosts found wrong with it, by the image under whose name they asked.
     pub(super) faults: BTreeMap<Digest, Faults>,
@@ -105,12 +111,15 @@ pub(super) struct ContentState {
     /// Holders that failed, let it expire or gave it back since the last success; the latest is never next.
     pub(super) tried: BTreeSet<HostId>,
     last: Option<HostId>,
+    /// Who ever had a lease of it: only those made links of it.
+    pub(super) holders: BTreeSet<HostId>,
     /// A chunk of it came, or it was wanted first.
-    moved_at: Moment,
-    /// Hosts that were thought to hold it when hosts found no source of it: whoever does says so when it is leased to it.
-    doubted: BTreeSet<HostId>,
+    pub(super) moved_at: Moment,
+    /// Hosts that say that they hold all of it, and aren't believed: hosts found no source of it, or got nothing. They are
+    /// again when hosts get it without a lease.
+    pub(super) doubted: BTreeSet<HostId>,
     /// How often it was doubted since a chunk came, and when it may be doubted again.
-    doubts: u32,
+    pub(super) doubts: u32,
     doubt_not_before: Moment,
     /// Mirrors' leases of it that the registry failed, one after the other, and when it is leased to one again.
     mirror_failures: u32,
@@ -123,7 +132,7 @@ pub(super) struct Lease {
     /// Under whose name it is fetched.
     pub(super) image: Digest,
     /// It was granted for clients of a mirror.
-    mirror: bool,
+    pub(super) mirror: bool,
     pub(super) granted_at: Moment,
     pub(super) chunks: u32,
     /// Blob bytes that its holder got, as far as it says.
@@ -136,6 +145,12 @@ pub(super) struct Lease {
     pub(super) progress_at: Moment,
     /// The last new chunk.
     pub(super) chunk_at: Moment,
+    /// When other hosts last got some of it, the chunks that it had then, and when the last of them had come.
+    pub(super) seen_at: Moment,
+    pub(super) seen_chunks: u32,
+    pub(super) seen_chunk_at: Moment,
+    /// Since when it has whole chunks that nobody got.
+    pub(super) unseen_since: Option<Moment>,
     /// Where its holder asks.
     pub(super) registry: String,
     /// What the registry does to its holder, and since when.
@@ -176,11 +191,12 @@ impl Lease {
 }
 
 impl ContentState {
-    pub(super) const fn new(now: Moment, content: &Content) -> Self {
+    pub(super) fn new(now: Moment, content: &Content) -> Self {
         Self {
             chunks: content.chunks,
             size: content.size,
             done: BTreeMap::new(),
+            receipts: Receipts::new(now, content),
             lease: None,
             faults: BTreeMap::new(),
             away: None,
@@ -188,6 +204,7 @@ impl ContentState {
             retracted: BTreeSet::new(),
             tried: BTreeSet::new(),
             last: None,
+            holders: BTreeSet::new(),
             moved_at: now,
             doubted: BTreeSet::new(),
             doubts: 0,
@@ -201,9 +218,13 @@ impl ContentState {
         self.asked_at
     }
 
-    pub(super) fn done_on(&mut self, id: &HostId, now: Moment) {
+    /// The host says that it holds all of it.
+    pub(super) fn claim(&mut self, id: &HostId, now: Moment) {
         self.done.insert(id.clone(), now);
-        self.tried.clear();
+        self.receipts.claimed(now);
+        if self.receipts.own_word() {
+            self.tried.clear();
+        }
     }
 
     /// The host lost something that it had last spoken of at `heard_at`: what it had just completed then may be part of
@@ -224,6 +245,7 @@ impl ContentState {
         self.done.remove(id);
         self.doubted.remove(id);
         self.tried.remove(id);
+        self.receipts.forget_host(id);
     }
 
     /// What was found wrong with it under this image's name counts no more.
@@ -235,13 +257,17 @@ impl ContentState {
 }
 
 impl Plan {
-    /// Whether somebody holds all of it who is here or expected back.
+    /// Whether somebody holds all of it who is believed, and here or expected back.
     pub(super) fn is_done(&self, content: &ContentState) -> bool {
-        content.done.keys().any(|id| {
-            self.hosts.get(id).is_some_and(|host| {
-                host.quarantined_until.is_none()
-                    && (host.connected || self.now.since(host.since) < self.config.absent_after)
-            })
+        let mut holders = content.done.keys();
+        holders.any(|id| !content.doubted.contains(id) && self.is_expected(id))
+    }
+
+    /// Whether what this host holds can be had: it is here or expected back, and isn't shunned.
+    pub(super) fn is_expected(&self, id: &HostId) -> bool {
+        self.hosts.get(id).is_some_and(|host| {
+            host.quarantined_until.is_none()
+                && (host.connected || self.now.since(host.since) < self.config.absent_after)
         })
     }
 
@@ -305,6 +331,11 @@ impl Plan {
             }
             let early = queue.purpose == Purpose::Mirror
                 && content.mirror_retry_at.is_some_and(|at| self.now < at);
+            // who says first that it stages isn't leased to for that alone
+            if self.is_early(image) {
+                queue.skip_image();
+                continue;
+            }
             let seen = given.contents.contains(&digest);
             if content.lease.is_some() || early || seen || self.is_done(content) {
                 continue;
@@ -359,6 +390,21 @@ impl Plan {
             }
             None => lately(content.moved_at) || lately(self.mirror_moved_at),
         }
+    }
+
+    /// Whether an image was wanted just now, and less than half of the hosts that are here have said anything about it.
+    fn is_early(&self, image: &Image) -> bool {
+        if image.purpose == Purpose::Mirror || self.now.since(image.wanted_at) >= HALF_WITHIN {
+            return false;
+        }
+        let selected = self.selected(image);
+        let here = |id: &&HostId| self.hosts.get(*id).is_some_and(|host| host.connected);
+        let said = |id: &&HostId| image.standings.contains_key(*id);
+        let here = selected.iter().filter(here);
+        let (all, said) = here.fold((0, 0), |(all, of), id| {
+            (all + 1, of + usize::from(said(&id)))
+        });
+        said * 2 < all
     }
 
     /// Whether connected hosts were told to stage a moment ago and haven't said that they do.
@@ -429,6 +475,7 @@ impl Plan {
             .filter_map(|id| Some((*id, self.hosts.get(*id)?)))
             .filter(|(id, host)| {
                 !host.is_unable(&image.registry, self.now)
+                    && !Self::says_whole(host, content, id)
                     && !content.has_looked(&image.digest, id, self.now)
             })
             .min_by_key(|(id, host)| {
@@ -438,7 +485,7 @@ impl Plan {
                 (
                     content.last.as_ref() == Some(*id) || prober == Some(*id),
                     content.tried.contains(*id),
-                    !content.doubted.contains(*id),
+                    host.counts || !content.doubted.contains(*id),
                     host.leases + given.get(*id).copied().unwrap_or(0),
                     host.failures.min(8),
                     !staging,
@@ -478,10 +525,15 @@ impl Plan {
                 began_at: now,
                 progress_at: now,
                 chunk_at: now,
+                seen_at: now,
+                seen_chunks: chunks,
+                seen_chunk_at: now,
+                unseen_since: None,
                 registry: registry.clone(),
                 trouble: None,
             });
             content.last = Some(id.clone());
+            content.holders.insert(id.clone());
             let origin = self.origins.entry(registry).or_default();
             origin.leases += 1;
             origin.prober = Some(id.clone());
@@ -531,6 +583,7 @@ impl Plan {
             }
             return;
         };
+        let own_word = content.receipts.own_word();
         match &mut content.lease {
             Some(lease) if lease.host == *id => {
                 // what turned out false at its end is fetched twice
@@ -541,20 +594,33 @@ impl Plan {
                     lease.chunk_at = now;
                     lease.bytes = lease.bytes.max(bytes);
                     (lease.chunk_bytes, lease.progress_bytes) = (lease.bytes, lease.bytes);
+                    // others may say that they have a chunk before its holder does
+                    if lease.chunks > lease.seen_chunks + 1 {
+                        lease.unseen_since.get_or_insert(now);
+                    }
                     let (registry, image) = (lease.registry.clone(), lease.image);
                     let mirror = lease.mirror;
-                    content.came(&image);
-                    content.moved_at = now;
-                    content.doubts = 0;
-                    self.moved_at = now;
-                    if mirror {
-                        self.mirror_moved_at = now;
+                    if own_word {
+                        lease.seen_at = now;
+                        lease.seen_chunks = lease.chunks;
+                        lease.seen_chunk_at = now;
+                        lease.unseen_since = None;
+                        content.came(&image);
+                        content.moved_at = now;
+                        content.doubts = 0;
+                        self.moved_at = now;
+                        if mirror {
+                            self.mirror_moved_at = now;
+                        }
+                        self.origin_gave(&registry);
                     }
-                    self.origin_gave(&registry);
                 } else if lease.moves(now, bytes, self.config.slowest_stream_bytes_per_s) {
                     let registry = lease.registry.clone();
-                    self.moved_at = now;
-                    self.origin_gave(&registry);
+                    if own_word {
+                        lease.seen_at = now;
+                        self.moved_at = now;
+                        self.origin_gave(&registry);
+                    }
                 } else if paced && now.since(lease.chunk_at) < self.config.paced_timeout {
                     lease.progress_at = now;
                 }
@@ -562,10 +628,9 @@ impl Plan {
             }
             Some(_) => self.revoke(id, digest, RevokeCause::NotHeld),
             None => {
-                let usable = self
-                    .hosts
-                    .get(id)
-                    .is_some_and(|host| host.connected && host.quarantined_until.is_none());
+                let usable = self.hosts.get(id).is_some_and(|host| {
+                    host.connected && host.quarantined_until.is_none() && host.failures == 0
+                });
                 let done = self
                     .contents
                     .get(&digest)
@@ -584,9 +649,14 @@ impl Plan {
                         purpose: image.purpose,
                     })
                     .filter(|grant| self.origin_held(now, &grant.registry).is_none());
-                // a coordinator that has just started takes over the leases that run
+                // a coordinator that has just started takes over the leases that run; of what it has leased itself it knows better
+                let fresh = self
+                    .contents
+                    .get(&digest)
+                    .is_some_and(|content| content.asked_at().is_none());
                 if let Some(grant) = wanted
                     && usable
+                    && fresh
                     && !done
                     && self.leases < self.config.origin_streams
                 {
@@ -611,8 +681,9 @@ impl Plan {
             .as_ref()
             .is_some_and(|lease| lease.host == *id);
         let lease = if held { self.end(digest) } else { None };
-        self.moved_at = self.now;
         self.grant_wanted = true;
+        // a host that says what it holds says so there
+        let believed = held || self.hosts.get(id).is_some_and(|host| !host.counts);
         let Some(content) = self.contents.get_mut(&digest) else {
             return;
         };
@@ -625,19 +696,26 @@ impl Plan {
                         && image.contents.contains(&digest)
                         && matches!(image.standings.get(id), Some((Standing::Staging, _)))
                 });
-                if end == LeaseEnd::Done || (held && staging) {
-                    content.done.insert(id.clone(), self.now);
-                    content.doubted.clear();
+                let own_word = content.receipts.own_word();
+                if believed && (end == LeaseEnd::Done || (held && staging)) {
+                    content.claim(id, self.now);
+                    if held {
+                        content.receipts.finished(id, self.now);
+                    }
+                    if own_word {
+                        content.doubted.clear();
+                    }
                 }
                 if end == LeaseEnd::Released {
                     content.tried.insert(id.clone());
-                } else {
+                } else if own_word && believed {
                     content.tried.clear();
                     content.faults.clear();
                     content.away = None;
                     content.mirror_failures = 0;
                     content.mirror_retry_at = None;
                     content.moved_at = self.now;
+                    self.moved_at = self.now;
                     if lease.as_ref().is_some_and(|lease| lease.chunks > 0) {
                         content.doubts = 0;
                     }
@@ -858,7 +936,7 @@ impl Plan {
         }
         content.doubts = content.doubts.saturating_add(1);
         content.doubt_not_before = now + again;
-        content.doubted = core::mem::take(&mut content.done).into_keys().collect();
+        content.doubted = content.done.keys().cloned().collect();
     }
 
     fn is_doubtful(&self, digest: Digest, by: &BTreeSet<&HostId>, patience: Duration) -> bool {
@@ -890,7 +968,11 @@ impl Plan {
             .filter(wanted)
             .flat_map(|image| self.candidates(image))
             .collect();
-        by.intersection(&lacking).count() >= DOUBTERS.min(lacking.len()).max(1)
+        let enough = match content.receipts.receivers {
+            0 => DOUBTERS.min(lacking.len()).max(1),
+            receivers => self.share(receivers),
+        };
+        by.intersection(&lacking).count() >= enough
     }
 
     /// The same where nothing is leased and nothing moves anywhere, but hosts lack an image.

@@ -2,9 +2,15 @@
 //!
 //! A host may have trouble of its own, so its word alone holds up nothing but its lease. When a second host has it too, or
 //! there is no second, it is the registry, and everybody leaves it alone for a while that grows; then one lease tries
-//! first. What a registry itself asked for (`Retry-After`) is believed at once, whoever was told: most registries count
-//! requests by account or by the address that a whole fleet shares, and the next host that asks makes it longer. Where
-//! they count by host, that costs the wait.
+//! first.
+//!
+//! What a registry itself asked for (`Retry-After`) concerns everybody: most registries count requests by account or by the
+//! address that a whole fleet shares, and the next host that asks makes it longer. But a host may say so that wasn't told, and so
+//! may a second and a third. So a host's word holds up the fleet for seconds, and each further host's for longer, up to a minute.
+//! Where a registry really asks for it, it tells all streams at once: when four hosts say so within seconds (or all, in a smaller
+//! fleet) and no stream of another runs, all that was asked for is believed. When the registry gives something to a lease that
+//! began after the word and before its time was over, the word wasn't true, and the next word of the same hosts holds up nobody
+//! else.
 
 use super::*;
 use crate::stage::action::RevokeCause;
@@ -26,7 +32,25 @@ pub(super) struct Origin {
     retry_at: Option<Moment>,
     /// Left alone until then, as it asked for.
     asked_until: Option<Moment>,
+    /// Hosts that it asked to be left alone since it last gave something to a new lease, and when; the last of that, and the
+    /// time that they named.
+    refused: BTreeMap<HostId, Moment>,
+    refused_at: Moment,
+    wish_until: Moment,
+    /// What each of its streams brought lately, bytes per second.
+    pace: Option<u64>,
 }
+
+/// Pauses after the words of one host, two and more that a registry asks to be left alone.
+const WORDS: [Duration; 4] = [
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_mins(1),
+];
+/// Words of so many hosts, within this time, are believed.
+const WORDS_ENOUGH: usize = 4;
+const WORDS_WITHIN: Duration = Duration::from_secs(3);
 
 impl Origin {
     fn held_until(&self, now: Moment) -> Option<Moment> {
@@ -141,7 +165,7 @@ impl Plan {
         };
         origin.failed_on.insert(id.clone());
         if origin.failed_on.len() >= 2 || connected < 2 || origin.failures > 0 {
-            self.leave_alone(registry, None);
+            self.leave_alone(registry);
         }
     }
 
@@ -164,13 +188,89 @@ impl Plan {
         });
         let registry = lease.registry.clone();
         match trouble {
-            Some(Trouble::Throttled(wish)) => self.leave_alone(&registry, Some(wish)),
-            Some(_) if self.origin_held(now, &registry).is_some() => {
-                self.leave_alone(&registry, None)
-            }
+            Some(Trouble::Throttled(wish)) => self.refused(digest, &registry, wish),
+            Some(_) if self.origin_held(now, &registry).is_some() => self.leave_alone(&registry),
             Some(Trouble::Failing) => self.judge_origin(&registry),
             Some(Trouble::Silent) | None => {}
         }
+    }
+
+    /// A holder says that its registry asks to be left alone: its lease ends, and everybody waits for as long as its word weighs.
+    fn refused(&mut self, digest: Digest, registry: &str, wish: Duration) {
+        let now = self.now;
+        let wish = wish.min(self.config.origin_wish_most);
+        let Some(lease) = self.end(digest) else {
+            return;
+        };
+        let id = lease.host;
+        self.revoke(&id, digest, RevokeCause::OriginFailed);
+        if let Some(content) = self.contents.get_mut(&digest) {
+            content.tried.insert(id.clone());
+        }
+        let hosts = self.hosts.values().filter(|host| host.connected).count();
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        host.failures = host.failures.saturating_add(1);
+        let cried = host.cried_until.is_some_and(|until| now < until);
+        let streams = self.contents.values().any(|content| {
+            let lease = content.lease.as_ref();
+            lease.is_some_and(|lease| lease.registry == registry && lease.trouble.is_none())
+        });
+        let Some(origin) = self.origins.get_mut(registry).filter(|_| !cried) else {
+            return;
+        };
+        origin.refused.insert(id, now);
+        origin.refused_at = now;
+        origin.wish_until = origin.wish_until.max(now + wish);
+        let words = origin.refused.len();
+        let lately = origin.refused.values();
+        let lately = lately.filter(|at| now.since(**at) <= WORDS_WITHIN).count();
+        let believed = !streams && (lately >= WORDS_ENOUGH || words >= hosts);
+        let pause = match WORDS.get(words - 1).or(WORDS.last()) {
+            Some(pause) if !believed => wish.min(*pause),
+            _ => wish,
+        };
+        origin.asked_until = origin.asked_until.max(Some(now + pause));
+        if !streams {
+            // one tries first
+            origin.failures = origin.failures.max(1);
+        }
+    }
+
+    /// A registry gave something to a lease that was granted at this moment: who said that it asked to be left alone then lied,
+    /// or was alone with that.
+    pub(super) fn disprove_refusals(&mut self, registry: &str, granted_at: Moment) {
+        let now = self.now;
+        let Some(origin) = self.origins.get_mut(registry) else {
+            return;
+        };
+        if origin.refused.is_empty() || granted_at <= origin.refused_at {
+            return;
+        }
+        let refused = core::mem::take(&mut origin.refused);
+        if granted_at >= origin.wish_until {
+            return;
+        }
+        origin.asked_until = None;
+        for id in refused.into_keys() {
+            if let Some(host) = self.hosts.get_mut(&id) {
+                host.cried_until = Some(now + self.config.origin_wish_most);
+            }
+        }
+    }
+
+    /// What a stream of a registry brought lately.
+    pub(super) fn origin_pace(&mut self, registry: &str, bytes_per_s: u64) {
+        if let Some(origin) = self.origins.get_mut(registry) {
+            let before = origin.pace.unwrap_or(bytes_per_s);
+            origin.pace = Some(before - before / 4 + bytes_per_s / 4);
+        }
+    }
+
+    /// What its streams bring, as far as others got it.
+    pub(super) fn pace(&self, registry: &str) -> Option<u64> {
+        self.origins.get(registry)?.pace
     }
 
     /// Looks at all registries that fail somebody.
@@ -218,9 +318,8 @@ impl Plan {
         }
     }
 
-    /// Nobody asks it for a while: a growing one, or as long as it wishes. Leases that it fails end, so that no holder
-    /// goes on trying.
-    fn leave_alone(&mut self, registry: &str, wish: Option<Duration>) {
+    /// Nobody asks it for a while that grows. Leases that it fails end, so that no holder goes on trying.
+    fn leave_alone(&mut self, registry: &str) {
         let now = self.now;
         let failures = match self.origins.get(registry) {
             Some(origin) if origin.held_until(now).is_some() => None,
@@ -236,10 +335,6 @@ impl Plan {
             if let Some(pause) = pause {
                 origin.failures = origin.failures.saturating_add(1);
                 origin.retry_at = Some(now + pause);
-            }
-            if let Some(wish) = wish {
-                let until = now + wish.min(self.config.origin_wish_most);
-                origin.asked_until = origin.asked_until.max(Some(until));
             }
             origin.failed_on.clear();
         }

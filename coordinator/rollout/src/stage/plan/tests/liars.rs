@@ -1,0 +1,253 @@
+//! Hosts that lie to the coordinator: what they cost, against a fleet in which nobody does.
+//!
+//! Honest hosts fetch a content in four seconds, and the others get each chunk half a second later. They say once a second what they
+//! hold. Liars never hold anything.
+
+use super::*;
+
+const CONTENTS: usize = 24;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    None,
+    /// "I have fetched that", of every content, whoever holds its lease.
+    Done,
+    /// "The image is installed here."
+    Present,
+    /// "I hold all chunks", of every content.
+    Whole,
+    /// "The registry asks to be left alone for an hour."
+    Throttled,
+    /// "I wait for others to take what I have fetched", for as long as that is believed, and then a chunk more.
+    Paced,
+    /// "A chunk has come."
+    Chunks,
+    /// "Some bytes have come."
+    Bytes,
+    /// "I have a lease of that", of what is free.
+    Adopts,
+    /// "The registry lacks that."
+    Missing,
+    /// "I find no source of that", of everything.
+    Sourceless,
+}
+
+struct World {
+    plan: Plan,
+    hosts: usize,
+    liars: usize,
+    lie: Lie,
+    millis: u64,
+    /// Who fetches what, and since when.
+    leases: BTreeMap<Digest, (usize, u64)>,
+    /// Chunks of each content that honest hosts have fetched, by when.
+    fetched: BTreeMap<Digest, Vec<(u64, u32)>>,
+    actions: Vec<Action>,
+}
+
+impl World {
+    fn new(hosts: usize, liars: usize, lie: Lie) -> Self {
+        let mut plan = fleet(hosts);
+        feed(&mut plan, 1_000, Event::WantsKnown);
+        Self {
+            plan,
+            hosts,
+            liars,
+            lie,
+            millis: 2_000,
+            leases: BTreeMap::new(),
+            fetched: BTreeMap::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.actions
+            .extend(feed(&mut self.plan, self.millis, event));
+    }
+
+    fn is_liar(&self, at: usize) -> bool {
+        at < self.liars
+    }
+
+    fn has(&self, content: &Digest, at: u64) -> u32 {
+        let of = self.fetched.get(content).into_iter().flatten();
+        of.filter(|(when, _)| *when <= at)
+            .map(|(_, chunks)| *chunks)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Seconds until honest hosts hold everything.
+    fn run(mut self, seconds: u64) -> Option<u64> {
+        let number = |id: &HostId| (0..1_000).find(|number| host(*number) == *id).unwrap();
+        let mut order = wanted(0, 0..CONTENTS, Selection::All);
+        if let Event::Wanted { contents, .. } = &mut order {
+            for content in contents {
+                content.origin_bytes = content.size;
+            }
+        }
+        self.tell(order);
+        for at in 0..self.hosts {
+            self.tell(Event::Holds {
+                host: host(at),
+                contents: Vec::new(),
+            });
+            self.tell(report(at, 0, Standing::Staging, 0));
+        }
+        for step in 0..seconds * 4 {
+            self.millis = 2_000 + step * 250;
+            self.tell(Event::Tick);
+            for action in core::mem::take(&mut self.actions) {
+                match action {
+                    Action::Grant { host, content, .. } => {
+                        self.leases.insert(content, (number(&host), self.millis));
+                    }
+                    Action::Revoke { host, content, .. }
+                        if self.leases.get(&content).map(|(by, _)| *by) == Some(number(&host)) =>
+                    {
+                        self.leases.remove(&content);
+                    }
+                    _ => {}
+                }
+            }
+            for (content, (by, since)) in self.leases.clone() {
+                match self.is_liar(by) && self.lie != Lie::None {
+                    true => self.lie_about(by, content, since),
+                    false => self.fetch(by, content, since),
+                }
+            }
+            if step % 4 == 0 {
+                self.hosts_say(step);
+            }
+            let whole =
+                (0..CONTENTS).filter(|content| self.has(&digest(*content), self.millis) == 100);
+            if whole.count() == CONTENTS {
+                return Some(step / 4);
+            }
+        }
+        None
+    }
+
+    fn fetch(&mut self, by: usize, content: Digest, since: u64) {
+        let past = u32::try_from(self.millis - since).unwrap();
+        let chunks = (past / 40).max(self.has(&content, self.millis)).min(100);
+        let entry = self.fetched.entry(content).or_default();
+        entry.push((self.millis, chunks));
+        if chunks < 100 {
+            return self.tell(progress(&host(by), content, chunks));
+        }
+        self.leases.remove(&content);
+        self.tell(ended(&host(by), content, LeaseEnd::Done));
+    }
+
+    fn lie_about(&mut self, by: usize, content: Digest, since: u64) {
+        let seconds = (self.millis - since) / 1_000;
+        let report = |chunks: u64, bytes, paced, trouble| Event::LeaseProgress {
+            host: host(by),
+            content,
+            chunks: u32::try_from(chunks).unwrap(),
+            bytes,
+            paced,
+            trouble,
+        };
+        let hour = Duration::from_secs(3_600);
+        let end = match self.lie {
+            Lie::Throttled => {
+                let event = report(0, 0, false, Some(Trouble::Throttled(hour)));
+                return self.tell(event);
+            }
+            Lie::Paced => return self.tell(report(seconds / 55, 0, true, None)),
+            Lie::Chunks | Lie::Adopts => return self.tell(report(seconds, 0, false, None)),
+            Lie::Bytes => return self.tell(report(0, seconds * 5_000, false, None)),
+            Lie::Missing => LeaseEnd::Faulty(Fault::Missing),
+            _ => LeaseEnd::Done,
+        };
+        self.leases.remove(&content);
+        self.tell(ended(&host(by), content, end));
+    }
+
+    /// Once a second.
+    fn hosts_say(&mut self, step: u64) {
+        for at in 0..self.hosts {
+            let by = host(at);
+            if !self.is_liar(at) {
+                let contents = (0..CONTENTS).map(|number| {
+                    let content = digest(number);
+                    (content, self.has(&content, self.millis - 500))
+                });
+                let contents: Vec<_> = contents.filter(|(_, chunks)| *chunks > 0).collect();
+                self.tell(Event::Holds { host: by, contents });
+                continue;
+            }
+            let all = 0..CONTENTS;
+            match self.lie {
+                Lie::Done => {
+                    for content in all {
+                        self.tell(ended(&by, digest(content), LeaseEnd::Done));
+                    }
+                }
+                Lie::Present => {
+                    // as if it had just installed it, again and again
+                    let standing = match step % 8 {
+                        0 => Standing::Installing,
+                        _ => Standing::Present,
+                    };
+                    self.tell(report(at, 0, standing, step));
+                }
+                Lie::Whole => {
+                    let contents = all.map(|content| (digest(content), 100)).collect();
+                    self.tell(Event::Holds { host: by, contents });
+                }
+                Lie::Adopts => {
+                    for content in all {
+                        let chunks = u32::try_from(step / 4).unwrap();
+                        self.tell(progress(&by, digest(content), chunks));
+                        let lease = self.plan.contents[&digest(content)].lease.as_ref();
+                        if lease.is_some_and(|lease| lease.host == by) {
+                            let millis = self.millis;
+                            self.leases.entry(digest(content)).or_insert((at, millis));
+                        }
+                    }
+                }
+                Lie::Sourceless => {
+                    let contents = all.map(digest).collect();
+                    self.tell(Event::WithoutSource { host: by, contents });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn what_liars_tell_the_coordinator_costs_seconds() {
+    let honest = World::new(30, 0, Lie::None).run(600).unwrap();
+    assert!((24..=30).contains(&honest), "{honest}");
+    let lies = [
+        Lie::Done,
+        Lie::Present,
+        Lie::Whole,
+        Lie::Throttled,
+        Lie::Paced,
+        Lie::Chunks,
+        Lie::Bytes,
+        Lie::Adopts,
+        Lie::Missing,
+        Lie::Sourceless,
+    ];
+    let cost = |liars: usize| {
+        lies.map(|lie| {
+            let took = World::new(30, liars, lie).run(86_400);
+            (lie, took.map(|took| took.saturating_sub(honest)))
+        })
+    };
+    let (one, third) = (cost(1), cost(9));
+    std::println!("{honest} s without liars; one liar {one:?}; nine of thirty {third:?}");
+    for (lie, more) in one {
+        assert!(more.is_some_and(|more| more <= 15), "{lie:?}: {more:?}");
+    }
+    for (lie, more) in third {
+        assert!(more.is_some_and(|more| more <= 60), "{lie:?}: {more:?}");
+    }
+}
