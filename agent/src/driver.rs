@@ -6,6 +6,7 @@
 
 mod contents;
 mod image;
+mod jobs;
 mod members;
 mod mirror;
 mod naming;
@@ -35,8 +36,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-pub(crate) use self::report::state_name;
-use self::{contents::Contents, image::Image, members::Members, mirror::Mirrored};
+use self::{
+    contents::Contents,
+    image::Image,
+    jobs::{Jobs, Long},
+    members::Members,
+    mirror::Mirrored,
+};
+pub(crate) use self::{jobs::BLOCKING_THREADS, report::state_name};
 use crate::{
     admin::Snapshot,
     config::Config,
@@ -343,7 +350,7 @@ pub(crate) struct Driver {
     stepped_back: bool,
     /// Where the scrub goes on.
     scrub_at: (ContentId, ChunkIndex),
-    jobs: JoinSet<Input>,
+    jobs: Jobs,
     peer_inbox: mpsc::Sender<(HostKey, Brought)>,
     fetch_inbox: mpsc::Sender<Input>,
 }
@@ -410,7 +417,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         looking: BTreeSet::new(),
         stepped_back: false,
         scrub_at: (ContentId(0), ChunkIndex(0)),
-        jobs: JoinSet::new(),
+        jobs: Jobs::new(),
         peer_inbox,
         fetch_inbox,
     };
@@ -770,6 +777,11 @@ impl Driver {
 
     fn spawn_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
         self.jobs.spawn_blocking(job);
+    }
+
+    /// For what may take minutes.
+    fn spawn_long(&mut self, what: Long, job: impl FnOnce() -> Input + Send + 'static) {
+        self.jobs.spawn_long(what, job);
     }
 
     fn ticket(&mut self) -> Ticket {

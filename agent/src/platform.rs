@@ -162,7 +162,7 @@ impl DirectoryLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else held it all the time.
-    #[error("{path} is locked by another process for more than {} s", .waited.as_secs())]
+    #[error("{path} is locked by another process{}", for_so_long(*.waited))]
     Busy {
         /// The directory.
         path: PathBuf,
@@ -177,6 +177,13 @@ pub enum LockError {
         /// The cause.
         error: io::Error,
     },
+}
+
+fn for_so_long(waited: Duration) -> String {
+    match waited.as_secs() {
+        0 => String::new(),
+        seconds => format!(" for more than {seconds} s"),
+    }
 }
 
 /// Locks a directory, waiting at most `wait` for whoever has it. Blocks the thread.

@@ -46,8 +46,8 @@ pub fn run(cli: Cli) -> ExitCode {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // verification, packing and disk: bounded so that a burst of chunks doesn't become a burst of threads
-        .max_blocking_threads(16)
+        // verification, packing and disk
+        .max_blocking_threads(driver::BLOCKING_THREADS)
         .build();
     let result = runtime
         .context("starting the runtime")
@@ -139,7 +139,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("listening on UDP {} for peers (--listen)", config.listen))?;
     // nobody but the coordinator until it names the others
     endpoint.authorise(link::Authorised::Only([coordinator.clone()].into()));
-    let store = open_store(&config).await?;
+    // an installation that finds tart's lock taken gives its thread back, and is tried again
+    let store = open_store(&config, Duration::ZERO).await?;
     store.set_host(me.clone());
     let goldens = config
         .golden_prefix
@@ -257,13 +258,14 @@ fn essential(
     }
 }
 
-pub(crate) async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
+pub(crate) async fn open_store(config: &Config, lock_wait: Duration) -> anyhow::Result<Arc<Store>> {
     let (home, floor_percent) = (config.tart_home.clone(), config.floor_percent);
     let opened = tokio::task::spawn_blocking(move || {
         Store::open(
             &home,
             crate::store::Options {
                 floor_percent,
+                lock_wait,
                 ..crate::store::Options::default()
             },
         )

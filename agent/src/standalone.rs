@@ -34,7 +34,7 @@ use crate::{
     metrics::Metrics,
     program,
     shelf::Shelf,
-    store::{Stage, Store, VerifyError},
+    store::{Options, Stage, Store, VerifyError},
     transfer::Cache,
 };
 
@@ -151,7 +151,12 @@ pub(crate) async fn verify(config: &Config, image: &str, json: bool) -> anyhow::
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (verified, digest, mut message) = match verified {
         Ok(verified) => (true, Some(verified.digest.to_string()), String::new()),
-        Err(error @ (VerifyError::Reference { .. } | VerifyError::Io { .. })) => {
+        // nothing is said about an image that isn't here: a typo is no damage
+        Err(
+            error @ (VerifyError::Reference { .. }
+            | VerifyError::Io { .. }
+            | VerifyError::NotThere { .. }),
+        ) => {
             return Err(error).with_context(|| format!("verifying {image}"));
         }
         Err(error) => (false, None, error.to_string()),
@@ -187,7 +192,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     image
         .parse::<proto::Reference>()
         .with_context(|| format!("image reference {image} is refused"))?;
-    let store = program::open_store(config)
+    let store = program::open_store(config, Options::default().lock_wait)
         .await
         .context("is the agent running? then order the image from the coordinator")?;
     let origin = Origin::new(&config.origin)?;

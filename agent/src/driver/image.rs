@@ -15,7 +15,7 @@ use proto::{
 use swarm::Event;
 use tracing::{error, info, warn};
 
-use super::{Driver, Input};
+use super::{Driver, Input, Long};
 use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
@@ -342,7 +342,7 @@ impl Driver {
         let manifest = image.manifest.clone();
         let blobs = self.mirror.blobs().cloned();
         let home = self.config.tart_home.clone();
-        self.spawn_blocking(move || {
+        self.spawn_long(Long::Read, move || {
             let make_room = |bytes| {
                 blobs
                     .as_ref()
@@ -453,7 +453,7 @@ impl Driver {
             return;
         }
         image.reading = true;
-        self.spawn_blocking(move || Input::ReadAgain {
+        self.spawn_long(Long::Read, move || Input::ReadAgain {
             image: digest,
             result: stage.read_again().map_err(|error| error.to_string()),
             stage,

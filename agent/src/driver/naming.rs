@@ -10,7 +10,7 @@ use proto::{Digest, message::Names, message::StageState};
 use tracing::{info, warn};
 
 use super::{
-    Driver, Input,
+    Driver, Input, Long,
     image::{Image, Trouble, millis},
 };
 use crate::{
@@ -21,8 +21,9 @@ use crate::{
     store::{InstallError, Stage, Store},
 };
 
-/// An install that waits for tart's lock waits on after this long: its last wait took half a minute already.
-const BUSY_PAUSE: Duration = Duration::from_secs(2);
+/// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls, and presence may come
+/// this much late.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a look at the disk showed.
 #[derive(Debug)]
@@ -173,7 +174,7 @@ impl Driver {
         image.state = StageState::Installing;
         image.whole.get_or_insert_with(Instant::now);
         self.report_due = true;
-        self.spawn_blocking(move || {
+        self.spawn_long(Long::Install, move || {
             let (placed, result) = stage.install_as(&names);
             Input::Installed {
                 image: digest,

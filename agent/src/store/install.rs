@@ -5,6 +5,8 @@ use std::{
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    sync::atomic::Ordering,
+    time::Duration,
 };
 
 use proto::Digest;
@@ -40,7 +42,7 @@ pub enum InstallError {
     /// A layer that travels as a blob is bad.
     #[error(transparent)]
     Layer(DecodeLayerError),
-    /// tart (a pull from the same registry, most likely) holds the lock for longer than the store waits.
+    /// tart (a pull from the same registry, most likely) holds its lock, for longer than the store waits.
     #[error("tart is busy: {0}")]
     Busy(LockError),
     /// Something of another kind stands where the tag's link goes.
@@ -122,6 +124,41 @@ impl Stage {
     fn put(&self, references: &[Reference]) -> (Vec<Reference>, Result<(), InstallError>) {
         // a doubt that comes later isn't answered by this
         let doubted = self.is_doubted();
+        if self.waits_for_tart.load(Ordering::Acquire)
+            && !doubted
+            && let Some((placed, busy)) = self.still_waits(references)
+        {
+            return (placed, Err(InstallError::Busy(busy)));
+        }
+        let (placed, result) = self.put_unless_busy(references, doubted);
+        let waits = matches!(result, Err(InstallError::Busy(_)));
+        self.waits_for_tart.store(waits, Ordering::Release);
+        (placed, result)
+    }
+
+    /// Where tart still holds the lock of every reference that isn't in place: those that are, and the lock. An installation that is
+    /// tried again and again then syncs nothing.
+    fn still_waits(&self, references: &[Reference]) -> Option<(Vec<Reference>, LockError)> {
+        let (mut placed, mut busy) = (Vec::new(), None);
+        for reference in references {
+            if self.is_in_place(reference, self.keeps_marker(reference)) {
+                placed.push(reference.clone());
+                continue;
+            }
+            let host = cache::host_directory(&self.shared.home, reference);
+            match platform::lock_directory(&host, Duration::ZERO) {
+                Err(error @ LockError::Busy { .. }) => busy = Some(error),
+                Ok(_) | Err(LockError::Io { .. }) => return None,
+            }
+        }
+        busy.map(|busy| (placed, busy))
+    }
+
+    fn put_unless_busy(
+        &self,
+        references: &[Reference],
+        doubted: bool,
+    ) -> (Vec<Reference>, Result<(), InstallError>) {
         let prepared = self.prepare(references, doubted);
         if prepared.is_err() {
             return (Vec::new(), prepared);

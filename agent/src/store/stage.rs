@@ -66,6 +66,8 @@ pub struct Stage {
     pub(super) status: Mutex<Status>,
     /// One installation at a time.
     pub(super) installing: Mutex<()>,
+    /// The last installation did all that it could before tart's lock, and didn't get that.
+    pub(super) waits_for_tart: AtomicBool,
     /// Bytes that a copy for another repository may take.
     pub(super) copying_bytes: AtomicU64,
 }
@@ -173,6 +175,7 @@ impl Stage {
             doubt: Mutex::default(),
             status: Mutex::new(status),
             installing: Mutex::default(),
+            waits_for_tart: AtomicBool::new(false),
             copying_bytes: AtomicU64::new(0),
             layout,
         }

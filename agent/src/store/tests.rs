@@ -505,6 +505,15 @@ fn tarts_lock_is_honoured() {
     let pull = platform::lock_directory(&registry, Duration::ZERO).unwrap();
     assert!(matches!(install(&stage, &[]), Err(InstallError::Busy(_))));
     assert_eq!(store.presence(), []);
+    // what was made ready for the cache isn't made ready again by each try
+    let manifest = ours(&home, &sample).join(IMAGE).join(cache::MANIFEST);
+    let made = fs::metadata(&manifest).unwrap();
+    assert!(matches!(install(&stage, &[]), Err(InstallError::Busy(_))));
+    let found = fs::metadata(&manifest).unwrap();
+    assert_eq!(
+        (found.ino(), found.modified().unwrap()),
+        (made.ino(), made.modified().unwrap())
+    );
     drop(pull);
     install(&stage, &[]).unwrap();
 }

@@ -48,7 +48,7 @@ pub enum VerifyError {
         error: ParseReferenceError,
     },
     /// tart's cache doesn't have it, or it is named by digest and this host didn't stage it: name it by reference then.
-    #[error("{image} isn't in tart's cache, going by {path}")]
+    #[error("{image} isn't on this host: {path} isn't there; `parbake-agent status` lists what is")]
     NotThere {
         /// The reference.
         image: String,

@@ -11,7 +11,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use e2e::{
@@ -279,6 +279,89 @@ fn an_image_waits_for_the_directory_that_tart_pulls_into() {
     tart.unlock().unwrap();
     assert!(wait_until(PATIENCE, || is_present(&cluster, &rig, 0)));
     assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
+}
+
+/// More images than the agent has threads for blocking work become whole while tart holds the lock that all of them wait for: chunks
+/// of a further one arrive as if nothing waited, and an image that is cancelled holds up no look at the disk.
+#[test]
+fn images_that_wait_for_tart_leave_room_for_chunks() {
+    const WAITING: u64 = 17;
+    let rig = Rig::new(&small(), registry::Options::default()).unwrap();
+    let image = |name: &str, mebibytes: u64, seed: u64| {
+        let blobs = rig.dir().join(name);
+        std::fs::create_dir_all(&blobs).unwrap();
+        let spec = ImageSpec::incompressible(mebibytes << 20, mebibytes << 20, seed);
+        let generated = spec.generate(&blobs).unwrap();
+        rig.registry.hold(&format!("fleet/{name}"), "1", &generated)
+    };
+    let waiting: Vec<String> = (0..WAITING)
+        .map(|number| image(&format!("small-{number}"), 1, 100 + number))
+        .collect();
+    let last = image("last", 16, 7);
+    let cluster = rig.cluster(DEMO, vec![Place::default()], "", "").unwrap();
+    // one is present, and stays so
+    let staged = cluster
+        .parbake(&["stage", &rig.reference, "--wait"])
+        .unwrap();
+    assert!(staged.status.success(), "{}", said(&staged));
+    let home = cluster.agents()[0].tart_home();
+    let disk = rig.disk(&home);
+    let tart = File::open(disk.ancestors().nth(4).unwrap()).unwrap();
+    tart.lock().unwrap();
+
+    for reference in &waiting {
+        let staged = cluster.parbake(&["stage", reference]).unwrap();
+        assert!(staged.status.success(), "{}", said(&staged));
+    }
+    let holds_all = |reference: &str| {
+        let status = host_status(&cluster, reference, 0);
+        status["held_bytes"].as_u64() > Some(0) && status["held_bytes"] == status["total_bytes"]
+    };
+    assert!(wait_until(PATIENCE, || waiting
+        .iter()
+        .all(|one| holds_all(one))));
+    let busy = || {
+        waiting
+            .iter()
+            .all(|one| host_status(&cluster, one, 0)["reason"] == "tart_busy")
+    };
+    assert!(
+        wait_until(Duration::from_secs(10), busy),
+        "{:#}",
+        status(&cluster, &waiting[0])
+    );
+
+    let began = Instant::now();
+    let staged = cluster.parbake(&["stage", &last]).unwrap();
+    assert!(staged.status.success(), "{}", said(&staged));
+    assert!(wait_until(PATIENCE, || holds_all(&last)));
+    println!(
+        "16 MiB beside {WAITING} waiting images: {:?}",
+        began.elapsed()
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+
+    let cancelled = cluster.parbake(&["cancel", &waiting[0]]).unwrap();
+    assert!(cancelled.status.success(), "{}", said(&cancelled));
+    let began = Instant::now();
+    let gone = || host_status(&cluster, &waiting[0], 0)["state"] != "installing";
+    assert!(wait_until(Duration::from_secs(10), gone));
+    let looked = host_status(&cluster, &rig.reference, 0);
+    assert_eq!(
+        looked["state"],
+        "present",
+        "{looked} after {:?}",
+        began.elapsed()
+    );
+
+    tart.unlock().unwrap();
+    let present = |reference: &str| host_status(&cluster, reference, 0)["state"] == "present";
+    assert!(wait_until(Duration::from_secs(20), || present(&last)
+        && waiting[1..].iter().all(|one| present(one))));
 }
 
 /// Debian's registry with an image in it.

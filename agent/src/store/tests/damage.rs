@@ -388,3 +388,39 @@ fn a_clone_of_a_rotten_image_is_compared_where_it_lies() {
         cloning::PRETENDED.set(false);
     }
 }
+
+#[test]
+fn a_clone_is_compared_also_where_its_source_was_mended_since() {
+    let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
+    let store = open(&home);
+    let shared = one.layout.layers()[0].raw.unwrap();
+    // what a clone of a rotten disk looks like: a chunk that is false at each of its places, and one that is at the first
+    let (clone, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
+    assert_eq!(copied, 0);
+    let path = ours(&home, &two).join("image").join(cache::DISK);
+    let disk = fs::File::options().write(true).open(&path).unwrap();
+    disk.write_all_at(&one.disk, 0).unwrap();
+    let spec = two.layout.contents().into_iter();
+    let places = spec.filter(|spec| spec.digest == shared);
+    let offsets: Vec<u64> = places
+        .flat_map(|spec| spec.places)
+        .filter_map(|place| match place {
+            image::Place::Disk { offset } => Some(offset),
+            _ => None,
+        })
+        .collect();
+    assert!(offsets.len() > 1, "{offsets:?}");
+    for offset in &offsets {
+        flip(&path, offset + 77);
+    }
+    flip(&path, offsets[0] + (1 << 20) + 4);
+    // the source is whole by now, and sound
+    let (source, _) = begin(&store, &one, &[TAG]);
+    fill(&source, &one);
+    let copied = clone.copy_from(&source, shared, true).unwrap();
+    assert_eq!(copied, one.contents[&shared].len() as u64);
+    assert!(clone.is_closed(shared) && store.take_news().is_empty());
+    fill(&clone, &two);
+    install(&clone, &[]).unwrap();
+    assert_installed(&image_dir(&home, "ghcr.io/org/image", &two), &two);
+}

@@ -1,0 +1,146 @@
+//! What the driver started and hears of again.
+//!
+//! Blocking work runs on a bounded number of threads. What may take minutes (reading an image again, copying from another,
+//! a second directory) runs on few of them at a time, so that chunks are stored and served beside it.
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::Semaphore,
+    task::{AbortHandle, JoinError, JoinSet},
+};
+
+use super::Input;
+
+/// Threads for blocking work: a burst of chunks doesn't become a burst of threads.
+pub(crate) const BLOCKING_THREADS: usize = 16;
+
+/// Images that are begun or read again at the same time. They are limited by the disk.
+const READERS: usize = 4;
+
+/// Installations at the same time. They have places of their own: most are renames, which shouldn't wait for reading.
+const INSTALLERS: usize = 4;
+
+/// Work that may take minutes, by what it waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Long {
+    /// It reads whole images.
+    Read,
+    /// It puts an image into tart's cache.
+    Install,
+}
+
+/// Jobs under way.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    all: JoinSet<Input>,
+    readers: Arc<Semaphore>,
+    installers: Arc<Semaphore>,
+}
+
+impl Jobs {
+    pub(super) fn new() -> Self {
+        Self {
+            all: JoinSet::new(),
+            readers: Arc::new(Semaphore::new(READERS)),
+            installers: Arc::new(Semaphore::new(INSTALLERS)),
+        }
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        job: impl Future<Output = Input> + Send + 'static,
+    ) -> AbortHandle {
+        self.all.spawn(job)
+    }
+
+    /// Runs what blocks for a chunk's time.
+    pub(super) fn spawn_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
+        self.all.spawn_blocking(job);
+    }
+
+    /// Runs what may block for minutes, once one of the few places is free.
+    pub(super) fn spawn_long(&mut self, what: Long, job: impl FnOnce() -> Input + Send + 'static) {
+        let places = match what {
+            Long::Read => self.readers.clone(),
+            Long::Install => self.installers.clone(),
+        };
+        self.all.spawn(async move {
+            // never closed: without a place it would only be less well behaved
+            let place = places.acquire_owned().await.ok();
+            let done = tokio::task::spawn_blocking(move || {
+                let _place = place;
+                job()
+            });
+            match done.await {
+                Ok(input) => input,
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // the program ends
+                    Err(_) => Input::Nothing,
+                },
+            }
+        });
+    }
+
+    /// Cancel safe.
+    pub(super) async fn join_next(&mut self) -> Option<Result<Input, JoinError>> {
+        self.all.join_next().await
+    }
+
+    pub(super) fn abort_all(&mut self) {
+        self.all.abort_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn long_jobs_leave_threads_for_chunks() {
+        const { assert!(READERS + INSTALLERS <= BLOCKING_THREADS / 2) };
+        let mut jobs = Jobs::new();
+        let (started, starts) = mpsc::channel();
+        let gate = Arc::new(std::sync::Barrier::new(READERS + INSTALLERS + 1));
+        // twice as many of each kind as there are places
+        for (what, places) in [(Long::Read, READERS), (Long::Install, INSTALLERS)] {
+            for _ in 0..2 * places {
+                let (started, gate) = (started.clone(), gate.clone());
+                jobs.spawn_long(what, move || {
+                    started.send(()).unwrap();
+                    gate.wait();
+                    Input::Nothing
+                });
+            }
+        }
+        // a chunk's job is done beside them, though all of them were asked for before
+        jobs.spawn_blocking(|| Input::Tick);
+        assert!(matches!(jobs.join_next().await, Some(Ok(Input::Tick))));
+        // two rounds of as many as there are places
+        for _ in 0..2 {
+            tokio::task::block_in_place(|| {
+                for _ in 0..READERS + INSTALLERS {
+                    starts.recv().unwrap();
+                }
+                assert!(starts.try_recv().is_err());
+                gate.wait();
+            });
+        }
+        let mut done = 0;
+        while let Some(ended) = jobs.join_next().await {
+            assert!(matches!(ended, Ok(Input::Nothing)));
+            done += 1;
+        }
+        assert_eq!(done, 2 * (READERS + INSTALLERS));
+    }
+
+    #[tokio::test]
+    async fn a_long_job_that_panics_is_seen() {
+        let mut jobs = Jobs::new();
+        jobs.spawn_long(Long::Read, || panic!("as a test does"));
+        assert!(jobs.join_next().await.unwrap().unwrap_err().is_panic());
+    }
+}
