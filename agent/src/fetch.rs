@@ -265,6 +265,9 @@ pub(crate) enum Failure {
     /// What it says, or why it can't be reached.
     #[error(transparent)]
     Origin(OriginError),
+    /// It gives no parts of the content, and its connections end before the content does.
+    #[error(transparent)]
+    CutShort(OriginError),
     /// This host's settings for it don't do.
     #[error("{0}")]
     Settings(String),
@@ -275,6 +278,7 @@ impl Failure {
     pub(crate) const fn as_told(&self) -> (LeaseEnd, OriginFault) {
         let error = match self {
             Self::Origin(error) => error,
+            Self::CutShort(_) => return (LeaseEnd::OriginFailed, OriginFault::CutShort),
             Self::Settings(_) => return (LeaseEnd::OriginFailed, OriginFault::Host),
         };
         let fault = match error {
@@ -300,6 +304,8 @@ impl Failure {
 #[derive(Debug)]
 enum Broke {
     Origin(OriginError),
+    /// No part is given, and to read the whole has cost enough.
+    CutShort(OriginError),
     /// The bytes don't decode, or don't end in the digest.
     False(String),
     Disk(String),
@@ -328,6 +334,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
     let mut progress = Instant::now();
     let mut refused = false;
     let mut reading = None;
+    let mut wholes = Wholes::default();
     loop {
         let before = job.moved.load(Ordering::Relaxed);
         let access = job.access.borrow_and_update().clone();
@@ -335,7 +342,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
             Ok(repository) => repository,
             Err(error) => return FetchEnd::Failed(Failure::Settings(causes(&*error))),
         };
-        let broke = match attempt(&repository, job, from_start, &mut reading).await {
+        let broke = match attempt(&repository, job, from_start, &mut reading, &mut wholes).await {
             Ok(()) => return FetchEnd::Done,
             Err(broke) => broke,
         };
@@ -348,6 +355,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         match broke {
             Broke::Unwanted => return FetchEnd::Unwanted,
             Broke::Disk(error) => return FetchEnd::Disk(error),
+            Broke::CutShort(error) => return FetchEnd::Failed(Failure::CutShort(error)),
             // peers may have misled us about what is held or where to resume: clear them before blaming the registry
             Broke::False(error) if !from_start => {
                 debug!(content = %job.content, error, "starting again from the blob's beginning");
@@ -497,11 +505,53 @@ impl Reading {
     }
 }
 
+/// What it cost in one fetch that the registry gives a blob from its beginning only.
+#[derive(Debug, Default)]
+struct Wholes {
+    /// Bytes that were read from the blob's beginning.
+    bytes: u64,
+    /// Of the longest such connection.
+    longest_bytes: u64,
+    /// Such connections that ended before the first new byte.
+    vain: u32,
+    /// A part was asked for, and the whole came.
+    no_parts: bool,
+}
+
+impl Wholes {
+    /// Whether to read the blob from its beginning once more, when `from` bytes of it are here. A fetch costs about one blob at
+    /// most: another host may have more luck, and the coordinator bounds how often that is tried.
+    const fn may_go_on(&self, from: u64, blob_size: u64) -> bool {
+        if !self.no_parts {
+            return true;
+        }
+        from == 0 || (self.vain < 2 && self.bytes.saturating_add(from) <= blob_size)
+    }
+
+    fn ended(&mut self, bytes: u64, new: bool) {
+        self.bytes += bytes;
+        self.longest_bytes = self.longest_bytes.max(bytes);
+        self.vain += u32::from(!new && bytes > 0);
+    }
+
+    fn cut_short(&self, what: String, start: u64) -> Broke {
+        Broke::CutShort(OriginError::Range {
+            what,
+            start,
+            cause: format!(
+                "it comes from its beginning only, and connections end after {}",
+                proto::figure::Bytes(self.longest_bytes)
+            ),
+        })
+    }
+}
+
 async fn attempt(
     repository: &Repository,
     job: &mut Job,
     from_start: bool,
     kept: &mut Option<Reading>,
+    wholes: &mut Wholes,
 ) -> Result<(), Broke> {
     let (blob, blob_size) = job.blob();
     let reading = kept.take();
@@ -510,6 +560,11 @@ async fn attempt(
         None => Reading::begin(job, from_start).await,
     };
     let from = reading.at;
+    // known without asking: what comes until the answer's head is read costs too
+    if !wholes.may_go_on(from, blob_size) {
+        *kept = Some(reading);
+        return Err(wholes.cut_short(repository.what_blob(&blob), from));
+    }
     let mut stream = match repository.blob(&blob, from, blob_size).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -517,6 +572,12 @@ async fn attempt(
             return Err(error.into());
         }
     };
+    let is_whole = from == 0 || stream.comes_from_beginning();
+    wholes.no_parts |= from > 0 && is_whole;
+    if is_whole && !wholes.may_go_on(from, blob_size) {
+        *kept = Some(reading);
+        return Err(wholes.cut_short(repository.what_blob(&blob), from));
+    }
     let broke = loop {
         match stream.piece().await {
             Ok(Some(bytes)) => {
@@ -546,19 +607,10 @@ async fn attempt(
         Broke::Origin(error) => {
             let skipped = stream.bytes_received().saturating_sub(reading.at - from);
             reading.assembly.unreported += skipped;
-            // neither a part is given nor enough of the whole: to go on would cost the same bytes again and again
-            let endless = stream.comes_from_beginning() && reading.at == from && skipped > 0;
-            *kept = Some(reading);
-            if endless {
-                return Err(Broke::Origin(OriginError::Range {
-                    what: repository.what_blob(&blob),
-                    start: from,
-                    cause: format!(
-                        "it comes from its beginning only, and connections end after {}",
-                        proto::figure::Bytes(skipped)
-                    ),
-                }));
+            if is_whole {
+                wholes.ended(stream.bytes_received(), reading.at > from);
             }
+            *kept = Some(reading);
             Err(Broke::Origin(error))
         }
         broke => Err(broke),

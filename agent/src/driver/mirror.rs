@@ -419,7 +419,9 @@ impl Driver {
                     }
                     // it goes on when the registry is back; clients wait for that as long as they may
                     Failure::Origin(error) if is_away(&error) => return,
-                    Failure::Origin(error) => Trouble::Stalled(error.to_string()),
+                    Failure::Origin(error) | Failure::CutShort(error) => {
+                        Trouble::Stalled(error.to_string())
+                    }
                     Failure::Settings(error) => Trouble::Stalled(error),
                 };
                 wanted.blob.set_trouble(Some(trouble));

@@ -497,6 +497,10 @@ impl Driver {
                     word::LeaseEnd::Faulty(word::Fault::Unusable),
                     "content_unusable",
                 ),
+                message::OriginFault::CutShort => (
+                    word::LeaseEnd::Faulty(word::Fault::CutShort),
+                    "content_unusable",
+                ),
                 message::OriginFault::Host => (word::LeaseEnd::HostUnable, "host_unable"),
             },
             message::LeaseEnd::ContentBad => {

@@ -73,6 +73,10 @@ impl World {
 
     /// An image of two layers that nothing else shares, in a repository of its own.
     fn image(&self, name: &str, mebibytes: u64) -> Image {
+        self.sized_image(name, mebibytes << 20)
+    }
+
+    fn sized_image(&self, name: &str, bytes: u64) -> Image {
         let blobs = self.dir.path().join("blobs").join(name);
         std::fs::create_dir_all(&blobs).unwrap();
         let seed = u64::from_be_bytes(
@@ -81,7 +85,6 @@ impl World {
                 .first_chunk()
                 .unwrap(),
         );
-        let bytes = mebibytes << 20;
         let spec = ImageSpec::incompressible(bytes, bytes / 2, seed);
         let generated = spec.generate(&blobs).unwrap();
         let reference = self.registry.hold(&format!("odd/{name}"), "1", &generated);
@@ -196,6 +199,67 @@ fn a_layer_that_cannot_be_had_fails_its_image_by_name_and_holds_up_no_other() {
     }
 }
 
+/// Two images share a part, and one of them says that it is a byte longer.
+#[test]
+fn of_two_sizes_of_a_part_the_registrys_bytes_decide() {
+    let world = World::new(2, registry::Options::default(), "", "");
+    for false_first in [true, false] {
+        let image = world.image(&format!("sizes-{false_first}"), 2);
+        let mut manifest: Value = serde_json::from_slice(&image.generated.manifest).unwrap();
+        let nvram = Digest::of(&image.generated.nvram).to_string();
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        let nvram = layers.iter_mut().find(|layer| layer["digest"] == nvram);
+        let size = &mut nvram.unwrap()["size"];
+        *size = (size.as_u64().unwrap() + 1).into();
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        let (digest, name) = (Digest::of(&manifest), format!("odd/longer-{false_first}"));
+        let directory = &image.generated.directory;
+        let longer = world
+            .registry
+            .hold_directory(&name, "1", directory, manifest.into());
+        let shown = || {
+            let shown = world
+                .cluster
+                .parbake(&["status", &digest.to_string(), "--json"]);
+            serde_json::from_slice::<Value>(&shown.unwrap().stdout).unwrap_or_default()
+        };
+        let stage = |more: &[&str]| {
+            let arguments = [&["stage", longer.as_str()], more].concat();
+            world.cluster.parbake(&arguments).unwrap()
+        };
+        if false_first {
+            let ordered = stage(&[]);
+            assert!(ordered.status.success(), "{}", said(&ordered));
+        }
+        world.stages(&image, Duration::from_secs(20), "the true one");
+        let failed = stage(&["--wait", "--timeout", "60"]);
+        assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+        let reason = if false_first {
+            "content_bad"
+        } else {
+            "contradicts"
+        };
+        assert!(
+            wait_until(PATIENCE, || shown()["reason"] == reason),
+            "{}",
+            shown()
+        );
+        assert_eq!(shown()["state"], "failed");
+        // no host gives room to what can't be staged
+        for agent in world.cluster.agents() {
+            let notes = agent
+                .tart_home()
+                .join(".parbake")
+                .join(digest.hex().to_string());
+            assert!(
+                wait_until(PATIENCE, || !notes.exists()),
+                "{}",
+                notes.display()
+            );
+        }
+    }
+}
+
 #[test]
 fn a_host_that_cannot_read_its_password_holds_up_no_other_host_and_no_registry() {
     let options = registry::Options {
@@ -291,6 +355,16 @@ fn what_came_of_a_chunk_is_kept_however_slow_streams_and_short_connections_are()
     let bytes = world.registry.counters().bytes;
     assert!(bytes * 10 <= blob_bytes(&image) * 11, "{bytes}");
 
+    // and two hundred of them
+    world.registry.reset_counters();
+    let image = world.image("many", 14);
+    let ends = Fault::always(Target::Blobs, Misbehaviour::CloseAfter(70_000));
+    let ends = world.registry.script(ends);
+    world.stages(&image, Duration::from_secs(30), "many");
+    assert!(world.registry.clear(ends) >= 200);
+    let bytes = world.registry.counters().bytes;
+    assert!(bytes * 10 <= blob_bytes(&image) * 11, "{bytes}");
+
     // a stream of 62 kB/s: a chunk takes 17 s
     world.registry.reset_counters();
     let image = world.image("slow", 2);
@@ -312,6 +386,20 @@ fn what_came_of_a_chunk_is_kept_however_slow_streams_and_short_connections_are()
         began.elapsed() <= most,
         "{:?}, not {most:?}",
         began.elapsed()
+    );
+    let bytes = world.registry.counters().bytes;
+    assert!(bytes * 10 <= blob_bytes(&image) * 11, "{bytes}");
+
+    // one of 10 kB/s: nothing whole comes for longer than a lease lasts without progress
+    world.registry.reset_counters();
+    let image = world.sized_image("slowest", 256 << 10);
+    world.registry.limit_each(Some(10_000));
+    let least = Duration::from_secs_f64(blob_bytes(&image) as f64 / 2.0 / 10_000.0);
+    assert!(least > Duration::from_secs(12));
+    world.stages(
+        &image,
+        least.mul_f64(1.2) + Duration::from_secs(3),
+        "slowest",
     );
     let bytes = world.registry.counters().bytes;
     assert!(bytes * 10 <= blob_bytes(&image) * 11, "{bytes}");
@@ -423,4 +511,126 @@ fn a_token_that_dies_before_its_time_is_replaced_within_seconds() {
         .parbake(&["stage", &reference, "--wait", "--timeout", "60"])
         .unwrap();
     assert!(staged.status.success(), "{}", said(&staged));
+}
+
+/// A layer that another registry has, which wants credentials: it takes the first one's, and mustn't get them.
+#[test]
+fn a_registry_that_redirects_to_another_with_its_own_demand_is_said_to() {
+    let auth = || registry::Auth::Basic {
+        user: "robot".into(),
+        password: "secret".into(),
+    };
+    let options = || registry::Options {
+        auth: auth(),
+        ..registry::Options::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "secret").unwrap();
+    let runtime = Runtime::new().unwrap();
+    let registry = runtime.block_on(Registry::start(options())).unwrap();
+    let other = runtime.block_on(Registry::start(options())).unwrap();
+    let login = format!(
+        "[origin.credentials.\"{}\"]\nusername = \"robot\"\npassword_file = \"{}\"\n",
+        registry.addr(),
+        password.display()
+    );
+    // both may be asked without TLS
+    let both = format!("{}', '{}", registry.addr(), other.addr());
+    let cluster = Cluster::start(Options {
+        agent_settings: login.clone(),
+        coordinator_settings: login,
+        ..Options::on_loopback(DEMO, dir.path(), 2, both)
+    })
+    .unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir(&blobs).unwrap();
+    let image = ImageSpec::incompressible(2 << 20, 1 << 20, 8);
+    let image = image.generate(&blobs).unwrap();
+    let reference = registry.hold("odd/moved", "1", &image);
+    other.hold("odd/moved", "1", &image);
+    let layer = image.layout().unwrap().layers()[0].blob.digest;
+    let there = format!("http://{}/v2/odd/moved/blobs/{layer}", other.addr());
+    let moved = Fault::always(Target::Blob(layer), Misbehaviour::RedirectTo(there));
+    let moved = registry.script(moved);
+    let stage = || {
+        cluster
+            .parbake(&["stage", &reference, "--wait", "--timeout", "60"])
+            .unwrap()
+    };
+    let failed = stage();
+    let story = said(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{story}");
+    for word in [
+        "which wants credentials of its own",
+        &other.addr().to_string(),
+    ] {
+        assert!(story.contains(word), "{story}");
+    }
+    assert!(other.counters().refusals >= 2);
+    assert_eq!(
+        other.counters().bytes,
+        0,
+        "it was given the other's password"
+    );
+    registry.clear(moved);
+    let staged = stage();
+    assert!(staged.status.success(), "{}", said(&staged));
+}
+
+#[test]
+fn a_demand_with_a_placeholder_for_a_scope_is_answered_with_the_repositorys_own() {
+    let options = registry::Options {
+        auth: registry::Auth::Bearer {
+            account: None,
+            life: Duration::from_secs(300),
+            announced: Some(Duration::from_secs(300)),
+        },
+        ..registry::Options::default()
+    };
+    let world = World::new(2, options, "", "");
+    let scope = Misbehaviour::NameScope("repository:user/image:pull".into());
+    let named = Fault::always(Target::Demands, scope);
+    let named = world.registry.script(named);
+    let image = world.image("scope", 2);
+    world.stages(&image, Duration::from_secs(20), "placeholder");
+    assert!(world.registry.clear(named) >= 2);
+    // a host asks for one token with the placeholder and one without, or for fewer
+    assert!(world.registry.counters().token_requests <= 2 * 3 + 2);
+}
+
+#[test]
+fn a_manifest_may_have_four_mebibytes() {
+    let world = World::new(2, registry::Options::default(), "", "");
+    let padded = |image: &Image, bytes: usize| {
+        let mut manifest: Value = serde_json::from_slice(&image.generated.manifest).unwrap();
+        manifest["annotations"]["padding"] = String::new().into();
+        let without = serde_json::to_vec(&manifest).unwrap().len();
+        manifest["annotations"]["padding"] = "x".repeat(bytes - without).into();
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        assert_eq!(manifest.len(), bytes);
+        manifest
+    };
+    for (name, bytes, fits) in [
+        ("more-than-one", (1 << 20) + 1, true),
+        ("four", 4 << 20, true),
+        ("more-than-four", (4 << 20) + 1, false),
+    ] {
+        let mut image = world.image(name, 2);
+        let manifest = padded(&image, bytes);
+        image.generated.digest = Digest::of(&manifest);
+        image.generated.manifest = manifest.into();
+        image.reference = world
+            .registry
+            .hold(&format!("odd/{name}"), "1", &image.generated);
+        if fits {
+            world.stages(&image, Duration::from_secs(30), name);
+        } else {
+            let refused = world.stage(&image, &[]);
+            let story = said(&refused);
+            assert_eq!(refused.status.code(), Some(2), "{story}");
+            assert!(story.contains("4194304"), "{story}");
+        }
+    }
 }

@@ -33,6 +33,13 @@ pub struct Config {
     pub fault_retry: Duration,
     /// The longest wait before a content is tried again that made its image fail.
     pub fault_retry_most: Duration,
+    /// The same where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]). Two hosts look,
+    /// and then one after 20 minutes, one 40 minutes after that, and so on: at most three times the content in any hour.
+    ///
+    /// [`Fault::CutShort`]: crate::stage::event::Fault::CutShort
+    pub costly_retry: Duration,
+    /// The longest such wait.
+    pub costly_retry_most: Duration,
     /// Different hosts that have to blame a host before the fleet shuns it, at least.
     pub accusers: usize,
     /// And in percent of the hosts that are connected: more than ever lie together, or they would shun the honest.
@@ -65,6 +72,8 @@ impl Default for Config {
             bad_witnesses: 2,
             fault_retry: Duration::from_mins(1),
             fault_retry_most: Duration::from_mins(10),
+            costly_retry: Duration::from_mins(20),
+            costly_retry_most: Duration::from_hours(1),
             accusers: 2,
             accusers_percent: 34,
             passers_accuse_within: Duration::from_mins(2),

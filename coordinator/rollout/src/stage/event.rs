@@ -65,6 +65,9 @@ pub enum Fault {
     Refused,
     /// The registry answers with something that can't be used, such as a redirect that mustn't be followed.
     Unusable,
+    /// The registry gives no parts of it, and its connections end before the content does: a try costs all that comes
+    /// until then, and brings nothing that wasn't here.
+    CutShort,
 }
 
 /// How a lease ended on its holder.

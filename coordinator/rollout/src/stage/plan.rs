@@ -110,8 +110,10 @@ struct Image {
     wanted_at: Moment,
     /// Its contents as its manifest has them.
     specs: Vec<Content>,
-    /// A content that an image which was wanted before gives another size.
+    /// A content that an image which goes before this one gives another size.
     contradicts: Option<Digest>,
+    /// A content that was found not to be what this image says, where another image gives it another size: that one goes before.
+    disproved: Option<Digest>,
     /// When a lease was last granted for it.
     asked_at: Option<Moment>,
 }
@@ -453,6 +455,7 @@ impl Plan {
                 staging: BTreeMap::new(),
                 wanted_at: self.now,
                 contradicts: None,
+                disproved: None,
                 asked_at: None,
             });
             self.settle_contradictions();

@@ -50,7 +50,7 @@ impl ImageReason {
             Self::ContentFaulty(_, Fault::Bad) => "content_bad",
             Self::ContentFaulty(_, Fault::Missing) => "content_missing",
             Self::ContentFaulty(_, Fault::Refused) => "content_refused",
-            Self::ContentFaulty(_, Fault::Unusable) => "content_unusable",
+            Self::ContentFaulty(_, Fault::Unusable | Fault::CutShort) => "content_unusable",
             Self::Contradicts(_) => "contradicts",
             Self::HostsFailed => "hosts_failed",
         }

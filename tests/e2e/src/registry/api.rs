@@ -483,6 +483,12 @@ fn unauthorised(
                 };
                 format!(",scope=\"repository:{name}:{actions}\"")
             });
+            let happens = lock(&shared.script).strike(Subject::Demand);
+            let named = happens.iter().find_map(|what| match what {
+                Misbehaviour::NameScope(named) => Some(format!(",scope=\"{named}\"")),
+                _ => None,
+            });
+            let scope = named.unwrap_or(scope);
             let host = if shared.tls {
                 format!("localhost:{}", shared.addr.port())
             } else {

@@ -58,6 +58,8 @@ pub enum Target {
     BlobHead(Digest),
     /// Those for tokens.
     Tokens,
+    /// Those that are answered with a demand for credentials.
+    Demands,
 }
 
 /// What happens to a request. Several may happen to one, where that makes sense.
@@ -100,6 +102,8 @@ pub enum Misbehaviour {
     RedirectTo(String),
     /// A manifest's digest is announced as this one.
     AnnounceDigest(Digest),
+    /// A demand for a token names this scope.
+    NameScope(String),
 }
 
 /// Names a fault that is scripted.
@@ -113,6 +117,7 @@ pub(super) enum Subject {
     Blob(Digest),
     BlobHead(Digest),
     Token,
+    Demand,
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +150,8 @@ impl Script {
                 (Target::Everything, _)
                 | (Target::Manifests, Subject::Manifest)
                 | (Target::Blobs, Subject::Blob(_))
-                | (Target::Tokens, Subject::Token) => true,
+                | (Target::Tokens, Subject::Token)
+                | (Target::Demands, Subject::Demand) => true,
                 (Target::Blob(wanted), Subject::Blob(digest))
                 | (Target::BlobHead(wanted), Subject::BlobHead(digest)) => wanted == digest,
                 _ => false,

@@ -57,13 +57,13 @@ impl ContentState {
         faults.rounds.map(|_| faults.fault)
     }
 
-    /// A chunk of it came under this image's name. Only the end shows whether bytes are false.
+    /// A chunk of it came under this image's name. Only the end shows whether bytes are false, or come to an end.
     pub(super) fn came(&mut self, image: &Digest) {
         self.away = None;
         if self
             .faults
             .get(image)
-            .is_some_and(|faults| faults.fault != Fault::Bad)
+            .is_some_and(|faults| !matches!(faults.fault, Fault::Bad | Fault::CutShort))
         {
             self.faults.remove(image);
         }
@@ -109,7 +109,10 @@ impl Plan {
         // as many more as there are who may lie
         let share = self.share(able).min(self.config.bad_witnesses * 2);
         let enough = self.config.bad_witnesses.max(share).max(1);
-        let (first, most) = (self.config.fault_retry, self.config.fault_retry_most);
+        let (first, most) = match fault {
+            Fault::CutShort => (self.config.costly_retry, self.config.costly_retry_most),
+            _ => (self.config.fault_retry, self.config.fault_retry_most),
+        };
         let (again, again_most) = (self.config.origin_retry, self.config.origin_retry_most);
         let pause = |times: u32| growing(again, again_most, times.saturating_sub(1));
         let Some(content) = self.contents.get_mut(&digest) else {
@@ -133,8 +136,33 @@ impl Plan {
             let rounds = faults.rounds.map_or(0, |rounds| rounds.saturating_add(1));
             faults.rounds = Some(rounds);
             faults.retry_at = now + growing(first, most, rounds);
+            if fault == Fault::Bad {
+                self.disprove(digest, image);
+            }
         }
         self.revoke_pointless();
+    }
+
+    /// The registry's bytes aren't what this image says of a content. Where another image gives that content another size, the other
+    /// one is tried. Once for each image: where both are wrong, the one that was wanted first is tried again, and slowly.
+    fn disprove(&mut self, digest: Digest, image: Digest) {
+        let size = |image: &Image| {
+            let of = image.specs.iter().find(|of| of.digest == digest);
+            of.map(|of| of.size)
+        };
+        let found = self.images.iter().find(|known| known.digest == image);
+        let Some(claimed) = found.and_then(size) else {
+            return;
+        };
+        let contested = self
+            .images
+            .iter()
+            .any(|other| size(other).is_some_and(|other| other != claimed));
+        let found = self.images.iter_mut().find(|known| known.digest == image);
+        if let Some(found) = found.filter(|_| contested) {
+            found.disproved = Some(digest);
+            self.settle_contradictions();
+        }
     }
 
     /// What was found wrong with an image's contents counts no more: whoever asks for it anew has a reason to.
@@ -220,12 +248,21 @@ impl Plan {
         }
     }
 
+    /// Whether this image waits until bytes show which of two sizes of a content is true.
+    pub(super) fn is_undecided(&self, image: &Image) -> bool {
+        let content = image.contradicts.and_then(|of| self.contents.get(&of));
+        image.disproved.is_none() && content.is_some_and(|content| !self.is_done(content))
+    }
+
     /// Looks anew at which images contradict others that were wanted before them, and goes on with those that don't any
     /// more.
     pub(super) fn settle_contradictions(&mut self) {
         let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
-        let mut freed = Vec::new();
-        for (at, image) in self.images.iter_mut().enumerate() {
+        let (mut freed, mut stopped) = (Vec::new(), Vec::new());
+        let mut order: Vec<usize> = (0..self.images.len()).collect();
+        order.sort_by_key(|at| self.images[*at].disproved.is_some());
+        for at in order {
+            let image = &mut self.images[at];
             let other = |content: &&Content| {
                 sizes
                     .get(&content.digest)
@@ -234,11 +271,27 @@ impl Plan {
             let before = image.contradicts;
             image.contradicts = image.specs.iter().find(other).map(|of| of.digest);
             if image.contradicts.is_some() {
+                if before.is_none() {
+                    stopped.push(at);
+                }
                 continue;
             }
             sizes.extend(image.specs.iter().map(|of| (of.digest, of.size)));
             if before.is_some() {
                 freed.push(at);
+            }
+        }
+        // hosts have one size of a content at a time
+        for at in stopped {
+            let image = &self.images[at];
+            let digest = image.digest;
+            for host in self.selected(image) {
+                if self.hosts.get(&host).is_some_and(|host| host.connected) {
+                    self.actions.push_back(Action::Cancel {
+                        host,
+                        image: digest,
+                    });
+                }
             }
         }
         for at in freed {

@@ -1,7 +1,10 @@
 //! What staging says about itself.
 
 use super::*;
-use crate::stage::status::{HostReason, HostStatus, ImageReason, ImageStatus, LeaseStatus, Status};
+use crate::stage::{
+    event::Fault,
+    status::{HostReason, HostStatus, ImageReason, ImageStatus, LeaseStatus, Status},
+};
 
 impl Plan {
     /// Where everything stands.
@@ -78,6 +81,8 @@ impl Plan {
             HostReason::Quarantined
         } else if !host.connected {
             HostReason::Disconnected
+        } else if self.is_undecided(image) {
+            HostReason::Queued
         } else if !self.is_live(image) {
             HostReason::ImageFailed
         } else {
@@ -98,6 +103,12 @@ impl Plan {
         image: &Image,
         hosts: &[HostStatus],
     ) -> Option<ImageReason> {
+        if let (Some(_), Some(content)) = (image.contradicts, image.disproved) {
+            return Some(ImageReason::ContentFaulty(content, Fault::Bad));
+        }
+        if image.contradicts.is_some() && self.is_undecided(image) {
+            return Some(ImageReason::AwaitingTurn);
+        }
         if let Some(content) = image.contradicts {
             return Some(ImageReason::Contradicts(content));
         }

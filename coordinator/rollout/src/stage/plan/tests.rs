@@ -1195,7 +1195,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     let end = prop_oneof![
         3 => Just(LeaseEnd::Done),
         1 => Just(LeaseEnd::OriginFailed),
-        1 => prop_oneof![Just(Fault::Bad), Just(Fault::Missing), Just(Fault::Refused), Just(Fault::Unusable)].prop_map(LeaseEnd::Faulty),
+        1 => prop_oneof![Just(Fault::Bad), Just(Fault::Missing), Just(Fault::Refused), Just(Fault::Unusable), Just(Fault::CutShort)].prop_map(LeaseEnd::Faulty),
         1 => Just(LeaseEnd::HostUnable),
         1 => Just(LeaseEnd::Released),
     ];
@@ -1758,7 +1758,7 @@ fn a_content_that_is_missing_fails_its_image_and_holds_up_no_other() {
             Fault::Unusable => {
                 |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Unusable))
             }
-            Fault::Bad => {
+            Fault::Bad | Fault::CutShort => {
                 |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Bad))
             }
         };
@@ -1800,6 +1800,57 @@ fn a_content_that_is_missing_fails_its_image_and_holds_up_no_other() {
         let now = plan.now.0 / 1_000 + 250;
         let at_once = grants(&feed(&mut plan, now, Event::Urged(image(0))));
         assert!(at_once.iter().any(|(_, content)| *content == digest(0)));
+    }
+}
+
+/// A registry that gives no parts of contents, and whose connections end: whoever tries gets nearly all of the content, and nothing
+/// that wasn't here. Any hour costs at most three times the content, whoever tries.
+#[test]
+fn what_a_content_costs_that_is_always_cut_short_is_bounded_for_the_whole_fleet() {
+    for hosts in [1, 2, 3, 40] {
+        let mut plan = fleet(hosts);
+        feed(&mut plan, 1_000, wanted(0, [0], Selection::All));
+        let mut tries: Vec<u64> = Vec::new();
+        let mut running: Option<(HostId, u64)> = None;
+        for millis in (2_000..12 * 3_600_000).step_by(1_000) {
+            let mut actions = feed(&mut plan, millis, Event::Tick);
+            if let Some((holder, since)) = running.clone() {
+                // chunks come that others lacked, for a while: that says nothing of the end
+                let chunks = u32::try_from((millis - since) / 1_000).unwrap();
+                actions.extend(feed(
+                    &mut plan,
+                    millis,
+                    progress(&holder, digest(0), chunks),
+                ));
+                if chunks == 20 {
+                    running = None;
+                    let end = LeaseEnd::Faulty(Fault::CutShort);
+                    actions.extend(feed(&mut plan, millis, ended(&holder, digest(0), end)));
+                }
+            }
+            for (holder, _) in grants(&actions) {
+                assert!(running.is_none());
+                running = Some((holder, millis));
+                tries.push(millis);
+            }
+        }
+        let most = tries.iter().map(|from| {
+            let hour = *from..*from + 3_600_000;
+            tries.iter().filter(|at| hour.contains(at)).count()
+        });
+        assert!(most.max() <= Some(3), "{hosts} hosts: {tries:?}");
+        assert!((12..=16).contains(&tries.len()), "{hosts} hosts: {tries:?}");
+        let status = plan.status(plan.now);
+        let reason = status.images[0].reason;
+        assert_eq!(
+            reason,
+            Some(ImageReason::ContentFaulty(digest(0), Fault::CutShort))
+        );
+        // who asks anew has a reason to
+        assert_eq!(
+            grants(&feed(&mut plan, 12 * 3_600_000, Event::Urged(image(0)))).len(),
+            1
+        );
     }
 }
 
@@ -1936,8 +1987,17 @@ fn an_image_that_contradicts_another_is_refused_by_name_until_that_one_goes() {
     let actions = want(&mut plan, 3_000, other.clone());
     assert_eq!((stages(&actions), grants(&actions)), (0, vec![]));
     let reason = |plan: &Plan, at: usize| plan.status(plan.now).images[at].reason;
-    assert_eq!(reason(&plan, 1), Some(ImageReason::Contradicts(digest(5))));
+    // until bytes have shown which of them is wrong
+    assert_eq!(reason(&plan, 1), Some(ImageReason::AwaitingTurn));
     assert_eq!(reason(&plan, 0), Some(ImageReason::Moving));
+    let holder = plan.contents[&digest(5)]
+        .lease
+        .as_ref()
+        .unwrap()
+        .host
+        .clone();
+    feed(&mut plan, 3_050, ended(&holder, digest(5), LeaseEnd::Done));
+    assert_eq!(reason(&plan, 1), Some(ImageReason::Contradicts(digest(5))));
     // asked again, and by a host that connects, it is no more
     assert_eq!(stages(&want(&mut plan, 3_100, other)), 0);
     feed(&mut plan, 3_200, Event::HostDisconnected(host(0)));
@@ -1949,6 +2009,76 @@ fn an_image_that_contradicts_another_is_refused_by_name_until_that_one_goes() {
     assert_eq!(stages(&actions), 3);
     assert_eq!(plan.contents[&digest(5)].size, (100 << 20) + 1);
     assert_ne!(reason(&plan, 0), Some(ImageReason::Contradicts(digest(5))));
+}
+
+#[test]
+fn of_two_sizes_of_a_content_the_bytes_decide() {
+    // image 0 came first, and image 1 gives content 5 another size; these are false
+    for (falsehoods, winner) in [
+        ([true, false], Some(1)),
+        ([false, true], Some(0)),
+        ([true, true], None),
+    ] {
+        let mut plan = fleet(3);
+        let mut other = wanted(1, [5, 7], Selection::All);
+        if let Event::Wanted { contents, .. } = &mut other {
+            contents[0].size += 1;
+        }
+        let mut actions = want(&mut plan, 2_000, wanted(0, [5, 6], Selection::All));
+        actions.extend(want(&mut plan, 3_000, other));
+        let (mut ordered, mut tries) = ([true, false], 0);
+        for millis in (3_000..900_000).step_by(500) {
+            actions.extend(feed(&mut plan, millis, Event::Tick));
+            for action in core::mem::take(&mut actions) {
+                match action {
+                    Action::Stage { host, image: of } => {
+                        let number = usize::from(of == image(1));
+                        ordered[number] = true;
+                        let report = Event::Reported {
+                            host,
+                            image: of,
+                            standing: Standing::Staging,
+                            held_bytes: 0,
+                        };
+                        actions.extend(feed(&mut plan, millis, report));
+                    }
+                    Action::Cancel { image: of, .. } => {
+                        ordered[usize::from(of == image(1))] = false
+                    }
+                    Action::Grant {
+                        host,
+                        content,
+                        image: of,
+                        ..
+                    } => {
+                        let number = usize::from(of == image(1));
+                        assert!(ordered[number], "leased for an image that hosts don't have");
+                        let lies = content == digest(5) && falsehoods[number];
+                        tries += u32::from(lies);
+                        let end = if lies {
+                            LeaseEnd::Faulty(Fault::Bad)
+                        } else {
+                            LeaseEnd::Done
+                        };
+                        actions.extend(feed(&mut plan, millis, ended(&host, content, end)));
+                    }
+                    _ => {}
+                }
+            }
+            assert!(ordered != [true, true], "hosts have both");
+        }
+        let status = plan.status(plan.now);
+        let reasons = [0, 1].map(|at| status.images[at].reason);
+        let bad = Some(ImageReason::ContentFaulty(digest(5), Fault::Bad));
+        let moves = Some(ImageReason::Moving);
+        let expected = match winner {
+            Some(0) => [moves, Some(ImageReason::Contradicts(digest(5)))],
+            Some(_) => [bad, moves],
+            None => [bad, bad],
+        };
+        assert_eq!(reasons, expected, "{falsehoods:?}");
+        assert!(tries <= 10, "{tries}");
+    }
 }
 
 #[test]
