@@ -221,6 +221,7 @@ impl From<StageError> for Failure {
     fn from(error: StageError) -> Self {
         let status = match &error {
             StageError::UnknownHost(_) => StatusCode::NOT_FOUND,
+            StageError::Revoked { .. } => StatusCode::CONFLICT,
             StageError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
             StageError::NoHosts
             | StageError::TooManyImages
@@ -378,6 +379,7 @@ async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         .registries
         .resolve(&request.reference, hosts, None)
         .await?;
+    take_in_records(&api).await;
     let reply = ask(&api, |reply| Ask::Stage {
         want: Box::new(want),
         reply,
@@ -425,6 +427,7 @@ async fn plan(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         .registries
         .resolve(&request.reference, hosts, None)
         .await?;
+    take_in_records(&api).await;
     let reply = ask(&api, |reply| Ask::Preview {
         want: Box::new(want),
         reply,
@@ -638,6 +641,19 @@ async fn readmit(State(api): State<Api>, Path(name): Path<String>) -> Answer<Res
     warn!(%host, "host is readmitted");
     reread(&api, &host, false).await;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Has the records read again before hosts are chosen: who readmits a host by the command line and stages next means that host too.
+async fn take_in_records(api: &Api) {
+    let (answer, read) = oneshot::channel();
+    let taken_in = async {
+        if api.reload.send(Reread::Answer(answer)).await.is_ok() {
+            _ = read.await;
+        }
+    };
+    if timeout(Duration::from_secs(2), taken_in).await.is_err() {
+        warn!("enrolment records take long to read; hosts are chosen by what was known before");
+    }
 }
 
 /// Has the records read again now, and waits until the driver has acted on it.

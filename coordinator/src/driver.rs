@@ -182,6 +182,8 @@ pub(crate) enum Ask {
         /// Nothing is missing that only needs to be resolved again after a start.
         whole: bool,
     },
+    /// Whoever looks after the cluster's objects asks for this image anew: what failed of it is tried at once.
+    Urge(Digest),
     /// What staging this would move.
     Preview {
         want: Box<Want>,
@@ -195,6 +197,14 @@ pub(crate) enum StageError {
     /// A host that was named isn't part of the fleet.
     #[error("host {0} isn't part of the fleet; see `parbake hosts`")]
     UnknownHost(HostId),
+    /// A host that was named is revoked.
+    #[error("host {host} can't be chosen: {what}")]
+    Revoked {
+        /// The host.
+        host: HostId,
+        /// Since when and why, and what takes that back.
+        what: String,
+    },
     /// Nobody to stage it on.
     #[error(
         "the fleet has no hosts; add [[hosts]] to the fleet file, or set `open = true` and enrol some"
@@ -560,6 +570,12 @@ impl Driver {
             };
             // without an input there is nobody left to ask, or a job died: then the program ends
             let Some(input) = next else { return };
+            // who is asked about is who belongs to the fleet now
+            if membership.has_changed().unwrap_or(false) {
+                let fresh = membership.borrow_and_update().clone();
+                let now = self.now();
+                self.join(now, fresh);
+            }
             self.apply(input);
         }
     }

@@ -11,7 +11,7 @@ use std::{
 
 use proto::HostId;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
@@ -76,12 +76,14 @@ impl Membership {
 }
 
 /// What to look at again without waiting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Reread {
     /// The fleet file too, changed or not: an operator asks (SIGHUP).
     Everything,
     /// The records: one of them was just written.
     Records,
+    /// The records, for somebody who waits until what they say is in force.
+    Answer(oneshot::Sender<()>),
 }
 
 /// Follows the fleet file and the records until `shutdown`, and tells what changed. `reload` skips the wait.
@@ -104,8 +106,13 @@ pub(crate) async fn follow(
     loop {
         let asked = tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(reread) = reload.recv() => reread == Reread::Everything,
-            _ = look.tick() => false,
+            Some(reread) = reload.recv() => Some(reread),
+            _ = look.tick() => None,
+        };
+        let (asked, waiting) = match asked {
+            Some(Reread::Everything) => (true, None),
+            Some(Reread::Answer(waiting)) => (false, Some(waiting)),
+            Some(Reread::Records) | None => (false, None),
         };
         let seen = current.file.as_deref().and_then(stamp);
         if let Some((shared, run)) = &shared
@@ -133,6 +140,10 @@ pub(crate) async fn follow(
             }
             Ok(Err(_)) => {}
             Err(error) => error!(%error, "reading enrolment records was cut short"),
+        }
+        if let Some(waiting) = waiting {
+            // who asked may have given up
+            _ = waiting.send(());
         }
     }
 }

@@ -197,6 +197,9 @@ pub struct HostView {
     pub named: bool,
     /// Whether its session is up.
     pub connected: bool,
+    /// Whether it is known never to have enrolled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_enrolled: bool,
     /// Whether it is revoked.
     pub revoked: bool,
     /// When it was revoked (Unix seconds), and the operator's words.

@@ -20,7 +20,7 @@ use rollout::gate;
 
 use super::crd::{
     CompletionPolicy, GATE_ANNOTATION, Gate, GateMode, ImagePrePull, ImagePrePullSpec,
-    ImagePrePullStatus, ObjectName, OnDeadline, RunnerPool, RunnerPoolSpec,
+    ImagePrePullStatus, ObjectName, OnDeadline, RETRY_ANNOTATION, RunnerPool, RunnerPoolSpec,
 };
 
 /// The label by which a RunnerPool's Pods name it.
@@ -162,6 +162,8 @@ pub(crate) struct NodeFacts {
 pub(crate) struct PrePullFacts {
     pub(crate) uid: String,
     pub(crate) generation: i64,
+    /// What stands in the annotation by which somebody asks for the image anew.
+    pub(crate) retry: Option<String>,
     pub(crate) created_unix_s: i64,
     pub(crate) deleting: bool,
     pub(crate) spec: ImagePrePullSpec,
@@ -750,6 +752,9 @@ fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
     PrePullFacts {
         uid: meta.uid.unwrap_or_default(),
         generation: meta.generation.unwrap_or(0),
+        retry: meta
+            .annotations
+            .and_then(|mut annotations| annotations.remove(RETRY_ANNOTATION)),
         created_unix_s: unix_s(meta.creation_timestamp.as_ref()),
         deleting: meta.deletion_timestamp.is_some(),
         spec: prepull.spec,

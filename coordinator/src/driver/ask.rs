@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Ask, CancelError, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, keeper,
-    took::Took,
+    took::Took, words,
 };
 use crate::{
     progress::Progress,
@@ -95,6 +95,12 @@ impl Driver {
                 self.place(now, wants);
                 self.placed |= whole;
                 self.wants_may_be_known(now);
+                self.act(now);
+                self.show(now);
+            }
+            Ask::Urge(image) => {
+                info!(%image, "the cluster asks for an image anew");
+                self.urge(now, &image);
                 self.act(now);
                 self.show(now);
             }
@@ -207,7 +213,14 @@ impl Driver {
             None => self.hosts.keys().cloned().collect(),
             Some(hosts) => {
                 if let Some(unknown) = hosts.iter().find(|host| !self.hosts.contains_key(host)) {
-                    return Err(StageError::UnknownHost(unknown.clone()));
+                    let host = unknown.clone();
+                    return Err(match self.membership.revoked.get(unknown) {
+                        Some(revocation) => StageError::Revoked {
+                            what: words::revocation(&host, revocation),
+                            host,
+                        },
+                        None => StageError::UnknownHost(host),
+                    });
                 }
                 hosts.iter().cloned().collect()
             }

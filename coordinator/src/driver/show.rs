@@ -240,7 +240,8 @@ impl Driver {
         }
         if !connected {
             let lost_at = known.and_then(|known| known.lost_at);
-            shown.message = words::away(words::since(now, lost_at));
+            let enrolled = self.membership.enrolled.contains(&status.host);
+            shown.message = words::away(words::since(now, lost_at), enrolled);
         }
         shown
     }
@@ -318,7 +319,8 @@ impl Driver {
         let refusal = self.refusals.of(now, host);
         if known.session.is_none() {
             let since = words::since(now, known.lost_at);
-            why.extend(words::no_session(since, refusal.as_ref()));
+            let enrolled = self.membership.enrolled.contains(host);
+            why.extend(words::no_session(host, since, enrolled, refusal.as_ref()));
         }
         if known.session.is_some() && !self.signs_links(host) {
             why.push(words::old_version(&known.version));
@@ -337,6 +339,9 @@ impl Driver {
             zone: known.zone.clone(),
             named: self.membership.fleet.hosts.contains_key(host),
             connected: known.session.is_some(),
+            never_enrolled: known.session.is_none()
+                && known.lost_at.is_none()
+                && !self.membership.enrolled.contains(host),
             revoked: false,
             revocation: None,
             refusal,

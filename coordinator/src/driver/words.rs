@@ -107,9 +107,10 @@ fn named(away: &[(HostId, Option<Duration>)]) -> String {
 }
 
 /// What is known of a host without a session, for the row of an image on it.
-pub(super) fn away(since: Option<Duration>) -> String {
+pub(super) fn away(since: Option<Duration>, enrolled: bool) -> String {
     match since {
         Some(since) => format!("no session for {}", Span(since)),
+        None if !enrolled => "never enrolled".to_owned(),
         None => "no session since the coordinator started".to_owned(),
     }
 }
@@ -127,8 +128,20 @@ pub(super) fn old_version(version: &str) -> String {
 }
 
 /// Why a host has no session, and what to do.
-pub(super) fn no_session(since: Option<Duration>, refusal: Option<&RefusalView>) -> Vec<String> {
+pub(super) fn no_session(
+    host: &HostId,
+    since: Option<Duration>,
+    enrolled: bool,
+    refusal: Option<&RefusalView>,
+) -> Vec<String> {
     let lost = match since {
+        None if !enrolled => {
+            let next = format!(
+                "it never enrolled; make a token with `parbake-coordinator token --host {host}`, and use it there with \
+                 `parbake-agent enroll`"
+            );
+            return [next].into_iter().chain(refusal.map(turned_away)).collect();
+        }
         Some(since) => format!("its session was lost {} ago", Span(since)),
         None => "has had no session since the coordinator started".to_owned(),
     };
@@ -180,13 +193,8 @@ pub(super) fn name(image: &HostImage) -> &str {
     image.references.first().unwrap_or(&image.digest)
 }
 
-/// A host that is revoked.
-pub(super) fn revoked(
-    host: &HostId,
-    named: bool,
-    revocation: &Revocation,
-    refusal: Option<RefusalView>,
-) -> HostView {
+/// Since when and why a host is revoked, and what takes that back.
+pub(super) fn revocation(host: &HostId, revocation: &Revocation) -> String {
     let mut what = "it is revoked".to_owned();
     if revocation.at_unix > 0 {
         let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(revocation.at_unix));
@@ -198,9 +206,17 @@ pub(super) fn revoked(
         let reason = crate::progress::clean(&revocation.reason);
         what.push_str(&format!(" ({reason})"));
     }
-    let mut why = vec![format!(
-        "{what}; `parbake-coordinator readmit {host}` takes that back"
-    )];
+    format!("{what}; `parbake-coordinator readmit {host}` takes that back")
+}
+
+/// A host that is revoked.
+pub(super) fn revoked(
+    host: &HostId,
+    named: bool,
+    revocation: &Revocation,
+    refusal: Option<RefusalView>,
+) -> HostView {
+    let mut why = vec![self::revocation(host, revocation)];
     why.extend(refusal.as_ref().map(turned_away));
     HostView {
         host: host.to_string(),

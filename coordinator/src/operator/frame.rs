@@ -85,6 +85,12 @@ impl Memory {
             }
             self.hosts.insert(host.host.clone(), host.clone());
         }
+        // the coordinator's own words are about all hosts that it is wanted on
+        if hosts.is_some()
+            && let Some(words) = away(&shown)
+        {
+            shown.message = words;
+        }
         shown
     }
 }
@@ -99,6 +105,9 @@ fn same_staging(before: &HostProgress, now: &HostProgress) -> bool {
     let other = matches!((before.began_at, now.began_at), (Some(a), Some(b)) if a != b);
     !lost && !other && before.state != HostState::Gone && now.state != HostState::Gone
 }
+
+/// So many hosts are named in one sentence.
+const NAMED: usize = 4;
 
 /// The whole fleet in one line.
 pub(crate) fn line(image: &ImageView, contact: &Contact) -> String {
@@ -115,6 +124,28 @@ fn words(image: &ImageView, contact: &Contact) -> Option<String> {
     contact
         .words("staging")
         .or_else(|| text::image_words(image))
+}
+
+/// Who is waited for, where nobody but hosts without a session lacks the image.
+fn away(image: &ImageView) -> Option<String> {
+    let mut lacking = image.hosts.iter().filter(|host| !is_present(host));
+    let names: Vec<String> = lacking
+        .clone()
+        .take(NAMED)
+        .map(|host| match host.message.is_empty() {
+            true => host.host.clone(),
+            false => format!("{} ({})", host.host, host.message),
+        })
+        .collect();
+    let count = lacking.clone().count();
+    if count == 0 || lacking.any(|host| host.connected) {
+        return None;
+    }
+    let more = match count.saturating_sub(names.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("waits for {}{more}", names.join(", ")))
 }
 
 /// Hosts and bytes, and where what was heard is fresh, what moves.
@@ -396,6 +427,28 @@ mod tests {
                 "mini-5                   [========] 100% present",
             ]
         );
+    }
+
+    #[test]
+    fn who_waits_for_chosen_hosts_hears_of_those() {
+        let mut all = fleet();
+        all.hosts.retain(|host| host.state != HostState::Staging);
+        all.reason = Some("hosts_away".into());
+        all.message = "1 host is away or shunned: mini-9; it goes on when it is back".into();
+        let mut memory = Memory::default();
+        let hosts = ["mini-3", "mini-5"].map(str::to_owned);
+        let shown = memory.recall(&all, Some(&hosts));
+        let said = line(&shown, &fresh());
+        assert!(
+            said.ends_with("; waits for mini-3 (no session for 6 s)"),
+            "{said}"
+        );
+        // where one of them is there, the image's own words say more
+        let hosts = ["mini-3", "mini-4"].map(str::to_owned);
+        let said = line(&memory.recall(&all, Some(&hosts)), &fresh());
+        assert!(said.contains("mini-9"), "{said}");
+        let said = line(&memory.recall(&all, None), &fresh());
+        assert!(said.contains("mini-9"), "{said}");
     }
 
     #[test]

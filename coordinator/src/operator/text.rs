@@ -231,6 +231,8 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
             "quarantined"
         } else if host.connected {
             "connected"
+        } else if host.never_enrolled {
+            "never enrolled"
         } else {
             "away"
         };
@@ -241,7 +243,7 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
             .count();
         _ = write!(
             text,
-            "{:<24} {state:<12} {present}/{} images",
+            "{:<24} {state:<14} {present}/{} images",
             host.host,
             wanted.count()
         );

@@ -47,6 +47,8 @@ pub(in crate::cluster) struct Stage {
     /// What it wanted before its image changed, until the new one is resolved: most often that is the same by another
     /// name, or shares most of its bytes.
     previous: Option<Box<Want>>,
+    /// What it was last asked for by: another of either asks anew.
+    asked: AskedBy,
     pub(super) started_at: SystemTime,
     pub(super) staged_at: Option<SystemTime>,
     /// Its deadline passed before it was everywhere.
@@ -57,6 +59,27 @@ pub(in crate::cluster) struct Stage {
     pub(super) retry_at: Option<Instant>,
     /// What was told about it in Events, also by a coordinator before: state names.
     pub(super) told: Option<&'static str>,
+}
+
+/// Those parts of an ImagePrePull by which somebody asks for its image.
+#[derive(Debug, PartialEq)]
+struct AskedBy {
+    /// All of it but the gate: a pool that grows says nothing of the image.
+    spec: ImagePrePullSpec,
+    /// What stands in the annotation that asks for another try.
+    retry: Option<String>,
+}
+
+impl AskedBy {
+    fn of(facts: &PrePullFacts) -> Self {
+        Self {
+            spec: ImagePrePullSpec {
+                gate: None,
+                ..facts.spec.clone()
+            },
+            retry: facts.retry.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -164,6 +187,11 @@ impl Stage {
         }
     }
 
+    /// Whether the object was changed or annotated since its image was last asked for.
+    fn is_asked_anew(&self, facts: &PrePullFacts) -> bool {
+        self.asked != AskedBy::of(facts)
+    }
+
     /// What is wanted, and whether hosts go on with it.
     fn want(&self) -> Option<(&Want, bool)> {
         match &self.state {
@@ -238,6 +266,7 @@ impl Keeper {
                         },
                         digest,
                         previous,
+                        asked: AskedBy::of(facts),
                         started_at: status
                             .and_then(|status| time(status.started_at.as_ref()))
                             .unwrap_or_else(SystemTime::now),
@@ -258,12 +287,13 @@ impl Keeper {
                     tries,
                     retry_at,
                 } = &stage.state
-                && *retry_at <= Instant::now()
+                && (*retry_at <= Instant::now() || stage.is_asked_anew(facts))
             {
                 stage.state = State::Asking {
                     tries: *tries,
                     last: Some(why.clone()),
                 };
+                stage.asked = AskedBy::of(facts);
                 ask.push((key.clone(), facts.clone(), stage.digest));
             }
         }
@@ -271,6 +301,27 @@ impl Keeper {
             self.resolve(key, &facts, digest);
         }
         self.place();
+        self.urge();
+    }
+
+    /// Has the driver try again what failed of images whose objects were changed, or annotated anew.
+    fn urge(&mut self) {
+        for (key, facts) in &self.index.prepulls {
+            let Some(stage) = self.stages.get_mut(key) else {
+                continue;
+            };
+            let State::Known(want) = &stage.state else {
+                continue;
+            };
+            if !stage.is_asked_anew(facts) {
+                continue;
+            }
+            // full: told at the next look
+            let ask = driver::Input::Asked(Ask::Urge(want.digest()));
+            if self.driver.try_send(ask).is_ok() {
+                stage.asked = AskedBy::of(facts);
+            }
+        }
     }
 
     fn resolve(&mut self, key: ObjectKey, facts: &PrePullFacts, digest: Option<Digest>) {

@@ -1,7 +1,7 @@
 //! What is said of hosts that are away, turned away or revoked, and of registries.
 
 use super::*;
-use crate::{driver::Refused, enrolment::Revocation, metrics::encode};
+use crate::{config::HostEntry, driver::Refused, enrolment::Revocation, metrics::encode};
 
 fn refused(host: Option<&str>, address: &str, message: &str) -> Input {
     Input::Refused(Refused {
@@ -211,4 +211,67 @@ async fn an_image_that_lacks_only_hosts_that_are_away_names_them() {
         "{}",
         host.message
     );
+}
+
+#[tokio::test]
+async fn a_host_that_is_revoked_or_never_enrolled_is_said_to_be() {
+    let mut world = World::new();
+    let mut membership = (*world.driver.membership).clone();
+    let [there, revoked] = ["mini-1", "mini-2"].map(|host| host.parse::<HostId>().unwrap());
+    let never: HostId = "mini-4".parse().unwrap();
+    for host in [&there, &revoked, &never] {
+        membership
+            .fleet
+            .hosts
+            .insert(host.clone(), HostEntry::default());
+    }
+    membership.enrolled = [there.clone(), revoked.clone()].into();
+    let revocation = Revocation {
+        at_unix: 1_795_874_712,
+        reason: "disk smells".into(),
+    };
+    membership.revoked.insert(revoked.clone(), revocation);
+    let now = world.driver.now();
+    world.driver.join(now, Arc::new(membership));
+    let choose = |world: &mut World, host: &HostId| {
+        let hosts = [host.clone()].into();
+        world
+            .driver
+            .selected(Some(&hosts))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        choose(&mut world, &revoked).unwrap_err(),
+        "host mini-2 can't be chosen: it is revoked since 2026-11-28 14:05:12 UTC (disk smells); \
+         `parbake-coordinator readmit mini-2` takes that back"
+    );
+    let stranger = "mini-9".parse().unwrap();
+    assert!(
+        choose(&mut world, &stranger)
+            .unwrap_err()
+            .contains("isn't part of the fleet")
+    );
+
+    world.stage("image").unwrap();
+    let said = why(&mut world, "mini-4");
+    assert!(said.starts_with("it never enrolled; "), "{said}");
+    assert!(
+        said.contains("parbake-coordinator token --host mini-4"),
+        "{said}"
+    );
+    let said = why(&mut world, "mini-1");
+    assert!(
+        said.contains("has had no session since the coordinator started"),
+        "{said}"
+    );
+    let listed = ["mini-1", "mini-4"].map(|host| (*world.host(host)).clone());
+    let listed = crate::operator::text::hosts(&listed);
+    let mut lines = listed.lines();
+    assert!(lines.next().unwrap().contains("away "), "{listed}");
+    assert!(lines.next().unwrap().contains("never enrolled"), "{listed}");
+    // and no more once it has had a session
+    let (_, queue) = world.open("mini-4", World::hello());
+    drop(queue);
+    world.settle();
+    assert!(!world.host("mini-4").never_enrolled);
 }

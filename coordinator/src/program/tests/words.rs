@@ -176,3 +176,20 @@ fn a_damaged_token_is_set_aside_and_made_anew() {
         assert_eq!(aside, damaged);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_readmitted_by_the_command_line_is_among_those_that_are_staged_next() {
+    let world = World::new("[coordinator]\nopen = true").await;
+    let _one = world.agent("mini-1").await;
+    let _two = world.agent("mini-2").await;
+    world.registry.put("one", &manifest("one", 1, 10 << 20));
+    let records = Enrolment::open(&world.dir.path().join("state")).unwrap();
+    let host: HostId = "mini-2".parse().unwrap();
+    let selected = async || world.stage("one").await.unwrap().image.hosts_selected;
+    for _ in 0..3 {
+        records.revoke(&host, "test", SystemTime::now()).unwrap();
+        assert_eq!(selected().await, 1);
+        assert!(records.readmit(&host, SystemTime::now()).unwrap());
+        assert_eq!(selected().await, 2);
+    }
+}

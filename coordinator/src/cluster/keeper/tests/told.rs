@@ -345,3 +345,33 @@ async fn no_message_only_repeats_its_reason() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_image_that_is_asked_for_anew_is_tried_at_once() {
+    let (mut stand, ..) = staged();
+    let urged = |stand: &mut Stand| {
+        let mut urged = 0;
+        while let Ok(input) = stand.driver.try_recv() {
+            urged += usize::from(matches!(input, driver::Input::Asked(driver::Ask::Urge(_))));
+        }
+        urged
+    };
+    stand.keeper.keep_up();
+    assert_eq!(urged(&mut stand), 0);
+    let annotate = |stand: &mut Stand, value: &str, replicas: u32| {
+        let mut prepull = the_prepull();
+        prepull["metadata"]["annotations"] = json!({ "parbake.dev/retry-at": value });
+        prepull["metadata"]["generation"] = replicas.into();
+        prepull["spec"]["gate"]["replicas"] = replicas.into();
+        stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
+        stand.keeper.keep_up();
+        stand.keeper.keep_up();
+    };
+    annotate(&mut stand, "now", 1);
+    assert_eq!(urged(&mut stand), 1);
+    // the pool grows: nobody asks for anything
+    annotate(&mut stand, "now", 7);
+    assert_eq!(urged(&mut stand), 0);
+    annotate(&mut stand, "and now", 7);
+    assert_eq!(urged(&mut stand), 1);
+}
