@@ -11,14 +11,15 @@ use std::{
 use proto::{Digest, Layout};
 
 use super::{
-    Shared,
+    Shared, doubt,
     files::Body,
+    install::write_new,
     io_at,
     journal::{Journal, Record},
     stage::{IMAGE, JOURNAL, Stage},
     status::{self, Status},
 };
-use crate::tart::cache;
+use crate::tart::{Reference, cache};
 
 /// What a directory of ours holds.
 #[derive(Debug)]
@@ -62,20 +63,17 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         Ok(Some(status)) => status,
         Ok(None) => return Ok(Loaded::Leftover),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            return damaged(status_path, error.to_string());
+            let reason = error.to_string();
+            match status_again(&shared.home, directory, image, &reason)? {
+                Some(status) => status,
+                None => return damaged(status_path, reason),
+            }
         }
         Err(error) => return Err(error),
     };
-    let manifest_path = directory.join(cache::MANIFEST);
-    let manifest = match fs::read(&manifest_path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return damaged(manifest_path, "it is missing".into());
-        }
-        other => other?,
-    };
-    let layout = match Layout::parse(&manifest, &image) {
-        Ok(layout) => layout,
-        Err(error) => return damaged(manifest_path, error.to_string()),
+    let (manifest, layout) = match manifest(shared, directory, image, &status)? {
+        Ok(found) => found,
+        Err((file, reason)) => return damaged(file, reason),
     };
     let is_ours = |path: &PathBuf| {
         fs::metadata(path.join(cache::DISK)).is_ok_and(|disk| status.has_disk(disk.ino()))
@@ -130,6 +128,77 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     stage.links_lost.store(damaged, Ordering::Release);
     stage.notice_doubt();
     Ok(Loaded::Stage(Box::new(stage)))
+}
+
+/// A file, and what is wrong with it.
+type Damage = (PathBuf, String);
+
+/// The manifest in the registry's form: ours, or where that is damaged the one beside an installed disk. Else what is wrong with
+/// which file.
+fn manifest(
+    shared: &Shared,
+    directory: &Path,
+    image: Digest,
+    status: &Status,
+) -> io::Result<Result<(Vec<u8>, Layout), Damage>> {
+    let path = directory.join(cache::MANIFEST);
+    let reason = match fs::read(&path) {
+        Ok(bytes) => match Layout::parse(&bytes, &image) {
+            Ok(layout) => return Ok(Ok((bytes, layout))),
+            Err(error) => error.to_string(),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "it is missing".to_owned(),
+        Err(error) => return Err(error),
+    };
+    for reference in &status.references {
+        let installed = cache::image_directory(&shared.home, reference, &image);
+        let found = fs::read(installed.join(cache::MANIFEST)).ok();
+        let Some(bytes) = found else { continue };
+        if let Ok(layout) = Layout::parse(&bytes, &image) {
+            tracing::warn!(%image, file = %path.display(), reason, "a manifest is damaged; it is made again from the one in tart's cache");
+            write_new(&path, &bytes)?;
+            return Ok(Ok((bytes, layout)));
+        }
+    }
+    Ok(Err((path, reason)))
+}
+
+/// The status of an image that stands in tart's cache, by what stands there; `None` where no tag names it. Whose disk that is, nobody
+/// knows any more: all of it is read before it counts.
+fn status_again(
+    home: &Path,
+    directory: &Path,
+    image: Digest,
+    reason: &str,
+) -> io::Result<Option<Status>> {
+    let mut references: Vec<Reference> = Vec::new();
+    let mut inodes = Vec::new();
+    for installed in cache::installed(home, &image)? {
+        let names = cache::tags(home, &installed);
+        if let Ok(disk) = fs::symlink_metadata(installed.join(cache::DISK))
+            && disk.is_file()
+            && !names.is_empty()
+        {
+            inodes.push(disk.ino());
+            references.extend(names);
+        }
+    }
+    if inodes.is_empty() {
+        return Ok(None);
+    }
+    let file = directory.join(status::STATUS);
+    tracing::warn!(%image, file = %file.display(), reason, "the notes on an installed image are damaged; all of it is read again");
+    let status = Status {
+        references,
+        wanted: None,
+        disk_inode: inodes.remove(0),
+        twin_inodes: inodes,
+        installed: true,
+    };
+    // the doubt first: without it the notes would be believed
+    doubt::mark(directory)?;
+    status.write(directory)?;
+    Ok(Some(status))
 }
 
 /// The journal, as far as it is good, and whether it isn't; what that costs is said.

@@ -1,7 +1,7 @@
 //! Where tart keeps things: its home, the OCI cache in it, and local VMs.
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -61,6 +61,67 @@ pub fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
         Version::Tag(tag) => Some(repository_directory(home, reference).join(tag)),
         Version::Digest(_) => None,
     }
+}
+
+/// So many directories are looked through, and so deep: registries' paths have two or three parts.
+const MOST_DIRECTORIES: usize = 10_000;
+const MOST_PARTS: usize = 16;
+
+/// The directories of an image, in whatever repositories. Nothing but directories is followed.
+///
+/// # Errors
+/// When the cache can't be read.
+pub fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>> {
+    let name = image.to_string();
+    let mut found = Vec::new();
+    let mut open = vec![(home.join("cache/OCIs"), 0)];
+    let mut looked = 0;
+    while let Some((directory, parts)) = open.pop() {
+        looked += 1;
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            if entry.file_name() == name.as_str() {
+                found.push(entry.path());
+            } else if !entry.file_name().to_string_lossy().starts_with("sha256:")
+                && parts < MOST_PARTS
+                && looked + open.len() < MOST_DIRECTORIES
+            {
+                open.push((entry.path(), parts + 1));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The tags by which an image's directory is named, as references.
+#[must_use]
+pub fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
+    let named = || -> Option<Vec<Reference>> {
+        let repository = installed.parent()?;
+        let path = repository.strip_prefix(home.join("cache/OCIs")).ok()?;
+        let path = path.to_str()?.replacen("%3A", ":", 1);
+        let entries = fs::read_dir(repository).ok()?.flatten();
+        let mut tags: Vec<Reference> = entries
+            .filter(|entry| fs::read_link(entry.path()).is_ok())
+            .filter(|entry| fs::canonicalize(entry.path()).ok() == fs::canonicalize(installed).ok())
+            .filter_map(|entry| {
+                format!("{path}:{}", entry.file_name().to_str()?)
+                    .parse()
+                    .ok()
+            })
+            .collect();
+        tags.sort_by_key(ToString::to_string);
+        Some(tags)
+    };
+    named().unwrap_or_default()
 }
 
 /// The directory of a local VM.

@@ -424,3 +424,63 @@ fn a_clone_is_compared_also_where_its_source_was_mended_since() {
     install(&clone, &[]).unwrap();
     assert_installed(&image_dir(&home, "ghcr.io/org/image", &two), &two);
 }
+
+#[test]
+fn damaged_notes_of_an_installed_image_cost_a_look_at_it_and_no_byte() {
+    let other = "127.0.0.1:5000/mirror/deep:two";
+    for damage in ["status", "manifest", "both"] {
+        for rotten in [false, true] {
+            let (home, sample) = (tempfile::tempdir().unwrap(), sample(1));
+            let (store, stage, directory) = installed(&home, &sample);
+            begin(&store, &sample, &[other]);
+            install(&stage, &[other]).unwrap();
+            drop((stage, store));
+            let notes = ours(&home, &sample);
+            if damage != "manifest" {
+                fs::write(notes.join(status::STATUS), "{").unwrap();
+            }
+            if damage != "status" {
+                flip(&notes.join(cache::MANIFEST), 4);
+            }
+            if rotten {
+                flip(&directory.join(cache::DISK), 5);
+            }
+            let store = open(&home);
+            let stage = store.stage(sample.layout.digest()).unwrap();
+            let doubted = damage != "manifest";
+            // nothing counts before it was read
+            assert_eq!(stage.is_doubted(), doubted, "{damage}");
+            let named: usize = store
+                .presence()
+                .iter()
+                .map(|found| found.references.len())
+                .sum();
+            assert_eq!(named, if doubted { 0 } else { 2 }, "{damage}");
+            let (stage, copied) = begin(&store, &sample, &[TAG]);
+            assert_eq!(copied, 0);
+            if doubted && rotten {
+                assert!(matches!(
+                    install(&stage, &[TAG]),
+                    Err(InstallError::Incomplete(_))
+                ));
+                let lacking = sample.contents.keys().map(|content| {
+                    let held = stage.held(*content);
+                    held.chunks() - u32::try_from(held.iter().count()).unwrap()
+                });
+                assert_eq!(lacking.sum::<u32>(), 1, "{damage}");
+                fill(&stage, &sample);
+            }
+            install(&stage, &[TAG, other]).unwrap();
+            if doubted || !rotten {
+                assert_installed(&directory, &sample);
+            }
+            assert_installed(
+                &image_dir(&home, "127.0.0.1%3A5000/mirror/deep", &sample),
+                &sample,
+            );
+            let mut named: Vec<String> = store.presence().remove(0).references;
+            named.sort();
+            assert_eq!(named, [other, TAG], "{damage}");
+        }
+    }
+}
