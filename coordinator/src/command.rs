@@ -42,9 +42,15 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Run(options) => serve(shared, *options),
         Command::Check => {
             let config = Config::load(&shared, &Run::default())?;
-            let hosts = config.fleet.hosts.len();
+            let Some(file) = &config.file else {
+                bail!(
+                    "no fleet file was given, so none was checked: name it (--config FLEET.toml)"
+                );
+            };
             say(&format!(
-                "fleet file is in order: {hosts} hosts, open = {}\n",
+                "{} is in order: {} hosts, open = {}\n",
+                file.display(),
+                config.fleet.hosts.len(),
                 config.fleet.open
             ))
         }

@@ -186,7 +186,12 @@ impl Progress {
             HostState::Gone => 0,
             _ => report.held_bytes.min(self.total_bytes),
         };
-        self.held_bytes = self.held_bytes.max(held);
+        // a host that lacks something of what it had whole has found it damaged: it isn't all there, whatever was said before
+        let is_whole = self.total_bytes > 0 && self.held_bytes >= self.total_bytes;
+        self.held_bytes = match state {
+            HostState::Staging if is_whole => held,
+            _ => self.held_bytes.max(held),
+        };
         self.origin.report(report.origin_bytes);
         self.peers.report(report.peer_bytes);
         self.local.report(report.local_bytes);
@@ -301,6 +306,21 @@ mod tests {
         }
         assert_eq!(before.held_bytes, 50);
         assert_eq!(before.bytes.origin, 25);
+    }
+
+    #[test]
+    fn what_is_found_damaged_is_not_shown_as_whole() {
+        let (staging, present) = (message::StageState::Staging, message::StageState::Present);
+        let mut progress = Progress::new();
+        progress.report(at(1), &report(present, 100, 5), Some(100));
+        // it is doubted, and a moment later a chunk of it is known to be bad
+        progress.report(at(2), &report(staging, 100, 5), Some(100));
+        assert_eq!(progress.view(at(2), "h", true).held_bytes, 100);
+        progress.report(at(3), &report(staging, 90, 5), Some(100));
+        assert_eq!(progress.view(at(3), "h", true).held_bytes, 90);
+        // it doesn't fall further by a restart
+        progress.report(at(4), &report(staging, 80, 5), Some(100));
+        assert_eq!(progress.view(at(4), "h", true).held_bytes, 90);
     }
 
     #[test]

@@ -281,6 +281,8 @@ async fn session(
     };
     Metrics::count(&sessions.metrics.session_ends, outcome);
     match outcome {
+        // the driver has ended: the endpoint tells all hosts that the coordinator stops
+        "replaced" if sessions.inbox.is_closed() => {}
         "replaced" => connection.close(
             CloseCode::Replaced,
             "a newer session took this one's place, or it didn't take its orders",

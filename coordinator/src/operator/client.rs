@@ -59,6 +59,14 @@ impl Target {
         let address = match (&options.api, in_state("addresses.json")) {
             (Some(api), _) => link::api_address(api)?.to_owned(),
             (None, Some(path)) => {
+                if let Some(state) = &options.state_dir
+                    && !path.exists()
+                {
+                    bail!(
+                        "no coordinator ever ran on {}: name its own directory (--state-dir), or start it",
+                        state.display()
+                    );
+                }
                 let addresses: Addresses =
                     serde_json::from_str(&read(&path)?).with_context(|| {
                         format!("{} isn't what a coordinator writes", path.display())
@@ -448,6 +456,13 @@ mod tests {
             error.contains("PARBAKE_API") && error.contains("--state-dir"),
             "{error}"
         );
+        let empty = tempfile::tempdir().unwrap();
+        let elsewhere = Connection {
+            state_dir: Some(empty.path().to_owned()),
+            ..Connection::default()
+        };
+        let error = Target::of(&elsewhere).unwrap_err().to_string();
+        assert!(error.starts_with("no coordinator ever ran on "), "{error}");
         let no_port = Connection {
             api: Some("https://parbake.example.com".into()),
             ..Connection::default()

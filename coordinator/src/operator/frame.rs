@@ -75,7 +75,13 @@ impl Memory {
                 && same_staging(before, host)
             {
                 host.total_bytes = host.total_bytes.max(before.total_bytes);
-                host.held_bytes = host.held_bytes.max(before.held_bytes);
+                // what is known to lack something isn't whole, whatever was shown before
+                let damaged = host.state == HostState::Staging
+                    && before.held_bytes >= host.total_bytes
+                    && host.held_bytes > 0;
+                if !damaged {
+                    host.held_bytes = host.held_bytes.max(before.held_bytes);
+                }
                 host.bytes = SourceBytes {
                     origin: host.bytes.origin.max(before.bytes.origin),
                     peers: host.bytes.peers.max(before.bytes.peers),
@@ -440,7 +446,7 @@ mod tests {
         let shown = memory.recall(&all, Some(&hosts));
         let said = line(&shown, &fresh());
         assert!(
-            said.ends_with("; waits for mini-3 (no session for 6 s)"),
+            said.ends_with("; waits for mini-3 (no session for 1 min 9 s)"),
             "{said}"
         );
         // where one of them is there, the image's own words say more

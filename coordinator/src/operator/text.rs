@@ -121,7 +121,7 @@ pub(crate) fn image(image: &ImageView) -> String {
         ImageState::Cancelled => "cancelled",
     };
     let mut text = format!(
-        "{}\n  {}\n  {state}: {} of {} hosts; {}, {} in the registry (compressed)",
+        "{}\n  {}\n  {state}: on {} of {} hosts; {}, {} in the registry (compressed)",
         image.references.join(", "),
         image.digest,
         image.hosts_present,
@@ -361,11 +361,17 @@ pub(crate) fn plan(plan: &PlanReply) -> String {
             )
         };
         let away = if host.connected { "" } else { ", away" };
-        let short = if host.short_of_room.is_some() {
-            ", lacks room"
-        } else {
-            ""
-        };
+        let short = host
+            .short_of_room
+            .as_ref()
+            .map_or_else(String::new, |short| {
+                format!(
+                    ", lacks room: {} to store, {} free of which {} have to stay free",
+                    Bytes(short.needed_bytes),
+                    Bytes(short.free_bytes),
+                    Bytes(short.floor_bytes)
+                )
+            });
         _ = writeln!(text, "  {:<24} {what}{away}{short}", host.host);
     }
     text
