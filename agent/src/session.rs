@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use link::{CloseCode, ConnectError, Connection, Endpoint, Fault, Receiver, Sender};
+use origin::Backoff;
 use proto::{
     HostId, causes,
     figure::Span,
@@ -25,8 +26,8 @@ use crate::{
     identity::{self, Identity},
 };
 
-/// First and longest pause between attempts to reach the coordinator. The longest bounds how late a host hears of a
-/// coordinator that came back.
+/// First and longest pause between attempts to reach the coordinator, each shortened at random by up to a half: hosts that
+/// lost it together don't come back together. The longest bounds how late a host hears of a coordinator that came back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// How often the session looks whether anything came from the coordinator, which says something every 750 ms.
@@ -36,6 +37,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// ended like this, and 3 s again once one lasted for [`CALM`]. A coordinator that was killed is left quickly, and one that
 /// gets no processor, or whose network is full, isn't made busier by hosts that all come back again and again.
 const SILENT_LOOKS: (u32, u32) = (6, 20);
+
+/// After a session that lasted so long the pauses begin anew. A coordinator that takes sessions and ends them at once isn't
+/// asked faster than one that takes none.
+const SOUND: Duration = Duration::from_secs(10);
 
 /// A session that lasted so long wasn't one of a coordinator in trouble.
 const CALM: Duration = Duration::from_mins(2);
@@ -71,7 +76,7 @@ pub(crate) async fn keep(
     hello: impl Fn() -> Hello,
     inbox: mpsc::Sender<Heard>,
 ) {
-    let mut pause = RETRY.0;
+    let mut pauses = Pauses::new();
     let mut patience = Patience::default();
     let mut last_error = String::new();
     let mut taken_for_expired = false;
@@ -93,8 +98,9 @@ pub(crate) async fn keep(
         };
         let held = held.await;
         taken_for_expired = held.as_ref().is_err_and(says_expired);
+        let lasted = held.as_ref().ok().copied();
         match held {
-            Ok(()) => pause = RETRY.0,
+            Ok(_) => {}
             // logged once, not at every attempt
             Err(error) => {
                 let error = causes(&*error);
@@ -107,8 +113,7 @@ pub(crate) async fn keep(
                 }
             }
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
+        sleep(pauses.next(lasted)).await;
     }
 }
 
@@ -138,6 +143,7 @@ async fn renew_late(
     Ok(())
 }
 
+/// Holds a session, and returns how long it lasted; an error is one that didn't come about.
 async fn hold(
     endpoint: &Endpoint,
     settings: &Settings,
@@ -145,7 +151,7 @@ async fn hold(
     hello: Hello,
     inbox: &mpsc::Sender<Heard>,
     patience: &mut Patience,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Duration> {
     let connection = reach(endpoint, settings).await?;
     let address = connection.remote_address();
     let (mut sender, mut receiver) = connection.open().await?;
@@ -170,7 +176,8 @@ async fn hold(
             Err(anyhow::anyhow!("nothing came from the coordinator for {waited}"))
         }
     };
-    patience.ended(began.elapsed(), silent);
+    let lasted = began.elapsed();
+    patience.ended(lasted, silent);
     let (taken_in, all) = oneshot::channel();
     drop(inbox.send(Heard::Down(taken_in)).await);
     // a driver that ends answers by that
@@ -182,7 +189,7 @@ async fn hold(
             "session with the coordinator ended"
         ),
     }
-    Ok(())
+    Ok(lasted)
 }
 
 /// Connects to the coordinator at the first of its addresses that answers.
@@ -231,6 +238,24 @@ async fn connect(
         }
     }
     bail!("{}", failed.join("; "))
+}
+
+/// When the coordinator is tried again.
+#[derive(Debug)]
+struct Pauses(Backoff);
+
+impl Pauses {
+    fn new() -> Self {
+        Self(Backoff::seeded(RETRY.0, RETRY.1))
+    }
+
+    /// The pause after a session that lasted so long, or that didn't come about.
+    fn next(&mut self, lasted: Option<Duration>) -> Duration {
+        if lasted.is_some_and(|lasted| lasted >= SOUND) {
+            self.0.succeeded();
+        }
+        self.0.delay(None)
+    }
 }
 
 /// How long a coordinator may be silent.
@@ -403,6 +428,22 @@ mod tests {
         assert_eq!(waits(&patience), Duration::from_secs(6));
         patience.ended(CALM, false);
         assert_eq!(patience, Patience::default());
+    }
+
+    #[test]
+    fn hosts_that_lost_the_coordinator_together_come_back_apart_and_ever_more_rarely() {
+        let mut hosts: Vec<_> = (0..1_000).map(|_| Pauses::new()).collect();
+        let first = hosts.iter_mut().map(|host| host.next(Some(CALM)));
+        let mut first: Vec<_> = first.collect();
+        first.sort_unstable();
+        assert!(first[0] >= RETRY.0 / 2 && first[999] <= RETRY.0);
+        assert!(first[900] - first[100] > RETRY.0 / 4, "they are spread");
+        // sessions that are taken and ended at once, as by a coordinator in trouble
+        let host = &mut hosts[0];
+        let pauses: Vec<_> = (0..10).map(|_| host.next(Some(SOUND / 2))).collect();
+        assert!(pauses[9] >= RETRY.1 / 2 && pauses[9] <= RETRY.1);
+        assert!(host.next(None) >= RETRY.1 / 2);
+        assert!(host.next(Some(SOUND)) <= RETRY.0);
     }
 
     #[test]

@@ -105,8 +105,8 @@ impl Api {
     }
 }
 
-/// All routes.
-pub(crate) fn router(api: Api) -> Router {
+/// All routes, and `more` beside them: each request is answered in time, has a bounded body, and is counted.
+pub(crate) fn router(api: Api, more: Router) -> Router {
     let operators = Router::new()
         .route("/v1/images", post(stage).get(images))
         .route("/v1/images/{image}", get(image))
@@ -121,6 +121,7 @@ pub(crate) fn router(api: Api) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), authenticate));
     Router::new()
         .merge(operators)
+        .merge(more.with_state(()))
         .route(
             "/v1/enrol",
             post(enrol).layer(DefaultBodyLimit::max(MAX_ENROL_BYTES)),
@@ -321,6 +322,10 @@ fn route_label(route: Option<&str>) -> &'static str {
         Some("/v1/enrol") => "enrol",
         Some("/v1/renew") => "renew",
         Some("/healthz") => "healthz",
+        Some("/v1/pools" | "/v1/pools/{namespace}/{name}/pause") => "pools",
+        Some("/v1/pods/{namespace}/{pod}") => "pods",
+        Some("/v1/namespaces/{namespace}/pods/{pod}/drain") => "drain",
+        Some("/v1/webhook/pods" | "/v1/webhook/pods/{key}") => "webhook",
         _ => "other",
     }
 }

@@ -10,10 +10,13 @@ mod keeper;
 pub mod lease;
 pub(crate) mod metrics;
 pub mod program;
+mod review;
 pub mod state;
+mod tokens;
 mod trouble;
 mod watch;
 mod web;
+mod webhook;
 mod write;
 
 /// Who the API server writes down as the manager of the fields that the coordinator writes.

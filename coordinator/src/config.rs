@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::{
     authority::COORDINATOR,
     cli::{ClusterOptions, DefaultGate, Run, Shared},
+    network::{self, Network},
 };
 
 /// Port of QUIC (UDP) and of the API (TCP), where none is set.
@@ -45,6 +46,8 @@ pub struct Config {
     pub admin_names: BTreeSet<String>,
     /// `host:port` that hosts shall use for QUIC.
     pub advertise: Option<String>,
+    /// Networks of which hosts may name addresses for their peers beyond the one that they come from.
+    pub peer_networks: Vec<Network>,
     /// How long a host's certificate is good. It renews after two thirds.
     pub certificate_lifetime: Duration,
     /// How long after it expired a host may still renew it by proof of its key.
@@ -78,7 +81,9 @@ pub struct Cluster {
     pub default_gate: DefaultGate,
     /// DNS names for the API's certificate.
     pub service_names: Vec<String>,
-    /// The `ValidatingWebhookConfiguration` whose caBundle is kept current.
+    /// Audiences of which a runner's token has to be for one; none: tokens that the API server itself takes.
+    pub token_audiences: Vec<String>,
+    /// The `ValidatingWebhookConfiguration` whose caBundle and path are kept current.
     pub webhook: Option<String>,
 }
 
@@ -206,6 +211,7 @@ struct CoordinatorFile {
     admin: Option<SocketAddr>,
     admin_names: BTreeSet<String>,
     advertise: Option<String>,
+    peer_networks: Option<Vec<String>>,
     open: Option<bool>,
     origin_streams: Option<u64>,
     lease_timeout_seconds: Option<u64>,
@@ -311,6 +317,17 @@ impl Config {
             let problem = format!("`{address}` isn't host:port");
             return Err(value("coordinator.advertise", problem));
         }
+        let networks = match (&run.peer_networks[..], given.peer_networks) {
+            ([], None) => network::PRIVATE.map(str::to_owned).to_vec(),
+            ([], Some(networks)) => networks,
+            (networks, _) => networks.to_vec(),
+        };
+        let networks = networks.iter().map(|text| {
+            text.trim()
+                .parse()
+                .map_err(|error| value("coordinator.peer_networks", format!("`{text}` {error}")))
+        });
+        let peer_networks = networks.collect::<Result<_, _>>()?;
         Ok(Self {
             file: shared.config.clone(),
             state_dir: shared
@@ -332,6 +349,7 @@ impl Config {
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
             admin_names: given.admin_names,
             advertise,
+            peer_networks,
             // A minute is for tests; beyond 90 days a certificate isn't short-lived, and revocation is all there is.
             certificate_lifetime: seconds(
                 "coordinator.certificate_lifetime_seconds",
@@ -414,6 +432,7 @@ fn cluster(
         watch_namespaces: watched.collect::<Result<_, _>>()?,
         default_gate: options.default_gate.unwrap_or_default(),
         service_names,
+        token_audiences: given(&options.token_audiences),
         webhook: optional("--webhook", &options.webhook)?,
     }))
 }

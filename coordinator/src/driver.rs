@@ -320,6 +320,7 @@ struct Host {
     /// Chunks for whose bytes others blame it: it is asked to look at its disk.
     suspect: BTreeSet<(Digest, u32)>,
     neighbours: Vec<HostId>,
+    wholes: roster::Wholes,
     lost_at: Option<Moment>,
     word: presence::Word,
     told: Told,
@@ -341,6 +342,7 @@ impl Host {
             blamed: Blamed::default(),
             suspect: BTreeSet::new(),
             neighbours: Vec::new(),
+            wholes: roster::Wholes::new(),
             lost_at: None,
             word: presence::Word::default(),
             told: Told::default(),
@@ -444,6 +446,8 @@ pub(crate) struct Driver {
     neighbours_due: BTreeSet<HostId>,
     /// When hosts are told what changed in the roster and among their neighbours.
     roster_due: Option<Moment>,
+    /// Hosts that wait for a whole roster.
+    rosters_owed: BTreeSet<HostId>,
     places_due: Option<Moment>,
     publish: watch::Sender<Arc<View>>,
     dirty: bool,
@@ -507,6 +511,7 @@ impl Driver {
             roster: roster::Roster::new(),
             neighbours_due: BTreeSet::new(),
             roster_due: None,
+            rosters_owed: BTreeSet::new(),
             places_due: None,
             publish: parts.publish,
             dirty: true,

@@ -19,6 +19,7 @@ mod durable;
 pub mod enrolment;
 mod fleet;
 mod metrics;
+pub mod network;
 pub mod operator;
 pub mod program;
 mod progress;

@@ -382,7 +382,7 @@ impl Coordinator {
         let stop = shutdown.clone();
         let follow = fleet::follow(config, source, enrolment, members, reloads, stop);
         tasks.spawn(part("fleet", follow));
-        drop(routes.send_replace(api::router(api).merge(more)));
+        drop(routes.send_replace(api::router(api, more)));
         ready.send_replace(true);
         info!(
             quic = %addresses.quic,

@@ -387,7 +387,7 @@ impl Registries {
         secret: Option<&String>,
     ) -> Result<(Digest, (Bytes, String)), ResolveError> {
         let repository = self.repository(reference, parsed, secret)?;
-        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, u64::from(std::process::id()));
+        let mut backoff = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
         for _ in 1..ATTEMPTS {
             match repository.manifest(repository.version()).await {
                 Ok(manifest) => {

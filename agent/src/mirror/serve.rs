@@ -593,7 +593,7 @@ impl Service {
         F: Future<Output = Result<T, OriginError>>,
     {
         let until = Instant::now() + self.patience(repository);
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5), 1);
+        let mut backoff = Backoff::seeded(Duration::from_millis(250), Duration::from_secs(5));
         loop {
             let error = match ask().await {
                 Ok(found) => return Ok(Ok(found)),

@@ -7,27 +7,28 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::DefaultBodyLimit,
-    response::Response,
+    extract::Request,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use proto::Digest;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{sync::watch, time::timeout};
 use tracing::debug;
 
-use super::lease::Leadership;
+use super::{
+    lease::Leadership,
+    review::{self, Intake, Review},
+};
 use crate::{
     api::unavailable,
-    operator::client::{Client as ApiClient, Target},
+    operator::client::{Client as ApiClient, Target, segment},
     secret::Secret,
 };
 
-/// The largest admission review that is read: two Pods of the largest size that etcd keeps.
-const MAX_REVIEW_BYTES: usize = 4 << 20;
 /// The leader answers within this time; the API server waits 2 s in all.
 const FORWARD: Duration = Duration::from_millis(1_500);
 
@@ -59,7 +60,12 @@ impl Forward {
     }
 
     /// The leader's judgement.
-    async fn judge(&self, leader: &str, review: &Value) -> anyhow::Result<Value> {
+    async fn judge(
+        &self,
+        leader: &str,
+        review: &Review,
+        key: Option<&Secret>,
+    ) -> anyhow::Result<Value> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pod = pods.get(leader).await?;
         let address = pod.status.and_then(|status| status.pod_ip);
@@ -69,8 +75,13 @@ impl Forward {
             self.pin,
             self.token.clone(),
         );
+        // whether the key is the right one is the leader's to say
+        let path = match key {
+            None => review::PATH.to_owned(),
+            Some(key) => format!("{}/{}", review::PATH, segment(key.expose())),
+        };
         let judged = ApiClient::new(target)
-            .read(Method::POST, "/v1/webhook/pods", Some(review))
+            .read(Method::POST, &path, Some(review))
             .await?;
         Ok(judged)
     }
@@ -80,16 +91,22 @@ impl Forward {
 pub(crate) fn router(led: watch::Receiver<Leadership>, forward: Option<Forward>) -> Router {
     let leader = leader_of(led);
     let judge = leader.clone();
+    let intake = Intake::new();
+    let webhook = post(move |request: Request| {
+        let leader = judge();
+        async move {
+            match intake.read(request).await {
+                Ok((review, key)) => {
+                    Json(answer(&review, key.as_ref(), leader, forward).await).into_response()
+                }
+                Err(unread) => unread.into_response(),
+            }
+        }
+    });
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route(
-            "/v1/webhook/pods",
-            post(move |Json(review): Json<Value>| {
-                let leader = judge();
-                async move { Json(answer(&review, leader, forward).await) }
-            })
-            .layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES)),
-        )
+        .route(review::PATH, webhook.clone())
+        .route(review::KEYED_PATH, webhook)
         .fallback(move || {
             let leader = leader();
             async move { elsewhere(leader) }
@@ -114,87 +131,59 @@ fn elsewhere(leader: Option<String>) -> Response {
     unavailable(error)
 }
 
-async fn answer(review: &Value, leader: Option<String>, forward: Option<Forward>) -> Value {
-    let declined = decline(review);
-    if declined["response"]["allowed"] == true {
-        return declined;
+/// A label that is newly `true` is refused where the leader can't be asked. The webhook's selector only sends Pods that carry
+/// the drain label, whatever its name is.
+async fn answer(
+    review: &Review,
+    key: Option<&Secret>,
+    leader: Option<String>,
+    forward: Option<Forward>,
+) -> Value {
+    if review.change().is_none() {
+        return review.answer(None);
     }
-    let (Some(leader), Some(forward)) = (leader, forward) else {
-        return declined;
+    let declined = || {
+        let reason = "this coordinator isn't the leader, which can't be asked; ask again";
+        review.answer(Some(reason))
     };
-    match timeout(FORWARD, forward.judge(&leader, review)).await {
+    let (Some(leader), Some(forward)) = (leader, forward) else {
+        return declined();
+    };
+    match timeout(FORWARD, forward.judge(&leader, review, key)).await {
         Ok(Ok(judged)) => judged,
         Ok(Err(error)) => {
             debug!(leader, %error, "an admission review can't be passed on");
-            declined
+            declined()
         }
-        Err(_) => declined,
+        Err(_) => declined(),
     }
-}
-
-/// The answer of who can't judge: a label that is newly `true` is refused. The webhook's selector only sends Pods that
-/// carry the drain label, whatever its name is.
-fn decline(review: &Value) -> Value {
-    let request = &review["request"];
-    let labels = |object: &str| request[object]["metadata"]["labels"].as_object();
-    let before = labels("oldObject");
-    let adds = request["operation"] == "UPDATE"
-        && labels("object")
-            .into_iter()
-            .flatten()
-            .any(|(label, value)| {
-                *value == "true" && before.and_then(|before| before.get(label)) != Some(value)
-            });
-    let mut response = json!({ "uid": request["uid"], "allowed": !adds });
-    if adds {
-        response["status"] = json!({
-            "code": 403,
-            "message": "parbake: this coordinator isn't the leader, which can't be asked; ask again",
-        });
-    }
-    json!({
-        "apiVersion": review["apiVersion"],
-        "kind": "AdmissionReview",
-        "response": response,
-    })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::cluster::crd::DRAIN_LABEL;
+    use crate::cluster::{crd::DRAIN_LABEL, review::tests::review};
 
-    fn review(operation: &str, before: Value, after: Value) -> Value {
-        json!({
-            "apiVersion": "admission.k8s.io/v1",
-            "kind": "AdmissionReview",
-            "request": {
-                "uid": "u",
-                "operation": operation,
-                "oldObject": { "metadata": { "labels": before } },
-                "object": { "metadata": { "labels": after } },
-            },
-        })
-    }
-
-    #[test]
-    fn who_does_not_lead_refuses_a_new_drain_label_and_nothing_else() {
+    #[tokio::test]
+    async fn who_does_not_lead_refuses_a_new_drain_label_and_nothing_else() {
         let drain = json!({ DRAIN_LABEL: "true" });
         let other = json!({ "a": "b" });
         for (review, allowed) in [
-            (review("UPDATE", other.clone(), drain.clone()), false),
-            (review("UPDATE", Value::Null, drain.clone()), false),
+            (review("UPDATE", &other, &drain), false),
+            (review("UPDATE", &Value::Null, &drain), false),
             (
-                review("UPDATE", json!({ DRAIN_LABEL: "false" }), drain.clone()),
+                review("UPDATE", &json!({ DRAIN_LABEL: "false" }), &drain),
                 false,
             ),
-            (review("UPDATE", drain.clone(), drain.clone()), true),
-            (review("UPDATE", drain.clone(), other.clone()), true),
-            (review("UPDATE", other.clone(), json!({ "c": "d" })), true),
-            (review("DELETE", drain.clone(), Value::Null), true),
-            (json!({}), true),
+            (review("UPDATE", &drain, &drain), true),
+            (review("UPDATE", &drain, &other), true),
+            (review("UPDATE", &other, &json!({ "c": "d" })), true),
+            (review("DELETE", &drain, &Value::Null), true),
         ] {
-            let answer = decline(&review);
+            let read = serde_json::from_value(review.clone()).unwrap();
+            let answer = answer(&read, None, None, None).await;
             assert_eq!(answer["response"]["allowed"], allowed, "{review}");
             assert_eq!(answer["response"]["uid"], review["request"]["uid"]);
         }

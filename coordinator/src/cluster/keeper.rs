@@ -31,6 +31,7 @@ use crate::{
     driver::{self, PresenceView, View},
     resolve::Registries,
 };
+use retry::Retries;
 
 mod accounts;
 mod ask;
@@ -38,6 +39,7 @@ mod guard;
 mod labels;
 mod notes;
 mod owners;
+mod retry;
 mod secrets;
 mod show;
 mod stage;
@@ -52,8 +54,16 @@ pub(crate) use guard::Guarded;
 pub(crate) const QUESTIONS: usize = 1_024;
 /// Sights that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
 const INBOX: usize = 1_024;
-/// Writes under way at one time: gentle to an API server that others need too.
-const WRITERS: usize = 16;
+/// Writes on Pods under way at one time: gentle to an API server that others need too. Whatever else is written waits for
+/// places of its own, so that no drain label waits for what the API server takes slowly.
+const POD_WRITERS: usize = 16;
+/// Other writes under way at one time: labels of Nodes, statuses, objects, ServiceAccounts.
+const WRITERS: usize = 8;
+/// The longest pause before a write that failed is tried again: of a Node's labels, which a webhook may refuse for a thousand
+/// Nodes at once; of a pool's object; and of a status, by which who takes over knows what is awaited.
+const NODE_RETRY: Duration = Duration::from_mins(5);
+const PREPULL_RETRY: Duration = Duration::from_mins(1);
+const STATUS_RETRY: Duration = Duration::from_secs(10);
 /// A watch that sees nothing for this long makes what is known too old to act on.
 const BLIND: Duration = Duration::from_secs(30);
 /// Labels, statuses and gauges are brought up to date this often.
@@ -213,8 +223,11 @@ pub(crate) struct Keeper {
     limits: driver::Limits,
     owned_due: bool,
     prepull_writes: BTreeSet<ObjectKey>,
+    prepull_retries: Retries<ObjectKey>,
     status_writes: BTreeSet<ObjectKey>,
+    status_retries: Retries<ObjectKey>,
     node_writes: BTreeSet<String>,
+    node_retries: Retries<String>,
     notes: notes::Notes,
     accounts: accounts::Accounts,
     owners: owners::Owners,
@@ -223,6 +236,7 @@ pub(crate) struct Keeper {
     /// are there.
     starting: BTreeMap<String, Option<bool>>,
     complaints: BTreeSet<String>,
+    pod_writers: Arc<Semaphore>,
     writers: Arc<Semaphore>,
     jobs: JoinSet<Input>,
     due: Instant,
@@ -264,14 +278,18 @@ impl Keeper {
             limits: driver::Limits::default(),
             owned_due: false,
             prepull_writes: BTreeSet::new(),
+            prepull_retries: Retries::new(PREPULL_RETRY),
             status_writes: BTreeSet::new(),
+            status_retries: Retries::new(STATUS_RETRY),
             node_writes: BTreeSet::new(),
+            node_retries: Retries::new(NODE_RETRY),
             notes,
             accounts: accounts::Accounts::default(),
             owners: owners::Owners::default(),
             secrets: secrets::Secrets::default(),
             starting: BTreeMap::new(),
             complaints: BTreeSet::new(),
+            pod_writers: Arc::new(Semaphore::new(POD_WRITERS)),
             writers: Arc::new(Semaphore::new(WRITERS)),
             jobs: JoinSet::new(),
             due: Instant::now(),
@@ -760,7 +778,7 @@ impl Keeper {
             resource_version: facts.resource_version.clone(),
             owner: facts.owner.as_ref().map(|owner| owner.uid.clone()),
         };
-        let (writer, writers) = (self.writer.clone(), self.writers.clone());
+        let (writer, writers) = (self.writer.clone(), self.pod_writers.clone());
         self.jobs.spawn(async move {
             let _permit = writers.acquire().await;
             let written = write::pod(writer, target, write.clone()).await;
@@ -818,7 +836,17 @@ impl Keeper {
         work: impl Future<Output = T> + Send + 'static,
         done: impl FnOnce(Option<T>) -> Input + Send + 'static,
     ) {
-        let (writers, writer) = (self.writers.clone(), self.writer.clone());
+        self.spawn_write_in(self.writers.clone(), work, done);
+    }
+
+    /// The same, when there is room among these.
+    fn spawn_write_in<T: Send + 'static>(
+        &mut self,
+        writers: Arc<Semaphore>,
+        work: impl Future<Output = T> + Send + 'static,
+        done: impl FnOnce(Option<T>) -> Input + Send + 'static,
+    ) {
+        let writer = self.writer.clone();
         self.jobs.spawn(async move {
             let _permit = writers.acquire().await;
             done(if writer.leads() {

@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, header::USER_AGENT};
 use k8s_openapi::api::{
-    admissionregistration::v1::ValidatingWebhookConfiguration,
     coordination::v1::Lease,
     core::v1::{Pod, Secret},
 };
@@ -17,6 +16,7 @@ use kube::{
     Api, Client,
     api::{ListParams, Patch},
 };
+use origin::Backoff;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
@@ -30,9 +30,12 @@ use super::{
     follower::{self, Forward},
     keeper::{self, Guarded, Keeper, Question},
     lease::{self, Leadership, LostError, Term},
+    review,
     state::{self, Mirror, Saver, SharedStateError},
+    tokens::Tokens,
     trouble,
     web::{self, Web},
+    webhook::{self, Webhook},
     write::patch_params,
 };
 use crate::{
@@ -45,17 +48,17 @@ use crate::{
 /// The label of the Pod that leads: what the Services for hosts and for the API select.
 const ROLE_LABEL: &str = "parbake.dev/role";
 /// A request about a label or a webhook is given up after this long.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to the API server is made within this time, or given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that a request was sent on and that says nothing for this long is broken. Watches are ended sooner by
 /// the API server, as they ask for.
 const READ_TIMEOUT: Duration = Duration::from_secs(40);
-/// The wait after one that failed.
-const RETRY: Duration = Duration::from_secs(1);
+/// The first and the longest wait after one that failed.
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// How often the leader looks whether labels and the webhook's caBundle are as they have to be: somebody else may have
 /// changed them.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a coordinator in a cluster doesn't run, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -287,7 +290,10 @@ async fn lead(
         "shared state"
     });
     let (questions, asked) = mpsc::channel(keeper::QUESTIONS);
-    let web = Web::new(access.client.clone(), questions, base.token.clone());
+    let (keyed, keyed_seen) = watch::channel(false);
+    let key = review::key(&base.token);
+    let tokens = Tokens::new(access.client.clone(), settings.token_audiences.clone());
+    let web = Web::new(tokens, questions, base.token.clone(), keyed_seen);
     let more = web::router(web);
     let begun =
         Coordinator::start_on(base, config, Some(source), saver, more, stop.clone()).await?;
@@ -297,17 +303,18 @@ async fn lead(
         Some(_) => Guarded::Unknown,
     });
     if let Some(name) = settings.webhook.clone() {
-        let pem = authority.pem().to_owned();
-        let current = bundle(
-            access.client.clone(),
-            (name, pem),
+        let webhook = Webhook {
+            api: Api::all(access.client.clone()),
+            name,
+            pem: authority.pem().to_owned(),
+            key,
             guard,
-            term.clone(),
-            stop.clone(),
-        );
+            keyed,
+        };
+        let current = webhook::keep(webhook, term.clone(), stop.clone());
         tasks.spawn(async move {
             current.await;
-            "webhook's caBundle"
+            "webhook's configuration"
         });
     }
     let attending = Attending {
@@ -396,6 +403,7 @@ async fn label(
     stop: CancellationToken,
 ) {
     let mut failing = trouble::Failing::default();
+    let mut backoff = Backoff::seeded(RETRY.0, RETRY.1);
     loop {
         let term = match &*led.borrow_and_update() {
             Leadership::Leading(term) => Some(term.clone()),
@@ -408,6 +416,7 @@ async fn label(
         let pause = match marked {
             Ok(Ok(())) => {
                 failing.over();
+                backoff.succeeded();
                 LOOK_EVERY
             }
             failed => {
@@ -417,7 +426,7 @@ async fn label(
                         error, "leader's label can't be put or taken off; trying again"
                     );
                 }
-                RETRY
+                backoff.delay(None)
             }
         };
         if stopping {
@@ -469,78 +478,4 @@ async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
         }
         done => done.map(drop),
     }
-}
-
-/// Keeps the caBundle of a webhook configuration current, and tells what it selects.
-async fn bundle(
-    client: Client,
-    (name, pem): (String, String),
-    guard: watch::Sender<Guarded>,
-    term: Term,
-    stop: CancellationToken,
-) {
-    let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
-    let mut failing = trouble::Failing::default();
-    loop {
-        let limit = term.left().unwrap_or_default().min(REQUEST_TIMEOUT);
-        let pause = match timeout(limit, set_bundle(&api, &name, &pem, &term)).await {
-            Ok(Ok(guarded)) => {
-                guard.send_replace(guarded);
-                failing.over();
-                LOOK_EVERY
-            }
-            failed => {
-                if matches!(&failed, Ok(Err(kube::Error::Api(status))) if status.code == 404) {
-                    guard.send_replace(Guarded::None);
-                }
-                if let Some(error) = failing.failed(failed.ok().and_then(Result::err).as_ref()) {
-                    warn!(
-                        webhook = name,
-                        error, "webhook's caBundle can't be kept; trying again"
-                    );
-                }
-                RETRY
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(pause) => {}
-        }
-    }
-}
-
-async fn set_bundle(
-    api: &Api<ValidatingWebhookConfiguration>,
-    name: &str,
-    pem: &str,
-    term: &Term,
-) -> kube::Result<Guarded> {
-    let found = api.get(name).await?;
-    let webhooks = found.webhooks.unwrap_or_default();
-    let selectors = webhooks
-        .iter()
-        .map(|webhook| webhook.object_selector.clone().unwrap_or_default());
-    let guarded = Guarded::By(selectors.collect());
-    let stale: Vec<_> = webhooks
-        .iter()
-        .filter(|webhook| {
-            let held = webhook.client_config.ca_bundle.as_ref();
-            held.is_none_or(|held| held.0 != pem.as_bytes())
-        })
-        .map(|webhook| {
-            let bundle = k8s_openapi::ByteString(pem.as_bytes().to_vec());
-            json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } })
-        })
-        .collect();
-    if stale.is_empty() || !term.holds() {
-        return Ok(guarded);
-    }
-    // Webhooks are merged by name: nothing else of them is touched.
-    let patch = Patch::Strategic(json!({ "webhooks": stale }));
-    api.patch(name, &patch_params(), &patch).await?;
-    info!(
-        webhook = name,
-        "webhook's caBundle is the fleet's authority"
-    );
-    Ok(guarded)
 }

@@ -9,6 +9,7 @@ use kube::{
     core::{ApiResource, DynamicObject},
     runtime::watcher,
 };
+use origin::Backoff;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use super::{
     trouble,
 };
 
-/// The pause after a first error; doubles.
+/// The pause after a first error; doubles. Each is shortened at random by up to a half.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause.
 const PAUSE_MOST: Duration = Duration::from_secs(30);
@@ -58,7 +59,8 @@ pub(crate) async fn follow(
         }
         _ => Api::all_with(client, &resource),
     };
-    let mut failed: Option<(Instant, u32)> = None;
+    let mut backoff = Backoff::seeded(PAUSE, PAUSE_MOST);
+    let mut failed: Option<Instant> = None;
     loop {
         // A new one after each error: this one would go on where it was, and tell of its recovery only when something
         // changes. A list tells at once, and shows what is gone.
@@ -93,12 +95,11 @@ pub(crate) async fn follow(
         if seen.send((scope.clone(), blind)).await.is_err() {
             return;
         }
-        let times = match failed {
-            Some((at, times)) if at.elapsed() < CALM => times + 1,
-            _ => 0,
-        };
-        failed = Some((Instant::now(), times));
-        let pause = (PAUSE * (1 << times.min(8))).min(PAUSE_MOST);
+        if failed.is_none_or(|at| at.elapsed() >= CALM) {
+            backoff.succeeded();
+        }
+        failed = Some(Instant::now());
+        let pause = backoff.delay(None);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(pause) => {}

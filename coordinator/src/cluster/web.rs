@@ -1,95 +1,67 @@
 //! What a leader answers about the cluster: the API server's webhook, runners that ask whether to leave, and operators.
 //!
-//! The API server can't be told apart from others, so its question changes nothing that matters: facts come from the
-//! watch, and an answer takes at most a place under the cap, for half a minute. Runners show their own ServiceAccount's
-//! token and may ask about their own Pod; operators show the API's token.
+//! What the API server asks changes nothing that matters: facts come from the watch, and an answer takes at most a place
+//! under the cap, for half a minute. It is told from others by a key in the webhook's path, where the coordinator keeps
+//! the webhook's configuration. Runners show their own ServiceAccount's token and may ask about their own Pod; operators
+//! show the API's token.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{Extension, Path, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use http::{HeaderMap, StatusCode};
-use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
-    core::v1::Pod,
-};
-use kube::{Api, Client, api::PostParams};
-use proto::Digest;
-use serde_json::{Value, json};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tracing::warn;
 
 use super::{
     index::ObjectKey,
     keeper::{Admission, Drain, Question},
+    review::{self, Intake},
+    tokens::Tokens,
 };
 use crate::{
     api::{bearer, unavailable},
     secret::Secret,
+    serve::Remote,
     view::Problem,
 };
 
-/// The largest admission review: two Pods of 1.5 MB.
-const MAX_REVIEW_BYTES: usize = 4 << 20;
 /// The keeper answers within this time; the API server waits 2 s for a webhook.
 const ANSWER: Duration = Duration::from_millis(1_500);
-/// The API server answers for a token within this time.
-const REVIEW: Duration = Duration::from_secs(5);
-/// A token that was found good counts for so long, and one that wasn't for as long as a runner's poll.
-const GOOD_FOR: Duration = Duration::from_secs(60);
-const BAD_FOR: Duration = Duration::from_secs(10);
-/// Tokens that are remembered: a fleet's runners twice over.
-const REMEMBERED: usize = 4_096;
-/// Reviews under way at one time.
-const REVIEWS: usize = 16;
 
 /// What answers are made of.
 #[derive(Clone)]
 pub(crate) struct Web {
     questions: mpsc::Sender<Question>,
     token: Secret,
-    reviews: Arc<Reviews>,
-}
-
-/// Who holds which token, as the API server said lately.
-struct Reviews {
-    client: Client,
-    slots: Semaphore,
-    /// By the token's digest. For a moment only, never across an await.
-    known: Mutex<BTreeMap<Digest, (Option<Caller>, Instant)>>,
-}
-
-/// A ServiceAccount that asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Caller {
-    namespace: String,
-    account: String,
-    /// The Pod that the token is bound to, where it is.
-    pod: Option<String>,
+    tokens: Arc<Tokens>,
+    intake: Intake,
+    key: Secret,
+    /// Whether the webhook's configuration has the key in its path.
+    keyed: watch::Receiver<bool>,
 }
 
 impl Web {
-    pub(crate) fn new(client: Client, questions: mpsc::Sender<Question>, token: Secret) -> Self {
+    pub(crate) fn new(
+        tokens: Tokens,
+        questions: mpsc::Sender<Question>,
+        token: Secret,
+        keyed: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             questions,
+            key: review::key(&token),
             token,
-            reviews: Arc::new(Reviews {
-                client,
-                slots: Semaphore::new(REVIEWS),
-                known: Mutex::default(),
-            }),
+            tokens: Arc::new(tokens),
+            intake: Intake::new(),
+            keyed,
         }
     }
 }
@@ -106,10 +78,8 @@ pub(crate) fn router(web: Web) -> Router {
         .layer(middleware::from_fn_with_state(web.clone(), operator));
     Router::new()
         .merge(operators)
-        .route(
-            "/v1/webhook/pods",
-            post(webhook).layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES)),
-        )
+        .route(review::PATH, post(webhook))
+        .route(review::KEYED_PATH, post(webhook))
         .route("/v1/namespaces/{namespace}/pods/{pod}/drain", get(drain))
         .with_state(web)
 }
@@ -189,42 +159,30 @@ async fn set_paused(
 
 // ---- the webhook ------------------------------------------------------------------------------------------------------
 
-/// Answers an admission review. What can't be read is let through: the webhook guards one label, nothing else.
-async fn webhook(State(web): State<Web>, Json(review): Json<Value>) -> Response {
-    let request = &review["request"];
-    let pod = |object: &str| serde_json::from_value::<Pod>(request[object].clone()).ok();
-    let (true, Some(before), Some(wanted)) = (
-        request["operation"] == "UPDATE",
-        pod("oldObject"),
-        pod("object"),
-    ) else {
-        return answer(&review, Admission::Allowed);
+/// Answers an admission review. What it doesn't ask about is let through: the webhook guards one label, nothing else.
+async fn webhook(State(web): State<Web>, request: Request) -> Response {
+    let (review, key) = match web.intake.read(request).await {
+        Ok(read) => read,
+        Err(unread) => return unread.into_response(),
     };
-    let dry_run = request["dryRun"] == true;
-    let question = |reply| Question::Admit {
-        pod: Box::new(before),
-        wanted: Box::new(wanted),
-        dry_run,
-        reply,
+    let Some(change) = review.change() else {
+        return Json(review.answer(None)).into_response();
     };
-    let admission = ask(&web, question).await.unwrap_or_else(|| {
+    // a place under the cap isn't taken for who may be anybody
+    let known = key.is_some_and(|key| key.matches(&web.key));
+    if !known && *web.keyed.borrow() {
+        let reason = "this isn't asked by the webhook's path as the coordinator keeps it; ask again in some seconds";
+        return Json(review.answer(Some(reason))).into_response();
+    }
+    let admission = ask(&web, |reply| Question::Admit { change, reply }).await;
+    let admission = admission.unwrap_or_else(|| {
         Admission::Refused("the coordinator is busy; the label is asked for again later".into())
     });
-    answer(&review, admission)
-}
-
-fn answer(review: &Value, admission: Admission) -> Response {
-    let mut response = json!({ "uid": review["request"]["uid"], "allowed": true });
-    if let Admission::Refused(reason) = admission {
-        response["allowed"] = false.into();
-        response["status"] = json!({ "code": 403, "message": format!("parbake: {reason}") });
-    }
-    let review = json!({
-        "apiVersion": review["apiVersion"],
-        "kind": "AdmissionReview",
-        "response": response,
-    });
-    Json(review).into_response()
+    let refused = match &admission {
+        Admission::Allowed => None,
+        Admission::Refused(reason) => Some(reason.as_str()),
+    };
+    Json(review.answer(refused)).into_response()
 }
 
 // ---- runners ----------------------------------------------------------------------------------------------------------
@@ -233,6 +191,7 @@ fn answer(review: &Value, admission: Admission) -> Response {
 async fn drain(
     State(web): State<Web>,
     Path((namespace, pod)): Path<(String, String)>,
+    remote: Option<Extension<Remote>>,
     headers: HeaderMap,
 ) -> Response {
     let Some(token) = bearer(&headers) else {
@@ -242,8 +201,9 @@ async fn drain(
         );
     };
     if !token.matches(&web.token) {
-        match web.reviews.caller(&token).await {
-            Err(response) => return *response,
+        let remote = remote.map_or(Ipv4Addr::UNSPECIFIED.into(), |remote| remote.0.0);
+        match web.tokens.caller(&token, remote).await {
+            Err(error) => return unavailable(error),
             Ok(None) => {
                 return failure(
                     StatusCode::UNAUTHORIZED,
@@ -269,102 +229,110 @@ async fn drain(
     }
 }
 
-impl Caller {
-    /// Who a reviewed token belongs to; `None` when it isn't a ServiceAccount's.
-    fn of(user: &UserInfo) -> Option<Self> {
-        let name = user.username.as_ref()?;
-        let rest = name.strip_prefix("system:serviceaccount:")?;
-        let (namespace, account) = rest.split_once(':')?;
-        let pod = user
-            .extra
-            .as_ref()
-            .and_then(|extra| extra.get("authentication.kubernetes.io/pod-name"))
-            .and_then(|names| names.first().cloned());
-        Some(Self {
-            namespace: namespace.to_owned(),
-            account: account.to_owned(),
-            pod,
-        })
-    }
-
-    /// A token that is bound to a Pod speaks for that Pod; another for the Pod that has its account's name.
-    fn is(&self, namespace: &str, pod: &str) -> bool {
-        self.namespace == namespace && self.pod.as_ref().unwrap_or(&self.account) == pod
-    }
-}
-
-impl Reviews {
-    async fn caller(&self, token: &Secret) -> Result<Option<Caller>, Box<Response>> {
-        let digest = token.digest();
-        {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((caller, until)) = known.get(&digest)
-                && *until > Instant::now()
-            {
-                return Ok(caller.clone());
-            }
-        }
-        let Ok(_slot) = self.slots.acquire().await else {
-            return Err(Box::new(late()));
-        };
-        let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: Some(token.expose().to_owned()),
-                audiences: None,
-            },
-            ..TokenReview::default()
-        };
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let answer = timeout(REVIEW, api.create(&PostParams::default(), &review)).await;
-        let status = match answer {
-            Ok(Ok(review)) => review.status.unwrap_or_default(),
-            Ok(Err(error)) => {
-                warn!(%error, "a token can't be reviewed");
-                return Err(Box::new(late()));
-            }
-            Err(_) => return Err(Box::new(late())),
-        };
-        let caller = match (status.authenticated, &status.user) {
-            (Some(true), Some(user)) => Caller::of(user),
-            _ => None,
-        };
-        let life = if caller.is_some() { GOOD_FOR } else { BAD_FOR };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED {
-            known.retain(|_, (_, until)| *until > Instant::now());
-        }
-        if known.len() < REMEMBERED {
-            known.insert(digest, (caller.clone(), Instant::now() + life));
-        }
-        Ok(caller)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use axum::{body::Body, http};
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use kube::Client;
+    use serde_json::{Value, json};
 
-    fn user(name: &str, pod: Option<&str>) -> UserInfo {
-        UserInfo {
-            username: Some(name.into()),
-            extra: pod.map(|pod| {
-                let key = "authentication.kubernetes.io/pod-name".to_owned();
-                [(key, vec![pod.to_owned()])].into()
-            }),
-            ..UserInfo::default()
+    use super::*;
+    use crate::cluster::{keeper::QUESTIONS, review::tests};
+
+    struct Stand {
+        router: Router,
+        keyed: watch::Sender<bool>,
+        questions: mpsc::Receiver<Question>,
+        key: Secret,
+    }
+
+    fn stand() -> Stand {
+        let (asked, questions) = mpsc::channel(QUESTIONS);
+        let (keyed, seen) = watch::channel(false);
+        let token = Secret::from_text("token");
+        let nobody = Client::new(Router::new(), "default");
+        let web = Web::new(Tokens::new(nobody, Vec::new()), asked, token.clone(), seen);
+        Stand {
+            router: router(web),
+            keyed,
+            questions,
+            key: review::key(&token),
         }
     }
 
-    #[test]
-    fn a_token_speaks_for_its_own_pod_only() {
-        let of = |name, pod| Caller::of(&user(name, pod));
-        let plain = of("system:serviceaccount:ns:pod-1", None).unwrap();
-        assert!(plain.is("ns", "pod-1"));
-        assert!(!plain.is("ns", "pod-2") && !plain.is("other", "pod-1"));
-        let bound = of("system:serviceaccount:ns:shared", Some("pod-2")).unwrap();
-        assert!(bound.is("ns", "pod-2"));
-        assert!(!bound.is("ns", "shared"));
-        assert_eq!(of("admin", None), None);
-        assert_eq!(of("system:node:mini-1", Some("pod-1")), None);
+    impl Stand {
+        async fn post(&mut self, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+            let request = http::Request::post(path).body(body.into()).unwrap();
+            let response = TowerToHyperService::new(self.router.clone())
+                .call(request)
+                .await
+                .unwrap();
+            let status = response.status();
+            let body = axum::body::to_bytes(response.into_body(), 1 << 20).await;
+            let body = serde_json::from_slice(&body.unwrap()).unwrap_or_default();
+            (status, body)
+        }
+
+        /// What is answered to a review that adds a label, and whether the gate was asked.
+        async fn review(&mut self, path: &str) -> (Value, bool) {
+            let label = json!({ "drain": "true" });
+            let review = tests::review("UPDATE", &Value::Null, &label).to_string();
+            let (asked, answer) = {
+                let mut questions = std::mem::replace(&mut self.questions, mpsc::channel(1).1);
+                let keeper = async {
+                    let Some(Question::Admit { change, reply }) = questions.recv().await else {
+                        panic!("another question");
+                    };
+                    assert_eq!((change.uid.as_str(), change.dry_run), ("pod", false));
+                    drop(reply.send(Admission::Allowed));
+                };
+                let outcome = tokio::select! {
+                    biased;
+                    answer = self.post(path, review) => (false, answer),
+                    () = keeper => (true, Default::default()),
+                };
+                self.questions = questions;
+                outcome
+            };
+            (answer.1["response"].clone(), asked)
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_not_the_api_server_takes_no_place_under_the_cap() {
+        let mut stand = stand();
+        let keyed = format!("{}/{}", review::PATH, stand.key.expose());
+        let forged = format!("{}/{}", review::PATH, "0".repeat(32));
+        // as long as the configuration has no key, each of these may be the API server
+        for path in [review::PATH, &forged, &keyed] {
+            assert!(stand.review(path).await.1, "{path}");
+        }
+        stand.keyed.send_replace(true);
+        for path in [review::PATH, &forged] {
+            let (response, asked) = stand.review(path).await;
+            assert!(!asked && response["allowed"] == false, "{path}: {response}");
+        }
+        assert!(stand.review(&keyed).await.1);
+        // what asks for nothing is answered to anybody
+        let nothing = tests::review("UPDATE", &Value::Null, &Value::Null).to_string();
+        let (status, answer) = stand.post(review::PATH, nothing).await;
+        assert_eq!(
+            (status, &answer["response"]["allowed"]),
+            (StatusCode::OK, &json!(true))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_review_is_small_whole_and_sound_or_refused() {
+        let mut stand = stand();
+        let large = vec![b' '; review::MAX_BYTES + 1];
+        let (status, _) = stand.post(review::PATH, large).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        let (status, _) = stand.post(review::PATH, "{").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+        let (status, _) = stand.post(review::PATH, Body::from_stream(never)).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
     }
 }

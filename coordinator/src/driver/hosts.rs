@@ -1,6 +1,11 @@
 //! Hosts: who belongs to the fleet, whose session is up, and what they report.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use proto::{Digest, HostId, Moment, message};
 use rollout::stage::{Event, event as word};
@@ -14,6 +19,7 @@ use crate::{
     config::MAX_HOSTS,
     fleet::Membership,
     metrics::{KindLabel, Metrics},
+    network::Network,
     progress::{self, Progress},
     view::VolumeView,
     wants::Place,
@@ -111,10 +117,22 @@ impl Driver {
         let Some(known) = self.hosts.get_mut(&host) else {
             return;
         };
-        let advertised = peer_address(remote, &hello);
-        if advertised.is_none() {
-            warn!(%host, address = progress::clean(&hello.peer_address), "host's address for peers can't be used");
+        let advertised = peer_address(remote, &hello, &self.config.peer_networks);
+        match &advertised {
+            None => {
+                warn!(%host, address = progress::clean(&hello.peer_address), "host's address for peers can't be used");
+            }
+            Some((used, true)) => {
+                warn!(
+                    %host,
+                    address = progress::clean(&hello.peer_address),
+                    %used,
+                    "host names an address for peers that is of none of coordinator.peer_networks; the one that it comes from is used"
+                );
+            }
+            Some((_, false)) => {}
         }
+        let advertised = advertised.map(|(address, _)| address);
         let place = advertised.map(|address| Place {
             address,
             zone: known.zone.clone(),
@@ -677,17 +695,32 @@ fn volume(volume: &message::Volume) -> VolumeView {
     }
 }
 
-/// Where peers reach a host: what it advertises, else where its connection comes from with the port that it names.
-fn peer_address(remote: SocketAddr, hello: &message::Hello) -> Option<SocketAddr> {
+/// Where peers reach a host: what it advertises, else where its connection comes from with the port that it names. The whole
+/// fleet sends packets there, so what it advertises has to be its own address or of one of these networks; otherwise only
+/// the port is taken of it, which is told.
+fn peer_address(
+    remote: SocketAddr,
+    hello: &message::Hello,
+    networks: &[Network],
+) -> Option<(SocketAddr, bool)> {
+    let own = remote.ip().to_canonical();
     let address = if hello.peer_address.is_empty() {
         let port = u16::try_from(hello.peer_port).ok()?;
-        SocketAddr::new(remote.ip().to_canonical(), port)
+        SocketAddr::new(own, port)
     } else {
         hello.peer_address.parse().ok()?
     };
-    let usable =
-        address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast();
-    usable.then_some(address)
+    let ip = address.ip();
+    let usable = address.port() != 0
+        && !ip.is_unspecified()
+        && !ip.is_multicast()
+        && ip != Ipv4Addr::BROADCAST;
+    let foreign = ip.to_canonical() != own && !networks.iter().any(|network| network.contains(ip));
+    let used = match foreign {
+        true => SocketAddr::new(own, address.port()),
+        false => address,
+    };
+    usable.then_some((used, foreign))
 }
 
 /// A zone as a host names its own, cut: every roster carries it.

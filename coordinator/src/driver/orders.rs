@@ -208,7 +208,15 @@ impl Driver {
             self.publish_due = now + PUBLISH_EVERY;
             self.dirty = false;
             self.ask_to_look();
+            self.send_owed_rosters();
             self.show(now);
+        }
+    }
+
+    /// Sends whole rosters to hosts that had to wait for theirs.
+    fn send_owed_rosters(&mut self) {
+        for host in std::mem::take(&mut self.rosters_owed) {
+            self.tell_roster_to(&host, true);
         }
     }
 
@@ -267,7 +275,10 @@ impl Driver {
     }
 
     /// Tells a host what changed in the roster since the one that it has, and (`follows`) whom it follows.
+    ///
+    /// Whole rosters are large, and a host may come or ask for one as often as it likes: beyond its allowance it waits.
     pub(super) fn tell_roster_to(&mut self, host: &HostId, follows: bool) {
+        let now = self.now();
         let Some(known) = self.hosts.get_mut(host) else {
             return;
         };
@@ -277,6 +288,13 @@ impl Driver {
             return;
         };
         session.greeted = true;
+        let whole = session
+            .roster
+            .is_none_or(|has| self.roster.is_whole_since(has));
+        if whole && !known.wholes.take(now) {
+            self.rosters_owed.insert(host.clone());
+            return;
+        }
         let Some(has) = session.roster else {
             let whole = self.roster.whole(&known.neighbours);
             return self.order(host, whole);

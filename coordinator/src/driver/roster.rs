@@ -7,9 +7,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
-use proto::{Digest, HostId, message};
+use proto::{Digest, HostId, Moment, message};
 
 use super::orders::kind;
 use crate::wants::Place;
@@ -17,6 +18,41 @@ use crate::wants::Place;
 /// Changes that are remembered, in hosts that they were about: a host that was away for longer gets a whole roster. Some
 /// rounds of every host of a large fleet; each costs about a hundred bytes.
 const REMEMBERED: usize = 16_384;
+
+/// Whole rosters that a host gets at once, and how long it takes until it gets one more: of a thousand hosts each has 80 kB.
+const WHOLES: u32 = 4;
+const WHOLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Whole rosters that a host may be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wholes {
+    left: u32,
+    /// When one more came last.
+    at: Moment,
+}
+
+impl Wholes {
+    pub(super) const fn new() -> Self {
+        Self {
+            left: WHOLES,
+            at: Moment::START,
+        }
+    }
+
+    /// Takes one, if there is one.
+    pub(super) fn take(&mut self, now: Moment) -> bool {
+        while self.left < WHOLES && now.since(self.at) >= WHOLE_EVERY {
+            self.left += 1;
+            self.at += WHOLE_EVERY;
+        }
+        if self.left == WHOLES {
+            self.at = now;
+        }
+        let any = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        any
+    }
+}
 
 /// The roster.
 #[derive(Debug)]
@@ -72,6 +108,11 @@ impl Roster {
         self.entries = entries;
         self.made.clear();
         true
+    }
+
+    /// Whether only the whole roster tells a host what changed since the one with that epoch.
+    pub(super) fn is_whole_since(&self, from: u64) -> bool {
+        from != self.epoch && self.before.iter().all(|(epoch, _)| *epoch != from)
     }
 
     /// What makes this roster of the one with that epoch: nothing where it is the same, all of it where that one isn't known.

@@ -222,7 +222,10 @@ async fn every_host_gets_a_roster_of_all_with_addresses_that_can_be_used() {
     let mut queues = Vec::new();
     for (host, address, port) in [
         ("plain", "", 7471),
-        ("advertised", "192.0.2.7:1234", 0),
+        ("advertised", "10.1.2.3:1234", 0),
+        // somebody else's, for all that anybody knows: the fleet isn't sent there
+        ("elsewhere", "192.0.2.7:1234", 0),
+        ("everybody", "255.255.255.255:1", 1),
         ("nonsense", "example.com:1", 1),
         ("nowhere", "0.0.0.0:1", 1),
         ("large-port", "", 70_000),
@@ -251,7 +254,11 @@ async fn every_host_gets_a_roster_of_all_with_addresses_that_can_be_used() {
         entries.sort_unstable();
         assert_eq!(
             entries,
-            [("advertised", "192.0.2.7:1234"), ("plain", "10.0.0.9:7471")]
+            [
+                ("advertised", "10.1.2.3:1234"),
+                ("elsewhere", "10.0.0.9:1234"),
+                ("plain", "10.0.0.9:7471")
+            ]
         );
         assert!(last.hosts.iter().all(|entry| entry.zone.len() <= 63));
         epochs.insert(last.epoch);

@@ -33,19 +33,25 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Work(Arc<Place>);
 
-/// What shares a place fairly: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine has.
+/// What gets a fair share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Group(IpAddr);
 
 impl Group {
     fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let network = address.to_bits() >> 64 << 64;
-                Ipv6Addr::from_bits(network).into()
-            }
-            address @ IpAddr::V4(_) => address,
-        })
+        Self(network(address))
+    }
+}
+
+/// What one machine has of the address space: an IPv4 address, or an IPv6 network of 64 bits. For counting by address.
+#[must_use]
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = address.to_bits() >> 64 << 64;
+            Ipv6Addr::from_bits(network).into()
+        }
+        address @ IpAddr::V4(_) => address,
     }
 }
 

@@ -29,7 +29,7 @@ mod verify;
 pub use clock::{Bound, Untimely, utc};
 pub use connection::{CloseCode, CloseReason, Connection, Stats};
 pub use credentials::{Credentials, CredentialsError};
-pub use crowd::{Crowd, Place, Work};
+pub use crowd::{Crowd, Place, Work, network};
 pub use endpoint::{
     AcceptError, Authorised, BindError, ConnectError, Endpoint, Incoming, RenewError,
 };

@@ -1,6 +1,9 @@
 //! When to try again. Pure: the seed and what the registry said are arguments, the caller sleeps.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::{Duration, SystemTime},
+};
 
 /// The longest `Retry-After` that is believed: an hour. A longer one would be a fault of the registry or of a clock.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -25,6 +28,14 @@ impl Backoff {
             failures: 0,
             random: seed,
         }
+    }
+
+    /// The same with a seed of the system's randomness: for what needn't come out the same twice.
+    #[must_use]
+    pub fn seeded(first: Duration, longest: Duration) -> Self {
+        // the keys of a hash map are random for each process, and differ from map to map
+        let seed = RandomState::new().hash_one(0_u8);
+        Self::new(first, longest, seed)
     }
 
     /// How long to wait after one more failure: never less than the registry asked for.
@@ -108,6 +119,14 @@ mod tests {
     fn seeds_spread_hosts() {
         let delays: std::collections::BTreeSet<_> = (0..100)
             .map(|seed| Backoff::new(LONGEST, LONGEST, seed).delay(None))
+            .collect();
+        assert!(delays.len() > 95);
+    }
+
+    #[test]
+    fn seeds_of_the_system_spread_what_one_process_does() {
+        let delays: std::collections::BTreeSet<_> = (0..100)
+            .map(|_| Backoff::seeded(LONGEST, LONGEST).delay(None))
             .collect();
         assert!(delays.len() > 95);
     }

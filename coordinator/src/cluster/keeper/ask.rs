@@ -1,8 +1,5 @@
 //! What the keeper is asked: by the API server before a label is written, by runners, and by operators.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::Pod;
 use proto::Moment;
 use rollout::gate;
 use serde_json::json;
@@ -15,6 +12,7 @@ use crate::{
         crd::GateMode,
         index::{ObjectKey, is_labelled},
         keeper::show::reason_text,
+        review::Change,
         write::{self, Own},
     },
     view::{PodView, PoolView},
@@ -23,14 +21,9 @@ use crate::{
 /// What is asked.
 #[derive(Debug)]
 pub(crate) enum Question {
-    /// May this Pod be changed to carry these labels?
+    /// May this Pod get these labels?
     Admit {
-        /// As it is.
-        pod: Box<Pod>,
-        /// As it shall be.
-        wanted: Box<Pod>,
-        /// Nothing will be written, whatever the answer.
-        dry_run: bool,
+        change: Change,
         reply: oneshot::Sender<Admission>,
     },
     /// Shall this Pod leave?
@@ -79,12 +72,7 @@ impl Keeper {
     pub(super) fn answer(&mut self, now: Moment, question: Question) {
         // whoever asked may have gone: there is nobody to tell
         match question {
-            Question::Admit {
-                pod,
-                wanted,
-                dry_run,
-                reply,
-            } => drop(reply.send(self.admit(now, &pod, &wanted, dry_run))),
+            Question::Admit { change, reply } => drop(reply.send(self.admit(now, &change))),
             Question::Drain { key, reply } => drop(reply.send(self.drain(&key))),
             Question::Pools(reply) => drop(reply.send(self.pool_views())),
             Question::Pod { key, reply } => drop(reply.send(self.pod_view(&key))),
@@ -92,25 +80,15 @@ impl Keeper {
         }
     }
 
-    fn admit(&mut self, now: Moment, pod: &Pod, wanted: &Pod, dry_run: bool) -> Admission {
-        let key = ObjectKey::new(
-            pod.metadata.namespace.as_deref().unwrap_or_default(),
-            pod.metadata.name.as_deref().unwrap_or_default(),
-        );
-        let empty = BTreeMap::new();
-        let before = pod.metadata.labels.as_ref().unwrap_or(&empty);
-        let after = wanted.metadata.labels.as_ref().unwrap_or(&empty);
-        let newly = |label: &str| is_labelled(after, label) && !is_labelled(before, label);
-        if !after.keys().any(|label| newly(label)) {
-            return Admission::Allowed;
-        }
+    fn admit(&mut self, now: Moment, change: &Change) -> Admission {
+        let (key, dry_run) = (&change.pod, change.dry_run);
+        let newly = |label: &str| change.adds.contains(label);
         if !self.synced {
             // which Pods are gated, and by which label, isn't known
             return Admission::Refused(reason_text(gate::Reason::NotSynced, None));
         }
         // who asks isn't authenticated: what the Pod is like is taken from the watch, and the question only says which
-        let uid = pod.metadata.uid.as_deref();
-        let Some(facts) = self.index.pods.get(&key) else {
+        let Some(facts) = self.index.pods.get(key) else {
             let behind = reason_text(gate::Reason::NotSynced, None);
             // it may be one of ours that the watch hasn't shown yet
             let guarded = self.order.iter().any(|rule| {
@@ -123,10 +101,10 @@ impl Keeper {
                 false => Admission::Allowed,
             };
         };
-        let Some(rule) = self.order.iter().find(|rule| rule.selects(&key, facts)) else {
+        let Some(rule) = self.order.iter().find(|rule| rule.selects(key, facts)) else {
             return Admission::Allowed;
         };
-        if uid != Some(facts.uid.as_str()) {
+        if change.uid != facts.uid {
             return Admission::Refused(reason_text(gate::Reason::NotSynced, None));
         }
         if !newly(&rule.drain_label) || rule.mode != GateMode::Guard {

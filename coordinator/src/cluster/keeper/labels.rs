@@ -21,9 +21,12 @@ impl Keeper {
     /// Brings the labels up to what hosts hold.
     pub(super) fn label_nodes(&mut self) {
         let settled = self.clock.started.elapsed() > presence::MAX_AGE;
+        let now = Instant::now();
+        self.node_retries
+            .keep(|name| self.index.nodes.contains_key(name));
         let mut writes = Vec::new();
         for (name, node) in &self.index.nodes {
-            if self.node_writes.contains(name) {
+            if self.node_writes.contains(name) || !self.node_retries.may(name, now) {
                 continue;
             }
             let word = name
@@ -81,6 +84,7 @@ impl Keeper {
         self.node_writes.remove(name);
         match result {
             Ok(Some(node)) => {
+                self.node_retries.over(&name.to_owned());
                 // the watch may be behind the answer: without this the same labels would be written again
                 let key = ObjectKey::new("", name);
                 if self.index.nodes.contains_key(name) {
@@ -91,9 +95,17 @@ impl Keeper {
             Ok(None) => {}
             Err(error) if error.code() == Some(404) => {}
             Err(error) => {
-                warn!(node = name, %error, "Node's image labels couldn't be written; they are tried again");
-                // not before the next look, and that is a second away
-                self.due = self.due.max(Instant::now());
+                let error = error.to_string();
+                if self
+                    .node_retries
+                    .failed(name.to_owned(), &error, Instant::now())
+                {
+                    warn!(
+                        node = name,
+                        error,
+                        "Node's image labels couldn't be written; they are tried again, after growing pauses"
+                    );
+                }
             }
         }
     }

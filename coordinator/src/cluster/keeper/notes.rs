@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use rollout::gate;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tracing::debug;
 
 use super::{Input, Keeper};
@@ -26,6 +27,8 @@ const QUIET: Duration = Duration::from_mins(5);
 const REMEMBERED: usize = 4_096;
 /// Events under way at one time; more are dropped.
 const PENDING: usize = 64;
+/// Events that are being written at one time. They have places of their own: nothing else waits for them.
+const WRITERS: usize = 4;
 /// An Event is given up after this.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest note: the API server takes 1 kB.
@@ -43,6 +46,7 @@ pub(super) struct Notes {
     /// Pods that are held, why, and since when.
     waiting: BTreeMap<ObjectKey, (&'static str, Instant)>,
     pending: usize,
+    writers: Arc<Semaphore>,
 }
 
 impl Notes {
@@ -57,6 +61,7 @@ impl Notes {
             said: BTreeMap::new(),
             waiting: BTreeMap::new(),
             pending: 0,
+            writers: Arc::new(Semaphore::new(WRITERS)),
         }
     }
 
@@ -300,7 +305,7 @@ impl Keeper {
                 Err(_) => debug!(reason = event.reason, "Event isn't written: no answer"),
             }
         };
-        self.spawn_write(work, |_| Input::Noted);
+        self.spawn_write_in(self.notes.writers.clone(), work, |_| Input::Noted);
     }
 
     pub(super) fn noted(&mut self) {

@@ -56,7 +56,6 @@ pub(in crate::cluster) struct Stage {
     /// The status that was written last.
     pub(super) written: Option<ImagePrePullStatus>,
     pub(super) written_at: Option<Instant>,
-    pub(super) retry_at: Option<Instant>,
     /// What was told about it in Events, also by a coordinator before: state names.
     pub(super) told: Option<&'static str>,
 }
@@ -274,7 +273,6 @@ impl Keeper {
                         late: false,
                         written: None,
                         written_at: None,
-                        retry_at: None,
                         told: status.and_then(told_before),
                     },
                 );
@@ -616,13 +614,16 @@ impl Keeper {
                 writes.push((key.clone(), Own::Delete(facts.uid.clone())));
             }
         }
+        let wanted: BTreeSet<&ObjectKey> = writes.iter().map(|(key, _)| key).collect();
+        self.prepull_retries.keep(|key| wanted.contains(key));
         for (key, own) in writes {
             self.write_prepull(key, own);
         }
     }
 
     fn write_prepull(&mut self, key: ObjectKey, own: Own) {
-        if !self.prepull_writes.insert(key.clone()) {
+        let may = self.prepull_retries.may(&key, Instant::now());
+        if !may || !self.prepull_writes.insert(key.clone()) {
             return;
         }
         let work = write::prepull(self.writer.clone(), key.clone(), own);
@@ -634,8 +635,15 @@ impl Keeper {
 
     pub(super) fn prepull_written(&mut self, key: &ObjectKey, result: Result<(), WriteError>) {
         self.prepull_writes.remove(key);
-        if let Err(error) = result {
-            warn!(prepull = %key, %error, "ImagePrePull couldn't be written; it is tried again");
+        let Err(error) = result else {
+            return self.prepull_retries.over(key);
+        };
+        let error = error.to_string();
+        if self
+            .prepull_retries
+            .failed(key.clone(), &error, Instant::now())
+        {
+            warn!(prepull = %key, error, "ImagePrePull couldn't be written; it is tried again, after growing pauses");
         }
     }
 }

@@ -42,8 +42,6 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// A status that was written and isn't shown is written again this often: somebody else wrote, or the definition in the
 /// cluster is older than this coordinator and drops what it doesn't know.
 const AGAIN_EVERY: Duration = Duration::from_secs(10);
-/// A status that couldn't be written is tried again after this.
-const STATUS_RETRY: Duration = Duration::from_secs(2);
 /// An owner whose template is patched a moment after the object is no trouble: it is named when it lags for longer.
 const LAG_SHOWN: Duration = Duration::from_secs(3);
 
@@ -57,6 +55,8 @@ impl Keeper {
             return;
         }
         let keys: Vec<ObjectKey> = self.index.prepulls.keys().cloned().collect();
+        self.status_retries
+            .keep(|key| self.index.prepulls.contains_key(key));
         for key in keys {
             let Some((status, state)) = self.status_of(&key) else {
                 continue;
@@ -70,10 +70,12 @@ impl Keeper {
             if self.ended(&key, &facts, &status) {
                 continue;
             }
+            let may = self.status_retries.may(&key, Instant::now());
             let due = self
                 .stages
                 .get(&key)
                 .is_none_or(|stage| is_due(stage, &status, &facts.status));
+            let due = due && may;
             if status == facts.status || !due || self.status_writes.contains(&key) {
                 continue;
             }
@@ -95,14 +97,19 @@ impl Keeper {
         self.status_writes.remove(key);
         if let Err(error) = result {
             if error.code() != Some(404) {
-                warn!(prepull = %key, %error, "status couldn't be written; it is tried again");
+                let error = error.to_string();
+                if self
+                    .status_retries
+                    .failed(key.clone(), &error, Instant::now())
+                {
+                    warn!(prepull = %key, error, "status couldn't be written; it is tried again, after growing pauses");
+                }
             }
             if let Some(stage) = self.stages.get_mut(key) {
-                stage.retry_at = Some(Instant::now() + STATUS_RETRY);
                 stage.written = None;
             }
-        } else if let Some(stage) = self.stages.get_mut(key) {
-            stage.retry_at = None;
+        } else {
+            self.status_retries.over(key);
         }
     }
 
@@ -651,9 +658,6 @@ fn larger(a: ByteCounts, b: ByteCounts) -> ByteCounts {
 
 /// Whether a status that isn't the one that is shown is to be written now.
 fn is_due(stage: &Stage, status: &ImagePrePullStatus, shown: &ImagePrePullStatus) -> bool {
-    if stage.retry_at.is_some_and(|at| at > Instant::now()) {
-        return false;
-    }
     let rested = |least| stage.written_at.is_none_or(|at| at.elapsed() >= least);
     let before = stage.written.as_ref().unwrap_or(shown);
     if before == status {

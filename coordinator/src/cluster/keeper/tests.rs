@@ -54,6 +54,8 @@ struct Fake {
     statuses: usize,
     /// Events that were written: reason and note.
     events: Vec<(String, String)>,
+    /// Events and labels of Nodes are never answered.
+    slow: bool,
     /// Who wrote, by what each request says of itself: its query, and its User-Agent.
     writers: BTreeSet<String>,
     agents: BTreeSet<String>,
@@ -147,6 +149,10 @@ async fn respond(shared: &Shared, request: Request) -> Response {
     }
     let query = parts.uri.query().unwrap_or_default();
     fake.writers.insert(query.to_owned());
+    if fake.slow && !path.contains("/pods/") {
+        let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+        return Response::new(Body::from_stream(never));
+    }
     if path.ends_with("/events") {
         let event: Value = serde_json::from_slice(&body).unwrap();
         let text = |field: &str| event[field].as_str().unwrap().to_owned();
@@ -278,6 +284,7 @@ fn shared(phase: &str, answers: &[Answer]) -> Shared {
         objects: BTreeMap::new(),
         statuses: 0,
         events: Vec::new(),
+        slow: false,
         writers: BTreeSet::new(),
         agents: BTreeSet::new(),
     }))
@@ -1102,4 +1109,30 @@ async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_ver
         .status(&ObjectKey::new("ns", "pool").pool())
         .unwrap();
     assert_eq!((status.labelled, status.in_flight, status.cap), (1, 1, 1));
+}
+
+/// Events and Node labels that the API server takes slowly, more of each than may be under way at one time.
+#[tokio::test]
+async fn a_drain_label_waits_for_no_other_write() {
+    let mut stand = Stand::new("Running", &[Answer::Done]);
+    // what the gate wants on its own is out of the way
+    stand.keeper.jobs.abort_all();
+    while stand.keeper.jobs.join_next().await.is_some() {}
+    stand.shared.lock().unwrap().slow = true;
+    let key = ObjectKey::new("ns", "p");
+    for _ in 0..64 {
+        let write = PodWrite::Label("drain".into());
+        stand.keeper.note_written(&key, &write, None);
+        let work = std::future::pending::<()>();
+        stand.keeper.spawn_write(work, |_| Input::Tick);
+    }
+    // all of them have begun as far as they may
+    tokio::task::yield_now().await;
+    let before = stand.shared.lock().unwrap().writes.len();
+    let id = gate::PodId("uid".into());
+    stand.keeper.write_pod(id, None, PodWrite::Label);
+    let first = tokio::time::timeout(Duration::from_secs(2), stand.keeper.jobs.join_next());
+    let first = first.await.expect("a write on a Pod went through").unwrap();
+    assert!(matches!(first, Ok(Input::PodWritten { .. })), "{first:?}");
+    assert_eq!(stand.shared.lock().unwrap().writes.len(), before + 1);
 }

@@ -165,6 +165,35 @@ async fn who_was_away_hears_what_changed_since() {
 }
 
 #[tokio::test]
+async fn a_host_that_always_asks_for_a_whole_roster_gets_few() {
+    let mut world = World::new();
+    let mut minis = fleet(&mut world, 3);
+    let wanted = || message::Report {
+        roster_wanted: true,
+        ..message::Report::default()
+    };
+    let mut whole = 0;
+    for round in 0..50 {
+        world.report("mini-0", minis[0].session, wanted());
+        if round % 10 == 0 {
+            // as one that comes again without any
+            minis[0].epoch = 0;
+            minis[0].back(&mut world);
+        }
+        whole += minis[0].took().whole;
+    }
+    assert!((2..=5).contains(&whole), "{whole}");
+    // what it is owed comes later, by itself
+    minis[0].epoch = 0;
+    assert_eq!(world.driver.rosters_owed.len(), 1);
+    world.driver.started -= Duration::from_secs(6);
+    world.settle();
+    assert_eq!(minis[0].took().whole, 1);
+    assert_eq!(minis[0].epoch, minis[1].epoch);
+    assert!(world.driver.rosters_owed.is_empty());
+}
+
+#[tokio::test]
 async fn an_agent_of_the_version_before_gets_all_of_everything() {
     let mut world = World::new();
     let (_, mut orders) = world.open("old", World::hello());

@@ -320,6 +320,17 @@ async fn a_host_that_does_not_answer_times_out() {
         .unwrap_err();
     assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
 
+    // what a dial sends to an address where nobody is, which a lying host can name for itself, is small
+    silent.set_nonblocking(true).unwrap();
+    let (mut packets, mut bytes, mut room) = (0, 0, [0; 2_048]);
+    while let Ok(length) = silent.recv(&mut room) {
+        (packets, bytes) = (packets + 1, bytes + length);
+    }
+    assert!(
+        (1..=2).contains(&packets) && bytes <= 2 * 1_500,
+        "{packets} of {bytes} bytes"
+    );
+
     // and one that is at home but never accepts
     let b = fleet.endpoint("b");
     let error = a.connect(address(&b), &host("b")).await.unwrap_err();

@@ -1,0 +1,352 @@
+//! The webhook's configuration: the leader writes the fleet's authority into it, and a key into its path, by which the API
+//! server's questions are told from those of others. Only who may read webhook configurations knows the key.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingWebhook, ValidatingWebhookConfiguration,
+};
+use kube::{Api, api::Patch};
+use origin::Backoff;
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    keeper::Guarded,
+    lease::Term,
+    program::{LOOK_EVERY, REQUEST_TIMEOUT, RETRY},
+    review, trouble,
+    write::patch_params,
+};
+use crate::secret::Secret;
+
+/// A key is put into a path that has none this long after a leader began: by then no replica of a version before runs, which
+/// would answer nothing there.
+const KEY_AFTER: Duration = Duration::from_mins(2);
+/// When the key was taken out again so often within [`RESETS_IN`], somebody else keeps the path, and for that long nobody is
+/// told apart by it.
+const MOST_RESETS: u32 = 3;
+const RESETS_IN: Duration = Duration::from_mins(10);
+
+/// The configuration that is kept.
+pub(super) struct Webhook {
+    pub(super) api: Api<ValidatingWebhookConfiguration>,
+    pub(super) name: String,
+    /// The fleet's authority.
+    pub(super) pem: String,
+    pub(super) key: Secret,
+    /// What the webhooks select.
+    pub(super) guard: watch::Sender<Guarded>,
+    /// Whether the API server asks by the key.
+    pub(super) keyed: watch::Sender<bool>,
+}
+
+/// Keeps it current until `stop`.
+pub(super) async fn keep(webhook: Webhook, term: Term, stop: CancellationToken) {
+    let began = Instant::now();
+    let mut resets = Resets::default();
+    let mut failing = trouble::Failing::default();
+    let mut backoff = Backoff::seeded(RETRY.0, RETRY.1);
+    loop {
+        let limit = term.left().unwrap_or_default().min(REQUEST_TIMEOUT);
+        let settled = began.elapsed() >= KEY_AFTER;
+        let looked = timeout(limit, webhook.look(settled, &mut resets, || term.holds())).await;
+        let pause = match looked {
+            Ok(Ok(())) => {
+                failing.over();
+                backoff.succeeded();
+                LOOK_EVERY
+            }
+            failed => {
+                if matches!(&failed, Ok(Err(kube::Error::Api(status))) if status.code == 404) {
+                    webhook.guard.send_replace(Guarded::None);
+                }
+                if let Some(error) = failing.failed(failed.ok().and_then(Result::err).as_ref()) {
+                    warn!(
+                        webhook = webhook.name,
+                        error, "webhook's configuration can't be kept; trying again"
+                    );
+                }
+                backoff.delay(None)
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// When the key was taken out of the path lately.
+#[derive(Debug, Default)]
+struct Resets(Vec<Instant>);
+
+impl Resets {
+    fn one_more(&mut self, now: Instant) {
+        self.0.retain(|at| now.duration_since(*at) < RESETS_IN);
+        self.0.push(now);
+    }
+
+    fn are_many(&self, now: Instant) -> bool {
+        let recent = self
+            .0
+            .iter()
+            .filter(|at| now.duration_since(**at) < RESETS_IN);
+        recent.count() >= MOST_RESETS as usize
+    }
+}
+
+impl Webhook {
+    /// Looks once, and writes what differs.
+    async fn look(
+        &self,
+        settled: bool,
+        resets: &mut Resets,
+        holds: impl Fn() -> bool,
+    ) -> kube::Result<()> {
+        let found = self.api.get(&self.name).await?;
+        let webhooks = found.webhooks.unwrap_or_default();
+        let selectors = webhooks
+            .iter()
+            .map(|webhook| webhook.object_selector.clone().unwrap_or_default());
+        self.guard.send_replace(Guarded::By(selectors.collect()));
+        let was = *self.keyed.borrow();
+        let has_key = self.all_keyed(&webhooks);
+        let now = Instant::now();
+        if was && !has_key {
+            resets.one_more(now);
+            if resets.are_many(now) {
+                warn!(
+                    webhook = self.name,
+                    "somebody keeps taking the key out of the webhook's path, so that anybody who reaches this coordinator \
+                     passes for the API server; have what writes the configuration ignore clientConfig.service.path"
+                );
+            }
+        }
+        let keys = (was || settled || has_key) && !resets.are_many(now);
+        let stale: Vec<_> = webhooks
+            .iter()
+            .filter_map(|webhook| self.patch(webhook, keys))
+            .collect();
+        if !stale.is_empty() && holds() {
+            // Webhooks are merged by name: nothing else of them is touched.
+            let patch = Patch::Strategic(json!({ "webhooks": stale }));
+            let written = self.api.patch(&self.name, &patch_params(), &patch).await;
+            let written = written.inspect_err(|_| {
+                self.keyed.send_replace(has_key);
+            })?;
+            info!(
+                webhook = self.name,
+                "webhook's configuration is this coordinator's"
+            );
+            let webhooks = written.webhooks.unwrap_or_default();
+            self.keyed.send_replace(self.all_keyed(&webhooks));
+            return Ok(());
+        }
+        self.keyed.send_replace(has_key);
+        Ok(())
+    }
+
+    fn all_keyed(&self, webhooks: &[ValidatingWebhook]) -> bool {
+        !webhooks.is_empty()
+            && webhooks.iter().all(|webhook| {
+                let end = format!("{}/{}", review::PATH, self.key.expose());
+                path(webhook).is_some_and(|path| path.ends_with(&end))
+            })
+    }
+
+    /// The same path or address with the key; another's is left as it is.
+    fn keyed_path(&self, path: &str) -> String {
+        match path.split_once(review::PATH) {
+            Some((before, rest)) if rest.is_empty() || rest.starts_with('/') => {
+                format!("{before}{}/{}", review::PATH, self.key.expose())
+            }
+            _ => path.to_owned(),
+        }
+    }
+
+    /// What of a webhook has to be written.
+    fn patch(&self, webhook: &ValidatingWebhook, keys: bool) -> Option<serde_json::Value> {
+        let mut config = json!({});
+        let held = webhook.client_config.ca_bundle.as_ref();
+        if held.is_none_or(|held| held.0 != self.pem.as_bytes()) {
+            let bundle = k8s_openapi::ByteString(self.pem.as_bytes().to_vec());
+            config["caBundle"] = json!(bundle);
+        }
+        if keys
+            && let Some(path) = path(webhook)
+            && *path != self.keyed_path(path)
+        {
+            let path = self.keyed_path(path);
+            match webhook.client_config.service {
+                Some(_) => config["service"] = json!({ "path": path }),
+                None => config["url"] = json!(path),
+            }
+        }
+        let stale = config.as_object().is_some_and(|config| !config.is_empty());
+        stale.then(|| json!({ "name": webhook.name, "clientConfig": config }))
+    }
+}
+
+/// The path of a webhook's Service, or its whole address.
+fn path(webhook: &ValidatingWebhook) -> Option<&String> {
+    let config = &webhook.client_config;
+    match &config.service {
+        Some(service) => service.path.as_ref(),
+        None => config.url.as_ref(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{Json, Router, routing::get};
+    use kube::Client;
+    use serde_json::Value;
+
+    use super::*;
+
+    const NAME: &str = "parbake";
+
+    /// An API server that has one configuration and merges patches into its webhooks, as a strategic merge does.
+    fn server(clients: &[Value]) -> (Client, Arc<Mutex<Value>>) {
+        let webhooks = clients.iter().enumerate().map(|(at, client)| {
+            json!({
+                "name": format!("w{at}"),
+                "clientConfig": client,
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+            })
+        });
+        let held = Arc::new(Mutex::new(json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingWebhookConfiguration",
+            "metadata": { "name": NAME },
+            "webhooks": webhooks.collect::<Vec<_>>(),
+        })));
+        let (read, written) = (held.clone(), held.clone());
+        let show = move || async move { Json(read.lock().unwrap().clone()) };
+        let patch = move |body: axum::body::Bytes| async move {
+            let patch: Value = serde_json::from_slice(&body).unwrap();
+            let mut held = written.lock().unwrap();
+            for change in patch["webhooks"].as_array().unwrap() {
+                let webhooks = held["webhooks"].as_array_mut().unwrap();
+                let webhook = webhooks
+                    .iter_mut()
+                    .find(|webhook| webhook["name"] == change["name"])
+                    .unwrap();
+                for (field, value) in change["clientConfig"].as_object().unwrap() {
+                    match value.as_object() {
+                        None => webhook["clientConfig"][field] = value.clone(),
+                        Some(fields) => {
+                            for (inner, value) in fields {
+                                webhook["clientConfig"][field][inner] = value.clone();
+                            }
+                        }
+                    }
+                }
+            }
+            Json(held.clone())
+        };
+        let path =
+            format!("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/{NAME}");
+        let router = Router::new().route(&path, get(show).patch(patch));
+        (Client::new(router, "default"), held)
+    }
+
+    fn kept(client: Client) -> (Webhook, watch::Receiver<bool>) {
+        let (keyed, seen) = watch::channel(false);
+        let webhook = Webhook {
+            api: Api::all(client),
+            name: NAME.into(),
+            pem: "PEM".into(),
+            key: review::key(&Secret::from_text("token")),
+            guard: watch::channel(Guarded::Unknown).0,
+            keyed,
+        };
+        (webhook, seen)
+    }
+
+    fn service(path: &str) -> Value {
+        json!({ "service": { "name": "s", "namespace": "n", "path": path } })
+    }
+
+    #[tokio::test]
+    async fn the_key_is_put_into_the_path_once_old_replicas_are_gone() {
+        let (client, held) = server(&[
+            service(review::PATH),
+            json!({ "url": format!("https://localhost:1{}", review::PATH) }),
+        ]);
+        let (webhook, keyed) = kept(client);
+        let mut resets = Resets::default();
+        webhook.look(false, &mut resets, || true).await.unwrap();
+        let client_of = |at: usize| held.lock().unwrap()["webhooks"][at]["clientConfig"].clone();
+        assert_eq!(
+            client_of(0)["caBundle"],
+            json!(k8s_openapi::ByteString(b"PEM".to_vec()))
+        );
+        assert_eq!(client_of(0)["service"]["path"], review::PATH);
+        assert!(!*keyed.borrow(), "anybody's question has to be answered");
+        webhook.look(true, &mut resets, || false).await.unwrap();
+        assert!(!*keyed.borrow(), "who doesn't lead writes nothing");
+        webhook.look(true, &mut resets, || true).await.unwrap();
+        let key = webhook.key.expose();
+        assert_eq!(key.len(), 32);
+        let path = format!("{}/{key}", review::PATH);
+        assert_eq!(
+            client_of(0)["service"],
+            json!({ "name": "s", "namespace": "n", "path": path })
+        );
+        assert_eq!(client_of(1)["url"], format!("https://localhost:1{path}"));
+        assert!(*keyed.borrow());
+        // the next leader finds it so, and doesn't wait
+        let (client, _held) = server(&[service(&path)]);
+        let (next, keyed) = kept(client);
+        next.look(false, &mut Resets::default(), || true)
+            .await
+            .unwrap();
+        assert!(*keyed.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_reset_is_put_right_until_somebody_insists() {
+        let (client, held) = server(&[service(review::PATH)]);
+        let (webhook, keyed) = kept(client);
+        let mut resets = Resets::default();
+        webhook.look(true, &mut resets, || true).await.unwrap();
+        for _ in 1..MOST_RESETS {
+            held.lock().unwrap()["webhooks"][0]["clientConfig"] = service(review::PATH);
+            webhook.look(false, &mut resets, || true).await.unwrap();
+            assert!(*keyed.borrow());
+        }
+        held.lock().unwrap()["webhooks"][0]["clientConfig"] = service(review::PATH);
+        webhook.look(true, &mut resets, || true).await.unwrap();
+        assert!(!*keyed.borrow());
+        let held = held.lock().unwrap();
+        assert_eq!(
+            held["webhooks"][0]["clientConfig"]["service"]["path"],
+            review::PATH
+        );
+    }
+
+    #[tokio::test]
+    async fn a_path_of_somebody_elses_is_left_alone() {
+        for path in ["/elsewhere", "/v1/webhook/podsters"] {
+            let (client, held) = server(&[service(path)]);
+            let (webhook, keyed) = kept(client);
+            webhook
+                .look(true, &mut Resets::default(), || true)
+                .await
+                .unwrap();
+            assert!(!*keyed.borrow());
+            let held = held.lock().unwrap();
+            assert_eq!(held["webhooks"][0]["clientConfig"]["service"]["path"], path);
+        }
+    }
+}
