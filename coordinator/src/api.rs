@@ -731,16 +731,25 @@ async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
     let work = api.clone();
     let answer = match blocking(move || enrol_now(&work, &token, &csr)).await? {
         // Until the token is used up where the next leader looks, the certificate stays here.
-        Ok(reply) => saved(&api).await.map(|()| reply),
+        Ok(done) => saved(&api).await.map(|()| done),
         Err(failure) => Err(failure),
     };
     match answer {
-        Ok(reply) => {
+        Ok((reply, from)) => {
             Metrics::count(&api.metrics.tokens, "used");
             Metrics::count(&api.metrics.certificates, "issued");
             info!(host = reply.host, "host enrolled");
-            // So that an open fleet knows it at once.
+            // So that an open fleet knows it at once, and an earlier key is nobody's when this one arrives.
             _ = api.reload.try_send(Reread::Records);
+            let mut members = api.membership.clone();
+            let known = members.wait_for(|members| {
+                let since = members.enrolled.iter();
+                let mut since = since.filter(|(host, _)| host.as_str() == reply.host);
+                since.any(|(_, at)| *at >= from)
+            });
+            if !matches!(timeout(Duration::from_secs(5), known).await, Ok(Ok(_))) {
+                debug!("the new enrolment isn't in force yet");
+            }
             Ok(Json(reply).into_response())
         }
         Err(failure) => {
@@ -757,8 +766,9 @@ async fn saved(api: &Api) -> Answer<()> {
     saved.map_err(|error| Failure::new(StatusCode::SERVICE_UNAVAILABLE, error))
 }
 
-/// Signs first and uses the token up then: a bad request doesn't cost it. The certificate leaves only afterwards.
-fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<EnrolReply> {
+/// Signs to try the request, uses the token up, and signs what leaves: a bad request doesn't cost the token, and the
+/// certificate is younger than the enrolment. With since when the host counts as enrolled.
+fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<(EnrolReply, u64)> {
     let denied = |error: RedeemError| {
         let status = match &error {
             RedeemError::Record(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -775,13 +785,13 @@ fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<EnrolReply> {
             format!("host {host} isn't part of the fleet any more; add it to the fleet file");
         return Err(Failure::new(StatusCode::FORBIDDEN, error));
     }
-    let chain = api
-        .authority
-        .issue(&host, csr, api.certificate_lifetime)
-        .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
-    let redeemed = api.enrolment.redeem(token, now).map_err(denied)?;
+    let lifetime = api.certificate_lifetime;
+    let bad = |error| Failure::new(StatusCode::BAD_REQUEST, error);
+    drop(api.authority.issue(&host, csr, lifetime).map_err(bad)?);
+    let (redeemed, from) = api.enrolment.redeem(token, now).map_err(denied)?;
     debug_assert_eq!(redeemed, host, "a token's host doesn't change");
-    Ok(api.reply(&host, &chain, now))
+    let chain = api.authority.issue_from(&host, csr, from, lifetime);
+    Ok((api.reply(&host, &chain.map_err(bad)?, now), unix(from)))
 }
 
 /// A host whose certificate expired while it or the coordinator was away: that certificate and its key say who it is.
@@ -821,14 +831,15 @@ fn renew_now(api: &Api, certificate: &CertificateDer<'_>, csr: &[u8]) -> Answer<
     if revoked.map_err(Failure::internal)? || !members.admits(host) {
         return Err(denied(&members.refusal(host)));
     }
-    let enrolled_at = api.enrolment.enrolled_at(host);
-    let enrolled_at = enrolled_at.map_err(Failure::internal)?;
-    renewal::permit(host, before.validity, enrolled_at, api.renewal_grace, now)
-        .map_err(|error| denied(&error))?;
     let chain = api
         .authority
         .reissue(&before, csr, api.certificate_lifetime)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error))?;
+    // after signing: see `Enrolment::enrol`
+    let enrolled_at = api.enrolment.enrolled_at(host);
+    let enrolled_at = enrolled_at.map_err(Failure::internal)?;
+    renewal::permit(host, before.validity, enrolled_at, api.renewal_grace, now)
+        .map_err(|error| denied(&error))?;
     Ok(api.reply(host, &chain, now))
 }
 

@@ -31,9 +31,6 @@ pub const COORDINATOR: &str = "coordinator";
 
 /// The authority's own certificate is good for so long. Hosts pin it, so replacing it means to enrol anew.
 const CA_LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
-/// A host whose clock is behind by less than this accepts a fresh certificate; a short-lived one bears less, so that most of its life
-/// is still before it.
-pub(crate) const CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// The most bytes that a certificate request may have. One with a P-256 key and no names has about 250.
 pub const MAX_CSR_BYTES: usize = 8 << 10;
 
@@ -216,7 +213,22 @@ impl Authority {
         csr: &[u8],
         lifetime: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        self.sign(host, csr, None, lifetime)
+        self.sign(host, csr, None, (SystemTime::now(), lifetime))
+    }
+
+    /// A certificate as [`issue`](Self::issue) gives it, as if it were signed at this time, if that is still to come: when
+    /// the host's enrolment counts from, so that no certificate of before is taken for one of after.
+    ///
+    /// # Errors
+    /// As `issue`.
+    pub fn issue_from(
+        &self,
+        host: &HostId,
+        csr: &[u8],
+        from: SystemTime,
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        self.sign(host, csr, None, (from.max(SystemTime::now()), lifetime))
     }
 
     /// A certificate as [`issue`](Self::issue) gives it, for the host and the very key of one that was
@@ -231,7 +243,8 @@ impl Authority {
         csr: &[u8],
         lifetime: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        self.sign(&before.host, csr, Some(&before.public_key), lifetime)
+        let now = SystemTime::now();
+        self.sign(&before.host, csr, Some(&before.public_key), (now, lifetime))
     }
 
     /// What a host's certificate says, if this authority signed it; it may have expired.
@@ -264,7 +277,7 @@ impl Authority {
         host: &HostId,
         csr: &[u8],
         only: Option<&[u8]>,
-        lifetime: Duration,
+        (from, lifetime): (SystemTime, Duration),
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         if host.as_str() == COORDINATOR {
             return Err(IssueError::Reserved);
@@ -290,8 +303,8 @@ impl Authority {
         if only.is_some_and(|only| only != key.der_bytes()) {
             return Err(IssueError::OtherKey);
         }
-        let params =
-            leaf(host.as_str(), lifetime).map_err(|error| IssueError::Sign(error.to_string()))?;
+        let params = leaf(host.as_str(), from, lifetime)
+            .map_err(|error| IssueError::Sign(error.to_string()))?;
         let leaf = params
             .signed_by(key, &self.issuer)
             .map_err(|error| IssueError::Sign(error.to_string()))?;
@@ -339,7 +352,7 @@ impl Authority {
     ) -> Result<Identity, IssueError> {
         let sign = |error: rcgen::Error| IssueError::Sign(error.to_string());
         let key = KeyPair::generate().map_err(sign)?;
-        let mut params = leaf(COORDINATOR, lifetime).map_err(sign)?;
+        let mut params = leaf(COORDINATOR, SystemTime::now(), lifetime).map_err(sign)?;
         for name in names {
             let name = name.as_str().try_into().map_err(sign)?;
             params.subject_alt_names.push(rcgen::SanType::DnsName(name));
@@ -380,12 +393,16 @@ fn own_certificate(key: &KeyPair) -> Result<String, rcgen::Error> {
         KeyUsagePurpose::DigitalSignature,
     ];
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = OffsetDateTime::now_utc() - CLOCK_SKEW;
+    params.not_before = OffsetDateTime::now_utc() - link::dated_back(CA_LIFETIME);
     params.not_after = OffsetDateTime::now_utc() + CA_LIFETIME;
     Ok(params.self_signed(key)?.pem())
 }
 
-fn leaf(name: &str, lifetime: Duration) -> Result<CertificateParams, rcgen::Error> {
+fn leaf(
+    name: &str,
+    from: SystemTime,
+    lifetime: Duration,
+) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(vec![name.to_owned()])?;
     // Host ids may be longer than the 64 bytes that X.520 allows a common name; the DNS name is what counts.
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -397,9 +414,9 @@ fn leaf(name: &str, lifetime: Duration) -> Result<CertificateParams, rcgen::Erro
     ];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from_slice(&serial()));
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - CLOCK_SKEW.min(lifetime / 12);
-    params.not_after = now + lifetime;
+    let from = OffsetDateTime::from(from);
+    params.not_before = from - link::dated_back(lifetime);
+    params.not_after = from + lifetime;
     Ok(params)
 }
 

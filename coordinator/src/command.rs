@@ -83,7 +83,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             if !Enrolment::open(&config.state_dir)?.readmit(&host, SystemTime::now())? {
                 bail!("host {host} isn't revoked; see `parbake-coordinator hosts`");
             }
-            say(&format!("{host} is readmitted\n"))
+            say(&format!("{host} is readmitted; enrol it with a token\n"))
         }
         Command::Pin => say(&format!("{}\n", authority(&shared)?.pin().hex())),
         Command::Ca => say(authority(&shared)?.pem()),

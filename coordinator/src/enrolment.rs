@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use proto::HostId;
@@ -183,11 +183,16 @@ impl Enrolment {
         Ok(host)
     }
 
-    /// Uses the token up, for good even if the machine loses power after this returns. Blocks.
+    /// Uses the token up, for good even if the machine loses power after this returns: its host, and from when on it counts
+    /// as enrolled, which may be a second ahead. Blocks.
     ///
     /// # Errors
     /// When the token isn't good, also when another call used it in the meantime.
-    pub fn redeem(&self, token: &Secret, now: SystemTime) -> Result<HostId, RedeemError> {
+    pub fn redeem(
+        &self,
+        token: &Secret,
+        now: SystemTime,
+    ) -> Result<(HostId, SystemTime), RedeemError> {
         let host = self.peek(token, now)?;
         let path = self.token_path(token);
         match durable::remove(&path) {
@@ -197,16 +202,31 @@ impl Enrolment {
             }
             Err(error) => return Err(at(&path)(error).into()),
         }
-        self.enrol(&host, now)?;
-        Ok(host)
+        let at = self.enrol(&host, now)?;
+        Ok((host, at))
     }
 
-    fn enrol(&self, host: &HostId, now: SystemTime) -> Result<(), RecordError> {
-        let record = HostRecord {
-            at_unix: unix(now),
-            reason: String::new(),
-        };
-        write(&self.enrolled.join(host.as_str()), &record)
+    /// The host counts as enrolled from the second on that comes after this returns: no certificate that was signed before
+    /// is one of that second. Whoever signs looks at the record after it signed.
+    fn enrol(&self, host: &HostId, now: SystemTime) -> Result<SystemTime, RecordError> {
+        let began = Instant::now();
+        let before = self.enrolled_at(host)?.unwrap_or_default();
+        loop {
+            let seen = unix(now + began.elapsed());
+            // Several in a second; certificates of a minute are dated back by five seconds. A record from a clock that was set
+            // back since can't be exceeded.
+            let again = before > seen && before <= seen + 4;
+            let at_unix = if again { before } else { seen } + 1;
+            let record = HostRecord {
+                at_unix,
+                reason: String::new(),
+            };
+            write(&self.enrolled.join(host.as_str()), &record)?;
+            // a disk may take its time
+            if unix(now + began.elapsed()) < at_unix {
+                return Ok(UNIX_EPOCH + Duration::from_secs(at_unix));
+            }
+        }
     }
 
     /// The hosts that enrolled, and when (Unix seconds). Blocks.
@@ -283,8 +303,8 @@ impl Enrolment {
 
     /// Takes a revocation back. Whether there was one. Blocks.
     ///
-    /// The host counts as enrolled from now on only: its certificate is good until it expires, and can't be renewed after that by
-    /// whoever has its key.
+    /// The host counts as enrolled from now on only: no certificate of before is accepted any more, because somebody else may
+    /// have its key. The host has to enrol with a token.
     ///
     /// # Errors
     /// When a record can't be written or removed.
@@ -380,7 +400,7 @@ mod tests {
         let (_dir, enrolment, host, now) = fresh();
         let token = enrolment.mint(&host, HOUR, now).unwrap();
         assert_eq!(enrolment.peek(&token, now).unwrap(), host);
-        assert_eq!(enrolment.redeem(&token, now).unwrap(), host);
+        assert_eq!(enrolment.redeem(&token, now).unwrap().0, host);
         assert!(matches!(
             enrolment.redeem(&token, now),
             Err(RedeemError::Unknown)
@@ -473,15 +493,22 @@ mod tests {
     fn a_readmitted_host_counts_as_enrolled_from_then_on_only() {
         let (_dir, enrolment, host, now) = fresh();
         let token = enrolment.mint(&host, HOUR, now).unwrap();
-        enrolment.redeem(&token, now).unwrap();
-        assert_eq!(enrolment.enrolled_at(&host).unwrap(), Some(unix(now)));
+        // from the next second on: what was signed in this one may be from before
+        let (_, from) = enrolment.redeem(&token, now).unwrap();
+        let enrolled = Some(unix(from));
+        assert!(from > now && from <= now + Duration::from_secs(2));
+        assert_eq!(enrolment.enrolled_at(&host).unwrap(), enrolled);
         // nothing was revoked, so nothing changes
         assert!(!enrolment.readmit(&host, now + HOUR).unwrap());
-        assert_eq!(enrolment.enrolled_at(&host).unwrap(), Some(unix(now)));
+        assert_eq!(enrolment.enrolled_at(&host).unwrap(), enrolled);
         enrolment.revoke(&host, "stolen", now).unwrap();
         assert!(enrolment.readmit(&host, now + HOUR).unwrap());
         let since = enrolment.enrolled_at(&host).unwrap();
-        assert_eq!(since, Some(unix(now + HOUR)));
+        assert!(since > Some(unix(now + HOUR)), "{since:?}");
+        // twice in a second are two
+        enrolment.revoke(&host, "stolen", now).unwrap();
+        assert!(enrolment.readmit(&host, now + HOUR).unwrap());
+        assert!(enrolment.enrolled_at(&host).unwrap() > since);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The driver knows only [`Membership`]. A cluster's Nodes can become another source of it without the driver changing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -30,7 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Membership {
     pub(crate) fleet: Fleet,
-    pub(crate) enrolled: BTreeSet<HostId>,
+    /// Since when, in Unix seconds: certificates that were signed before aren't accepted. 0 where the record doesn't tell.
+    pub(crate) enrolled: BTreeMap<HostId, u64>,
     pub(crate) revoked: BTreeMap<HostId, Revocation>,
 }
 
@@ -39,7 +40,7 @@ impl Membership {
     pub(crate) fn read(fleet: Fleet, enrolment: &Enrolment) -> Result<Self, RecordError> {
         Ok(Self {
             fleet,
-            enrolled: enrolment.enrolled()?.into_keys().collect(),
+            enrolled: enrolment.enrolled()?,
             revoked: enrolment.revoked()?,
         })
     }
@@ -66,7 +67,7 @@ impl Membership {
         let named = self.fleet.hosts.iter().map(|(id, entry)| (id, Some(entry)));
         let mut members: BTreeMap<_, _> = named.collect();
         if self.fleet.open {
-            for host in &self.enrolled {
+            for host in self.enrolled.keys() {
                 members.entry(host).or_insert(None);
             }
         }
@@ -201,7 +202,7 @@ mod tests {
                 ]
                 .into(),
             },
-            enrolled: [host("a"), host("c")].into(),
+            enrolled: [(host("a"), 1), (host("c"), 2)].into(),
             revoked: [(host("b"), Revocation::default())].into(),
         };
         let names = |membership: &Membership| -> Vec<String> {

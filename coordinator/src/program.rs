@@ -359,7 +359,7 @@ impl Coordinator {
             enrolments,
         };
         let sessions = Sessions::new(
-            authority.clone(),
+            (authority.clone(), enrolment.clone()),
             config.certificate_lifetime,
             membership_seen.clone(),
             inbox,

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use link::Validity;
 use proto::HostId;
 
-use crate::{authority::CLOCK_SKEW, enrolment::unix};
+use crate::enrolment::unix;
 
 /// Why a host has to enrol anew.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,8 +17,10 @@ pub(crate) enum LateError {
     /// There is no record of its enrolment.
     #[error("host {0} isn't enrolled; enrol it with a token")]
     NotEnrolled(HostId),
-    /// It has enrolled since: this certificate's key was given up then, or stolen before.
-    #[error("host {0} has enrolled anew since this certificate was issued; enrol it with a token")]
+    /// It has enrolled or was readmitted since: this certificate's key was given up then, or stolen before.
+    #[error(
+        "host {0} has enrolled anew since this certificate was signed, or was readmitted; enrol it with a token"
+    )]
     Superseded(HostId),
     /// It has been away for longer than is forgiven.
     #[error(
@@ -43,8 +45,7 @@ pub(crate) fn permit(
     now: SystemTime,
 ) -> Result<(), LateError> {
     let enrolled_at = enrolled_at.ok_or_else(|| LateError::NotEnrolled(host.clone()))?;
-    // certificates are dated back by the skew
-    if unix(validity.issued + CLOCK_SKEW) < enrolled_at {
+    if is_superseded(validity.signed(), Some(enrolled_at)) {
         return Err(LateError::Superseded(host.clone()));
     }
     if now > validity.expires + grace {
@@ -56,9 +57,16 @@ pub(crate) fn permit(
     Ok(())
 }
 
+/// Whether the host has enrolled, or was readmitted, since a certificate of its was signed.
+pub(crate) fn is_superseded(signed: SystemTime, enrolled_at: Option<u64>) -> bool {
+    enrolled_at.is_some_and(|enrolled_at| unix(signed) < enrolled_at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CLOCK_SKEW: Duration = Duration::from_mins(5);
 
     const DAY: Duration = Duration::from_hours(24);
     const SECOND: Duration = Duration::from_secs(1);
@@ -86,7 +94,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + 1_000 * DAY;
         let validity = Validity {
             issued: now - CLOCK_SKEW,
-            expires: now,
+            expires: now + DAY,
         };
         let since = |enrolled_at| permit(&host, validity, enrolled_at, DAY, now);
         assert_eq!(since(Some(unix(now))), Ok(()));

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use link::{Authorised, CloseCode, Connection, Endpoint, Incoming, Receiver, Sender};
@@ -28,8 +28,10 @@ use tracing::{debug, error, info, warn};
 use crate::{
     authority::Authority,
     driver::{Input, ORDERS, Opened, Refused},
+    enrolment::Enrolment,
     fleet::Membership,
     metrics::Metrics,
+    renewal,
 };
 
 /// A host says what a stream is for within this time.
@@ -49,6 +51,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Sessions {
     pub(crate) authority: Arc<Authority>,
+    pub(crate) enrolment: Enrolment,
     pub(crate) certificate_lifetime: Duration,
     pub(crate) membership: watch::Receiver<Arc<Membership>>,
     pub(crate) inbox: mpsc::Sender<Input>,
@@ -59,7 +62,7 @@ pub(crate) struct Sessions {
 
 impl Sessions {
     pub(crate) fn new(
-        authority: Arc<Authority>,
+        (authority, enrolment): (Arc<Authority>, Enrolment),
         certificate_lifetime: Duration,
         membership: watch::Receiver<Arc<Membership>>,
         inbox: mpsc::Sender<Input>,
@@ -67,6 +70,7 @@ impl Sessions {
     ) -> Self {
         Self {
             authority,
+            enrolment,
             certificate_lifetime,
             membership,
             inbox,
@@ -109,11 +113,14 @@ pub(crate) async fn accept(endpoint: Endpoint, sessions: Sessions, shutdown: Can
     connections.shutdown().await;
 }
 
-/// Lets in who belongs to the fleet: in an open one anybody with a certificate who isn't revoked.
+/// Lets in who belongs to the fleet, with a certificate of its last enrolment: in an open one anybody who isn't revoked.
 fn admit(endpoint: &Endpoint, membership: &Membership) {
     let revoked = membership.revoked.keys();
     let revoked = revoked.map(|host| (host.clone(), membership.refusal(host)));
     endpoint.turn_away(revoked.collect());
+    let enrolled = membership.enrolled.iter();
+    let oldest = enrolled.map(|(host, at)| (host.clone(), UNIX_EPOCH + Duration::from_secs(*at)));
+    endpoint.supersede(oldest.collect());
     endpoint.authorise(if membership.fleet.open {
         Authorised::Anyone
     } else {
@@ -196,7 +203,7 @@ async fn stream(
             session(&connection, sender, receiver, hello, &sessions).await;
         }
         Some(coordinator_open::Kind::Renewal(renewal)) => {
-            let renewed = renew(&host, &renewal, &sessions).await;
+            let renewed = renew(&connection, &renewal, &sessions).await;
             let sent = async {
                 sender.send(&renewed).await?;
                 sender.finish()
@@ -209,7 +216,8 @@ async fn stream(
     }
 }
 
-async fn renew(host: &HostId, renewal: &Renewal, sessions: &Sessions) -> Renewed {
+async fn renew(connection: &Connection, request: &Renewal, sessions: &Sessions) -> Renewed {
+    let host = connection.host();
     let refuse = |error: String| {
         Metrics::count(&sessions.metrics.certificates, "refused");
         warn!(%host, error, "certificate isn't renewed");
@@ -227,8 +235,30 @@ async fn renew(host: &HostId, renewal: &Renewal, sessions: &Sessions) -> Renewed
         return refuse(members.refusal(host));
     }
     let (authority, lifetime) = (sessions.authority.clone(), sessions.certificate_lifetime);
-    let (id, csr) = (host.clone(), renewal.csr.clone());
-    let issued = tokio::task::spawn_blocking(move || authority.issue(&id, &csr, lifetime)).await;
+    let (id, csr, enrolment) = (
+        host.clone(),
+        request.csr.clone(),
+        sessions.enrolment.clone(),
+    );
+    let issued = tokio::task::spawn_blocking(move || {
+        // no older than what is accepted, where the clock was set back
+        let since = enrolment.enrolled_at(&id).unwrap_or_default();
+        let from = UNIX_EPOCH + Duration::from_secs(since.unwrap_or_default());
+        let chain = authority.issue_from(&id, &csr, from, lifetime);
+        // after signing: see `Enrolment::enrol`
+        (chain, enrolment.enrolled_at(&id))
+    })
+    .await;
+    let issued = match issued {
+        Ok((chain, Ok(enrolled_at))) => {
+            if renewal::is_superseded(connection.certificate_signed(), enrolled_at) {
+                return refuse(renewal::LateError::Superseded(host.clone()).to_string());
+            }
+            Ok(chain)
+        }
+        Ok((_, Err(error))) => return refuse(error.to_string()),
+        Err(error) => Err(error),
+    };
     match issued {
         Ok(Ok(chain)) => {
             Metrics::count(&sessions.metrics.certificates, "renewed");

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
 };
 
 use link::Connection;
@@ -48,6 +49,8 @@ struct Member {
     host: HostId,
     address: Option<SocketAddr>,
     zone: String,
+    /// Certificates that were signed before aren't the host's any more. Unix seconds, 0 where any is.
+    enrolled_at: u64,
     neighbour: bool,
     /// The first carries our streams; the others are in reserve, oldest first.
     connections: Vec<(u64, Connection)>,
@@ -216,6 +219,7 @@ impl Members {
                 host,
                 address: None,
                 zone: String::new(),
+                enrolled_at: 0,
                 connections: Vec::new(),
                 life: None,
                 updates: None,
@@ -225,6 +229,7 @@ impl Members {
             });
             member.address = entry.address.parse().ok();
             member.zone.clone_from(&entry.zone);
+            member.enrolled_at = entry.enrolled_at;
             member.neighbour = self.neighbours.contains(&entry.host);
             self.members.insert(key, member);
         }
@@ -276,6 +281,18 @@ impl Members {
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let addresses = self.members.values().filter_map(|member| member.address);
         addresses.map(|address| address.ip())
+    }
+
+    /// Since when certificates of each host are accepted.
+    pub(super) fn enrolled(&self) -> BTreeMap<HostId, SystemTime> {
+        let members = self.members.values();
+        // a time beyond what the clock can say counts as none
+        let at = |member: &Member| {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(member.enrolled_at))
+        };
+        members
+            .filter_map(|member| Some((member.host.clone(), at(member)?)))
+            .collect()
     }
 
     pub(super) fn host(&self, peer: HostKey) -> Option<HostId> {
@@ -632,6 +649,7 @@ mod tests {
             host: host.into(),
             address: address.into(),
             zone: String::new(),
+            enrolled_at: 5,
         };
         let me: HostId = "me".parse().unwrap();
         let key = |host: &str| host.parse::<HostId>().unwrap().key();
@@ -666,6 +684,12 @@ mod tests {
         assert_eq!(follows, expected);
         let address = members.address(key("b")).unwrap().1;
         assert_eq!(address, "10.0.0.2:2".parse().unwrap());
+        let five = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        let host = |id: &str| id.parse::<HostId>().unwrap();
+        assert_eq!(
+            members.enrolled(),
+            [(host("b"), five), (host("c"), five)].into()
+        );
         assert_eq!(members.epoch(), 8);
         // of another roster: nothing changes
         assert!(members.change(&me, &second).is_none());

@@ -154,6 +154,7 @@ impl Driver {
             .chain([self.coordinator.clone()])
             .collect();
         self.endpoint.authorise(Authorised::Only(hosts));
+        self.endpoint.supersede(self.members.enrolled());
         self.endpoint.expect(self.members.addresses());
         self.tell(Event::Roster(peers));
     }

@@ -571,7 +571,7 @@ mod tests {
         assert_eq!(Facts::read(two.path()).unwrap(), facts);
         // what was there before is gone, the other's token works, and the authority is the same
         assert!(other.peek(&gone, now).is_err());
-        assert_eq!(other.redeem(&token, now).unwrap(), host);
+        assert_eq!(other.redeem(&token, now).unwrap().0, host);
         assert!(other.is_revoked(&"mini-2".parse().unwrap()).unwrap());
         let pin = |dir: &Path| Authority::open(&dir.join("authority")).unwrap().pin();
         assert_eq!(pin(one.path()), pin(two.path()));

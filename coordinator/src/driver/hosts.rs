@@ -43,6 +43,9 @@ impl Driver {
             let zone = entry.map_or(String::new(), |entry| entry.zone.clone());
             self.know(now, host, zone);
         }
+        if self.membership.enrolled != membership.enrolled {
+            self.roster_changes(now);
+        }
         self.membership = membership;
         self.dirty = true;
     }

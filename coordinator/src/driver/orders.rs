@@ -257,8 +257,15 @@ impl Driver {
             let old = old.is_some_and(|session| session.link_key.is_none());
             !old && !self.quarantined.contains(host)
         });
-        let places = trusted.filter_map(|(host, known)| Some((host.clone(), known.place.clone()?)));
-        self.roster.set(places.collect())
+        let enrolled = &self.membership.enrolled;
+        let entries = trusted.filter_map(|(host, known)| {
+            let entry = roster::Entry {
+                place: known.place.clone()?,
+                enrolled_at: enrolled.get(host).copied().unwrap_or_default(),
+            };
+            Some((host.clone(), entry))
+        });
+        self.roster.set(entries.collect())
     }
 
     /// Tells every host what changed in the roster since the one that it has, and whom it follows where that changed.

@@ -54,10 +54,18 @@ impl Wholes {
     }
 }
 
+/// What peers are told of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) place: Place,
+    /// Unix seconds; 0 where it isn't known.
+    pub(super) enrolled_at: u64,
+}
+
 /// The roster.
 #[derive(Debug)]
 pub(super) struct Roster {
-    entries: BTreeMap<HostId, Place>,
+    entries: BTreeMap<HostId, Entry>,
     epoch: u64,
     /// Earlier epochs, oldest first, and the hosts of which the next differs.
     before: VecDeque<(u64, BTreeSet<HostId>)>,
@@ -85,10 +93,10 @@ impl Roster {
     }
 
     /// Makes these the roster. Whether that changed anything.
-    pub(super) fn set(&mut self, entries: BTreeMap<HostId, Place>) -> bool {
+    pub(super) fn set(&mut self, entries: BTreeMap<HostId, Entry>) -> bool {
         let mut changed: BTreeSet<HostId> = BTreeSet::new();
-        for (host, place) in &entries {
-            if self.entries.get(host) != Some(place) {
+        for (host, entry) in &entries {
+            if self.entries.get(host) != Some(entry) {
                 changed.insert(host.clone());
             }
         }
@@ -136,7 +144,7 @@ impl Roster {
             let hosts: BTreeSet<&HostId> = rounds.flat_map(|(_, changed)| changed).collect();
             for host in hosts {
                 match self.entries.get(host) {
-                    Some(place) => change.hosts.push(entry(host, place)),
+                    Some(known) => change.hosts.push(entry(host, known)),
                     None => change.gone.push(host.to_string()),
                 }
             }
@@ -159,7 +167,7 @@ impl Roster {
 
     fn list(&self) -> Vec<message::RosterEntry> {
         let entries = self.entries.iter();
-        entries.map(|(host, place)| entry(host, place)).collect()
+        entries.map(|(host, known)| entry(host, known)).collect()
     }
 }
 
@@ -175,20 +183,24 @@ fn names(hosts: &[HostId]) -> Vec<String> {
     hosts.iter().map(ToString::to_string).collect()
 }
 
-fn entry(host: &HostId, place: &Place) -> message::RosterEntry {
+fn entry(host: &HostId, known: &Entry) -> message::RosterEntry {
     message::RosterEntry {
         host: host.to_string(),
-        address: place.address.to_string(),
-        zone: place.zone.clone(),
+        address: known.place.address.to_string(),
+        zone: known.place.zone.clone(),
+        enrolled_at: known.enrolled_at,
     }
 }
 
 /// Names these entries: the first eight bytes of a SHA-256. Host ids and addresses have no blank in them, and zones have no
 /// line breaks.
-fn epoch(entries: &BTreeMap<HostId, Place>) -> u64 {
+fn epoch(entries: &BTreeMap<HostId, Entry>) -> u64 {
     let mut text = String::new();
-    for (host, place) in entries {
-        text.push_str(&format!("{host} {} {}\n", place.address, place.zone));
+    for (host, Entry { place, enrolled_at }) in entries {
+        text.push_str(&format!(
+            "{host} {} {enrolled_at} {}\n",
+            place.address, place.zone
+        ));
     }
     let digest = Digest::of(text.as_bytes());
     let first = digest.as_bytes().first_chunk();
@@ -202,13 +214,17 @@ mod tests {
 
     use super::*;
 
-    fn entries(hosts: &[(u8, u16)]) -> BTreeMap<HostId, Place> {
+    fn entries(hosts: &[(u8, u16)]) -> BTreeMap<HostId, Entry> {
         let entry = |(host, port): &(u8, u16)| {
             let place = Place {
                 address: ([10, 0, 0, *host], *port).into(),
                 zone: "rack 1".into(),
             };
-            (format!("h{host}").parse().unwrap(), place)
+            let known = Entry {
+                place,
+                enrolled_at: 7,
+            };
+            (format!("h{host}").parse().unwrap(), known)
         };
         hosts.iter().map(entry).collect()
     }

@@ -240,7 +240,7 @@ impl Driver {
         }
         if !connected {
             let lost_at = known.and_then(|known| known.lost_at);
-            let enrolled = self.membership.enrolled.contains(&status.host);
+            let enrolled = self.membership.enrolled.contains_key(&status.host);
             shown.message = words::away(words::since(now, lost_at), enrolled);
         }
         shown
@@ -319,7 +319,7 @@ impl Driver {
         let refusal = self.refusals.of(now, host);
         if known.session.is_none() {
             let since = words::since(now, known.lost_at);
-            let enrolled = self.membership.enrolled.contains(host);
+            let enrolled = self.membership.enrolled.contains_key(host);
             why.extend(words::no_session(host, since, enrolled, refusal.as_ref()));
         }
         if known.session.is_some() && !self.signs_links(host) {
@@ -341,7 +341,7 @@ impl Driver {
             connected: known.session.is_some(),
             never_enrolled: known.session.is_none()
                 && known.lost_at.is_none()
-                && !self.membership.enrolled.contains(host),
+                && !self.membership.enrolled.contains_key(host),
             revoked: false,
             revocation: None,
             refusal,

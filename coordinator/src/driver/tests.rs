@@ -56,7 +56,7 @@ impl World {
                 open: true,
                 ..Fleet::default()
             },
-            enrolled,
+            enrolled: enrolled.into_iter().map(|host| (host, 0)).collect(),
             ..Membership::default()
         };
         let authority = Authority::open(&dir.path().join("authority")).unwrap();

@@ -772,6 +772,15 @@ async fn an_expired_certificate_is_renewed_by_its_key_until_its_host_enrols_anew
         let body = json!({"certificate": certificate, "csr": csr_pem(key)});
         world.post::<EnrolReply>("/v1/renew", body).await
     };
+    // signed no earlier than it enrolled, which counts from the next second on
+    let record = world.dir.path().join("state/enrolled/mini-1");
+    let enrolled: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    world
+        .until("the next second", async || {
+            let now = crate::enrolment::unix(SystemTime::now());
+            (Some(now) >= enrolled["at_unix"].as_u64()).then_some(())
+        })
+        .await;
     let expired = issue("mini-1", Duration::ZERO);
     let renewed = renew(&expired, &key).await.unwrap();
     let credentials =
@@ -789,7 +798,6 @@ async fn an_expired_certificate_is_renewed_by_its_key_until_its_host_enrols_anew
     refused("AAAA", &key, "X.509").await;
 
     // what was issued before a new enrolment is void
-    let record = world.dir.path().join("state/enrolled/mini-1");
     let later = crate::enrolment::unix(SystemTime::now() + Duration::from_hours(1));
     std::fs::write(&record, json!({"at_unix": later}).to_string()).unwrap();
     refused(&expired, &key, "enrolled anew").await;
@@ -801,6 +809,91 @@ async fn an_expired_certificate_is_renewed_by_its_key_until_its_host_enrols_anew
         .await
         .unwrap();
     refused(&expired, &key, "revoked").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_outlives_the_next_enrolment_or_readmission_of_its_host() {
+    let world = World::new(two_hosts()).await;
+    let refused = async |agent: &Agent| {
+        let endpoint = Endpoint::bind(
+            "127.0.0.1:0".parse().unwrap(),
+            agent.credentials.clone(),
+            &Settings::default(),
+        );
+        let (endpoint, id) = (endpoint.unwrap(), COORDINATOR.parse().unwrap());
+        world
+            .until("the refusal of an earlier key", async || {
+                let again = endpoint.connect(world.addresses().quic, &id).await;
+                let error = again.map(drop).err()?.to_string();
+                error.contains("enrolled anew").then_some(())
+            })
+            .await;
+    };
+    let renewal = |agent: &Agent| {
+        let csr = csr_der(&KeyPair::generate().unwrap());
+        let connection = agent.connection.clone();
+        async move {
+            let (mut sender, mut receiver) = connection.open().await.ok()?;
+            let open = CoordinatorOpen {
+                kind: Some(coordinator_open::Kind::Renewal(message::Renewal { csr })),
+            };
+            sender.send(&open).await.ok()?;
+            receiver.receive::<message::Renewed>().await.ok()?
+        }
+    };
+
+    // a thief has the host's key, and a session with it
+    let mut thief = world.agent("mini-1").await;
+    let renewed = renewal(&thief).await.unwrap();
+    assert_eq!(renewed.error, "");
+    // the record is what counts, before anybody noticed that it changed
+    let record = world.dir.path().join("state/enrolled/mini-1");
+    let before = std::fs::read(&record).unwrap();
+    let now = crate::enrolment::unix(SystemTime::now());
+    std::fs::write(&record, json!({"at_unix": now + 60}).to_string()).unwrap();
+    let late = renewal(&thief).await;
+    assert!(late.is_none_or(|renewed| !renewed.error.is_empty()));
+    std::fs::write(&record, before).unwrap();
+
+    // the host enrols anew: the other key's session ends, and neither connects nor renews any more
+    let mut thief_again = world.agent("mini-1").await;
+    thief.ended().await;
+    refused(&thief).await;
+    let certificate = base64::Engine::encode(
+        &base64::engine::general_purpose::STANDARD,
+        &renewed.certificates[0],
+    );
+    let body = json!({"certificate": certificate, "csr": csr_pem(&KeyPair::generate().unwrap())});
+    assert!(world.post::<EnrolReply>("/v1/renew", body).await.is_err());
+
+    // revoked and readmitted: only a token brings it back
+    for method in [Method::POST, Method::DELETE] {
+        let path = "/v1/hosts/mini-1/revoke";
+        let done = world.client().call(method, path, None::<&()>).await;
+        done.unwrap();
+    }
+    thief_again.ended().await;
+    refused(&thief_again).await;
+    let back = world.agent("mini-1").await;
+    let roster = async |agent: &mut Agent| {
+        let entry = agent.order("a roster", |kind| match kind {
+            Kind::Roster(roster) => Some(roster.hosts),
+            _ => None,
+        });
+        entry.await
+    };
+    // and its peers hear of it
+    let mut other = world.agent("mini-2").await;
+    let kept = std::fs::read(&record).unwrap();
+    let at: Value = serde_json::from_slice(&kept).unwrap();
+    let told = loop {
+        let hosts = roster(&mut other).await;
+        if let Some(entry) = hosts.into_iter().find(|entry| entry.host == "mini-1") {
+            break entry.enrolled_at;
+        }
+    };
+    assert_eq!(Some(told), at["at_unix"].as_u64());
+    drop(back);
 }
 
 #[tokio::test(flavor = "multi_thread")]

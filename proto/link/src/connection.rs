@@ -7,7 +7,7 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use proto::HostId;
@@ -29,6 +29,8 @@ pub struct Connection(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) quinn: quinn::Connection,
     host: HostId,
+    /// When its certificate was signed.
+    signed: SystemTime,
     /// What we closed it with: quinn doesn't remember.
     ended: OnceLock<(CloseCode, String)>,
     /// Streams of this connection that have carried bulk bytes.
@@ -176,13 +178,14 @@ pub struct Stats {
 impl Connection {
     pub(crate) fn new(
         quinn: quinn::Connection,
-        host: HostId,
+        (host, signed): (HostId, SystemTime),
         registry: Weak<Registry>,
         number: u64,
     ) -> Self {
         Self(Arc::new(Inner {
             quinn,
             host,
+            signed,
             ended: OnceLock::new(),
             bulk_streams: AtomicU32::new(0),
             registry,
@@ -194,6 +197,12 @@ impl Connection {
     #[must_use]
     pub fn host(&self) -> &HostId {
         &self.0.host
+    }
+
+    /// When the certificate was signed that the other end showed, to the second.
+    #[must_use]
+    pub fn certificate_signed(&self) -> SystemTime {
+        self.0.signed
     }
 
     /// Its address; an IPv4 address is shown as one even on a socket of both families.

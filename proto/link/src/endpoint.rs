@@ -5,7 +5,7 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use proto::HostId;
@@ -28,7 +28,8 @@ use crate::{
     credentials::{Credentials, provider},
     crowd::{Crowd, Place},
     fault::{Fault, clean_bytes},
-    identity, reset,
+    identity::Leaf,
+    reset,
     settings::Settings,
     verify::{Expect, Refused, Witness},
 };
@@ -40,6 +41,13 @@ pub enum Authorised {
     Anyone,
     /// These hosts: for agents.
     Only(BTreeSet<HostId>),
+}
+
+impl Listed {
+    /// Whether the host has had another certificate since this time.
+    fn supersedes(&self, host: &HostId, signed: SystemTime) -> bool {
+        self.oldest.get(host).is_some_and(|oldest| signed < *oldest)
+    }
 }
 
 impl Authorised {
@@ -248,6 +256,8 @@ struct Listed {
     authorised: Authorised,
     /// Hosts that aren't let in whatever the list says, and what they are told.
     turned_away: BTreeMap<HostId, String>,
+    /// Certificates of these hosts that were signed earlier aren't accepted.
+    oldest: BTreeMap<HostId, SystemTime>,
     /// By number, ascending with age: the first of a host is its oldest.
     connections: BTreeMap<u64, Entry>,
     next: u64,
@@ -256,6 +266,7 @@ struct Listed {
 struct Entry {
     connection: Weak<Inner>,
     host: HostId,
+    signed: SystemTime,
     /// They connected to us.
     accepted: bool,
 }
@@ -284,6 +295,7 @@ impl Endpoint {
             registry: Arc::new(Registry(Mutex::new(Listed {
                 authorised: Authorised::Only(BTreeSet::new()),
                 turned_away: BTreeMap::new(),
+                oldest: BTreeMap::new(),
                 connections: BTreeMap::new(),
                 next: 0,
             }))),
@@ -337,6 +349,14 @@ impl Endpoint {
     /// addresses from which a host was let in. Replaces those that were expected before.
     pub fn expect(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.shared.handshakes.expect(addresses);
+    }
+
+    /// Accepts no certificate of these hosts that was signed before these times (whole seconds), neither of who connects
+    /// nor of who answers. Replaces the times before. Connections of such certificates are closed.
+    pub fn supersede(&self, oldest: BTreeMap<HostId, SystemTime>) {
+        for connection in self.shared.registry.supersede(oldest) {
+            connection.close(CloseCode::Unauthorised, &superseded(connection.host()));
+        }
     }
 
     /// Uses these credentials for all handshakes from now on. Connections that stand aren't touched.
@@ -408,14 +428,20 @@ impl Endpoint {
                 })?;
         let explain = |error| self.explain(error, address, expected, &expect);
         let quinn = connecting.await.map_err(explain)?;
+        let refused = |fault| ConnectError::PeerRefused {
+            host: host(),
+            address,
+            fault,
+        };
+        let leaf = peer(&quinn).map_err(refused)?;
         // the connection is listed before it is accepted, so that it can be closed from the first moment on
-        let connection = self
-            .shared
-            .registry
-            .list(quinn, expected, false, usize::MAX);
+        let connection = self.shared.registry.list(quinn, &leaf, false, usize::MAX);
         let connection = match connection {
             Admission::Listed { connection, .. } => connection,
-            Admission::Unauthorised(..) => unreachable!("only those who connect to us are checked"),
+            Admission::Refused(quinn, fault, said) => {
+                quinn.close(CloseCode::Unauthorised.wire(), said.as_bytes());
+                return Err(refused(fault));
+            }
         };
         let mut acceptance = connection.0.quinn.accept_uni().await.map_err(explain)?;
         let mut said = [0];
@@ -696,8 +722,8 @@ impl Incoming {
                     fault,
                 }
             };
-        let host = match peer(&quinn) {
-            Ok(host) => host,
+        let leaf = match peer(&quinn) {
+            Ok(leaf) => leaf,
             Err(fault) => {
                 return Err(refuse(
                     &quinn,
@@ -709,7 +735,7 @@ impl Incoming {
             }
         };
         let limit = shared.settings.max_connections_per_host;
-        let connection = match shared.registry.list(quinn, &host, true, limit) {
+        let connection = match shared.registry.list(quinn, &leaf, true, limit) {
             Admission::Listed {
                 connection,
                 replaced,
@@ -719,12 +745,12 @@ impl Incoming {
                 }
                 connection
             }
-            Admission::Unauthorised(quinn, said) => {
+            Admission::Refused(quinn, fault, said) => {
                 return Err(refuse(
                     &quinn,
                     CloseCode::Unauthorised,
-                    Some(host),
-                    Fault::Unauthorised,
+                    Some(leaf.host),
+                    fault,
                     &said,
                 ));
             }
@@ -802,14 +828,21 @@ fn explain_accept(
     }
 }
 
-/// The host that the peer's verified certificate names.
-fn peer(quinn: &quinn::Connection) -> Result<HostId, Fault> {
+/// The reason that a connection gets whose certificate isn't the host's any more.
+fn superseded(host: &HostId) -> String {
+    format!(
+        "{host} has enrolled anew since this certificate was signed, or was readmitted; enrol it with a token"
+    )
+}
+
+/// What the peer's verified certificate says.
+fn peer(quinn: &quinn::Connection) -> Result<Leaf, Fault> {
     let chain = quinn
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(Fault::NoCertificate)?;
     let leaf = chain.first().ok_or(Fault::NoCertificate)?;
-    identity::host(leaf).map_err(|cause| Fault::Identity(Some(cause)))
+    Leaf::read(leaf).map_err(|cause| Fault::Identity(Some(cause)))
 }
 
 enum Admission {
@@ -818,30 +851,34 @@ enum Admission {
         /// Older connections of the same host, over its limit: to be closed.
         replaced: Vec<Arc<Inner>>,
     },
-    /// With what it is told.
-    Unauthorised(quinn::Connection, String),
+    /// Why, and what it is told.
+    Refused(quinn::Connection, Fault, String),
 }
 
 impl Registry {
-    /// Checks the host, if it came to us, and lists its connection: one step under one lock.
+    /// Checks the host, if it came to us, and its certificate, and lists its connection: one step under one lock.
     fn list(
         self: &Arc<Self>,
         quinn: quinn::Connection,
-        host: &HostId,
+        leaf: &Leaf,
         accepted: bool,
         limit: usize,
     ) -> Admission {
+        let (host, signed) = (&leaf.host, leaf.validity.signed());
         // Declared before the lock, so that it is dropped after it: the drop of a connection's last handle takes the lock.
         let mut standing = Vec::new();
         let mut listed = self.lock();
         if accepted && let Some(words) = listed.turned_away.get(host) {
-            return Admission::Unauthorised(quinn, words.clone());
+            return Admission::Refused(quinn, Fault::Unauthorised, words.clone());
         }
         if accepted && !listed.authorised.allows(host) {
             let words = format!(
                 "{host} isn't on the list of authorised hosts; add it to the fleet, and wait for the coordinator's next roster"
             );
-            return Admission::Unauthorised(quinn, words);
+            return Admission::Refused(quinn, Fault::Unauthorised, words);
+        }
+        if listed.supersedes(host, signed) {
+            return Admission::Refused(quinn, Fault::Superseded, superseded(host));
         }
         let mut replaced = Vec::new();
         if accepted {
@@ -858,12 +895,14 @@ impl Registry {
         }
         let number = listed.next;
         listed.next += 1;
-        let connection = Connection::new(quinn, host.clone(), Arc::downgrade(self), number);
+        let connection =
+            Connection::new(quinn, (host.clone(), signed), Arc::downgrade(self), number);
         listed.connections.insert(
             number,
             Entry {
                 connection: Arc::downgrade(&connection.0),
                 host: host.clone(),
+                signed,
                 accepted,
             },
         );
@@ -899,6 +938,18 @@ impl Registry {
                 let words = listed.turned_away.get(&entry.host)?;
                 Some((entry.connection.upgrade()?, words.clone()))
             })
+            .collect()
+    }
+
+    /// Replaces the oldest times; returns the connections of older certificates. As for [`Self::authorise`], the caller
+    /// closes and drops them.
+    fn supersede(&self, oldest: BTreeMap<HostId, SystemTime>) -> Vec<Connection> {
+        let mut listed = self.lock();
+        listed.oldest = oldest;
+        let entries = listed.connections.values();
+        entries
+            .filter(|entry| listed.supersedes(&entry.host, entry.signed))
+            .filter_map(|entry| entry.connection.upgrade().map(Connection))
             .collect()
     }
 

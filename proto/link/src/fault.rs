@@ -31,6 +31,9 @@ pub enum Fault {
     Identity(Option<IdentityError>),
     /// The host isn't on the other side's list of authorised hosts.
     Unauthorised,
+    /// The host has enrolled since the certificate was signed, or was readmitted: whoever shows it may have stolen its key.
+    /// The side that is refused hears it as [`Self::Unauthorised`], with words.
+    Superseded,
     /// The other side has as many connections or handshakes as it allows; it may have room later.
     Busy,
     /// Anything else that TLS or QUIC has to say.
@@ -88,6 +91,7 @@ impl Fault {
             Self::WrongHost(_) => "wrong_host",
             Self::Identity(_) => "identity",
             Self::Unauthorised => "unauthorised",
+            Self::Superseded => "superseded",
             Self::Busy => "busy",
             Self::Other(_) => "other",
         }
@@ -131,6 +135,11 @@ impl Fault {
             Self::Unauthorised => "it isn't on the list of authorised hosts; \
                  add it to the fleet, if it should be part of it"
                 .to_owned(),
+            Self::Superseded => {
+                "its certificate is from before the host enrolled last or was readmitted; \
+                 enrol it with a token"
+                    .to_owned()
+            }
             Self::Busy => "we have as many connections as we allow".to_owned(),
             Self::Other(said) => said.clone(),
         }
@@ -169,6 +178,11 @@ impl Fault {
             Self::Unauthorised => "we aren't on its list of authorised hosts; \
                  add this host to the fleet, and wait for the coordinator's next roster"
                 .to_owned(),
+            Self::Superseded => {
+                "our certificate is from before this host enrolled last or was readmitted; \
+                 enrol it with a token"
+                    .to_owned()
+            }
             Self::Busy => "it has as many connections as it allows; try again later".to_owned(),
             Self::Other(said) => said.clone(),
         }

@@ -85,16 +85,35 @@ impl Leaf {
 /// the nights of a machine whose timers stand still while it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// It isn't good before.
+    /// It isn't good before. Somewhat earlier than it was signed: see [`signed`](Self::signed).
     pub issued: SystemTime,
     /// From then on every handshake is refused; connections that stand go on.
     pub expires: SystemTime,
+}
+
+/// A host whose clock is behind by less than this accepts a fresh certificate; a short-lived one bears less, so that most
+/// of its life is still before it.
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
+
+/// By how much a certificate that is good for `lifetime` is dated back by the authority that signs it. Whole seconds, as
+/// certificates have them, and one at least: one that counts from the next second on is good at once.
+#[must_use]
+pub fn dated_back(lifetime: Duration) -> Duration {
+    Duration::from_secs(CLOCK_SKEW.min(lifetime / 12).as_secs().max(1))
 }
 
 /// The longest pause between two looks at whether a renewal is due.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
 impl Validity {
+    /// When it was signed, to the second: certificates are [dated back](dated_back).
+    #[must_use]
+    pub fn signed(&self) -> SystemTime {
+        let life = self.expires.duration_since(self.issued).unwrap_or_default();
+        // its lifetime and a twelfth of that
+        self.issued + dated_back(life * 12 / 13)
+    }
+
     /// Whether two thirds of its life are over.
     #[must_use]
     pub fn renewal_due(&self, now: SystemTime) -> bool {
@@ -136,6 +155,19 @@ fn parse<'a>(leaf: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Identi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_a_certificate_was_signed_shows_whatever_its_lifetime() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for seconds in (0..200).chain([3_599, 3_600, 3_601, 86_400, 2_592_000]) {
+            let lifetime = Duration::from_secs(seconds);
+            let validity = Validity {
+                issued: now - dated_back(lifetime),
+                expires: now + lifetime,
+            };
+            assert_eq!(validity.signed(), now, "{seconds} s");
+        }
+    }
 
     #[test]
     fn a_renewal_is_due_when_two_thirds_of_a_life_are_over() {

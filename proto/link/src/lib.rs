@@ -34,7 +34,7 @@ pub use endpoint::{
     AcceptError, Authorised, BindError, ConnectError, Endpoint, Incoming, RenewError,
 };
 pub use fault::Fault;
-pub use identity::{IdentityError, Leaf, Validity};
+pub use identity::{IdentityError, Leaf, Validity, dated_back};
 pub use locals::LocalNames;
 pub use pinned::{ApiAddressError, HandshakeError, api_address, parse_pin, pinned};
 pub use reset::ResetSecret;

@@ -91,7 +91,12 @@ fn expire(cluster: &Cluster, dir: &TempDir) {
     let pem = std::fs::read_to_string(&path).unwrap();
     let (key, _) = pem.split_at(pem.find("-----BEGIN CERTIFICATE").unwrap());
     let mut params = CertificateParams::new(vec![agent.host.clone()]).unwrap();
-    // certificates are dated back by five minutes, and this one isn't older than the enrolment
+    // as if the host had enrolled before that
+    let record = dir
+        .path()
+        .join("coordinator/state/enrolled")
+        .join(&agent.host);
+    std::fs::write(record, r#"{"at_unix": 1}"#).unwrap();
     let now = SystemTime::now();
     params.not_before = (now - Duration::from_secs(200)).into();
     params.not_after = (now - Duration::from_secs(100)).into();

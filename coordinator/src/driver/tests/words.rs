@@ -225,7 +225,7 @@ async fn a_host_that_is_revoked_or_never_enrolled_is_said_to_be() {
             .hosts
             .insert(host.clone(), HostEntry::default());
     }
-    membership.enrolled = [there.clone(), revoked.clone()].into();
+    membership.enrolled = [(there.clone(), 0), (revoked.clone(), 0)].into();
     let revocation = Revocation {
         at_unix: 1_795_874_712,
         reason: "disk smells".into(),

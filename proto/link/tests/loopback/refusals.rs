@@ -116,6 +116,40 @@ async fn a_host_that_is_turned_away_hears_why_and_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_certificate_from_before_the_host_enrolled_last_is_refused_on_either_side() {
+    let fleet = Authority::new();
+    let (a, b) = (fleet.endpoint("a"), fleet.endpoint("b"));
+    let (there, here) = join(&a, &b, "b").await;
+    let (there, here) = (there.unwrap(), here.unwrap());
+    let signed = here.certificate_signed();
+    let later = signed + Duration::from_secs(1);
+    // of another host, or no later than it was signed
+    b.supersede([(host("a"), signed), (host("c"), later)].into());
+    let (again, _kept) = join(&a, &b, "b").await;
+    again.unwrap();
+    b.supersede([(host("a"), later)].into());
+    let CloseReason::Peer { code, reason } = there.closed().await else {
+        panic!("closed by itself");
+    };
+    assert_eq!(code, CloseCode::Unauthorised);
+    assert!(reason.contains("enrolled anew"), "{reason}");
+    assert_eq!(
+        faults(&a, &b, "b").await,
+        (Fault::Unauthorised, Fault::Superseded)
+    );
+    // nor is one believed that answers at the host's address
+    let refused = join(&b, &a, "a").await.0.unwrap_err();
+    let ConnectError::PeerRefused { fault, .. } = &refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(fault, &Fault::Superseded);
+    assert!(refused.to_string().contains("token"), "{refused}");
+    b.supersede([].into());
+    let (there, _here) = join(&a, &b, "b").await;
+    there.unwrap();
+}
+
+#[tokio::test]
 async fn a_certificate_that_is_not_valid_yet_is_refused() {
     let fleet = Authority::new();
     let good = fleet.endpoint("good");
