@@ -41,6 +41,37 @@ const MAX_QUOTE: usize = 120;
 /// Manifests that are kept by digest, so that a known image needs no registry.
 const MAX_MANIFESTS: usize = 64;
 
+/// Of each, the askers that are remembered.
+const MAX_GIVEN_TO: usize = 64;
+
+/// A manifest's bytes and media type.
+type Found = (Bytes, String);
+
+/// A manifest that some registry gave.
+#[derive(Debug)]
+struct Known {
+    found: Found,
+    given_to: BTreeSet<Asked>,
+}
+
+/// Which repository was asked, and with the credentials of which pull Secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Asked {
+    registry: String,
+    repository: String,
+    secret: Option<String>,
+}
+
+impl Asked {
+    fn of(parsed: &Reference, secret: Option<&String>) -> Self {
+        Self {
+            registry: parsed.registry().to_owned(),
+            repository: parsed.repository().to_owned(),
+            secret: secret.cloned(),
+        }
+    }
+}
+
 /// A short-lived right to pull, as hosts get it.
 #[derive(Clone)]
 pub(crate) struct PullToken {
@@ -73,7 +104,7 @@ pub(crate) struct Registries {
     config: Origin,
     client: Client,
     /// Read and written for a moment, never across an await.
-    manifests: Mutex<BTreeMap<Digest, (Bytes, String)>>,
+    manifests: Mutex<BTreeMap<Digest, Known>>,
     /// Those of each pull Secret by its name: they are used for who names that Secret, and nobody else. For a moment too.
     learned: Mutex<BTreeMap<String, Logins>>,
 }
@@ -242,17 +273,22 @@ impl Registries {
     /// Remembers the manifests of images that are wanted already.
     pub(crate) fn remember(&self, wants: &[Want]) {
         for want in wants {
-            self.enter(
-                want.digest(),
-                want.manifest.clone(),
-                want.media_type.clone(),
-            );
+            let references = want.references.iter();
+            let asked = references.filter_map(|reference| {
+                Some(Asked::of(
+                    &parse(reference).ok()?,
+                    want.secrets.get(reference),
+                ))
+            });
+            let found = (want.manifest.clone(), want.media_type.clone());
+            self.enter(want.digest(), found, asked);
         }
     }
 
     /// The image that `reference` names now, ready to be wanted on `hosts`. One resolution: the tag may move afterwards.
     ///
-    /// A reference by digest that is known needs no registry. The registry is asked with what `secret` holds for it, where
+    /// A manifest that is known isn't fetched again. But knowing a digest gives nobody an image: a repository that hasn't given
+    /// it to these credentials before is asked whether it does. The registry is asked with what `secret` holds for it, where
     /// that names a pull Secret that was learned; else with the fleet file's credentials.
     pub(crate) async fn resolve(
         &self,
@@ -261,25 +297,30 @@ impl Registries {
         secret: Option<&String>,
     ) -> Result<Want, ResolveError> {
         let parsed = parse(reference)?;
-        let known = parsed
-            .digest()
-            .and_then(|digest| digest.parse().ok())
-            .and_then(|digest| self.known(&digest).map(|known| (digest, known)));
-        let (digest, (manifest, media_type)) = match known {
-            Some(known) => known,
-            None => {
-                let fetched =
-                    timeout(RESOLVE_TIMEOUT, self.fetch(reference, &parsed, secret)).await;
-                fetched.map_err(|_| ResolveError::Timeout {
-                    reference: reference.to_owned(),
-                })??
+        let asked = Asked::of(&parsed, secret);
+        let digest = parsed.digest().and_then(|digest| digest.parse().ok());
+        let known = digest.and_then(|digest| self.known(&digest, &asked));
+        let asking = async {
+            match known {
+                Some((found, true)) => Ok(found),
+                Some((found, false)) => {
+                    self.may_have(reference, &parsed, secret).await?;
+                    Ok(found)
+                }
+                None => self.fetch(reference, &parsed, secret).await,
             }
         };
+        let (digest, (manifest, media_type)) =
+            timeout(RESOLVE_TIMEOUT, asking)
+                .await
+                .map_err(|_| ResolveError::Timeout {
+                    reference: reference.to_owned(),
+                })??;
         let layout = Layout::parse(&manifest, &digest).map_err(|error| ResolveError::Image {
             reference: reference.to_owned(),
             error,
         })?;
-        self.enter(digest, manifest.clone(), media_type.clone());
+        self.enter(digest, (manifest.clone(), media_type.clone()), [asked]);
         Ok(Want {
             layout: Arc::new(layout),
             manifest,
@@ -385,35 +426,39 @@ impl Registries {
         reference: &str,
         parsed: &Reference,
         secret: Option<&String>,
-    ) -> Result<(Digest, (Bytes, String)), ResolveError> {
+    ) -> Result<(Digest, Found), ResolveError> {
         let repository = self.repository(reference, parsed, secret)?;
-        let mut backoff = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
-        for _ in 1..ATTEMPTS {
-            match repository.manifest(repository.version()).await {
-                Ok(manifest) => {
-                    return Ok((manifest.digest, (manifest.bytes, manifest.media_type)));
-                }
-                Err(error) if error.is_retryable() => {
-                    tokio::time::sleep(backoff.delay(error.retry_after())).await;
-                }
-                Err(error) => return Err(failed(reference, error)),
-            }
-        }
-        match repository.manifest(repository.version()).await {
-            Ok(manifest) => Ok((manifest.digest, (manifest.bytes, manifest.media_type))),
-            Err(error) => Err(failed(reference, error)),
-        }
+        let found = patiently(|| repository.manifest(repository.version())).await;
+        let manifest = found.map_err(|error| failed(reference, error))?;
+        Ok((manifest.digest, (manifest.bytes, manifest.media_type)))
     }
 
-    fn known(&self, digest: &Digest) -> Option<(Bytes, String)> {
+    /// Whether the registry gives these credentials what the reference names.
+    async fn may_have(
+        &self,
+        reference: &str,
+        parsed: &Reference,
+        secret: Option<&String>,
+    ) -> Result<(), ResolveError> {
+        let repository = self.repository(reference, parsed, secret)?;
+        let found = patiently(|| repository.resolve(repository.version())).await;
+        found.map(drop).map_err(|error| failed(reference, error))
+    }
+
+    /// A manifest, and whether it was given to who asks so before.
+    fn known(&self, digest: &Digest, asked: &Asked) -> Option<((Digest, Found), bool)> {
         let manifests = self
             .manifests
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        manifests.get(digest).cloned()
+        let known = manifests.get(digest)?;
+        Some((
+            (*digest, known.found.clone()),
+            known.given_to.contains(asked),
+        ))
     }
 
-    fn enter(&self, digest: Digest, manifest: Bytes, media_type: String) {
+    fn enter(&self, digest: Digest, found: Found, asked: impl IntoIterator<Item = Asked>) {
         let mut manifests = self
             .manifests
             .lock()
@@ -422,8 +467,34 @@ impl Registries {
             // Any will do: it costs one request to the registry to have it again.
             manifests.pop_first();
         }
-        manifests.insert(digest, (manifest, media_type));
+        let known = manifests.entry(digest).or_insert_with(|| Known {
+            found,
+            given_to: BTreeSet::new(),
+        });
+        for asked in asked {
+            if known.given_to.len() >= MAX_GIVEN_TO {
+                known.given_to.clear();
+            }
+            known.given_to.insert(asked);
+        }
     }
+}
+
+/// Asks a registry, and again while it says that this may help.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, OriginError>
+where
+    F: Future<Output = Result<T, OriginError>>,
+{
+    let mut backoff = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
+    for _ in 1..ATTEMPTS {
+        match ask().await {
+            Err(error) if error.is_retryable() => {
+                tokio::time::sleep(backoff.delay(error.retry_after())).await;
+            }
+            done => return done,
+        }
+    }
+    ask().await
 }
 
 fn failed(reference: &str, error: OriginError) -> ResolveError {

@@ -239,8 +239,10 @@ impl Blobs {
         Ok(reading)
     }
 
-    /// Lets blobs go until `need` more bytes fit.
+    /// Lets blobs go until `need` more bytes fit. None goes where all of them together wouldn't do: a size is what some
+    /// registry says.
     fn make_room(&self, inner: &mut Inner, need: u64) -> Result<(), BeginError> {
+        let mut idle: u64 = inner.idle().map(|blob| blob.size()).sum();
         loop {
             let space = (self.space)(&self.root)?;
             let floor = space.total_bytes / 100 * u64::from(self.floor_percent.min(100));
@@ -249,7 +251,11 @@ impl Blobs {
             if fits && space.free_bytes >= need.saturating_add(floor) {
                 return Ok(());
             }
-            let Some(oldest) = self.next_to_go(inner) else {
+            let could = (inner.bytes - idle.min(inner.bytes)).saturating_add(need)
+                <= self.budget_bytes
+                && space.free_bytes.saturating_add(idle) >= need.saturating_add(floor);
+            let oldest = self.next_to_go(inner).filter(|_| could);
+            let Some(oldest) = oldest else {
                 return Err(BeginError::NoRoom {
                     need_bytes: need,
                     budget_bytes: self.budget_bytes,
@@ -257,7 +263,9 @@ impl Blobs {
                 });
             };
             info!(content = %oldest, "a blob leaves the cache to make room");
+            let before = inner.bytes;
             self.drop_blob(inner, &oldest)?;
+            idle = idle.saturating_sub(before - inner.bytes);
         }
     }
 

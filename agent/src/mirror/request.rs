@@ -11,6 +11,8 @@ use proto::Digest;
 
 /// The longest name of a repository (distribution specification).
 const MAX_NAME: usize = 255;
+/// Stands for a repository where a registry is asked.
+pub(crate) const ANY: &str = "any";
 /// The longest host with its port.
 const MAX_HOST: usize = 255 + 6;
 
@@ -25,6 +27,10 @@ pub(crate) enum Asked {
     Blob(Repository, Digest),
     /// The list of tags, with `n` and `last` as given.
     Tags(Repository, String),
+    /// What refers to a manifest, with `artifactType` as given.
+    Referrers(Repository, Digest, String),
+    /// The registry's repositories, with `n` and `last` as given. The repository is any.
+    Catalog(Repository, String),
 }
 
 /// A repository of an upstream registry.
@@ -70,6 +76,15 @@ pub(crate) fn parse(
         return Ok(Asked::Base);
     }
     let rest = decode(rest.strip_prefix('/').ok_or(Refused::NoRoute)?).ok_or(Refused::Name)?;
+    if let Some(name) = rest.strip_suffix("_catalog") {
+        let repository = repository(&format!("{name}{ANY}"), query, default)?;
+        // a name that ends so is a repository's, not the registry's
+        return if repository.name == ANY {
+            Ok(Asked::Catalog(repository, page(query.unwrap_or_default())))
+        } else {
+            Err(Refused::NoRoute)
+        };
+    }
     let (rest, last) = rest.rsplit_once('/').ok_or(Refused::NoRoute)?;
     let (name, kind) = rest.rsplit_once('/').ok_or(Refused::NoRoute)?;
     match kind {
@@ -89,6 +104,15 @@ pub(crate) fn parse(
             repository(name, query, default)?,
             page(query.unwrap_or_default()),
         )),
+        "referrers" => {
+            let digest = Digest::from_str(last).map_err(|_| Refused::Digest)?;
+            let wanted = kind_wanted(query.unwrap_or_default());
+            Ok(Asked::Referrers(
+                repository(name, query, default)?,
+                digest,
+                wanted,
+            ))
+        }
         _ => Err(Refused::NoRoute),
     }
 }
@@ -181,6 +205,24 @@ fn page(query: &str) -> String {
         page.push(format!("last={last}"));
     }
     page.join("&")
+}
+
+/// `artifactType` of a query, as it may be passed on: a media type (RFC 6838).
+fn kind_wanted(query: &str) -> String {
+    let wanted = value(query, "artifactType").and_then(decode);
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"/!#$&-^_.+".contains(&byte);
+    match wanted.filter(|wanted| !wanted.is_empty() && wanted.len() <= 255) {
+        Some(wanted) if wanted.bytes().all(fits) => {
+            // what has a meaning in a query goes encoded
+            let encode = |byte: u8| match byte {
+                b'+' | b'&' | b'#' | b'^' => format!("%{byte:02X}"),
+                byte => char::from(byte).to_string(),
+            };
+            let encoded: String = wanted.bytes().map(encode).collect();
+            format!("artifactType={encoded}")
+        }
+        _ => String::new(),
+    }
 }
 
 fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
@@ -314,6 +356,32 @@ mod tests {
                 "n=5&last=x".into()
             ))
         );
+        let query = Some("artifactType=application%2Fx%2Bjson&evil=1");
+        let referrers = "artifactType=application/x%2Bjson";
+        for (path, query, asked) in [
+            (
+                format!("/v2/ghcr.io/a/referrers/{digest}"),
+                query,
+                Asked::Referrers(repository("ghcr.io", "a", false), digest, referrers.into()),
+            ),
+            (
+                format!("/v2/ghcr.io/a/referrers/{digest}"),
+                Some("artifactType=a%20b"),
+                Asked::Referrers(repository("ghcr.io", "a", false), digest, String::new()),
+            ),
+            (
+                "/v2/ghcr.io/_catalog".into(),
+                Some("n=5&evil=1"),
+                Asked::Catalog(repository("ghcr.io", ANY, false), "n=5".into()),
+            ),
+            (
+                "/v2/_catalog".into(),
+                Some("ns=ghcr.io"),
+                Asked::Catalog(repository("ghcr.io", ANY, true), String::new()),
+            ),
+        ] {
+            assert_eq!(parse(&path, query, None), Ok(asked), "{path}");
+        }
         for base in ["/v2", "/v2/"] {
             assert_eq!(parse(base, None, None), Ok(Asked::Base));
         }
@@ -326,8 +394,10 @@ mod tests {
             ("/".to_owned(), Refused::NoRoute),
             ("/v1/x".into(), Refused::NoRoute),
             ("/v2x".into(), Refused::NoRoute),
-            ("/v2/ghcr.io/a/referrers/x".into(), Refused::NoRoute),
-            ("/v2/_catalog".into(), Refused::NoRoute),
+            ("/v2/ghcr.io/a/referrers/x".into(), Refused::Digest),
+            ("/v2/_catalog".into(), Refused::NoRegistry),
+            ("/v2/ghcr.io/a/_catalog".into(), Refused::NoRoute),
+            ("/v2/ghcr.io_catalog".into(), Refused::NoRegistry),
             ("/v2/ghcr.io/A/manifests/1".into(), Refused::Name),
             ("/v2/ghcr.io/../manifests/1".into(), Refused::Name),
             ("/v2/ghcr.io/a%2F..%2Fb/manifests/1".into(), Refused::Name),
@@ -370,6 +440,7 @@ mod tests {
                 let at = match &asked {
                     Asked::Base => return Ok(()),
                     Asked::Manifest(at, _) | Asked::Blob(at, _) | Asked::Tags(at, _) => at,
+                    Asked::Referrers(at, ..) | Asked::Catalog(at, _) => at,
                 };
                 prop_assert!(at.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-/".contains(&byte)));
                 prop_assert!(!at.name.contains("..") && !at.name.contains("//") && !at.name.is_empty());

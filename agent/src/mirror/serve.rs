@@ -54,6 +54,7 @@ use crate::{
 const PIECE: usize = 256 << 10;
 
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
+const FILTERS_HEADER: HeaderName = HeaderName::from_static("oci-filters-applied");
 const API_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// The body of an answer to hyper.
@@ -193,6 +194,8 @@ impl Service {
             Ok(Asked::Manifest(..)) => "manifest",
             Ok(Asked::Blob(..)) => "blob",
             Ok(Asked::Tags(..)) => "tags",
+            Ok(Asked::Referrers(..)) => "referrers",
+            Ok(Asked::Catalog(..)) => "catalog",
             Err(_) => "other",
         };
         let (method, headers) = (request.method(), request.headers());
@@ -299,7 +302,9 @@ impl Service {
         };
         if let Asked::Manifest(repository, _)
         | Asked::Blob(repository, _)
-        | Asked::Tags(repository, _) = &asked
+        | Asked::Tags(repository, _)
+        | Asked::Referrers(repository, ..)
+        | Asked::Catalog(repository, _) = &asked
             && !self.settings.serves(&repository.registry)
         {
             let message = format!(
@@ -313,7 +318,29 @@ impl Service {
             Asked::Manifest(repository, version) => {
                 self.manifest(&repository, &version, headers, &client).await
             }
-            Asked::Tags(repository, query) => self.tags(&repository, &query, &client).await,
+            Asked::Tags(repository, query) => {
+                let ask = || self.upstreams.tags(&repository, &query, &client);
+                let listed = self.persist(&repository, "tags/list", ask).await?;
+                Ok(listed.map_or_else(
+                    |refused| refused,
+                    |found| list(&repository, "tags/list", found),
+                ))
+            }
+            Asked::Referrers(repository, digest, query) => {
+                let path = format!("referrers/{digest}");
+                let asked = (&digest, query.as_str());
+                let ask = || self.upstreams.referrers(&repository, asked, &client);
+                let listed = self.persist(&repository, &path, ask).await?;
+                Ok(listed.map_or_else(|refused| refused, |found| list(&repository, &path, found)))
+            }
+            Asked::Catalog(repository, query) => {
+                let ask = || self.upstreams.catalog(&repository, &query, &client);
+                let listed = self.persist(&repository, "_catalog", ask).await?;
+                Ok(listed.map_or_else(
+                    |refused| refused,
+                    |found| list(&repository, "_catalog", found),
+                ))
+            }
             Asked::Blob(repository, digest) => {
                 let head = method == Method::HEAD;
                 self.blob(&repository, digest, headers, &client, head, began, pulse)
@@ -330,7 +357,7 @@ impl Service {
         {
             let any = Repository {
                 registry: registry.clone(),
-                name: "any".into(),
+                name: request::ANY.into(),
                 by_namespace: false,
             };
             if let Some(challenge) = self.upstreams.challenge(&any, "tags/list").await
@@ -391,27 +418,6 @@ impl Service {
             headers.insert(CONTENT_TYPE, value);
         }
         name(headers, &manifest.digest);
-        Ok(response)
-    }
-
-    async fn tags(
-        &self,
-        repository: &Repository,
-        query: &str,
-        client: &Client,
-    ) -> Result<Response<Content>, Broken> {
-        let ask = || self.upstreams.tags(repository, query, client);
-        let (bytes, link) = match self.persist(repository, "tags/list", ask).await? {
-            Ok(tags) => tags,
-            Err(response) => return Ok(response),
-        };
-        let mut response = Response::new(whole(bytes));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // the upstream's own path; ours has the registry before the name, or in the query
-        if let Some(link) = link.and_then(|link| relocated(&link, repository)) {
-            headers.insert(LINK, link);
-        }
         Ok(response)
     }
 
@@ -877,7 +883,7 @@ fn refusal_of(refused: Refused) -> Refusal {
         Refused::NoRoute => (
             StatusCode::NOT_FOUND,
             "UNSUPPORTED",
-            "the mirror serves manifests, blobs and lists of tags",
+            "the mirror serves manifests, blobs, referrers, and lists of tags and repositories",
         ),
         Refused::Name => (
             StatusCode::BAD_REQUEST,
@@ -924,20 +930,49 @@ fn carries(header: &str, token: &str) -> bool {
             .unwrap_or(false)
 }
 
-/// A `Link` to the next page of tags, on our path.
-fn relocated(link: &HeaderValue, repository: &Repository) -> Option<HeaderValue> {
+/// A list as the upstream gives it: tags, referrers, repositories.
+fn list(
+    repository: &Repository,
+    path: &str,
+    (bytes, given): (Bytes, HeaderMap),
+) -> Response<Content> {
+    let mut response = Response::new(whole(bytes));
+    let headers = response.headers_mut();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(
+        CONTENT_TYPE,
+        given.get(CONTENT_TYPE).cloned().unwrap_or(json),
+    );
+    if let Some(applied) = given.get(FILTERS_HEADER) {
+        headers.insert(FILTERS_HEADER, applied.clone());
+    }
+    // the upstream's own path; ours has the registry before the name, or in the query
+    let link = given
+        .get(LINK)
+        .and_then(|link| relocated(link, repository, path));
+    if let Some(link) = link {
+        headers.insert(LINK, link);
+    }
+    response
+}
+
+/// A `Link` to the next page of a list, on our path.
+fn relocated(link: &HeaderValue, repository: &Repository, path: &str) -> Option<HeaderValue> {
     let text = link.to_str().ok()?;
     let query = text.split_once('?')?.1.split_once('>')?.0;
-    let (path, namespace) = if repository.by_namespace {
-        (
-            repository.name.clone(),
-            format!("&ns={}", repository.registry),
-        )
-    } else {
-        (repository.reference(), String::new())
+    let registry = &repository.registry;
+    let name = match (path, repository.by_namespace) {
+        ("_catalog", true) => String::new(),
+        ("_catalog", false) => format!("{registry}/"),
+        (_, true) => format!("{}/", repository.name),
+        (_, false) => format!("{}/", repository.reference()),
+    };
+    let namespace = match repository.by_namespace {
+        true => format!("&ns={registry}"),
+        false => String::new(),
     };
     HeaderValue::from_str(&format!(
-        "</v2/{path}/tags/list?{query}{namespace}>; rel=\"next\""
+        "</v2/{name}{path}?{query}{namespace}>; rel=\"next\""
     ))
     .ok()
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::header::HeaderValue;
+use hyper::{HeaderMap, header::HeaderValue};
 use origin::{Manifest, OriginError, Secret, Version};
 use proto::Digest;
 
@@ -193,15 +193,37 @@ impl Upstreams {
         }
     }
 
-    /// The list of tags, and its `Link`, as the upstream gives them.
+    /// The list of tags, and its headers, as the upstream gives them.
     pub(crate) async fn tags(
         &self,
         repository: &Repository,
         query: &str,
         client: &Client,
-    ) -> Result<(Bytes, Option<HeaderValue>), OriginError> {
+    ) -> Result<(Bytes, HeaderMap), OriginError> {
         let handle = self.handle(repository, client)?;
         handle.tags(query).await
+    }
+
+    /// What refers to a manifest, and headers, as the upstream gives them.
+    pub(crate) async fn referrers(
+        &self,
+        repository: &Repository,
+        (digest, query): (&Digest, &str),
+        client: &Client,
+    ) -> Result<(Bytes, HeaderMap), OriginError> {
+        let handle = self.handle(repository, client)?;
+        handle.referrers(digest, query).await
+    }
+
+    /// The registry's repositories, and headers, as the upstream gives them.
+    pub(crate) async fn catalog(
+        &self,
+        repository: &Repository,
+        query: &str,
+        client: &Client,
+    ) -> Result<(Bytes, HeaderMap), OriginError> {
+        let handle = self.handle(repository, client)?;
+        handle.catalog(query).await
     }
 
     /// What the upstream demands of somebody without credentials who reads `path`.

@@ -86,7 +86,7 @@ pub(crate) struct Content {
     pub(crate) origin_retry_at: Option<Moment>,
     /// When something last arrived.
     pub(crate) grown_at: Moment,
-    /// When a push was last offered, or the first announcement came.
+    /// When a push was last offered, or the first announcement of a part came.
     pub(crate) pushed_at: Option<Moment>,
     /// When anything was last heard of it.
     pub(crate) news_at: Moment,
@@ -170,7 +170,11 @@ impl Content {
         self.news_at = now;
         if !self.held.is_full() && !chunks.is_empty() {
             self.fresh.union_with(chunks);
-            self.pushed_at.get_or_insert(now);
+            // What a peer has all of when it first says so, and nobody has offered, isn't being spread: whoever spread it did so
+            // before we wanted it. No push is waited for.
+            if !chunks.is_full() {
+                self.pushed_at.get_or_insert(now);
+            }
         }
     }
 

@@ -478,6 +478,10 @@ async fn a_host_enrols_stages_reports_and_the_second_stage_is_instant() {
         (reply.image.state, reply.image.hosts_selected),
         (ImageState::Staging, 1)
     );
+    // knowing a digest doesn't give its image: this repository doesn't have it
+    let other = format!("{}/other@{digest}", world.registry_at);
+    let refused = world.post::<StageReply>("/v1/images", json!({"reference": other}));
+    assert!(refused.await.is_err());
     let order = agent.stage_order().await;
     assert_eq!(Digest::of(&order.manifest), digest);
     assert_eq!(order.references, [world.reference("one")]);

@@ -5,9 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
-    header::{
-        ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LINK, RANGE, WWW_AUTHENTICATE,
-    },
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE},
 };
 use oci_spec::distribution::Reference;
 use proto::Digest;
@@ -375,40 +373,71 @@ impl Repository {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let path = format!("blobs/{digest}");
         let asked = |method| self.ask(&what, Access::Pull, method, &path, &headers);
-        let answer = match asked(Method::HEAD).await {
-            // such as an address that is signed for GET alone: what that says counts, and its body isn't read
-            Err(error) if !error.is_retryable() => asked(Method::GET).await?,
-            answer => answer?,
+        let size = |answer: &Answer| {
+            let length = answer.response.headers().get(CONTENT_LENGTH);
+            length.and_then(|value| value.to_str().ok()?.parse().ok())
         };
-        let length = answer.response.headers().get(CONTENT_LENGTH);
-        length
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .ok_or_else(|| OriginError::Malformed {
-                what,
-                host: authority(&answer.from),
-                cause: "it names no size".to_owned(),
-            })
+        match asked(Method::HEAD).await {
+            Ok(answer) if let Some(size) = size(&answer) => return Ok(size),
+            Err(error) if error.is_retryable() && !matches!(error, OriginError::Status { .. }) => {
+                return Err(error);
+            }
+            // such as an address that is signed for GET alone: what that says counts, and its body isn't read
+            Ok(_) | Err(_) => {}
+        }
+        let answer = asked(Method::GET).await?;
+        size(&answer).ok_or_else(|| OriginError::Malformed {
+            what,
+            host: authority(&answer.from),
+            cause: "it names no size".to_owned(),
+        })
     }
 
-    /// The list of tags as the registry gives it, and its `Link` to more, if any. `query` is `n=…&last=…` or empty.
+    /// The list of tags as the registry gives it, and its headers, such as `Link` to more. `query` is `n=…&last=…` or empty.
     ///
     /// # Errors
     /// See [`OriginError`].
-    pub async fn tags(&self, query: &str) -> Result<(Bytes, Option<HeaderValue>), OriginError> {
+    pub async fn tags(&self, query: &str) -> Result<(Bytes, HeaderMap), OriginError> {
         let what = format!("tags of {}", self.0.name);
-        let joint = if query.is_empty() { "" } else { "?" };
-        let path = format!("tags/list{joint}{query}");
+        let uri = self.uri(&what, &with("tags/list", query))?;
+        self.list(&what, uri).await
+    }
+
+    /// What refers to a manifest (signatures, bills of materials): an index, and its headers. `query` is `artifactType=…` or
+    /// empty.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn referrers(
+        &self,
+        digest: &Digest,
+        query: &str,
+    ) -> Result<(Bytes, HeaderMap), OriginError> {
+        let what = format!("referrers of {digest} in {}", self.0.name);
+        let uri = self.uri(&what, &with(&format!("referrers/{digest}"), query))?;
+        self.list(&what, uri).await
+    }
+
+    /// The names of the registry's repositories, and headers. `query` is as of [`tags`](Self::tags).
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn catalog(&self, query: &str) -> Result<(Bytes, HeaderMap), OriginError> {
+        let what = format!("list of repositories of {}", self.0.name);
+        let path = with("_catalog", query);
+        let uri = self.uri_at(&what, &format!("{}/v2/{path}", self.0.base))?;
+        self.list(&what, uri).await
+    }
+
+    async fn list(&self, what: &str, uri: Uri) -> Result<(Bytes, HeaderMap), OriginError> {
         let answer = self
-            .ask(&what, Access::Pull, Method::GET, &path, &HeaderMap::new())
+            .ask_at(what, Access::Pull, Method::GET, uri, &HeaderMap::new())
             .await?;
         let host = authority(&answer.from);
         let (parts, body) = answer.response.into_parts();
-        let bytes = self
-            .0
-            .client
-            .whole(&what, &host, body, MAX_MANIFEST_BYTES)
-            .await?;
-        Ok((bytes, parts.headers.get(LINK).cloned()))
+        let client = &self.0.client;
+        let bytes = client.whole(what, &host, body, MAX_MANIFEST_BYTES).await?;
+        Ok((bytes, parts.headers))
     }
 
     /// What the registry demands of somebody without credentials who reads this path of the repository (`blobs/…`,
@@ -465,8 +494,19 @@ impl Repository {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, OriginError> {
-        let inner = &self.0;
         let uri = self.uri(what, path)?;
+        self.ask_at(what, access, method, uri, headers).await
+    }
+
+    async fn ask_at(
+        &self,
+        what: &str,
+        access: Access,
+        method: Method,
+        uri: Uri,
+        headers: &HeaderMap,
+    ) -> Result<Answer, OriginError> {
+        let inner = &self.0;
         let mut authorization = inner.auth.ready(&inner.client, access).await?;
         let mut tries = 0;
         loop {
@@ -550,6 +590,12 @@ impl Repository {
             Version::Digest(digest) => format!("image {}@{digest}", self.0.name),
         }
     }
+}
+
+/// A path with its query, if there is one.
+fn with(path: &str, query: &str) -> String {
+    let joint = if query.is_empty() { "" } else { "?" };
+    format!("{path}{joint}{query}")
 }
 
 fn manifest_headers(accept: Option<&HeaderValue>) -> HeaderMap {

@@ -39,6 +39,7 @@ impl Swarm {
         if let Some(content) = self.contents.get_mut(&id) {
             content.set_unwanted_by(index, false);
             content.hear(self.now, slot, chunks, reset);
+            self.pull_wanted |= content.pushed_at.is_none() && content.is_complete_elsewhere();
         }
         let introduced = self.now.since(self.peers[index.at()].up_since) >= INTRODUCED;
         if reset && (introduced || chunks.is_empty()) {

@@ -447,6 +447,22 @@ fn a_large_fleet_is_spread_to_by_parts() {
 }
 
 #[test]
+fn what_a_peer_has_all_of_already_is_asked_for_at_once() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 4, ChunkSet::empty(4)));
+    let actions = feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(4)));
+    assert!(!requests(&actions).is_empty(), "{actions:?}");
+    // one that was heard of in parts, and is whole now, is still being pushed
+    feed(&mut swarm, 200, content(1, 4, ChunkSet::empty(4)));
+    for (millis, chunks) in [(300, set(4, [0, 1])), (400, ChunkSet::full(4))] {
+        let actions = feed(&mut swarm, millis, announced(1, 1, chunks));
+        let of_it =
+            |action: &Action| matches!(action, Action::Request { id, .. } if *id == ContentId(1));
+        assert!(!actions.iter().any(of_it), "{actions:?}");
+    }
+}
+
+#[test]
 fn a_chunk_that_no_push_brings_is_asked_for_after_the_grace() {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));

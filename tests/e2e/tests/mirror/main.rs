@@ -300,7 +300,7 @@ fn a_client_gets_what_the_registry_has_and_the_second_one_from_here() {
                 "DIGEST_INVALID",
             ),
             (Method::GET, "image/manifests/1".into(), 404, "NAME_UNKNOWN"),
-            (Method::GET, "_catalog".into(), 404, "UNSUPPORTED"),
+            (Method::GET, "_catalog".into(), 404, "NAME_UNKNOWN"),
         ] {
             let answer = ask(method, format!("http://{mirror}/v2/{path}"), &[]).await;
             assert_eq!(answer.status.as_u16(), status, "{path}");
