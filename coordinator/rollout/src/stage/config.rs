@@ -34,7 +34,8 @@ pub struct Config {
     /// The longest wait before a content is tried again that made its image fail.
     pub fault_retry_most: Duration,
     /// The same where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]). Two hosts look,
-    /// and then one after 20 minutes, one 40 minutes after that, and so on: at most three times the content in any hour.
+    /// and then one after 20 minutes, one 40 minutes after that, and so on; in a fleet of six and more three look, and then one
+    /// every hour. That is at most three times the content in any hour.
     ///
     /// [`Fault::CutShort`]: crate::stage::event::Fault::CutShort
     pub costly_retry: Duration,

@@ -8,6 +8,9 @@
 use super::*;
 use crate::stage::event::Fault;
 
+/// Tries that an hour costs where each gets nearly the whole content.
+const COSTLY_TRIES: usize = 3;
+
 /// What hosts found wrong with one content, asked for under one image's name, since somebody last got it.
 #[derive(Debug)]
 pub(super) struct Faults {
@@ -108,11 +111,18 @@ impl Plan {
         let able = self.witnesses(&image);
         // as many more as there are who may lie
         let share = self.share(able).min(self.config.bad_witnesses * 2);
-        let enough = self.config.bad_witnesses.max(share).max(1);
-        let (first, most) = match fault {
-            Fault::CutShort => (self.config.costly_retry, self.config.costly_retry_most),
-            _ => (self.config.fault_retry, self.config.fault_retry_most),
-        };
+        let mut enough = self.config.bad_witnesses.max(share).max(1);
+        let mut first = self.config.fault_retry;
+        let mut most = self.config.fault_retry_most;
+        if fault == Fault::CutShort {
+            // each of them gets nearly the whole content: three in an hour at most
+            enough = enough.min(COSTLY_TRIES);
+            most = self.config.costly_retry_most;
+            first = match enough {
+                COSTLY_TRIES => most,
+                _ => self.config.costly_retry,
+            };
+        }
         let (again, again_most) = (self.config.origin_retry, self.config.origin_retry_most);
         let pause = |times: u32| growing(again, again_most, times.saturating_sub(1));
         let Some(content) = self.contents.get_mut(&digest) else {

@@ -175,6 +175,13 @@ impl Lease {
         moves
     }
 
+    /// What its holder says that it got since the last whole chunk, bytes per second.
+    pub(super) fn bytes_per_s_of_chunk(&self, now: Moment) -> u64 {
+        let millis = u64::try_from(now.since(self.chunk_at).as_millis()).unwrap_or(u64::MAX);
+        let bytes = self.bytes - self.chunk_bytes;
+        bytes.saturating_mul(1_000).checked_div(millis).unwrap_or(0)
+    }
+
     /// What its holder gets from the registry, on average.
     pub(super) fn bytes_per_s(&self, now: Moment) -> u64 {
         let micros = u64::try_from(now.since(self.began_at).as_micros()).unwrap_or(u64::MAX);

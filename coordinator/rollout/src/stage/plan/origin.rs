@@ -7,8 +7,8 @@
 //! What a registry itself asked for (`Retry-After`) concerns everybody: most registries count requests by account or by the
 //! address that a whole fleet shares, and the next host that asks makes it longer. But a host may say so that wasn't told, and so
 //! may a second and a third. So a host's word holds up the fleet for seconds, and each further host's for longer, up to a minute.
-//! Where a registry really asks for it, it tells all streams at once: when four hosts say so within seconds (or all, in a smaller
-//! fleet) and no stream of another runs, all that was asked for is believed. When the registry gives something to a lease that
+//! Where a registry really asks for it, it tells all streams at once: when four hosts say so within seconds, or a third of the
+//! fleet and two at least one after the other, and no stream of another runs, all that was asked for is believed. When the registry gives something to a lease that
 //! began after the word and before its time was over, the word wasn't true, and the next word of the same hosts holds up nobody
 //! else.
 
@@ -37,8 +37,12 @@ pub(super) struct Origin {
     refused: BTreeMap<HostId, Moment>,
     refused_at: Moment,
     wish_until: Moment,
-    /// What each of its streams brought lately, bytes per second.
+    /// What each of its streams brought lately, bytes per second, and when others last got something of one.
     pace: Option<u64>,
+    paced_at: Moment,
+    /// Holders that say that their stream is slow, which nobody else can see before a chunk is whole, and what it brings
+    /// (bytes per second).
+    slow: BTreeMap<HostId, u64>,
 }
 
 /// Pauses after the words of one host, two and more that a registry asks to be left alone.
@@ -51,6 +55,10 @@ const WORDS: [Duration; 4] = [
 /// Words of so many hosts, within this time, are believed.
 const WORDS_ENOUGH: usize = 4;
 const WORDS_WITHIN: Duration = Duration::from_secs(3);
+/// A stream may bring a chunk so many times slower than the registry's streams did lately.
+pub(super) const PACE_FACTOR: u64 = 4;
+/// The most holders that have to say that their streams became slow: so many in a row that aren't liars' alone.
+const SLOW_WORDS: usize = 6;
 
 impl Origin {
     fn held_until(&self, now: Moment) -> Option<Moment> {
@@ -208,6 +216,7 @@ impl Plan {
             content.tried.insert(id.clone());
         }
         let hosts = self.hosts.values().filter(|host| host.connected).count();
+        let enough = self.share(hosts).max(2).min(hosts);
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
@@ -226,7 +235,7 @@ impl Plan {
         let words = origin.refused.len();
         let lately = origin.refused.values();
         let lately = lately.filter(|at| now.since(**at) <= WORDS_WITHIN).count();
-        let believed = !streams && (lately >= WORDS_ENOUGH || words >= hosts);
+        let believed = !streams && (lately >= WORDS_ENOUGH || words >= enough);
         let pause = match WORDS.get(words - 1).or(WORDS.last()) {
             Some(pause) if !believed => wish.min(*pause),
             _ => wish,
@@ -262,15 +271,46 @@ impl Plan {
 
     /// What a stream of a registry brought lately.
     pub(super) fn origin_pace(&mut self, registry: &str, bytes_per_s: u64) {
+        let now = self.now;
         if let Some(origin) = self.origins.get_mut(registry) {
+            // streams that others saw are quicker than what some holders say of theirs
+            origin
+                .slow
+                .retain(|_, said| said.saturating_mul(PACE_FACTOR) >= bytes_per_s);
+            origin.paced_at = now;
             let before = origin.pace.unwrap_or(bytes_per_s);
             origin.pace = Some(before - before / 4 + bytes_per_s / 4);
         }
     }
 
-    /// What its streams bring, as far as others got it.
+    /// A holder says that its stream brings so little since then. That is its own trouble where another's was quick meanwhile.
+    pub(super) fn origin_slow(
+        &mut self,
+        registry: &str,
+        id: HostId,
+        bytes_per_s: u64,
+        since: Moment,
+    ) {
+        if let Some(origin) = self.origins.get_mut(registry) {
+            let seen = origin.pace.unwrap_or_default();
+            let quick = seen > bytes_per_s.saturating_mul(PACE_FACTOR);
+            if !quick || origin.paced_at <= since {
+                origin.slow.insert(id, bytes_per_s);
+            }
+        }
+    }
+
+    /// What its streams bring, as far as others got it. Where a third of the hosts say that theirs are slower, six at
+    /// most, and nobody has seen a quick one meanwhile, the registry has become slow.
     pub(super) fn pace(&self, registry: &str) -> Option<u64> {
-        self.origins.get(registry)?.pace
+        let origin = self.origins.get(registry)?;
+        let seen = origin.pace?;
+        let enough = self.share(self.hosts.len()).min(SLOW_WORDS);
+        let said = origin.slow.values().max().copied();
+        match said {
+            Some(said) if origin.slow.len() >= enough => Some(seen.min(said)),
+            _ => Some(seen),
+        }
     }
 
     /// Looks at all registries that fail somebody.

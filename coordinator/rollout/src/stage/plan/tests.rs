@@ -2152,3 +2152,72 @@ fn a_stream_that_is_slow_keeps_its_lease_and_one_that_only_says_so_does_not() {
     });
     assert!((33..60).contains(&lost.unwrap()), "{lost:?}");
 }
+
+/// A registry that was quick becomes slow. A chunk takes 17 s then, and nobody but the holders can see that bytes come: when
+/// all of them say so they are believed, and one alone is not.
+#[test]
+fn streams_that_become_slow_together_keep_their_leases() {
+    for slow in [3, 1] {
+        let mut plan = fleet(4);
+        let mut order = wanted(0, 0..3, Selection::All);
+        if let Event::Wanted { contents, .. } = &mut order {
+            for content in contents {
+                content.origin_bytes = content.size;
+            }
+        }
+        let mut open = grants(&want(&mut plan, 2_000, order));
+        for number in 0..4 {
+            let holds = Event::Holds {
+                host: host(number),
+                contents: Vec::new(),
+            };
+            open.extend(grants(&feed(&mut plan, 2_000, holds)));
+            open.extend(grants(&feed(
+                &mut plan,
+                2_000,
+                report(number, 0, Standing::Staging, 0),
+            )));
+        }
+        assert_eq!(open.len(), 3);
+        // for five seconds each stream brings a chunk a second, then one goes on so, or none
+        let mut lost_at = BTreeMap::new();
+        for second in 1..20u64 {
+            let now = 2_000 + second * 1_000;
+            for (at, (by, content)) in open.iter().enumerate() {
+                if lost_at.contains_key(content) {
+                    continue;
+                }
+                let quick = second <= 5 || at == 0 && slow == 1;
+                let bytes = match quick {
+                    true => second << 20,
+                    false => (5 << 20) + (second - 5) * 62_000,
+                };
+                let chunks = u32::try_from(bytes >> 20).unwrap();
+                let event = Event::LeaseProgress {
+                    host: by.clone(),
+                    content: *content,
+                    chunks,
+                    bytes,
+                    paced: false,
+                    trouble: None,
+                };
+                feed(&mut plan, now, event);
+                for number in (0..4).filter(|number| host(*number) != *by) {
+                    let holds = Event::Holds {
+                        host: host(number),
+                        contents: vec![(*content, chunks)],
+                    };
+                    feed(&mut plan, now, holds);
+                }
+            }
+            let actions = feed(&mut plan, now + 500, Event::Tick);
+            for action in actions {
+                if let Action::Revoke { content, .. } = action {
+                    lost_at.entry(content).or_insert(second);
+                }
+            }
+        }
+        let expected = if slow == 1 { 2 } else { 0 };
+        assert_eq!(lost_at.len(), expected, "{lost_at:?}");
+    }
+}

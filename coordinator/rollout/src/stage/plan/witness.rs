@@ -20,8 +20,8 @@ const UNSEEN: Duration = Duration::from_secs(6);
 /// A holder that nobody got anything from, of a registry whose pace isn't known, keeps its lease for this long: the slowest
 /// stream that counts as moving brings a chunk in this time.
 const UNSEEN_MOST: Duration = Duration::from_mins(5);
-/// A stream may bring a chunk so many times slower than the registry's streams did lately.
-const PACE_FACTOR: u64 = 4;
+/// A holder that nobody got anything from for this long is heard about how slow its stream is.
+const SLOW_AFTER: Duration = Duration::from_secs(3);
 /// From the third on, holders of one content that nobody got anything from, one after the other, are believed for twice as long
 /// each time, so often: hosts may be cut off from each other.
 const DISBELIEVED_MOST: u32 = 6;
@@ -295,6 +295,7 @@ impl Plan {
 
     /// Leases of holders that others have got nothing from for too long pass on.
     pub(super) fn expire_unseen(&mut self) {
+        self.hear_slow();
         let over: Vec<(HostId, Digest)> = self
             .contents
             .iter()
@@ -324,6 +325,34 @@ impl Plan {
         }
     }
 
+    /// Notes what holders say of streams that bring bytes, and no whole chunk yet.
+    fn hear_slow(&mut self) {
+        let now = self.now;
+        let slow = |lease: &lease::Lease| {
+            lease.chunks <= lease.seen_chunks + 1
+                && lease.trouble.is_none()
+                && now.since(lease.seen_at) >= SLOW_AFTER
+                && now.since(lease.progress_at) < UNSEEN
+        };
+        let words: Vec<(String, HostId, u64, Moment)> = self
+            .contents
+            .values()
+            .filter(|content| !content.receipts.own_word())
+            .filter_map(|content| content.lease.as_ref())
+            .filter(|lease| slow(lease))
+            .map(|lease| {
+                let said = lease.bytes_per_s_of_chunk(now);
+                let since = lease.seen_at;
+                (lease.registry.clone(), lease.host.clone(), said, since)
+            })
+            .collect();
+        for (registry, id, said, since) in words {
+            if said > 0 {
+                self.origin_slow(&registry, id, said, since);
+            }
+        }
+    }
+
     fn is_unseen(&self, content: &ContentState, lease: &lease::Lease) -> bool {
         let hosts = u32::try_from(self.hosts.len()).unwrap_or(u32::MAX);
         let least = UNSEEN + PER_HOST.saturating_mul(hosts);
@@ -334,7 +363,7 @@ impl Plan {
             .is_some_and(|since| self.now.since(since) >= least * times);
         let pace = self.pace(&lease.registry);
         let slow = pace.map_or(UNSEEN_MOST, |pace| {
-            let micros = PACE_FACTOR * proto::CHUNK_BYTES * 1_000_000 / pace.max(1);
+            let micros = origin::PACE_FACTOR * proto::CHUNK_BYTES * 1_000_000 / pace.max(1);
             Duration::from_micros(micros).clamp(least, UNSEEN_MOST.max(least))
         });
         kept || self.now.since(lease.seen_at) >= slow * times
