@@ -3,19 +3,15 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
 use proto::HostId;
-use quinn::{ConnectionError, VarInt};
 
 use crate::{
-    endpoint::Registry,
-    fault,
+    close::{CloseCode, CloseReason},
+    inner::{Inner, Listing},
     stream::{Receiver, Sender},
 };
 
@@ -25,130 +21,6 @@ use crate::{
 /// last of its streams are dropped.
 #[derive(Clone)]
 pub struct Connection(pub(crate) Arc<Inner>);
-
-pub(crate) struct Inner {
-    pub(crate) quinn: quinn::Connection,
-    host: HostId,
-    /// When its certificate was signed.
-    signed: SystemTime,
-    /// What we closed it with: quinn doesn't remember.
-    ended: OnceLock<(CloseCode, String)>,
-    /// Streams of this connection that have carried bulk bytes.
-    bulk_streams: AtomicU32,
-    /// Where this connection is listed, and under which number.
-    registry: Weak<Registry>,
-    number: u64,
-}
-
-/// Why one side closed a connection, as it travels: the application error code of QUIC (RFC 9000 §20.2).
-///
-/// Codes may be added; one that this version doesn't know arrives as [`CloseCode::Unknown`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CloseCode {
-    /// Nothing more to say, or the other program dropped the connection (code 0).
-    Done,
-    /// The host isn't, or is no longer, on the list of authorised hosts (1).
-    Unauthorised,
-    /// The certificate doesn't name one host (2).
-    Identity,
-    /// The other side broke the protocol (3).
-    Protocol,
-    /// The program is stopping (4).
-    Stopping,
-    /// As many connections as allowed (5).
-    Busy,
-    /// A newer connection of the same host took this one's place (6).
-    Replaced,
-    /// Something broke on the side that closed (7).
-    Failed,
-    /// A code that this version doesn't know.
-    Unknown(u32),
-}
-
-impl CloseCode {
-    pub(crate) fn wire(self) -> VarInt {
-        VarInt::from_u32(match self {
-            Self::Done => 0,
-            Self::Unauthorised => 1,
-            Self::Identity => 2,
-            Self::Protocol => 3,
-            Self::Stopping => 4,
-            Self::Busy => 5,
-            Self::Replaced => 6,
-            Self::Failed => 7,
-            Self::Unknown(code) => code,
-        })
-    }
-
-    pub(crate) fn from_wire(code: VarInt) -> Self {
-        match code.into_inner() {
-            0 => Self::Done,
-            1 => Self::Unauthorised,
-            2 => Self::Identity,
-            3 => Self::Protocol,
-            4 => Self::Stopping,
-            5 => Self::Busy,
-            6 => Self::Replaced,
-            7 => Self::Failed,
-            code => Self::Unknown(u32::try_from(code).unwrap_or(u32::MAX)),
-        }
-    }
-}
-
-impl fmt::Display for CloseCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Done => "done",
-            Self::Unauthorised => "not authorised",
-            Self::Identity => "certificate doesn't name one host",
-            Self::Protocol => "protocol broken",
-            Self::Stopping => "stopping",
-            Self::Busy => "too many connections",
-            Self::Replaced => "replaced by a newer connection",
-            Self::Failed => "failed",
-            Self::Unknown(code) => return write!(f, "code {code}"),
-        })
-    }
-}
-
-/// How a connection ended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CloseReason {
-    /// The peer closed it.
-    #[error("closed by peer: {code}{}", colon(reason))]
-    Peer {
-        /// Why.
-        code: CloseCode,
-        /// Its words: at most 200 characters, none of them a control character.
-        reason: String,
-    },
-    /// We closed it, or the endpoint that it belongs to.
-    #[error("closed here: {code}{}", colon(reason))]
-    Local {
-        /// Why.
-        code: CloseCode,
-        /// Our words.
-        reason: String,
-    },
-    /// Nothing came from the peer within the idle timeout: it is dead, asleep or cut off.
-    #[error("timed out: nothing came from the peer")]
-    TimedOut,
-    /// The peer doesn't know the connection any more: it restarted.
-    #[error("reset by peer: it has restarted")]
-    Reset,
-    /// QUIC or TLS gave up, on either side.
-    #[error("transport failed: {0}")]
-    Transport(String),
-}
-
-fn colon(reason: &str) -> String {
-    if reason.is_empty() {
-        String::new()
-    } else {
-        format!(": {reason}")
-    }
-}
 
 /// What a connection has carried, and how its path is. Counters run from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -178,19 +50,11 @@ pub struct Stats {
 impl Connection {
     pub(crate) fn new(
         quinn: quinn::Connection,
-        (host, signed): (HostId, SystemTime),
-        registry: Weak<Registry>,
+        identity: (HostId, SystemTime),
+        registry: Weak<dyn Listing>,
         number: u64,
     ) -> Self {
-        Self(Arc::new(Inner {
-            quinn,
-            host,
-            signed,
-            ended: OnceLock::new(),
-            bulk_streams: AtomicU32::new(0),
-            registry,
-            number,
-        }))
+        Self(Arc::new(Inner::new(quinn, identity, registry, number)))
     }
 
     /// The host at the other end, as its certificate proves.
@@ -312,63 +176,6 @@ impl fmt::Debug for Connection {
             .field("host", &self.0.host)
             .field("remote_address", &self.remote_address())
             .finish_non_exhaustive()
-    }
-}
-
-impl Inner {
-    /// The priority of the next stream with bulk bytes: below all messages, and below every such stream before it.
-    pub(crate) fn bulk_priority(&self) -> i32 {
-        let before = self.bulk_streams.fetch_add(1, Ordering::Relaxed);
-        // two billion chunks of a MiB later the order starts anew: then one of them waits for a newer one
-        -1 - i32::try_from(before & 0x7fff_fffe).unwrap_or(0)
-    }
-
-    pub(crate) fn close(&self, code: CloseCode, reason: &str) {
-        if self.quinn.close_reason().is_none() && self.ended.set((code, reason.to_owned())).is_ok()
-        {
-            self.quinn.close(code.wire(), reason.as_bytes());
-        }
-    }
-
-    /// quinn's account of the end, and what we know besides.
-    pub(crate) fn reason(&self, error: ConnectionError) -> CloseReason {
-        match (error, self.ended.get()) {
-            (ConnectionError::LocallyClosed, Some((code, reason))) => CloseReason::Local {
-                code: *code,
-                reason: reason.clone(),
-            },
-            (error, _) => reason(error),
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(registry) = self.registry.upgrade() {
-            registry.forget(self.number);
-        }
-    }
-}
-
-/// quinn's account of the end of a connection.
-pub(crate) fn reason(error: ConnectionError) -> CloseReason {
-    match error {
-        ConnectionError::ApplicationClosed(close) => CloseReason::Peer {
-            code: CloseCode::from_wire(close.error_code),
-            reason: fault::clean_bytes(&close.reason),
-        },
-        ConnectionError::LocallyClosed => CloseReason::Local {
-            code: CloseCode::Stopping,
-            reason: "endpoint closed".to_owned(),
-        },
-        ConnectionError::TimedOut => CloseReason::TimedOut,
-        ConnectionError::Reset => CloseReason::Reset,
-        error @ (ConnectionError::VersionMismatch
-        | ConnectionError::TransportError(_)
-        | ConnectionError::ConnectionClosed(_)
-        | ConnectionError::CidsExhausted) => {
-            CloseReason::Transport(fault::clean(&error.to_string()))
-        }
     }
 }
 

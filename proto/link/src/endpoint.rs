@@ -1,10 +1,10 @@
 //! A UDP socket that connects to hosts of the fleet and accepts connections from them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt, io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -23,41 +23,18 @@ use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
 
 use crate::{
-    ALPN, buffer,
-    connection::{self, CloseCode, CloseReason, Connection, Inner},
+    buffer,
+    close::{self, CloseCode, CloseReason},
+    connection::{Connection, canonical},
     credentials::{Credentials, provider},
     crowd::{Crowd, Place},
     fault::{Fault, clean_bytes},
     identity::Leaf,
+    registry::{Admission, Authorised, Registry, superseded},
     reset,
-    settings::Settings,
+    settings::{ALPN, Settings},
     verify::{Expect, Refused, Witness},
 };
-
-/// Who may connect to this endpoint. Every one needs a valid certificate of the fleet besides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authorised {
-    /// Any host with a valid certificate: for the coordinator, which decides on the streams.
-    Anyone,
-    /// These hosts: for agents.
-    Only(BTreeSet<HostId>),
-}
-
-impl Listed {
-    /// Whether the host has had another certificate since this time.
-    fn supersedes(&self, host: &HostId, signed: SystemTime) -> bool {
-        self.oldest.get(host).is_some_and(|oldest| signed < *oldest)
-    }
-}
-
-impl Authorised {
-    fn allows(&self, host: &HostId) -> bool {
-        match self {
-            Self::Anyone => true,
-            Self::Only(hosts) => hosts.contains(host),
-        }
-    }
-}
 
 /// An endpoint that can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -246,31 +223,6 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 /// connects couldn't tell: with TLS 1.3 its handshake ends before its certificate has been looked at.
 const ACCEPTED: u8 = 1;
 
-/// Who may connect, and the connections that stand: what a change of the former needs.
-///
-/// A lock rather than a task: it is held for a look at a set, never across an await, and a connection must be checked and
-/// listed in one step, so that no change of the list can slip between.
-pub(crate) struct Registry(Mutex<Listed>);
-
-struct Listed {
-    authorised: Authorised,
-    /// Hosts that aren't let in whatever the list says, and what they are told.
-    turned_away: BTreeMap<HostId, String>,
-    /// Certificates of these hosts that were signed earlier aren't accepted.
-    oldest: BTreeMap<HostId, SystemTime>,
-    /// By number, ascending with age: the first of a host is its oldest.
-    connections: BTreeMap<u64, Entry>,
-    next: u64,
-}
-
-struct Entry {
-    connection: Weak<Inner>,
-    host: HostId,
-    signed: SystemTime,
-    /// They connected to us.
-    accepted: bool,
-}
-
 impl Endpoint {
     /// Opens the endpoint on this address; port 0 chooses a free one. Needs a tokio runtime.
     ///
@@ -292,13 +244,7 @@ impl Endpoint {
             accepting: settings.transport(0),
             provider,
             own: RwLock::new((credentials.clone(), verifier.clone())),
-            registry: Arc::new(Registry(Mutex::new(Listed {
-                authorised: Authorised::Only(BTreeSet::new()),
-                turned_away: BTreeMap::new(),
-                oldest: BTreeMap::new(),
-                connections: BTreeMap::new(),
-                next: 0,
-            }))),
+            registry: Arc::new(Registry::new()),
             handshakes: Crowd::new(
                 settings.max_handshakes,
                 settings.max_handshakes / 2,
@@ -306,7 +252,7 @@ impl Endpoint {
             ),
         };
         let server = shared.server(&credentials, verifier);
-        let config = reset::endpoint_config(settings);
+        let config = reset::endpoint_config(settings.mtu(), settings.reset_secret.as_ref());
         let socket = std::net::UdpSocket::bind(address)
             .map_err(|cause| BindError::Socket { address, cause })?;
         buffer::widen(&socket, settings.receive_buffer);
@@ -564,7 +510,7 @@ impl Endpoint {
             error => ConnectError::Broken {
                 host,
                 address,
-                reason: connection::reason(error),
+                reason: close::reason(error),
             },
         }
     }
@@ -677,7 +623,7 @@ impl Incoming {
     /// Where it comes from.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
-        connection::canonical(self.quinn.remote_address())
+        canonical(self.quinn.remote_address())
     }
 
     /// Goes through the handshake and decides whether the host may connect. Cancel safe: a handshake that isn't waited for
@@ -810,7 +756,7 @@ fn explain_accept(
         {
             AcceptError::Broken {
                 address,
-                reason: connection::reason(ConnectionError::ConnectionClosed(close)),
+                reason: close::reason(ConnectionError::ConnectionClosed(close)),
             }
         }
         (ConnectionError::ConnectionClosed(close), _) => {
@@ -823,16 +769,9 @@ fn explain_accept(
         }
         (error, _) => AcceptError::Broken {
             address,
-            reason: connection::reason(error),
+            reason: close::reason(error),
         },
     }
-}
-
-/// The reason that a connection gets whose certificate isn't the host's any more.
-fn superseded(host: &HostId) -> String {
-    format!(
-        "{host} has enrolled anew since this certificate was signed, or was readmitted; enrol it with a token"
-    )
 }
 
 /// What the peer's verified certificate says.
@@ -843,121 +782,4 @@ fn peer(quinn: &quinn::Connection) -> Result<Leaf, Fault> {
         .ok_or(Fault::NoCertificate)?;
     let leaf = chain.first().ok_or(Fault::NoCertificate)?;
     Leaf::read(leaf).map_err(|cause| Fault::Identity(Some(cause)))
-}
-
-enum Admission {
-    Listed {
-        connection: Connection,
-        /// Older connections of the same host, over its limit: to be closed.
-        replaced: Vec<Arc<Inner>>,
-    },
-    /// Why, and what it is told.
-    Refused(quinn::Connection, Fault, String),
-}
-
-impl Registry {
-    /// Checks the host, if it came to us, and its certificate, and lists its connection: one step under one lock.
-    fn list(
-        self: &Arc<Self>,
-        quinn: quinn::Connection,
-        leaf: &Leaf,
-        accepted: bool,
-        limit: usize,
-    ) -> Admission {
-        let (host, signed) = (&leaf.host, leaf.validity.signed());
-        // Declared before the lock, so that it is dropped after it: the drop of a connection's last handle takes the lock.
-        let mut standing = Vec::new();
-        let mut listed = self.lock();
-        if accepted && let Some(words) = listed.turned_away.get(host) {
-            return Admission::Refused(quinn, Fault::Unauthorised, words.clone());
-        }
-        if accepted && !listed.authorised.allows(host) {
-            let words = format!(
-                "{host} isn't on the list of authorised hosts; add it to the fleet, and wait for the coordinator's next roster"
-            );
-            return Admission::Refused(quinn, Fault::Unauthorised, words);
-        }
-        if listed.supersedes(host, signed) {
-            return Admission::Refused(quinn, Fault::Superseded, superseded(host));
-        }
-        let mut replaced = Vec::new();
-        if accepted {
-            standing.extend(
-                listed
-                    .connections
-                    .values()
-                    .filter(|entry| entry.accepted && entry.host == *host)
-                    .filter_map(|entry| entry.connection.upgrade()),
-            );
-            let open = |connection: &&Arc<Inner>| connection.quinn.close_reason().is_none();
-            let over = (standing.iter().filter(open).count() + 1).saturating_sub(limit.max(1));
-            replaced.extend(standing.iter().filter(open).take(over).cloned());
-        }
-        let number = listed.next;
-        listed.next += 1;
-        let connection =
-            Connection::new(quinn, (host.clone(), signed), Arc::downgrade(self), number);
-        listed.connections.insert(
-            number,
-            Entry {
-                connection: Arc::downgrade(&connection.0),
-                host: host.clone(),
-                signed,
-                accepted,
-            },
-        );
-        Admission::Listed {
-            connection,
-            replaced,
-        }
-    }
-
-    /// Replaces the list; returns the connections that have to be closed. The caller closes and drops them, after the
-    /// lock is given back: the drop of a connection takes it again.
-    fn authorise(&self, hosts: Authorised) -> Vec<Arc<Inner>> {
-        let mut listed = self.lock();
-        let before = std::mem::replace(&mut listed.authorised, hosts);
-        let named = |host| matches!(&before, Authorised::Only(hosts) if hosts.contains(host));
-        listed
-            .connections
-            .values()
-            .filter(|entry| !listed.authorised.allows(&entry.host))
-            .filter(|entry| entry.accepted || named(&entry.host))
-            .filter_map(|entry| entry.connection.upgrade())
-            .collect()
-    }
-
-    /// Replaces those who are turned away; returns their connections, and what each is told. As for [`Self::authorise`], the
-    /// caller closes and drops them.
-    fn turn_away(&self, hosts: BTreeMap<HostId, String>) -> Vec<(Arc<Inner>, String)> {
-        let mut listed = self.lock();
-        listed.turned_away = hosts;
-        let theirs = listed.connections.values().filter(|entry| entry.accepted);
-        theirs
-            .filter_map(|entry| {
-                let words = listed.turned_away.get(&entry.host)?;
-                Some((entry.connection.upgrade()?, words.clone()))
-            })
-            .collect()
-    }
-
-    /// Replaces the oldest times; returns the connections of older certificates. As for [`Self::authorise`], the caller
-    /// closes and drops them.
-    fn supersede(&self, oldest: BTreeMap<HostId, SystemTime>) -> Vec<Connection> {
-        let mut listed = self.lock();
-        listed.oldest = oldest;
-        let entries = listed.connections.values();
-        entries
-            .filter(|entry| listed.supersedes(&entry.host, entry.signed))
-            .filter_map(|entry| entry.connection.upgrade().map(Connection))
-            .collect()
-    }
-
-    pub(crate) fn forget(&self, number: u64) {
-        self.lock().connections.remove(&number);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Listed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

@@ -12,14 +12,17 @@
 
 mod buffer;
 mod clock;
+mod close;
 mod connection;
 mod credentials;
 mod crowd;
 mod endpoint;
 mod fault;
 mod identity;
+mod inner;
 mod locals;
 mod pinned;
+mod registry;
 mod reset;
 mod settings;
 mod signing;
@@ -27,22 +30,17 @@ mod stream;
 mod verify;
 
 pub use clock::{Bound, Untimely, utc};
-pub use connection::{CloseCode, CloseReason, Connection, Stats};
+pub use close::{CloseCode, CloseReason};
+pub use connection::{Connection, Stats};
 pub use credentials::{Credentials, CredentialsError};
 pub use crowd::{Crowd, Place, Work, network};
-pub use endpoint::{
-    AcceptError, Authorised, BindError, ConnectError, Endpoint, Incoming, RenewError,
-};
+pub use endpoint::{AcceptError, BindError, ConnectError, Endpoint, Incoming, RenewError};
 pub use fault::Fault;
 pub use identity::{IdentityError, Leaf, Validity, dated_back};
 pub use locals::LocalNames;
 pub use pinned::{ApiAddressError, HandshakeError, api_address, parse_pin, pinned};
+pub use registry::Authorised;
 pub use reset::ResetSecret;
-pub use settings::Settings;
+pub use settings::{ALPN, Settings};
 pub use signing::{LinkSigner, Signatures};
 pub use stream::{ReceiveError, Receiver, SendError, Sender, StreamCode};
-
-/// The application protocol that both ends must offer (RFC 7301), with its major version.
-///
-/// A change that version n + 1 can't hide from version n (an unknown message field is ignored) needs a new name.
-pub const ALPN: &[u8] = b"parbake/1";

@@ -13,8 +13,6 @@ use quinn_proto::HashedConnectionIdGenerator;
 use ring::{hkdf, hmac};
 use zeroize::Zeroizing;
 
-use crate::settings::Settings;
-
 /// The shortest time between two resets of one endpoint. A reset is smaller than the packet that it answers, so the
 /// interval protects nobody else; it bounds our own work. 1 ms: a thousand hosts hear within about a second that their
 /// coordinator was restarted.
@@ -50,12 +48,12 @@ impl fmt::Debug for ResetSecret {
 }
 
 /// quinn's view of what an endpoint is apart from its connections.
-pub(crate) fn endpoint_config(settings: &Settings) -> EndpointConfig {
+pub(crate) fn endpoint_config(mtu: u16, secret: Option<&ResetSecret>) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config
-        .max_udp_payload_size(settings.mtu())
+        .max_udp_payload_size(mtu)
         .expect("the settings keep it between 1,200 and 6,500");
-    let Some(ResetSecret(secret)) = &settings.reset_secret else {
+    let Some(ResetSecret(secret)) = secret else {
         return config;
     };
     let secret = extract(b"parbake link", &secret[..]);

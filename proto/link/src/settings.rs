@@ -6,6 +6,11 @@ use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig
 
 use crate::reset::ResetSecret;
 
+/// The application protocol that both ends must offer (RFC 7301), with its major version.
+///
+/// A change that version n + 1 can't hide from version n (an unknown message field is ignored) needs a new name.
+pub const ALPN: &[u8] = b"parbake/1";
+
 /// The largest MTU-discovery bound that is safe with segmentation offload.
 ///
 /// quinn hands the kernel batches of 10 segments whatever the MTU. Above about 6,500 bytes a batch passes 64 KiB,

@@ -9,7 +9,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use proto::codec::{self, DecodeError, Framed};
 use quinn::{ReadError, StoppedError, VarInt, WriteError};
 
-use crate::connection::{CloseReason, Inner};
+use crate::{close::CloseReason, inner::Inner};
 
 /// Why one side gave up a stream, as it travels: the application error code of QUIC's reset and stop
 /// (RFC 9000 §19.4, §19.5). What a code means is agreed by the users of the stream; the constants here are for all.
