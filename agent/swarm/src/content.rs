@@ -1,11 +1,14 @@
 //! One content, as this host sees it.
 
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, Geometry, Moment};
 
-use crate::peer::{PeerIndex, doubled};
+use crate::{
+    peer::{PeerIndex, doubled},
+    promise::Promises,
+};
 
 /// Bytes of a content that may be lost on this host before it pauses, beside twice the content: liars among its sources, a
 /// registry that sent false bytes and a disk that was emptied once cost no time.
@@ -37,7 +40,7 @@ pub(crate) struct Lease {
     pub(crate) ordered_at: Moment,
     /// Chunks that came and weren't handed on.
     pub(crate) waiting: u32,
-    /// Since when a chunk that peers have holds up the fetching.
+    /// Since when chunks that peers announced hold up the fetching.
     pub(crate) blocked_since: Option<Moment>,
     /// When the lease began, or the registry's last chunk came.
     pub(crate) origin_at: Moment,
@@ -50,6 +53,12 @@ impl Lease {
             self.ordered_at = now;
         }
         self.ordered += 1;
+    }
+
+    /// How long chunks that peers announced have held up the fetching this time.
+    pub(crate) fn blocked(&self, now: Moment) -> Duration {
+        self.blocked_since
+            .map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// How long the registry has given nothing although it owes us chunks; `None` while it owes none. What it owed nobody
@@ -71,7 +80,12 @@ pub(crate) struct Content {
     pub(crate) unannounced: ChunkSet,
     /// What peers announced, by slot.
     pub(crate) have: Vec<Option<ChunkSet>>,
-    /// How many of them are there, and how many are full.
+    /// Promises that peers broke lately.
+    pub(crate) promises: BTreeMap<PeerIndex, Promises>,
+    /// How long chunks that peers announced held up fetching from the registry before, less what those that were delivered
+    /// gave back.
+    pub(crate) waited: Duration,
+    /// How many of the announcements are there, and how many are full.
     heard: usize,
     full: usize,
     /// Announced since the last turn of the grace; before it; and before that, so that they are asked for.
@@ -123,6 +137,8 @@ impl Content {
             pending: ChunkSet::empty(chunks),
             unannounced: ChunkSet::empty(chunks),
             have: Vec::new(),
+            promises: BTreeMap::new(),
+            waited: Duration::ZERO,
             heard: 0,
             full: 0,
             fresh: ChunkSet::empty(chunks),

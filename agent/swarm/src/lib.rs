@@ -15,6 +15,7 @@ pub mod config;
 mod content;
 pub mod event;
 mod peer;
+mod promise;
 pub mod status;
 mod swarm;
 

@@ -1,10 +1,11 @@
 //! The swarm itself: state, and how events change it. What it decides lies in the modules below: `fleet` (roster,
 //! connections, trust), `lease` (fetching from the registry), `push` (passing chunks on), `pull` (asking for what no
-//! push brought), `serve` (answering), `news` (announcements), `report` (status).
+//! push brought), `serve` (answering), `news` (announcements), `promise` (promises that peers break), `report` (status).
 
 mod fleet;
 mod lease;
 mod news;
+mod promise;
 mod pull;
 mod push;
 mod report;
@@ -366,6 +367,7 @@ impl Swarm {
         self.release_quarantined();
         self.dial_about();
         self.expire();
+        self.forget_promises();
         self.turn_grace();
         self.watch_coordinator();
         self.announce();
@@ -516,6 +518,7 @@ impl Swarm {
             self.pull_wanted = true;
         }
         self.hold(id, chunk);
+        self.give_patience_back(id);
         self.cancel_others(id, chunk);
         if let Some(spread) = spread {
             self.take_spread(Some(peer), id, chunk, spread);
@@ -575,10 +578,9 @@ impl Swarm {
             Failure::Busy => {
                 self.peers[peer.at()].not_asked_before = self.now + TICK;
             }
-            Failure::Missing | Failure::Disproved => {
-                if failure == Failure::Disproved {
-                    self.misled(key);
-                }
+            Failure::Missing => self.missed(peer, id, chunk),
+            Failure::Disproved => {
+                self.misled(key);
                 self.lacks(peer, id, chunk);
             }
             Failure::Refused => {

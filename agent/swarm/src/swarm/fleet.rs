@@ -100,6 +100,7 @@ impl Swarm {
         self.quarantined.retain(|peer| *peer != index);
         for content in self.contents.values_mut() {
             content.set_unwanted_by(index, false);
+            content.promises.remove(&index);
         }
         self.peers[index.at()].known = false;
         self.free_peers.push(index);

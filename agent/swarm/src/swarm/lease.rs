@@ -6,8 +6,10 @@ use crate::{
     event::OriginEnd,
 };
 
-/// A chunk that a peer announced isn't fetched from the registry, unless that peer doesn't deliver for this long.
+/// Chunks that peers announced aren't fetched from the registry. Waiting for them costs each content this long at most.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Each chunk that a peer delivers gives so much of that time back: who keeps promises is waited for.
+const PATIENCE_BACK: Duration = Duration::from_millis(500);
 /// Who brought nothing so often in a row doesn't keep anybody from the registry by what it announces.
 const BARREN: u32 = 2;
 /// Headless, the next host in line takes a content over when nothing was heard of it for this long.
@@ -151,6 +153,7 @@ impl Swarm {
                 continue;
             };
             let before = lease.until;
+            let mut blocked = false;
             while lease.until < content.chunks()
                 && lease.ordered.saturating_add(lease.waiting) < window
             {
@@ -162,27 +165,21 @@ impl Swarm {
                 // what peers have doesn't leave the registry again
                 let elsewhere = content.pending.contains(chunk)
                     || content.is_held_by(chunk, |slot| delivers(&self.slots, &self.peers, slot));
-                if elsewhere {
-                    let since = *lease.blocked_since.get_or_insert(now);
-                    if now.since(since) < PATIENCE {
-                        self.pull_wanted = true;
-                        break;
-                    }
+                if elsewhere && content.waited + lease.blocked(now) < PATIENCE {
+                    self.pull_wanted = true;
+                    blocked = true;
+                    break;
                 }
-                lease.blocked_since = None;
                 lease.order(now);
                 lease.until += 1;
             }
+            if blocked {
+                lease.blocked_since.get_or_insert(now);
+            } else {
+                content.waited += lease.blocked(now);
+                lease.blocked_since = None;
+            }
             if lease.until > before {
-                if lease.blocked_since.is_some()
-                    && lease.until < content.chunks()
-                    && !content.pending.contains(ChunkIndex(lease.until))
-                    && !content.is_held_by(ChunkIndex(lease.until), |slot| {
-                        delivers(&self.slots, &self.peers, slot)
-                    })
-                {
-                    lease.blocked_since = None;
-                }
                 self.actions.push_back(Action::Fetch {
                     id: *id,
                     until: ChunkIndex(lease.until),
@@ -190,6 +187,21 @@ impl Swarm {
             }
             content.lease = Some(lease);
         }
+    }
+
+    /// A peer delivered a chunk of this content: it is worth waiting for peers.
+    pub(super) fn give_patience_back(&mut self, id: ContentId) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        if let Some(lease) = &mut content.lease {
+            content.waited += lease.blocked(now);
+            if let Some(since) = &mut lease.blocked_since {
+                *since = now;
+            }
+        }
+        content.waited = content.waited.saturating_sub(PATIENCE_BACK);
     }
 
     /// How many of those who are known to want this content, and lack some of it, come before us where it is fetched without

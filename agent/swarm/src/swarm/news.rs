@@ -36,6 +36,9 @@ impl Swarm {
         let Some(slot) = self.slot(index) else {
             return;
         };
+        if self.is_disbelieved(index, id, chunks, reset) {
+            return;
+        }
         if let Some(content) = self.contents.get_mut(&id) {
             content.set_unwanted_by(index, false);
             content.hear(self.now, slot, chunks, reset);

@@ -240,6 +240,7 @@ impl Swarm {
                 self.cancel(incoming.peer, incoming.id, incoming.chunk);
                 // how long pushes take isn't for one peer to say: it would be given ever more time
                 self.gave_up(incoming.peer);
+                self.broke_promise(incoming.peer, incoming.id, incoming.chunk);
             }
         }
     }

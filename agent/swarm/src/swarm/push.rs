@@ -18,6 +18,9 @@ const HANDOVER_TRIES: u8 = 8;
 const JOBS_AHEAD: usize = 16;
 /// Targets of one job looked at again in one go.
 const RETRIES_AHEAD: usize = 16;
+/// Spreads of chunks that were here already, under way at one time for each host that asked for them: more than an honest
+/// host's share of its window.
+const SPREADS_OF_HELD: usize = 16;
 /// A blocked lease holder looks for a spreader again after this long at least.
 const ASSIGN_LEAST: Duration = Duration::from_millis(1);
 
@@ -33,8 +36,7 @@ pub(super) struct Handover {
     /// Push work that this gives it.
     work_bytes: u64,
     tries: u8,
-    /// We fetched it from the registry: fetching is paced by it.
-    ours: bool,
+    origin: Origin,
 }
 
 /// A chunk that we pass on to many.
@@ -51,8 +53,24 @@ pub(super) struct Job {
     in_flight: usize,
     /// Targets that aren't settled.
     left: usize,
-    /// We fetched it from the registry, and it hasn't left us once.
-    ours: bool,
+    origin: Origin,
+}
+
+/// Whose wish it is that a chunk is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// We fetched it from the registry, and it hasn't left us once: fetching is paced by it.
+    Ours,
+    /// This peer's; the chunk came from it, or was here already.
+    Peer(PeerIndex),
+    /// Nobody's any more: it has left us once, or who wished it is forgotten.
+    Nobody,
+}
+
+impl Origin {
+    fn is_ours(self) -> bool {
+        self == Self::Ours
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +138,9 @@ impl Swarm {
         if content.held.contains(chunk) {
             // it was asked for before its push came
             self.late_pushes += u32::from(spread.is_none());
-            if let Some(spread) = spread {
+            if let Some(spread) = spread
+                && self.may_spread_held(peer, id, chunk)
+            {
                 self.take_spread(Some(peer), id, chunk, spread);
             }
             return Err(Declined::Already);
@@ -150,7 +170,11 @@ impl Swarm {
                 }
             }
         }
-        if content.is_paused(now) {
+        let believed = content
+            .promises
+            .get(&peer)
+            .is_none_or(|promises| !promises.are_worthless());
+        if content.is_paused(now) || !believed {
             return Err(Declined::Busy);
         }
         // fewer places than uploads would have the fleet's pushes wait for each other
@@ -191,6 +215,21 @@ impl Swarm {
         Ok(())
     }
 
+    /// Whether a chunk that was here before its push is passed on for this peer: that costs it no byte.
+    fn may_spread_held(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> bool {
+        let jobs = self.jobs.iter().map(|job| (job.id, job.chunk, job.origin));
+        let handovers = self.handovers.iter();
+        let handovers = handovers.map(|of| (of.id, of.chunk, of.origin));
+        let mut own = 0;
+        for (other, of, origin) in jobs.chain(handovers) {
+            if other == id && of == chunk {
+                return false;
+            }
+            own += usize::from(origin == Origin::Peer(peer));
+        }
+        own < SPREADS_OF_HELD
+    }
+
     /// We are to pass this chunk, which is here, on.
     pub(super) fn take_spread(
         &mut self,
@@ -202,15 +241,16 @@ impl Swarm {
         if let Some(from) = from {
             self.chosen_by(from);
         }
+        let origin = from.map_or(Origin::Nobody, Origin::Peer);
         match spread {
             Spread::Everyone => {
                 if self.roster.len() <= self.config.direct_targets {
                     let left = self.roster.len();
                     let targets = self.everyone(from);
-                    self.add_job(id, chunk, targets, left, false);
+                    self.add_job(id, chunk, targets, left, origin);
                 } else {
                     let keys = self.roster_keys(from);
-                    self.split(id, chunk, &keys);
+                    self.split(id, chunk, &keys, origin);
                 }
             }
             Spread::To(mut keys) => {
@@ -218,9 +258,9 @@ impl Swarm {
                 if keys.len() <= self.config.direct_targets {
                     let list = self.shuffled(&keys, from);
                     let left = list.len();
-                    self.add_job(id, chunk, Targets::List(list), left, false);
+                    self.add_job(id, chunk, Targets::List(list), left, origin);
                 } else {
-                    self.split(id, chunk, &keys);
+                    self.split(id, chunk, &keys, origin);
                 }
             }
         }
@@ -264,14 +304,14 @@ impl Swarm {
     }
 
     /// Hands the chunk to one host of each part, which is to spread it there.
-    fn split(&mut self, id: ContentId, chunk: ChunkIndex, keys: &[HostKey]) {
+    fn split(&mut self, id: ContentId, chunk: ChunkIndex, keys: &[HostKey], origin: Origin) {
         let most = keys.len().min(self.roster.len());
         let keys = &keys[..most];
         if keys.is_empty() {
             return;
         }
         for part in keys.chunks(most.div_ceil(self.config.fan_out.max(2))) {
-            self.hand_over(id, chunk, Some(part.to_vec()), false, 0);
+            self.hand_over(id, chunk, Some(part.to_vec()), origin, 0);
         }
     }
 
@@ -281,10 +321,10 @@ impl Swarm {
         chunk: ChunkIndex,
         targets: Targets,
         left: usize,
-        ours: bool,
+        origin: Origin,
     ) {
         if left == 0 || self.jobs.len() >= self.config.jobs || !self.contents.contains_key(&id) {
-            if ours {
+            if origin.is_ours() {
                 self.handed_on(id);
             }
             return;
@@ -301,7 +341,7 @@ impl Swarm {
             retry: VecDeque::new(),
             in_flight: 0,
             left,
-            ours,
+            origin,
         });
     }
 
@@ -330,11 +370,11 @@ impl Swarm {
                     let left = self.roster.len();
                     if left > self.config.direct_targets {
                         let keys = self.roster_keys(None);
-                        self.split(id, chunk, &keys);
+                        self.split(id, chunk, &keys, Origin::Nobody);
                         self.handed_on(id);
                     } else {
                         let targets = self.everyone(None);
-                        self.add_job(id, chunk, targets, left, true);
+                        self.add_job(id, chunk, targets, left, Origin::Ours);
                     }
                 }
                 Choice::Peer(peer) => {
@@ -347,7 +387,7 @@ impl Swarm {
                         peer,
                         work_bytes,
                         tries: 0,
-                        ours: true,
+                        origin: Origin::Ours,
                     });
                 }
                 Choice::Wait(micros) => {
@@ -441,11 +481,11 @@ impl Swarm {
         id: ContentId,
         chunk: ChunkIndex,
         part: Option<Vec<HostKey>>,
-        ours: bool,
+        origin: Origin,
         tries: u8,
     ) {
         if !self.holds(id, chunk) {
-            if ours {
+            if origin.is_ours() {
                 self.handed_on(id);
             }
             return;
@@ -454,14 +494,16 @@ impl Swarm {
             // nobody takes the part over: we spread it there ourselves
             let list = self.shuffled(part.as_deref().unwrap_or_default(), None);
             let left = list.len();
-            self.add_job(id, chunk, Targets::List(list), left, ours);
+            self.add_job(id, chunk, Targets::List(list), left, origin);
             return;
         }
         let Some(part) = part else {
             // a spreader failed: the chunk looks for another like a fresh one
             self.unassigned.push_front((id, chunk));
             self.assign_wanted = true;
-            if !ours && let Some(lease) = self.lease_mut(id) {
+            if !origin.is_ours()
+                && let Some(lease) = self.lease_mut(id)
+            {
                 lease.waiting += 1;
             }
             return;
@@ -507,7 +549,7 @@ impl Swarm {
             }
         }
         let Some((_, _, peer)) = best else {
-            if ours {
+            if origin.is_ours() {
                 self.handed_on(id);
             }
             return;
@@ -519,7 +561,7 @@ impl Swarm {
             peer,
             work_bytes,
             tries,
-            ours,
+            origin,
         });
     }
 
@@ -705,7 +747,7 @@ impl Swarm {
             handover.id,
             handover.chunk,
             handover.part,
-            handover.ours,
+            handover.origin,
             tries,
         );
     }
@@ -761,7 +803,7 @@ impl Swarm {
             self.backlog_bytes = self
                 .backlog_bytes
                 .saturating_sub(self.chunk_len(job.id, job.chunk) * job.left as u64);
-            if job.ours {
+            if job.origin.is_ours() {
                 self.handed_on(job.id);
             }
         }
@@ -916,7 +958,7 @@ impl Swarm {
                 Delivery::Stored | Delivery::Already => {
                     self.settle_handover(&handover);
                     self.peers[handover.peer.at()].confirm(now, handover.work_bytes);
-                    if handover.ours {
+                    if handover.origin.is_ours() {
                         self.handed_on(handover.id);
                     }
                 }
@@ -930,7 +972,8 @@ impl Swarm {
                 };
                 let entry = &mut self.jobs[at];
                 entry.in_flight -= 1;
-                if is_received(delivery) && core::mem::take(&mut entry.ours) {
+                if is_received(delivery) && entry.origin.is_ours() {
+                    entry.origin = Origin::Nobody;
                     self.handed_on(upload.id);
                 }
                 if delivery == Delivery::Busy && tries < BUSY_TRIES {
@@ -970,8 +1013,16 @@ impl Swarm {
 
     /// The peer is forgotten: nothing may mention it.
     pub(super) fn purge_pushes_to(&mut self, index: PeerIndex) {
+        for handover in &mut self.handovers {
+            if handover.origin == Origin::Peer(index) {
+                handover.origin = Origin::Nobody;
+            }
+        }
         for at in 0..self.jobs.len() {
             let job = &mut self.jobs[at];
+            if job.origin == Origin::Peer(index) {
+                job.origin = Origin::Nobody;
+            }
             let before = job.retry.len();
             job.retry.retain(|(other, _, _)| *other != index);
             let mut gone = before - job.retry.len();

@@ -1,3 +1,5 @@
+mod rogues;
+
 use std::{collections::BTreeSet, vec};
 
 use proptest::prelude::*;
