@@ -12,7 +12,7 @@ pub mod scenario;
 pub mod world;
 
 pub use outcome::{Goals, Outcome};
-pub use scenario::{Scenario, Setup};
+pub use scenario::{Rogue, Scenario, Setup};
 
 /// Runs a scenario to its end.
 #[must_use]

@@ -9,7 +9,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sim::{Goals, Scenario, Setup, roll};
+use sim::{Goals, Rogue, Scenario, Setup, roll};
 
 /// Simulates a fleet: real cores, virtual time.
 #[derive(Debug, Parser)]
@@ -18,6 +18,9 @@ struct Cli {
     /// Scenario; see --list.
     #[arg(long, default_value = "fanout", env = "SIM_SCENARIO")]
     scenario: String,
+    /// How every rogue lies, in scenario rogues; see --list. Without it each lies in its own way.
+    #[arg(long, env = "SIM_MANNER")]
+    manner: Option<String>,
     /// Hosts.
     #[arg(long, default_value_t = 50, env = "SIM_HOSTS")]
     hosts: usize,
@@ -96,7 +99,7 @@ struct Cli {
     /// One JSON object on the last line of stdout.
     #[arg(long, env = "SIM_JSON")]
     json: bool,
-    /// Name the scenarios.
+    /// Name the scenarios, and the manners of rogues.
     #[arg(long)]
     list: bool,
 }
@@ -110,6 +113,9 @@ fn main() -> ExitCode {
         for scenario in roll::Scenario::ALL {
             println!("{:<14} {}", scenario.name(), scenario.about());
         }
+        for rogue in Rogue::ALL {
+            println!("rogues --manner {:<10} {}", rogue.name(), rogue.about());
+        }
         return ExitCode::SUCCESS;
     }
     if let Some(scenario) = roll::Scenario::named(&cli.scenario) {
@@ -118,6 +124,20 @@ fn main() -> ExitCode {
     let Some(scenario) = Scenario::named(&cli.scenario) else {
         eprintln!("no scenario {:?}: --list names them", cli.scenario);
         return ExitCode::from(2);
+    };
+    let manner = match &cli.manner {
+        None => None,
+        Some(_) if scenario != Scenario::Rogues => {
+            eprintln!("--manner is for scenario rogues");
+            return ExitCode::from(2);
+        }
+        Some(name) => {
+            let Some(manner) = Rogue::named(name) else {
+                eprintln!("no manner {name:?}: --list names them");
+                return ExitCode::from(2);
+            };
+            Some(manner)
+        }
     };
     if cli.hosts == 0
         || cli.image_bytes == 0
@@ -143,6 +163,7 @@ fn main() -> ExitCode {
     setup.pieces = cli.pieces;
     setup.zones = cli.zones.max(1);
     setup.trace = cli.trace;
+    setup.manner = manner;
     let swarm = &mut setup.swarm;
     swarm.uploads = cli.uploads.unwrap_or(swarm.uploads);
     swarm.incoming = cli.incoming.unwrap_or(swarm.incoming);

@@ -41,6 +41,8 @@ pub struct Outcome {
     pub declined_pushes: u64,
     /// Hosts that ended complete.
     pub complete: usize,
+    /// Honest hosts that the fleet, or another honest host by itself, shunned at some time.
+    pub shunned_honest: usize,
     /// Broken promises: kind and how often.
     pub violations: Vec<(String, u64)>,
     /// Longest stalls by reason, in seconds.
@@ -143,6 +145,7 @@ impl Outcome {
                 "peers": self.peer_bytes,
                 "local": self.local_bytes,
             },
+            "shunned_honest": self.shunned_honest,
             "refused_requests": self.refused_requests,
             "pulled_over_arrived": round(ratio(self.pulled_chunks, self.arrived_chunks)),
             "declined_over_arrived": round(ratio(self.declined_pushes, self.arrived_chunks)),
@@ -189,6 +192,7 @@ impl Outcome {
         if let Some(others) = self.others_over_alone {
             line("others / alone", format!("{others:.4}"));
         }
+        line("honest shunned", self.shunned_honest.to_string());
         line("refused by origin", self.refused_requests.to_string());
         line(
             "pulled / arrived",

@@ -15,6 +15,8 @@ pub enum Scenario {
     /// 30 % of the hosts send bad chunks: some that don't fit their links, some with invented links, under their own names
     /// or others'. They accuse honest hosts.
     Liars,
+    /// 30 % of the hosts lie to the coordinator, to their peers, or to both, in every way of [`Rogue`].
+    Rogues,
     /// 30 % of the hosts are tar-pits: half of them send byte by byte, half take what they are sent byte by byte.
     TarPits,
     /// The registry sends false bytes of three contents, once each.
@@ -54,10 +56,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
+        Self::Rogues,
         Self::TarPits,
         Self::Corrupt,
         Self::Headless,
@@ -84,6 +87,7 @@ impl Scenario {
             Self::Fanout => "fanout",
             Self::Faults => "faults",
             Self::Liars => "liars",
+            Self::Rogues => "rogues",
             Self::TarPits => "tar-pits",
             Self::Corrupt => "corrupt",
             Self::Headless => "headless",
@@ -114,6 +118,9 @@ impl Scenario {
             }
             Self::Liars => {
                 "30 % of hosts send bad chunks or invented links, name others as their makers, and accuse the honest"
+            }
+            Self::Rogues => {
+                "30 % of hosts lie to the coordinator and to their peers, in every way or in that of --manner"
             }
             Self::TarPits => "30 % of hosts send, or take what they are sent, byte by byte",
             Self::Corrupt => "the registry sends false bytes of three contents, once each",
@@ -150,6 +157,137 @@ impl Scenario {
     }
 }
 
+/// Whom a rogue lies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// The coordinator.
+    Coordinator,
+    /// Other hosts.
+    Peers,
+}
+
+/// One way to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rogue {
+    /// It says that it fetched all of a content as soon as it is leased it.
+    Done,
+    /// It says that it has the whole image.
+    Present,
+    /// It says that it holds every content, and stages.
+    Whole,
+    /// It keeps leases and fetches nothing: it claims bytes, and a chunk a minute.
+    Hoard,
+    /// It says that the registry wants to be left alone for an hour.
+    Throttle,
+    /// It says that the registry lacks what it is leased.
+    Missing,
+    /// It claims leases that nobody gave it.
+    Adopt,
+    /// It accuses honest hosts.
+    Blame,
+    /// It sends false chunks, as in [`Scenario::Liars`].
+    Lie,
+    /// It announces everything again and again, and has nothing of what it is asked for.
+    Announce,
+    /// It offers and answers, and what it sends never comes.
+    NotSent,
+    /// It accepts what it is offered, and doesn't take it.
+    NotTaken,
+    /// It connects, and says nothing from then on.
+    Mute,
+    /// It has others spread what they hold once more.
+    Spread,
+}
+
+impl Rogue {
+    /// Every way.
+    pub const ALL: [Self; 14] = [
+        Self::Done,
+        Self::Present,
+        Self::Whole,
+        Self::Hoard,
+        Self::Throttle,
+        Self::Missing,
+        Self::Adopt,
+        Self::Blame,
+        Self::Lie,
+        Self::Announce,
+        Self::NotSent,
+        Self::NotTaken,
+        Self::Mute,
+        Self::Spread,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Present => "present",
+            Self::Whole => "whole",
+            Self::Hoard => "hoard",
+            Self::Throttle => "throttle",
+            Self::Missing => "missing",
+            Self::Adopt => "adopt",
+            Self::Blame => "blame",
+            Self::Lie => "lie",
+            Self::Announce => "announce",
+            Self::NotSent => "not-sent",
+            Self::NotTaken => "not-taken",
+            Self::Mute => "mute",
+            Self::Spread => "spread",
+        }
+    }
+
+    /// What such a host does.
+    #[must_use]
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Done => "says that it fetched all of a content as soon as it is leased it",
+            Self::Present => "says that it has the whole image",
+            Self::Whole => "says that it holds every content, and stages",
+            Self::Hoard => "keeps leases, fetches nothing, claims bytes and a chunk a minute",
+            Self::Throttle => "says that the registry wants to be left alone for an hour",
+            Self::Missing => "says that the registry lacks what it is leased",
+            Self::Adopt => "claims leases that nobody gave it",
+            Self::Blame => "accuses honest hosts",
+            Self::Lie => "sends false chunks, as in liars",
+            Self::Announce => "announces everything, and has nothing of what it is asked for",
+            Self::NotSent => "offers and answers, and what it sends never comes",
+            Self::NotTaken => "accepts what it is offered, and doesn't take it",
+            Self::Mute => "connects, and says nothing from then on",
+            Self::Spread => "has others spread what they hold once more",
+        }
+    }
+
+    /// Whom it lies to.
+    #[must_use]
+    pub const fn party(self) -> Party {
+        match self {
+            Self::Done
+            | Self::Present
+            | Self::Whole
+            | Self::Hoard
+            | Self::Throttle
+            | Self::Missing
+            | Self::Adopt
+            | Self::Blame => Party::Coordinator,
+            Self::Lie
+            | Self::Announce
+            | Self::NotSent
+            | Self::NotTaken
+            | Self::Mute
+            | Self::Spread => Party::Peers,
+        }
+    }
+
+    /// The way of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|rogue| rogue.name() == name)
+    }
+}
+
 /// A run's circumstances.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -165,6 +303,8 @@ pub struct Setup {
     pub chunk_bytes: u64,
     /// The seed.
     pub seed: u64,
+    /// How all rogues lie in [`Scenario::Rogues`]; `None`: each in its own way.
+    pub manner: Option<Rogue>,
     /// Without the image that lacks a layer.
     pub spared: bool,
     /// The registry's rate, bytes per second.
@@ -198,6 +338,7 @@ impl Setup {
             content_bytes: 512 << 20,
             chunk_bytes: proto::CHUNK_BYTES,
             seed,
+            manner: None,
             spared: false,
             origin_rate: GIGABIT,
             up_rate: GIGABIT,

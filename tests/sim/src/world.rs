@@ -8,6 +8,7 @@ mod check;
 mod fault;
 mod office;
 mod registry;
+mod rogue;
 
 use std::{
     cmp::Reverse,
@@ -26,7 +27,7 @@ use swarm::{
 use crate::{
     network::{Downlink, Nanos, TransferId, Uplink, takes},
     outcome::Outcome,
-    scenario::{Scenario, Setup},
+    scenario::{Rogue, Scenario, Setup},
 };
 
 use self::{
@@ -108,6 +109,10 @@ struct Node {
     missing: u64,
     /// How it keeps others waiting.
     pit: Option<Pit>,
+    /// How it lies otherwise.
+    rogues: Vec<Rogue>,
+    /// Leases that it keeps and does nothing with, and since when.
+    hoarded: BTreeMap<u32, Nanos>,
     /// As a liar: how it covers up.
     manner: Manner,
     /// Chunks held that are false: by content, with sender and maker.
@@ -245,6 +250,10 @@ enum Due {
         life: u32,
         image: usize,
     },
+    /// A rogue tells its peers something.
+    Rogue(u32),
+    /// A rogue says that it lacks what it announced.
+    Missed(Question),
     PlanTimer,
     Sample,
     Fault(usize),
@@ -548,6 +557,8 @@ impl World {
                     self.stage(host, image);
                 }
             }
+            Due::Rogue(host) => self.rogue_acts(host),
+            Due::Missed(question) => self.not_arrived(&question, Failure::Missing),
             Due::PlanTimer => self.plan_timer(),
             Due::Sample => self.sample(),
             Due::Fault(usize::MAX) => {
@@ -751,6 +762,7 @@ impl World {
             declined_pushes: self.declined,
             arrived_chunks: self.arrived,
             complete: times.len(),
+            shunned_honest: self.checks.shunned_honest(),
             violations: self.checks.violations(),
             stalls: self.checks.stalls(),
             utilisation: (
@@ -783,6 +795,8 @@ impl Node {
             wanted: true,
             liar: false,
             pit: None,
+            rogues: Vec::new(),
+            hoarded: BTreeMap::new(),
             manner: Manner::Plain,
             connected: vec![false; setup.hosts],
             believes: vec![false; setup.hosts],

@@ -8,6 +8,9 @@ const LIES_PERCENT: usize = 20;
 
 impl World {
     pub(super) fn act(&mut self, host: u32, action: Action) {
+        if self.is_mute(host) && matches!(action, Action::Announce { .. } | Action::Push { .. }) {
+            return;
+        }
         match action {
             Action::Dial(key) => self.dial(host, key),
             Action::HangUp(key) => {
@@ -165,7 +168,7 @@ impl World {
             }
             Action::Report { peer: key, .. } => {
                 if let Some(peer) = self.find(key) {
-                    self.check_shunned(peer);
+                    self.check_shunned(host, peer);
                 }
             }
         }
@@ -356,6 +359,9 @@ impl World {
             self.drop_transfer(id);
             return;
         }
+        if self.leaves_unanswered(id, to) {
+            return;
+        }
         let spread = self.transfers[id.at as usize].spread.take();
         let ticket = self.ticket();
         self.offer = Some((ticket, id));
@@ -384,6 +390,9 @@ impl World {
             self.not_arrived(&question, Failure::Missing);
             return;
         }
+        let Some(question) = self.rogue_answers(question) else {
+            return;
+        };
         let ticket = self.ticket();
         let event = swarm::Event::Requested {
             ticket,
@@ -395,7 +404,7 @@ impl World {
         self.feed(server, event);
     }
 
-    fn not_arrived(&mut self, question: &Question, failure: Failure) {
+    pub(super) fn not_arrived(&mut self, question: &Question, failure: Failure) {
         self.settle_request(
             question.asker,
             question.server,
@@ -1085,7 +1094,7 @@ impl World {
     }
 
     /// Whether the host is to hold this content, and its agent knows that.
-    fn stages(&self, host: u32, content: u32) -> bool {
+    pub(super) fn stages(&self, host: u32, content: u32) -> bool {
         self.node(host).stages[self.specs[content as usize].image]
     }
 

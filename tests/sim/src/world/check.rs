@@ -1,5 +1,7 @@
 //! Promises: checked at each step where that is cheap, and over all hosts every few seconds.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 /// A host that gains nothing for this long has to be able to say why.
@@ -13,6 +15,7 @@ const NEAR_THE_END: u64 = 8;
 pub(super) struct Checks {
     broken: BTreeMap<String, u64>,
     stalls: BTreeMap<&'static str, f64>,
+    shunned_honest: BTreeSet<u32>,
 }
 
 impl Checks {
@@ -25,6 +28,10 @@ impl Checks {
             .iter()
             .map(|(kind, times)| (kind.clone(), *times))
             .collect()
+    }
+
+    pub(super) fn shunned_honest(&self) -> usize {
+        self.shunned_honest.len()
     }
 
     pub(super) fn stalls(&self) -> Vec<(String, f64)> {
@@ -129,8 +136,10 @@ impl World {
     }
 
     /// A host shuns another by itself: only one that lied to it.
-    pub(super) fn check_shunned(&mut self, peer: u32) {
-        if !self.node(peer).liar {
+    pub(super) fn check_shunned(&mut self, by: u32, peer: u32) {
+        // what rogues say they shun costs nobody anything
+        if self.node(peer).is_honest() && self.node(by).is_honest() {
+            self.checks.shunned_honest.insert(peer);
             self.checks
                 .note("an honest host was quarantined by another");
         }
@@ -138,7 +147,8 @@ impl World {
 
     /// The fleet shuns only liars.
     pub(super) fn check_quarantine(&mut self, host: u32) {
-        if !self.node(host).liar {
+        if self.node(host).is_honest() {
+            self.checks.shunned_honest.insert(host);
             self.checks
                 .note("an honest host was quarantined by the fleet");
         }

@@ -90,6 +90,7 @@ impl World {
                     self.make_liar(host);
                 }
             }
+            Scenario::Rogues => self.make_rogues(&pick(0, count * 3 / 10)),
             Scenario::TarPits => {
                 for (at, host) in pick(0, count * 3 / 10).into_iter().enumerate() {
                     let pit = if at % 2 == 0 {
@@ -221,7 +222,7 @@ impl World {
         }
     }
 
-    fn make_liar(&mut self, host: usize) {
+    pub(super) fn make_liar(&mut self, host: usize) {
         self.watch_sources();
         let manners = [Manner::Plain, Manner::Framing, Manner::Perjured];
         self.nodes[host].manner = manners[host % manners.len()];

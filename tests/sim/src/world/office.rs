@@ -300,6 +300,7 @@ impl World {
                 let host = self.by_id[&host];
                 if let Some(content) = self.content_of(content)
                     && self.node(host).session
+                    && !self.abuses_lease(host, content)
                 {
                     self.node_mut(host).leases.insert(content, 0);
                     self.tell(host, swarm::Event::Leased(ContentId(content)));
@@ -314,6 +315,7 @@ impl World {
                     && self.node(host).session
                 {
                     self.node_mut(host).leases.remove(&content);
+                    self.node_mut(host).hoarded.remove(&content);
                     self.tell(host, swarm::Event::LeaseLost(ContentId(content)));
                 }
             }
@@ -389,6 +391,9 @@ impl World {
         }
         if self.node(host).liar {
             self.defame(host);
+        }
+        if self.rogue_reports(host) {
+            return;
         }
         self.report_standing(host);
         let node = self.node(host);
@@ -472,10 +477,10 @@ impl World {
     }
 
     /// A liar accuses the honest: all liars the same few, and each somebody of its own.
-    fn defame(&mut self, liar: u32) {
+    pub(super) fn defame(&mut self, liar: u32) {
         let honest: Vec<u32> = (0..self.nodes.len())
             .map(index)
-            .filter(|host| !self.node(*host).liar)
+            .filter(|host| self.node(*host).is_honest())
             .collect();
         let some = self.random(honest.len().max(1));
         for victim in honest.iter().take(3).chain(honest.get(some)) {
