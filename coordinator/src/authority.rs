@@ -27,7 +27,7 @@ use time::OffsetDateTime;
 use crate::{durable, random};
 
 /// The name in the coordinator's own certificate. No host may have it.
-pub const COORDINATOR: &str = "coordinator";
+pub use client::COORDINATOR;
 
 /// The authority's own certificate is good for so long. Hosts pin it, so replacing it means to enrol anew.
 const CA_LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);

@@ -148,7 +148,7 @@ impl Enrolment {
         if self.live_tokens(now)? >= MAX_TOKENS {
             return Err(MintError::TooMany);
         }
-        let token = Secret::random();
+        let token = crate::secret::random();
         let record = TokenRecord {
             host: host.to_string(),
             expires_unix: unix(now + lifetime),

@@ -2,7 +2,7 @@
 //!
 //! [`program`] starts it. `driver` owns the plan (`rollout::stage`) and the fleet's state; `session` carries its
 //! orders to hosts and their reports to it; `api` answers operators; [`authority`] and [`enrolment`] say who may take
-//! part. [`operator`] is the other end: the `parbake` command line.
+//! part. The other end is `parbake`, a crate of its own.
 //!
 //! What it deliberately doesn't do: touch the bytes of an image, trust one host about another without proof, or decide
 //! inside the shell what the pure plan decides.
@@ -20,7 +20,6 @@ pub mod enrolment;
 mod fleet;
 mod metrics;
 pub mod network;
-pub mod operator;
 pub mod program;
 mod progress;
 mod random;
@@ -29,7 +28,7 @@ mod resolve;
 pub mod secret;
 mod serve;
 mod session;
-pub mod view;
 mod wants;
 
+pub use client::view;
 pub use program::{Coordinator, RunError, run};

@@ -521,7 +521,7 @@ pub(crate) fn api_token(dir: &Path) -> Result<Secret, RunError> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => set_aside(&path)?,
         Err(error) => return Err(state(&path)(error)),
     }
-    let token = Secret::random();
+    let token = crate::secret::random();
     let text = format!("{}\n", token.expose());
     durable::write(&path, text.as_bytes(), durable::SECRET).map_err(state(&path))?;
     Ok(token)

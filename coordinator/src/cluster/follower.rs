@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
+use client::{Client as ApiClient, Target, segment};
 use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
@@ -23,11 +24,7 @@ use super::{
     lease::Leadership,
     review::{self, Intake, Review},
 };
-use crate::{
-    api::unavailable,
-    operator::client::{Client as ApiClient, Target, segment},
-    secret::Secret,
-};
+use crate::{api::unavailable, secret::Secret};
 
 /// The leader answers within this time; the API server waits 2 s in all.
 const FORWARD: Duration = Duration::from_millis(1_500);

@@ -7,15 +7,15 @@
 
 use std::collections::BTreeMap;
 
+use parbake::{
+    frame::{self, Contact, FRESH, Memory, Room},
+    text,
+};
 use proto::figure::{Bytes, Span, percent};
 use tokio::sync::mpsc::Receiver;
 
 use super::{tests::World, *};
 use crate::{
-    operator::{
-        frame::{self, Contact, FRESH, Memory, Room},
-        text,
-    },
     view::{HostProgress, HostState, ImageState, ImageView},
     wants::tests::want,
 };

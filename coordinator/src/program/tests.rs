@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use client::{Client, Target};
 use http::{HeaderMap, Method};
 use link::{Receiver, Sender};
 use proto::{
@@ -25,7 +26,6 @@ use super::*;
 use crate::{
     authority::COORDINATOR,
     cli::LogFormat,
-    operator::client::{Client, Target},
     secret::Secret,
     view::{EnrolReply, HostView, ImageState, ImageView, StageReply, TokenReply},
     wants::tests::manifest,
@@ -157,7 +157,7 @@ impl World {
             registry_at,
             running: None,
             pin: Digest::of(b""),
-            token: Secret::random(),
+            token: crate::secret::random(),
             background,
         };
         this.start().await;
@@ -605,10 +605,7 @@ async fn what_is_wanted_survives_a_crash_and_presence_comes_back_with_the_hosts(
         })
         .await;
 
-    let path = format!(
-        "/v1/images/{}",
-        crate::operator::client::segment(&digest.to_string())
-    );
+    let path = format!("/v1/images/{}", client::segment(&digest.to_string()));
     world
         .client()
         .call(Method::DELETE, &path, None::<&()>)
@@ -635,7 +632,7 @@ async fn progress_is_a_stream_that_never_falls_and_ends_with_the_want() {
         .await;
     let path = format!(
         "/v1/images/{}/events",
-        crate::operator::client::segment(&world.reference("one"))
+        client::segment(&world.reference("one"))
     );
     let mut lines = world.client().lines(&path).await.unwrap();
     let mut held = 0;
@@ -654,10 +651,7 @@ async fn progress_is_a_stream_that_never_falls_and_ends_with_the_want() {
             held = line.hosts[0].held_bytes;
         }
     }
-    let path = format!(
-        "/v1/images/{}",
-        crate::operator::client::segment(&digest.to_string())
-    );
+    let path = format!("/v1/images/{}", client::segment(&digest.to_string()));
     world
         .client()
         .call(Method::DELETE, &path, None::<&()>)
@@ -683,10 +677,7 @@ async fn a_stream_of_progress_is_quiet_when_nothing_but_ages_changes() {
         .until("it is staging", async || world.stage("one").await.ok())
         .await;
     agent.image(&digest, message::StageState::Staging, 3).await;
-    let path = format!(
-        "/v1/images/{}/events",
-        crate::operator::client::segment(&digest.to_string())
-    );
+    let path = format!("/v1/images/{}/events", client::segment(&digest.to_string()));
     let mut lines = world.client().lines(&path).await.unwrap();
     // at first the rate changes, which is of the last seconds; the host's session stays, and ages grow
     let quiet = async {
@@ -924,7 +915,7 @@ async fn a_host_that_isnt_of_the_fleet_gets_nothing_and_the_fleet_file_is_read_a
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_wants_its_token_its_pin_and_sound_requests() {
     let world = World::new(two_hosts()).await;
-    let wrong = world.client_with(Secret::random(), world.pin);
+    let wrong = world.client_with(crate::secret::random(), world.pin);
     for (method, path) in [
         (Method::GET, "/v1/hosts"),
         (Method::GET, "/v1/images"),

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         }
         Some("parbake") => {
             arguments.remove(1);
-            coordinator::operator::main(coordinator::operator::Cli::parse_from(arguments))
+            parbake::main(parbake::Cli::parse_from(arguments))
         }
         _ => match measure(&Cli::parse()) {
             Ok(()) => ExitCode::SUCCESS,

@@ -92,6 +92,12 @@ fn the_programs_do_not_know_each_other() {
             "normal,build",
             ["agent", "swarm", "lz4_flex"],
         ),
+        // what runs on operators' machines links nothing that only a cluster or a host needs
+        (
+            "parbake",
+            "normal,build,dev",
+            ["coordinator", "agent", "kube"],
+        ),
     ] {
         let reached = tree(&["-e", edges, "-p", program]);
         assert!(reached.contains("link"), "{program} is listed");

@@ -265,7 +265,7 @@ async fn a_host_that_is_revoked_or_never_enrolled_is_said_to_be() {
         "{said}"
     );
     let listed = ["mini-1", "mini-4"].map(|host| (*world.host(host)).clone());
-    let listed = crate::operator::text::hosts(&listed);
+    let listed = parbake::text::hosts(&listed);
     let mut lines = listed.lines();
     assert!(lines.next().unwrap().contains("away "), "{listed}");
     assert!(lines.next().unwrap().contains("never enrolled"), "{listed}");

@@ -1,7 +1,7 @@
 //! What the API says to whom, while it starts, runs and is asked for what isn't there.
 
 use super::*;
-use crate::operator::client::CallError;
+use client::CallError;
 
 /// The status of a GET, and what it says.
 async fn ask(client: &Client, path: &str) -> (StatusCode, String) {

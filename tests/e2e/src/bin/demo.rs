@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match program.as_str() {
         "agent" => agent::program::run(agent::cli::Cli::parse_from(arguments)),
         "coordinator" => coordinator::command::run(coordinator::cli::Cli::parse_from(arguments)),
-        "parbake" => coordinator::operator::main(coordinator::operator::Cli::parse_from(arguments)),
+        "parbake" => parbake::main(parbake::Cli::parse_from(arguments)),
         "registry" => e2e::demo::registry(e2e::demo::RegistryCli::parse_from(arguments)),
         _ => e2e::demo::run(e2e::demo::Cli::parse_from(arguments)),
     }

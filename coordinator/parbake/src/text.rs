@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use proto::figure::{Bytes, Span, percent};
 
-use crate::view::{
+use client::view::{
     CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView,
     PoolView, ShortOfRoom,
 };
 
 /// What isn't wanted any more, and what of it stays and why. `name` is what was typed.
-pub(super) fn cancelled(name: &str, reply: &CancelReply) -> String {
+pub fn cancelled(name: &str, reply: &CancelReply) -> String {
     let typed = [name.to_owned()];
     let references = match reply.references.as_slice() {
         [] => &typed,
@@ -35,7 +35,7 @@ pub(super) fn cancelled(name: &str, reply: &CancelReply) -> String {
 }
 
 /// One line of an image on a host.
-pub(crate) fn progress(host: &HostProgress) -> String {
+pub fn progress(host: &HostProgress) -> String {
     let mut text = format!(
         "{:>3}% of {}: {}",
         percent(held(host), host.total_bytes),
@@ -58,7 +58,7 @@ const fn held(host: &HostProgress) -> u64 {
 
 /// What a host does with an image: how fast it comes while it does, and else why it doesn't. `fresh`: what moves is said;
 /// old words say what was last known only.
-pub(crate) fn host_words(host: &HostProgress, fresh: bool) -> String {
+pub fn host_words(host: &HostProgress, fresh: bool) -> String {
     let mut text = host.state.as_str().to_owned();
     if fresh && host.bytes_per_second > 0 {
         _ = write!(text, ", {}/s", Bytes(host.bytes_per_second));
@@ -83,7 +83,7 @@ pub(crate) fn host_words(host: &HostProgress, fresh: bool) -> String {
 
 /// Bytes that came, by where they came from; `None` when none did. What came over the network is packed, what was here
 /// already isn't.
-pub(crate) fn received(hosts: &[HostProgress]) -> Option<String> {
+pub fn received(hosts: &[HostProgress]) -> Option<String> {
     let sum = |of: fn(&HostProgress) -> u64| hosts.iter().map(of).fold(0, u64::saturating_add);
     let origin = sum(|host| host.bytes.origin);
     let peers = sum(|host| host.bytes.peers);
@@ -104,7 +104,7 @@ pub(crate) fn received(hosts: &[HostProgress]) -> Option<String> {
 }
 
 /// Why an image isn't everywhere, where that isn't only that it is under way.
-pub(crate) fn image_words(image: &ImageView) -> Option<String> {
+pub fn image_words(image: &ImageView) -> Option<String> {
     if !image.message.is_empty() {
         return Some(image.message.clone());
     }
@@ -113,7 +113,7 @@ pub(crate) fn image_words(image: &ImageView) -> Option<String> {
 }
 
 /// An image and its hosts.
-pub(crate) fn image(image: &ImageView) -> String {
+pub fn image(image: &ImageView) -> String {
     let state = match image.state {
         ImageState::Staging => "staging",
         ImageState::Present => "present everywhere",
@@ -168,7 +168,7 @@ fn size(disk_bytes: u64, raw_bytes: u64) -> String {
 }
 
 /// Why an image isn't staged, host by host.
-pub(crate) fn failures(image: &ImageView) -> String {
+pub fn failures(image: &ImageView) -> String {
     let mut text = String::new();
     for host in &image.hosts {
         if host.state != HostState::Present {
@@ -190,7 +190,7 @@ pub(crate) fn failures(image: &ImageView) -> String {
 }
 
 /// Hosts that lack room.
-pub(crate) fn short_of_room(hosts: &[ShortOfRoom]) -> String {
+pub fn short_of_room(hosts: &[ShortOfRoom]) -> String {
     let mut text = String::new();
     for host in hosts {
         _ = writeln!(
@@ -206,7 +206,7 @@ pub(crate) fn short_of_room(hosts: &[ShortOfRoom]) -> String {
 }
 
 /// The fleet.
-pub(crate) fn hosts(hosts: &[HostView]) -> String {
+pub fn hosts(hosts: &[HostView]) -> String {
     if hosts.is_empty() {
         return "the fleet has no hosts\n".to_owned();
     }
@@ -264,7 +264,7 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
 }
 
 /// Why a host is as it is.
-pub(crate) fn why(host: &HostView) -> String {
+pub fn why(host: &HostView) -> String {
     if host.why.is_empty() {
         return format!("{}: nothing is missing\n", host.host);
     }
@@ -276,7 +276,7 @@ pub(crate) fn why(host: &HostView) -> String {
 }
 
 /// A pool's roll, in one line.
-pub(crate) fn pool(pool: &PoolView) -> String {
+pub fn pool(pool: &PoolView) -> String {
     let mut text = format!(
         "{}/{} (gate: {})\n  {}\n  ",
         pool.namespace, pool.name, pool.mode, pool.image
@@ -306,7 +306,7 @@ pub(crate) fn pool(pool: &PoolView) -> String {
 }
 
 /// A pool with its Pods.
-pub(crate) fn roll(pool_: &PoolView) -> String {
+pub fn roll(pool_: &PoolView) -> String {
     let mut text = pool(pool_);
     for pod in pool_.pods.iter().filter(|pod| pod.stale || pod.in_flight) {
         let node = pod.node.as_deref().unwrap_or("no node");
@@ -321,7 +321,7 @@ pub(crate) fn roll(pool_: &PoolView) -> String {
 }
 
 /// Why a Pod may drain, or may not.
-pub(crate) fn pod(pod: &PodView) -> String {
+pub fn pod(pod: &PodView) -> String {
     let pool = pod.pool.as_deref().unwrap_or("no pool");
     format!(
         "{}/{} ({pool}): {} [{}]\n",
@@ -330,7 +330,7 @@ pub(crate) fn pod(pod: &PodView) -> String {
 }
 
 /// What an image would move.
-pub(crate) fn plan(plan: &PlanReply) -> String {
+pub fn plan(plan: &PlanReply) -> String {
     let mut text = format!(
         "{}\n  {}\n  {} raw, {} in the registry (compressed), of which {} would leave it\n",
         plan.reference,

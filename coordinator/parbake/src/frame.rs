@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use client::view::{HostProgress, HostState, ImageView, SourceBytes};
 use proto::figure::{Bytes, Span, percent};
 
-use super::text;
-use crate::view::{HostProgress, HostState, ImageView, SourceBytes};
+use crate::text;
 
 /// A word of the coordinator comes every 5 s at least. One that is older than this is called old, and what it says of rates
 /// is left out.
-pub(crate) const FRESH: Duration = Duration::from_secs(7);
+pub const FRESH: Duration = Duration::from_secs(7);
 /// Columns of a host's name at most. Of a longer one the middle is cut: machines of one rack differ at the end.
 const MAX_NAME: usize = 24;
 /// Columns of a bar at most, and at least. A bar gives way to the words beside it.
@@ -22,11 +22,11 @@ const WORDS: usize = 40;
 
 /// What is known of the coordinator at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Contact {
+pub struct Contact {
     /// Since its last word.
-    pub(crate) heard_ago: Duration,
+    pub heard_ago: Duration,
     /// For how long it can't be reached, and why; `None` while it can.
-    pub(crate) away: Option<(Duration, String)>,
+    pub away: Option<(Duration, String)>,
 }
 
 impl Contact {
@@ -36,7 +36,7 @@ impl Contact {
     }
 
     /// What is to be said of the coordinator, and of what goes on without it.
-    pub(crate) fn words(&self, goes_on: &str) -> Option<String> {
+    pub fn words(&self, goes_on: &str) -> Option<String> {
         let heard = Span(self.heard_ago);
         match &self.away {
             Some((since, why)) => Some(format!(
@@ -51,21 +51,23 @@ impl Contact {
 
 /// The room on a screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Room {
-    pub(crate) columns: usize,
-    pub(crate) rows: usize,
+pub struct Room {
+    /// Characters in a row.
+    pub columns: usize,
+    /// Rows of text.
+    pub rows: usize,
 }
 
 /// What was shown of hosts. The coordinator forgets what it heard when it restarts, and hosts tell it again only when they
 /// are back: until then what they held last is shown, and no number falls while one staging lasts.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub struct Memory {
     hosts: BTreeMap<String, HostProgress>,
 }
 
 impl Memory {
     /// The image as it is to be shown: what is known of the hosts that are waited for.
-    pub(crate) fn recall(&mut self, image: &ImageView, hosts: Option<&[String]>) -> ImageView {
+    pub fn recall(&mut self, image: &ImageView, hosts: Option<&[String]>) -> ImageView {
         let mut shown = image.clone();
         shown
             .hosts
@@ -116,7 +118,7 @@ fn same_staging(before: &HostProgress, now: &HostProgress) -> bool {
 const NAMED: usize = 4;
 
 /// The whole fleet in one line.
-pub(crate) fn line(image: &ImageView, contact: &Contact) -> String {
+pub fn line(image: &ImageView, contact: &Contact) -> String {
     let mut line = counts(&image.hosts, contact.is_fresh());
     if let Some(words) = words(image, contact) {
         line.push_str("; ");
@@ -212,7 +214,7 @@ fn held(host: &HostProgress) -> u64 {
 /// A picture of the image for a terminal: a sentence on the fleet, another on the coordinator or the registry where there is
 /// something to say, and as many hosts as there is room for, first those that need somebody. No line is longer than the
 /// room, and there are no more of them than it has rows.
-pub(crate) fn picture(image: &ImageView, contact: &Contact, room: Room) -> Vec<String> {
+pub fn picture(image: &ImageView, contact: &Contact, room: Room) -> Vec<String> {
     let columns = room.columns.max(20);
     let each = if room.rows < TALL { 1 } else { 2 };
     let mut lines = wrapped(&counts(&image.hosts, contact.is_fresh()), columns, each);
@@ -336,7 +338,7 @@ fn middle_cut(text: &str, columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::ImageState;
+    use client::view::ImageState;
 
     fn host(name: &str, state: HostState, held_bytes: u64) -> HostProgress {
         HostProgress {

@@ -3,7 +3,6 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow, bail};
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -11,17 +10,15 @@ use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use link::HandshakeError;
 use proto::{Digest, causes};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::Connection;
-use crate::{
-    authority::COORDINATOR,
-    secret::Secret,
-    view::{Addresses, Problem},
-};
+use crate::{secret::Secret, view::Problem};
+
+/// The name in the coordinator's certificate, whatever address it is reached at; no host may have it.
+pub const COORDINATOR: &str = "coordinator";
 
 /// The coordinator is reached within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +31,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Where the coordinator is, how it is recognised, and what it wants to see.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub struct Target {
     /// `host:port`.
     address: String,
     pin: Digest,
@@ -44,7 +41,9 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) const fn new(address: String, pin: Digest, token: Secret) -> Self {
+    /// The coordinator at `host:port`, recognised by the SHA-256 of its authority's certificate.
+    #[must_use]
+    pub const fn new(address: String, pin: Digest, token: Secret) -> Self {
         Self {
             address,
             pin,
@@ -53,68 +52,16 @@ impl Target {
         }
     }
 
-    /// What the options say; a state directory gives what they leave out.
-    pub(crate) fn of(options: &Connection) -> anyhow::Result<Self> {
-        let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
-        let address = match (&options.api, in_state("addresses.json")) {
-            (Some(api), _) => link::api_address(api)?.to_owned(),
-            (None, Some(path)) => {
-                if let Some(state) = &options.state_dir
-                    && !path.exists()
-                {
-                    bail!(
-                        "no coordinator ever ran on {}: name its own directory (--state-dir), or start it",
-                        state.display()
-                    );
-                }
-                let addresses: Addresses =
-                    serde_json::from_str(&read(&path)?).with_context(|| {
-                        format!("{} isn't what a coordinator writes", path.display())
-                    })?;
-                let mut api = addresses.api;
-                if api.ip().is_unspecified() {
-                    api.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-                }
-                api.to_string()
-            }
-            (None, None) => bail!(
-                "no coordinator given: set --api (PARBAKE_API), --token-file and --ca-pin, \
-                 or --state-dir on the coordinator's own machine"
-            ),
-        };
-        let pin = match (
-            &options.ca_pin,
-            options.ca.clone().or(in_state("authority/ca.pem")),
-        ) {
-            (Some(pin), _) => link::parse_pin(pin).context(
-                "--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints",
-            )?,
-            (None, Some(path)) => {
-                let certificate = CertificateDer::from_pem_slice(read(&path)?.as_bytes())
-                    .map_err(|error| anyhow!("{}: {error}", path.display()))?;
-                Digest::of(&certificate)
-            }
-            (None, None) => bail!(
-                "nothing to recognise the coordinator by: set --ca-pin (PARBAKE_CA_PIN) or --ca"
-            ),
-        };
-        let path = options.token_file.clone().or(in_state("api.token"));
-        let path = path.context("no API token: set --token-file (PARBAKE_TOKEN_FILE) to a copy of the coordinator's api.token")?;
-        Ok(Self {
-            address,
-            pin,
-            token: Secret::from_text(&read(&path)?),
-            token_file: Some(path),
-        })
+    /// The same, with the token's file, which errors name.
+    #[must_use]
+    pub fn with_token_file(mut self, file: PathBuf) -> Self {
+        self.token_file = Some(file);
+        self
     }
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
-}
-
 /// A name as one segment of a path: all but unreserved characters are percent-encoded (RFC 3986, 2.3).
-pub(crate) fn segment(name: &str) -> String {
+pub fn segment(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -128,7 +75,7 @@ pub(crate) fn segment(name: &str) -> String {
 
 /// Why a call brought nothing.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CallError {
+pub enum CallError {
     /// Nobody answered, or the line broke, or who answered doesn't serve yet. Another try may do.
     #[error("{cause}")]
     Away {
@@ -160,18 +107,18 @@ pub(crate) enum CallError {
 
 impl CallError {
     /// Whether another try may do.
-    pub(crate) const fn passes(&self) -> bool {
+    pub const fn passes(&self) -> bool {
         matches!(self, Self::Away { .. })
     }
 
     /// Whether it is this answer.
-    pub(crate) fn is(&self, wanted: StatusCode) -> bool {
+    pub fn is(&self, wanted: StatusCode) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == wanted)
     }
 }
 
 /// The client. Each call is a connection of its own: there are few.
-pub(crate) struct Client {
+pub struct Client {
     target: Target,
     tls: TlsConnector,
 }
@@ -183,18 +130,23 @@ struct Exchange {
 }
 
 impl Client {
-    pub(crate) fn new(target: Target) -> Self {
+    /// A client of this coordinator.
+    #[must_use]
+    pub fn new(target: Target) -> Self {
         let tls = Arc::new(link::pinned(target.pin)).into();
         Self { target, tls }
     }
 
     /// Whom it asks.
-    pub(crate) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.target.address
     }
 
     /// Calls, and reads the JSON that comes back.
-    pub(crate) async fn read<T: DeserializeOwned>(
+    ///
+    /// # Errors
+    /// When the coordinator is away, is another one, refuses, or answers in unknown words.
+    pub async fn read<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -210,10 +162,10 @@ impl Client {
     }
 
     /// What stands at this path, if anything does.
-    pub(crate) async fn find<T: DeserializeOwned>(
-        &self,
-        path: &str,
-    ) -> Result<Option<T>, CallError> {
+    ///
+    /// # Errors
+    /// Those of [`Client::read`].
+    pub async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, CallError> {
         match self.read(Method::GET, path, None::<&()>).await {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(None),
@@ -222,7 +174,10 @@ impl Client {
     }
 
     /// Calls, and returns the whole answer.
-    pub(crate) async fn call(
+    ///
+    /// # Errors
+    /// When the coordinator is away, is another one, or refuses.
+    pub async fn call(
         &self,
         method: Method,
         path: &str,
@@ -242,7 +197,10 @@ impl Client {
     }
 
     /// Calls, and returns the answer line by line as it comes.
-    pub(crate) async fn lines(&self, path: &str) -> Result<Lines, CallError> {
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub async fn lines(&self, path: &str) -> Result<Lines, CallError> {
         let exchange = self.exchange(Method::GET, path, None::<&()>);
         let exchange = timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| {
             self.away(&format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
@@ -373,15 +331,17 @@ impl Client {
 }
 
 /// An answer of lines of JSON.
-pub(crate) struct Lines {
+pub struct Lines {
     exchange: Exchange,
     buffer: BytesMut,
 }
 
 impl Lines {
-    /// The next line; `None` at the end. Errors are those of a line that broke. Not cancel safe only in what a broken line
-    /// would cost: the next one.
-    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CallError> {
+    /// The next line; `None` at the end. Not cancel safe: a future that is dropped amid a line can lose it.
+    ///
+    /// # Errors
+    /// When the line broke, was silent for too long, or isn't understood.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CallError> {
         let away = |cause: String| CallError::Away {
             cause,
             unheard: false,
@@ -431,7 +391,11 @@ mod tests {
         use tokio::io::AsyncWriteExt as _;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let client = Client::new(Target::new(address, Digest::of(b"a"), Secret::random()));
+        let client = Client::new(Target::new(
+            address,
+            Digest::of(b"a"),
+            Secret::from_text("a token"),
+        ));
         let answer = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream
@@ -447,37 +411,5 @@ mod tests {
             matches!(&error, CallError::Away { unheard: true, cause } if cause.contains("the TLS handshake broke off")),
             "{error}"
         );
-    }
-
-    #[test]
-    fn what_is_missing_to_reach_a_coordinator_is_named() {
-        let error = Target::of(&Connection::default()).unwrap_err().to_string();
-        assert!(
-            error.contains("PARBAKE_API") && error.contains("--state-dir"),
-            "{error}"
-        );
-        let empty = tempfile::tempdir().unwrap();
-        let elsewhere = Connection {
-            state_dir: Some(empty.path().to_owned()),
-            ..Connection::default()
-        };
-        let error = Target::of(&elsewhere).unwrap_err().to_string();
-        assert!(error.starts_with("no coordinator ever ran on "), "{error}");
-        let no_port = Connection {
-            api: Some("https://parbake.example.com".into()),
-            ..Connection::default()
-        };
-        assert!(
-            Target::of(&no_port)
-                .unwrap_err()
-                .to_string()
-                .contains("host:port")
-        );
-        let plain = Connection {
-            api: Some("http://parbake.example.com:7470".into()),
-            ..Connection::default()
-        };
-        let error = Target::of(&plain).unwrap_err().to_string();
-        assert!(error.contains("use https://"), "{error}");
     }
 }

@@ -4,17 +4,19 @@
 use std::{pin::pin, time::Duration};
 
 use anyhow::{Context as _, bail};
+use client::{
+    CallError, Client,
+    view::{ImageView, StageRequest},
+};
 use http::{Method, StatusCode};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::{
-    Ended, Outcome,
+use crate::{
     bars::Show,
-    client::{self, CallError, Client},
+    ended::{Ended, Outcome, settled},
     frame::{Contact, Memory},
-    settled, tell,
+    say::tell,
 };
-use crate::view::{ImageView, StageRequest};
 
 /// A coordinator that is away is asked again after this long.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -30,14 +32,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// When the coordinator was heard last, and since when it is away.
 #[derive(Debug)]
-pub(super) struct Touch {
+pub(crate) struct Touch {
     heard_at: Instant,
     away: Option<(Instant, String)>,
     said_at: Option<Instant>,
 }
 
 impl Touch {
-    pub(super) const fn new(now: Instant) -> Self {
+    pub(crate) const fn new(now: Instant) -> Self {
         Self {
             heard_at: now,
             away: None,
@@ -45,16 +47,16 @@ impl Touch {
         }
     }
 
-    pub(super) fn heard(&mut self, now: Instant) {
+    pub(crate) fn heard(&mut self, now: Instant) {
         *self = Self::new(now);
     }
 
-    pub(super) fn lost(&mut self, now: Instant, why: String) {
+    pub(crate) fn lost(&mut self, now: Instant, why: String) {
         let since = self.away.take().map_or(now, |(since, _)| since);
         self.away = Some((since, why));
     }
 
-    pub(super) fn contact(&self, now: Instant) -> Contact {
+    pub(crate) fn contact(&self, now: Instant) -> Contact {
         let away = self.away.as_ref();
         let away = away.map(|(since, why)| (now.duration_since(*since), why.clone()));
         Contact {
@@ -64,7 +66,7 @@ impl Touch {
     }
 
     /// What is to be said of it now, every few seconds while it is away.
-    pub(super) fn due(&mut self, now: Instant, goes_on: &str) -> Option<String> {
+    pub(crate) fn due(&mut self, now: Instant, goes_on: &str) -> Option<String> {
         let words = self.contact(now).words(goes_on)?;
         if self
             .said_at
@@ -81,7 +83,7 @@ impl Touch {
 ///
 /// # Errors
 /// When it answers otherwise, when it can't be reached within `deadline`, or, without one, when nobody has ever answered.
-pub(super) async fn ask<T>(
+pub(crate) async fn ask<T>(
     client: &Client,
     deadline: Option<Instant>,
     question: impl AsyncFn() -> Result<T, CallError>,
@@ -120,7 +122,7 @@ pub(super) async fn ask<T>(
 ///
 /// # Errors
 /// When the coordinator doesn't take us, isn't the pinned one any more, or speaks otherwise.
-pub(super) async fn follow(
+pub(crate) async fn follow(
     client: &Client,
     first: ImageView,
     request: &StageRequest,

@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use client::{
+    CallError, Client,
+    view::{HostView, PodView, PoolView},
+};
 use http::Method;
 use tokio::time::Instant;
 
-use super::{
-    Outcome,
-    client::{self, CallError, Client},
+use crate::{
+    ended::Outcome,
     follow::{self, Touch},
-    print, tell, text,
+    say::{print, tell},
+    text,
 };
-use crate::view::{HostView, PodView, PoolView};
 
 /// How often a roll that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -21,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host's reasons, or a Pod's.
-pub(super) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Result<Outcome> {
+pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Result<Outcome> {
     if let Some((namespace, pod)) = name.split_once('/') {
         let path = format!(
             "/v1/pods/{}/{}",
@@ -99,7 +102,7 @@ fn unknown(name: &str) -> anyhow::Error {
 }
 
 /// How far rolls are.
-pub(super) async fn show(
+pub(crate) async fn show(
     client: &Client,
     name: Option<&str>,
     wait: bool,
@@ -166,7 +169,7 @@ fn outcome(pools: &[PoolView]) -> Outcome {
 }
 
 /// Holds a pool or an ImagePrePull, or lets it go on.
-pub(super) async fn pause(client: &Client, name: &str, paused: bool) -> anyhow::Result<Outcome> {
+pub(crate) async fn pause(client: &Client, name: &str, paused: bool) -> anyhow::Result<Outcome> {
     // one that gates nothing isn't among the pools, but its staging can be held
     let found = pool(pools(client).await?, name)?;
     let (namespace, name) = match (found, name.split_once('/')) {

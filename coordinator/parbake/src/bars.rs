@@ -1,22 +1,22 @@
 //! Progress on stderr while `--wait` waits: a picture that is drawn over and over on a terminal, a line every few seconds
-//! elsewhere. What is shown is made in [`super::frame`].
+//! elsewhere. What is shown is made in [`crate::frame`].
 
 use std::{io::IsTerminal as _, time::Duration};
 
+use client::view::ImageView;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use super::{
+use crate::{
     frame::{self, Contact, Room},
-    tell,
+    say::tell,
 };
-use crate::view::ImageView;
 
 /// Lines where there is no terminal are this far apart.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// What is on show.
-pub(super) enum Show {
+pub(crate) enum Show {
     /// One that draws: its message is the whole picture.
     Picture(ProgressBar),
     Lines {
@@ -25,7 +25,7 @@ pub(super) enum Show {
 }
 
 impl Show {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         if dumb || !std::io::stderr().is_terminal() {
             return Self::Lines {
@@ -40,7 +40,7 @@ impl Show {
         Self::Picture(picture)
     }
 
-    pub(super) fn update(&mut self, image: &ImageView, contact: &Contact) {
+    pub(crate) fn update(&mut self, image: &ImageView, contact: &Contact) {
         match self {
             Self::Picture(picture) => picture.set_message(drawn(image, contact)),
             Self::Lines { next } => {
@@ -53,7 +53,7 @@ impl Show {
     }
 
     /// The last picture: it stays.
-    pub(super) fn finish(&mut self, image: &ImageView, contact: &Contact) {
+    pub(crate) fn finish(&mut self, image: &ImageView, contact: &Contact) {
         match self {
             Self::Picture(picture) => picture.abandon_with_message(drawn(image, contact)),
             Self::Lines { .. } => tell(&format!("{}\n", frame::line(image, contact))),

@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    coordinator::operator::main(coordinator::operator::Cli::parse())
+    parbake::main(parbake::Cli::parse())
 }

@@ -1,0 +1,119 @@
+//! How to reach the coordinator: from options, the environment, or its own state directory.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use client::{Secret, Target, view::Addresses};
+use proto::Digest;
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+
+/// How to reach the coordinator.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Connection {
+    /// The coordinator's API, as in `https://parbake.example.com:7470`.
+    #[arg(long, env = "PARBAKE_API", global = true)]
+    pub api: Option<String>,
+    /// File with the API's token (`api.token` of the coordinator's state directory).
+    #[arg(long, env = "PARBAKE_TOKEN_FILE", global = true)]
+    pub token_file: Option<PathBuf>,
+    /// SHA-256 of the fleet's authority certificate (64 hex digits), from `parbake-coordinator pin`.
+    #[arg(long, env = "PARBAKE_CA_PIN", global = true)]
+    pub ca_pin: Option<String>,
+    /// Certificate of the fleet's authority (PEM), instead of its pin.
+    #[arg(long, env = "PARBAKE_CA", global = true)]
+    pub ca: Option<PathBuf>,
+    /// The coordinator's state directory, on its own machine: gives address, token and certificate at once.
+    #[arg(long, env = "PARBAKE_STATE", global = true)]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// What the options say; a state directory gives what they leave out.
+pub(crate) fn target(options: &Connection) -> anyhow::Result<Target> {
+    let in_state = |name: &str| options.state_dir.as_ref().map(|dir| dir.join(name));
+    let address = match (&options.api, in_state("addresses.json")) {
+        (Some(api), _) => link::api_address(api)?.to_owned(),
+        (None, Some(path)) => {
+            if let Some(state) = &options.state_dir
+                && !path.exists()
+            {
+                bail!(
+                    "no coordinator ever ran on {}: name its own directory (--state-dir), or start it",
+                    state.display()
+                );
+            }
+            let addresses: Addresses = serde_json::from_str(&read(&path)?)
+                .with_context(|| format!("{} isn't what a coordinator writes", path.display()))?;
+            let mut api = addresses.api;
+            if api.ip().is_unspecified() {
+                api.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+            }
+            api.to_string()
+        }
+        (None, None) => bail!(
+            "no coordinator given: set --api (PARBAKE_API), --token-file and --ca-pin, \
+             or --state-dir on the coordinator's own machine"
+        ),
+    };
+    let pin = match (
+        &options.ca_pin,
+        options.ca.clone().or(in_state("authority/ca.pem")),
+    ) {
+        (Some(pin), _) => link::parse_pin(pin).context(
+            "--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints",
+        )?,
+        (None, Some(path)) => {
+            let certificate = CertificateDer::from_pem_slice(read(&path)?.as_bytes())
+                .map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            Digest::of(&certificate)
+        }
+        (None, None) => {
+            bail!("nothing to recognise the coordinator by: set --ca-pin (PARBAKE_CA_PIN) or --ca")
+        }
+    };
+    let path = options.token_file.clone().or(in_state("api.token"));
+    let path = path.context("no API token: set --token-file (PARBAKE_TOKEN_FILE) to a copy of the coordinator's api.token")?;
+    let token = Secret::from_text(&read(&path)?);
+    Ok(Target::new(address, pin, token).with_token_file(path))
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_to_reach_a_coordinator_is_named() {
+        let error = target(&Connection::default()).unwrap_err().to_string();
+        assert!(
+            error.contains("PARBAKE_API") && error.contains("--state-dir"),
+            "{error}"
+        );
+        let empty = tempfile::tempdir().unwrap();
+        let elsewhere = Connection {
+            state_dir: Some(empty.path().to_owned()),
+            ..Connection::default()
+        };
+        let error = target(&elsewhere).unwrap_err().to_string();
+        assert!(error.starts_with("no coordinator ever ran on "), "{error}");
+        let no_port = Connection {
+            api: Some("https://parbake.example.com".into()),
+            ..Connection::default()
+        };
+        assert!(
+            target(&no_port)
+                .unwrap_err()
+                .to_string()
+                .contains("host:port")
+        );
+        let plain = Connection {
+            api: Some("http://parbake.example.com:7470".into()),
+            ..Connection::default()
+        };
+        let error = target(&plain).unwrap_err().to_string();
+        assert!(error.contains("use https://"), "{error}");
+    }
+}
