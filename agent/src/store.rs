@@ -56,6 +56,7 @@ use std::{
 };
 
 use proto::{ChunkIndex, Digest, HostId, Layout, figure::Bytes};
+use swarm::event::Entitled;
 
 pub use self::{
     held::{HeldChunk, WriteError},
@@ -123,6 +124,8 @@ pub struct Store {
     lock: Mutex<DirectoryLock>,
     /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
     changing: Mutex<()>,
+    /// Who may have what images hold, as it was ordered last. Held for a look.
+    entitled: Mutex<BTreeMap<Digest, Entitled>>,
 }
 
 /// What stages and store share.
@@ -364,6 +367,7 @@ impl Store {
             shared,
             lock: Mutex::new(lock),
             changing: Mutex::default(),
+            entitled: Mutex::default(),
         })
     }
 
@@ -539,6 +543,29 @@ impl Store {
         Ok(())
     }
 
+    /// These hosts may have what an image holds. A stage that begins later has it in its notes; for one that is there,
+    /// [`keep_entitled`](Self::keep_entitled) writes it down. Doesn't block.
+    pub fn entitle(&self, image: Digest, entitled: Entitled) {
+        hold(&self.entitled).insert(image, entitled);
+    }
+
+    /// Writes down who may have what an image holds, as it was said last.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub fn keep_entitled(&self, image: &Digest) -> io::Result<()> {
+        let _changing = hold(&self.changing);
+        match (self.stage(image), self.entitled_to(image)) {
+            (Some(stage), Some(entitled)) => stage.entitle(entitled),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was said of that in this life.
+    fn entitled_to(&self, image: &Digest) -> Option<Entitled> {
+        hold(&self.entitled).get(image).cloned()
+    }
+
     /// A reference names one image: others aren't wanted under these any more.
     fn take_names(&self, image: &Digest, references: &[Reference]) -> io::Result<()> {
         for other in self.all() {
@@ -570,6 +597,7 @@ impl Store {
         let status = Status {
             wanted: Some(references.clone()),
             references,
+            entitled: self.entitled_to(layout.digest()).flatten(),
             ..Status::default()
         };
         let base = base.and_then(Stage::disk_path);

@@ -275,7 +275,9 @@ pub(crate) async fn decline_push(mut sender: Sender, mut receiver: Receiver, why
     let outcome = match why {
         Declined::Already => PushOutcome::Already,
         Declined::Busy => PushOutcome::Busy,
-        Declined::Unwanted | Declined::Missing | Declined::Quarantined => PushOutcome::Unwanted,
+        Declined::Unwanted | Declined::Missing | Declined::Quarantined | Declined::NotEntitled => {
+            PushOutcome::Unwanted
+        }
     };
     if sender
         .send(&PushReply {
@@ -293,7 +295,7 @@ pub(crate) async fn refuse(mut sender: Sender, why: Declined) {
     let refusal = match why {
         Declined::Busy | Declined::Already => Refusal::Busy,
         Declined::Missing => Refusal::Missing,
-        Declined::Unwanted => Refusal::Unauthorised,
+        Declined::Unwanted | Declined::NotEntitled => Refusal::Unauthorised,
         Declined::Quarantined => Refusal::Quarantined,
     };
     let reply = ChunkReply {

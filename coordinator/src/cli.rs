@@ -79,7 +79,7 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Take a revocation back. Certificates from before it that haven't expired work again.
+    /// Take a revocation back. The host then needs a token: no certificate from before works again.
     Readmit {
         /// The host.
         host: String,

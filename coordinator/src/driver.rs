@@ -379,6 +379,8 @@ struct Wanted {
     want: Want,
     /// Hosts that keep what they have and get no more, unless they are selected.
     held: BTreeSet<HostId>,
+    /// Hosts that may have what it holds; `None`: all.
+    entitled: Option<BTreeSet<HostId>>,
     /// The plan knows it. It doesn't where other images have all its names.
     planned: bool,
     /// By the references that each names.
@@ -444,6 +446,8 @@ pub(crate) struct Driver {
     roster: roster::Roster,
     /// Hosts whose neighbours changed since they were told.
     neighbours_due: BTreeSet<HostId>,
+    /// Images of which other hosts may have what they hold than their hosts were told.
+    entitled_due: BTreeSet<Digest>,
     /// When hosts are told what changed in the roster and among their neighbours.
     roster_due: Option<Moment>,
     /// Hosts that wait for a whole roster.
@@ -510,6 +514,7 @@ impl Driver {
             refusals: refusals::Refusals::default(),
             roster: roster::Roster::new(),
             neighbours_due: BTreeSet::new(),
+            entitled_due: BTreeSet::new(),
             roster_due: None,
             rosters_owed: BTreeSet::new(),
             places_due: None,

@@ -10,12 +10,12 @@ use proto::{
     ChunkIndex, ChunkSet, Digest, Geometry, HostKey,
     chain::Verdict,
     chunks::ParseRunsError,
-    image::ContentKind,
+    image::{ContentKind, Layout},
     message::{BlameKind, LeaseEnd, OriginFault},
 };
 use swarm::{
     Event,
-    event::{ContentId, OriginEnd},
+    event::{ContentId, Entitled, OriginEnd},
 };
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -60,6 +60,8 @@ pub(super) struct Content {
     pub(super) images: Vec<Digest>,
     /// Where its bytes are or shall be.
     pub(super) shelves: Vec<Shelf>,
+    /// Contents of lower order are wanted first.
+    order: u32,
     /// Chunks that are held here, as the swarm knows them.
     pub(super) held: ChunkSet,
     /// Whether its chain runs from the initial state to the digest.
@@ -182,6 +184,7 @@ impl Contents {
             kind: spec.kind,
             images: vec![image],
             shelves: vec![Shelf::Stage(stage.clone())],
+            order: 0,
             held,
             closed,
             walking: false,
@@ -210,6 +213,7 @@ impl Contents {
             held: blob.held(),
             closed: blob.is_whole(),
             shelves: vec![Shelf::Blob(blob.clone())],
+            order: 0,
             walking: false,
             doubted: false,
             retracted_at: None,
@@ -260,6 +264,10 @@ fn tie_key(digest: &Digest) -> u64 {
 impl Driver {
     /// Makes a content known to the swarm.
     pub(super) fn introduce(&mut self, id: ContentId, order: u32) {
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
+        content.order = order;
         let Some(content) = self.contents.find(id) else {
             return;
         };
@@ -269,6 +277,7 @@ impl Driver {
             size: content.geometry.size(),
             held: content.held.clone(),
             order,
+            entitled: self.entitled(content),
         };
         let (digest, chunks) = (content.digest, content.geometry.chunks());
         self.tell(event);
@@ -283,6 +292,32 @@ impl Driver {
                 // it was told another size than we were: a size is what some manifest says
                 Err(ParseRunsError::PastEnd) => {}
                 Err(error @ ParseRunsError::Odd) => self.nonsense(peer, &error.to_string()),
+            }
+        }
+    }
+
+    /// Who may have a content: the hosts of all images that it is part of. Blobs of the mirror are for all hosts.
+    fn entitled(&self, content: &Content) -> Entitled {
+        let mut all = BTreeSet::new();
+        for image in &content.images {
+            // of an image that is forgotten nobody may have anything
+            if let Some(image) = self.images.get(image) {
+                let hosts = image.entitled.as_ref()?;
+                if content.images.len() == 1 {
+                    return Some(hosts.clone());
+                }
+                all.extend(hosts.iter().copied());
+            }
+        }
+        (!content.images.is_empty()).then(|| Arc::new(all))
+    }
+
+    /// Tells the swarm anew of an image's contents: who may have them may have changed.
+    pub(super) fn retell(&mut self, layout: &Layout) {
+        for spec in layout.contents() {
+            let content = self.contents.by_digest(&spec.digest);
+            if let Some((id, order)) = content.map(|content| (content.id, content.order)) {
+                self.introduce(id, order);
             }
         }
     }

@@ -7,12 +7,12 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest,
+    ChunkIndex, Digest, HostKey,
     figure::Bytes,
     image::{ContentSpec, Layout},
     message::{StageOrder, StageState},
 };
-use swarm::Event;
+use swarm::{Event, event::Entitled};
 use tracing::{error, info, warn};
 
 use super::{Driver, Input, Long};
@@ -50,6 +50,12 @@ fn below_floor(volume: Volume) -> Option<Trouble> {
             Bytes(volume.floor_bytes)
         ),
     })
+}
+
+/// The hosts that may have what the image holds. An order of an earlier version names none.
+fn entitled(order: &StageOrder) -> Entitled {
+    let hosts = order.entitled_hosts.iter().copied().map(HostKey);
+    (!order.entitled_hosts.is_empty()).then(|| Arc::new(hosts.collect()))
 }
 
 /// Whole milliseconds, as a number that JSON logs keep one.
@@ -101,6 +107,8 @@ pub(super) struct Image {
     /// As they were ordered last: the registry is asked by the first.
     pub(super) references: Vec<String>,
     pub(super) access: Access,
+    /// The hosts that may have what it holds.
+    pub(super) entitled: Entitled,
     pub(super) state: StageState,
     pub(super) stage: Option<Arc<Stage>>,
     /// When this staging of it began, over restarts of the agent, in Unix milliseconds; 0 before it did.
@@ -141,6 +149,7 @@ impl Image {
             order: 0,
             references,
             access,
+            entitled: None,
             state: StageState::Queued,
             stage: None,
             begun_at_ms: 0,
@@ -257,6 +266,9 @@ impl Driver {
             );
             // told at once: where there is no room to go on, what is here is here all the same
             image.adopt(&recovered.stage);
+            image.entitled = recovered.stage.entitled();
+            // for a stage that begins anew because its files were removed
+            self.store.entitle(digest, image.entitled.clone());
             self.images.insert(digest, image);
             // anything less needs room first, or has to be read
             let stage = &recovered.stage;
@@ -276,6 +288,7 @@ impl Driver {
             }
         };
         let access = Access::new(order.token.as_ref(), order.plain_http);
+        let entitled = entitled(&order);
         // a token that is handed down anew is for the fetches that run, too
         for fetch in self.fetches.values() {
             if fetch.image == Some(digest) {
@@ -292,6 +305,7 @@ impl Driver {
             self.reconciler.order(digest, &order.references, now);
             image.references = order.references;
             self.report_due = true;
+            self.entitle(digest, entitled);
             self.refresh();
             return;
         }
@@ -316,10 +330,33 @@ impl Driver {
         self.reconciler.order(digest, &order.references, now);
         let mut image = Image::new(layout, order.manifest.into(), order.references, access);
         image.order = order.order;
+        image.entitled = entitled.clone();
+        self.store.entitle(digest, entitled);
         self.images.insert(digest, image);
         self.report_due = true;
         // names of other images may be its own now
         self.refresh();
+    }
+
+    /// The coordinator says which hosts may have what an image holds.
+    fn entitle(&mut self, digest: Digest, entitled: Entitled) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        if image.entitled == entitled {
+            return;
+        }
+        image.entitled = entitled.clone();
+        let layout = image.layout.clone();
+        self.store.entitle(digest, entitled);
+        self.retell(&layout);
+        let store = self.store.clone();
+        self.spawn_blocking(move || {
+            if let Err(error) = store.keep_entitled(&digest) {
+                warn!(image = %digest, %error, "writing down who may have an image failed; a restart begins with what stood before");
+            }
+            Input::Nothing
+        });
     }
 
     pub(super) fn begin(&mut self, digest: Digest, names: Vec<String>) {
@@ -349,7 +386,9 @@ impl Driver {
                     .is_some_and(|blobs| blobs.give_way(&home, bytes))
             };
             let begun = store
-                .want(&digest, &names)
+                .keep_entitled(&digest)
+                .map_err(BeginError::Io)
+                .and_then(|()| store.want(&digest, &names))
                 .and_then(|()| store.begin_making_room(&layout, &manifest, &names, make_room));
             if let Some(blobs) = &blobs {
                 blobs.leave(&home, store.outstanding_bytes());
@@ -433,6 +472,11 @@ impl Driver {
                 self.introduce(id, order);
             }
             self.walk_if_whole(id);
+        }
+        // who may have what it shares with other images
+        let layout = self.images.get(&digest).map(|image| image.layout.clone());
+        if let Some(layout) = layout {
+            self.retell(&layout);
         }
         for (content, image) in std::mem::take(&mut self.early_leases) {
             self.leased(content, image);
@@ -689,6 +733,9 @@ impl Driver {
         if let Some(image) = self.images.get_mut(&digest) {
             image.stage = None;
             image.open.clear();
+            let layout = image.layout.clone();
+            // what other images have of it is for their hosts alone
+            self.retell(&layout);
         }
     }
 

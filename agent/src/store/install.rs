@@ -10,6 +10,7 @@ use std::{
 };
 
 use proto::Digest;
+use swarm::event::Entitled;
 
 use super::{
     DecodeLayerError, NoRoomError, ReferenceError, Stage, held::hold, io_at, parse_references,
@@ -397,6 +398,27 @@ impl Stage {
                 status.wanted = Some(references.to_vec());
                 return status.write(&self.directory);
             }
+        }
+    }
+
+    /// The hosts that may have what the image holds.
+    #[must_use]
+    pub fn entitled(&self) -> Entitled {
+        hold(&self.status).entitled.clone()
+    }
+
+    /// Exactly these hosts may have it from now on, lastingly. Nothing is written where our directory was removed.
+    pub(super) fn entitle(&self, entitled: Entitled) -> io::Result<()> {
+        let mut status = hold(&self.status);
+        if status.entitled == entitled {
+            return Ok(());
+        }
+        status.entitled = entitled;
+        match status.write(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.directory.exists() => {
+                Ok(())
+            }
+            other => other,
         }
     }
 

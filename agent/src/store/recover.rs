@@ -194,6 +194,8 @@ fn status_again(
         disk_inode: inodes.remove(0),
         twin_inodes: inodes,
         installed: true,
+        // the notes said who: until the coordinator says it again, nobody
+        entitled: Some(Arc::default()),
     };
     // the doubt first: without it the notes would be believed
     doubt::mark(directory)?;

@@ -1,8 +1,10 @@
 //! `status.json`: what a stage is for, and which disk its journal speaks of.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::Arc};
 
+use proto::HostKey;
 use serde::{Deserialize, Serialize};
+use swarm::event::Entitled;
 
 use super::io_at;
 use crate::{platform, tart::Reference};
@@ -25,6 +27,8 @@ pub(super) struct Status {
     pub(super) twin_inodes: Vec<u64>,
     /// The image stands in tart's cache. What the file system says goes before this.
     pub(super) installed: bool,
+    /// The hosts that may have what it holds.
+    pub(super) entitled: Entitled,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -37,6 +41,9 @@ struct File {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     twin_inodes: Vec<u64>,
     installed: bool,
+    /// Keys of hosts. None: all hosts, also by an earlier version's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    entitled: Option<Vec<u64>>,
 }
 
 fn parse(references: &[String]) -> Vec<Reference> {
@@ -77,6 +84,9 @@ impl Status {
             disk_inode: file.disk_inode,
             twin_inodes: file.twin_inodes,
             installed: file.installed,
+            entitled: file
+                .entitled
+                .map(|keys| Arc::new(keys.into_iter().map(HostKey).collect())),
         }))
     }
 
@@ -96,6 +106,10 @@ impl Status {
             disk_inode: self.disk_inode,
             twin_inodes: self.twin_inodes.clone(),
             installed: self.installed,
+            entitled: self
+                .entitled
+                .as_ref()
+                .map(|hosts| hosts.iter().map(|host| host.0).collect()),
         };
         let bytes = serde_json::to_vec_pretty(&file)?;
         let (path, new) = (directory.join(STATUS), directory.join("status.new"));

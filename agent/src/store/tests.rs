@@ -1270,3 +1270,42 @@ fn an_image_without_room_begins_where_something_else_makes_some() {
     .unwrap();
     assert_eq!(store.outstanding_bytes(), stage.outstanding_bytes());
 }
+
+#[test]
+fn who_may_have_an_image_outlives_a_restart_and_is_nobody_where_the_notes_are_damaged() {
+    let home = tempfile::tempdir().unwrap();
+    let sample = sample(1);
+    let digest = *sample.layout.digest();
+    let hosts = |names: &[&str]| {
+        Some(Arc::new(
+            names.iter().map(|name| host(name).key()).collect(),
+        ))
+    };
+    let store = open(&home);
+    // said before there is anything of it here, so that no crash leaves it open to all
+    store.entitle(digest, hosts(&["mac-1", "mac-2"]));
+    let (stage, _) = begin(&store, &sample, &[TAG]);
+    assert_eq!(stage.entitled(), hosts(&["mac-1", "mac-2"]));
+    fill(&stage, &sample);
+    install(&stage, &[TAG]).unwrap();
+    drop((stage, store));
+
+    let store = open(&home);
+    let stage = store.recovered().remove(0).stage;
+    assert_eq!(stage.entitled(), hosts(&["mac-1", "mac-2"]));
+    for said in [hosts(&["mac-1"]), None, hosts(&["mac-3"])] {
+        store.entitle(digest, said.clone());
+        store.keep_entitled(&digest).unwrap();
+        assert_eq!(stage.entitled(), said);
+    }
+    drop((stage, store));
+
+    let store = open(&home);
+    assert_eq!(store.recovered()[0].stage.entitled(), hosts(&["mac-3"]));
+    drop(store);
+    let notes = home.path().join(ROOT).join(digest.hex().to_string());
+    fs::write(notes.join(status::STATUS), "{").unwrap();
+    let store = open(&home);
+    let stage = store.stage(&digest).unwrap();
+    assert_eq!(stage.entitled(), hosts(&[]));
+}

@@ -17,6 +17,8 @@ pub enum Declined {
     Unwanted,
     /// We don't talk to this peer for now.
     Quarantined,
+    /// The coordinator doesn't name the peer among the hosts that may have it.
+    NotEntitled,
 }
 
 /// What the shell shall do. It reports how each ended by an event.

@@ -3,9 +3,10 @@
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::time::Duration;
 
-use proto::{ChunkIndex, ChunkSet, Geometry, Moment};
+use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment};
 
 use crate::{
+    event::Entitled,
     peer::{PeerIndex, doubled},
     promise::Promises,
 };
@@ -73,6 +74,8 @@ pub(crate) struct Content {
     pub(crate) key: u64,
     pub(crate) geometry: Geometry,
     pub(crate) order: u32,
+    /// Who may have it.
+    pub(crate) entitled: Entitled,
     pub(crate) held: ChunkSet,
     /// Requested, or an accepted push.
     pub(crate) pending: ChunkSet,
@@ -133,6 +136,7 @@ impl Content {
             key,
             geometry,
             order,
+            entitled: None,
             held,
             pending: ChunkSet::empty(chunks),
             unannounced: ChunkSet::empty(chunks),
@@ -160,6 +164,13 @@ impl Content {
             headless_since: None,
             sent: Vec::new(),
         }
+    }
+
+    /// Whether a host may have it.
+    pub(crate) fn entitles(&self, host: HostKey) -> bool {
+        self.entitled
+            .as_ref()
+            .is_none_or(|entitled| entitled.contains(&host))
     }
 
     pub(crate) fn chunks(&self) -> u32 {

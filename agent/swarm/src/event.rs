@@ -1,6 +1,6 @@
 //! What the swarm is told.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
 
 use proto::{ChunkIndex, ChunkSet, HostKey};
 
@@ -22,6 +22,9 @@ pub struct Peer {
     /// Whether the coordinator chose it as our neighbour: we ask for its announcements and ask it for chunks.
     pub neighbour: bool,
 }
+
+/// The hosts that may have a content, by the coordinator's word; `None`: every host of the roster.
+pub type Entitled = Option<Arc<BTreeSet<HostKey>>>;
 
 /// To whom a chunk is to be passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +95,7 @@ pub enum Event {
     Connected(HostKey),
     /// The last connection to a peer is gone, or dialling it failed.
     Disconnected(HostKey),
-    /// This host wants a content, or only serves it where `held` is full. Repeating it changes nothing but `order`.
+    /// This host wants a content, or only serves it where `held` is full. Repeating it changes `order` and `entitled` alone.
     Content {
         /// The content.
         id: ContentId,
@@ -104,6 +107,8 @@ pub enum Event {
         held: ChunkSet,
         /// Contents of lower order are wanted first.
         order: u32,
+        /// Other hosts neither hear of the content nor get any of it from this one.
+        entitled: Entitled,
     },
     /// The content isn't wanted or held any more.
     Dropped(ContentId),

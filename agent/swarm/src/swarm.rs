@@ -29,7 +29,7 @@ use crate::{
     Action, Config, Event,
     bucket::Bucket,
     content::Content,
-    event::{ContentId, Delivery, Failure, Spread, Ticket},
+    event::{ContentId, Delivery, Entitled, Failure, Spread, Ticket},
     peer::{Keys, Peer, PeerIndex},
 };
 
@@ -240,7 +240,8 @@ impl Swarm {
                 size,
                 held,
                 order,
-            } => self.set_content(id, key, size, held, order),
+                entitled,
+            } => self.set_content(id, key, size, held, order, entitled),
             Event::Dropped(id) => self.drop_content(id),
             Event::ChunkLost { id, chunk } => self.lose_chunk(id, chunk),
             Event::Announced {
@@ -383,12 +384,25 @@ impl Swarm {
         self.upload_wanted = true;
     }
 
-    fn set_content(&mut self, id: ContentId, key: u64, size: u64, held: ChunkSet, order: u32) {
+    fn set_content(
+        &mut self,
+        id: ContentId,
+        key: u64,
+        size: u64,
+        held: ChunkSet,
+        order: u32,
+        entitled: Entitled,
+    ) {
         if let Some(content) = self.contents.get_mut(&id) {
             if self.incomplete.remove(&(content.order, id)) {
                 self.incomplete.insert((order, id));
             }
             content.order = order;
+            if content.entitled != entitled {
+                content.entitled = entitled;
+                // who may have it now hasn't heard of it
+                self.announce_all_of(id);
+            }
             return;
         }
         let Ok(geometry) = Geometry::new(size) else {
@@ -399,7 +413,8 @@ impl Swarm {
         } else {
             ChunkSet::empty(geometry.chunks())
         };
-        let content = Content::new(self.now, key, geometry, order, held);
+        let mut content = Content::new(self.now, key, geometry, order, held);
+        content.entitled = entitled;
         if !content.held.is_full() {
             self.incomplete.insert((order, id));
         }

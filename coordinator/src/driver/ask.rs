@@ -21,8 +21,9 @@ use crate::{
 
 impl Wanted {
     /// An image that is wanted from now on, and that the plan doesn't know yet.
-    pub(super) const fn new(want: Want, took: Took) -> Self {
+    pub(super) fn new(want: Want, took: Took) -> Self {
         Self {
+            entitled: want.hosts.clone(),
             want,
             held: BTreeSet::new(),
             planned: false,

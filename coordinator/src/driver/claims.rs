@@ -36,7 +36,9 @@ impl Wanted {
             references,
             hosts,
             held,
+            entitled,
         } = sum;
+        self.entitled = entitled;
         let more_hosts = match (&self.want.hosts, &hosts) {
             (None, _) => false,
             (Some(_), None) => true,
@@ -146,7 +148,12 @@ impl Driver {
                 continue;
             }
             let anew = asked == Some(image) || !wanted.planned;
+            let entitled = wanted.entitled != sum.entitled;
             let (more, changed) = wanted.take(sum);
+            if entitled {
+                wanted.orders.clear();
+                self.entitled_due.insert(image);
+            }
             if !changed && !anew {
                 continue;
             }

@@ -97,10 +97,29 @@ impl Driver {
                 }
             }
         }
+        if !self.entitled_due.is_empty() {
+            self.tell_entitled();
+            self.act(now);
+        }
+    }
+
+    /// Tells the hosts of images who may have what those hold, where that changed.
+    fn tell_entitled(&mut self) {
+        for image in std::mem::take(&mut self.entitled_due) {
+            let hosts = self.wants.get(&image).map(|wanted| wanted.ordered.clone());
+            for host in hosts.unwrap_or_default() {
+                self.tell_stage(&host, image, true);
+            }
+        }
     }
 
     /// Orders a host to stage an image, unless it has the order already.
     pub(super) fn order_stage(&mut self, host: &HostId, image: Digest) {
+        self.tell_stage(host, image, false);
+    }
+
+    /// As [`order_stage`](Self::order_stage). With `news_only` who has the order isn't asked to try again.
+    fn tell_stage(&mut self, host: &HostId, image: Digest, news_only: bool) {
         let Some(wanted) = self.wants.get_mut(&image) else {
             return;
         };
@@ -127,7 +146,7 @@ impl Driver {
             }
             Some(HostState::Failed | HostState::Gone | HostState::Waiting) | None => false,
         };
-        if has == Some(orders.number) && goes_on {
+        if has == Some(orders.number) && (goes_on || news_only) {
             return;
         }
         let order = match has {
@@ -497,7 +516,7 @@ impl Wanted {
             // the registry is asked by the first, and the token is for one repository
             let first = self.token_reference();
             references.sort_by_key(|reference| Some(reference) != first.as_ref());
-            let orders = StageOrders::new(&self.want, references, token);
+            let orders = StageOrders::new(&self.want, references, self.entitled.as_ref(), token);
             self.orders.push((named, orders));
             self.orders.len() - 1
         });
@@ -517,12 +536,24 @@ pub(super) struct StageOrders {
 }
 
 impl StageOrders {
-    fn new(want: &Want, references: Vec<String>, token: Option<&PullToken>) -> Self {
+    fn new(
+        want: &Want,
+        references: Vec<String>,
+        entitled: Option<&BTreeSet<HostId>>,
+        token: Option<&PullToken>,
+    ) -> Self {
+        let mut entitled_hosts: Vec<u64> = entitled
+            .into_iter()
+            .flatten()
+            .map(|host| host.key().0)
+            .collect();
+        entitled_hosts.sort_unstable();
         let mut order = message::StageOrder {
             manifest_digest: want.digest().as_bytes().to_vec(),
             references,
             media_type: want.media_type.clone(),
             plain_http: want.plain_http,
+            entitled_hosts,
             ..message::StageOrder::default()
         };
         let said = kind(message::order::Kind::Stage(order.clone()));

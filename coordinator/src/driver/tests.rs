@@ -855,3 +855,53 @@ fn a_version_that_signs_no_links_is_told_apart_by_name_and_stages_nothing() {
     let why = view.hosts[&host].why.join("\n");
     assert!(why.contains("0.9.0") && why.contains("upgrade it"), "{why}");
 }
+
+#[test]
+fn hosts_are_told_who_may_have_an_image_that_isnt_for_all() {
+    let mut world = World::new();
+    let mut queues: Vec<_> = ["mini-1", "mini-2", "mini-3"]
+        .into_iter()
+        .map(|host| {
+            let hello = message::Hello {
+                roster_epoch: Some(0),
+                ..World::hello()
+            };
+            world.open(host, hello).1
+        })
+        .collect();
+    let host = |name: &str| -> HostId { name.parse().unwrap() };
+    let mut told_of = |hosts: Option<&[&str]>| {
+        let want = Want {
+            hosts: hosts.map(|hosts| hosts.iter().map(|name| host(name)).collect()),
+            ..want("image", 1, 1 << 20)
+        };
+        place(&mut world, vec![want], Limits::default());
+        let told = |queue: &mut Receiver<Arc<message::Order>>| {
+            let orders = taken(queue, |kind| match kind {
+                Kind::Stage(order) => {
+                    Some((order.entitled_hosts.clone(), !order.manifest.is_empty()))
+                }
+                _ => None,
+            });
+            assert!(orders.len() <= 1, "said once: {orders:?}");
+            orders.into_iter().next()
+        };
+        queues.iter_mut().map(told).collect::<Vec<_>>()
+    };
+    let keys = |names: &[&str]| {
+        let mut keys: Vec<u64> = names.iter().map(|name| host(name).key().0).collect();
+        keys.sort_unstable();
+        keys
+    };
+    let one = keys(&["mini-1"]);
+    assert_eq!(told_of(Some(&["mini-1"])), [Some((one, true)), None, None]);
+    // who has the image hears of the new host too, without the manifest
+    let two = keys(&["mini-1", "mini-2"]);
+    let told = told_of(Some(&["mini-1", "mini-2"]));
+    assert_eq!(told, [Some((two.clone(), false)), Some((two, true)), None]);
+    assert_eq!(told_of(Some(&["mini-1", "mini-2"])), [None, None, None]);
+    // all hosts is no list
+    let all = (vec![], false);
+    let told = told_of(None);
+    assert_eq!(told, [Some(all.clone()), Some(all), Some((vec![], true))]);
+}

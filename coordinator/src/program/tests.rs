@@ -26,6 +26,8 @@ use super::*;
 use crate::{
     authority::COORDINATOR,
     cli::LogFormat,
+    config::Origin,
+    resolve::Registries,
     secret::Secret,
     view::{EnrolReply, HostView, ImageState, ImageView, StageReply, TokenReply},
     wants::tests::manifest,
@@ -1108,4 +1110,44 @@ async fn silent_connections_dont_keep_an_operator_out() {
         "{:?}",
         began.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_digest_is_asked_for_with_each_secrets_own_credentials() {
+    let registry = Registry(Arc::default(), Some(Arc::default()));
+    let digest = registry.put("one", &manifest("one", 1, 3 << 20));
+    let (address, serving) = registry.serve(CancellationToken::new()).await;
+    let mut background = JoinSet::new();
+    background.spawn(serving);
+    let registries = Registries::new(Origin {
+        plain_http: [address.to_string()].into(),
+        ..Origin::default()
+    });
+    let registries = registries.unwrap();
+    let learn = |secret: &str, password: &str| {
+        let login = json!({"username": "robot", "password": password});
+        let config = json!({"auths": {address.to_string(): login}});
+        registries
+            .learn(secret, config.to_string().as_bytes())
+            .unwrap();
+    };
+    learn("ci/good", "secret");
+    learn("ci/bad", "guessed");
+    let good = "ci/good".to_owned();
+    let tag = format!("{address}/image:one");
+    let found = registries.resolve(&tag, None, Some(&good)).await.unwrap();
+    assert_eq!(found.digest(), digest);
+
+    let by_digest = format!("{address}/image@{digest}");
+    let ask = async |secret: Option<&str>| {
+        let secret = secret.map(str::to_owned);
+        registries.resolve(&by_digest, None, secret.as_ref()).await
+    };
+    assert!(ask(Some("ci/good")).await.is_ok());
+    // the manifest is known here, and the repository is the same
+    for other in [Some("ci/bad"), Some("ci/unknown"), None] {
+        assert!(ask(other).await.is_err(), "{other:?}");
+    }
+    learn("ci/bad", "secret");
+    assert!(ask(Some("ci/bad")).await.is_ok());
 }

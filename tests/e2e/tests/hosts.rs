@@ -6,18 +6,29 @@ use std::{
     fs::File,
     os::unix::fs::PermissionsExt as _,
     process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
 use e2e::{
-    cluster::{Cluster, Options, wait_until},
+    cluster::{Agent, Cluster, Options, wait_until},
     image::{GeneratedImage, ImageSpec},
     registry::{self, Registry},
+};
+use link::{Authorised, Connection, Credentials, Endpoint, Settings};
+use proto::{
+    Digest,
+    message::{
+        ChunkReply, ChunkRequest, PeerOpen, PeerUpdate, Refusal, chunk_reply::Kind, peer_open,
+    },
 };
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinSet};
 
 /// Longer than any of these takes on a busy machine; a wait ends as soon as its condition holds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,6 +65,105 @@ fn runtime() -> Runtime {
         .enable_all()
         .build()
         .unwrap()
+}
+
+/// What the key of a host is good for in other hands.
+struct Stolen {
+    runtime: Runtime,
+    endpoint: Endpoint,
+}
+
+/// What peers said and pushed unasked on a connection.
+#[derive(Default)]
+struct Heard {
+    streams: AtomicUsize,
+    contents: AtomicUsize,
+    pushes: AtomicUsize,
+}
+
+impl Stolen {
+    fn from(agent: &Agent) -> Self {
+        let read =
+            |name: &str| std::fs::read_to_string(agent.dir.join("state").join(name)).unwrap();
+        let host = read("host.pem");
+        let (key, chain) = host.split_at(host.find("-----BEGIN CERTIFICATE").unwrap());
+        let credentials = Credentials::from_pem(chain, key, &read("authority.pem")).unwrap();
+        let runtime = runtime();
+        let endpoint = runtime.block_on(async {
+            let address = "127.0.0.1:0".parse().unwrap();
+            Endpoint::bind(address, credentials, &Settings::default()).unwrap()
+        });
+        endpoint.authorise(Authorised::Anyone);
+        Self { runtime, endpoint }
+    }
+
+    fn connect(&self, agent: &Agent) -> Option<Connection> {
+        let host = agent.host.parse().unwrap();
+        let connecting = self.endpoint.connect(agent.listen(), &host);
+        self.runtime.block_on(connecting).ok()
+    }
+
+    /// Asks for a content's first chunk. `None`: no answer.
+    fn ask(&self, agent: &Agent, content: Digest) -> Option<Kind> {
+        let connection = self.connect(agent)?;
+        self.runtime.block_on(async {
+            let (mut sender, mut receiver) = connection.open().await.ok()?;
+            let request = ChunkRequest {
+                content: content.as_bytes().to_vec(),
+                index: 0,
+            };
+            let open = PeerOpen {
+                kind: Some(peer_open::Kind::Request(request)),
+            };
+            sender.send(&open).await.ok()?;
+            let reply: Option<ChunkReply> = receiver.receive().await.ok()?;
+            reply?.kind
+        })
+    }
+
+    /// Listens to what a host says and pushes of its own accord.
+    fn listen(&self, agent: &Agent) -> Arc<Heard> {
+        let heard = Arc::new(Heard::default());
+        // it is on the other's roster a moment after its session began
+        let deadline = Instant::now() + PATIENCE;
+        let connection = loop {
+            match self.connect(agent) {
+                Some(connection) => break connection,
+                None => assert!(Instant::now() < deadline, "not let in"),
+            }
+        };
+        let all = heard.clone();
+        drop(self.runtime.spawn(async move {
+            let mut streams = JoinSet::new();
+            while let Ok((_sender, mut receiver)) = connection.accept().await {
+                let heard = all.clone();
+                streams.spawn(async move {
+                    heard.streams.fetch_add(1, Ordering::Relaxed);
+                    match receiver.receive::<PeerOpen>().await {
+                        Ok(Some(PeerOpen {
+                            kind: Some(peer_open::Kind::Push(_)),
+                        })) => drop(heard.pushes.fetch_add(1, Ordering::Relaxed)),
+                        Ok(_) => {
+                            while let Ok(Some(update)) = receiver.receive::<PeerUpdate>().await {
+                                let contents = update.have.len();
+                                heard.contents.fetch_add(contents, Ordering::Relaxed);
+                            }
+                        }
+                        Err(_) => {}
+                    }
+                });
+            }
+        }));
+        heard
+    }
+}
+
+fn is_refusal(answer: Option<Kind>) -> bool {
+    answer == Some(Kind::Refusal(Refusal::Unauthorised.into()))
+}
+
+fn is_chunk(answer: Option<Kind>) -> bool {
+    matches!(answer, Some(Kind::Chunk(_)))
 }
 
 /// Stages the image and waits until it is present, by the command that operators use.
@@ -259,4 +369,79 @@ fn presence_comes_and_goes_with_the_golden_of_that_very_reference() {
     go_on();
     assert!(wait_until(PATIENCE, || ready(&cluster) == both));
     assert!(golden(&one).join("disk.img").exists());
+}
+
+#[test]
+fn a_host_that_isnt_selected_gets_nothing_of_an_image_from_its_peers() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let (registry, image, [reference, _]) = registry(&runtime, &dir);
+    let options = Options::on_loopback(env!("CARGO_BIN_EXE_demo"), dir.path(), 3, registry.addr());
+    let mut cluster = Cluster::start(options).unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    let content = image.layout().unwrap().contents()[0].digest;
+    let hosts: Vec<String> = cluster
+        .agents()
+        .iter()
+        .map(|agent| agent.host.clone())
+        .collect();
+
+    // the third host's key is in other hands; it listens to both others while they stage an image that isn't for it
+    cluster.kill_agent(2).unwrap();
+    let outside = Stolen::from(&cluster.agents()[2]);
+    let heard = [0, 1].map(|at| outside.listen(&cluster.agents()[at]));
+    let streams = |heard: &Arc<Heard>| heard.streams.load(Ordering::Relaxed) > 0;
+    assert!(wait_until(PATIENCE, || heard.iter().all(streams)));
+    let both = hosts[..2].join(",");
+    let staged = cluster.parbake(&["stage", &reference, "--hosts", &both, "--wait"]);
+    assert!(staged.unwrap().status.success());
+    for heard in &heard {
+        assert_eq!(
+            heard.contents.load(Ordering::Relaxed),
+            0,
+            "told of a content"
+        );
+        assert_eq!(
+            heard.pushes.load(Ordering::Relaxed),
+            0,
+            "was pushed a chunk"
+        );
+    }
+    assert!(is_refusal(outside.ask(&cluster.agents()[0], content)));
+    // a selected host gets it
+    cluster.kill_agent(1).unwrap();
+    let inside = Stolen::from(&cluster.agents()[1]);
+    assert!(is_chunk(inside.ask(&cluster.agents()[0], content)));
+
+    // where hosts are is written down a moment after they came, and a coordinator that starts again knows them by that
+    let roster = dir.path().join("coordinator/state/roster.json");
+    let kept = || std::fs::read_to_string(&roster).unwrap_or_default();
+    assert!(wait_until(PATIENCE, || hosts
+        .iter()
+        .all(|host| kept().contains(host))));
+
+    // without a coordinator it is the same
+    cluster.kill_coordinator().unwrap();
+    assert!(is_refusal(outside.ask(&cluster.agents()[0], content)));
+    assert!(is_chunk(inside.ask(&cluster.agents()[0], content)));
+
+    // and after a restart: until the coordinator has said again who the peers are nobody gets anything, then who may
+    cluster.kill_agent(0).unwrap();
+    cluster.start_agent(0).unwrap();
+    cluster.start_coordinator().unwrap();
+    assert!(wait_until(PATIENCE, || {
+        let first = &cluster.agents()[0];
+        assert!(
+            !is_chunk(outside.ask(first, content)),
+            "given away after a restart"
+        );
+        is_chunk(inside.ask(first, content))
+    }));
+    assert!(is_refusal(outside.ask(&cluster.agents()[0], content)));
+
+    // asked for on all hosts, it is for all
+    let staged = cluster.parbake(&["stage", &reference]);
+    assert!(staged.unwrap().status.success());
+    assert!(wait_until(PATIENCE, || is_chunk(
+        outside.ask(&cluster.agents()[0], content)
+    )));
 }

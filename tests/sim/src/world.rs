@@ -652,6 +652,7 @@ impl World {
                 size: spec.geometry.size(),
                 held: self.node(host).held[at].clone(),
                 order: index(at),
+                entitled: None,
             };
             self.feed(host, event);
         }

@@ -50,6 +50,42 @@ fn allowed(package: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// All `.rs` files below a directory, but what is built.
+fn sources(directory: &Path, all: &mut String) {
+    let entries = std::fs::read_dir(directory).expect("the sources can be listed");
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if path.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&std::fs::read_to_string(&path).expect("a source is text"));
+        }
+    }
+}
+
+#[test]
+fn what_the_security_page_says_holds_a_claim_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/SECURITY.md")).expect("the page is there");
+    let mut all = String::new();
+    sources(&root, &mut all);
+    let mut found = 0;
+    for line in page.lines().filter(|line| line.starts_with("| ")) {
+        let held_by = line.trim_end_matches(" |").rsplit(" | ").next();
+        for named in held_by.unwrap_or_default().split('`').skip(1).step_by(2) {
+            let is_test = named.matches('_').count() >= 2 && !named.contains(['/', '.', ' ']);
+            let is_there = match named.ends_with(".rs") {
+                true => root.join(named).is_file(),
+                false if is_test => all.contains(&format!("fn {named}(")),
+                false => continue,
+            };
+            assert!(is_there, "docs/SECURITY.md names {named}");
+            found += 1;
+        }
+    }
+    assert!(found > 30, "the page's tables are read: {found}");
+}
+
 #[test]
 fn the_pure_crates_are_built_from_what_is_allowed() {
     for package in ["proto", "swarm", "rollout", "sim"] {

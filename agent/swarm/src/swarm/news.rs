@@ -56,6 +56,7 @@ impl Swarm {
         let peer = &self.peers[index.at()];
         if let Some(content) = self.contents.get(&id)
             && peer.neighbour
+            && content.entitles(peer.key)
             && !content.held.is_empty()
         {
             self.actions.push_back(Action::Announce {
@@ -92,6 +93,9 @@ impl Swarm {
             return;
         }
         for (id, content) in &self.contents {
+            if !content.entitles(key) {
+                continue;
+            }
             self.actions.push_back(Action::Announce {
                 peer: key,
                 id: *id,
@@ -108,7 +112,7 @@ impl Swarm {
         };
         for index in &self.neighbours {
             let peer = &self.peers[index.at()];
-            if peer.is_up() {
+            if peer.is_up() && content.entitles(peer.key) {
                 self.actions.push_back(Action::Announce {
                     peer: peer.key,
                     id,
@@ -156,7 +160,7 @@ impl Swarm {
                         .and_then(|slot| content.have.get(slot))
                         .and_then(Option::as_ref)
                         .is_some_and(ChunkSet::is_full);
-                    if peer.is_up() && !complete {
+                    if peer.is_up() && !complete && content.entitles(peer.key) {
                         self.actions.push_back(Action::Announce {
                             peer: peer.key,
                             id,

@@ -243,25 +243,54 @@ impl Swarm {
         }
         let origin = from.map_or(Origin::Nobody, Origin::Peer);
         match spread {
-            Spread::Everyone => {
-                if self.roster.len() <= self.config.direct_targets {
-                    let left = self.roster.len();
-                    let targets = self.everyone(from);
-                    self.add_job(id, chunk, targets, left, origin);
-                } else {
-                    let keys = self.roster_keys(from);
-                    self.split(id, chunk, &keys, origin);
-                }
-            }
+            Spread::Everyone => self.spread_to_all(id, chunk, from, origin),
             Spread::To(mut keys) => {
                 keys.retain(|key| *key != self.me);
-                if keys.len() <= self.config.direct_targets {
-                    let list = self.shuffled(&keys, from);
-                    let left = list.len();
-                    self.add_job(id, chunk, Targets::List(list), left, origin);
-                } else {
-                    self.split(id, chunk, &keys, origin);
-                }
+                self.spread_to(id, chunk, &keys, from, origin);
+            }
+        }
+    }
+
+    /// Passes a chunk on to every host that may have it.
+    fn spread_to_all(
+        &mut self,
+        id: ContentId,
+        chunk: ChunkIndex,
+        except: Option<PeerIndex>,
+        origin: Origin,
+    ) {
+        let for_all = self
+            .contents
+            .get(&id)
+            .is_none_or(|content| content.entitled.is_none());
+        if for_all && self.roster.len() <= self.config.direct_targets {
+            let left = self.roster.len();
+            let targets = self.everyone(except);
+            self.add_job(id, chunk, targets, left, origin);
+        } else {
+            let keys = self.roster_keys(id, except);
+            self.spread_to(id, chunk, &keys, except, origin);
+        }
+    }
+
+    fn spread_to(
+        &mut self,
+        id: ContentId,
+        chunk: ChunkIndex,
+        keys: &[HostKey],
+        except: Option<PeerIndex>,
+        origin: Origin,
+    ) {
+        if keys.len() <= self.config.direct_targets {
+            let list = self.shuffled(keys, except);
+            let left = list.len();
+            self.add_job(id, chunk, Targets::List(list), left, origin);
+        } else {
+            let ours = origin.is_ours();
+            let origin = if ours { Origin::Nobody } else { origin };
+            self.split(id, chunk, keys, origin);
+            if ours {
+                self.handed_on(id);
             }
         }
     }
@@ -295,11 +324,14 @@ impl Swarm {
         list
     }
 
-    fn roster_keys(&self, except: Option<PeerIndex>) -> Vec<HostKey> {
+    /// All hosts of the roster that may have the content.
+    fn roster_keys(&self, id: ContentId, except: Option<PeerIndex>) -> Vec<HostKey> {
+        let content = self.contents.get(&id);
         self.roster
             .iter()
             .filter(|index| Some(**index) != except)
             .map(|index| self.peers[index.at()].key)
+            .filter(|key| content.is_none_or(|content| content.entitles(*key)))
             .collect()
     }
 
@@ -367,15 +399,7 @@ impl Swarm {
             match self.choose_for_all(id, chunk) {
                 Choice::Me => {
                     self.unassigned.pop_front();
-                    let left = self.roster.len();
-                    if left > self.config.direct_targets {
-                        let keys = self.roster_keys(None);
-                        self.split(id, chunk, &keys, Origin::Nobody);
-                        self.handed_on(id);
-                    } else {
-                        let targets = self.everyone(None);
-                        self.add_job(id, chunk, targets, left, Origin::Ours);
-                    }
+                    self.spread_to_all(id, chunk, None, Origin::Ours);
                 }
                 Choice::Peer(peer) => {
                     self.unassigned.pop_front();
@@ -406,9 +430,15 @@ impl Swarm {
 
     /// Bytes that the host which is handed a chunk for everyone sends.
     fn spread_bytes(&self, id: ContentId, chunk: ChunkIndex) -> u64 {
-        let unwanted = self.contents.get(&id).map_or(0, Content::unwanted_count);
-        let targets = self.roster.len().saturating_sub(unwanted);
-        let sends = if self.roster.len() > self.config.direct_targets {
+        let content = self.contents.get(&id);
+        let unwanted = content.map_or(0, Content::unwanted_count);
+        // this host is one of those that may have it, and isn't on its own roster
+        let most = content
+            .and_then(|content| content.entitled.as_ref())
+            .map_or(usize::MAX, |entitled| entitled.len().saturating_sub(1));
+        let hosts = self.roster.len().min(most);
+        let targets = hosts.saturating_sub(unwanted);
+        let sends = if hosts > self.config.direct_targets {
             self.config.fan_out
         } else {
             targets
@@ -431,19 +461,22 @@ impl Swarm {
         }
         let work = self.spread_bytes(id, chunk);
         let mut best: Option<(u64, PeerIndex)> = None;
-        let all = self.up.len() <= self.config.candidates;
-        let tries = if all {
-            self.up.len()
-        } else {
-            self.config.candidates
-        };
+        // where few may have it, most of all that are connected would be the wrong ones
+        let entitled: Option<Vec<PeerIndex>> = self
+            .contents
+            .get(&id)
+            .filter(|content| content.entitled.is_some())
+            .map(|content| {
+                let up = self.up.iter().copied();
+                up.filter(|index| content.entitles(self.peers[index.at()].key))
+                    .collect()
+            });
+        let count = entitled.as_ref().map_or(self.up.len(), Vec::len);
+        let all = count <= self.config.candidates;
+        let tries = if all { count } else { self.config.candidates };
         for at in 0..tries {
-            let index = if all {
-                self.up[at]
-            } else {
-                let at = self.random(self.up.len());
-                self.up[at]
-            };
+            let at = if all { at } else { self.random(count) };
+            let index = entitled.as_ref().map_or(self.up[at], |some| some[at]);
             let peer = &self.peers[index.at()];
             let unwanted = self
                 .contents
@@ -526,11 +559,10 @@ impl Swarm {
                 let Some(index) = self.find(key) else {
                     continue;
                 };
-                let unwanted = self
-                    .contents
-                    .get(&id)
-                    .is_none_or(|content| content.is_unwanted_by(index))
-                    || self.peers[index.at()].not_sent_before > self.now;
+                let unwanted =
+                    self.contents.get(&id).is_none_or(|content| {
+                        content.is_unwanted_by(index) || !content.entitles(key)
+                    }) || self.peers[index.at()].not_sent_before > self.now;
                 let up = self.peers[index.at()].is_up();
                 if unwanted || up != connected || !(up || self.may_come_up(index)) {
                     continue;
@@ -695,10 +727,17 @@ impl Swarm {
                 }
                 continue;
             }
-            let (up, uploads) = {
-                let peer = &self.peers[peer.at()];
-                (peer.is_up(), peer.uploads)
+            let (up, uploads, entitled) = {
+                let (peer, content) = (&self.peers[peer.at()], &self.contents[&id]);
+                (peer.is_up(), peer.uploads, content.entitles(peer.key))
             };
+            if !entitled {
+                // it was when it was chosen
+                if let Some(handover) = self.handovers.remove(at) {
+                    self.rechoose(handover, 1);
+                }
+                continue;
+            }
             if up && uploads < self.config.uploads_per_peer.max(1) {
                 let Some(handover) = self.handovers.remove(at) else {
                     return false;
@@ -878,6 +917,7 @@ impl Swarm {
         };
         if peer.is_quarantined()
             || content.is_unwanted_by(index)
+            || !content.entitles(peer.key)
             // who takes nothing would hold an upload that others wait for
             || peer.not_sent_before > self.now
             || content.peer_has(peer.slot, chunk)

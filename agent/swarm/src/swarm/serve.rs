@@ -24,6 +24,7 @@ impl Swarm {
         let refused = match self.find(key) {
             None => Some(Declined::Quarantined),
             Some(index) if self.peers[index.at()].is_quarantined() => Some(Declined::Quarantined),
+            Some(_) if !self.entitles(id, key) => Some(Declined::NotEntitled),
             Some(_) if !self.holds(id, chunk) => Some(Declined::Missing),
             Some(index) if !self.peers[index.at()].takes(self.now) => Some(Declined::Busy),
             Some(index) => {
@@ -59,6 +60,12 @@ impl Swarm {
         }
     }
 
+    /// Whether the peer may have the content, where that is known here.
+    fn entitles(&self, id: ContentId, key: HostKey) -> bool {
+        let content = self.contents.get(&id);
+        content.is_none_or(|content| content.entitles(key))
+    }
+
     pub(super) fn holds(&self, id: ContentId, chunk: ChunkIndex) -> bool {
         self.contents
             .get(&id)
@@ -87,9 +94,17 @@ impl Swarm {
             return false;
         };
         let waiting = self.waiting.swap_remove(at);
-        if !self.holds(waiting.id, waiting.chunk) {
+        // either may have changed while it waited
+        let refused = if !self.entitles(waiting.id, self.peers[waiting.peer.at()].key) {
+            Some(Declined::NotEntitled)
+        } else if !self.holds(waiting.id, waiting.chunk) {
+            Some(Declined::Missing)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
             self.actions
-                .push_back(Action::Refuse(waiting.ticket, Declined::Missing));
+                .push_back(Action::Refuse(waiting.ticket, reason));
             return true;
         }
         if let Some(content) = self.contents.get_mut(&waiting.id) {

@@ -1,6 +1,6 @@
 mod rogues;
 
-use std::{collections::BTreeSet, vec};
+use std::{collections::BTreeSet, sync::Arc, vec};
 
 use proptest::prelude::*;
 
@@ -37,6 +37,7 @@ fn content(id: u32, chunks: u32, held: ChunkSet) -> Event {
         size: u64::from(chunks) * CHUNK,
         held,
         order: id,
+        entitled: None,
     }
 }
 
@@ -1089,12 +1090,168 @@ fn an_upload_budget_is_kept() {
     );
 }
 
+/// `content`, for these peers alone.
+fn content_for(id: u32, chunks: u32, held: ChunkSet, peers: &[u64]) -> Event {
+    let some = peers.iter().map(|peer| key(*peer)).chain([ME]).collect();
+    match content(id, chunks, held) {
+        Event::Content {
+            id,
+            key,
+            size,
+            held,
+            order,
+            ..
+        } => Event::Content {
+            id,
+            key,
+            size,
+            held,
+            order,
+            entitled: Some(Arc::new(some)),
+        },
+        other => other,
+    }
+}
+
+#[test]
+fn a_content_goes_to_those_alone_that_may_have_it() {
+    let mut swarm = among(3, Config::default());
+    swarm.handle(at(1), content_for(0, 4, ChunkSet::full(4), &[1]));
+    let told: Vec<HostKey> = drain(&mut swarm)
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Announce { peer, .. } => Some(peer),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [key(1)]);
+    let ask = |swarm: &mut Swarm, ticket, peer| {
+        swarm.handle(
+            at(2),
+            Event::Requested {
+                ticket: Ticket(ticket),
+                peer: key(peer),
+                id: ContentId(0),
+                chunk: ChunkIndex(0),
+            },
+        );
+        drain(swarm)
+    };
+    assert_eq!(
+        ask(&mut swarm, 1, 0),
+        [Action::Refuse(Ticket(1), Declined::NotEntitled)]
+    );
+    assert_eq!(ask(&mut swarm, 2, 1), [Action::Serve(Ticket(2))]);
+    // one host more may have it: it hears of it, and is served
+    swarm.handle(at(3), content_for(0, 4, ChunkSet::full(4), &[0, 1]));
+    let told = drain(&mut swarm);
+    assert!(told.iter().any(|action| matches!(action, Action::Announce { peer, chunks, .. } if *peer == key(0) && chunks.is_full())), "{told:?}");
+    assert_eq!(ask(&mut swarm, 3, 0), [Action::Serve(Ticket(3))]);
+    // and who comes later hears of nothing that isn't for it
+    swarm.handle(at(4), Event::Disconnected(key(2)));
+    swarm.handle(at(5), Event::Connected(key(2)));
+    let told = drain(&mut swarm);
+    assert!(
+        !told
+            .iter()
+            .any(|action| matches!(action, Action::Announce { .. })),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_fresh_chunk_is_spread_among_those_alone_that_may_have_it() {
+    for direct_targets in [2, 100] {
+        // whoever is the spreader of a part is to be one of them too, and they are few among many
+        let config = Config {
+            direct_targets,
+            fan_out: 2,
+            ..Config::default()
+        };
+        let mut swarm = among(40, config);
+        let few = [3, 11, 12, 30, 31];
+        swarm.handle(at(1), content_for(0, 8, ChunkSet::empty(8), &few));
+        swarm.handle(at(1), Event::Leased(ContentId(0)));
+        drain(&mut swarm);
+        let (mut now, mut got) = (2, BTreeSet::new());
+        for chunk in 0..8 {
+            swarm.handle(
+                at(now),
+                Event::OriginChunk {
+                    id: ContentId(0),
+                    chunk: ChunkIndex(chunk),
+                    wire_bytes: CHUNK,
+                },
+            );
+            loop {
+                let mut pushed = Vec::new();
+                for action in drain(&mut swarm) {
+                    if let Action::Push {
+                        peer,
+                        chunk,
+                        spread,
+                        ..
+                    } = action
+                    {
+                        assert!(few.iter().any(|few| key(*few) == peer), "pushed to another");
+                        if let Some(Spread::To(part)) = spread {
+                            assert!(part.iter().all(|to| few.iter().any(|few| key(*few) == *to)));
+                        }
+                        pushed.push((peer, chunk));
+                    }
+                }
+                if pushed.is_empty() {
+                    break;
+                }
+                for (peer, chunk) in pushed {
+                    got.insert(chunk);
+                    now += 1;
+                    swarm.handle(
+                        at(now),
+                        Event::Sent {
+                            peer,
+                            id: ContentId(0),
+                            chunk,
+                            ticket: None,
+                            delivery: Delivery::Stored,
+                            wire_bytes: CHUNK,
+                        },
+                    );
+                }
+            }
+        }
+        for _ in 0..40 {
+            now += 250;
+            swarm.handle(at(now), Event::Tick);
+            for action in drain(&mut swarm) {
+                if let Action::Push { peer, chunk, .. } = action {
+                    assert!(few.iter().any(|few| key(*few) == peer), "pushed to another");
+                    got.insert(chunk);
+                    swarm.handle(
+                        at(now),
+                        Event::Sent {
+                            peer,
+                            id: ContentId(0),
+                            chunk,
+                            ticket: None,
+                            delivery: Delivery::Stored,
+                            wire_bytes: CHUNK,
+                        },
+                    );
+                }
+            }
+        }
+        assert_eq!(got.len(), 8, "each chunk left this host");
+    }
+}
+
 /// What the property below believes the shell knows.
 #[derive(Debug, Default)]
 struct Model {
     known: BTreeSet<HostKey>,
     up: BTreeSet<HostKey>,
     held: BTreeMap<ContentId, ChunkSet>,
+    entitled: BTreeMap<ContentId, Entitled>,
     leased: BTreeSet<ContentId>,
     coordinator_lost: Option<u64>,
     asked: Vec<(HostKey, ContentId, ChunkIndex)>,
@@ -1107,6 +1264,11 @@ impl Model {
         self.up.remove(&peer);
         self.asked.retain(|(other, ..)| *other != peer);
         self.uploads.retain(|(other, ..)| *other != peer);
+    }
+
+    fn entitles(&self, peer: HostKey, id: ContentId) -> bool {
+        let entitled = self.entitled[&id].as_ref();
+        entitled.is_none_or(|entitled| entitled.contains(&peer))
     }
 
     fn missing(&self) -> u32 {
@@ -1127,6 +1289,8 @@ fn any_set() -> impl Strategy<Value = ChunkSet> {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
+    let some = prop::collection::btree_set((0u64..8).prop_map(key), 0..8);
+    let entitled = move || prop::option::of(some.clone().prop_map(Arc::new));
     let peer = || (0u64..8).prop_map(key);
     let id = || (0u32..4).prop_map(ContentId);
     let chunk = || (0u32..72).prop_map(ChunkIndex);
@@ -1163,8 +1327,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Coordinator),
         6 => peer().prop_map(Event::Connected),
         2 => peer().prop_map(Event::Disconnected),
-        3 => (id(), any_set(), 0u32..5).prop_map(|(id, held, order)| Event::Content {
-            id, key: u64::from(id.0), size: 70 * CHUNK - 5, held, order
+        3 => (id(), any_set(), 0u32..5, entitled()).prop_map(|(id, held, order, entitled)| Event::Content {
+            id, key: u64::from(id.0), size: 70 * CHUNK - 5, held, order, entitled
         }),
         1 => id().prop_map(Event::Dropped),
         1 => (id(), chunk()).prop_map(|(id, chunk)| Event::ChunkLost { id, chunk }),
@@ -1219,7 +1383,10 @@ fn check(
             model.up.insert(*peer);
         }
         Event::Disconnected(peer) => model.end_line(*peer),
-        Event::Content { id, held, .. } => {
+        Event::Content {
+            id, held, entitled, ..
+        } => {
+            model.entitled.insert(*id, entitled.clone());
             model.held.entry(*id).or_insert_with(|| {
                 if held.chunks() == 70 {
                     held.clone()
@@ -1324,6 +1491,7 @@ fn check(
                     "pushed to a peer that isn't connected"
                 );
                 prop_assert!(model.held[&id].contains(chunk), "pushed what isn't held");
+                prop_assert!(model.entitles(peer, id), "pushed to who may not have it");
                 if let Some(Spread::To(part)) = spread {
                     prop_assert!(!part.contains(&peer));
                 }
@@ -1336,6 +1504,7 @@ fn check(
                     "served a peer that isn't connected"
                 );
                 prop_assert!(model.held[&id].contains(chunk), "served what isn't held");
+                prop_assert!(model.entitles(peer, id), "served to who may not have it");
                 model.uploads.push((peer, id, chunk, Some(ticket)));
             }
             Action::Accept(ticket) | Action::Decline(ticket, _) => {
@@ -1346,6 +1515,7 @@ fn check(
                 peer, id, chunks, ..
             } => {
                 prop_assert!(model.up.contains(&peer));
+                prop_assert!(model.entitles(peer, id), "told who may not have it");
                 let mut more = chunks;
                 more.subtract(&model.held[&id]);
                 prop_assert!(more.is_empty(), "announced what isn't held");
@@ -1405,7 +1575,7 @@ proptest! {
         // the last chunk is shorter, as in the events
         for event in begin.drain(..) {
             let event = match event {
-                Event::Content { id, key, held, order, .. } => Event::Content { id, key, size: 70 * CHUNK - 5, held, order },
+                Event::Content { id, key, held, order, entitled, .. } => Event::Content { id, key, size: 70 * CHUNK - 5, held, order, entitled },
                 other => other,
             };
             check(&mut swarm, &mut model, now, event)?;

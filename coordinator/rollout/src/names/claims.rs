@@ -72,6 +72,8 @@ pub struct Wanted {
     pub hosts: Option<BTreeSet<HostId>>,
     /// Where what is there is kept.
     pub held: BTreeSet<HostId>,
+    /// Who may have what it holds: every host for which anybody asked for it, whoever has its names there. `None`: all hosts.
+    pub entitled: Option<BTreeSet<HostId>>,
 }
 
 /// A reference of an image that somebody wants, and who.
@@ -277,13 +279,16 @@ impl Claims {
         let sides = self.images.get(image)?;
         let held = sides.held.clone();
         let claims = || sides.ranked(*image);
+        let asked = claims().map(|(_, claim, _)| claim.hosts.clone());
+        let asked = asked.reduce(join)?;
+        let entitled = join(asked.clone(), Some(held.clone()));
         if !claims().any(|(_, claim, rank)| self.rival(claim, rank).is_some()) {
             let references = claims().map(|(reference, ..)| reference.clone()).collect();
-            let hosts = claims().map(|(_, claim, _)| claim.hosts.clone());
             return Some(Wanted {
                 references,
-                hosts: hosts.reduce(join)?,
+                hosts: asked,
                 held,
+                entitled,
             });
         }
         let named = claims().flat_map(|(_, claim, _)| claim.hosts.iter().flatten());
@@ -301,6 +306,7 @@ impl Claims {
             references,
             hosts: Some(hosts),
             held,
+            entitled,
         })
     }
 
@@ -476,6 +482,29 @@ mod tests {
         let number = claims.on(&host("x"))["r/i:latest"].1;
         assert_eq!(ask(&mut claims, a, "r/i:latest", None), []);
         assert!(claims.on(&host("x"))["r/i:latest"].1 > number, "asked anew");
+    }
+
+    #[test]
+    fn all_hosts_that_anybody_asked_for_may_have_an_image_whoever_has_its_names() {
+        let mut claims = Claims::new(7);
+        let entitled = |claims: &Claims| wanted(claims, 1).unwrap().entitled;
+        ask(&mut claims, image(1), "r/i:v1", some(&["x"]));
+        assert_eq!(entitled(&claims), some(&["x"]));
+        ask(&mut claims, image(1), "r/i:v2", some(&["y"]));
+        assert_eq!(entitled(&claims), some(&["x", "y"]));
+        let placement = Placement {
+            references: [("r/i:v3".to_string(), 1)].into(),
+            hosts: some(&[]),
+            held: [host("z")].into(),
+        };
+        claims.place(image(1), placement);
+        assert_eq!(entitled(&claims), some(&["x", "y", "z"]));
+        // who takes a name on some hosts changes where the image is wanted, and not who may have it
+        ask(&mut claims, image(2), "r/i:v1", some(&["x"]));
+        let all = wanted(&claims, 1).unwrap();
+        assert_eq!(all.entitled, some(&["x", "y", "z"]));
+        ask(&mut claims, image(1), "r/i:v4", None);
+        assert_eq!(entitled(&claims), None);
     }
 
     #[test]

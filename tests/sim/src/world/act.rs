@@ -79,7 +79,9 @@ impl World {
                         Declined::Busy => Delivery::Busy,
                         Declined::Already => Delivery::Already,
                         Declined::Unwanted => Delivery::Unwanted,
-                        Declined::Missing | Declined::Quarantined => Delivery::Broken,
+                        Declined::Missing | Declined::Quarantined | Declined::NotEntitled => {
+                            Delivery::Broken
+                        }
                     };
                     self.declined += 1;
                     self.end_transfer(transfer, delivery, 0);
@@ -105,9 +107,10 @@ impl World {
                     let failure = match reason {
                         Declined::Busy => Failure::Busy,
                         Declined::Missing => Failure::Missing,
-                        Declined::Already | Declined::Unwanted | Declined::Quarantined => {
-                            Failure::Refused
-                        }
+                        Declined::Already
+                        | Declined::Unwanted
+                        | Declined::Quarantined
+                        | Declined::NotEntitled => Failure::Refused,
                     };
                     self.not_arrived(&question, failure);
                 }
