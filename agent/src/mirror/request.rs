@@ -80,7 +80,8 @@ pub(crate) fn parse(
         let repository = repository(&format!("{name}{ANY}"), query, default)?;
         // a name that ends so is a repository's, not the registry's
         return if repository.name == ANY {
-            Ok(Asked::Catalog(repository, page(query.unwrap_or_default())))
+            let query = query.unwrap_or_default();
+            Ok(Asked::Catalog(repository, page(query, is_name)))
         } else {
             Err(Refused::NoRoute)
         };
@@ -102,7 +103,9 @@ pub(crate) fn parse(
         }
         "tags" if last == "list" => Ok(Asked::Tags(
             repository(name, query, default)?,
-            page(query.unwrap_or_default()),
+            page(query.unwrap_or_default(), |last| {
+                last.parse::<Tag>().is_ok()
+            }),
         )),
         "referrers" => {
             let digest = Digest::from_str(last).map_err(|_| Refused::Digest)?;
@@ -123,7 +126,7 @@ fn repository(
     default: Option<&str>,
 ) -> Result<Repository, Refused> {
     let made = |registry: String, name: &str, by_namespace| {
-        if name.len() > MAX_NAME || !name.split('/').all(is_component) {
+        if !is_name(name) {
             return Err(Refused::Name);
         }
         Ok(Repository {
@@ -192,15 +195,20 @@ fn is_component(text: &str) -> bool {
     ends && between
 }
 
-/// `n` and `last` of a query, as they may be passed on.
-fn page(query: &str) -> String {
+/// Whether it is the name of a repository.
+fn is_name(name: &str) -> bool {
+    name.len() <= MAX_NAME && name.split('/').all(is_component)
+}
+
+/// `n` and `last` of a query, as they may be passed on: tags are listed after a tag, repositories after a name.
+fn page(query: &str, is_last: impl Fn(&str) -> bool) -> String {
     let mut page = Vec::new();
     if let Some(n) = value(query, "n").and_then(|n| n.parse::<u32>().ok()) {
         page.push(format!("n={n}"));
     }
     if let Some(last) = value(query, "last")
         && let Some(last) = decode(last)
-        && last.parse::<Tag>().is_ok()
+        && is_last(&last)
     {
         page.push(format!("last={last}"));
     }
@@ -371,8 +379,8 @@ mod tests {
             ),
             (
                 "/v2/ghcr.io/_catalog".into(),
-                Some("n=5&evil=1"),
-                Asked::Catalog(repository("ghcr.io", ANY, false), "n=5".into()),
+                Some("n=5&evil=1&last=a/b"),
+                Asked::Catalog(repository("ghcr.io", ANY, false), "n=5&last=a/b".into()),
             ),
             (
                 "/v2/_catalog".into(),

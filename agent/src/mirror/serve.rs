@@ -23,8 +23,9 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::Frame,
     header::{
-        ACCEPT, ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        ETAG, HOST, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE, WWW_AUTHENTICATE,
+        ACCEPT, ACCEPT_RANGES, AGE, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE,
+        CONTENT_TYPE, ETAG, HOST, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE,
+        WARNING, WWW_AUTHENTICATE,
     },
 };
 use link::{LocalNames, Work};
@@ -42,7 +43,7 @@ use super::{
     blobs::{BeginError, Blobs},
     range::{self, Wanted},
     request::{self, Asked, Refused, Repository},
-    upstream::{Client, Upstreams, is_away},
+    upstream::{Client, Found, Upstreams, is_away},
 };
 use crate::{
     fetch::Access,
@@ -403,8 +404,8 @@ impl Service {
             self.upstreams
                 .manifest(repository, version, accept.as_ref(), client)
         };
-        let manifest = match self.persist(repository, &path, ask).await? {
-            Ok(manifest) => manifest,
+        let Found { manifest, stale } = match self.persist(repository, &path, ask).await? {
+            Ok(found) => found,
             Err(response) => return Ok(response),
         };
         let media_type = if manifest.media_type.is_empty() {
@@ -418,6 +419,13 @@ impl Service {
             headers.insert(CONTENT_TYPE, value);
         }
         name(headers, &manifest.digest);
+        if let Some(age) = stale {
+            // RFC 9111, section 5.1, and the one before it for the warning
+            headers.insert(AGE, age.as_secs().into());
+            let warning =
+                "110 parbake \"the registry is away: the tag is as it was when it was asked last\"";
+            headers.insert(WARNING, HeaderValue::from_static(warning));
+        }
         Ok(response)
     }
 

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, header::HeaderValue};
 use origin::{Manifest, OriginError, Secret, Version};
 use proto::Digest;
+use tracing::warn;
 
 use super::request::Repository;
 use crate::fetch::{Access, Origin};
@@ -63,9 +64,35 @@ struct Facts {
     members: BTreeMap<(String, Digest), Option<u64>>,
     /// What their manifests say that they have.
     claims: BTreeMap<(String, Digest), u64>,
-    tags: BTreeMap<(String, String), Digest>,
+    tags: BTreeMap<(String, String), Tag>,
     manifests: BTreeMap<Digest, Manifest>,
     manifest_bytes: usize,
+}
+
+/// What a tag named when the upstream was asked last.
+#[derive(Clone, Copy, Debug)]
+struct Tag {
+    digest: Digest,
+    at: Instant,
+    /// It was logged that clients get it although the upstream is away.
+    logged: bool,
+}
+
+/// A manifest for a client.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) manifest: Manifest,
+    /// Its tag named it so long ago; the upstream can't be asked what it names now.
+    pub(crate) stale: Option<Duration>,
+}
+
+impl From<Manifest> for Found {
+    fn from(manifest: Manifest) -> Self {
+        Self {
+            manifest,
+            stale: None,
+        }
+    }
 }
 
 /// Whether the upstream couldn't be reached or is in trouble, as opposed to having said no.
@@ -112,28 +139,30 @@ impl Upstreams {
         version: &Version,
         accept: Option<&HeaderValue>,
         client: &Client,
-    ) -> Result<Manifest, OriginError> {
+    ) -> Result<Found, OriginError> {
         let reference = repository.reference();
         let handle = self.handle(repository, client)?;
         let digest = match version {
             Version::Digest(digest) => {
                 let known = self.facts().may_read(&reference, client, digest, VERDICT);
                 if known && let Some(manifest) = self.kept(digest, accept) {
-                    return Ok(manifest);
+                    return Ok(manifest.into());
                 }
                 Some(*digest)
             }
             Version::Tag(tag) => {
                 let key = (reference.clone(), tag.to_string());
-                let before = self.facts().tags.get(&key).copied();
+                let before = self.facts().tags.get(&key).map(|tag| tag.digest);
                 // an image that was asked for before has most likely not moved: its digest is a smaller question
                 if let Some(before) = before
                     && let Some(manifest) = self.kept(&before, accept)
                 {
                     match handle.resolve(version).await {
                         Ok(now) if now == before => {
-                            self.facts().accept(&reference, client);
-                            return Ok(manifest);
+                            let mut facts = self.facts();
+                            facts.accept(&reference, client);
+                            facts.names(key, before);
+                            return Ok(manifest.into());
                         }
                         Err(error) if !is_away(&error) => return Err(error),
                         _ => {}
@@ -147,7 +176,7 @@ impl Upstreams {
         let error = match handle.manifest_as(version, accept).await {
             Ok(manifest) => {
                 self.learn(&reference, version, client, &manifest);
-                return Ok(manifest);
+                return Ok(manifest.into());
             }
             Err(error) => error,
         };
@@ -158,7 +187,8 @@ impl Upstreams {
                 .may_read(&reference, client, &digest, VERDICT_STALE)
             && let Some(manifest) = self.kept(&digest, accept)
         {
-            return Ok(manifest);
+            let stale = self.stale(&reference, version, &error);
+            return Ok(Found { manifest, stale });
         }
         Err(error)
     }
@@ -237,6 +267,28 @@ impl Upstreams {
         handle.challenge(path).await.ok()?
     }
 
+    /// How long ago the upstream said what a tag names; logged once for each time that it is away.
+    fn stale(&self, reference: &str, version: &Version, error: &OriginError) -> Option<Duration> {
+        let Version::Tag(tag) = version else {
+            return None;
+        };
+        let mut facts = self.facts();
+        let known = facts
+            .tags
+            .get_mut(&(reference.to_owned(), tag.to_string()))?;
+        let age = known.at.elapsed();
+        if !std::mem::replace(&mut known.logged, true) {
+            warn!(
+                repository = reference,
+                tag = tag.to_string(),
+                age_s = age.as_secs(),
+                %error,
+                "a tag is answered as it was before its registry went away"
+            );
+        }
+        Some(age)
+    }
+
     fn kept(&self, digest: &Digest, accept: Option<&HeaderValue>) -> Option<Manifest> {
         let facts = self.facts();
         let manifest = facts.manifests.get(digest)?;
@@ -257,11 +309,7 @@ impl Upstreams {
             facts.claims.insert((reference.to_owned(), digest), size);
         }
         if let Version::Tag(tag) = version {
-            if facts.tags.len() >= MAX_FACTS {
-                facts.tags.clear();
-            }
-            let key = (reference.to_owned(), tag.to_string());
-            facts.tags.insert(key, manifest.digest);
+            facts.names((reference.to_owned(), tag.to_string()), manifest.digest);
         }
         if facts.manifest_bytes + manifest.bytes.len() > MAX_MANIFEST_BYTES {
             facts.manifests.clear();
@@ -295,6 +343,19 @@ impl Facts {
             self.members.clear();
         }
         self.members.insert((reference.to_owned(), digest), size);
+    }
+
+    /// The upstream says what a tag names.
+    fn names(&mut self, key: (String, String), digest: Digest) {
+        if self.tags.len() >= MAX_FACTS {
+            self.tags.clear();
+        }
+        let tag = Tag {
+            digest,
+            at: Instant::now(),
+            logged: false,
+        };
+        self.tags.insert(key, tag);
     }
 
     fn accepts(&self, reference: &str, client: &Client, life: Duration) -> bool {

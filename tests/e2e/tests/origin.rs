@@ -789,14 +789,19 @@ async fn rates_hold() {
 #[tokio::test]
 async fn a_head_that_is_refused_says_nothing_of_what_get_gives() {
     let world = world(Auth::Open).await;
-    let refused = Misbehaviour::Status {
-        status: 403,
+    let status = |status| Misbehaviour::Status {
+        status,
         retry_after: None,
     };
-    let head = Target::BlobHead(world.digest);
-    world.registry.script(Fault::always(head, refused));
-    let size = world.repository.blob_size(&world.digest).await.unwrap();
-    assert_eq!(size, SIZE as u64);
+    let refused = [403, 404, 405, 500, 501, 503].map(status);
+    // and a HEAD that names no size
+    for what in refused.into_iter().chain([Misbehaviour::Chunked]) {
+        let head = Fault::always(Target::BlobHead(world.digest), what.clone());
+        let fault = world.registry.script(head);
+        let size = world.repository.blob_size(&world.digest).await;
+        assert_eq!(size.unwrap(), SIZE as u64, "{what:?}");
+        assert!(world.registry.clear(fault) > 0, "{what:?}");
+    }
 }
 
 #[tokio::test]

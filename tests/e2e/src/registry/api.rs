@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri,
     header::{
-        ACCEPT_RANGES, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE,
-        RETRY_AFTER, WWW_AUTHENTICATE,
+        ACCEPT_RANGES, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, LOCATION,
+        RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
     },
 };
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -25,6 +25,7 @@ use super::{
 
 /// The largest manifest that is taken.
 const MAX_MANIFEST_BYTES: usize = 16 << 20;
+const FILTERS_HEADER: HeaderName = HeaderName::from_static("oci-filters-applied");
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -43,7 +44,9 @@ pub(super) enum Role {
 enum Route<'a> {
     Ping,
     Token,
+    Catalog,
     Tags(&'a str),
+    Referrers(&'a str, &'a str),
     Manifest(&'a str, &'a str),
     Blob(&'a str, &'a str),
     Uploads(&'a str),
@@ -58,6 +61,12 @@ impl<'a> Route<'a> {
         let rest = path.strip_prefix("/v2/")?;
         if rest.is_empty() {
             return Some(Self::Ping);
+        }
+        if rest == "_catalog" {
+            return Some(Self::Catalog);
+        }
+        if let Some((name, digest)) = rest.rsplit_once("/referrers/") {
+            return Some(Self::Referrers(name, digest));
         }
         if let Some(name) = rest.strip_suffix("/tags/list") {
             return Some(Self::Tags(name));
@@ -81,8 +90,9 @@ impl<'a> Route<'a> {
 
     const fn name(&self) -> Option<&'a str> {
         match self {
-            Self::Ping | Self::Token => None,
+            Self::Ping | Self::Token | Self::Catalog => None,
             Self::Tags(name)
+            | Self::Referrers(name, _)
             | Self::Manifest(name, _)
             | Self::Blob(name, _)
             | Self::Uploads(name)
@@ -129,6 +139,8 @@ pub(super) async fn handle(
     }
     match route {
         Route::Ping => Ok(plain(StatusCode::OK, "{}")),
+        Route::Catalog => Ok(catalog(&shared, &uri)),
+        Route::Referrers(name, digest) => Ok(referrers(&shared, name, digest, &uri)),
         Route::Tags(name) => {
             let tags = shared.store.tags(name);
             let body = serde_json::json!({"name": name, "tags": tags});
@@ -240,6 +252,46 @@ fn manifest(
     header(&mut answer, CONTENT_LENGTH, &length.to_string());
     header(&mut answer, CONTENT_TYPE, &manifest.media_type);
     header(&mut answer, DIGEST_HEADER, &digest.to_string());
+    answer
+}
+
+/// The names of the repositories, a page of `n` after `last`.
+fn catalog(shared: &Shared, uri: &Uri) -> Answer {
+    let last = query(uri, "last").unwrap_or_default();
+    let most = query(uri, "n").and_then(|n| n.parse().ok());
+    let names = shared.store.names().into_iter();
+    let mut names: Vec<String> = names.filter(|name| *name > last).collect();
+    let more = most.filter(|most| names.len() > *most);
+    names.truncate(more.unwrap_or(usize::MAX));
+    let body = serde_json::json!({"repositories": names});
+    let mut answer = plain(StatusCode::OK, &body.to_string());
+    if let (Some(most), Some(last)) = (more, names.last()) {
+        let link = format!("</v2/_catalog?n={most}&last={last}>; rel=\"next\"");
+        header(&mut answer, LINK, &link);
+    }
+    answer
+}
+
+/// The manifests whose subject is this one.
+fn referrers(shared: &Shared, name: &str, digest: &str, uri: &Uri) -> Answer {
+    let wanted = query(uri, "artifactType");
+    let found = shared.store.referrers(name, digest).into_iter();
+    let found: Vec<_> = found
+        .filter(|found| {
+            wanted
+                .as_ref()
+                .is_none_or(|wanted| found["artifactType"] == wanted.as_str())
+        })
+        .collect();
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let body = serde_json::json!({"schemaVersion": 2, "mediaType": media_type, "manifests": found});
+    let mut answer = plain(StatusCode::OK, &body.to_string());
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(media_type));
+    if wanted.is_some() {
+        header(&mut answer, FILTERS_HEADER, "artifactType");
+    }
     answer
 }
 

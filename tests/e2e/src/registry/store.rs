@@ -1,7 +1,7 @@
 //! Where a registry keeps blobs and manifests: a directory or memory; manifests always in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Write as _},
     mem,
@@ -133,6 +133,32 @@ impl Store {
             .filter(|(of, version)| of == name && !version.contains(':'))
             .map(|(_, version)| version.clone())
             .collect()
+    }
+
+    /// The repositories that have manifests.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        let manifests = lock(&self.manifests);
+        manifests.keys().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Descriptors of the repository's manifests whose subject has this digest.
+    pub(super) fn referrers(&self, name: &str, digest: &str) -> Vec<serde_json::Value> {
+        let manifests = lock(&self.manifests);
+        let own = manifests
+            .iter()
+            .filter(|((of, version), _)| of == name && version.contains(':'));
+        let describe = |((_, version), manifest): (&(String, String), &Manifest)| {
+            let json: serde_json::Value = serde_json::from_slice(&manifest.bytes).ok()?;
+            (json["subject"]["digest"] == digest).then(|| {
+                serde_json::json!({
+                    "mediaType": manifest.media_type,
+                    "digest": version,
+                    "size": manifest.bytes.len(),
+                    "artifactType": json["artifactType"],
+                })
+            })
+        };
+        own.filter_map(describe).collect()
     }
 
     pub(super) fn also_look_in(&self, directory: &Path) {

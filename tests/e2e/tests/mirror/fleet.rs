@@ -72,6 +72,41 @@ fn without_a_coordinator_one_host_after_the_other_goes_to_the_registry() {
 }
 
 #[test]
+fn a_blob_that_a_peer_has_is_had_at_once() {
+    let world = World::new(2, &spec(8, 8), registry::Options::default(), "");
+    let mut slowest = Duration::ZERO;
+    for (at, size) in [(1u8, 500), (2, 1 << 20), (3, 20 << 20)] {
+        let good = Bytes::from(vec![at; size]);
+        let digest = world.registry.put_blob(good.clone()).unwrap();
+        let mut took = [Duration::ZERO; 2];
+        for (host, took) in took.iter_mut().enumerate() {
+            let blob = format!(
+                "http://{}/v2/{}/blobs/{digest}",
+                world.mirror(host),
+                world.name()
+            );
+            let began = Instant::now();
+            let (status, bytes, broken) = world.runtime.block_on(read(blob, None));
+            *took = began.elapsed();
+            assert!(
+                status == StatusCode::OK && !broken && bytes == good,
+                "{status}"
+            );
+        }
+        println!(
+            "{size} bytes: {:?} from the registry, {:?} with a peer that has them",
+            took[0], took[1]
+        );
+        slowest = slowest.max(took[1]);
+    }
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // from the peer, not from the registry once more
+    let blobs = world.registry.counters().blobs;
+    assert!(blobs.values().all(|blob| blob.bytes <= 20 << 20));
+    assert_eq!(world.served(), 500 + (1 << 20) + (20 << 20));
+}
+
+#[test]
 fn a_peer_whose_bytes_went_bad_is_found_out_before_any_leaves() {
     use std::os::unix::fs::FileExt as _;
 

@@ -259,6 +259,43 @@ fn a_client_gets_what_the_registry_has_and_the_second_one_from_here() {
         assert_eq!(tags.status, StatusCode::OK);
         assert!(tags.body.windows(3).any(|text| text == b"\"1\""));
 
+        // what refers to it, and the registry's repositories, page by page
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let signature = |kind: &str| {
+            let subject = serde_json::json!({
+                "mediaType": proto::image::MANIFEST_TYPE,
+                "digest": world.image.digest.to_string(),
+                "size": world.image.manifest.len(),
+            });
+            let empty = serde_json::json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": proto::Digest::of(b"{}").to_string(), "size": 2});
+            let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": media_type, "artifactType": kind, "config": empty, "layers": [], "subject": subject});
+            let bytes = Bytes::from(manifest.to_string());
+            world.registry.put_manifest(NAME, kind, media_type, bytes)
+        };
+        let (signed, _listed) = (signature("signature"), signature("materials"));
+        let referrers = format!("http://{mirror}/v2/{name}/referrers/{}", world.image.digest);
+        let json = |answer: &Answer| -> serde_json::Value {
+            assert_eq!(answer.status, StatusCode::OK);
+            serde_json::from_slice(&answer.body).unwrap()
+        };
+        let all = ask(Method::GET, referrers.clone(), &[]).await;
+        assert_eq!(json(&all)["manifests"].as_array().unwrap().len(), 2);
+        assert_eq!(all.header("content-type"), "application/vnd.oci.image.index.v1+json");
+        let some = ask(Method::GET, format!("{referrers}?artifactType=signature"), &[]).await;
+        assert_eq!(json(&some)["manifests"][0]["digest"], signed.to_string());
+        assert_eq!(json(&some)["manifests"].as_array().unwrap().len(), 1);
+        assert_eq!(some.header("oci-filters-applied"), "artifactType");
+        world.registry.put_manifest("other/thing", "1", media_type, Bytes::from_static(b"{}"));
+        let registry = world.registry.addr();
+        let catalog = format!("http://{mirror}/v2/{registry}/_catalog?n=1");
+        let first = ask(Method::GET, catalog, &[]).await;
+        assert_eq!(json(&first)["repositories"], serde_json::json!([NAME]));
+        let next = first.header("link").to_owned();
+        let next = next.strip_prefix('<').unwrap().split_once('>').unwrap().0;
+        let second = ask(Method::GET, format!("http://{mirror}{next}"), &[]).await;
+        assert_eq!(json(&second)["repositories"], serde_json::json!(["other/thing"]));
+        assert_eq!(second.header("link"), "");
+
         // errors have the specification's form
         let base = ask(Method::GET, format!("http://{mirror}/v2/"), &[]).await;
         assert_eq!(base.status, StatusCode::OK);
@@ -396,6 +433,24 @@ fn what_was_pulled_once_is_had_while_the_registry_is_away() {
         client.pull(&name, "1").await.unwrap()
     });
     world.check(&pulled);
+    // what the tag names may have changed since: the client and the log are told
+    let manifest = format!("http://{}/v2/{name}/manifests", world.mirror(0));
+    let (tag, digest) = world.runtime.block_on(async {
+        let by_digest = format!("{manifest}/{}", world.image.digest);
+        let tag = ask(Method::GET, format!("{manifest}/1"), &[]).await;
+        (tag, ask(Method::GET, by_digest, &[]).await)
+    });
+    assert!(
+        tag.header("warning")
+            .starts_with("110 parbake \"the registry is away")
+    );
+    assert!(tag.header("age").parse::<u64>().unwrap() < PATIENCE.as_secs());
+    assert_eq!((digest.header("warning"), digest.header("age")), ("", ""));
+    let log = world.cluster.agents()[0].log();
+    let told = log.iter().filter(|line| {
+        line["message"] == "a tag is answered as it was before its registry went away"
+    });
+    assert_eq!(told.count(), 1);
     // nobody vouches for another client, and nothing is made up for it
     let stranger = world.runtime.block_on(async {
         let manifest = format!("http://{}/v2/{name}/manifests/1", world.mirror(0));

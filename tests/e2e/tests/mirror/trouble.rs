@@ -47,6 +47,39 @@ fn a_refusal_is_for_whoever_was_refused_and_not_for_the_next_client() {
 }
 
 #[test]
+fn a_client_gets_a_blob_whatever_the_registry_says_to_head() {
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), "");
+    let (name, mirror) = (world.name(), world.mirror(0));
+    let refused = |status| Misbehaviour::Status {
+        status,
+        retry_after: None,
+    };
+    let faults = [
+        refused(403),
+        refused(405),
+        refused(503),
+        Misbehaviour::Chunked,
+    ];
+    for (at, what) in (0u8..).zip(faults) {
+        let good = Bytes::from(vec![at; 3 << 20]);
+        let digest = world.registry.put_blob(good.clone()).unwrap();
+        let fault = Fault::always(Target::BlobHead(digest), what.clone());
+        let fault = world.registry.script(fault);
+        let blob = format!("http://{mirror}/v2/{name}/blobs/{digest}");
+        world.runtime.block_on(async {
+            // as tart does: HEAD first, for the size
+            let head = ask(Method::HEAD, blob.clone(), &[]).await;
+            assert_eq!(head.status, StatusCode::OK, "{what:?}");
+            assert_eq!(head.header("content-length"), good.len().to_string());
+            let (status, bytes, broken) = read(blob, None).await;
+            assert!(status == StatusCode::OK && !broken, "{what:?}: {status}");
+            assert!(bytes == good, "{what:?}");
+        });
+        assert!(world.registry.clear(fault) > 0, "{what:?}");
+    }
+}
+
+#[test]
 fn an_outage_that_outlasts_a_fetch_is_waited_out() {
     let mut world = World::new(1, &spec(16, 8), registry::Options::default(), "");
     world.registry.limit_each(Some(1 << 20));
