@@ -59,6 +59,9 @@ const WORTH_A_CONNECTION: u64 = 64 << 10;
 /// What the coordinator hands down anew before a token expires is on its way for less than this.
 const NEW_TOKEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// A registry that refuses who brings no token of the coordinator's is asked once more after this long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Repositories whose tokens are kept. A host stages a handful of images at one time.
 const REPOSITORIES: usize = 64;
 
@@ -378,12 +381,13 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 if access.authorization.is_some() && job.tell(word).await.is_err() {
                     return FetchEnd::Unwanted;
                 }
+                // a newer one comes from the coordinator only where it hands them down
+                let within = match access.authorization {
+                    Some(_) => NEW_TOKEN_WITHIN,
+                    None => ASK_AGAIN_AFTER,
+                };
                 let same = *job.access.borrow() == access;
-                if same
-                    && timeout(NEW_TOKEN_WITHIN, job.access.changed())
-                        .await
-                        .is_err()
-                {
+                if same && timeout(within, job.access.changed()).await.is_err() {
                     debug!(content = %job.content, "no newer access; asking once more");
                 }
             }

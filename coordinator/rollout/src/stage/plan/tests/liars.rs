@@ -42,6 +42,10 @@ struct World {
     leases: BTreeMap<Digest, (usize, u64)>,
     /// Chunks of each content that honest hosts have fetched, by when.
     fetched: BTreeMap<Digest, Vec<(u64, u32)>>,
+    /// From when on a new lease gets 62 kB/s.
+    slow_from: u64,
+    /// Leases of honest hosts that were taken from them.
+    taken: usize,
     actions: Vec<Action>,
 }
 
@@ -57,6 +61,8 @@ impl World {
             millis: 2_000,
             leases: BTreeMap::new(),
             fetched: BTreeMap::new(),
+            slow_from: u64::MAX,
+            taken: 0,
             actions: Vec::new(),
         }
     }
@@ -79,7 +85,7 @@ impl World {
     }
 
     /// Seconds until honest hosts hold everything.
-    fn run(mut self, seconds: u64) -> Option<u64> {
+    fn run(&mut self, seconds: u64) -> Option<u64> {
         let number = |id: &HostId| (0..1_000).find(|number| host(*number) == *id).unwrap();
         let mut order = wanted(0, 0..CONTENTS, Selection::All);
         if let Event::Wanted { contents, .. } = &mut order {
@@ -107,6 +113,7 @@ impl World {
                         if self.leases.get(&content).map(|(by, _)| *by) == Some(number(&host)) =>
                     {
                         self.leases.remove(&content);
+                        self.taken += usize::from(!self.is_liar(number(&host)));
                     }
                     _ => {}
                 }
@@ -130,12 +137,24 @@ impl World {
     }
 
     fn fetch(&mut self, by: usize, content: Digest, since: u64) {
-        let past = u32::try_from(self.millis - since).unwrap();
-        let chunks = (past / 40).max(self.has(&content, self.millis)).min(100);
+        let past = self.millis - since;
+        let chunk_millis = match since < self.slow_from {
+            true => 40,
+            false => (1 << 20) / 62,
+        };
+        let new = u32::try_from(past / chunk_millis).unwrap();
+        let chunks = new.max(self.has(&content, self.millis)).min(100);
         let entry = self.fetched.entry(content).or_default();
         entry.push((self.millis, chunks));
         if chunks < 100 {
-            return self.tell(progress(&host(by), content, chunks));
+            return self.tell(Event::LeaseProgress {
+                host: host(by),
+                content,
+                chunks,
+                bytes: (past << 20) / chunk_millis,
+                paced: false,
+                trouble: None,
+            });
         }
         self.leases.remove(&content);
         self.tell(ended(&host(by), content, LeaseEnd::Done));
@@ -249,5 +268,22 @@ fn what_liars_tell_the_coordinator_costs_seconds() {
     }
     for (lie, more) in third {
         assert!(more.is_some_and(|more| more <= 60), "{lie:?}: {more:?}");
+    }
+}
+
+/// A registry whose streams took a chunk in 40 ms, and take 17 s from now on.
+#[test]
+fn holders_keep_their_leases_where_a_registry_turns_slow() {
+    // in a large fleet four streams aren't words enough: each passes on once
+    for (hosts, most) in [(2, 0), (5, 0), (30, 4)] {
+        let mut world = World::new(hosts, 0, Lie::None);
+        world.slow_from = 8_000;
+        assert_eq!(world.run(300), None);
+        let fetched = (0..CONTENTS).filter(|content| world.has(&digest(*content), 8_000) == 100);
+        assert!((4..CONTENTS).contains(&fetched.count()));
+        assert!(world.taken <= most, "{hosts}: {}", world.taken);
+        // each of four streams brings a chunk in 17 s
+        let chunks = (0..CONTENTS).map(|content| world.has(&digest(content), u64::MAX) % 100);
+        assert!(chunks.clone().sum::<u32>() >= 4 * 15, "{chunks:?}");
     }
 }
