@@ -142,6 +142,12 @@ impl Swarm {
         }
         let now = self.now;
         let window = self.config.lease_window.max(1);
+        // What was ordered and didn't come yet is as good as spent. But each stream is owed a chunk, or slow streams would use less
+        // than the budget: it is overdrawn by a chunk for each lease at most.
+        let mut budget = self.down_bucket;
+        let leases = self.leased.iter().filter_map(|id| self.contents.get(id));
+        let owed = leases.filter_map(|content| Some(content.lease.as_ref()?.ordered));
+        budget.spend(owed.map(u64::from).sum::<u64>() * proto::CHUNK_BYTES);
         for id in &self.leased {
             let Some(content) = self.contents.get_mut(id) else {
                 continue;
@@ -170,6 +176,10 @@ impl Swarm {
                     blocked = true;
                     break;
                 }
+                if lease.ordered > 0 && !budget.allows(now) {
+                    break;
+                }
+                budget.spend(content.geometry.len(chunk).into());
                 lease.order(now);
                 lease.until += 1;
             }

@@ -1043,6 +1043,51 @@ fn a_budget_is_charged_what_went_over_the_wire() {
     assert!(swarm.down_bucket.allows(at(2_001)));
 }
 
+/// A registry that gives at once whatever it is asked for, on four streams.
+#[test]
+fn a_download_budget_is_overdrawn_by_a_chunk_for_each_stream_at_most() {
+    let mut swarm = among(0, Config::default());
+    let budget = Event::Bandwidth {
+        upload_bytes_per_second: 0,
+        download_bytes_per_second: CHUNK,
+    };
+    feed(&mut swarm, 0, budget);
+    let mut actions = Vec::new();
+    for id in 0..4 {
+        actions.extend(feed(&mut swarm, 0, content(id, 64, ChunkSet::empty(64))));
+        actions.extend(feed(&mut swarm, 0, Event::Leased(ContentId(id))));
+    }
+    let mut came = BTreeMap::new();
+    for step in 0..600u64 {
+        let now = step * 50;
+        actions.extend(feed(&mut swarm, now, Event::Tick));
+        for action in core::mem::take(&mut actions) {
+            let Action::Fetch { id, until } = action else {
+                continue;
+            };
+            let from = came.insert(id, until.0).unwrap_or(0);
+            for chunk in (from..until.0).map(ChunkIndex) {
+                let wire_bytes = CHUNK;
+                let event = Event::OriginChunk {
+                    id,
+                    chunk,
+                    wire_bytes,
+                };
+                actions.extend(feed(&mut swarm, now, event));
+            }
+        }
+        let chunks: u32 = came.values().sum();
+        let due = now / 1_000 + 1;
+        assert!(
+            u64::from(chunks) <= due + 4,
+            "{chunks} chunks within {now} ms"
+        );
+    }
+    let chunks: u32 = came.values().sum();
+    assert!(chunks >= 28, "{chunks} chunks in 30 s");
+    assert!(came.values().all(|chunks| *chunks >= 4), "{came:?}");
+}
+
 #[test]
 fn an_upload_budget_is_kept() {
     let mut swarm = among(4, Config::default());
