@@ -199,6 +199,8 @@ fn main() {
         ca_file: None,
         plain_http: vec![registry.to_string()],
         idle_timeout: Duration::from_secs(10),
+        proxy: Default::default(),
+        system_roots: false,
         credentials: std::iter::empty().collect(),
     };
     let (stop, (ready, listens)) = (CancellationToken::new(), tokio::sync::oneshot::channel());

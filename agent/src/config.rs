@@ -65,6 +65,10 @@ pub struct Config {
 pub struct OriginConfig {
     /// More certificate authorities (PEM file).
     pub ca_file: Option<PathBuf>,
+    /// Whether what macOS or Linux trusts is trusted, too.
+    pub system_roots: bool,
+    /// The proxies before registries, beyond what the environment says.
+    pub proxy: origin::ProxySettings,
     /// Registries (`host:port`) that speak plain HTTP.
     pub plain_http: Vec<String>,
     /// A registry that sends nothing for so long is given up for the moment.
@@ -166,6 +170,8 @@ struct MirrorFile {
 #[serde(deny_unknown_fields, default)]
 struct OriginFile {
     ca_file: Option<PathBuf>,
+    system_roots: Option<bool>,
+    proxy: origin::ProxySettings,
     plain_http: Vec<String>,
     idle_timeout_seconds: Option<u64>,
     credentials: BTreeMap<String, BasicCredentials>,
@@ -225,6 +231,8 @@ impl Config {
             step_back_load_percent: Some(file.step_back_load_percent).filter(|load| *load > 0),
             origin: OriginConfig {
                 ca_file: file.origin.ca_file,
+                system_roots: file.origin.system_roots.unwrap_or(true),
+                proxy: file.origin.proxy,
                 plain_http: file.origin.plain_http,
                 idle_timeout: Duration::from_secs(
                     file.origin.idle_timeout_seconds.unwrap_or(10).clamp(1, 600),
@@ -350,6 +358,21 @@ mod tests {
         assert_eq!(config("").step_back_load_percent, None);
         let told = config("step_back_load_percent = 90");
         assert_eq!(told.step_back_load_percent, Some(90));
+    }
+
+    #[test]
+    fn the_systems_trust_is_used_unless_it_is_switched_off_and_proxies_are_a_table() {
+        let origin = |file| load(file, &["run", "--tart-home", "/a"]).unwrap().origin;
+        let default = origin("");
+        assert!(default.system_roots && default.proxy == origin::ProxySettings::default());
+        let told = origin(
+            "[origin]\nsystem_roots = false\n[origin.proxy]\nurl = 'http://proxy:3128'\nno_proxy = ['a']\n",
+        );
+        assert!(!told.system_roots);
+        assert_eq!(told.proxy.url.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(told.proxy.no_proxy, Some(vec!["a".to_owned()]));
+        let wrong = load("[origin.proxy]\nurll = ''", &["run", "--tart-home", "/a"]);
+        assert!(wrong.unwrap_err().to_string().contains("urll"));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use bytes::Bytes;
 use origin::{
-    Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Reference, Repository,
+    Backoff, BlobStream, Client, Credentials, OriginError, PlainHttp, Proxies, Reference,
+    Repository,
 };
 use proto::{
     ChunkIndex, Digest, Geometry, HostId, HostKey, Link, Resume, Signed, Source, State, Statement,
@@ -34,7 +35,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
 };
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::{
     apple_lz4::{self, Position, WINDOW_BYTES},
@@ -69,7 +70,7 @@ const REPOSITORIES: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     config: Arc<OriginConfig>,
-    settings: origin::Config,
+    client: Client,
     /// Oldest first: handles share connections and tokens. Held for look-ups.
     repositories: Arc<Mutex<Vec<Kept>>>,
 }
@@ -139,14 +140,21 @@ impl Origin {
             .as_deref()
             .map(origin::roots_from_pem)
             .transpose()?;
-        let settings = origin::Config {
+        let proxies = Proxies::new(&config.proxy)?;
+        if !proxies.names().is_empty() {
+            info!(proxies = ?proxies.names(), "registries are reached through a proxy");
+        }
+        let system_roots = config.system_roots.then(origin::system_roots);
+        let client = Client::new(origin::Config {
             extra_roots: roots.unwrap_or_default(),
+            system_roots: system_roots.unwrap_or_default(),
+            proxies,
             idle_timeout: config.idle_timeout,
             ..origin::Config::default()
-        };
+        })?;
         Ok(Self {
             config: Arc::new(config.clone()),
-            settings,
+            client,
             repositories: Arc::default(),
         })
     }
@@ -190,10 +198,7 @@ impl Origin {
         if access.plain_http {
             plain.insert(registry);
         }
-        let client = Client::new(origin::Config {
-            plain_http: PlainHttp::Hosts(plain),
-            ..self.settings.clone()
-        })?;
+        let client = self.client.with_plain_http(PlainHttp::Hosts(plain));
         let credentials = match (&access.authorization, &access.basic) {
             (Some(header), _) => Credentials::Header(header.clone()),
             (None, Some((user, password))) => Credentials::Basic {
@@ -296,6 +301,11 @@ impl Failure {
             | OriginError::Status { status: 451, .. } => OriginFault::Refused,
             // it may be this host's list of authorities: two hosts say it before the registry is left alone
             OriginError::Tls { .. } => OriginFault::Unspecified,
+            // another host may be let through, or have other settings
+            OriginError::Proxy {
+                is_retryable: false,
+                ..
+            } => OriginFault::Host,
             error if error.is_retryable() => OriginFault::Unspecified,
             _ => OriginFault::Unusable,
         };
@@ -1013,6 +1023,8 @@ mod tests {
             ca_file: None,
             plain_http: Vec::new(),
             idle_timeout: Duration::from_secs(1),
+            proxy: origin::ProxySettings::default(),
+            system_roots: false,
             credentials: [("registry.example".to_owned(), own)].into(),
         })
         .unwrap();

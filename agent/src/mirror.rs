@@ -460,6 +460,8 @@ mod tests {
             ca_file: None,
             plain_http: Vec::new(),
             idle_timeout: Duration::from_secs(10),
+            proxy: Default::default(),
+            system_roots: false,
             credentials: BTreeMap::new(),
         };
         let me = "mini-1".parse().unwrap();

@@ -92,6 +92,10 @@ pub struct Cluster {
 pub struct Origin {
     /// More certificate authorities for registries (PEM file).
     pub ca_bundle: Option<PathBuf>,
+    /// Whether what the operating system trusts is trusted, too.
+    pub system_roots: bool,
+    /// The proxies before registries, beyond what the environment says.
+    pub proxy: origin::ProxySettings,
     /// Registries (`host` or `host:port`) that speak plain HTTP.
     pub plain_http: BTreeSet<String>,
     /// Credentials by registry.
@@ -224,6 +228,8 @@ struct CoordinatorFile {
 #[serde(deny_unknown_fields, default)]
 struct OriginFile {
     ca_bundle: Option<PathBuf>,
+    system_roots: Option<bool>,
+    proxy: origin::ProxySettings,
     plain_http: Vec<String>,
     plain_http_beyond_loopback: bool,
     hand_down_tokens: Option<bool>,
@@ -470,6 +476,8 @@ fn origin(
     }
     Ok(Origin {
         ca_bundle: file.ca_bundle,
+        system_roots: file.system_roots.unwrap_or(true),
+        proxy: file.proxy,
         plain_http: file.plain_http.into_iter().collect(),
         credentials: file.credentials,
         hand_down_tokens: file.hand_down_tokens.unwrap_or(true),

@@ -12,14 +12,15 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use origin::{
-    Access, Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Reference, Repository,
-    Secret,
+    Access, Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Reference,
+    Repository, Secret,
 };
 use proto::{
     Digest, HostId,
     image::{Layout, ParseImageError},
 };
 use tokio::time::timeout;
+use tracing::info;
 
 use crate::{
     config::Origin,
@@ -205,9 +206,16 @@ pub enum RegistriesError {
 }
 
 impl Registries {
-    /// Reads the CA bundle, where one is set. Blocks.
+    /// Reads the CA bundle and the proxy's password, where they are set, and what the system trusts. Blocks.
     pub(crate) fn new(config: Origin) -> Result<Self, RegistriesError> {
+        let proxies = Proxies::new(&config.proxy)?;
+        if !proxies.names().is_empty() {
+            info!(proxies = ?proxies.names(), "registries are reached through a proxy");
+        }
+        let system_roots = config.system_roots.then(origin::system_roots);
         let mut settings = origin::Config {
+            proxies,
+            system_roots: system_roots.unwrap_or_default(),
             plain_http: PlainHttp::Hosts(config.plain_http.clone()),
             ..origin::Config::default()
         };

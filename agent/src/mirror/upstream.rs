@@ -97,7 +97,11 @@ impl From<Manifest> for Found {
 
 /// Whether the upstream couldn't be reached or is in trouble, as opposed to having said no.
 pub(crate) const fn is_away(error: &OriginError) -> bool {
-    error.is_retryable() || matches!(error, OriginError::Tls { .. } | OriginError::Status { .. })
+    error.is_retryable()
+        || matches!(
+            error,
+            OriginError::Tls { .. } | OriginError::Proxy { .. } | OriginError::Status { .. }
+        )
 }
 
 /// Whether the registry itself said no: there is no such thing, or not for these credentials.

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, LOCATION, RETRY_AFTER, USER_AGENT},
+    header::{AUTHORIZATION, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT},
 };
 use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -27,8 +27,10 @@ use tokio::time::timeout;
 use crate::{
     auth::Credentials,
     backoff::parse_retry_after,
+    dial::{Dialler, ProxyFault},
     error::{OriginError, chain, find, from_status, said},
     location::{PlainHttp, authority, resolve, same_server},
+    proxy::{Proxies, Proxy},
     repository::Repository,
 };
 
@@ -37,9 +39,9 @@ const MAX_REDIRECTS: usize = 5;
 /// The most of an error's body that is read.
 const MAX_ERROR_BYTES: usize = 8 << 10;
 /// The most header fields in an answer. hyper bounds their bytes by its read buffer.
-const MAX_HEADERS: usize = 100;
+pub(crate) const MAX_HEADERS: usize = 100;
 /// The read buffer of a connection, which is also the most that an answer's headers may take.
-const READ_BUFFER_BYTES: usize = 256 << 10;
+pub(crate) const READ_BUFFER_BYTES: usize = 256 << 10;
 /// How long an unused connection is kept: less than the minute after which common servers close theirs.
 const KEPT: Duration = Duration::from_secs(30);
 
@@ -57,6 +59,10 @@ pub struct Config {
     pub user_agent: String,
     /// Certificates to trust beside the well-known ones; see [`roots_from_pem`].
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Certificates that the operating system trusts, see [`system_roots`]. Those that can't be used are passed over.
+    pub system_roots: Vec<CertificateDer<'static>>,
+    /// The proxies that registries are reached through.
+    pub proxies: Proxies,
     /// Registries that don't speak TLS.
     pub plain_http: PlainHttp,
 }
@@ -68,6 +74,8 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(10),
             user_agent: concat!("parbake/", env!("CARGO_PKG_VERSION")).to_owned(),
             extra_roots: Vec::new(),
+            system_roots: Vec::new(),
+            proxies: Proxies::none(),
             plain_http: PlainHttp::Nowhere,
         }
     }
@@ -93,6 +101,14 @@ pub enum ConfigError {
     /// A certificate isn't one that can be trusted as a root.
     #[error("an extra root certificate can't be used: {0}")]
     Root(rustls::Error),
+    /// A proxy can't be used as it is set.
+    #[error("{setting} {cause}")]
+    Proxy {
+        /// The setting or the environment variable.
+        setting: String,
+        /// What is wrong with it, without its value.
+        cause: String,
+    },
     /// The user agent has characters that a header can't hold.
     #[error("user agent {0:?} can't be sent in a header")]
     UserAgent(String),
@@ -120,16 +136,31 @@ pub fn roots_from_pem(path: &Path) -> Result<Vec<CertificateDer<'static>>, Confi
     Ok(roots)
 }
 
+/// The certificates that the operating system trusts for servers, for [`Config::system_roots`]: on macOS those of the
+/// keychains that are trusted there, on Linux those of `/etc/ssl` and the like, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// where these variables are set. What can't be read is logged and left out. Blocks, on macOS for up to a second.
+#[must_use]
+pub fn system_roots() -> Vec<CertificateDer<'static>> {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "certificates of the operating system can't be read");
+    }
+    found.certs
+}
+
 /// Speaks HTTP/1.1 to registries and keeps connections. Clones share them.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    plain_http: Arc<PlainHttp>,
+}
 
 struct Inner {
-    http: legacy::Client<HttpsConnector<HttpConnector>, RequestBody>,
+    http: legacy::Client<HttpsConnector<Dialler>, RequestBody>,
+    proxies: Proxies,
     connect_timeout: Duration,
     idle_timeout: Duration,
     user_agent: HeaderValue,
-    plain_http: PlainHttp,
 }
 
 /// A header that goes to the registry alone.
@@ -144,8 +175,9 @@ pub(crate) struct Answer {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("idle_timeout", &self.0.idle_timeout)
-            .field("plain_http", &self.0.plain_http)
+            .field("idle_timeout", &self.inner.idle_timeout)
+            .field("proxies", &self.inner.proxies)
+            .field("plain_http", &self.plain_http)
             .finish_non_exhaustive()
     }
 }
@@ -160,6 +192,7 @@ impl Client {
         for root in config.extra_roots {
             roots.add(root).map_err(ConfigError::Root)?;
         }
+        roots.add_parsable_certificates(config.system_roots);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -170,26 +203,40 @@ impl Client {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(config.connect_timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
+        let user_agent = HeaderValue::from_str(&config.user_agent)
+            .map_err(|_| ConfigError::UserAgent(config.user_agent))?;
+        let dialler = Dialler {
+            to_proxy: with_tls(tls.clone(), tcp.clone()),
+            tcp,
+            proxies: config.proxies.clone(),
+            patience: config.connect_timeout,
+            user_agent: user_agent.clone(),
+        };
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(KEPT)
             .http1_max_headers(MAX_HEADERS)
             .http1_max_buf_size(READ_BUFFER_BYTES)
-            .build(connector);
-        let user_agent = HeaderValue::from_str(&config.user_agent)
-            .map_err(|_| ConfigError::UserAgent(config.user_agent))?;
-        Ok(Self(Arc::new(Inner {
-            http,
-            connect_timeout: config.connect_timeout,
-            idle_timeout: config.idle_timeout,
-            user_agent,
-            plain_http: config.plain_http,
-        })))
+            .build(with_tls(tls, dialler));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                http,
+                proxies: config.proxies,
+                connect_timeout: config.connect_timeout,
+                idle_timeout: config.idle_timeout,
+                user_agent,
+            }),
+            plain_http: Arc::new(config.plain_http),
+        })
+    }
+
+    /// The same client, with the same connections, for other registries without TLS.
+    #[must_use]
+    pub fn with_plain_http(&self, plain_http: PlainHttp) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            plain_http: Arc::new(plain_http),
+        }
     }
 
     /// The repository that a reference names, for these credentials. Nothing is asked yet. Clones of the handle share
@@ -206,16 +253,16 @@ impl Client {
     }
 
     pub(crate) fn plain_http(&self) -> &PlainHttp {
-        &self.0.plain_http
+        &self.plain_http
     }
 
     pub(crate) fn idle_timeout(&self) -> Duration {
-        self.0.idle_timeout
+        self.inner.idle_timeout
     }
 
     /// How long an answer's headers may take, with the connection and its TLS before them.
     pub(crate) fn answer_timeout(&self) -> Duration {
-        self.0.connect_timeout + self.0.idle_timeout
+        self.inner.connect_timeout + self.inner.idle_timeout
     }
 
     /// A GET or HEAD, following redirects. The authorization goes along as long as the server stays the same.
@@ -292,11 +339,25 @@ impl Client {
     pub(crate) async fn send(
         &self,
         what: &str,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, OriginError> {
-        let host = authority(request.uri());
-        let sent = self.0.http.request(request).await;
-        sent.map_err(|error| broken(what, &host, &error))
+        let uri = request.uri().clone();
+        // A proxy that forwards reads the request itself; one that tunnels was told who asks before.
+        let forwards = (uri.scheme_str() == Some("http")).then(|| self.inner.proxies.of(&uri));
+        let forwards = forwards.flatten();
+        if let Some(authorization) = forwards.as_ref().and_then(Proxy::authorization) {
+            let headers = request.headers_mut();
+            headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
+        let sent = self.inner.http.request(request).await;
+        let answer = sent.map_err(|error| broken(what, &authority(&uri), &error))?;
+        match forwards {
+            Some(proxy) if answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                let fault = ProxyFault::refused(&proxy, "a request", &uri, answer.status());
+                Err(at_proxy(what, &fault))
+            }
+            _ => Ok(answer),
+        }
     }
 
     pub(crate) fn request(
@@ -312,7 +373,7 @@ impl Client {
         *request.uri_mut() = uri.clone();
         *request.headers_mut() = headers.clone();
         let headers = request.headers_mut();
-        headers.insert(USER_AGENT, self.0.user_agent.clone());
+        headers.insert(USER_AGENT, self.inner.user_agent.clone());
         if let Some(Authorization(value)) = authorization {
             headers.insert(AUTHORIZATION, value.clone());
         }
@@ -382,12 +443,12 @@ impl Client {
     ) -> Result<Bytes, OriginError> {
         let mut whole = BytesMut::new();
         loop {
-            let frame = timeout(self.0.idle_timeout, body.frame())
+            let frame = timeout(self.inner.idle_timeout, body.frame())
                 .await
                 .map_err(|_| OriginError::Timeout {
                     what: what.to_owned(),
                     host: host.to_owned(),
-                    waited: self.0.idle_timeout,
+                    waited: self.inner.idle_timeout,
                 })?;
             match frame {
                 None => return Ok(whole.freeze()),
@@ -415,12 +476,32 @@ const fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
+fn with_tls<T>(tls: rustls::ClientConfig, connector: T) -> HttpsConnector<T> {
+    HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector)
+}
+
+fn at_proxy(what: &str, fault: &ProxyFault) -> OriginError {
+    OriginError::Proxy {
+        what: what.to_owned(),
+        proxy: fault.proxy.clone(),
+        cause: fault.cause.clone(),
+        is_retryable: fault.is_retryable,
+    }
+}
+
 /// The error for a connection that didn't come about or broke.
 pub(crate) fn broken(
     what: &str,
     host: &str,
     error: &(dyn std::error::Error + 'static),
 ) -> OriginError {
+    if let Some(fault) = find::<ProxyFault>(error) {
+        return at_proxy(what, fault);
+    }
     let (what, host) = (what.to_owned(), host.to_owned());
     if find::<rustls::Error>(error).is_some() {
         return OriginError::Tls {

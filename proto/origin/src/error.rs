@@ -105,6 +105,18 @@ pub enum OriginError {
         /// The cause.
         cause: String,
     },
+    /// The proxy that stands before the registry can't be reached, or doesn't let it be reached.
+    #[error("{what} can't be had: proxy {proxy} {cause}")]
+    Proxy {
+        /// What was asked for.
+        what: String,
+        /// The proxy's host and port.
+        proxy: String,
+        /// What it did; names the registry, where that matters.
+        cause: String,
+        /// Whether the same call may succeed later.
+        is_retryable: bool,
+    },
     /// Nothing came for too long.
     #[error("{what}: nothing came from {host} for {} s", .waited.as_secs())]
     Timeout {
@@ -194,6 +206,7 @@ impl OriginError {
             | Self::Connection { .. }
             | Self::Timeout { .. }
             | Self::Truncated { .. } => true,
+            Self::Proxy { is_retryable, .. } => *is_retryable,
             // 501 and 505 say that it will never be possible.
             Self::Status { status, .. } => {
                 matches!(*status, 408 | 425 | 500 | 502..=504 | 507..=599)

@@ -62,6 +62,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Further arguments of the coordinator's `run`.
     pub run_arguments: Vec<String>,
+    /// What every program has in its environment beside this process's own.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -84,6 +86,7 @@ impl Options {
             log: "info".into(),
             kubeconfig: None,
             run_arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -412,6 +415,8 @@ impl Cluster {
                 .unwrap_or_else(|| self.options.binary.as_os_str()),
         );
         command.args(words).arg(program).stdin(Stdio::null());
+        let environment = self.options.environment.iter();
+        command.envs(environment.map(|(name, value)| (name, value)));
         command
     }
 

@@ -305,6 +305,7 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
         coordinator_settings: String::new(),
         kubeconfig: None,
         run_arguments: Vec::new(),
+        environment: Vec::new(),
         log: "info".into(),
     })?;
     cluster.wait_sessions(Duration::from_secs(30))?;

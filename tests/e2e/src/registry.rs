@@ -39,8 +39,9 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::image::GeneratedImage;
 
+pub(crate) use self::listener::Identity;
 pub use self::script::{Fault, FaultId, Misbehaviour, Target};
-use self::{body::Pace, listener::Identity, script::Script, store::Store, tokens::Tokens};
+use self::{body::Pace, script::Script, store::Store, tokens::Tokens};
 
 /// How a registry is made.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ use std::{
 use e2e::{
     cluster::{Cluster, Options, Place, wait_until},
     image::{GeneratedImage, ImageSpec},
+    proxy::{self, Proxy},
     registry::{self, Fault, Misbehaviour, Registry, Target},
     rig::PATIENCE,
 };
@@ -649,5 +650,73 @@ fn a_manifest_may_have_four_mebibytes() {
             assert_eq!(refused.status.code(), Some(2), "{story}");
             assert!(story.contains("4194304"), "{story}");
         }
+    }
+}
+
+/// Neither the coordinator nor an agent has a setting about it: a proxy and a CA that the system trusts are the environment's,
+/// as on a Mac whose administrator set them up.
+#[test]
+fn a_fleet_reaches_its_registry_through_the_environments_proxy_and_nothing_else_goes_there() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let options = registry::Options {
+        tls: true,
+        ..registry::Options::default()
+    };
+    let registry = runtime.block_on(Registry::start(options)).unwrap();
+    let names = [("registry.test:443".to_owned(), registry.addr())].into();
+    let account = Some(("robot".to_owned(), "s3cret".to_owned()));
+    let proxy = runtime.block_on(Proxy::start(proxy::Options {
+        names,
+        account,
+        tls: false,
+    }));
+    let proxy = proxy.unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, registry.certificate_pem().unwrap()).unwrap();
+    let blobs = dir.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let spec = ImageSpec::incompressible(8 << 20, 4 << 20, 1);
+    let image = spec.generate(&blobs).unwrap();
+    registry.hold("fleet/macos", "1", &image);
+    let url = proxy.url().replace("//", "//robot:s3cret@");
+    let cluster = Cluster::start(Options {
+        environment: vec![
+            ("https_proxy".to_owned(), url.clone()),
+            ("ALL_PROXY".to_owned(), url),
+            ("SSL_CERT_FILE".to_owned(), ca.display().to_string()),
+        ],
+        ..Options::on_loopback(DEMO, dir.path(), 2, "")
+    })
+    .unwrap();
+    cluster.wait_sessions(PATIENCE).unwrap();
+    let output = cluster.parbake(&[
+        "stage",
+        "registry.test/fleet/macos:1",
+        "--wait",
+        "--timeout",
+        "60",
+    ]);
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let counters = proxy.counters();
+    let asked: Vec<_> = counters.tunnels.keys().map(String::as_str).collect();
+    assert_eq!(asked, ["registry.test:443"]);
+    assert!(
+        counters.forwarded.is_empty() && counters.refused.is_empty(),
+        "{counters:?}"
+    );
+    let logs = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("log"));
+    for log in logs.filter_map(|log| std::fs::read_to_string(log).ok()) {
+        assert!(
+            log.contains(&proxy.name()) && !log.contains("s3cret"),
+            "{log}"
+        );
     }
 }

@@ -22,17 +22,17 @@ use super::{
 /// Connections that may wait to be accepted: those of a fleet that starts at once.
 const BACKLOG: u32 = 1024;
 
-/// A certificate for `localhost` and 127.0.0.1 that vouches for itself.
+/// A certificate for `localhost`, 127.0.0.1 and `registry.test` that vouches for itself.
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     certificate: CertificateDer<'static>,
     pem: String,
     key: Vec<u8>,
 }
 
 impl Identity {
-    pub(super) fn generate() -> io::Result<Self> {
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    pub(crate) fn generate() -> io::Result<Self> {
+        let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
         let made = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;
         Ok(Self {
             certificate: made.cert.der().clone(),
@@ -41,15 +41,15 @@ impl Identity {
         })
     }
 
-    pub(super) fn certificate(&self) -> CertificateDer<'static> {
+    pub(crate) fn certificate(&self) -> CertificateDer<'static> {
         self.certificate.clone()
     }
 
-    pub(super) fn pem(&self) -> &str {
+    pub(crate) fn pem(&self) -> &str {
         &self.pem
     }
 
-    pub(super) fn acceptor(&self) -> io::Result<TlsAcceptor> {
+    pub(crate) fn acceptor(&self) -> io::Result<TlsAcceptor> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.clone()));
         let config = rustls::ServerConfig::builder_with_provider(provider)

@@ -1,6 +1,8 @@
 //! The registry client against a registry that misbehaves.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod proxies;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
