@@ -10,8 +10,6 @@ pub(crate) mod blob;
 pub(crate) mod blobs;
 mod range;
 mod request;
-#[cfg(target_os = "linux")]
-mod sendfile;
 mod serve;
 mod upstream;
 
@@ -335,38 +333,12 @@ async fn meet(
     place: &Arc<Place>,
 ) {
     let Some(acceptor) = acceptor else {
-        return talk_plainly(service, stream, place).await;
+        return talk(service, stream, place).await;
     };
     let hello = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
     if let Ok(Ok(stream)) = hello.await {
         talk(service, stream, place).await;
     }
-}
-
-/// Speaks with one client without TLS: blobs leave by `sendfile` as long as it asks for nothing else.
-#[cfg(target_os = "linux")]
-async fn talk_plainly(service: Arc<Service>, stream: TcpStream, place: &Arc<Place>) {
-    use tokio::io::AsyncReadExt as _;
-
-    let pulse = Arc::new(Pulse::new());
-    let rest = tokio::select! {
-        rest = sendfile::talk(&service, stream, &pulse, place) => rest,
-        () = silent(&pulse) => {
-            debug!("a client took nothing for too long");
-            None
-        }
-    };
-    if let Some((stream, read)) = rest {
-        let (reader, writer) = stream.into_split();
-        let reader = std::io::Cursor::new(read).chain(reader);
-        talk(service, tokio::io::join(reader, writer), place).await;
-    }
-}
-
-/// Speaks with one client without TLS.
-#[cfg(not(target_os = "linux"))]
-async fn talk_plainly(service: Arc<Service>, stream: TcpStream, place: &Arc<Place>) {
-    talk(service, stream, place).await;
 }
 
 /// Returns when nothing moved for too long.
@@ -493,7 +465,6 @@ mod tests {
             ("mini.lan:7474", "/v2/", "200"),
             ("[::1]:7474", "/v2/", "200"),
             ("evil.example", "/v2/", "403"),
-            // the way of blobs by sendfile
             (
                 "evil.example",
                 "/v2/registry.example/a/blobs/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",

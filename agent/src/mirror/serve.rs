@@ -723,10 +723,10 @@ impl Service {
 
 /// A blob, or a part of it, on its way to a client.
 pub(super) struct Stream {
-    pub(super) reading: Reading,
-    pub(super) file: Arc<File>,
-    pub(super) at: u64,
-    pub(super) end: u64,
+    reading: Reading,
+    file: Arc<File>,
+    at: u64,
+    end: u64,
     /// What it counts as when all of it has left.
     result: &'static str,
     /// It was whole when it was asked for.
@@ -768,7 +768,7 @@ impl Stream {
     }
 
     /// The next piece; an error breaks the connection.
-    pub(super) async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+    async fn piece(&mut self) -> io::Result<Option<Bytes>> {
         self.pulse.beat();
         if self.at >= self.end {
             return Ok(None);
@@ -789,7 +789,7 @@ impl Stream {
     }
 
     /// An error where bytes that left turned out false: the connection is to be broken.
-    pub(super) fn still_true(&mut self) -> io::Result<()> {
+    fn still_true(&mut self) -> io::Result<()> {
         if self.reading.is_misled() {
             return Err(self.breaks("bytes that left turned out false".into()));
         }
@@ -802,7 +802,7 @@ impl Stream {
     }
 
     /// So many bytes left.
-    pub(super) fn passed(&mut self, bytes: u64) {
+    fn passed(&mut self, bytes: u64) {
         let end = self.at + bytes;
         while self.at < end {
             let next = (self.at / proto::CHUNK_BYTES + 1) * proto::CHUNK_BYTES;
@@ -824,7 +824,7 @@ impl Stream {
     }
 
     /// Waits until something may leave: the end of that. An error breaks the connection. Cancel safe.
-    pub(super) async fn wait(&mut self) -> io::Result<u64> {
+    async fn wait(&mut self) -> io::Result<u64> {
         let mut stalled: Option<Instant> = None;
         loop {
             let trouble = self.reading.news.borrow_and_update().trouble.clone();
