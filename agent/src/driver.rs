@@ -161,13 +161,13 @@ pub(crate) enum Input {
     },
     /// What a fetch brought ended in something else than the digest: it starts again.
     FetchDoubted { id: ContentId },
-    /// What we made of a content from a chunk on is taken back; these chunks of it were held.
+    /// What we made of a content from a chunk on is dropped here; these chunks of it were held.
     Retracted {
         id: ContentId,
         from: ChunkIndex,
         result: Result<Vec<ChunkIndex>, String>,
     },
-    /// Another host took back what it made; these chunks of it were held.
+    /// Chunks of a content were dropped.
     Dropped {
         id: ContentId,
         result: Result<Vec<ChunkIndex>, String>,
@@ -760,8 +760,7 @@ impl Driver {
                 if let Some(host) = self.members.host(peer) {
                     warn!(peer = %host, strikes, "peer is quarantined");
                     self.blame(
-                        host.clone(),
-                        host,
+                        &host,
                         None,
                         ChunkIndex(0),
                         proto::message::BlameKind::Silence,
@@ -991,8 +990,7 @@ impl Driver {
         warn!(%peer, error, "peer broke the protocol");
         if let Some(host) = self.members.host(peer) {
             self.blame(
-                host.clone(),
-                host,
+                &host,
                 None,
                 ChunkIndex(0),
                 proto::message::BlameKind::Protocol,

@@ -4,7 +4,7 @@
 //! breaks costs nothing: decoder, hasher and the part of a chunk are kept, and the next one goes on at the next byte. A host
 //! that takes a fetch over goes on by Range from the last chunk that it holds, whose link remembers where in the blob its
 //! first block starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held: by then
-//! others have what we made of them, under our name, so it is taken back where the second time shows it false.
+//! others have what we made of them, under our name, and find it false when their copies are whole.
 
 use std::{
     collections::BTreeSet,
@@ -467,6 +467,8 @@ struct Start {
     skip: usize,
     /// The link that it goes on from, where somebody answers for that.
     base: Option<Signed>,
+    /// The state that the first chunk ends in, where that is held already.
+    ends_in: Option<State>,
 }
 
 /// Turns blob bytes into raw bytes.
@@ -505,6 +507,7 @@ impl Reading {
                 raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
                 unreported: 0,
                 ended: false,
+                ends_in: start.ends_in,
                 run: job
                     .notary
                     .as_ref()
@@ -669,6 +672,7 @@ fn beginning(job: &Job) -> Start {
         decoder,
         skip: 0,
         base: None,
+        ends_in: None,
     }
 }
 
@@ -708,6 +712,7 @@ async fn resume(job: &Job) -> Start {
                 return None;
             }
             return Some(Start {
+                ends_in: None,
                 chunk: missing,
                 state: link.after,
                 blob_offset,
@@ -753,6 +758,7 @@ async fn resume(job: &Job) -> Start {
             decoder: Decoder::Lz4(Box::new(decoder)),
             skip,
             base,
+            ends_in: Some(link.after),
         })
     });
     found.await.ok().flatten().unwrap_or_else(|| beginning(job))
@@ -793,6 +799,8 @@ struct Assembly {
     unreported: u64,
     /// The compressed stream came to its proper end.
     ended: bool,
+    /// The state that the next chunk ends in, if what was gone on from is true.
+    ends_in: Option<State>,
     /// Under which links are signed; absent where this host has no ticket.
     run: Option<Arc<Run>>,
 }
@@ -875,11 +883,17 @@ impl Assembly {
         let (shelves, me, cache) = (job.shelves.clone(), job.me.clone(), job.cache.clone());
         let doubted = job.doubted;
         let signer = job.notary.clone().zip(self.run.clone());
+        let ends_in = self.ends_in.take();
         let stored = tokio::task::spawn_blocking(move || {
             let link = Link {
                 resume,
                 ..Link::forge(geometry, chunk, state, &bytes)
             };
+            // The hint or the link is another's: what doesn't fit both isn't signed, or this host would answer for it.
+            if ends_in.is_some_and(|end| end != link.after) {
+                let error = format!("chunk {chunk}, which it went on with, came otherwise");
+                return Err(Broke::False(error));
+            }
             let signed = signer.map(|(notary, run)| notary.sign(content, chunk, link, &run));
             let statement = signed.as_ref().map(|signed| &signed.statement);
             let made = (&me, statement);
@@ -986,6 +1000,9 @@ fn store(
             shelf
                 .forget_chunk(content, chunk)
                 .map_err(|error| Broke::Disk(error.to_string()))?;
+        } else if let Some(statement) = statement {
+            // nobody takes more of a run of which a link was false
+            shelf.restate(content, chunk, link, statement.clone());
         }
     }
     let arrival = Arrival {
@@ -1009,6 +1026,30 @@ fn store(
 mod tests {
     use super::*;
     use crate::config::BasicCredentials;
+
+    #[test]
+    fn a_hint_that_cannot_be_true_is_not_followed() {
+        let hint = |blob_offset, skip_bytes| Resume {
+            blob_offset,
+            skip_bytes,
+        };
+        let before = Some(hint(400, 7));
+        let most = u32::try_from(WINDOW_BYTES).unwrap();
+        assert!(is_plausible(hint(401, most - 1), 1_000, before));
+        assert!(is_plausible(hint(999, 0), 1_000, None));
+        // out of the blob, before the chunk before, in another block than a chunk can start in
+        for false_one in [
+            hint(0, 0),
+            hint(1_000, 0),
+            hint(1 << 63, 0),
+            hint(400, 0),
+            hint(399, 0),
+            hint(500, most),
+            hint(500, u32::MAX),
+        ] {
+            assert!(!is_plausible(false_one, 1_000, before), "{false_one:?}");
+        }
+    }
 
     #[test]
     fn a_password_that_was_changed_is_used_at_once_and_the_old_one_forgotten() {

@@ -130,6 +130,20 @@ impl Shelf {
         }
     }
 
+    /// This host made a held link once more, and answers for it under its new run.
+    pub(crate) fn restate(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        link: Link,
+        statement: Statement,
+    ) {
+        match self {
+            Self::Stage(stage) => stage.restate(content, chunk, link, statement),
+            Self::Blob(blob) => blob.restate(chunk, link, statement),
+        }
+    }
+
     pub(crate) fn answer(&self, content: Digest, chunk: ChunkIndex) -> Answer {
         match self {
             Self::Stage(stage) => stage.answer(content, chunk),

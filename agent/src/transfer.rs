@@ -11,13 +11,13 @@ use std::{
 use bytes::Bytes;
 use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
-    ChunkIndex, Digest, Geometry, HostId, HostKey, Signed, Source,
+    Answer, ChunkIndex, Digest, Geometry, HostKey, Signed, Source,
     chain::RejectLinkError,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
         PeerOpen, PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
     },
-    statement::StatementError,
+    statement::{Run, StatementError},
 };
 use swarm::{
     action::Declined,
@@ -154,9 +154,14 @@ pub(crate) struct Subject {
     pub(crate) shelves: Vec<Shelf>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) notary: Arc<Notary>,
-    /// Nothing that this host made is taken: it is us, and we have just taken that back.
+    /// Nothing that this host made is taken: it is us, and we have just dropped that.
     pub(crate) retracted: Option<HostKey>,
+    /// Runs of which a link was proved false: nothing more of them is taken.
+    pub(crate) refused: Vec<Arc<Run>>,
 }
+
+/// False runs under one ticket of which hosts hear; from then on nothing under it is taken.
+pub(crate) const RUNS_OF_TICKET: usize = 3;
 
 /// How a chunk that should come ended.
 #[derive(Debug)]
@@ -165,8 +170,10 @@ pub(crate) struct Receipt {
     pub(crate) wire_bytes: u64,
     /// The bytes or the link were false: the sender lies.
     pub(crate) false_bytes: bool,
-    /// The chain proves the link false. Who made it, as the sender said: perhaps the sender itself.
-    pub(crate) false_link: Option<HostId>,
+    /// The chain proves this link false.
+    pub(crate) false_link: Option<Box<Signed>>,
+    /// Links that one host signed and that contradict each other.
+    pub(crate) contradiction: Option<Box<[Signed; 2]>>,
     /// They may be true of a content of another size than we were told.
     pub(crate) other_size: bool,
     /// The volume failed us, in words.
@@ -191,6 +198,7 @@ impl Receipt {
             wire_bytes: 0,
             false_bytes: false,
             false_link: None,
+            contradiction: None,
             other_size: false,
             storage_error: None,
             unwritable: Vec::new(),
@@ -499,14 +507,18 @@ fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Recei
             ..Receipt::failed(Failure::Bad)
         })
     };
-    let refused = || Box::new(Receipt::failed(Failure::Refused));
+    let failed = |failure| Box::new(Receipt::failed(failure));
     let link = link.ok_or_else(bad)?;
     let signed = match Signed::parse(subject.content, subject.chunk, link) {
         Ok(signed) => signed,
         // an agent of an older version: the coordinator names it
-        Err(FieldError::Unsigned) => return Err(refused()),
+        Err(FieldError::Unsigned) => return Err(failed(Failure::Refused)),
         Err(_) => return Err(bad()),
     };
+    // it may be true, and comes again when somebody vouches for it
+    if is_refused(&subject.refused, &signed.statement.run) {
+        return Err(failed(Failure::Disproved));
+    }
     match subject.notary.check(&signed) {
         Ok(()) => Ok(signed),
         // true to another clock, or to a host that was without a coordinator, or trusts another authority too
@@ -514,11 +526,18 @@ fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Recei
             error @ (StatementError::Expired | StatementError::Unleased | StatementError::Ticket),
         ) => {
             debug!(chunk = subject.chunk.0, maker = %signed.maker(), %error, "a chunk isn't taken");
-            Err(refused())
+            Err(failed(Failure::Disproved))
         }
         // whoever sends this has checked nothing, or made it up
         Err(StatementError::Base | StatementError::Signature) => Err(bad()),
     }
+}
+
+/// Whether nothing more of this run is taken, because links of these were proved false: it is one of them, or its ticket has
+/// made too many. An honest host makes a second run of a content where the registry's bytes were false the first time.
+fn is_refused(refused: &[Arc<Run>], run: &Run) -> bool {
+    let of_ticket = refused.iter().filter(|other| other.shares_ticket(run));
+    of_ticket.count() >= RUNS_OF_TICKET || refused.iter().any(|other| other.is_same(run))
 }
 
 /// Reads the chunk that this header announces, checks it against the link it came with, and stores it.
@@ -616,14 +635,27 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         Ok(unwritable) => unwritable,
         // only who holds what comes after it can know
         Err(WriteError::Rejected(RejectLinkError::Disproved(_))) => {
-            let failure = if source.maker == source.sender {
-                Failure::Bad
-            } else {
-                Failure::Disproved
-            };
             return Receipt {
-                false_link: Some(packed.signed.maker().clone()),
-                ..Receipt::failed(failure)
+                false_link: Some(Box::new(packed.signed)),
+                ..Receipt::failed(Failure::Disproved)
+            };
+        }
+        Err(WriteError::Rejected(RejectLinkError::Contradicts(other))) => {
+            let other = subject.shelves.iter().find_map(|shelf| {
+                let (link, _) = shelf.link(subject.content, other)?;
+                let Answer::Maker(statement) = shelf.answer(subject.content, other) else {
+                    return None;
+                };
+                Some(Signed {
+                    content: subject.content,
+                    chunk: other,
+                    link,
+                    statement,
+                })
+            });
+            return Receipt {
+                contradiction: other.map(|other| Box::new([packed.signed, other])),
+                ..Receipt::failed(Failure::Disproved)
             };
         }
         Err(WriteError::Rejected(_)) => return bad(),
@@ -643,6 +675,7 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
         wire_bytes: 0,
         false_bytes: false,
         false_link: None,
+        contradiction: None,
         other_size: false,
         storage_error: None,
         unwritable,

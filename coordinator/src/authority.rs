@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use link::{IdentityError, Leaf, ResetSecret};
+use link::{IdentityError, Leaf, ResetSecret, Signatures};
 use proto::{Digest, HostId, Ticket, statement::LinkKey};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -309,6 +309,12 @@ impl Authority {
             .signed_by(key, &self.issuer)
             .map_err(|error| IssueError::Sign(error.to_string()))?;
         Ok(vec![leaf.der().clone(), self.certificate.clone()])
+    }
+
+    /// Checks tickets of this authority, and what hosts signed under them.
+    #[must_use]
+    pub fn signatures(&self) -> Signatures {
+        Signatures::of_authority(self.issuer.key().der_bytes())
     }
 
     /// A ticket to make links of a content, or a standing one, for this host's key; good for `lifetime` from now.

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use link::Signatures;
 use proto::{Digest, HostId, HostKey, Moment, message, statement::LinkKey};
 use rollout::{
     names::{Claims, NotAsked, Told},
@@ -355,8 +356,8 @@ impl Host {
 struct Blamed {
     since: Moment,
     count: usize,
-    /// Whom it blames as sender and as maker, and what of.
-    said: BTreeSet<(HostId, HostId, Option<Digest>)>,
+    /// How many links it showed, whom it blames, and what of.
+    said: BTreeSet<(usize, HostId, Option<Digest>)>,
 }
 
 impl Blamed {
@@ -419,6 +420,8 @@ pub(crate) struct Driver {
     started: Instant,
     config: Config,
     authority: Arc<Authority>,
+    /// Checks what hosts show against others.
+    signatures: Signatures,
     /// The number of the last ticket.
     last_ticket: u64,
     plan: Plan,
@@ -496,6 +499,7 @@ impl Driver {
             // without a cluster there is nothing to wait for
             placed: parts.config.cluster.is_none(),
             config: parts.config,
+            signatures: parts.authority.signatures(),
             authority: parts.authority,
             last_ticket: 0,
             membership: Arc::default(),

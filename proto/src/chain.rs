@@ -232,10 +232,11 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether both fall together: links of one run, or of one source that nobody signed.
+    /// Whether both fall together: what one host made under one ticket, or vouched for, or what one source sent that nobody
+    /// signed. Who invents links may give each one a run of its own.
     fn is_of_one_with(&self, other: &Self) -> bool {
         match (&self.statement, &other.statement) {
-            (Some(one), Some(other)) => one.run.is_same(&other.run),
+            (Some(one), Some(other)) => one.run.shares_ticket(&other.run),
             (None, None) => self.source == other.source,
             _ => false,
         }
@@ -257,6 +258,9 @@ pub enum RejectLinkError {
     /// The chunk after it is proved, and this link doesn't end where that one starts. The sender lies.
     #[error("link of chunk {0} doesn't end where the proved link after it starts")]
     Disproved(ChunkIndex),
+    /// It doesn't join the link of this chunk, which its maker made in the same run or vouched for too: the maker lies.
+    #[error("link contradicts that of chunk {0}, which the same host signed")]
+    Contradicts(ChunkIndex),
 }
 
 /// What became of a link that was entered.
@@ -273,7 +277,7 @@ pub enum Entered {
 pub struct Verdict {
     /// The false chunk.
     pub chunk: ChunkIndex,
-    /// Its link. Only the last one of a source is surely false; those before it may be true.
+    /// Its link. Only the last one of a ticket is surely false; those before it may be true.
     pub link: Link,
     /// Who sent it.
     pub source: Source,
@@ -397,6 +401,11 @@ impl Ledger {
         if self.proved_end(chunk).is_some_and(|end| end != link.after) {
             return Err(RejectLinkError::Disproved(chunk));
         }
+        if let Some(statement) = &statement
+            && let Some(other) = self.contradicted(chunk, link, statement)
+        {
+            return Err(RejectLinkError::Contradicts(other));
+        }
         if !self.held.insert(chunk) {
             return Ok(Entered::Held);
         }
@@ -407,6 +416,41 @@ impl Ledger {
             sure: false,
         });
         Ok(Entered::New)
+    }
+
+    /// Another answers for a held link from now on: its maker made it once more. Whether the link has the same states.
+    pub fn restate(&mut self, chunk: ChunkIndex, link: Link, statement: Statement) -> bool {
+        let entry = self.entries.get_mut(chunk.0 as usize);
+        let Some(entry) = entry.and_then(Option::as_mut) else {
+            return false;
+        };
+        let same = (entry.link.before, entry.link.after) == (link.before, link.after);
+        if same {
+            // what was signed is this very link, hints and all
+            (entry.link, entry.statement) = (link, Some(statement));
+        }
+        same
+    }
+
+    /// A held link that this one contradicts although the same host answers for both: of the same chunk, or of a neighbour that
+    /// it doesn't join.
+    fn contradicted(
+        &self,
+        chunk: ChunkIndex,
+        link: Link,
+        statement: &Statement,
+    ) -> Option<ChunkIndex> {
+        let near = |at: u32, joins: &dyn Fn(&Link) -> bool| {
+            let entry = self.entries.get(at as usize)?.as_ref()?;
+            let other = entry.statement.as_ref()?;
+            let same = other.run.is_same(&statement.run);
+            (same && !joins(&entry.link)).then_some(ChunkIndex(at))
+        };
+        let same = |held: &Link| (held.before, held.after) == (link.before, link.after);
+        let before = chunk.0.checked_sub(1);
+        near(chunk.0, &same)
+            .or_else(|| near(before?, &|other| other.after == link.before))
+            .or_else(|| near(chunk.0.checked_add(1)?, &|other| link.after == other.before))
     }
 
     /// Forgets a chunk, because its bytes are gone or were found changed. What it proved before isn't proved any more.
@@ -433,8 +477,8 @@ impl Ledger {
     }
 
     /// Walks back from the digest as far as the held links go, and drops the links that this proves false: the one
-    /// that doesn't end where the proved link after it starts, and every unproved one of the same run; where nobody signed
-    /// it, of the same source.
+    /// that doesn't end where the proved link after it starts, and every unproved one under the same ticket; where nobody
+    /// signed it, of the same source.
     ///
     /// Empty when nothing was found false. Everything after a verdict stays held and proved. Costs one comparison per
     /// newly proved chunk; the bytes aren't read.

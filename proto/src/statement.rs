@@ -264,6 +264,14 @@ impl Run {
             && (self.number == 0 || self.ticket.number == other.ticket.number)
     }
 
+    /// Whether the same host made both under the same ticket, or vouched for both.
+    #[must_use]
+    pub fn shares_ticket(&self, other: &Self) -> bool {
+        self.is_vouched() == other.is_vouched()
+            && self.ticket.key == other.ticket.key
+            && (self.is_vouched() || self.ticket.number == other.ticket.number)
+    }
+
     /// The run as it travels and is journaled, without a signature.
     #[must_use]
     pub fn to_message(&self) -> message::Statement {

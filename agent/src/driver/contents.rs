@@ -7,11 +7,12 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostKey,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed, State,
     chain::Verdict,
     chunks::ParseRunsError,
     image::{ContentKind, Layout},
     message::{BlameKind, LeaseEnd, OriginFault},
+    statement::judge,
 };
 use swarm::{
     Event,
@@ -30,7 +31,7 @@ use crate::{
     mirror::blob::Blob,
     shelf::{self, Shelf, Unwritable},
     store::{Stage, held::Look},
-    transfer::{Receipt, Subject},
+    transfer::{RUNS_OF_TICKET, Receipt, Subject},
 };
 
 /// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
@@ -39,8 +40,10 @@ const SCRUB_CHUNKS: u32 = 8;
 /// Chunks that are looked at one moment because peers blame this host for them. A disk reads thousands in a second.
 const MAX_LOOKS: usize = 64;
 
-/// What a host took back is gone from the fleet after this long; until then it doesn't take it from others again.
+/// What this host dropped of its own making isn't taken from others again for this long: by then they know better.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
+/// Runs of one content that are under suspicion at a time. Each took a lease, or a host that vouched.
+const MAX_SUSPECTS: usize = 64;
 /// Reasons: a fetch from the registry has trouble and goes on trying, or has ended for it.
 const ORIGIN_TROUBLE: &str = "origin_trouble";
 const ORIGIN_FAILED: &str = "origin_failed";
@@ -69,8 +72,11 @@ pub(super) struct Content {
     walking: bool,
     /// What our fetch made of it ended in something else than the digest, and isn't sorted out yet.
     doubted: bool,
-    /// When we took back some of what we made.
+    /// When we dropped some of what we made.
     retracted_at: Option<Instant>,
+    /// Signed links that are false, or stand before one in their run: the last one of each run. They are judged when the
+    /// content is verified.
+    suspects: Vec<Signed>,
 }
 
 /// All contents.
@@ -190,6 +196,7 @@ impl Contents {
             walking: false,
             doubted: false,
             retracted_at: None,
+            suspects: Vec::new(),
         };
         self.contents.insert(id, content);
         (id, true)
@@ -217,6 +224,7 @@ impl Contents {
             walking: false,
             doubted: false,
             retracted_at: None,
+            suspects: Vec::new(),
         };
         self.contents.insert(id, content);
         id
@@ -335,6 +343,11 @@ impl Driver {
                 .retracted_at
                 .filter(|at| at.elapsed() < DROPPED_WITHIN)
                 .map(|_| self.me.key()),
+            refused: content
+                .suspects
+                .iter()
+                .map(|signed| signed.statement.run.clone())
+                .collect(),
         })
     }
 
@@ -382,18 +395,22 @@ impl Driver {
                 // the size of a blob is what some client's registry says of it: a peer that was told another lies no more
                 // than we do
                 let doubtful = receipt.other_size && self.is_only_mirrored(id);
-                if let Some(maker) = receipt.false_link {
+                if let Some(signed) = receipt.false_link {
                     self.count_false(From::Peers, 1);
-                    if let Some(sender) = self.members.host(peer) {
-                        warn!(peer = %sender, %maker, chunk = chunk.0, "peer sent a chunk that the chain proves false");
-                        self.blame(sender, maker, Some(id), chunk, BlameKind::Link);
-                    }
+                    self.suspect(id, *signed);
+                }
+                if let Some(links) = receipt.contradiction {
+                    let maker = links[0].maker();
+                    warn!(%maker, chunk = chunk.0, "links that a host signed contradict each other");
+                    let liar = maker.key();
+                    self.show(&links[..]);
+                    self.tell(Event::Blamed(liar));
                 }
                 if receipt.false_bytes && !doubtful {
                     self.count_false(From::Peers, 1);
                     if let Some(host) = self.members.host(peer) {
                         warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
-                        self.blame(host.clone(), host, Some(id), chunk, BlameKind::Bytes);
+                        self.blame(&host, Some(id), chunk, BlameKind::Bytes);
                     }
                 }
                 if let Some(error) = &receipt.storage_error {
@@ -517,33 +534,29 @@ impl Driver {
             self.lack(id, &walked);
         }
         self.count_false(From::Peers, walked.verdicts.len());
-        let passers: BTreeSet<HostKey> = walked
-            .verdicts
-            .iter()
-            .map(|verdict| verdict.source)
-            .filter(|source| source.sender != source.maker)
-            .map(|source| source.sender)
-            .collect();
-        for passer in passers {
-            self.tell(Event::Misled(passer));
-        }
+        // what else was made under its ticket is dropped, and isn't known to be false
+        let false_run = walked.verdicts.first();
+        let false_run = false_run.and_then(|verdict| Some(verdict.statement.as_ref()?.run.clone()));
         for verdict in walked.verdicts {
-            let sender = self.members.name(verdict.source.sender);
-            let maker = self.members.name(verdict.source.maker);
-            warn!(content = %digest, chunk = verdict.chunk.0, sender = ?sender, maker = ?maker, "the chain proved a chunk false");
-            if let Some(sender) = sender {
-                // who names a maker that never was speaks for itself
-                let maker = maker.unwrap_or_else(|| sender.clone());
-                self.blame(sender, maker, Some(id), verdict.chunk, BlameKind::Link);
+            let (chunk, maker) = (verdict.chunk, self.members.name(verdict.source.maker));
+            warn!(content = %digest, chunk = chunk.0, maker = ?maker, "the chain proved a chunk false, or one under the same ticket");
+            if let Some(statement) = verdict.statement
+                && false_run
+                    .as_ref()
+                    .is_some_and(|run| statement.run.is_same(run))
+            {
+                let signed = Signed {
+                    content: digest,
+                    chunk,
+                    link: verdict.link,
+                    statement,
+                };
+                self.suspect(id, signed);
             }
-            // who passed a lie on couldn't know it; who made it is named by every host that received it
-            if verdict.source.sender == verdict.source.maker {
-                self.tell(Event::Blamed(verdict.source.sender));
-            }
-            self.tell(Event::ChunkLost {
-                id,
-                chunk: verdict.chunk,
-            });
+            self.tell(Event::ChunkLost { id, chunk });
+        }
+        if closed {
+            self.judge_suspects(id);
         }
         if closed {
             for image in images {
@@ -553,6 +566,68 @@ impl Driver {
             self.content_not_stored(id, &error);
         } else if again {
             self.walk_if_whole(id);
+        }
+    }
+
+    /// A signed link is false, or stands before one that is: nothing more of its run is taken, and it is judged when the content
+    /// is verified.
+    fn suspect(&mut self, id: ContentId, signed: Signed) {
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
+        let run = &signed.statement.run;
+        let same = |other: &&mut Signed| other.statement.run.is_same(run);
+        if let Some(known) = content.suspects.iter_mut().find(same) {
+            if known.chunk < signed.chunk {
+                *known = signed;
+            }
+        } else {
+            let of_ticket = |other: &&Signed| other.statement.run.shares_ticket(run);
+            let runs = content.suspects.iter().filter(of_ticket).count();
+            if runs < RUNS_OF_TICKET && content.suspects.len() < MAX_SUSPECTS {
+                content.suspects.push(signed);
+            }
+        }
+        if content.closed {
+            self.judge_suspects(id);
+        }
+    }
+
+    /// The true states of a content are known: whoever signed something false is named, with the evidence.
+    fn judge_suspects(&mut self, id: ContentId) {
+        let Some(content) = self.contents.find_mut(id) else {
+            return;
+        };
+        let suspects = std::mem::take(&mut content.suspects);
+        let (digest, last) = (content.digest, content.geometry.chunks());
+        let Some(shelf) = content.shelves.first().cloned() else {
+            return;
+        };
+        let truth = |chunk: ChunkIndex| {
+            if chunk.0 == last {
+                return Some(State::from(digest));
+            }
+            Some(shelf.link(digest, chunk)?.0.before)
+        };
+        let guilty: BTreeSet<Signed> = suspects
+            .iter()
+            .filter_map(|signed| judge(signed, &truth))
+            .collect();
+        for signed in guilty {
+            let (maker, chunk) = (signed.maker().clone(), signed.chunk);
+            let vouched = signed.statement.run.is_vouched();
+            if maker == self.me {
+                continue;
+            }
+            let liar = maker.key();
+            self.show(&[signed]);
+            // what it made may be the registry's fault, what it vouched for isn't
+            if vouched {
+                warn!(content = %digest, chunk = chunk.0, %maker, "a host vouched for a link that is false");
+                self.tell(Event::Blamed(liar));
+            } else {
+                debug!(content = %digest, chunk = chunk.0, %maker, "what was made of the registry's bytes is false");
+            }
         }
     }
 
@@ -820,7 +895,7 @@ impl Driver {
         }
     }
 
-    /// The fetch is over, and what it made was never sorted out: others shall not keep it under our name.
+    /// The fetch is over, and what it made was never sorted out: it isn't kept.
     pub(super) fn retract_doubted(&mut self, id: ContentId) {
         let Some(content) = self.contents.find_mut(id) else {
             return;
@@ -837,7 +912,7 @@ impl Driver {
         });
     }
 
-    /// We take back what we made of a content: the fleet drops it, and holds it against nobody.
+    /// We dropped what we made of a content: the registry's bytes were false, or what they were chained to was.
     pub(super) fn retracted(
         &mut self,
         id: ContentId,
@@ -849,7 +924,7 @@ impl Driver {
         };
         (content.doubted, content.retracted_at) = (false, Some(Instant::now()));
         let digest = content.digest;
-        warn!(content = %digest, from_chunk = from.0, "the registry's bytes were false; taking back what was made of them");
+        warn!(content = %digest, from_chunk = from.0, "the registry's bytes were false, or what they were chained to; taking back what was made of them");
         let first = self.retractions.entry(digest).or_insert(from);
         *first = from.min(*first);
         self.report_due = true;

@@ -6,11 +6,12 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest, HostId,
+    ChunkIndex, Digest, HostId, Signed,
     figure::{Bytes, Span},
     message::{
         Blame, BlameKind, ContentHeld, Held, Hello, ImageState, LeaseEnd, LeaseState, Load,
-        OriginFault, OriginTrouble, Report, Retraction, StageState, Volume, WithoutSource,
+        OriginFault, OriginTrouble, Report, Retraction, SignedLink, StageState, Volume,
+        WithoutSource,
     },
 };
 use swarm::{Event, Stall, event::ContentId};
@@ -34,6 +35,9 @@ const NO_SOURCE: Duration = Duration::from_secs(2);
 const MAX_WITHOUT_SOURCE: usize = 16;
 /// Contents whose count of chunks one report has; the others follow with the next.
 const MAX_HELD: usize = 256;
+
+/// Accusations with evidence in one report: 1.5 KiB each. More are dropped: one is enough against a host.
+const MAX_EVIDENCE: usize = 32;
 
 /// Connections of one fetch that broke after they had brought something.
 #[derive(Clone, Copy, Debug, Default)]
@@ -534,30 +538,55 @@ impl Driver {
         }
     }
 
+    /// A peer sent something that only the two of us saw.
     pub(super) fn blame(
         &mut self,
-        host: HostId,
-        maker: HostId,
+        host: &HostId,
         id: Option<ContentId>,
         chunk: ChunkIndex,
         kind: BlameKind,
     ) {
-        if self.blames.len() >= MAX_BLAMES {
-            return;
-        }
         let content = self
             .contents
             .find_some(id)
             .map(|content| content.digest.as_bytes().to_vec())
             .unwrap_or_default();
-        self.blames.push(Blame {
+        self.accuse(Blame {
             host: host.to_string(),
-            maker: maker.to_string(),
             content,
             chunk: chunk.0,
             kind: kind.into(),
+            ..Blame::default()
         });
-        self.report_due = true;
+    }
+
+    /// A host signed a link that is false, or two that contradict each other: the links are the evidence.
+    pub(super) fn show(&mut self, links: &[Signed]) {
+        let Some(first) = links.first() else { return };
+        let shown = self.blames.iter();
+        let shown = shown.filter(|blame| !blame.evidence.is_empty()).count();
+        if shown >= MAX_EVIDENCE {
+            return;
+        }
+        let evidence = links.iter().map(|signed| SignedLink {
+            chunk: signed.chunk.0,
+            link: Some(signed.to_message()),
+        });
+        self.accuse(Blame {
+            host: first.maker().to_string(),
+            maker: first.maker().to_string(),
+            content: first.content.as_bytes().to_vec(),
+            chunk: first.chunk.0,
+            kind: BlameKind::Link.into(),
+            evidence: evidence.collect(),
+        });
+    }
+
+    fn accuse(&mut self, blame: Blame) {
+        if self.blames.len() < MAX_BLAMES {
+            self.blames.push(blame);
+            self.report_due = true;
+        }
     }
 
     pub(super) fn count_received(&mut self, id: ContentId, wire_bytes: u64) {

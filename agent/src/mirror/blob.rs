@@ -551,6 +551,12 @@ impl Blob {
         self.chunks()?.link(0, chunk)
     }
 
+    pub(crate) fn restate(&self, chunk: ChunkIndex, link: Link, statement: Statement) {
+        if let Some(chunks) = self.chunks() {
+            chunks.restate(0, chunk, link, statement);
+        }
+    }
+
     /// As [`Stage::answer`](crate::store::Stage::answer).
     pub(crate) fn answer(&self, chunk: ChunkIndex) -> Answer {
         let chunks = self.chunks();

@@ -382,6 +382,12 @@ impl<F: Files> Held<F> {
         self.chunks(at).ledger.link(chunk)
     }
 
+    /// This host made a held link once more, and answers for it under its new run. No journal has that: after a restart it
+    /// answers under the run before.
+    pub(crate) fn restate(&self, at: usize, chunk: ChunkIndex, link: Link, statement: Statement) {
+        self.chunks(at).ledger.restate(chunk, link, statement);
+    }
+
     /// Who answers for the link of a chunk.
     pub(crate) fn answer(&self, at: usize, chunk: ChunkIndex) -> Answer {
         self.chunks(at).ledger.answer(chunk)
@@ -913,7 +919,9 @@ impl<F: Files> Held<F> {
                     };
                     let mut chunks = self.chunks(at);
                     // one that was dropped since has its own record
-                    if chunks.ledger.link(chunk).is_some_and(|held| held.0 == link) {
+                    if chunks.ledger.link(chunk).is_some_and(|(held, _)| {
+                        (held.before, held.after) == (link.before, link.after)
+                    }) {
                         self.lose(at, &mut chunks, chunk);
                     }
                 }

@@ -286,6 +286,18 @@ impl Stage {
         self.held.write(at, chunk, bytes, link, source, maker)
     }
 
+    pub(crate) fn restate(
+        &self,
+        content: Digest,
+        chunk: ChunkIndex,
+        link: Link,
+        statement: Statement,
+    ) {
+        if let Some(at) = self.held.find(&content) {
+            self.held.restate(at, chunk, link, statement);
+        }
+    }
+
     /// Who answers for the link of a chunk.
     #[must_use]
     pub fn answer(&self, content: Digest, chunk: ChunkIndex) -> Answer {

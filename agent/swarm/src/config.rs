@@ -77,10 +77,6 @@ pub struct Config {
     pub origin_streams: usize,
     /// Strikes (bad chunks, silence) until a peer is quarantined.
     pub strikes: u32,
-    /// Times that a peer may pass on other makers' lies in a minute. Who does so more often may be making them, and is
-    /// quarantined for as long as the first time, without growing: it may still be honest, among many liars (simulator,
-    /// `liars`, 30 hosts × 8 GB, seeds 1–30, runs in which an honest host was shunned with 8 · 16 · 32: 8 · 1 · 0).
-    pub misled: u32,
     /// First quarantine; doubles each time.
     pub quarantine: Duration,
     /// The longest quarantine.
@@ -125,7 +121,6 @@ impl Default for Config {
             headless_after: Duration::from_secs(15),
             origin_streams: 4,
             strikes: 3,
-            misled: 32,
             quarantine: Duration::from_secs(30),
             quarantine_most: Duration::from_hours(1),
             redial: Duration::from_secs(1),

@@ -40,7 +40,8 @@ pub enum Spread {
 pub enum Failure {
     /// The bytes don't fit the link that they came with, or the link can't be true: the sender lies or is broken.
     Bad,
-    /// The link can't be true, but another host made it: the sender may have believed it, and holds nothing true.
+    /// The link can't be true, or another one of its maker's couldn't. The sender may believe it, and may vouch for the chunk
+    /// when it has verified its copy.
     Disproved,
     /// The peer is over its bound of uploads.
     Busy,
@@ -224,10 +225,8 @@ pub enum Event {
         /// Bytes that went out.
         wire_bytes: u64,
     },
-    /// The chain proved that this peer sent something false.
+    /// This peer signed what it can't have verified, or two links that contradict each other.
     Blamed(HostKey),
-    /// The peer passed on something that the chain proved false, and that another host made, as it says.
-    Misled(HostKey),
     /// Byte budgets of this host, per second; 0 is no limit.
     Bandwidth {
         /// Up.

@@ -94,8 +94,6 @@ pub(crate) struct Peer {
     pub(crate) dial_failures: u32,
     /// Bad chunks since the last quarantine.
     pub(crate) strikes: u32,
-    /// Others' lies that it passed on, and since when they are counted.
-    pub(crate) misled: (u32, Moment),
     /// Transfers in a row that brought nothing.
     pub(crate) silent: u32,
     pub(crate) quarantines: u32,
@@ -137,7 +135,6 @@ impl Peer {
             head_start_until: Moment::START,
             dial_failures: 0,
             strikes: 0,
-            misled: (0, Moment::START),
             silent: 0,
             quarantines: 0,
             quarantined_until: None,

@@ -63,6 +63,8 @@ pub struct Swarm {
     contents: BTreeMap<ContentId, Content>,
     incomplete: BTreeSet<(u32, ContentId)>,
     unannounced: BTreeSet<ContentId>,
+    /// Contents of which peers offered links that aren't taken, and since when.
+    disproved: BTreeMap<ContentId, Moment>,
     leased: BTreeSet<ContentId>,
 
     requests: Vec<Request>,
@@ -181,6 +183,7 @@ impl Swarm {
             contents: BTreeMap::new(),
             incomplete: BTreeSet::new(),
             unannounced: BTreeSet::new(),
+            disproved: BTreeMap::new(),
             leased: BTreeSet::new(),
             requests: Vec::new(),
             incoming: Vec::new(),
@@ -298,7 +301,6 @@ impl Swarm {
                 wire_bytes,
             } => self.sent(peer, id, chunk, ticket, delivery, wire_bytes),
             Event::Blamed(peer) => self.blamed(peer),
-            Event::Misled(peer) => self.misled(peer),
             Event::Bandwidth {
                 upload_bytes_per_second,
                 download_bytes_per_second,
@@ -369,6 +371,7 @@ impl Swarm {
         self.dial_about();
         self.expire();
         self.forget_promises();
+        self.ask_for_vouchers();
         self.turn_grace();
         self.watch_coordinator();
         self.announce();
@@ -595,8 +598,8 @@ impl Swarm {
             }
             Failure::Missing => self.missed(peer, id, chunk),
             Failure::Disproved => {
-                self.misled(key);
                 self.lacks(peer, id, chunk);
+                self.disproved.entry(id).or_insert(self.now);
             }
             Failure::Refused => {
                 self.peers[peer.at()].not_asked_before = self.now + Duration::from_secs(1);

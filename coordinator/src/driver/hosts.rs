@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, HostId, Moment, message};
+use proto::{
+    ChunkIndex, Digest, HostId, Moment, Signed, message,
+    statement::{Contradiction, contradiction},
+};
 use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
@@ -327,7 +330,6 @@ impl Driver {
         for lease in report.leases.iter().filter(runs) {
             self.lease(now, host, lease);
         }
-        // what a host takes back isn't held against it, even by who tells of both at once
         for retraction in &report.retractions {
             if let Ok(content) = message::digest(&retraction.content) {
                 info!(%host, %content, from_chunk = retraction.from_chunk, "host takes back what it made of the registry's false bytes");
@@ -640,7 +642,7 @@ impl Driver {
         let kind = match blame.kind() {
             message::BlameKind::Unspecified => "other",
             message::BlameKind::Bytes => "bytes",
-            message::BlameKind::Link => "link",
+            message::BlameKind::Link => return self.false_link(now, by, blame),
             message::BlameKind::Silence => "silence",
             message::BlameKind::Protocol => "protocol",
         };
@@ -659,34 +661,103 @@ impl Driver {
         {
             known.suspect.insert((content, blame.chunk));
         }
-        // A sender that names no maker, or none of ours, made it itself as far as anybody can tell.
-        let maker = blame.maker.parse().ok();
-        let maker = maker
-            .filter(|maker| self.hosts.contains_key(maker))
-            .unwrap_or_else(|| host.clone());
-        warn!(%by, %host, %maker, kind, chunk = blame.chunk, "host is blamed");
-        let by = by.clone();
+        warn!(%by, %host, kind, chunk = blame.chunk, "host is blamed");
         // Silence and broken manners are faults, not lies: the accuser shuns such a host by itself.
-        if matches!(
-            blame.kind(),
-            message::BlameKind::Bytes | message::BlameKind::Link
-        ) {
+        if blame.kind() == message::BlameKind::Bytes {
             let content = message::digest(&blame.content).ok();
-            let said = (host.clone(), maker.clone(), content);
-            let accuser = self.hosts.get_mut(&by);
-            // the same again says nothing new
-            if !accuser.is_some_and(|accuser| accuser.blamed.said.insert(said)) {
-                return;
+            if self.is_news(by, 0, &host, content) {
+                let by = by.clone();
+                self.plan.handle(now, Event::Blamed { by, host, content });
             }
-            let event = Event::Blamed {
-                by,
-                host,
-                maker,
-                content,
-            };
-            self.plan.handle(now, event);
         }
     }
+
+    /// Whether a host blames this one for the first time of this content in a while: the same again says nothing new.
+    fn is_news(&mut self, by: &HostId, links: usize, of: &HostId, content: Option<Digest>) -> bool {
+        let said = (links, of.clone(), content);
+        let accuser = self.hosts.get_mut(by);
+        accuser.is_some_and(|accuser| accuser.blamed.said.insert(said))
+    }
+
+    /// A host shows a link that another signed and that is false, or two that contradict each other. Whom it says to blame
+    /// counts for nothing: the signatures say whose the links are.
+    ///
+    /// A link that was made may be the registry's fault: that is told apart, and nobody is blamed for it.
+    fn false_link(&mut self, now: Moment, by: &HostId, blame: &message::Blame) {
+        let Some(evidence) = evidence(blame) else {
+            debug!(%by, "a host blames another and shows no signed link");
+            return;
+        };
+        let (maker, content) = (evidence[0].maker().clone(), evidence[0].content);
+        if maker == *by || !self.hosts.contains_key(&maker) {
+            return;
+        }
+        let signed = |signed: &Signed| signed.verify_signed(true, &self.signatures).is_ok();
+        if !evidence.iter().all(signed) {
+            debug!(%by, "a host blames another and shows links that nobody signed");
+            return;
+        }
+        let (chunk, vouched) = (evidence[0].chunk, evidence[0].statement.run.is_vouched());
+        let event = match &evidence[..] {
+            [one, other] => {
+                let Some(says) = contradiction(one, other) else {
+                    return;
+                };
+                Event::Contradicted { maker, says }
+            }
+            _ => Event::FalseLink {
+                by: by.clone(),
+                maker,
+                content,
+                vouched,
+            },
+        };
+        if let Event::Contradicted { maker, .. } | Event::FalseLink { maker, .. } = &event {
+            let maker = maker.clone();
+            if !self.is_news(by, evidence.len(), &maker, Some(content)) {
+                return;
+            }
+        }
+        let (kind, maker) = match &event {
+            Event::Contradicted {
+                maker,
+                says: Contradiction::Lie,
+            } => {
+                error!(%by, %maker, %content, %chunk, "two links that a host signed contradict each other");
+                ("link", Some(maker))
+            }
+            Event::FalseLink {
+                maker,
+                vouched: true,
+                ..
+            } => {
+                warn!(%by, %maker, %content, %chunk, "a host says that a link which another vouched for is false");
+                ("link", Some(maker))
+            }
+            _ => {
+                debug!(%by, %content, %chunk, "what was made of the registry's bytes is false, as a host says");
+                ("made", None)
+            }
+        };
+        self.metrics.blames.get_or_create(&KindLabel { kind }).inc();
+        if let Some(known) = maker.and_then(|maker| self.hosts.get_mut(maker)) {
+            known.blames = known.blames.saturating_add(1);
+        }
+        self.plan.handle(now, event);
+    }
+}
+
+/// What a blame shows: one signed link or two of one content. Their signatures aren't checked yet.
+fn evidence(blame: &message::Blame) -> Option<Vec<Signed>> {
+    let content = message::digest(&blame.content).ok()?;
+    if !(1..=2).contains(&blame.evidence.len()) {
+        return None;
+    }
+    let shown = blame.evidence.iter().map(|shown| {
+        let chunk = ChunkIndex(shown.chunk);
+        Signed::parse(content, chunk, shown.link.as_ref()?).ok()
+    });
+    shown.collect()
 }
 
 fn volume(volume: &message::Volume) -> VolumeView {

@@ -93,7 +93,7 @@ impl Driver {
                     }
                 }
                 Action::Quarantine(host) => {
-                    error!(%host, "host is quarantined: several others proved that it sent false data; look at its disk and memory");
+                    error!(%host, "host is quarantined: its own signatures, or several others, say that it sent false data; look at its disk and memory");
                 }
             }
         }

@@ -4,6 +4,7 @@ use proto::message::order::Kind;
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
+use crate::metrics::KindLabel;
 use crate::{
     config::Fleet,
     view::{HostState, HostView, ImageState},
@@ -498,6 +499,7 @@ fn a_host_that_is_blamed_for_bytes_is_asked_to_look_at_them_once() {
             content: vec![7; 32],
             chunk: *chunk,
             kind: kind.into(),
+            ..message::Blame::default()
         });
         let report = message::Report {
             blames: blames.collect(),
@@ -800,7 +802,7 @@ fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
         .issue_own(Duration::from_hours(1))
         .unwrap();
     let credentials = link::Credentials::new(identity.chain, identity.key, vec![root]).unwrap();
-    let signatures = link::Signatures::of(&credentials);
+    let signatures = Signatures::of(&credentials);
     assert!(given.iter().all(|ticket| signatures.ticket(ticket)));
     assert!(
         given
@@ -854,6 +856,120 @@ fn a_version_that_signs_no_links_is_told_apart_by_name_and_stages_nothing() {
     let host: HostId = "mini-2".parse().unwrap();
     let why = view.hosts[&host].why.join("\n");
     assert!(why.contains("0.9.0") && why.contains("upgrade it"), "{why}");
+}
+
+/// A link that this host made under its number, or vouched for (0), with a ticket of the fleet's authority.
+fn signed(
+    world: &World,
+    maker: &str,
+    run: u64,
+    chunk: u32,
+    before: u8,
+    after: u8,
+) -> proto::Signed {
+    use proto::statement::Run;
+
+    let signer = link::LinkSigner::from_seed(&[maker.as_bytes()[0]; 32]);
+    let content = Digest::from_bytes([7; 32]);
+    let of = (run > 0).then_some(content);
+    let (host, hour) = (maker.parse().unwrap(), Duration::from_hours(1));
+    let authority = &world.driver.authority;
+    let ticket = authority.ticket(of, &host, signer.public(), run + 1, hour);
+    let ticket = Arc::new(ticket.unwrap());
+    let run = match run {
+        0 => Run::vouched(ticket),
+        number => Run::made(ticket, number, None),
+    };
+    let link = proto::Link {
+        before: proto::State::from_bytes(&[before; 32]),
+        after: proto::State::from_bytes(&[after; 32]),
+        fingerprint: proto::Fingerprint([0; 16]),
+        resume: None,
+    };
+    let sign = |bytes: &[u8]| signer.sign(bytes);
+    proto::Signed::new(content, proto::ChunkIndex(chunk), link, Arc::new(run), sign)
+}
+
+fn shown(links: &[proto::Signed]) -> message::Report {
+    let evidence = links.iter().map(|signed| message::SignedLink {
+        chunk: signed.chunk.0,
+        link: Some(signed.to_message()),
+    });
+    message::Report {
+        blames: vec![message::Blame {
+            content: vec![7; 32],
+            kind: message::BlameKind::Link.into(),
+            evidence: evidence.collect(),
+            ..message::Blame::default()
+        }],
+        ..message::Report::default()
+    }
+}
+
+fn blamed(world: &mut World, host: &str) -> (u64, bool) {
+    world.driver.apply(Input::Tick);
+    let now = world.driver.now();
+    world.driver.show(now);
+    let host: HostId = host.parse().unwrap();
+    let view = world.view.borrow().clone();
+    (view.hosts[&host].blames, view.hosts[&host].quarantined)
+}
+
+#[test]
+fn two_links_that_a_host_signed_and_that_contradict_each_other_convict_it() {
+    let mut world = World::new();
+    let (_, _liar) = world.open("liar", World::hello());
+    let (session, _one) = world.open("one", World::hello());
+    // what isn't signed by the host, or is true of one another, says nothing
+    let mut forged = signed(&world, "liar", 1, 5, 2, 9);
+    forged.statement.signature[0] ^= 1;
+    let first = signed(&world, "liar", 1, 4, 1, 2);
+    world.report("one", session, shown(&[first.clone(), forged]));
+    let after = signed(&world, "liar", 1, 5, 2, 3);
+    world.report("one", session, shown(&[first.clone(), after]));
+    assert_eq!(blamed(&mut world, "liar"), (0, false));
+    // nor do two hosts' that differ, whoever is blamed for it
+    let (two, _two) = world.open("two", World::hello());
+    let other = signed(&world, "two", 1, 5, 8, 9);
+    world.report("two", two, shown(&[first.clone(), other]));
+    assert_eq!(blamed(&mut world, "liar"), (0, false));
+    // one word that shows them is enough
+    let apart = signed(&world, "liar", 1, 5, 8, 9);
+    world.report("two", two, shown(&[first, apart]));
+    assert_eq!(blamed(&mut world, "liar"), (1, true));
+}
+
+#[test]
+fn false_registry_bytes_blame_no_host() {
+    let mut world = World::new();
+    world.open("maker", World::hello());
+    let made = signed(&world, "maker", 1, 5, 8, 9);
+    let vouched = signed(&world, "maker", 0, 5, 8, 9);
+    for number in 0..5 {
+        let (session, _) = world.open(&format!("other-{number}"), World::hello());
+        world.report(
+            &format!("other-{number}"),
+            session,
+            shown(std::slice::from_ref(&made)),
+        );
+    }
+    assert_eq!(blamed(&mut world, "maker"), (0, false));
+    let kinds = |world: &World, kind| {
+        let label = KindLabel { kind };
+        world.driver.metrics.blames.get_or_create(&label).get()
+    };
+    assert_eq!((kinds(&world, "made"), kinds(&world, "link")), (5, 0));
+    // what it vouched for it says to have verified
+    for number in 5..9 {
+        let (session, _) = world.open(&format!("other-{number}"), World::hello());
+        world.report(
+            &format!("other-{number}"),
+            session,
+            shown(std::slice::from_ref(&vouched)),
+        );
+    }
+    assert_eq!(blamed(&mut world, "maker"), (4, true));
+    assert_eq!((kinds(&world, "made"), kinds(&world, "link")), (5, 4));
 }
 
 #[test]

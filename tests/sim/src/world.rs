@@ -12,7 +12,7 @@ mod rogue;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque},
 };
 
 use proto::{ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Moment};
@@ -115,10 +115,14 @@ struct Node {
     hoarded: BTreeMap<u32, Nanos>,
     /// As a liar: how it covers up.
     manner: Manner,
-    /// Chunks held that are false: by content, with sender and maker.
-    false_links: BTreeMap<u32, BTreeMap<u32, (u32, u32)>>,
-    /// Sender and maker of each chunk, kept only where somebody lies.
-    sources: Vec<Vec<(u32, u32)>>,
+    /// Chunks held that are false, by content.
+    false_links: BTreeMap<u32, BTreeMap<u32, FalseLink>>,
+    /// Links that were proved false, one of each run, by content, until the content is whole.
+    suspects: BTreeMap<u32, Vec<FalseLink>>,
+    /// Tickets that it was given, by content: a liar uses them when the lease is over, too.
+    tickets: BTreeMap<u32, u32>,
+    /// The run of each chunk, kept only where somebody lies; `None` where the host that sent it vouched for it.
+    sources: Vec<Vec<Option<u32>>>,
     /// From which chunk on each content is proved; kept only where somebody lies.
     proved_from: Vec<u32>,
     /// Arrivals of the last second, for hosts that will crash.
@@ -156,6 +160,26 @@ struct Fetching {
     false_from: Option<u32>,
     /// They were: the whole content is fetched again, and compared.
     again: bool,
+    /// Under what it signs the links that it makes.
+    run: u32,
+}
+
+/// One pass of a host over the registry's bytes, or what a liar says is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    maker: u32,
+    ticket: u32,
+}
+
+/// A signed link that can't be true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FalseLink {
+    run: u32,
+    /// Who lied or was given false bytes, as the link and the one that its run went on from show; `None` where others have
+    /// to judge that.
+    guilty: Option<u32>,
+    /// The registry gave false bytes.
+    registry: bool,
 }
 
 /// A host that holds transfers up.
@@ -167,14 +191,14 @@ enum Pit {
     Reader,
 }
 
-/// Whom a liar names as the maker of what it invents.
+/// What a liar does besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
-    /// Itself.
+    /// It signs what it invents and what is true in one run: two such links convict it.
     Plain,
-    /// Somebody else.
-    Framing,
-    /// Somebody else, whom it accuses of it too.
+    /// Each invention is a run of its own: none contradicts another.
+    Scattered,
+    /// So is it, and it accuses somebody of false bytes with each of its lies, and of false links.
     Perjured,
 }
 
@@ -303,6 +327,9 @@ pub struct World {
     registry: Registry,
     cut: bool,
     lies: bool,
+    /// All runs.
+    runs: Vec<Run>,
+    tickets: u32,
     faults: Vec<(Nanos, Fault)>,
     faults_left: usize,
     checks: Checks,
@@ -419,6 +446,8 @@ impl World {
             refused: 0,
             cut: false,
             lies: false,
+            runs: Vec::new(),
+            tickets: 0,
             faults: Vec::new(),
             faults_left: 0,
             checks: Checks::default(),
@@ -819,6 +848,8 @@ impl Node {
                 .map(|spec| u64::from(spec.geometry.chunks()))
                 .sum(),
             false_links: BTreeMap::new(),
+            suspects: BTreeMap::new(),
+            tickets: BTreeMap::new(),
             sources: Vec::new(),
             proved_from: Vec::new(),
             recent: VecDeque::new(),

@@ -16,8 +16,6 @@ const DIAL_HEAD_START: Duration = Duration::from_millis(500);
 /// After a transfer that brought nothing a peer isn't asked for a while, which doubles each time in a row up to this; nor
 /// is one sent anything that takes nothing.
 pub(super) const SILENT_MOST: Duration = Duration::from_secs(30);
-/// Lies that a peer passes on add up over this time.
-const MISLED_WITHIN: Duration = Duration::from_mins(1);
 
 impl Swarm {
     pub(super) fn set_roster(&mut self, entries: &[Entry]) {
@@ -309,25 +307,6 @@ impl Swarm {
             let peer = &mut self.peers[index.at()];
             peer.strikes = peer.strikes.saturating_add(1);
             self.quarantine(index);
-        }
-    }
-
-    /// The chain proved that the peer passed a lie on. It may have believed it; one that does so again and again is left
-    /// alone for a while.
-    pub(super) fn misled(&mut self, key: HostKey) {
-        let Some(index) = self.find(key) else {
-            return;
-        };
-        let now = self.now;
-        let peer = &mut self.peers[index.at()];
-        let (count, since) = &mut peer.misled;
-        if now.since(*since) >= MISLED_WITHIN {
-            (*count, *since) = (0, now);
-        }
-        *count += 1;
-        if *count > self.config.misled {
-            *count = 0;
-            self.shun(index, self.config.quarantine);
         }
     }
 

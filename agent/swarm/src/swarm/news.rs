@@ -15,6 +15,8 @@ const INTRODUCED: Duration = Duration::from_secs(2);
 const CHOOSERS: usize = 64;
 /// While pushes bring everything, announcements only serve healing, which waits for seconds anyway.
 const LAZY: Duration = Duration::from_secs(1);
+/// Who offered a link that isn't taken is asked again what it has after this long.
+const DISPROVED_FOR: Duration = Duration::from_secs(2);
 /// Whoever was asked for chunks within this time announces eagerly.
 const ASKED_LATELY: Duration = Duration::from_secs(5);
 
@@ -119,6 +121,28 @@ impl Swarm {
                     chunks: content.held.clone(),
                     reset: true,
                 });
+            }
+        }
+    }
+
+    /// Whose links weren't taken may have verified its copy since, and vouches for it: what neighbours have is asked anew.
+    pub(super) fn ask_for_vouchers(&mut self) {
+        let now = self.now;
+        let due = |at: &Moment| now.since(*at) >= DISPROVED_FOR;
+        let over: Vec<ContentId> = self
+            .disproved
+            .iter()
+            .filter_map(|(id, at)| due(at).then_some(*id))
+            .collect();
+        for id in over {
+            self.disproved.remove(&id);
+            let Some(content) = self.contents.get_mut(&id) else {
+                continue;
+            };
+            if !content.held.is_full() {
+                content.announce_anew = true;
+                self.unannounced.insert(id);
+                self.announce_at.get_or_insert(now);
             }
         }
     }

@@ -670,33 +670,6 @@ fn blame_is_answered_by_quarantine_that_grows() {
 }
 
 #[test]
-fn who_passes_lies_on_again_and_again_is_left_alone_for_a_while() {
-    let config = Config::default();
-    let (most, lasts) = (u64::from(config.misled), config.quarantine);
-    let lasts = u64::try_from(lasts.as_millis()).unwrap();
-    let mut swarm = among(2, config);
-    // now and then it is forgiven
-    for step in 0..3 * most {
-        let spread_out = 60_000 * (1 + step / most) + step;
-        feed(&mut swarm, spread_out, Event::Misled(key(0)));
-        assert!(swarm.status(at(spread_out)).quarantined.is_empty());
-    }
-    // and it never gets worse: it may be honest
-    for time in [400_000, 500_000] {
-        for step in 0..=most {
-            assert!(swarm.status(at(time)).quarantined.is_empty());
-            feed(&mut swarm, time + step, Event::Misled(key(0)));
-        }
-        let over = time + most + lasts;
-        assert_eq!(swarm.status(at(time + most)).quarantined, [key(0)]);
-        feed(&mut swarm, over - 1, Event::Tick);
-        assert_eq!(swarm.status(at(over - 1)).quarantined, [key(0)]);
-        feed(&mut swarm, over + 2_300, Event::Tick);
-        assert!(swarm.status(at(over + 2_300)).quarantined.is_empty());
-    }
-}
-
-#[test]
 fn a_disproved_chunk_is_asked_of_another_and_its_sender_believed() {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 2, ChunkSet::empty(2)));
@@ -716,6 +689,38 @@ fn a_disproved_chunk_is_asked_of_another_and_its_sender_believed() {
     };
     assert_eq!(requests(&feed(&mut swarm, 2, disproved)), [(other, 0)]);
     assert!(swarm.status(at(2)).quarantined.is_empty());
+}
+
+#[test]
+fn whose_link_was_not_taken_is_asked_after_a_while_what_it_has() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 2, ChunkSet::empty(2)));
+    feed(&mut swarm, 1, announced(0, 0, set(2, [0])));
+    assert_eq!(
+        requests(&feed(&mut swarm, 1, Event::Leased(ContentId(0)))),
+        [(key(0), 0)]
+    );
+    let disproved = || Event::NotArrived {
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(0),
+        failure: Failure::Disproved,
+    };
+    assert_eq!(requests(&feed(&mut swarm, 2, disproved())), []);
+    // it is a question, and its answer comes as any announcement
+    let asks = |actions: &[Action]| {
+        let ask = |action: &&Action| matches!(action, Action::Announce { reset: true, .. });
+        actions.iter().filter(ask).count()
+    };
+    assert_eq!(asks(&feed(&mut swarm, 1_900, Event::Tick)), 0);
+    assert_eq!(asks(&feed(&mut swarm, 2_300, Event::Tick)), 1);
+    let mut actions = feed(&mut swarm, 2_310, announced(0, 0, set(2, [0])));
+    for millis in (2_500..8_000).step_by(250) {
+        actions.extend(feed(&mut swarm, millis, Event::Tick));
+    }
+    assert_eq!(requests(&actions).first(), Some(&(key(0), 0)));
+    // once
+    assert_eq!(asks(&feed(&mut swarm, 9_000, Event::Tick)), 0);
 }
 
 #[test]
@@ -1392,7 +1397,6 @@ fn any_event() -> impl Strategy<Value = Event> {
             peer, id, chunk, ticket: ticket.map(Ticket), delivery, wire_bytes: CHUNK
         }),
         1 => peer().prop_map(Event::Blamed),
-        1 => peer().prop_map(Event::Misled),
         1 => (prop_oneof![Just(0u64), Just(1), Just(10 * CHUNK), Just(u64::MAX)], prop_oneof![Just(0u64), Just(1), Just(10 * CHUNK), Just(u64::MAX)]).prop_map(|(up, down)| Event::Bandwidth { upload_bytes_per_second: up, download_bytes_per_second: down }),
         1 => any::<bool>().prop_map(Event::StepBack),
         8 => Just(Event::Tick),

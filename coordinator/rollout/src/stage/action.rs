@@ -73,6 +73,6 @@ pub enum Action {
         /// The first chunk.
         from: u32,
     },
-    /// Too many hosts blame this one: no host may talk to it until an operator says so, or for a time.
+    /// This host lies, by its own signatures or by what too many say: no host may talk to it for a time.
     Quarantine(HostId),
 }

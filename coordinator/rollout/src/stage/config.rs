@@ -45,8 +45,6 @@ pub struct Config {
     pub accusers: usize,
     /// And in percent of the hosts that are connected: more than ever lie together, or they would shun the honest.
     pub accusers_percent: usize,
-    /// A host that passed on a false chunk which another made has found that out itself after this long, and says so.
-    pub passers_accuse_within: Duration,
     /// How long the fleet shuns it.
     pub quarantine: Duration,
     /// A host without a session for this long isn't expected to bring back what only it holds.
@@ -77,7 +75,6 @@ impl Default for Config {
             costly_retry_most: Duration::from_hours(1),
             accusers: 2,
             accusers_percent: 34,
-            passers_accuse_within: Duration::from_mins(2),
             quarantine: Duration::from_hours(1),
             absent_after: Duration::from_secs(15),
             reports_within: Duration::from_secs(5),

@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::time::Duration;
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, statement::Contradiction};
 
 /// A content of an image, as the plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,16 +198,32 @@ pub enum Event {
         /// The contents, and the chunks of each.
         contents: Vec<(Digest, u32)>,
     },
-    /// A host blames another for something that the chain or the link proved.
+    /// A host blames another for what only the two of them saw: bytes that didn't fit their link.
     Blamed {
         /// Who says so.
         by: HostId,
         /// Who sent it.
         host: HostId,
-        /// Who made it, as the sender said.
-        maker: HostId,
         /// What of, where the accuser says so.
         content: Option<Digest>,
+    },
+    /// A host that has verified a content says that a link of it is false. The maker's signature under the link was checked.
+    FalseLink {
+        /// Who says so.
+        by: HostId,
+        /// Who signed it.
+        maker: HostId,
+        /// What of.
+        content: Digest,
+        /// The maker vouched for it: it can't be the registry's fault.
+        vouched: bool,
+    },
+    /// Two links that a host signed can't both be true. The signatures were checked: this needs no witness.
+    Contradicted {
+        /// Who signed both.
+        maker: HostId,
+        /// What they say about it.
+        says: Contradiction,
     },
     /// A host that fetched a content found the registry's bytes false, and takes back what it made of them.
     Retracted {

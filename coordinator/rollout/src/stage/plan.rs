@@ -190,12 +190,14 @@ impl Plan {
             Event::LeasesHeld { host, contents } => self.leases_held(&host, &contents),
             Event::WithoutSource { host, contents } => self.without_source(&host, &contents),
             Event::Holds { host, contents } => self.holds(&host, &contents),
-            Event::Blamed {
+            Event::Blamed { by, host, content } => self.blamed(&by, &host, content),
+            Event::FalseLink {
                 by,
-                host,
                 maker,
                 content,
-            } => self.blamed(&by, &host, &maker, content),
+                vouched,
+            } => self.found_false(&by, &maker, content, vouched),
+            Event::Contradicted { maker, says } => self.contradicted(&maker, says),
             Event::Retracted {
                 host,
                 content,
@@ -217,7 +219,6 @@ impl Plan {
         if tick {
             self.tick_at = self.now + TICK;
             self.release_quarantined();
-            self.judge_passers();
             self.weigh();
             self.judge_origins();
             self.expire_leases();

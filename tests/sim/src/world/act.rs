@@ -1,6 +1,7 @@
 //! What the swarms want done, and how the network does it.
 
 use super::*;
+use proto::statement::Contradiction;
 use swarm::{Action, action::Declined, event::OriginEnd};
 
 /// How often a liar lies, in percent of its uploads; half of them are bytes that don't fit, half are invented links.
@@ -576,9 +577,10 @@ impl World {
         };
         let peer = self.node(from).key;
         let (content_id, chunk_index) = (ContentId(content), ChunkIndex(chunk));
-        if let Some((failure, maker)) = self.refuted(from, to, content, chunk, lie) {
-            if failure != Failure::Refused {
-                self.blame(to, from, maker, content);
+        let (run, false_link) = self.signed(from, content, chunk, lie);
+        if let Some(failure) = self.refuted(to, content, chunk, lie, run, false_link) {
+            if failure == Failure::Bad {
+                self.blame(to, from, content);
             }
             self.feed(
                 to,
@@ -592,7 +594,7 @@ impl World {
             self.end_transfer(id, Delivery::Bad, bytes);
             return;
         }
-        self.store(to, content, chunk, from, lie);
+        self.store(to, content, chunk, run, false_link);
         self.feed(
             to,
             swarm::Event::Arrived {
@@ -700,11 +702,13 @@ impl World {
 
     fn fetch(&mut self, host: u32, content: u32, until: u32) {
         self.check_fetch(host, content);
+        let run = self.new_run(host, content);
         let fetching = self
             .node_mut(host)
             .fetches
             .entry(content)
             .or_insert(Fetching {
+                run,
                 next: 0,
                 until: 0,
                 under_way: 0,
@@ -794,10 +798,39 @@ impl World {
         };
         fetching.under_way -= 1;
         let last = chunk + 1 == chunks;
-        let invented = fetching.false_from.is_some_and(|from| chunk >= from);
-        if invented && last {
+        let (run, again) = (fetching.run, fetching.again);
+        let false_bytes = fetching.false_from.is_some_and(|from| chunk >= from);
+        // what stands before it is false, and it goes on from that without knowing
+        let before = chunk.checked_sub(1).filter(|_| !again);
+        let links = self.node(host).false_links.get(&content);
+        let base = before.and_then(|before| links?.get(&before).copied());
+        let false_link = match (false_bytes, base) {
+            (_, Some(base)) => {
+                // its own judgement is that of the link which its run went on from, and no further
+                let one_run = base.run == run;
+                let first_hand = base.guilty == Some(self.runs[base.run as usize].maker);
+                let guilty = base.guilty.filter(|_| one_run || first_hand);
+                Some(FalseLink {
+                    run,
+                    guilty,
+                    ..base
+                })
+            }
+            (true, None) => Some(FalseLink {
+                run,
+                guilty: Some(host),
+                registry: true,
+            }),
+            (false, None) => None,
+        };
+        if false_link.is_some() && last {
+            let run = self.new_run(host, content);
+            let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) else {
+                return;
+            };
             // the chain doesn't end in the digest: everything is fetched again
             *fetching = Fetching {
+                run,
                 next: 0,
                 again: true,
                 false_from: None,
@@ -808,15 +841,20 @@ impl World {
             self.pump_origin(host, content);
             return;
         }
-        fetching.refused = None;
-        if fetching.again {
+        if let Some(fetching) = self.node_mut(host).fetches.get_mut(&content) {
+            fetching.refused = None;
+        }
+        if again {
             self.take_back(host, content, chunk);
+            // what is held and true is signed once more
+            if let Some(runs) = self.node_mut(host).sources.get_mut(content as usize) {
+                runs[chunk as usize] = Some(run);
+            }
         }
         if let Some(fetched) = self.node_mut(host).leases.get_mut(&content) {
             *fetched += 1;
         }
-        let lie = if invented { Lie::Link(host) } else { Lie::None };
-        self.store(host, content, chunk, host, lie);
+        self.store(host, content, chunk, Some(run), false_link);
         self.feed(
             host,
             swarm::Event::OriginChunk {
@@ -849,13 +887,15 @@ impl World {
     // ---- what arrives -------------------------------------------------------------------------------------------
 
     /// Enters a chunk at a host: its bytes fit its link, true or not.
-    fn store(&mut self, host: u32, content: u32, chunk: u32, from: u32, lie: Lie) {
+    fn store(
+        &mut self,
+        host: u32,
+        content: u32,
+        chunk: u32,
+        run: Option<u32>,
+        false_link: Option<FalseLink>,
+    ) {
         let now = self.now;
-        let passed_on = if self.lies && from != host {
-            self.passed_on(from, content, chunk)
-        } else {
-            (false, from)
-        };
         let (lies, hopeless) = (self.lies, self.is_hopeless(content));
         let node = self.node_mut(host);
         if !node.held[content as usize].insert(ChunkIndex(chunk)) {
@@ -874,19 +914,26 @@ impl World {
             }
         }
         if lies {
-            let (inherited, maker) = passed_on;
-            let (invented, maker) = match lie {
-                Lie::Link(maker) => (true, maker),
-                Lie::None | Lie::Bytes => (false, maker),
-            };
-            node.sources[content as usize][chunk as usize] = (from, maker);
-            if invented || inherited {
+            node.sources[content as usize][chunk as usize] = run;
+            if let Some(link) = false_link {
                 node.false_links
                     .entry(content)
                     .or_default()
-                    .insert(chunk, (from, maker));
+                    .insert(chunk, link);
             }
         }
+    }
+
+    /// A host begins a run, under the ticket that it has.
+    fn new_run(&mut self, maker: u32, content: u32) -> u32 {
+        let ticket = self.node(maker).tickets.get(&content).copied();
+        let run = Run {
+            maker,
+            // without a coordinator: its standing one, which is its own
+            ticket: ticket.unwrap_or(u32::MAX - maker),
+        };
+        self.runs.push(run);
+        index(self.runs.len() - 1)
     }
 
     /// Whether this upload is a lie.
@@ -898,78 +945,136 @@ impl World {
             return Lie::None;
         }
         let last = chunk + 1 == self.specs[content as usize].geometry.chunks();
-        // an invented link of the last chunk doesn't end in the digest: it is seen at once, like false bytes
-        if last || self.random(2) == 0 {
-            Lie::Bytes
-        } else {
-            let maker = match self.node(from).manner {
-                Manner::Plain => from,
-                Manner::Framing | Manner::Perjured => index(self.random(self.nodes.len())),
-            };
-            if self.node(from).manner == Manner::Perjured && maker != from {
-                self.blame(from, maker, maker, content);
-            }
-            Lie::Link(maker)
-        }
-    }
-
-    /// Whether what this host passes on is false, and who made it, as it says.
-    fn passed_on(&self, from: u32, content: u32, chunk: u32) -> (bool, u32) {
-        let sender = self.node(from);
-        let false_link = sender
-            .false_links
-            .get(&content)
-            .and_then(|links| links.get(&chunk));
-        match false_link {
-            Some((_, maker)) => (true, *maker),
-            None => {
-                let sources = sender.sources.get(content as usize);
-                (false, sources.map_or(from, |of| of[chunk as usize].1))
+        // Links are signed: only who was leased the content makes any, and in its own name. An invented link of the last chunk
+        // doesn't end in the digest: it is seen at once, like false bytes, and like a signature that isn't its maker's.
+        let manner = self.node(from).manner;
+        let may = self.node(from).tickets.contains_key(&content);
+        if manner == Manner::Perjured {
+            let victim = index(self.random(self.nodes.len()));
+            self.blame(from, victim, content);
+            if victim != from && self.node(victim).tickets.contains_key(&content) {
+                self.show_maker(from, victim, content);
             }
         }
+        if last || !may || self.random(2) == 0 {
+            return Lie::Bytes;
+        }
+        let fetching = self.node(from).fetches.get(&content);
+        let run = fetching.filter(|_| manner == Manner::Plain);
+        let run = run.map(|fetching| fetching.run);
+        Lie::Link(run.unwrap_or_else(|| self.new_run(from, content)))
     }
 
-    /// Whether the receiver sees at once that a chunk is false, and who made it, as the sender says.
-    fn refuted(
+    /// Under which run the link of a chunk comes, and whether it is false. `None`: its sender vouches for it.
+    fn signed(
         &self,
         from: u32,
+        content: u32,
+        chunk: u32,
+        lie: Lie,
+    ) -> (Option<u32>, Option<FalseLink>) {
+        if let Lie::Link(run) = lie {
+            let link = FalseLink {
+                run,
+                guilty: Some(from),
+                registry: false,
+            };
+            return (Some(run), Some(link));
+        }
+        let sender = self.node(from);
+        if sender
+            .proved_from
+            .get(content as usize)
+            .is_none_or(|from| *from <= chunk)
+        {
+            return (None, None);
+        }
+        let links = sender.false_links.get(&content);
+        let link = links.and_then(|links| links.get(&chunk)).copied();
+        (sender.sources[content as usize][chunk as usize], link)
+    }
+
+    /// Whether the receiver sees at once that a chunk is false, or doesn't take its run any more.
+    fn refuted(
+        &mut self,
         to: u32,
         content: u32,
         chunk: u32,
         lie: Lie,
-    ) -> Option<(Failure, u32)> {
-        let maker = match lie {
-            Lie::Bytes => return Some((Failure::Bad, from)),
-            Lie::Link(maker) => maker,
-            Lie::None if self.lies => match self.passed_on(from, content, chunk) {
-                (true, maker) => maker,
-                (false, _) => return None,
-            },
-            Lie::None => return None,
-        };
-        // it was taken back, and goes on round the fleet for a moment
-        if maker == to {
-            return Some((Failure::Refused, maker));
+        run: Option<u32>,
+        false_link: Option<FalseLink>,
+    ) -> Option<Failure> {
+        if lie == Lie::Bytes {
+            return Some(Failure::Bad);
+        }
+        let run = run.filter(|_| self.lies)?;
+        let Run { maker, ticket } = self.runs[run as usize];
+        let node = self.node(to);
+        // nothing more is taken of a run of which a link was false, nor of a ticket that made three; this host's own is what it
+        // has just dropped
+        let suspects = node.suspects.get(&content).map_or(&[][..], Vec::as_slice);
+        let of_ticket = suspects.iter().filter(|link| {
+            let other = self.runs[link.run as usize];
+            (other.maker, other.ticket) == (maker, ticket)
+        });
+        let refused = suspects.iter().any(|link| link.run == run) || of_ticket.count() >= 3;
+        if refused || (maker == to && false_link.is_some()) {
+            return Some(Failure::Disproved);
         }
         // a link that should end where a proved one starts
-        let proved = self.node(to).proved_from.get(content as usize).copied();
-        if proved.is_none_or(|from| chunk + 1 < from) {
-            return None;
+        let proved = node.proved_from.get(content as usize).copied();
+        if let Some(link) = false_link
+            && proved.is_some_and(|from| chunk + 1 >= from)
+        {
+            self.suspect(to, content, link);
+            return Some(Failure::Disproved);
         }
-        let failure = if maker == from {
-            Failure::Bad
-        } else {
-            Failure::Disproved
-        };
-        Some((failure, maker))
+        self.contradicts(to, content, chunk, run, false_link)
+            .then(|| {
+                let event = stage::Event::Contradicted {
+                    maker: self.node(maker).id.clone(),
+                    says: Contradiction::Lie,
+                };
+                self.tell_plan_from(to, |_| event);
+                self.feed(to, swarm::Event::Blamed(self.node(maker).key));
+                Failure::Disproved
+            })
     }
 
-    fn blame(&mut self, by: u32, sender: u32, maker: u32, content: u32) {
+    /// Whether a link doesn't join what is held beside it of the same run: one of the two was invented.
+    fn contradicts(
+        &self,
+        host: u32,
+        content: u32,
+        chunk: u32,
+        run: u32,
+        false_link: Option<FalseLink>,
+    ) -> bool {
+        let node = self.node(host);
+        if !self.node(self.runs[run as usize].maker).liar {
+            return false;
+        }
+        let runs = &node.sources[content as usize];
+        let held = &node.held[content as usize];
+        let links = node.false_links.get(&content);
+        [chunk.checked_sub(1), Some(chunk + 1)]
+            .into_iter()
+            .flatten()
+            .any(|near| {
+                let same = (near as usize) < runs.len()
+                    && held.contains(ChunkIndex(near))
+                    && runs[near as usize] == Some(run);
+                let invented = links.is_some_and(|links| links.contains_key(&near));
+                same && (invented || false_link.is_some())
+            })
+    }
+
+    /// A host blames another for bytes that didn't fit their link.
+    fn blame(&mut self, by: u32, sender: u32, content: u32) {
         let content = self.specs[content as usize].digest;
         self.tell_plan_from(by, |world| stage::Event::Blamed {
             by: world.node(by).id.clone(),
             host: world.node(sender).id.clone(),
-            maker: world.node(maker).id.clone(),
             content: Some(content),
         });
     }
@@ -986,16 +1091,12 @@ impl World {
             return;
         }
         // what it made after it rests on it
-        let own = self
-            .node(host)
-            .false_links
-            .get(&content)
-            .is_some_and(|links| links.range(chunk..).any(|(_, (_, maker))| *maker == host));
-        if own {
-            let digest = self.specs[content as usize].digest;
+        let made = |link: &FalseLink| self.runs[link.run as usize].maker == host;
+        let links = self.node(host).false_links.get(&content);
+        if links.is_some_and(|links| links.range(chunk..).any(|(_, link)| made(link))) {
             self.tell_plan_from(host, |world| stage::Event::Retracted {
                 host: world.node(host).id.clone(),
-                content: digest,
+                content: world.specs[content as usize].digest,
                 from: chunk,
             });
         }
@@ -1007,19 +1108,19 @@ impl World {
     /// The registry's bytes don't come a second time after all: nothing tells which of them were false.
     fn take_all_back(&mut self, host: u32, content: u32) {
         let false_links = self.node(host).false_links.get(&content);
-        let own = false_links.is_some_and(|links| links.values().any(|(_, maker)| *maker == host));
+        let made = |link: &FalseLink| self.runs[link.run as usize].maker == host;
+        let own = false_links.is_some_and(|links| links.values().any(made));
         if own {
-            let digest = self.specs[content as usize].digest;
             self.tell_plan_from(host, |world| stage::Event::Retracted {
                 host: world.node(host).id.clone(),
-                content: digest,
+                content: world.specs[content as usize].digest,
                 from: 0,
             });
             self.drop_made_by(host, content, host, 0);
         }
     }
 
-    /// A maker took back what it made of a content from a chunk on.
+    /// A host drops what this one made of a content from a chunk on.
     pub(super) fn drop_made_by(&mut self, host: u32, content: u32, maker: u32, from: u32) {
         let node = self.node(host);
         if !node.alive {
@@ -1031,7 +1132,10 @@ impl World {
             return;
         };
         let chunks: Vec<u32> = (from..end)
-            .filter(|chunk| sources[*chunk as usize].1 == maker)
+            .filter(|chunk| {
+                let run = sources[*chunk as usize];
+                run.is_some_and(|run| self.runs[run as usize].maker == maker)
+            })
             .collect();
         for chunk in chunks {
             self.drop_chunk(host, content, chunk);
@@ -1057,8 +1161,9 @@ impl World {
         );
     }
 
-    /// Once everything of a content is there, the chain is walked back from the digest: the first false link names its
-    /// sender, and everything before it from the same source is dropped.
+    /// Once everything of a content is there, the chain is walked back from the digest: the first false link has its maker's
+    /// signature, and everything before it from the same maker is dropped. When the chain is closed, makers of what was false
+    /// are shown to the coordinator.
     fn close(&mut self, host: u32, content: u32) {
         while self.node(host).held[content as usize].is_full() {
             let false_link = self
@@ -1066,34 +1171,65 @@ impl World {
                 .false_links
                 .get(&content)
                 .and_then(|links| links.last_key_value())
-                .map(|(chunk, source)| (*chunk, *source));
-            let Some((top, source)) = false_link else {
+                .map(|(chunk, link)| (*chunk, *link));
+            let Some((top, link)) = false_link else {
                 if let Some(proved) = self.node_mut(host).proved_from.get_mut(content as usize) {
                     *proved = 0;
                 }
+                self.show_makers(host, content);
                 self.note_whole(host, content);
                 self.maybe_finished(host);
                 return;
             };
+            self.suspect(host, content, link);
+            let of = self.runs[link.run as usize];
             let node = self.node_mut(host);
             node.proved_from[content as usize] = top + 1;
+            let node = self.node(host);
             let dropped: Vec<u32> = (0..=top)
-                .filter(|chunk| node.sources[content as usize][*chunk as usize] == source)
+                .filter(|chunk| {
+                    let run = node.sources[content as usize][*chunk as usize];
+                    run.is_some_and(|run| self.runs[run as usize] == of)
+                })
                 .collect();
-            let (sender, maker) = source;
-            self.blame(host, sender, maker, content);
-            // who passed a lie on couldn't know it
-            let blamed = self.node(sender).key;
-            let event = if sender == maker {
-                swarm::Event::Blamed(blamed)
-            } else {
-                swarm::Event::Misled(blamed)
-            };
-            self.feed(host, event);
             for chunk in dropped {
                 self.drop_chunk(host, content, chunk);
             }
         }
+    }
+
+    /// A link was proved false: nothing more of its run is taken.
+    fn suspect(&mut self, host: u32, content: u32, link: FalseLink) {
+        let suspects = &mut self.node_mut(host).suspects;
+        suspects.entry(content).or_default().push(link);
+    }
+
+    /// The content is whole: who made what was false in it is known.
+    fn show_makers(&mut self, host: u32, content: u32) {
+        let suspects = self.node_mut(host).suspects.remove(&content);
+        let mut shown = BTreeSet::new();
+        for link in suspects.into_iter().flatten() {
+            let Some(guilty) = link.guilty.filter(|guilty| *guilty != host) else {
+                continue;
+            };
+            if !self.node(guilty).liar && !link.registry {
+                self.checks
+                    .note("an honest host is held to have made a false link");
+            }
+            if shown.insert(guilty) {
+                self.show_maker(host, guilty, content);
+            }
+        }
+    }
+
+    fn show_maker(&mut self, by: u32, maker: u32, content: u32) {
+        let digest = self.specs[content as usize].digest;
+        self.tell_plan_from(by, |world| stage::Event::FalseLink {
+            by: world.node(by).id.clone(),
+            maker: world.node(maker).id.clone(),
+            content: digest,
+            vouched: false,
+        });
     }
 
     /// Whether the host is to hold this content, and its agent knows that.
@@ -1146,6 +1282,6 @@ enum Lie {
     None,
     /// Bytes that don't fit their link.
     Bytes,
-    /// An invented link, and bytes that fit it, in this host's name.
+    /// An invented link, and bytes that fit it, in this run of this host's.
     Link(u32),
 }

@@ -215,16 +215,14 @@ impl World {
         self.lies = true;
         for at in 0..self.nodes.len() {
             let chunks = || self.specs.iter().map(|spec| spec.geometry.chunks());
-            self.nodes[at].sources = chunks()
-                .map(|chunks| vec![(index(at), index(at)); chunks as usize])
-                .collect();
+            self.nodes[at].sources = chunks().map(|chunks| vec![None; chunks as usize]).collect();
             self.nodes[at].proved_from = chunks().collect();
         }
     }
 
     pub(super) fn make_liar(&mut self, host: usize) {
         self.watch_sources();
-        let manners = [Manner::Plain, Manner::Framing, Manner::Perjured];
+        let manners = [Manner::Plain, Manner::Scattered, Manner::Perjured];
         self.nodes[host].manner = manners[host % manners.len()];
         self.nodes[host].liar = true;
         self.nodes[host].wanted = false;

@@ -302,7 +302,11 @@ impl World {
                     && self.node(host).session
                     && !self.abuses_lease(host, content)
                 {
-                    self.node_mut(host).leases.insert(content, 0);
+                    let ticket = self.tickets;
+                    self.tickets += 1;
+                    let node = self.node_mut(host);
+                    node.leases.insert(content, 0);
+                    node.tickets.insert(content, ticket);
                     self.tell(host, swarm::Event::Leased(ContentId(content)));
                 }
             }
@@ -489,7 +493,6 @@ impl World {
             self.tell_plan_from(liar, |world| stage::Event::Blamed {
                 by: world.node(liar).id.clone(),
                 host: world.node(victim).id.clone(),
-                maker: world.node(victim).id.clone(),
                 content,
             });
         }

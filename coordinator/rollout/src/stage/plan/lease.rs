@@ -106,13 +106,11 @@ pub(super) struct ContentState {
     pub(super) away: Option<(u32, Moment)>,
     /// When it was last leased.
     asked_at: Option<Moment>,
-    /// Hosts that took back what they had made of it.
-    pub(super) retracted: BTreeSet<HostId>,
+    /// Who ever had a lease of it: only those made links of it.
+    pub(super) holders: BTreeSet<HostId>,
     /// Holders that failed, let it expire or gave it back since the last success; the latest is never next.
     pub(super) tried: BTreeSet<HostId>,
     last: Option<HostId>,
-    /// Who ever had a lease of it: only those made links of it.
-    pub(super) holders: BTreeSet<HostId>,
     /// A chunk of it came, or it was wanted first.
     pub(super) moved_at: Moment,
     /// Hosts that say that they hold all of it, and aren't believed: hosts found no source of it, or got nothing. They are
@@ -208,10 +206,9 @@ impl ContentState {
             faults: BTreeMap::new(),
             away: None,
             asked_at: None,
-            retracted: BTreeSet::new(),
+            holders: BTreeSet::new(),
             tried: BTreeSet::new(),
             last: None,
-            holders: BTreeSet::new(),
             moved_at: now,
             doubted: BTreeSet::new(),
             doubts: 0,
@@ -458,7 +455,8 @@ impl Plan {
         }
     }
 
-    /// A candidate that is thought to hold the content itself, which it then says at once; then the one with the fewest leases;
+    /// A candidate none of whose links was found false lately; then one that is thought to hold the content itself, which it then
+    /// says at once; then the one with the fewest leases;
     /// then one that didn't fail before, stages already, lies in a zone with few leases, and holds most of the image; then by a
     /// hash.
     fn pick(
@@ -486,10 +484,12 @@ impl Plan {
                     && !content.has_looked(&image.digest, id, self.now)
             })
             .min_by_key(|(id, host)| {
+                let last = host.charges.is_last_for_leases(self.now);
                 let standing = image.standings.get(*id);
                 let staging = standing.is_some_and(|(standing, _)| *standing == Standing::Staging);
                 let held = standing.map_or(0, |(_, held)| *held);
                 (
+                    last,
                     content.last.as_ref() == Some(*id) || prober == Some(*id),
                     content.tried.contains(*id),
                     host.counts || !content.doubted.contains(*id),

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 mod liars;
 
+use proto::statement::Contradiction;
+
 use super::*;
 use crate::stage::{
     action::RevokeCause,
@@ -870,199 +872,138 @@ fn hosts_that_join_or_are_selected_later_are_told_to_stage() {
 #[test]
 fn two_accusers_are_needed_to_shun_a_host() {
     let mut plan = fleet(5);
-    let blame = |by: usize, sender: usize, maker: usize| Event::Blamed {
-        by: host(by),
-        host: host(sender),
-        maker: host(maker),
-        content: None,
-    };
-    assert_eq!(feed(&mut plan, 2_000, blame(0, 4, 4)), []);
+    assert_eq!(feed(&mut plan, 2_000, accused(0, 4)), []);
     assert_eq!(
-        feed(&mut plan, 2_100, blame(0, 4, 4)),
+        feed(&mut plan, 2_100, accused(0, 4)),
         [],
         "the same accuser counts once"
     );
-    let actions = feed(&mut plan, 2_200, blame(1, 4, 4));
+    let actions = feed(&mut plan, 2_200, accused(1, 4));
     assert!(actions.contains(&Action::Quarantine(host(4))));
     feed(&mut plan, 3_000, Event::Tick);
     assert_eq!(plan.status(at(3_000)).quarantined, [host(4)]);
 }
 
-#[test]
-fn who_passes_a_lie_on_has_time_to_accuse_its_maker() {
-    let blame = |by: usize, sender: usize, maker: usize| Event::Blamed {
-        by: host(by),
-        host: host(sender),
-        maker: host(maker),
-        content: None,
-    };
-    // the honest passer accuses the maker
-    let mut plan = fleet(6);
-    for by in [0, 1, 2] {
-        feed(&mut plan, 2_000, blame(by, 3, 4));
-    }
-    feed(&mut plan, 3_000, blame(3, 4, 4));
-    feed(&mut plan, 200_000, Event::Tick);
-    assert_eq!(plan.status(at(200_000)).quarantined, []);
-    // the liar names an innocent maker, and says nothing
-    let mut plan = fleet(6);
-    for by in [0, 1, 2] {
-        feed(&mut plan, 2_000, blame(by, 3, 4));
-    }
-    feed(&mut plan, 200_000, Event::Tick);
-    assert_eq!(plan.status(at(200_000)).quarantined, [host(3)]);
-}
-
-fn accused(by: usize, sender: usize, maker: usize, content: Option<usize>) -> Event {
+/// Bytes that didn't fit their link.
+fn accused(by: usize, sender: usize) -> Event {
     Event::Blamed {
         by: host(by),
         host: host(sender),
-        maker: host(maker),
-        content: content.map(digest),
+        content: None,
     }
 }
 
-#[test]
-fn who_has_no_whole_copy_cannot_know_what_it_passed_on() {
-    let charged = || {
-        let mut plan = fleet(6);
-        want(&mut plan, 1_500, wanted(0, [0], Selection::All));
-        feed(&mut plan, 1_500, report(3, 0, Standing::Staging, 7));
-        for by in [0, 1, 2] {
-            feed(&mut plan, 2_000, accused(by, 3, 4, Some(0)));
-        }
-        plan
-    };
-    let shunned = |plan: &mut Plan, millis: u64| {
-        feed(plan, millis, Event::Tick);
-        plan.status(at(millis)).quarantined.len()
-    };
-    // it has two minutes from when its copy is whole, and uses them
-    let mut plan = charged();
-    assert_eq!(shunned(&mut plan, 200_000), 0);
-    feed(&mut plan, 201_000, report(3, 0, Standing::Present, 8));
-    assert_eq!(shunned(&mut plan, 320_000), 0);
-    feed(&mut plan, 320_500, accused(3, 4, 4, Some(0)));
-    assert_eq!(shunned(&mut plan, 900_000), 0);
-    // or says nothing
-    let mut plan = charged();
-    feed(&mut plan, 201_000, report(3, 0, Standing::Present, 8));
-    assert_eq!(shunned(&mut plan, 320_900), 0);
-    assert_eq!(shunned(&mut plan, 322_000), 1);
-    // and never to have it whole is no way out
-    let mut plan = charged();
-    assert_eq!(shunned(&mut plan, 481_900), 0);
-    assert_eq!(shunned(&mut plan, 483_000), 1);
+/// A signed link that a verified copy shows to be false.
+fn found_false(by: usize, maker: usize, content: usize, vouched: bool) -> Event {
+    Event::FalseLink {
+        by: host(by),
+        maker: host(maker),
+        content: digest(content),
+        vouched,
+    }
 }
 
 #[test]
 fn a_third_of_the_fleet_cannot_shun_an_honest_host() {
     let mut plan = fleet(20);
     for liar in 0..6 {
-        feed(&mut plan, 2_000, accused(liar, 19, 19, None));
+        feed(&mut plan, 2_000, accused(liar, 19));
     }
     assert_eq!(plan.status(at(2_000)).quarantined, []);
-    feed(&mut plan, 2_100, accused(6, 19, 19, None));
+    feed(&mut plan, 2_100, accused(6, 19));
     assert_eq!(plan.status(at(2_100)).quarantined, [host(19)]);
 }
 
 #[test]
 fn shunned_hosts_have_no_word() {
     let mut plan = fleet(5);
-    feed(&mut plan, 1_900, accused(0, 4, 4, None));
+    feed(&mut plan, 1_900, accused(0, 4));
     for by in [2, 3] {
-        feed(&mut plan, 2_000, accused(by, 0, 0, None));
+        feed(&mut plan, 2_000, accused(by, 0));
     }
     assert_eq!(plan.status(at(2_000)).quarantined, [host(0)]);
-    feed(&mut plan, 2_100, accused(1, 4, 4, None));
+    feed(&mut plan, 2_100, accused(1, 4));
     assert_eq!(plan.status(at(2_100)).quarantined, [host(0)]);
-    feed(&mut plan, 2_200, accused(2, 4, 4, None));
+    feed(&mut plan, 2_200, accused(2, 4));
     assert_eq!(plan.status(at(2_200)).quarantined, [host(0), host(4)]);
 }
 
 #[test]
 fn accusations_grow_old() {
     let mut plan = fleet(5);
-    feed(&mut plan, 2_000, accused(0, 4, 4, None));
+    feed(&mut plan, 2_000, accused(0, 4));
     let hour = 3_600_000;
-    feed(&mut plan, 2_000 + hour, accused(1, 4, 4, None));
+    feed(&mut plan, 2_000 + hour, accused(1, 4));
     assert_eq!(plan.status(at(2_000 + hour)).quarantined, []);
-    feed(&mut plan, 1_999 + 2 * hour, accused(2, 4, 4, None));
+    feed(&mut plan, 1_999 + 2 * hour, accused(2, 4));
     assert_eq!(plan.status(at(1_999 + 2 * hour)).quarantined, [host(4)]);
 }
 
-#[test]
-fn who_accuses_every_maker_whose_lies_it_passes_on_made_them() {
-    for (makers, guilty) in [(2, false), (3, true)] {
-        let mut plan = fleet(9);
-        for maker in 0..makers {
-            for by in 4..8 {
-                feed(&mut plan, 2_000, accused(by, 3, maker, None));
-            }
-            feed(&mut plan, 2_000, accused(3, maker, maker, None));
-        }
-        feed(&mut plan, 200_000, Event::Tick);
-        let shunned = plan.status(at(200_000)).quarantined;
-        assert_eq!(shunned.contains(&host(3)), guilty, "{makers} makers");
-        assert_eq!(shunned.len(), usize::from(guilty));
-    }
+/// An image of one content is wanted; whom that is leased to.
+fn leased(plan: &mut Plan, millis: u64, number: usize) -> HostId {
+    let actions = want(plan, millis, wanted(number, [number], Selection::All));
+    grants(&actions)[0].0.clone()
 }
 
 #[test]
-fn what_a_maker_takes_back_is_not_held_against_it() {
-    let retract = Event::Retracted {
-        host: host(4),
-        content: digest(0),
-        from: 7,
-    };
-    let mut plan = fleet(5);
-    want(&mut plan, 1_500, wanted(0, 0..3, Selection::All));
-    for by in [0, 1] {
-        feed(&mut plan, 2_000, accused(by, 4, 4, Some(0)));
-        feed(&mut plan, 2_000, accused(by, 3, 4, Some(0)));
+fn whose_links_were_false_is_leased_to_last_and_is_not_shunned() {
+    let mut plan = fleet(6);
+    let first = leased(&mut plan, 2_000, 0);
+    let number = (0..6).find(|at| host(*at) == first).unwrap();
+    let others: Vec<usize> = (0..6).filter(|at| *at != number).collect();
+    // one host's word does nothing, however often
+    for _ in 0..3 {
+        feed(&mut plan, 12_000, found_false(others[0], number, 0, false));
+        assert!(!plan.hosts[&first].charges.is_last_for_leases(plan.now));
     }
-    assert_eq!(plan.status(at(2_000)).quarantined, [host(4)]);
-    let actions = feed(&mut plan, 2_100, retract.clone());
-    assert!(actions.contains(&Action::Retract {
-        maker: host(4),
-        content: digest(0),
-        from: 7
-    }));
-    assert_eq!(plan.status(at(2_100)).quarantined, []);
-    // late accusations don't count either, whoever passed it on
-    for by in [0, 1, 2] {
-        feed(&mut plan, 2_200, accused(by, 4, 4, Some(0)));
-        feed(&mut plan, 2_200, accused(by, 3, 4, Some(0)));
+    // nor two of many that can know
+    for by in &others {
+        feed(&mut plan, 12_000, report(*by, 0, Standing::Present, 8));
     }
-    feed(&mut plan, 200_000, Event::Tick);
-    assert_eq!(plan.status(at(200_000)).quarantined, []);
-    // of another content they do
-    for by in [0, 1] {
-        feed(&mut plan, 200_100, accused(by, 4, 4, Some(1)));
+    for (count, by) in others.iter().enumerate().take(2) {
+        feed(&mut plan, 12_100, found_false(*by, number, 0, false));
+        let last = plan.hosts[&first].charges.is_last_for_leases(plan.now);
+        assert_eq!(last, count > 0, "a third of five is two");
     }
-    assert_eq!(plan.status(at(200_100)).quarantined, [host(4)]);
+    assert_eq!(plan.status(at(12_100)).quarantined, []);
+    // for an hour others come first, and where there are none it is leased to all the same
+    for content in 1..4 {
+        let millis = 20_000 + 20_000 * content as u64;
+        assert_ne!(leased(&mut plan, millis, content), first);
+    }
+    for by in others {
+        feed(&mut plan, 110_000, Event::HostDisconnected(host(by)));
+    }
+    assert_eq!(leased(&mut plan, 120_000, 9), first);
+    let later = at(12_100) + plan.config.quarantine;
+    assert!(!plan.hosts[&first].charges.is_last_for_leases(later));
 }
 
 #[test]
-fn taking_back_is_no_habit() {
-    let mut plan = fleet(5);
-    want(&mut plan, 1_500, wanted(0, 0..20, Selection::All));
-    for content in 0..20 {
-        let retract = Event::Retracted {
-            host: host(4),
-            content: digest(content),
-            from: 0,
-        };
-        let actions = feed(&mut plan, 2_000, retract);
-        let told = actions
-            .iter()
-            .any(|action| matches!(action, Action::Retract { .. }));
-        assert_eq!(told, content < 16);
-    }
-    for by in [0, 1] {
-        feed(&mut plan, 2_100, accused(by, 4, 4, Some(19)));
-    }
+fn what_a_host_vouched_for_is_its_own_lie() {
+    let mut plan = fleet(6);
+    want(&mut plan, 1_500, wanted(0, [0], Selection::All));
+    feed(&mut plan, 2_000, found_false(0, 4, 0, true));
+    assert_eq!(plan.status(at(2_000)).quarantined, []);
+    // with bytes of its that didn't fit
+    feed(&mut plan, 2_000, accused(1, 4));
+    feed(&mut plan, 2_100, accused(2, 4));
     assert_eq!(plan.status(at(2_100)).quarantined, [host(4)]);
+}
+
+#[test]
+fn contradictions_need_no_witness() {
+    let mut plan = fleet(20);
+    let contradicted = |says| Event::Contradicted {
+        maker: host(4),
+        says,
+    };
+    // the registry may have given other bytes the second time
+    feed(&mut plan, 2_000, contradicted(Contradiction::False));
+    assert_eq!(plan.status(at(2_000)).quarantined, []);
+    assert!(plan.hosts[&host(4)].charges.is_last_for_leases(plan.now));
+    let actions = feed(&mut plan, 2_100, contradicted(Contradiction::Lie));
+    assert!(actions.contains(&Action::Quarantine(host(4))));
 }
 
 #[test]
@@ -1222,11 +1163,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
         4 => (any_host(), any_content(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, chunks, bytes, paced, trouble }),
         4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
-        2 => (any_host(), any_host(), any_host(), prop::option::of(any_content())).prop_map(|(by, host, maker, content)| Event::Blamed { by, host, maker, content }),
+        2 => (any_host(), any_host(), prop::option::of(any_content())).prop_map(|(by, host, content)| Event::Blamed { by, host, content }),
         2 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::LeasesHeld { host, contents }),
         3 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::WithoutSource { host, contents }),
         5 => (any_host(), prop::collection::vec((any_content(), 0u32..120), 0..4)).prop_map(|(host, contents)| Event::Holds { host, contents }),
+        2 => (any_host(), any_host(), any_content(), any::<bool>()).prop_map(|(by, maker, content, vouched)| Event::FalseLink { by, maker, content, vouched }),
         1 => (any_host(), any_content(), any::<u32>()).prop_map(|(host, content, from)| Event::Retracted { host, content, from }),
+        1 => (any_host(), any::<bool>()).prop_map(|(maker, lie)| Event::Contradicted { maker, says: if lie { Contradiction::Lie } else { Contradiction::False } }),
         3 => Just(Event::Tick),
     ]
 }
@@ -1490,7 +1433,7 @@ fn whose_session_comes_and_goes_is_told_whom_it_follows_and_nobody_else_is() {
     assert!((10..=60).contains(&some), "{some}");
     // and one that the fleet shuns has none any more
     for by in 0..40 {
-        feed(&mut plan, 10_000, accused(by, 50, 50, None));
+        feed(&mut plan, 10_000, accused(by, 50));
     }
     assert_eq!(plan.status(at(10_000)).quarantined, [host(50)]);
     assert_eq!(plan.graph.neighbours(&host(50)), []);
@@ -2221,3 +2164,31 @@ fn streams_that_become_slow_together_keep_their_leases() {
         assert_eq!(lost_at.len(), expected, "{lost_at:?}");
     }
 }
+
+#[test]
+fn what_a_host_takes_back_is_dropped_everywhere_and_forgives_it_nothing() {
+    let mut plan = fleet(6);
+    let maker = leased(&mut plan, 2_000, 0);
+    let number = (0..6).find(|at| host(*at) == maker).unwrap();
+    let retracted = |number: usize| Event::Retracted {
+        host: host(number),
+        content: digest(0),
+        from: 3,
+    };
+    let taken_back = |actions: &[Action]| {
+        let retract = |action: &&Action| matches!(action, Action::Retract { from: 3, .. });
+        actions.iter().filter(retract).count()
+    };
+    assert_eq!(taken_back(&feed(&mut plan, 3_000, retracted(number))), 1);
+    let others: Vec<usize> = (0..6).filter(|at| *at != number).collect();
+    for by in &others {
+        feed(&mut plan, 3_100, found_false(*by, number, 0, true));
+    }
+    assert_eq!(plan.status(at(3_200)).quarantined, [maker]);
+    // so often in an hour
+    let many = (0..40).map(|_| taken_back(&feed(&mut plan, 4_000, retracted(number))));
+    assert_eq!(many.sum::<usize>(), RETRACTIONS_LEFT);
+}
+
+/// One of sixteen was heard before.
+const RETRACTIONS_LEFT: usize = 15;

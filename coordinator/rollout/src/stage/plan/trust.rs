@@ -1,107 +1,137 @@
-//! Whom the fleet shuns: what hosts say against each other, and how much of it counts.
+//! Whom the fleet shuns, and who is leased nothing for a while.
 //!
-//! Any of them may lie. So it takes a third of the fleet, and two at least, to shun a host; whoever is shunned has no word;
-//! accusations grow old. A few false friends can do nothing, and a liar that few have met is shunned by those few: each
-//! agent keeps its own quarantine. The word of whoever is accused but not shunned counts in full, or liars would silence
-//! the honest by accusing them.
+//! Links are signed, so who made a false one is known, and two that contradict each other convict by themselves. What is left
+//! for the word of hosts is what only two of them saw (bytes that didn't fit their link), and that a signed link is false,
+//! which takes a verified copy to know. Any of them may lie: it takes a third of those who can know, two at least, and
+//! whoever is shunned has no word; accusations grow old. A few false friends can do nothing, and a liar that few have met is
+//! shunned by those few: each agent keeps its own quarantine. The word of whoever is accused but not shunned counts in
+//! full, or liars would silence the honest by accusing them.
+//!
+//! A false link that a lease holder made may be the registry's fault. It costs its maker the preference for leases for an
+//! hour, and nothing else: whoever is alone with a registry that errs is leased its contents all the same.
+
+use proto::statement::Contradiction;
 
 use super::*;
 
-/// Accusations of other makers' lies that are kept against one host. Beyond this they prove no more.
-const MOST_PASSED: usize = 4096;
-/// Of one that accuses every maker whose lies it passed on, this many that nobody else accuses are no accident.
-const LONE_WORD: usize = 3;
-/// Who holds no whole copy can't find out yet: so many times as long until it must have known all the same.
-const INCOMPLETE: u32 = 4;
-/// Retractions that one host is believed in the time of a quarantine: a registry's bad day, not a habit.
+/// Contents of which a host may take back what it made, an hour. A registry that errs errs seldom.
 const RETRACTIONS: u32 = 16;
+/// Accusations of one kind that are kept against one host. A fleet has no more hosts; beyond this they prove no more.
+const MOST_CHARGES: usize = 4096;
 
 /// What others say against a host.
 #[derive(Debug, Default)]
 pub(super) struct Charges {
-    /// Who says that it sent something false of this content that it made itself, and when last.
+    /// Who says that it sent something false of this content, or vouched for it, and when last.
     direct: BTreeMap<(HostId, Option<Digest>), Moment>,
-    /// Who says that it passed on something false of another maker, of which content, and since when.
-    passed: BTreeMap<(HostId, HostId, Option<Digest>), Moment>,
-    /// Retractions believed lately, and since when they are counted.
+    /// Who says that it made a false link of this content, and when last.
+    false_links: BTreeMap<(HostId, Digest), Moment>,
+    /// Contents of which it took back what it made, and since when they are counted.
     retractions: (u32, Moment),
+    /// Others are preferred for leases until then.
+    last_for_leases_until: Option<Moment>,
 }
 
 impl Charges {
     pub(super) fn clear(&mut self) {
         self.direct.clear();
-        self.passed.clear();
+        self.false_links.clear();
     }
 
     pub(super) fn forget_host(&mut self, id: &HostId) {
         self.direct.retain(|(by, _), _| by != id);
-        self.passed
-            .retain(|(by, maker, _), _| by != id && maker != id);
+        self.false_links.retain(|(by, _), _| by != id);
     }
 
-    fn is_empty(&self) -> bool {
-        self.direct.is_empty() && self.passed.is_empty()
-    }
-
-    fn len(&self) -> usize {
-        self.direct.len() + self.passed.len()
-    }
-
-    fn accusers(&self) -> BTreeSet<&HostId> {
-        self.direct.keys().map(|(by, _)| by).collect()
+    /// Whether leases go to others first.
+    pub(super) fn is_last_for_leases(&self, now: Moment) -> bool {
+        self.last_for_leases_until.is_some_and(|until| now < until)
     }
 }
 
 impl Plan {
-    /// Different hosts whose word it takes to shun one.
-    fn enough(&self) -> usize {
-        let connected = self.hosts.values().filter(|host| host.connected).count();
-        let share = (connected * self.config.accusers_percent).div_ceil(100);
+    /// Different hosts whose word it takes, where so many can know.
+    fn enough(&self, of: usize) -> usize {
+        let share = (of * self.config.accusers_percent).div_ceil(100);
         share.max(self.config.accusers).max(1)
     }
 
-    pub(super) fn blamed(
-        &mut self,
-        by: &HostId,
-        id: &HostId,
-        maker: &HostId,
-        content: Option<Digest>,
-    ) {
+    pub(super) fn blamed(&mut self, by: &HostId, id: &HostId, content: Option<Digest>) {
         if !self.is_trusted(by) || by == id {
             return;
         }
         let content = content.filter(|digest| self.contents.contains_key(digest));
-        let maker = if self.hosts.contains_key(maker) {
-            maker
-        } else {
-            id
-        };
-        let retracted = content
-            .and_then(|digest| self.contents.get(&digest))
-            .is_some_and(|content| content.retracted.contains(maker));
         let now = self.now;
-        let Some(host) = self.hosts.get_mut(id).filter(|_| !retracted) else {
+        let Some(host) = self.hosts.get_mut(id) else {
             return;
         };
-        if maker == id {
+        if host.charges.direct.len() < MOST_CHARGES {
             host.charges.direct.insert((by.clone(), content), now);
-            if self.is_guilty(id) {
-                self.quarantine(id);
-            }
-        } else if host.charges.passed.len() < MOST_PASSED {
-            // whoever passes a lie on may have believed it: time will tell
-            let entry = (by.clone(), maker.clone(), content);
-            host.charges.passed.entry(entry).or_insert(now);
+        }
+        let connected = self.hosts.values().filter(|host| host.connected).count();
+        let accusers = self.hosts.get(id).map(|host| {
+            let by = host.charges.direct.keys().map(|(by, _)| by);
+            by.filter(|by| self.is_trusted(by))
+                .collect::<BTreeSet<_>>()
+                .len()
+        });
+        if accusers >= Some(self.enough(connected)) {
+            self.quarantine(id);
         }
     }
 
-    /// The registry's bytes were false, not the host: what it made of them from this chunk on is dropped everywhere, and
-    /// isn't held against it.
-    pub(super) fn retracted(&mut self, id: &HostId, digest: Digest, from: u32) {
-        let (now, again) = (self.now, self.config.quarantine);
-        let Some(content) = self.contents.get_mut(&digest) else {
+    /// Whoever says so has verified the content; who made the link is certain.
+    pub(super) fn found_false(
+        &mut self,
+        by: &HostId,
+        maker: &HostId,
+        digest: Digest,
+        vouched: bool,
+    ) {
+        if vouched {
+            return self.blamed(by, maker, Some(digest));
+        }
+        if !self.is_trusted(by) || by == maker || !self.contents.contains_key(&digest) {
+            return;
+        }
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(maker) else {
             return;
         };
+        if host.charges.false_links.len() < MOST_CHARGES {
+            let charge = (by.clone(), digest);
+            host.charges.false_links.insert(charge, now);
+        }
+        let Some(host) = self.hosts.get(maker) else {
+            return;
+        };
+        let charges = host.charges.false_links.keys();
+        let of_it = charges.filter(|(by, of)| *of == digest && self.is_trusted(by));
+        let accusers: BTreeSet<&HostId> = of_it.map(|(by, _)| by).collect();
+        // whoever stages it finds that out when its copy is whole: few can't say so first and have all leases
+        let with_it = self.images.iter();
+        let with_it = with_it.filter(|image| image.contents.contains(&digest));
+        let can_know: BTreeSet<HostId> = with_it
+            .flat_map(|image| self.selected(image))
+            .filter(|id| id != maker && self.is_trusted(id) && self.is_connected(id))
+            .collect();
+        if accusers.len() >= self.enough(can_know.len()) {
+            self.put_last(maker);
+        }
+    }
+
+    /// Its own signatures say so: no witness is needed.
+    pub(super) fn contradicted(&mut self, maker: &HostId, says: Contradiction) {
+        match says {
+            Contradiction::Lie => self.quarantine(maker),
+            Contradiction::False => self.put_last(maker),
+        }
+    }
+
+    /// A host says itself that what it made of a content is false from this chunk on: all drop it at once. That is no amnesty:
+    /// what it signed stays signed.
+    pub(super) fn retracted(&mut self, id: &HostId, digest: Digest, from: u32) {
+        let (now, again) = (self.now, self.config.quarantine);
         let Some(host) = self.hosts.get_mut(id) else {
             return;
         };
@@ -109,131 +139,32 @@ impl Plan {
         if now.since(*since) >= again {
             (*count, *since) = (0, now);
         }
-        if *count >= RETRACTIONS {
+        if *count >= RETRACTIONS || !self.contents.contains_key(&digest) {
             return;
         }
         *count += 1;
-        content.retracted.insert(id.clone());
         self.actions.push_back(Action::Retract {
             maker: id.clone(),
             content: digest,
             from,
         });
-        let mut cleared = Vec::new();
-        for (other, host) in &mut self.hosts {
-            let charges = &mut host.charges;
-            let before = charges.len();
-            if other == id {
-                charges
-                    .direct
-                    .retain(|(_, content), _| *content != Some(digest));
-            } else {
-                charges
-                    .passed
-                    .retain(|(_, maker, content), _| maker != id || *content != Some(digest));
-            }
-            if charges.len() < before && host.quarantined_until.is_some() {
-                cleared.push(other.clone());
-            }
+    }
+
+    fn put_last(&mut self, maker: &HostId) {
+        let until = self.now + self.config.quarantine;
+        if let Some(host) = self.hosts.get_mut(maker) {
+            host.charges.last_for_leases_until = Some(until);
         }
-        // others may have been quicker to accuse than the maker was to find out
-        for id in cleared {
-            if !self.is_guilty(&id) {
-                self.release(&id);
-            }
-        }
+    }
+
+    fn is_connected(&self, id: &HostId) -> bool {
+        self.hosts.get(id).is_some_and(|host| host.connected)
     }
 
     fn is_trusted(&self, id: &HostId) -> bool {
         self.hosts
             .get(id)
             .is_some_and(|host| host.quarantined_until.is_none())
-    }
-
-    /// Whether enough of the fleet says that the host lies.
-    fn is_guilty(&self, id: &HostId) -> bool {
-        let Some(host) = self.hosts.get(id) else {
-            return false;
-        };
-        let accusers = host.charges.accusers();
-        let direct = accusers.iter().filter(|by| self.is_trusted(by)).count();
-        let enough = self.enough();
-        direct >= enough || self.passed_knowingly(id, &host.charges) >= enough
-    }
-
-    pub(super) fn judge_passers(&mut self) {
-        let guilty: Vec<HostId> = self
-            .hosts
-            .iter()
-            .filter(|(id, host)| {
-                host.quarantined_until.is_none()
-                    && !host.charges.passed.is_empty()
-                    && self.is_guilty(id)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in guilty {
-            self.quarantine(&id);
-        }
-    }
-
-    /// Hosts that were sent other makers' lies by this one, where it must have known. An honest host that passed a lie on
-    /// finds it too, when its own copy closes, and accuses whoever it had it from. One that doesn't named an innocent
-    /// maker; so did one that accuses maker after maker whom nobody else has anything against.
-    fn passed_knowingly(&self, id: &HostId, charges: &Charges) -> usize {
-        let ripe: Vec<(&HostId, &HostId)> = charges
-            .passed
-            .iter()
-            .filter(|((by, maker, content), since)| {
-                self.now >= self.should_know(id, content.as_ref(), **since)
-                    && self.is_trusted(by)
-                    && self.is_trusted(maker)
-            })
-            .map(|((by, maker, _), _)| (by, maker))
-            .collect();
-        let mut lone: BTreeSet<&HostId> = BTreeSet::new();
-        let mut unaccused: BTreeSet<&HostId> = BTreeSet::new();
-        for (_, maker) in &ripe {
-            let Some(charges) = self.hosts.get(*maker).map(|host| &host.charges) else {
-                continue;
-            };
-            let accusers = charges.accusers();
-            let passed_by = charges.passed.keys().any(|(by, ..)| by == id);
-            if !accusers.contains(id) && !passed_by {
-                unaccused.insert(maker);
-            } else if accusers.len() <= 1 {
-                lone.insert(maker);
-            }
-        }
-        let lone = if lone.len() >= LONE_WORD {
-            lone
-        } else {
-            BTreeSet::new()
-        };
-        let by: BTreeSet<&HostId> = ripe
-            .iter()
-            .filter(|(_, maker)| unaccused.contains(maker) || lone.contains(maker))
-            .map(|(by, _)| *by)
-            .collect();
-        by.len()
-    }
-
-    /// By when a host that passed a lie on at `since` has found that out, and has said so.
-    fn should_know(&self, id: &HostId, content: Option<&Digest>, since: Moment) -> Moment {
-        let within = self.config.passers_accuse_within;
-        let Some(content) = content else {
-            return since + within;
-        };
-        let whole = self
-            .images
-            .iter()
-            .filter(|image| image.contents.contains(content))
-            .filter_map(|image| image.whole_since.get(id).copied())
-            .min();
-        match whole {
-            Some(whole) => whole.max(since) + within,
-            None => since + within * INCOMPLETE,
-        }
     }
 
     fn quarantine(&mut self, id: &HostId) {
@@ -282,10 +213,9 @@ impl Plan {
     pub(super) fn forget_old_charges(&mut self) {
         let (now, most) = (self.now, self.config.quarantine);
         for host in self.hosts.values_mut() {
-            if host.quarantined_until.is_none() && !host.charges.is_empty() {
-                host.charges.direct.retain(|_, at| now.since(*at) < most);
-                host.charges.passed.retain(|_, at| now.since(*at) < most);
-            }
+            let charges = &mut host.charges;
+            charges.direct.retain(|_, at| now.since(*at) < most);
+            charges.false_links.retain(|_, at| now.since(*at) < most);
         }
     }
 }
