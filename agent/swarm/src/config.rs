@@ -34,6 +34,9 @@ pub struct Config {
     pub connections: usize,
     /// Dials at one time.
     pub dials: usize,
+    /// Uploads that take far too long and don't count among [`uploads`](Self::uploads), at most: who doesn't take what it is
+    /// sent holds up nobody else.
+    pub slow_uploads: usize,
     /// Targets that a spreader serves by itself; beyond, they are split. Up to 200 a direct push is near the bound
     /// (VERIFIED, "Choosing the spreader").
     pub direct_targets: usize,
@@ -101,6 +104,7 @@ impl Default for Config {
             jobs: 1024,
             connections: 512,
             dials: 32,
+            slow_uploads: 32,
             direct_targets: 200,
             fan_out: 8,
             candidates: 8,

@@ -22,6 +22,10 @@ const LOST_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 /// this is for what it hasn't noticed yet.
 const STORE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
+/// Chunks that peers announced aren't fetched from the registry. Waiting for them costs each content so much at first, and this
+/// much at most after others were delivered.
+pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+
 /// Who said that we may fetch from the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grantor {
@@ -85,9 +89,8 @@ pub(crate) struct Content {
     pub(crate) have: Vec<Option<ChunkSet>>,
     /// Promises that peers broke lately.
     pub(crate) promises: BTreeMap<PeerIndex, Promises>,
-    /// How long chunks that peers announced held up fetching from the registry before, less what those that were delivered
-    /// gave back.
-    pub(crate) waited: Duration,
+    /// How long chunks that peers announced may still hold up fetching from the registry.
+    pub(crate) patience: Duration,
     /// How many of the announcements are there, and how many are full.
     heard: usize,
     full: usize,
@@ -142,7 +145,7 @@ impl Content {
             unannounced: ChunkSet::empty(chunks),
             have: Vec::new(),
             promises: BTreeMap::new(),
-            waited: Duration::ZERO,
+            patience: PATIENCE.0,
             heard: 0,
             full: 0,
             fresh: ChunkSet::empty(chunks),

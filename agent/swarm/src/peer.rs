@@ -108,6 +108,8 @@ pub(crate) struct Peer {
     /// Our uploads in a row that it didn't take.
     pub(crate) stuck: u32,
     pub(crate) not_sent_before: Moment,
+    /// It broke its promises of a content: until then it isn't waited for.
+    pub(crate) distrusted_until: Moment,
     load: Load,
     /// Where its announcements are kept in each content.
     pub(crate) slot: Option<usize>,
@@ -144,6 +146,7 @@ impl Peer {
             not_asked_before: Moment::START,
             stuck: 0,
             not_sent_before: Moment::START,
+            distrusted_until: Moment::START,
             load: Load {
                 backlog_bytes: 0,
                 bytes_per_second: rate.max(1),
@@ -165,6 +168,11 @@ impl Peer {
     /// Whether it lets transfers to us expire, and is left alone for that.
     pub(crate) fn dribbles(&self, now: Moment) -> bool {
         self.silent > 0 && self.not_asked_before > now
+    }
+
+    /// Whether it broke too many promises lately to be waited for.
+    pub(crate) fn is_distrusted(&self, now: Moment) -> bool {
+        now < self.distrusted_until
     }
 
     /// Whether it takes what we send, as far as we know.

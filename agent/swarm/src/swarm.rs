@@ -37,6 +37,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// The same when nothing is wanted and nobody waits.
 const IDLE_TICK: Duration = Duration::from_secs(2);
+/// A transfer that takes so many times what others take is slow, and so is none that takes less than this.
+const SLOW: (u32, Duration) = (8, Duration::from_millis(500));
 /// Whoever didn't want a content is offered it again after this long: orders to stage reach hosts at different times.
 const UNWANTED_FOR: Duration = Duration::from_secs(5);
 
@@ -87,6 +89,8 @@ pub struct Swarm {
     busy_since: Option<Moment>,
     busy_us: u64,
     busy_bytes: u64,
+    /// How long what we send takes until it is received, smoothed, in microseconds; 0 before the first.
+    sent_us: u64,
     /// How long accepted pushes take, smoothed, in microseconds; 0 before the first.
     push_us: u64,
     /// How long answers take, over all peers.
@@ -150,12 +154,19 @@ struct Upload {
     chunk: ChunkIndex,
     ticket: Option<Ticket>,
     purpose: Purpose,
+    since: Moment,
+    /// It takes far too long: what it was for goes on without it, and it holds up no other.
+    slow: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Purpose {
     Handover(Handover),
-    Spread { job: u64, tries: u8 },
+    Spread {
+        job: u64,
+        tries: u8,
+    },
+    /// Nothing depends on how it ends.
     Answer,
 }
 
@@ -201,6 +212,7 @@ impl Swarm {
             busy_since: None,
             busy_us: 0,
             busy_bytes: 0,
+            sent_us: 0,
             push_us: 0,
             answer_us: 0,
             step_back: false,
@@ -372,6 +384,7 @@ impl Swarm {
         self.expire();
         self.forget_promises();
         self.ask_for_vouchers();
+        self.watch_uploads();
         self.turn_grace();
         self.watch_coordinator();
         self.announce();
@@ -679,6 +692,14 @@ impl Swarm {
     fn random(&mut self, below: usize) -> usize {
         let wide = u64::from(self.rng.next_u32()) * u64::try_from(below).unwrap_or(1);
         usize::try_from(wide >> 32).unwrap_or(0)
+    }
+}
+
+/// From when on a transfer is slow, where those that ended took so many microseconds; 0 where none has.
+fn slow_after(mean_us: u64, assumed: Duration) -> Duration {
+    match mean_us {
+        0 => assumed * 2,
+        mean => (Duration::from_micros(mean) * SLOW.0).max(SLOW.1),
     }
 }
 

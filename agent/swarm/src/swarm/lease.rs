@@ -2,13 +2,11 @@
 
 use super::*;
 use crate::{
-    content::{Grantor, Lease},
+    content::{Grantor, Lease, PATIENCE},
     event::OriginEnd,
 };
 
-/// Chunks that peers announced aren't fetched from the registry. Waiting for them costs each content this long at most.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Each chunk that a peer delivers gives so much of that time back: who keeps promises is waited for.
+/// Each chunk that a peer delivers gives so much of the time back that is waited for peers: who keeps promises is waited for.
 const PATIENCE_BACK: Duration = Duration::from_millis(500);
 /// Who brought nothing so often in a row doesn't keep anybody from the registry by what it announces.
 const BARREN: u32 = 2;
@@ -170,8 +168,9 @@ impl Swarm {
                 }
                 // what peers have doesn't leave the registry again
                 let elsewhere = content.pending.contains(chunk)
-                    || content.is_held_by(chunk, |slot| delivers(&self.slots, &self.peers, slot));
-                if elsewhere && content.waited + lease.blocked(now) < PATIENCE {
+                    || content
+                        .is_held_by(chunk, |slot| delivers(&self.slots, &self.peers, slot, now));
+                if elsewhere && lease.blocked(now) < content.patience {
                     self.pull_wanted = true;
                     blocked = true;
                     break;
@@ -186,7 +185,7 @@ impl Swarm {
             if blocked {
                 lease.blocked_since.get_or_insert(now);
             } else {
-                content.waited += lease.blocked(now);
+                content.patience = content.patience.saturating_sub(lease.blocked(now));
                 lease.blocked_since = None;
             }
             if lease.until > before {
@@ -206,12 +205,12 @@ impl Swarm {
             return;
         };
         if let Some(lease) = &mut content.lease {
-            content.waited += lease.blocked(now);
+            content.patience = content.patience.saturating_sub(lease.blocked(now));
             if let Some(since) = &mut lease.blocked_since {
                 *since = now;
             }
         }
-        content.waited = content.waited.saturating_sub(PATIENCE_BACK);
+        content.patience = (content.patience + PATIENCE_BACK).min(PATIENCE.1);
     }
 
     /// How many of those who are known to want this content, and lack some of it, come before us where it is fetched without
@@ -309,10 +308,9 @@ impl Swarm {
 }
 
 /// Whether what the peer at this slot announced can be expected of it.
-fn delivers(slots: &[Option<PeerIndex>], peers: &[Peer], slot: usize) -> bool {
-    slots
-        .get(slot)
-        .copied()
-        .flatten()
-        .is_some_and(|index| peers[index.at()].silent < BARREN)
+fn delivers(slots: &[Option<PeerIndex>], peers: &[Peer], slot: usize, now: Moment) -> bool {
+    slots.get(slot).copied().flatten().is_some_and(|index| {
+        let peer = &peers[index.at()];
+        peer.silent < BARREN && !peer.is_distrusted(now)
+    })
 }

@@ -2,7 +2,7 @@
 //! several of one content isn't believed about that content for a minute. It isn't shunned: it may have lost its disk.
 
 use super::*;
-use crate::promise::Promises;
+use crate::promise::{Promises, REMEMBERED};
 
 impl Swarm {
     /// The peer says that it doesn't have a chunk which it was asked for.
@@ -23,7 +23,8 @@ impl Swarm {
     }
 
     pub(super) fn broke_promise(&mut self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
-        let (now, slot) = (self.now, self.peers[peer.at()].slot);
+        let now = self.now;
+        let state = &mut self.peers[peer.at()];
         let Some(content) = self.contents.get_mut(&id) else {
             return;
         };
@@ -31,11 +32,12 @@ impl Swarm {
             .promises
             .entry(peer)
             .or_insert_with(|| Promises::new(now));
-        promises.broke(now, chunk);
-        if promises.are_worthless()
-            && let Some(slot) = slot
-        {
-            content.forget_slot(slot);
+        promises.broke(now, chunk, state.is_distrusted(now));
+        if promises.are_worthless() {
+            state.distrusted_until = now + REMEMBERED;
+            if let Some(slot) = state.slot {
+                content.forget_slot(slot);
+            }
             self.order_wanted = true;
             self.pull_wanted = true;
         }

@@ -1,6 +1,6 @@
 //! Asking peers for chunks that no push brought: whoever came late, lost a push, or was restarted.
 
-use super::{push::half_over, *};
+use super::*;
 use crate::event::Failure;
 
 /// Chunks looked at in one go.
@@ -211,7 +211,7 @@ impl Swarm {
             let incoming = &self.incoming[at];
             let (peer, id, chunk) = (incoming.peer, incoming.id, incoming.chunk);
             let asked = |other: &Request| other.id == id && other.chunk == chunk;
-            if half_over(self.now, incoming.since, incoming.deadline)
+            if self.is_slow(incoming)
                 && self.requests.len() < self.config.requests
                 && !self.requests.iter().any(asked)
                 && let Some(other) = self.pick_source(id, chunk, Some(peer))

@@ -135,6 +135,11 @@ impl Swarm {
             return Err(Declined::Unwanted);
         }
         content.pushed_at = Some(now);
+        let believed = content
+            .promises
+            .get(&peer)
+            .is_none_or(|promises| !promises.are_worthless());
+        let paused = content.is_paused(now);
         if content.held.contains(chunk) {
             // it was asked for before its push came
             self.late_pushes += u32::from(spread.is_none());
@@ -152,8 +157,8 @@ impl Swarm {
                 .iter()
                 .position(|other| other.chunk == chunk && other.id == id)
             {
-                let other = &mut self.incoming[at];
-                if !half_over(now, other.since, other.deadline) {
+                if !self.is_slow(&self.incoming[at]) {
+                    let other = &mut self.incoming[at];
                     other.spread = other.spread.take().or(spread);
                     return Err(Declined::Already);
                 }
@@ -170,11 +175,7 @@ impl Swarm {
                 }
             }
         }
-        let believed = content
-            .promises
-            .get(&peer)
-            .is_none_or(|promises| !promises.are_worthless());
-        if content.is_paused(now) || !believed {
+        if paused || !believed {
             return Err(Declined::Busy);
         }
         // fewer places than uploads would have the fleet's pushes wait for each other
@@ -185,8 +186,18 @@ impl Swarm {
         };
         // a chunk that others wait for finds room sooner than one that is for us alone
         let bound = bound.max(1) << u32::from(spread.is_some());
+        // what takes far too long keeps out nobody but its sender
+        let slow = |other: &&Incoming| self.is_slow(other);
+        let slow = self.incoming.iter().filter(slow);
+        let (mut count, mut sends_slowly) = (0, false);
+        for other in slow {
+            count += 1;
+            sends_slowly |= other.peer == peer;
+        }
         let own = self.incoming.iter().filter(|other| other.peer == peer);
-        if self.incoming.len() >= bound
+        if self.incoming.len() - count >= bound
+            || self.incoming.len() >= bound + self.config.slow_uploads
+            || sends_slowly
             || own.count() >= self.config.incoming_per_peer.max(1)
             || self.peers[peer.at()].dribbles(now)
             || !self.down_bucket.allows(now)
@@ -213,6 +224,13 @@ impl Swarm {
             spread,
         });
         Ok(())
+    }
+
+    /// Whether an accepted push takes far too long.
+    pub(super) fn is_slow(&self, incoming: &Incoming) -> bool {
+        let took = self.now.since(incoming.since);
+        took >= slow_after(self.push_us, self.config.push_assumed)
+            || half_over(self.now, incoming.since, incoming.deadline)
     }
 
     /// Whether a chunk that was here before its push is passed on for this peer: that costs it no byte.
@@ -630,7 +648,7 @@ impl Swarm {
 
     /// Begins uploads while there is room and something to send.
     pub(super) fn fill_uploads(&mut self) {
-        while self.uploads.len() < self.upload_bound() {
+        while self.uploads.iter().filter(|upload| !upload.slow).count() < self.upload_bound() {
             if self.handovers.is_empty() && self.jobs.is_empty() && self.waiting.is_empty() {
                 break;
             }
@@ -727,18 +745,24 @@ impl Swarm {
                 }
                 continue;
             }
-            let (up, uploads, entitled) = {
+            let (up, uploads, takes, entitled, most) = {
                 let (peer, content) = (&self.peers[peer.at()], &self.contents[&id]);
-                (peer.is_up(), peer.uploads, content.entitles(peer.key))
+                let most = match peer.stuck {
+                    0 => self.config.uploads_per_peer.max(1),
+                    _ => 1,
+                };
+                let entitled = content.entitles(peer.key);
+                let takes = peer.takes(self.now);
+                (peer.is_up(), peer.uploads, takes, entitled, most)
             };
-            if !entitled {
-                // it was when it was chosen
+            if !entitled || (up && !takes) {
+                // it may have been entitled when it was chosen
                 if let Some(handover) = self.handovers.remove(at) {
                     self.rechoose(handover, 1);
                 }
                 continue;
             }
-            if up && uploads < self.config.uploads_per_peer.max(1) {
+            if up && uploads < most {
                 let Some(handover) = self.handovers.remove(at) else {
                     return false;
                 };
@@ -763,6 +787,8 @@ impl Swarm {
                     chunk: handover.chunk,
                     ticket: None,
                     purpose: Purpose::Handover(handover),
+                    since: self.now,
+                    slow: false,
                 });
                 return true;
             }
@@ -821,6 +847,8 @@ impl Swarm {
                     chunk,
                     ticket: None,
                     purpose: Purpose::Spread { job: seq, tries },
+                    since: self.now,
+                    slow: false,
                 });
                 return true;
             }
@@ -964,6 +992,10 @@ impl Swarm {
         let peer = &mut self.peers[index.at()];
         if is_received(delivery) {
             peer.stuck = 0;
+            peer.not_sent_before = now;
+            if delivery == Delivery::Stored {
+                smooth(&mut self.sent_us, now.0 - self.uploads[at].since.0);
+            }
             self.measure_sent(wire_bytes);
         } else if delivery == Delivery::Broken {
             // one may be lost; who takes none is left alone for a while
@@ -978,6 +1010,32 @@ impl Swarm {
         self.end_upload(at, delivery);
     }
 
+    /// Who takes far longer than others holds up nobody else: what was to come of the upload goes on as if it were over.
+    pub(super) fn watch_uploads(&mut self) {
+        let (now, least) = (self.now, self.config.timeout_least);
+        let after = slow_after(self.sent_us, self.config.push_assumed);
+        let slow = self.uploads.iter().filter(|upload| upload.slow).count();
+        let mut room = self.config.slow_uploads.saturating_sub(slow);
+        for at in 0..self.uploads.len() {
+            let upload = &mut self.uploads[at];
+            if room == 0 || upload.slow || now.since(upload.since) < after {
+                continue;
+            }
+            room -= 1;
+            upload.slow = true;
+            let settled = Upload {
+                purpose: core::mem::replace(&mut upload.purpose, Purpose::Answer),
+                ..upload.clone()
+            };
+            let peer = &mut self.peers[settled.peer.at()];
+            let wait = doubled(least, peer.stuck, SILENT_MOST);
+            peer.not_sent_before = peer.not_sent_before.max(now + wait);
+            peer.stuck = peer.stuck.saturating_add(1);
+            self.settle_upload(settled, Delivery::Broken);
+            self.upload_wanted = true;
+        }
+    }
+
     /// An upload is over.
     pub(super) fn end_upload(&mut self, at: usize, delivery: Delivery) {
         let upload = self.uploads.swap_remove(at);
@@ -985,12 +1043,17 @@ impl Swarm {
         self.assign_wanted = !self.unassigned.is_empty();
         let state = &mut self.peers[upload.peer.at()];
         state.uploads = state.uploads.saturating_sub(1);
-        let now = self.now;
         if delivery == Delivery::Unwanted
             && let Some(content) = self.contents.get_mut(&upload.id)
         {
             content.set_unwanted_by(upload.peer, true);
         }
+        self.settle_upload(upload, delivery);
+    }
+
+    /// What depended on an upload goes on.
+    fn settle_upload(&mut self, upload: Upload, delivery: Delivery) {
+        let now = self.now;
         match upload.purpose {
             Purpose::Answer => {}
             Purpose::Handover(handover) => match delivery {

@@ -117,6 +117,8 @@ impl Swarm {
             chunk: waiting.chunk,
             ticket: Some(waiting.ticket),
             purpose: Purpose::Answer,
+            since: self.now,
+            slow: false,
         });
         true
     }

@@ -324,17 +324,15 @@ fn a_push_that_dribbles_is_overtaken_and_makes_no_room_for_the_next() {
     let config = Config::default();
     let limit = (config.push_assumed * config.timeout_factor * 2).min(config.limit_most);
     let limit = u64::try_from(limit.as_millis()).unwrap();
+    let slow = u64::try_from((config.push_assumed * 2).as_millis()).unwrap();
     let mut swarm = among(2, config);
     feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
     feed(&mut swarm, 0, announced(1, 0, set(64, [5])));
     feed(&mut swarm, 0, offered(1, 0, 5, None));
-    assert_eq!(
-        requests(&feed(&mut swarm, limit / 2 - 300, Event::Tick)),
-        []
-    );
-    let asked = requests(&feed(&mut swarm, limit / 2 + 300, Event::Tick));
+    assert_eq!(requests(&feed(&mut swarm, slow - 300, Event::Tick)), []);
+    let asked = requests(&feed(&mut swarm, slow + 300, Event::Tick));
     assert_eq!(asked, [(key(1), 5)]);
-    feed(&mut swarm, limit / 2 + 301, arrived(1, 5));
+    feed(&mut swarm, slow + 301, arrived(1, 5));
     // it does so again, with a chunk that nobody else has: the time that it wasted buys it no more
     let mut now = limit;
     for ticket in 2..6 {
@@ -1585,7 +1583,7 @@ fn check(
             }
         }
         prop_assert!(
-            model.uploads.len() <= config.uploads,
+            model.uploads.len() <= config.uploads + config.slow_uploads,
             "more uploads than the bound"
         );
     }

@@ -102,7 +102,7 @@ impl World {
     }
 
     pub(super) fn count_upload(&mut self, host: u32, content: u32, chunk: u32) {
-        let bound = self.setup.swarm.uploads;
+        let bound = self.setup.swarm.uploads + self.setup.swarm.slow_uploads;
         let node = self.node_mut(host);
         node.uploads += 1;
         let over = node.uploads > bound && node.pit.is_none();

@@ -220,6 +220,12 @@ impl World {
             {
                 self.office.leases.remove(content);
             }
+            // what a host that comes back doesn't name is over
+            if let stage::Event::LeasesHeld { host, contents } = &event {
+                let goes_on =
+                    |content: &Digest, of: &mut HostId| of != host || contents.contains(content);
+                self.office.leases.retain(goes_on);
+            }
             self.plan_event(event);
         }
     }

@@ -284,6 +284,31 @@ fn who_offers_and_sends_nothing_finds_no_room_for_more() {
 }
 
 #[test]
+fn who_takes_nothing_of_what_it_is_sent_takes_no_place_from_others() {
+    let mut swarm = among(30, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let mut to = BTreeSet::new();
+    let first = feed(&mut swarm, 0, offered(1, 0, 0, Some(Spread::Everyone)));
+    to.extend(pushes(&first).iter().map(|(peer, ..)| *peer));
+    assert_eq!(to.len(), 6);
+    // until then they may be slow because everybody is
+    let early = feed(&mut swarm, 4_500, Event::Tick);
+    assert_eq!(pushes(&early), []);
+    for tick in 1..40 {
+        let now = 4_500 + tick * 250;
+        let mut pushed = pushes(&feed(&mut swarm, now, Event::Tick));
+        while let Some((peer, chunk, _)) = pushed.pop() {
+            assert!(to.insert(peer), "sent again to one that takes nothing");
+            if to.len() > 12 {
+                let stored = sent(peer, chunk, Delivery::Stored);
+                pushed.extend(pushes(&feed(&mut swarm, now, stored)));
+            }
+        }
+    }
+    assert_eq!(to.len(), 29, "everybody but who asked for the spread");
+}
+
+#[test]
 fn who_asks_to_spread_what_is_held_is_given_a_bounded_part_of_the_queue() {
     let mut swarm = among(30, Config::default());
     feed(&mut swarm, 0, content(0, 512, ChunkSet::full(512)));
