@@ -536,10 +536,15 @@ impl Driver {
         self.count_false(From::Peers, walked.verdicts.len());
         // what else was made under its ticket is dropped, and isn't known to be false
         let false_run = walked.verdicts.first();
+        if let Some(first) = false_run {
+            // nobody is named before the whole shows who answers for it: it may be the registry's fault
+            let chunks = walked.verdicts.len();
+            warn!(content = %digest, chunk = first.chunk.0, chunks, "the chain proved a chunk false; it and what was made with it are fetched again");
+        }
         let false_run = false_run.and_then(|verdict| Some(verdict.statement.as_ref()?.run.clone()));
         for verdict in walked.verdicts {
             let (chunk, maker) = (verdict.chunk, self.members.name(verdict.source.maker));
-            warn!(content = %digest, chunk = chunk.0, maker = ?maker, "the chain proved a chunk false, or one under the same ticket");
+            debug!(content = %digest, chunk = chunk.0, maker = ?maker, "dropped");
             if let Some(statement) = verdict.statement
                 && false_run
                     .as_ref()

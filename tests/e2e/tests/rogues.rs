@@ -7,36 +7,40 @@
 )]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use e2e::{
     cluster::{Cluster, Options, wait_until},
-    image::{ImageSpec, Mix},
+    image::{GeneratedImage, ImageSpec, Mix},
     registry::{self, Registry},
 };
 use link::{Authorised, Connection, Credentials, Endpoint, LinkSigner, Receiver, Sender, Settings};
 use proto::{
-    ChunkIndex, HostId, Link, Signed, State, Ticket,
+    ChunkIndex, Digest, HostId, Link, Signed, State, Ticket,
     image::ContentSpec,
     message::{
-        ChunkHeader, ChunkPush, ChunkReply, CoordinatorOpen, Encoding, Have, Hello,
-        Link as WireLink, Order, PeerOpen, PeerUpdate, PushOutcome, PushReply, Updates,
-        chunk_reply, coordinator_open, order, peer_open,
+        ChunkHeader, ChunkPush, ChunkReply, ContentHeld, CoordinatorOpen, Encoding, Have, Held,
+        Hello, ImageState, LeaseEnd, LeaseState, Link as WireLink, Order, PeerOpen, PeerUpdate,
+        PushOutcome, PushReply, Report, StageState, Updates, chunk_reply, coordinator_open, order,
+        peer_open,
     },
     statement::Run,
 };
+use tempfile::TempDir;
 use tokio::{
+    runtime::Runtime,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 
 /// Longer than it takes on a busy machine, tar-pits included.
@@ -55,6 +59,12 @@ enum Manner {
     Silent,
     /// A byte a second, both ways.
     Dribble,
+    /// Takes leases, says that it has fetched and holds what it was leased, and holds nothing.
+    Boast,
+    /// Takes leases, fetches nothing, and says now and then that a chunk came.
+    Hoard,
+    /// Takes leases, and signs inventions under their tickets.
+    Invent,
 }
 
 const MANNERS: [Manner; 4] = [
@@ -63,6 +73,9 @@ const MANNERS: [Manner; 4] = [
     Manner::Silent,
     Manner::Dribble,
 ];
+
+/// Those that hold leases.
+const HOLDERS: [Manner; 3] = [Manner::Boast, Manner::Hoard, Manner::Invent];
 
 /// An enrolled host without an agent.
 struct Rogue {
@@ -73,6 +86,10 @@ struct Rogue {
     signer: LinkSigner,
     /// What it vouches under: the coordinator's standing ticket.
     standing: Mutex<Option<Arc<Run>>>,
+    /// What it was leased, as runs that it makes of it, and since when.
+    leased: Mutex<BTreeMap<Digest, (Arc<Run>, Instant)>>,
+    /// Leases that it got.
+    grants: AtomicU64,
     /// Real agents met so far.
     met: AtomicU64,
     /// Pushes that real agents accepted, and requests that they made.
@@ -97,6 +114,8 @@ impl Rogue {
             contents,
             signer: LinkSigner::from_seed(&[7; 32]),
             standing: Mutex::default(),
+            leased: Mutex::default(),
+            grants: AtomicU64::new(0),
             met: AtomicU64::new(0),
             heard: AtomicU64::new(0),
         }
@@ -106,7 +125,7 @@ impl Rogue {
     fn lie(&self, spec: &ContentSpec, chunk: ChunkIndex) -> (ChunkHeader, Bytes) {
         let length = spec.geometry.len(chunk) as usize;
         let noise: Vec<u8> = (0u32..)
-            .flat_map(|at| proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
+            .flat_map(|at| Digest::of(&at.to_le_bytes()).as_bytes().to_vec())
             .take(length)
             .collect();
         let link = Link::forge(spec.geometry, chunk, State::from_bytes(&[7; 32]), &noise);
@@ -115,7 +134,8 @@ impl Rogue {
             bytes[length / 2] ^= 1;
         }
         let standing = self.standing.lock().unwrap().clone();
-        let link = match standing {
+        let made = self.leased.lock().unwrap().get(&spec.digest).cloned();
+        let link = match made.map(|(run, _)| run).or(standing) {
             Some(run) => {
                 let sign = |bytes: &[u8]| self.signer.sign(bytes);
                 Signed::new(spec.digest, chunk, link, run, sign).to_message()
@@ -133,12 +153,12 @@ impl Rogue {
     /// Sends a chunk's bytes in its manner.
     async fn send(&self, sender: &mut Sender, bytes: Bytes) -> anyhow::Result<()> {
         match self.manner {
-            Manner::FalseBytes | Manner::FalseChain => {
+            Manner::FalseBytes | Manner::FalseChain | Manner::Invent => {
                 sender.write(bytes).await?;
                 sender.finish()?;
                 sender.stopped().await?;
             }
-            Manner::Silent => std::future::pending().await,
+            Manner::Silent | Manner::Boast | Manner::Hoard => std::future::pending().await,
             Manner::Dribble => {
                 for at in 0..bytes.len() {
                     sender.write(bytes.slice(at..=at)).await?;
@@ -178,6 +198,7 @@ impl Rogue {
                 let outcome = match self.manner {
                     Manner::FalseBytes | Manner::FalseChain => PushOutcome::Already,
                     Manner::Silent | Manner::Dribble => PushOutcome::Accepted,
+                    Manner::Boast | Manner::Hoard | Manner::Invent => PushOutcome::Busy,
                 };
                 let reply = PushReply {
                     outcome: outcome.into(),
@@ -220,6 +241,100 @@ impl Rogue {
         Ok(())
     }
 
+    /// Which contents it says that it holds.
+    fn claimed(&self) -> Vec<ContentSpec> {
+        let leased = self.leased.lock().unwrap();
+        let claims = |spec: &&ContentSpec| match self.manner {
+            Manner::Boast | Manner::Hoard => false,
+            Manner::Invent => leased.contains_key(&spec.digest),
+            _ => true,
+        };
+        self.contents.iter().filter(claims).cloned().collect()
+    }
+
+    /// What it answers the coordinator's orders with.
+    fn obey(&self, kind: &order::Kind) -> anyhow::Result<Option<Report>> {
+        Ok(match kind {
+            order::Kind::Ticket(ticket) => {
+                let run = Run::vouched(Arc::new(Ticket::parse(ticket)?));
+                *self.standing.lock().unwrap() = Some(Arc::new(run));
+                None
+            }
+            order::Kind::Stage(order) => Some(Report {
+                images: vec![ImageState {
+                    manifest: order.manifest_digest.clone(),
+                    reference: order.references.first().cloned().unwrap_or_default(),
+                    state: StageState::Staging.into(),
+                    total_bytes: 1 << 30,
+                    order: Some(order.order),
+                    ..ImageState::default()
+                }],
+                held: Some(Held::default()),
+                ..Report::default()
+            }),
+            order::Kind::Lease(grant) => {
+                let content = Digest::try_from(grant.content.as_slice())?;
+                let number = self.grants.fetch_add(1, Ordering::Relaxed) + 1;
+                let ticket = grant.ticket.as_ref().context("a lease has a ticket")?;
+                let run = Run::made(Arc::new(Ticket::parse(ticket)?), number, None);
+                let lease = (Arc::new(run), Instant::now());
+                self.leased.lock().unwrap().insert(content, lease);
+                (self.manner == Manner::Boast).then(|| {
+                    let chunks = self.chunks(&content);
+                    Report {
+                        leases: vec![LeaseState {
+                            content: grant.content.clone(),
+                            chunks,
+                            end: LeaseEnd::Done.into(),
+                            ..LeaseState::default()
+                        }],
+                        held: Some(Held {
+                            contents: vec![ContentHeld {
+                                content: grant.content.clone(),
+                                chunks,
+                            }],
+                        }),
+                        ..Report::default()
+                    }
+                })
+            }
+            order::Kind::Revoke(revoke) => {
+                let content = Digest::try_from(revoke.content.as_slice())?;
+                self.leased.lock().unwrap().remove(&content);
+                None
+            }
+            _ => None,
+        })
+    }
+
+    fn chunks(&self, content: &Digest) -> u32 {
+        let spec = self.contents.iter().find(|spec| spec.digest == *content);
+        spec.map_or(1, |spec| spec.geometry.chunks())
+    }
+
+    /// What it says once a second.
+    fn hum(&self) -> Report {
+        let leased = self.leased.lock().unwrap();
+        let leases =
+            leased
+                .iter()
+                .filter(|_| self.manner != Manner::Boast)
+                .map(|(content, (_, since))| {
+                    let seconds = u32::try_from(since.elapsed().as_secs()).unwrap();
+                    let pace = if self.manner == Manner::Hoard { 8 } else { 1 };
+                    LeaseState {
+                        content: content.as_bytes().to_vec(),
+                        chunks: (seconds / pace).min(self.chunks(content) - 1),
+                        paced: self.manner == Manner::Hoard,
+                        ..LeaseState::default()
+                    }
+                });
+        Report {
+            leases: leases.collect(),
+            ..Report::default()
+        }
+    }
+
     /// Says that it holds everything, and pushes what nobody asked for, again and again.
     async fn pester(&self, connection: &Connection) -> anyhow::Result<()> {
         let (mut sender, _receiver) = connection.open().await?;
@@ -230,7 +345,8 @@ impl Rogue {
             })
             .await?;
         loop {
-            let have = self.contents.iter().map(|spec| Have {
+            let claimed = self.claimed();
+            let have = claimed.iter().map(|spec| Have {
                 content: spec.digest.as_bytes().to_vec(),
                 runs: vec![0, spec.geometry.chunks()],
                 reset: true,
@@ -240,7 +356,7 @@ impl Rogue {
                 load: None,
             };
             sender.send(&update).await?;
-            for spec in &self.contents {
+            for spec in &claimed {
                 let chunks = spec.geometry.chunks();
                 for chunk in (1..chunks.saturating_sub(1)).map(ChunkIndex) {
                     // a push that the other side never ends doesn't keep it from the next
@@ -299,15 +415,21 @@ async fn play(
             kind: Some(session),
         })
         .await?;
+    let full = Report {
+        full: true,
+        ..Report::default()
+    };
+    sender.send(&full).await?;
     let mut known = BTreeSet::new();
     let mut jobs = JoinSet::new();
+    let mut seconds = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
+            _ = seconds.tick() => sender.send(&rogue.hum()).await?,
             order = orders.receive::<Order>() => {
                 let Some(Order { kind: Some(kind) }) = order? else { continue };
-                if let order::Kind::Ticket(ticket) = &kind {
-                    let run = Run::vouched(Arc::new(Ticket::parse(ticket)?));
-                    *rogue.standing.lock().unwrap() = Some(Arc::new(run));
+                if let Some(report) = rogue.obey(&kind)? {
+                    sender.send(&report).await?;
                 }
                 let order::Kind::Roster(roster) = kind else { continue };
                 for entry in roster.hosts {
@@ -339,112 +461,148 @@ async fn play(
     }
 }
 
+/// A fleet of which the last hosts are rogues of these manners, that have met all real ones.
+struct World {
+    cluster: Cluster,
+    rogues: Vec<Arc<Rogue>>,
+    image: GeneratedImage,
+    reference: String,
+    /// Hosts with real agents.
+    real: BTreeSet<String>,
+    // last: the rogues live in it
+    _registry: Registry,
+    _runtime: Runtime,
+    _dir: TempDir,
+}
+
+impl World {
+    fn new(real: usize, manners: &[Manner], disk_bytes: u64, layer_bytes: u64) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = dir.path().join("blobs");
+        std::fs::create_dir_all(&blobs).unwrap();
+        let spec = ImageSpec {
+            disk_bytes,
+            layer_bytes,
+            nvram_bytes: 4 << 20,
+            mix: Mix {
+                zero_percent: 10,
+                compressible_percent: 10,
+            },
+            ..ImageSpec::default()
+        };
+        let image = spec.generate(&blobs).unwrap();
+        let options = registry::Options {
+            rate_bytes_per_s: Some(6 << 20),
+            ..registry::Options::default()
+        };
+        let registry = runtime.block_on(Registry::start(options)).unwrap();
+        let reference = registry.hold("fleet/macos", "1", &image);
+        let options = Options::on_loopback(
+            env!("CARGO_BIN_EXE_demo"),
+            dir.path(),
+            real + manners.len(),
+            registry.addr(),
+        );
+        let mut cluster = Cluster::start(options).unwrap();
+        cluster.wait_sessions(PATIENCE).unwrap();
+        let names: BTreeSet<String> = cluster.agents()[..real]
+            .iter()
+            .map(|agent| agent.host.clone())
+            .collect();
+        let contents = image.layout().unwrap().contents();
+        let mut rogues = Vec::new();
+        for (at, manner) in manners.iter().enumerate() {
+            let at = real + at;
+            cluster.kill_agent(at).unwrap();
+            let state = cluster.agents()[at].dir.join("state");
+            let address = std::fs::read_to_string(state.join("coordinator")).unwrap();
+            let coordinator: SocketAddr = address.trim().parse().unwrap();
+            let rogue = runtime.block_on(async { Rogue::new(*manner, &state, contents.clone()) });
+            let rogue = Arc::new(rogue);
+            rogues.push(rogue.clone());
+            let real = names.clone();
+            drop(runtime.spawn(async move {
+                loop {
+                    drop(play(rogue.clone(), coordinator, real.clone()).await);
+                    sleep(Duration::from_millis(500)).await;
+                }
+            }));
+        }
+        let met = |rogue: &Arc<Rogue>| rogue.met.load(Ordering::Relaxed) >= real as u64;
+        assert!(wait_until(PATIENCE, || rogues.iter().all(met)));
+        Self {
+            cluster,
+            rogues,
+            image,
+            reference,
+            real: names,
+            _registry: registry,
+            _runtime: runtime,
+            _dir: dir,
+        }
+    }
+
+    /// Stages the image and waits until real hosts have every true bit of it.
+    fn stages(&self, arguments: &[&str]) {
+        let (cluster, reference) = (&self.cluster, self.reference.as_str());
+        let arguments = [&["stage", reference], arguments].concat();
+        let staged = cluster.parbake(&arguments).unwrap();
+        assert!(
+            staged.status.success(),
+            "{}",
+            String::from_utf8_lossy(&staged.stderr)
+        );
+        let digest = self.image.digest.to_string();
+        let present = |at: usize| {
+            let agent = &cluster.agents()[at];
+            let present = agent.present(|line| line["image"].as_str() == Some(&digest));
+            present.is_some()
+        };
+        let real = self.real.len();
+        if !wait_until(PATIENCE, || (0..real).all(present)) {
+            let late = (0..real).find(|at| !present(*at)).unwrap();
+            let agent = &cluster.agents()[late];
+            let why = cluster.parbake(&["why", &agent.host]).unwrap();
+            let log = agent.log();
+            let last: Vec<_> = log.iter().rev().take(40).rev().collect();
+            panic!(
+                "{} isn't done: {}{last:#?}",
+                agent.host,
+                String::from_utf8_lossy(&why.stdout)
+            );
+        }
+        for agent in &cluster.agents()[..real] {
+            assert!(cluster.verify(agent, reference).unwrap(), "{}", agent.host);
+        }
+    }
+
+    /// What the coordinator says of a host.
+    fn host(&self, at: usize) -> serde_json::Value {
+        let output = self.cluster.parbake(&["hosts", "--json"]).unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let name = self.cluster.agents()[at].host.as_str();
+        let mut hosts = said.as_array().unwrap().iter();
+        hosts.find(|host| host["host"] == name).unwrap().clone()
+    }
+}
+
 #[test]
 fn rogues_of_every_manner_are_finished_without_and_the_liars_named() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let blobs = dir.path().join("blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let spec = ImageSpec {
-        disk_bytes: 24 << 20,
-        layer_bytes: 8 << 20,
-        nvram_bytes: 4 << 20,
-        mix: Mix {
-            zero_percent: 10,
-            compressible_percent: 10,
-        },
-        ..ImageSpec::default()
-    };
-    let image = spec.generate(&blobs).unwrap();
-    let options = registry::Options {
-        rate_bytes_per_s: Some(6 << 20),
-        ..registry::Options::default()
-    };
-    let registry = runtime.block_on(Registry::start(options)).unwrap();
-    let reference = registry.hold("fleet/macos", "1", &image);
-    let options = Options::on_loopback(
-        env!("CARGO_BIN_EXE_demo"),
-        dir.path(),
-        REAL + MANNERS.len(),
-        registry.addr(),
-    );
-    let mut cluster = Cluster::start(options).unwrap();
-    cluster.wait_sessions(PATIENCE).unwrap();
-    let real: BTreeSet<String> = cluster.agents()[..REAL]
-        .iter()
-        .map(|agent| agent.host.clone())
-        .collect();
-    let contents = image.layout().unwrap().contents();
-    let mut rogues = Vec::new();
-    for (at, manner) in MANNERS.into_iter().enumerate() {
-        let at = REAL + at;
-        cluster.kill_agent(at).unwrap();
-        let state = cluster.agents()[at].dir.join("state");
-        let address = std::fs::read_to_string(state.join("coordinator")).unwrap();
-        let coordinator: SocketAddr = address.trim().parse().unwrap();
-        let rogue = runtime.block_on(async { Rogue::new(manner, &state, contents.clone()) });
-        let rogue = Arc::new(rogue);
-        rogues.push(rogue.clone());
-        let real = real.clone();
-        drop(runtime.spawn(async move {
-            loop {
-                drop(play(rogue.clone(), coordinator, real.clone()).await);
-                sleep(Duration::from_millis(500)).await;
-            }
-        }));
-    }
-    let met = |rogue: &Arc<Rogue>| rogue.met.load(Ordering::Relaxed) >= REAL as u64;
-    assert!(wait_until(PATIENCE, || rogues.iter().all(met)));
-
-    let hosts: Vec<&str> = real.iter().map(String::as_str).collect();
-    let staged = cluster
-        .parbake(&["stage", &reference, "--hosts", &hosts.join(",")])
-        .unwrap();
-    assert!(
-        staged.status.success(),
-        "{}",
-        String::from_utf8_lossy(&staged.stderr)
-    );
-    let digest = image.digest.to_string();
-    let present = |at: usize| {
-        let agent = &cluster.agents()[at];
-        let present = agent.present(|line| line["image"].as_str() == Some(&digest));
-        present.is_some()
-    };
-    let all = || (0..REAL).all(present);
-    if !wait_until(PATIENCE, all) {
-        let late = (0..REAL).find(|at| !present(*at)).unwrap();
-        let agent = &cluster.agents()[late];
-        let why = cluster.parbake(&["why", &agent.host]).unwrap();
-        let log = agent.log();
-        let last: Vec<_> = log.iter().rev().take(40).rev().collect();
-        panic!(
-            "{} isn't done: {}{last:#?}",
-            agent.host,
-            String::from_utf8_lossy(&why.stdout)
-        );
-    }
-    for agent in &cluster.agents()[..REAL] {
-        assert!(cluster.verify(agent, &reference).unwrap(), "{}", agent.host);
-    }
-    for rogue in &rogues {
+    let world = World::new(REAL, &MANNERS, 24 << 20, 8 << 20);
+    let hosts: Vec<&str> = world.real.iter().map(String::as_str).collect();
+    world.stages(&["--hosts", &hosts.join(",")]);
+    for rogue in &world.rogues {
         let heard = rogue.heard.load(Ordering::Relaxed);
         println!("{:?} was heard {heard} times", rogue.manner);
         assert!(heard > 0, "{:?} never got a word in", rogue.manner);
     }
-    let output = cluster.parbake(&["hosts", "--json"]).unwrap();
-    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    for (at, agent) in cluster.agents().iter().enumerate() {
-        let host = said
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|host| host["host"] == agent.host.as_str())
-            .unwrap();
+    for at in 0..REAL + MANNERS.len() {
+        let host = world.host(at);
         if at < REAL {
             assert_eq!(host["quarantined"], false, "{host}");
         }
@@ -453,4 +611,30 @@ fn rogues_of_every_manner_are_finished_without_and_the_liars_named() {
             assert!(host["blames"].as_u64().unwrap() > 0, "{host}");
         }
     }
+}
+
+/// The image is for the rogues too, so that they are leased a part of it.
+#[test]
+fn rogues_that_hold_leases_and_lie_to_the_coordinator_cost_seconds() {
+    let real = 6;
+    let world = World::new(real, &HOLDERS, 64 << 20, 4 << 20);
+    let began = Instant::now();
+    world.stages(&[]);
+    println!("staged among {HOLDERS:?} in {:?}", began.elapsed());
+    // the image alone takes the registry 10 s
+    assert!(began.elapsed() < Duration::from_secs(90));
+    for rogue in &world.rogues {
+        let grants = rogue.grants.load(Ordering::Relaxed);
+        println!("{:?} was granted {grants} leases", rogue.manner);
+        assert!(grants > 0, "{:?} never had a lease", rogue.manner);
+    }
+    for at in 0..real {
+        let host = world.host(at);
+        assert_eq!(host["quarantined"], false, "{host}");
+        assert_eq!(host["blames"], 0, "{host}");
+    }
+    // who signed what contradicts itself is convicted by that
+    let at = real + HOLDERS.iter().position(|of| *of == Manner::Invent).unwrap();
+    let convicted = || world.host(at)["quarantined"] == true;
+    assert!(wait_until(PATIENCE, convicted), "{}", world.host(at));
 }
