@@ -117,10 +117,10 @@ impl Fleet {
             let host: HostId = format!("mini-{number:04}").parse()?;
             let now = SystemTime::now();
             let token = enrolment.mint(&host, LIFETIME, now)?;
-            enrolment.redeem(&token, now)?;
+            let (_, from) = enrolment.redeem(&token, now)?;
             let key = rcgen::KeyPair::generate()?;
             let request = rcgen::CertificateParams::default().serialize_request(&key)?;
-            let chain = authority.issue(&host, request.der(), LIFETIME)?;
+            let chain = authority.issue_from(&host, request.der(), from, LIFETIME)?;
             let key = PrivatePkcs8KeyDer::from(key.serialize_der());
             let credentials = Credentials::new(chain, key, vec![authority.certificate().clone()])?;
             hosts.push((host, credentials));
