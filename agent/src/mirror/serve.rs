@@ -753,11 +753,17 @@ impl Drop for Stream {
 impl Stream {
     fn body(self: Box<Self>, work: Work) -> Body {
         // a piece is read while the one before is being sent
-        let pieces = stream::unfold(Some((self, work)), |state| async {
-            let (mut this, work) = state?;
+        let start = Some((Some(self), work));
+        let pieces = stream::unfold(start, |state| async {
+            let (this, work) = state?;
+            let mut this = this?;
             match this.piece().await {
                 Ok(None) => None,
-                Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some((this, work)))),
+                Ok(Some(bytes)) => {
+                    // with the last piece the blob is let go: its client may ask at once for another that needs its room
+                    let rest = (this.at < this.end).then_some(this);
+                    Some((Ok(Frame::data(bytes)), Some((rest, work))))
+                }
                 Err(error) => Some((Err(error), None)),
             }
         });
