@@ -216,7 +216,7 @@ impl Plan {
             content.tried.insert(id.clone());
         }
         let hosts = self.hosts.values().filter(|host| host.connected).count();
-        let enough = self.share(hosts).max(2).min(hosts);
+        let enough = self.share(hosts).max(self.config.accusers).min(hosts);
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };

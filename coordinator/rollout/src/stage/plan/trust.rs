@@ -52,8 +52,7 @@ impl Charges {
 impl Plan {
     /// Different hosts whose word it takes, where so many can know.
     fn enough(&self, of: usize) -> usize {
-        let share = (of * self.config.accusers_percent).div_ceil(100);
-        share.max(self.config.accusers).max(1)
+        self.share(of).max(self.config.accusers)
     }
 
     pub(super) fn blamed(&mut self, by: &HostId, id: &HostId, content: Option<Digest>) {
