@@ -27,5 +27,6 @@ mod session;
 mod shelf;
 mod standalone;
 pub mod store;
+mod suspects;
 pub mod tart;
 mod transfer;

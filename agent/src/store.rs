@@ -902,4 +902,4 @@ fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

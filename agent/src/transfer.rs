@@ -17,7 +17,7 @@ use proto::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
         PeerOpen, PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,
     },
-    statement::{Run, StatementError},
+    statement::StatementError,
 };
 use swarm::{
     action::Declined,
@@ -31,6 +31,7 @@ use crate::{
     notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable},
     store::WriteError,
+    suspects::Suspects,
 };
 
 /// zstd's fastest ordinary level: 0.5 GB/s a core, well above what a 1 GbE link moves.
@@ -156,12 +157,9 @@ pub(crate) struct Subject {
     pub(crate) notary: Arc<Notary>,
     /// Nothing that this host made is taken: it is us, and we have just dropped that.
     pub(crate) retracted: Option<HostKey>,
-    /// Runs of which a link was proved false: nothing more of them is taken.
-    pub(crate) refused: Vec<Arc<Run>>,
+    /// What was proved false of the content: it decides which runs are refused.
+    pub(crate) suspects: Arc<Suspects>,
 }
-
-/// False runs under one ticket of which hosts hear; from then on nothing under it is taken.
-pub(crate) const RUNS_OF_TICKET: usize = 3;
 
 /// How a chunk that should come ended.
 #[derive(Debug)]
@@ -516,7 +514,7 @@ fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Recei
         Err(_) => return Err(bad()),
     };
     // it may be true, and comes again when somebody vouches for it
-    if is_refused(&subject.refused, &signed.statement.run) {
+    if subject.suspects.refuse(&signed.statement.run) {
         return Err(failed(Failure::Disproved));
     }
     match subject.notary.check(&signed) {
@@ -531,13 +529,6 @@ fn check(subject: &Subject, link: Option<&WireLink>) -> Result<Signed, Box<Recei
         // whoever sends this has checked nothing, or made it up
         Err(StatementError::Base | StatementError::Signature) => Err(bad()),
     }
-}
-
-/// Whether nothing more of this run is taken, because links of these were proved false: it is one of them, or its ticket has
-/// made too many. An honest host makes a second run of a content where the registry's bytes were false the first time.
-fn is_refused(refused: &[Arc<Run>], run: &Run) -> bool {
-    let of_ticket = refused.iter().filter(|other| other.shares_ticket(run));
-    of_ticket.count() >= RUNS_OF_TICKET || refused.iter().any(|other| other.is_same(run))
 }
 
 /// Reads the chunk that this header announces, checks it against the link it came with, and stores it.
@@ -682,6 +673,8 @@ fn store(subject: &Subject, peer: HostKey, packed: Packed) -> Receipt {
     }
 }
 
+#[cfg(test)]
+mod liars;
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -31,7 +31,8 @@ use crate::{
     mirror::blob::Blob,
     shelf::{self, Shelf, Unwritable},
     store::{Stage, held::Look},
-    transfer::{RUNS_OF_TICKET, Receipt, Subject},
+    suspects::Suspects,
+    transfer::{Receipt, Subject},
 };
 
 /// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
@@ -42,8 +43,6 @@ const MAX_LOOKS: usize = 64;
 
 /// What this host dropped of its own making isn't taken from others again for this long: by then they know better.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
-/// Runs of one content that are under suspicion at a time. Each took a lease, or a host that vouched.
-const MAX_SUSPECTS: usize = 64;
 /// Reasons: a fetch from the registry has trouble and goes on trying, or has ended for it.
 const ORIGIN_TROUBLE: &str = "origin_trouble";
 const ORIGIN_FAILED: &str = "origin_failed";
@@ -74,9 +73,8 @@ pub(super) struct Content {
     doubted: bool,
     /// When we dropped some of what we made.
     retracted_at: Option<Instant>,
-    /// Signed links that are false, or stand before one in their run: the last one of each run. They are judged when the
-    /// content is verified.
-    suspects: Vec<Signed>,
+    /// Signed links that are false. They are judged when the content is verified.
+    suspects: Arc<Suspects>,
 }
 
 /// All contents.
@@ -196,7 +194,7 @@ impl Contents {
             walking: false,
             doubted: false,
             retracted_at: None,
-            suspects: Vec::new(),
+            suspects: Arc::default(),
         };
         self.contents.insert(id, content);
         (id, true)
@@ -224,7 +222,7 @@ impl Contents {
             walking: false,
             doubted: false,
             retracted_at: None,
-            suspects: Vec::new(),
+            suspects: Arc::default(),
         };
         self.contents.insert(id, content);
         id
@@ -343,11 +341,7 @@ impl Driver {
                 .retracted_at
                 .filter(|at| at.elapsed() < DROPPED_WITHIN)
                 .map(|_| self.me.key()),
-            refused: content
-                .suspects
-                .iter()
-                .map(|signed| signed.statement.run.clone())
-                .collect(),
+            suspects: content.suspects.clone(),
         })
     }
 
@@ -534,21 +528,17 @@ impl Driver {
             self.lack(id, &walked);
         }
         self.count_false(From::Peers, walked.verdicts.len());
-        // what else was made under its ticket is dropped, and isn't known to be false
-        let false_run = walked.verdicts.first();
-        if let Some(first) = false_run {
+        if let Some(first) = walked.verdicts.first() {
             // nobody is named before the whole shows who answers for it: it may be the registry's fault
             let chunks = walked.verdicts.len();
             warn!(content = %digest, chunk = first.chunk.0, chunks, "the chain proved a chunk false; it and what was made with it are fetched again");
         }
-        let false_run = false_run.and_then(|verdict| Some(verdict.statement.as_ref()?.run.clone()));
-        for verdict in walked.verdicts {
+        for (at, verdict) in walked.verdicts.into_iter().enumerate() {
             let (chunk, maker) = (verdict.chunk, self.members.name(verdict.source.maker));
             debug!(content = %digest, chunk = chunk.0, maker = ?maker, "dropped");
-            if let Some(statement) = verdict.statement
-                && false_run
-                    .as_ref()
-                    .is_some_and(|run| statement.run.is_same(run))
+            // the first one is false; the others fell with it and may be true
+            if at == 0
+                && let Some(statement) = verdict.statement
             {
                 let signed = Signed {
                     content: digest,
@@ -574,25 +564,18 @@ impl Driver {
         }
     }
 
-    /// A signed link is false, or stands before one that is: nothing more of its run is taken, and it is judged when the content
-    /// is verified.
+    /// A signed link is false: nothing more of its run is taken, and it is judged when the content is verified.
     fn suspect(&mut self, id: ContentId, signed: Signed) {
         let Some(content) = self.contents.find_mut(id) else {
             return;
         };
-        let run = &signed.statement.run;
-        let same = |other: &&mut Signed| other.statement.run.is_same(run);
-        if let Some(known) = content.suspects.iter_mut().find(same) {
-            if known.chunk < signed.chunk {
-                *known = signed;
-            }
-        } else {
-            let of_ticket = |other: &&Signed| other.statement.run.shares_ticket(run);
-            let runs = content.suspects.iter().filter(of_ticket).count();
-            if runs < RUNS_OF_TICKET && content.suspects.len() < MAX_SUSPECTS {
-                content.suspects.push(signed);
-            }
+        let (digest, maker) = (content.digest, signed.maker().key());
+        if Arc::make_mut(&mut content.suspects).note(signed) {
+            self.drop_made(&digest, maker, ChunkIndex(0));
         }
+        let Some(content) = self.contents.find(id) else {
+            return;
+        };
         if content.closed {
             self.judge_suspects(id);
         }
@@ -603,7 +586,7 @@ impl Driver {
         let Some(content) = self.contents.find_mut(id) else {
             return;
         };
-        let suspects = std::mem::take(&mut content.suspects);
+        let suspects = content.suspects.take();
         let (digest, last) = (content.digest, content.geometry.chunks());
         let Some(shelf) = content.shelves.first().cloned() else {
             return;
@@ -936,8 +919,8 @@ impl Driver {
         self.dropped(id, result);
     }
 
-    /// Another host takes back what it made.
-    pub(super) fn drop_retracted(&mut self, digest: &Digest, maker: HostKey, from: ChunkIndex) {
+    /// Drops what another host made of a content, from a chunk on: it takes it back, or its links are false too often.
+    pub(super) fn drop_made(&mut self, digest: &Digest, maker: HostKey, from: ChunkIndex) {
         let Some(content) = self.contents.by_digest(digest) else {
             return;
         };
@@ -945,7 +928,7 @@ impl Driver {
             return;
         }
         let (id, digest, shelves) = (content.id, content.digest, content.shelves.clone());
-        // what it is sending was made before it knew
+        // what it is sending was made before that
         for ((peer, of, chunk), transfer) in &self.transfers {
             if *peer == maker && *of == id && *chunk >= from {
                 transfer.token.cancel();

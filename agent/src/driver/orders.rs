@@ -104,7 +104,7 @@ impl Driver {
                 if let Ok(maker) = retraction.maker.parse::<proto::HostId>() {
                     let from = ChunkIndex(retraction.from_chunk);
                     self.with_digest(&retraction.content, |driver, digest| {
-                        driver.drop_retracted(&digest, maker.key(), from);
+                        driver.drop_made(&digest, maker.key(), from);
                     });
                 }
             }

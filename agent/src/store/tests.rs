@@ -20,15 +20,15 @@ mod model;
 
 /// An image with everything that matters: a raw layer used twice, zeros, noise, and (`encoded`) a layer that travels as
 /// a blob.
-struct Sample {
-    layout: Layout,
+pub(crate) struct Sample {
+    pub(crate) layout: Layout,
     manifest: Vec<u8>,
     contents: BTreeMap<Digest, Vec<u8>>,
     disk: Vec<u8>,
     config: Vec<u8>,
 }
 
-fn noise(size: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2) | 1;
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
@@ -48,7 +48,12 @@ fn sample_with(own: u64, encoded: Option<Vec<u8>>) -> Sample {
     sample_of(own, &common, (1 << 20) + 5000, encoded)
 }
 
-fn sample_of(own: u64, common: &[u8], own_bytes: usize, encoded: Option<Vec<u8>>) -> Sample {
+pub(crate) fn sample_of(
+    own: u64,
+    common: &[u8],
+    own_bytes: usize,
+    encoded: Option<Vec<u8>>,
+) -> Sample {
     let mine = noise(own_bytes, own);
     let config = format!("{{\"version\":1,\"own\":{own}}}").into_bytes();
     let nvram = noise(70_000, own + 1);
@@ -116,7 +121,7 @@ fn options() -> Options {
     }
 }
 
-fn open(home: &TempDir) -> Store {
+pub(crate) fn open(home: &TempDir) -> Store {
     Store::open(home.path(), options()).unwrap()
 }
 
@@ -145,7 +150,7 @@ fn links(bytes: &[u8]) -> Vec<(ChunkIndex, Link, &[u8])> {
         .collect()
 }
 
-fn begin(store: &Store, sample: &Sample, references: &[&str]) -> (Arc<Stage>, u64) {
+pub(crate) fn begin(store: &Store, sample: &Sample, references: &[&str]) -> (Arc<Stage>, u64) {
     let references: Vec<_> = references.iter().map(ToString::to_string).collect();
     store
         .begin(&sample.layout, &sample.manifest, &references)

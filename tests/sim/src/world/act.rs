@@ -6,6 +6,8 @@ use swarm::{Action, action::Declined, event::OriginEnd};
 
 /// How often a liar lies, in percent of its uploads; half of them are bytes that don't fit, half are invented links.
 const LIES_PERCENT: usize = 20;
+/// False runs of one host from which on nothing that it made of the content is taken, as in the agent.
+const RUNS_OF_MAKER: usize = 8;
 
 impl World {
     pub(super) fn act(&mut self, host: u32, action: Action) {
@@ -1010,14 +1012,16 @@ impl World {
         let run = run.filter(|_| self.lies)?;
         let Run { maker, ticket } = self.runs[run as usize];
         let node = self.node(to);
-        // nothing more is taken of a run of which a link was false, nor of a ticket that made three; this host's own is what it
-        // has just dropped
+        // nothing more is taken of a run of which a link was false, nor of a ticket that made three or a host that made eight;
+        // this host's own is what it has just dropped
         let suspects = node.suspects.get(&content).map_or(&[][..], Vec::as_slice);
         let of_ticket = suspects.iter().filter(|link| {
             let other = self.runs[link.run as usize];
             (other.maker, other.ticket) == (maker, ticket)
         });
-        let refused = suspects.iter().any(|link| link.run == run) || of_ticket.count() >= 3;
+        let refused = suspects.iter().any(|link| link.run == run)
+            || of_ticket.count() >= 3
+            || self.false_runs(to, content, maker) >= RUNS_OF_MAKER;
         if refused || (maker == to && false_link.is_some()) {
             return Some(Failure::Disproved);
         }
@@ -1198,10 +1202,24 @@ impl World {
         }
     }
 
-    /// A link was proved false: nothing more of its run is taken.
+    /// A link was proved false: nothing more of its run is taken, and after so many runs nothing that its maker made.
     fn suspect(&mut self, host: u32, content: u32, link: FalseLink) {
+        let maker = self.runs[link.run as usize].maker;
+        let before = self.false_runs(host, content, maker);
         let suspects = &mut self.node_mut(host).suspects;
         suspects.entry(content).or_default().push(link);
+        let now = self.false_runs(host, content, maker);
+        if before < RUNS_OF_MAKER && now >= RUNS_OF_MAKER && maker != host {
+            self.drop_made_by(host, content, maker, 0);
+        }
+    }
+
+    /// Runs of one maker of which a host knows false links.
+    fn false_runs(&self, host: u32, content: u32, maker: u32) -> usize {
+        let suspects = self.node(host).suspects.get(&content);
+        let runs = suspects.into_iter().flatten().map(|link| link.run);
+        let made = runs.filter(|run| self.runs[*run as usize].maker == maker);
+        made.collect::<BTreeSet<_>>().len()
     }
 
     /// The content is whole: who made what was false in it is known.

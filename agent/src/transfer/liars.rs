@@ -1,0 +1,483 @@
+//! What a host costs that signs lies: false hints, false chains, a run for each lie. Real tickets, signatures, stages and
+//! fetches; the registry is a loop over a socket.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use origin::ProxySettings;
+use proto::{
+    Link, Resume, State,
+    image::{ContentKind, ContentSpec},
+    statement::judge,
+};
+use swarm::event::ContentId;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use super::*;
+use crate::{
+    apple_lz4,
+    config::OriginConfig,
+    driver::Input,
+    fetch::{self, Access, FetchEnd, Origin},
+    identity::tests::Authority,
+    notary::tests::notary,
+    store::tests::{begin, noise, open, sample_of},
+};
+
+/// A host of the fleet, with a stage of the image.
+struct Host {
+    name: &'static str,
+    notary: Arc<Notary>,
+    cache: Arc<Cache>,
+    shelf: Shelf,
+    _home: TempDir,
+}
+
+/// One raw layer that hosts stage, and who authorises them.
+struct World {
+    authority: Authority,
+    spec: ContentSpec,
+    raw: Vec<u8>,
+    blob: Bytes,
+}
+
+impl World {
+    fn new(chunks: usize) -> Self {
+        let raw = noise((chunks - 1) * (1 << 20) + 300_000, 77);
+        let digest = Digest::of(&raw);
+        let layout = sample_of(1, &raw, 5_000, None).layout;
+        let mut contents = layout.contents().into_iter();
+        Self {
+            authority: Authority::new(),
+            spec: contents.find(|spec| spec.digest == digest).unwrap(),
+            blob: apple_lz4::encode(&raw).into(),
+            raw,
+        }
+    }
+
+    fn host(&self, name: &'static str) -> Host {
+        let home = tempfile::tempdir().unwrap();
+        let sample = sample_of(1, &self.raw, 5_000, None);
+        let (stage, _) = begin(&open(&home), &sample, &["registry.example/org/image:1"]);
+        Host {
+            name,
+            notary: Arc::new(notary(&self.authority, name, self.spec.digest)),
+            cache: Arc::default(),
+            shelf: Shelf::Stage(stage),
+            _home: home,
+        }
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = ChunkIndex> + use<> {
+        (0..self.spec.geometry.chunks()).map(ChunkIndex)
+    }
+
+    fn bytes(&self, chunk: ChunkIndex) -> &[u8] {
+        let start = usize::try_from(self.spec.geometry.offset(chunk)).unwrap();
+        &self.raw[start..][..self.spec.geometry.len(chunk) as usize]
+    }
+
+    /// The true links, without hints.
+    fn links(&self) -> Vec<Link> {
+        let mut state = State::INITIAL;
+        let links = self.chunks().map(|chunk| {
+            let link = Link::forge(self.spec.geometry, chunk, state, self.bytes(chunk));
+            state = link.after;
+            link
+        });
+        links.collect()
+    }
+
+    /// A host gets a chunk with this link from a peer.
+    fn give(&self, to: &Host, suspects: &Arc<Suspects>, signed: Signed, bytes: &[u8]) -> Receipt {
+        let subject = Subject {
+            content: self.spec.digest,
+            geometry: self.spec.geometry,
+            chunk: signed.chunk,
+            shelves: vec![to.shelf.clone()],
+            cache: to.cache.clone(),
+            notary: to.notary.clone(),
+            retracted: None,
+            suspects: suspects.clone(),
+        };
+        let peer = signed.maker().key();
+        match check(&subject, Some(&signed.to_message())) {
+            Ok(signed) => {
+                let (encoding, bytes) = pack(bytes.to_vec());
+                let packed = Packed {
+                    signed,
+                    encoding,
+                    bytes,
+                };
+                store(&subject, peer, packed)
+            }
+            Err(receipt) => *receipt,
+        }
+    }
+
+    /// Fetches the layer from the registry. How that ends, what was told meanwhile, each link that was signed, and the bytes that
+    /// it took.
+    async fn fetch(&self, host: &Host) -> (FetchEnd, usize, Vec<Signed>, u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let blob = self.blob.clone();
+        let mut registry = JoinSet::new();
+        registry.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap().to_lowercase();
+                let range = head.split_once("range: bytes=");
+                let from = range.map_or(0, |(_, range)| {
+                    range.split_once('-').unwrap().0.parse().unwrap()
+                });
+                let (size, rest) = (blob.len(), blob.slice(from..));
+                let status = match from {
+                    0 => "200 OK".to_owned(),
+                    _ => format!(
+                        "206 Partial Content\r\nContent-Range: bytes {from}-{}/{size}",
+                        size - 1
+                    ),
+                };
+                let length = rest.len();
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                );
+                // a fetch that finds the bytes false hangs up
+                drop(stream.write_all(answer.as_bytes()).await);
+                drop(stream.write_all(&rest).await);
+            }
+        });
+        let origin = Origin::new(&OriginConfig {
+            ca_file: None,
+            plain_http: vec![address.to_string()],
+            idle_timeout: Duration::from_secs(30),
+            proxy: ProxySettings::default(),
+            system_roots: false,
+            credentials: BTreeMap::new(),
+        });
+        let (inbox, mut told) = mpsc::channel(4);
+        let (_until, until) = watch::channel(u32::MAX);
+        let (_access, access) = watch::channel(Access::default());
+        let moved = Arc::new(AtomicU64::new(0));
+        let job = fetch::Job {
+            id: ContentId(0),
+            content: self.spec.digest,
+            geometry: self.spec.geometry,
+            kind: self.spec.kind,
+            shelves: vec![host.shelf.clone()],
+            reference: format!("{address}/org/image:1"),
+            access,
+            me: host.name.parse().unwrap(),
+            notary: Some(host.notary.clone()),
+            cache: host.cache.clone(),
+            until,
+            moved: moved.clone(),
+            doubted: false,
+            inbox,
+        };
+        let listen = async {
+            let (mut doubts, mut signed) = (0, Vec::new());
+            while let Some(input) = told.recv().await {
+                match input {
+                    Input::Fetched { chunk, .. } => {
+                        let packed = host.cache.find(self.spec.digest, chunk).unwrap();
+                        signed.push(packed.signed);
+                    }
+                    Input::FetchDoubted { .. } => doubts += 1,
+                    Input::Retracted { result, .. } => drop(result.unwrap()),
+                    other => panic!("{other:?}"),
+                }
+            }
+            (doubts, signed)
+        };
+        let (ended, (doubts, signed)) = tokio::join!(fetch::run(origin.unwrap(), job), listen);
+        let Input::FetchEnded { end, .. } = ended else {
+            panic!("{ended:?}");
+        };
+        (end, doubts, signed, moved.load(Ordering::Relaxed))
+    }
+
+    /// Who answers for a false link of these, by what the whole content shows.
+    fn convicted(&self, signed: &[Signed]) -> BTreeSet<String> {
+        let links = self.links();
+        let truth = |chunk: ChunkIndex| match links.get(chunk.0 as usize) {
+            Some(link) => Some(link.before),
+            None => Some(State::from(self.spec.digest)),
+        };
+        let guilty = signed.iter().filter_map(|signed| judge(signed, &truth));
+        guilty.map(|signed| signed.maker().to_string()).collect()
+    }
+}
+
+impl Host {
+    /// Signs these links as one run that begins at the content's beginning.
+    fn made(&self, content: Digest, links: &[Link]) -> Vec<Signed> {
+        let run = self.notary.run(&content, None).unwrap();
+        let links = (0..).map(ChunkIndex).zip(links);
+        let sign =
+            |(chunk, link): (ChunkIndex, &Link)| self.notary.sign(content, chunk, *link, &run);
+        links.map(sign).collect()
+    }
+}
+
+/// A chunk of the layer that a liar invents, with a chain that fits it.
+fn invention(world: &World, chunk: ChunkIndex, before: State) -> (Link, Vec<u8>) {
+    let bytes = noise(world.spec.geometry.len(chunk) as usize, 999);
+    let link = Link::forge(world.spec.geometry, chunk, before, &bytes);
+    (link, bytes)
+}
+
+#[tokio::test]
+async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nobody() {
+    let world = World::new(5);
+    let ContentKind::RawLayer { blob } = world.spec.kind else {
+        panic!("no raw layer");
+    };
+    assert_eq!(blob.size, world.blob.len() as u64);
+    // a host that made all of it has the true hints
+    let liar = world.host("liar");
+    let (end, doubts, made, moved) = world.fetch(&liar).await;
+    assert_eq!((end, doubts, moved), (FetchEnd::Done, 0, blob.size));
+    let held = 3;
+    let (last, true_hint) = (held - 1, made[held - 1].link.resume.unwrap());
+    let marks = |at: usize| made[at].link.resume.unwrap().blob_offset;
+    let hint = |blob_offset, skip_bytes| Resume {
+        blob_offset,
+        skip_bytes,
+    };
+    let false_hints = [
+        // another chunk's place, within the chunk before, in the middle of a block, and other bytes of the right block
+        hint(marks(last + 1), true_hint.skip_bytes),
+        hint(marks(last - 1) + 1, true_hint.skip_bytes),
+        hint(true_hint.blob_offset + 9, true_hint.skip_bytes),
+        hint(true_hint.blob_offset, true_hint.skip_bytes + 1),
+        hint(blob.size - 1, 0),
+    ];
+    for (at, poison) in false_hints.into_iter().enumerate() {
+        let host = world.host("host");
+        let suspects = Arc::default();
+        let mut links: Vec<Link> = made[..held].iter().map(|signed| signed.link).collect();
+        links[last].resume = Some(poison);
+        let given = liar.made(world.spec.digest, &links);
+        for signed in &given {
+            let bytes = world.bytes(signed.chunk);
+            let receipt = world.give(&host, &suspects, signed.clone(), bytes);
+            assert_eq!(receipt.result, Ok(()));
+        }
+        let (end, doubts, signed, moved) = world.fetch(&host).await;
+        assert_eq!((end, doubts), (FetchEnd::Done, 1), "{poison:?}");
+        // from the beginning, after one chunk and what came with it
+        assert!(moved >= blob.size, "{poison:?}: {moved}");
+        let wasted = moved - blob.size;
+        println!(
+            "hint {at}: {wasted} bytes were fetched beyond the blob's {}",
+            blob.size
+        );
+        assert!(wasted <= 2 << 20, "{poison:?}: {wasted}");
+        assert_eq!(host.shelf.walk(world.spec.digest).unwrap(), []);
+        assert!(host.shelf.is_closed(world.spec.digest));
+        // who was misled signed nothing false; and a hint is no link, so its maker is not convicted
+        let chunks: Vec<_> = signed.iter().map(|signed| signed.chunk).collect();
+        assert_eq!(chunks, world.chunks().collect::<Vec<_>>());
+        assert!(
+            signed
+                .iter()
+                .all(|signed| signed.maker().as_str() == "host")
+        );
+        assert_eq!(world.convicted(&signed), BTreeSet::new());
+        assert_eq!(world.convicted(&given), BTreeSet::new());
+    }
+    // the true one is gone on from
+    let host = world.host("host");
+    for signed in &made[..held] {
+        let bytes = world.bytes(signed.chunk);
+        let receipt = world.give(&host, &Arc::default(), signed.clone(), bytes);
+        assert_eq!(receipt.result, Ok(()));
+    }
+    let (end, doubts, _, moved) = world.fetch(&host).await;
+    assert_eq!((end, doubts), (FetchEnd::Done, 0));
+    assert_eq!(moved, blob.size - true_hint.blob_offset);
+}
+
+#[tokio::test]
+async fn who_goes_on_behind_a_false_chain_signs_what_convicts_its_maker() {
+    let world = World::new(6);
+    let liar = world.host("liar");
+    let (_, _, made, _) = world.fetch(&liar).await;
+    let (false_at, held) = (1, 4);
+    // one invention, and true bytes behind it: what is fetched behind them fits
+    let mut links: Vec<Link> = made[..held].iter().map(|signed| signed.link).collect();
+    let (mut link, invented) = invention(&world, ChunkIndex(false_at), links[0].after);
+    link.resume = links[1].resume;
+    links[1] = link;
+    for at in 2..held {
+        let chunk = ChunkIndex(u32::try_from(at).unwrap());
+        let before = links[at - 1].after;
+        links[at] = Link {
+            resume: links[at].resume,
+            ..Link::forge(world.spec.geometry, chunk, before, world.bytes(chunk))
+        };
+    }
+    let host = world.host("host");
+    for signed in liar.made(world.spec.digest, &links) {
+        let bytes = match signed.chunk.0 {
+            at if at == false_at => &invented,
+            _ => world.bytes(signed.chunk),
+        };
+        let receipt = world.give(&host, &Arc::default(), signed, bytes);
+        assert_eq!(receipt.result, Ok(()));
+    }
+    let (end, doubts, signed, moved) = world.fetch(&host).await;
+    assert_eq!((end, doubts), (FetchEnd::Done, 1));
+    assert!(moved <= 2 * world.blob.len() as u64, "{moved}");
+    assert_eq!(host.shelf.walk(world.spec.digest).unwrap(), []);
+    assert!(host.shelf.is_closed(world.spec.digest));
+    // some of what it signed is false, and names who misled it
+    assert_eq!(
+        world.convicted(&signed),
+        BTreeSet::from(["liar".to_owned()])
+    );
+}
+
+/// Walks until the content is verified, while a liar fills each place first as long as it is let: the walks that it takes. What
+/// hears of false links is as in the driver.
+fn walks(world: &World, lie: &mut dyn FnMut(usize, ChunkIndex, Link) -> Signed) -> usize {
+    let (host, honest) = (world.host("host"), world.host("mac-1"));
+    let digest = world.spec.digest;
+    let truth = honest.made(digest, &world.links());
+    let mut suspects = Arc::new(Suspects::default());
+    let note = |suspects: &mut Arc<Suspects>, signed: Signed| {
+        let maker = signed.maker().key();
+        if Arc::make_mut(suspects).note(signed) {
+            let shelf = std::slice::from_ref(&host.shelf);
+            fetch::retract(shelf, digest, maker, ChunkIndex(0)).unwrap();
+        }
+    };
+    let last = world.spec.geometry.chunks() - 1;
+    for walk in 1..=200 {
+        loop {
+            let held = host.shelf.held(digest);
+            let Some(chunk) = held.first_missing() else {
+                break;
+            };
+            let signed = &truth[chunk.0 as usize];
+            if chunk.0 < last {
+                let (link, bytes) = invention(world, chunk, signed.link.before);
+                let receipt = world.give(&host, &suspects, lie(walk, chunk, link), &bytes);
+                if let Some(signed) = receipt.false_link {
+                    note(&mut suspects, *signed);
+                }
+                if receipt.result.is_ok() {
+                    continue;
+                }
+            }
+            let receipt = world.give(&host, &suspects, signed.clone(), world.bytes(chunk));
+            assert_eq!(receipt.result, Ok(()), "{chunk}");
+        }
+        let verdicts = host.shelf.walk(digest).unwrap();
+        if host.shelf.is_closed(digest) {
+            return walk;
+        }
+        let first = verdicts.into_iter().next().unwrap();
+        let false_link = Signed {
+            content: digest,
+            chunk: first.chunk,
+            link: first.link,
+            statement: first.statement.unwrap(),
+        };
+        note(&mut suspects, false_link);
+    }
+    panic!("a liar holds a content up for ever");
+}
+
+#[test]
+fn a_liar_costs_a_few_walks_however_it_signs() {
+    let world = World::new(24);
+    let digest = world.spec.digest;
+    let liar = world.host("liar");
+    let number = std::cell::Cell::new(10);
+    let ticket = || {
+        number.set(number.get() + 1);
+        let key = liar.notary.key();
+        let ticket = world
+            .authority
+            .ticket(Some(digest), "liar", key, number.get(), u64::MAX);
+        liar.notary.lease(digest, Some(&ticket)).unwrap();
+    };
+    let sign = |chunk, link| {
+        let run = liar.notary.run(&digest, None).unwrap();
+        liar.notary.sign(digest, chunk, link, &run)
+    };
+    let all = |lie: &mut dyn FnMut(usize, ChunkIndex, Link) -> Signed| walks(&world, lie);
+    // all in one run: its links don't join, so that one place is taken
+    let run = liar.notary.run(&digest, None).unwrap();
+    let one_run = all(&mut |_, chunk, link| liar.notary.sign(digest, chunk, link, &run));
+    // a run for each lie: a walk drops all under a ticket, and it takes three runs until nothing under it is taken
+    let one_ticket = all(&mut |_, chunk, link| sign(chunk, link));
+    let mut last = 0;
+    let a_ticket_a_walk = all(&mut |walk, chunk, link| {
+        if std::mem::replace(&mut last, walk) != walk {
+            ticket();
+        }
+        sign(chunk, link)
+    });
+    let a_ticket_a_lie = all(&mut |_, chunk, link| {
+        ticket();
+        sign(chunk, link)
+    });
+    let vouched = all(&mut |_, chunk, link| liar.notary.vouch(digest, chunk, link).unwrap());
+    let walks = [
+        one_run,
+        one_ticket,
+        a_ticket_a_walk,
+        a_ticket_a_lie,
+        vouched,
+    ];
+    println!("walks: {walks:?}");
+    assert!(walks.iter().all(|walks| *walks <= 6), "{walks:?}");
+}
+
+#[test]
+fn what_a_maker_of_false_links_vouches_for_later_is_taken() {
+    let world = World::new(2);
+    let (host, misled) = (world.host("host"), world.host("misled"));
+    let (digest, links) = (world.spec.digest, world.links());
+    let mut suspects = Suspects::default();
+    let mut dropped = 0;
+    for number in 10..30 {
+        let key = misled.notary.key();
+        let ticket = world
+            .authority
+            .ticket(Some(digest), "misled", key, number, u64::MAX);
+        misled.notary.lease(digest, Some(&ticket)).unwrap();
+        let signed = misled.made(digest, &links).remove(0);
+        let refused = suspects.refuse(&signed.statement.run);
+        assert_eq!(refused, number >= 18, "{number}");
+        dropped += usize::from(suspects.note(signed));
+    }
+    assert_eq!(dropped, 1);
+    let mut suspects = Arc::new(suspects);
+    let made = misled.made(digest, &links).remove(0);
+    let refused = world.give(&host, &suspects, made, world.bytes(ChunkIndex(0)));
+    assert_eq!(refused.result, Err(Failure::Disproved));
+    assert!(!refused.false_bytes, "nobody is blamed for that");
+    let vouched = misled
+        .notary
+        .vouch(digest, ChunkIndex(0), links[0])
+        .unwrap();
+    let taken = world.give(&host, &suspects, vouched, world.bytes(ChunkIndex(0)));
+    assert_eq!(taken.result, Ok(()));
+    assert_eq!(suspects.take().len(), 8);
+}
