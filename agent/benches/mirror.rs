@@ -185,7 +185,7 @@ fn main() {
         directory: dir.path().join("cache"),
         cache_bytes: u64::MAX,
         upstream: None,
-        upstreams: std::iter::empty().collect(),
+        upstreams: std::iter::once(registry.to_string()).collect(),
         lend_credentials: false,
         on_trouble: OnTrouble::Wait,
         stall: Duration::from_secs(10),

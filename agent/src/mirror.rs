@@ -8,6 +8,7 @@
 
 pub(crate) mod blob;
 pub(crate) mod blobs;
+mod proof;
 mod range;
 mod request;
 mod serve;
@@ -119,9 +120,12 @@ pub struct Settings {
 
 impl Settings {
     fn serves(&self, registry: &str) -> bool {
-        self.upstreams.is_empty()
-            || self.upstreams.contains(registry)
-            || self.upstream.as_deref() == Some(registry)
+        self.upstreams.is_empty() || self.names(registry)
+    }
+
+    /// Whether the settings name this registry, so that its word for what it has is believed.
+    fn names(&self, registry: &str) -> bool {
+        self.upstreams.contains(registry) || self.upstream.as_deref() == Some(registry)
     }
 }
 
@@ -212,7 +216,7 @@ pub(crate) async fn open(
     let service = Service {
         names: local.then(|| LocalNames::new(names)),
         settings,
-        upstreams: Upstreams::new(origin),
+        upstreams: Arc::new(Upstreams::new(origin)),
         blobs,
         wishes,
         metrics,

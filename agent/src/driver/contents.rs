@@ -819,6 +819,12 @@ impl Driver {
             moved: moved.clone(),
             inbox: self.fetch_inbox.clone(),
         };
+        let registry = reference.split_once('/').map(|(registry, _)| registry);
+        for shelf in &content.shelves {
+            if let Shelf::Blob(blob) = shelf {
+                blob.comes_from(registry);
+            }
+        }
         info!(content = %content.digest, image = reference, "fetching from the registry");
         let origin = self.origin.clone();
         let abort = self.spawn(async move { fetch::run(origin, job).await });

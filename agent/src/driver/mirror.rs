@@ -491,6 +491,8 @@ impl Driver {
             return;
         }
         wanted.copying = true;
+        // of whatever registry the image is
+        wanted.blob.comes_from(None);
         let (blob, digest) = (wanted.blob.clone(), *digest);
         self.spawn_blocking(move || {
             if let Err(error) = copy(&stage, &blob) {

@@ -176,6 +176,8 @@ pub(crate) struct Blob {
     held: Mutex<Option<Arc<Held<Arc<BlobFile>>>>>,
     /// End of the bytes that left without being proved to the end.
     given: AtomicU64,
+    /// The registry that the chunks of `run` came from; absent where they are of more than one, or that isn't known.
+    registry: Mutex<Option<String>>,
     readers: AtomicUsize,
     wanted: AtomicBool,
     /// When it was last asked for or read, for the order in which blobs go.
@@ -254,6 +256,8 @@ pub(crate) struct Reading {
     pub(crate) blob: Arc<Blob>,
     pub(crate) news: watch::Receiver<News>,
     epoch: u64,
+    /// The registry whose bytes alone it may have: others' aren't known to be its own too.
+    limited_to: Option<String>,
 }
 
 impl Drop for Reading {
@@ -267,6 +271,24 @@ impl Reading {
     /// Whether bytes that this reader may have passed on turned out false.
     pub(crate) fn is_misled(&self) -> bool {
         self.news.borrow().epoch != self.epoch
+    }
+
+    /// From now on only what came from this registry is ready for this reader; `None`: all that may leave is.
+    pub(super) fn limit(&mut self, registry: Option<String>) {
+        self.limited_to = registry;
+    }
+
+    /// As [`Blob::ready`], for this reader.
+    pub(super) fn ready(&self, offset: u64) -> u64 {
+        match &self.limited_to {
+            None => self.blob.ready(offset),
+            Some(registry) => self.blob.ready_of(registry, offset),
+        }
+    }
+
+    /// Whether all of the blob is here, and this reader may not have what comes next.
+    pub(super) fn is_held_back(&self, offset: u64) -> bool {
+        self.blob.is_whole() && offset < self.blob.size() && self.ready(offset) == offset
     }
 }
 
@@ -353,6 +375,7 @@ impl Blob {
             file: Arc::new(file),
             held: Mutex::default(),
             given: AtomicU64::new(0),
+            registry: Mutex::default(),
             readers: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
@@ -415,7 +438,27 @@ impl Blob {
             blob: self.clone(),
             news,
             epoch,
+            limited_to: None,
         }
+    }
+
+    /// This host fetches it from this registry from now on; `None`: it comes from elsewhere.
+    pub(crate) fn comes_from(&self, registry: Option<&str>) {
+        let mut source = hold(&self.registry);
+        let begun = self.file.run.load(Ordering::Acquire) > 0;
+        if !begun || source.as_deref() != registry {
+            *source = registry.filter(|_| !begun).map(str::to_owned);
+        }
+    }
+
+    /// As [`ready`](Self::ready), of what this host had from this registry alone.
+    fn ready_of(&self, registry: &str, offset: u64) -> u64 {
+        if hold(&self.registry).as_deref() != Some(registry) {
+            return offset;
+        }
+        let run = u64::from(self.file.run.load(Ordering::Acquire));
+        let end = run * proto::CHUNK_BYTES;
+        self.ready(offset).min(end.max(offset))
     }
 
     /// The end of the bytes from `offset` on that may leave now; `offset` itself where none may.

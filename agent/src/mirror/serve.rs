@@ -41,6 +41,7 @@ use super::{
     OnTrouble, Settings,
     blob::{Reading, Trouble},
     blobs::{BeginError, Blobs},
+    proof::{Proof, Sample},
     range::{self, Wanted},
     request::{self, Asked, Refused, Repository},
     upstream::{Client, Found, Upstreams, is_away},
@@ -111,7 +112,7 @@ pub(super) struct Service {
     pub(super) settings: Settings,
     /// The names by which it is asked for on loopback; elsewhere any will do, and the token tells who may ask.
     pub(super) names: Option<LocalNames>,
-    pub(super) upstreams: Upstreams,
+    pub(super) upstreams: Arc<Upstreams>,
     pub(super) blobs: Arc<Blobs>,
     pub(super) wishes: mpsc::Sender<Wish>,
     pub(super) metrics: Metrics,
@@ -494,6 +495,16 @@ impl Service {
         };
         let hit = reading.blob.is_whole();
         self.metrics.count_mirror_hit(hit);
+        let proof = Proof {
+            upstreams: self.upstreams.clone(),
+            repository: repository.clone(),
+            client: client.clone(),
+            digest,
+            size,
+        };
+        let proof = Some(proof)
+            .filter(|proof| !self.settings.names(&repository.registry) && !proof.is_given());
+        reading.limit(proof.as_ref().map(|_| repository.registry.clone()));
         if !hit {
             let heard = self.wish(repository, client, &reading).await?;
             if let Some(response) = self
@@ -502,6 +513,14 @@ impl Service {
             {
                 return Ok(response);
             }
+        }
+        if let Some(proof) = &proof
+            && reading.is_held_back(start)
+        {
+            if let Some(response) = self.prove(&path, proof, &reading, &file).await? {
+                return Ok(response);
+            }
+            reading.limit(None);
         }
         self.metrics
             .mirror_first_byte_seconds
@@ -518,6 +537,7 @@ impl Service {
             },
             hit,
             broken: false,
+            proof,
             patience: self.settings.break_after,
             metrics: self.metrics.clone(),
             pulse: pulse.clone(),
@@ -565,7 +585,8 @@ impl Service {
         let mut revision = None;
         loop {
             let news = reading.news.borrow_and_update().clone();
-            if reading.is_misled() || start == end || reading.blob.ready(start) > start {
+            let waits = reading.ready(start) == start && !reading.is_held_back(start);
+            if reading.is_misled() || start == end || !waits {
                 return Ok(None);
             }
             match news.trouble {
@@ -593,6 +614,37 @@ impl Service {
             }
             // either way it is looked at again
             drop(timeout(left, reading.news.changed()).await);
+        }
+    }
+
+    /// Has a registry that the settings don't name show that it has the blob. An answer instead, where it doesn't.
+    async fn prove(
+        &self,
+        path: &str,
+        proof: &Proof,
+        reading: &Reading,
+        file: &Arc<File>,
+    ) -> Result<Option<Response<Content>>, Broken> {
+        let sample = sample(file, proof.size).await.map_err(|error| {
+            warn!(content = %proof.digest, %error, "a verified blob can't be read");
+            Broken
+        })?;
+        let repository = &proof.repository;
+        match self
+            .persist(repository, path, || proof.ask(&sample))
+            .await?
+        {
+            Ok(true) => Ok(None),
+            // it was dropped meanwhile
+            Ok(false) if reading.blob.is_gone() => Err(Broken),
+            Ok(false) => {
+                warn!(content = %proof.digest, repository = repository.reference(), "a registry says that it has a blob, and has other bytes: its clients don't get those that are here");
+                let message = "the registry's bytes don't match the blob's digest";
+                Ok(Some(
+                    Refusal::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", message).into(),
+                ))
+            }
+            Err(response) => Ok(Some(response)),
         }
     }
 
@@ -732,6 +784,8 @@ pub(super) struct Stream {
     /// It was whole when it was asked for.
     hit: bool,
     broken: bool,
+    /// What its client's registry has still to show before bytes from elsewhere leave.
+    proof: Option<Proof>,
     patience: Duration,
     metrics: Metrics,
     pulse: Arc<Pulse>,
@@ -794,6 +848,22 @@ impl Stream {
         }
     }
 
+    /// Has the registry show that it has the blob; the connection is to be broken where it doesn't.
+    async fn prove(&mut self) -> io::Result<()> {
+        let Some(proof) = self.proof.clone() else {
+            return Ok(());
+        };
+        let sample = sample(&self.file, proof.size).await?;
+        match proof.ask(&sample).await {
+            Ok(true) => {
+                self.reading.limit(None);
+                Ok(())
+            }
+            Ok(false) => Err(self.breaks("its registry has other bytes".into())),
+            Err(error) => Err(self.breaks(error.to_string())),
+        }
+    }
+
     /// An error where bytes that left turned out false: the connection is to be broken.
     fn still_true(&mut self) -> io::Result<()> {
         if self.reading.is_misled() {
@@ -835,7 +905,11 @@ impl Stream {
         loop {
             let trouble = self.reading.news.borrow_and_update().trouble.clone();
             self.still_true()?;
-            let ready = self.reading.blob.ready(self.at).min(self.end);
+            // others brought the rest of what its own registry began
+            if self.reading.is_held_back(self.at) {
+                self.prove().await?;
+            }
+            let ready = self.reading.ready(self.at).min(self.end);
             if ready > self.at {
                 if let Some(since) = stalled {
                     let stall = since.elapsed();
@@ -860,6 +934,12 @@ impl Stream {
             drop(timeout(left, self.reading.news.changed()).await);
         }
     }
+}
+
+async fn sample(file: &Arc<File>, size: u64) -> io::Result<Sample> {
+    let file = file.clone();
+    let picked = tokio::task::spawn_blocking(move || Sample::pick(&file, size));
+    picked.await.map_err(io::Error::other)?
 }
 
 fn count(metrics: &Metrics, what: &'static str, result: &'static str) {

@@ -6,7 +6,7 @@
 //! the upstream can't be reached, what it accepted within the last hour counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use crate::fetch::{Access, Origin};
 const VERDICT: Duration = Duration::from_secs(60);
 /// The same while the upstream can't be reached.
 const VERDICT_STALE: Duration = Duration::from_hours(1);
-/// Verdicts, members and sizes that are kept; beyond, they are forgotten and the upstream is asked again.
+/// Verdicts, members, sizes and shown blobs that are kept; beyond, they are forgotten and the upstream is asked again.
 const MAX_FACTS: usize = 1 << 16;
 /// Parts of one manifest that are kept; no image comes near it.
 const MAX_PARTS: usize = 1 << 12;
@@ -64,6 +64,8 @@ struct Facts {
     members: BTreeMap<(String, Digest), Option<u64>>,
     /// What their manifests say that they have.
     claims: BTreeMap<(String, Digest), u64>,
+    /// Blobs that registries were found to have.
+    shown: BTreeSet<(String, Digest)>,
     tags: BTreeMap<(String, String), Tag>,
     manifests: BTreeMap<Digest, Manifest>,
     manifest_bytes: usize,
@@ -225,6 +227,32 @@ impl Upstreams {
             Err(error) if is_away(&error) => known(VERDICT_STALE).ok_or(error),
             Err(error) => Err(error),
         }
+    }
+
+    /// A part of a blob, from the upstream: the start, how many bytes, and the size of the blob.
+    pub(crate) async fn part(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        client: &Client,
+        (start, length, size): (u64, usize, u64),
+    ) -> Result<Bytes, OriginError> {
+        let handle = self.handle(repository, client)?;
+        handle.part(digest, start, length, size).await
+    }
+
+    /// A registry showed that it has a blob.
+    pub(crate) fn shows(&self, registry: &str, digest: Digest) {
+        let mut facts = self.facts();
+        if facts.shown.len() >= MAX_FACTS {
+            facts.shown.clear();
+        }
+        facts.shown.insert((registry.to_owned(), digest));
+    }
+
+    pub(crate) fn has_shown(&self, registry: &str, digest: &Digest) -> bool {
+        let facts = self.facts();
+        facts.shown.contains(&(registry.to_owned(), *digest))
     }
 
     /// The list of tags, and its headers, as the upstream gives them.

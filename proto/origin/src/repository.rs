@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE},
@@ -339,6 +339,57 @@ impl Repository {
         }
     }
 
+    /// A small part of a blob: `length` bytes from `start` on, of the `size` that it has. Where the registry gives no parts, what comes
+    /// before is read too.
+    ///
+    /// # Errors
+    /// See [`OriginError`]; a range that isn't in the blob is an [`OriginError::Range`].
+    pub async fn part(
+        &self,
+        digest: &Digest,
+        start: u64,
+        length: usize,
+        size: u64,
+    ) -> Result<Bytes, OriginError> {
+        let what = self.what_blob(digest);
+        let end = start.checked_add(length as u64).filter(|end| *end <= size);
+        let end = end.ok_or_else(|| OriginError::Range {
+            what: what.clone(),
+            start,
+            cause: format!("it has only {size} bytes"),
+        })?;
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(RANGE, bytes_between(start, end));
+        let path = format!("blobs/{digest}");
+        let asked = self
+            .ask(&what, Access::Pull, Method::GET, &path, &headers)
+            .await;
+        let idle = self.0.client.idle_timeout();
+        let part = asked.and_then(|Answer { response, from }| {
+            let part = (start, start, size);
+            BlobStream::of(what, authority(&from), response, part, idle)
+        });
+        let mut stream = match part {
+            Err(error) if error.may_be_about_range() => {
+                self.blob_from(digest, 0, start, size).await?
+            }
+            part => part?,
+        };
+        let mut bytes = BytesMut::with_capacity(length);
+        while bytes.len() < length {
+            let Some(piece) = stream.piece().await? else {
+                break;
+            };
+            let wanted = piece.len().min(length - bytes.len());
+            bytes.extend_from_slice(&piece[..wanted]);
+        }
+        Ok(bytes.freeze())
+    }
+
     /// Asks for a blob from byte `asked` on, for the bytes from `start` on.
     async fn blob_from(
         &self,
@@ -606,6 +657,12 @@ fn manifest_headers(accept: Option<&HeaderValue>) -> HeaderMap {
 
 fn bytes_from(start: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("bytes={start}-")).expect("digits are valid in a header")
+}
+
+/// The bytes from `start` to before `end`.
+fn bytes_between(start: u64, end: u64) -> HeaderValue {
+    let last = end - 1;
+    HeaderValue::from_str(&format!("bytes={start}-{last}")).expect("digits are valid in a header")
 }
 
 fn announced(headers: &HeaderMap) -> Option<Digest> {

@@ -50,7 +50,7 @@ pub struct Options {
     pub hosts: Vec<Place>,
     /// Where the coordinator runs.
     pub coordinator: Place,
-    /// The `host:port` of a registry that speaks plain HTTP; empty: none does.
+    /// The `host:port` of a registry that speaks plain HTTP, or of several with commas between; empty: none does.
     pub registry: String,
     /// Further lines of every agent's settings file.
     pub agent_settings: String,
@@ -92,10 +92,9 @@ impl Options {
 
     /// As settings files have it.
     fn plain_http(&self) -> String {
-        match self.registry.as_str() {
-            "" => "[]".into(),
-            registry => format!("['{registry}']"),
-        }
+        let registries = self.registry.split_terminator(',');
+        let quoted: Vec<_> = registries.map(|name| format!("'{name}'")).collect();
+        format!("[{}]", quoted.join(", "))
     }
 }
 

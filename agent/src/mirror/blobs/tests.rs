@@ -130,6 +130,39 @@ fn what_peers_sent_leaves_when_the_chain_is_closed() {
 }
 
 #[test]
+fn a_reader_of_one_registry_has_what_came_from_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = open(dir.path(), 1 << 30);
+    let content = bytes(3, 5 << 19);
+    let begin = || blobs.begin(Digest::of(&content), content.len() as u64);
+    let (mut of_one, mut of_other) = (begin().unwrap(), begin().unwrap());
+    of_one.limit(Some("one.example".into()));
+    of_other.limit(Some("other.example".into()));
+    let blob = of_one.blob.clone();
+    blob.comes_from(Some("one.example"));
+    let all = chunks(&content);
+    for (at, sender) in [(0, me()), (1, peer()), (2, peer())] {
+        let (chunk, bytes, link) = all[at];
+        blob.write(chunk, bytes, link, source(&sender), (&sender, None))
+            .unwrap();
+        assert_eq!((of_one.ready(0), of_other.ready(0)), (1 << 20, 0));
+        assert!(!of_one.is_held_back(1 << 20) && !of_other.is_held_back(0));
+    }
+    blob.walk().unwrap();
+    // all of it is here, and what one registry began is all that its readers have of it
+    assert_eq!((of_one.ready(0), of_other.ready(0)), (1 << 20, 0));
+    assert!(!of_one.is_held_back(0) && of_one.is_held_back(1 << 20));
+    assert!(of_other.is_held_back(0));
+    of_other.limit(None);
+    assert_eq!(of_other.ready(0), content.len() as u64);
+    // another registry goes on: from then on it is nobody's alone
+    blob.comes_from(Some("one.example"));
+    assert_eq!(of_one.ready(0), 1 << 20);
+    blob.comes_from(Some("other.example"));
+    assert!(of_one.is_held_back(0));
+}
+
+#[test]
 fn false_bytes_that_left_end_their_readers_and_forbid_resuming() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = open(dir.path(), 1 << 30);

@@ -102,8 +102,72 @@ fn a_blob_that_a_peer_has_is_had_at_once() {
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     // from the peer, not from the registry once more
     let blobs = world.registry.counters().blobs;
-    assert!(blobs.values().all(|blob| blob.bytes <= 20 << 20));
-    assert_eq!(world.served(), 500 + (1 << 20) + (20 << 20));
+    let samples = 500 + 512 + 512;
+    assert!(
+        blobs
+            .values()
+            .all(|blob| blob.bytes <= (20 << 20) + samples)
+    );
+    assert_eq!(world.served(), 500 + (1 << 20) + (20 << 20) + samples);
+}
+
+/// A local user names a registry of his own, which says that it has whatever it is asked for.
+#[test]
+fn who_runs_a_registry_and_knows_a_digest_gets_nothing_of_others() {
+    let elsewhere = runtime();
+    let start = || elsewhere.block_on(Registry::start(registry::Options::default()));
+    let (evil, second) = (start().unwrap(), start().unwrap());
+    let world = World::beside(
+        &[&evil, &second],
+        2,
+        &spec(8, 8),
+        registry::Options::default(),
+        "",
+    );
+    let bytes = |seed: u32| -> Bytes {
+        let words = (0u32..).flat_map(|at| at.wrapping_mul(0x9e37_79b9 ^ seed).to_le_bytes());
+        words.take(5 << 20).collect::<Vec<u8>>().into()
+    };
+    let (good, invented) = (bytes(0), bytes(2));
+    let digest = world.registry.put_blob(good.clone()).unwrap();
+    evil.put_blob_as(digest, invented.clone()).unwrap();
+    let get = |host: usize, registry: SocketAddr, range: Option<&str>| {
+        let mirror = world.mirror(host);
+        let blob = format!("http://{mirror}/v2/{registry}/some/thing/blobs/{digest}");
+        world.runtime.block_on(read(blob, range))
+    };
+    let own = |host: usize| {
+        let (mirror, name) = (world.mirror(host), world.name());
+        let blob = format!("http://{mirror}/v2/{name}/blobs/{digest}");
+        let (status, bytes, broken) = world.runtime.block_on(read(blob, None));
+        assert!(
+            status == StatusCode::OK && !broken && bytes == good,
+            "{status}"
+        );
+    };
+    own(0);
+    // what the one host has in its cache, and the other one gets from a peer
+    for host in [0, 1, 0, 1] {
+        for range in [None, Some("bytes=2097152-2097999")] {
+            let (status, bytes, broken) = get(host, evil.addr(), range);
+            println!("host {host}, {range:?}: {status}, {} bytes", bytes.len());
+            assert!(status != StatusCode::OK || broken, "{status}");
+            // the registry's own bytes may leave, as without a mirror
+            let from = range.map_or(0, |_| 2 << 20);
+            assert!(bytes == invented[from..from + bytes.len()] || status.is_client_error());
+        }
+    }
+    own(1);
+    // a registry that has it costs a sample, once for each host
+    second.put_blob(good.clone()).unwrap();
+    for host in [0, 1, 0, 1] {
+        let (status, bytes, broken) = get(host, second.addr(), None);
+        assert!(
+            status == StatusCode::OK && !broken && bytes == good,
+            "{status}"
+        );
+    }
+    assert_eq!(second.counters().blobs[&digest].bytes, 2 * 512);
 }
 
 #[test]

@@ -807,6 +807,34 @@ async fn a_head_that_is_refused_says_nothing_of_what_get_gives() {
 }
 
 #[tokio::test]
+async fn a_part_is_these_bytes_alone_whatever_a_registry_makes_of_ranges() {
+    let world = world(Auth::Open).await;
+    let (start, length, size) = (SIZE as u64 / 2, 512, SIZE as u64);
+    let part = |start, length| world.repository.part(&world.digest, start, length, size);
+    let wanted = world.blob.slice(SIZE / 2..SIZE / 2 + length);
+    let sent = || world.registry.counters().blobs[&world.digest].bytes;
+    assert_eq!(part(start, length).await.unwrap(), wanted);
+    assert_eq!(sent(), 512);
+    let ends = [(0, 1), (size - 3, 3), (size, 0)];
+    for (start, length) in ends {
+        let given = part(start, length).await.unwrap();
+        let at = usize::try_from(start).unwrap();
+        assert_eq!(given, world.blob[at..at + length]);
+    }
+    let beyond = part(size - 3, 4).await;
+    assert!(matches!(beyond, Err(OriginError::Range { .. })));
+    for what in [
+        Misbehaviour::IgnoreRange,
+        Misbehaviour::RefuseRange(416),
+        Misbehaviour::ShiftRange(1),
+        Misbehaviour::ContentRange(None),
+    ] {
+        world.script(what.clone());
+        assert_eq!(part(start, length).await.unwrap(), wanted, "{what:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_registry_that_takes_one_type_at_a_time_is_asked_for_one() {
     let world = world(Auth::Open).await;
     let refused = |times| {
