@@ -215,10 +215,13 @@ def test_flags_are_those_that_the_coordinator_has():
 
     default = flags({})
     assert "kubernetes" in default and default["default-gate"] == "none" and default["lease-seconds"] == "15"
-    assert "webhook" not in default and "watch-namespaces" not in default
+    assert "webhook" not in default and "watch-namespaces" not in default and "token-audiences" not in default
     names = default["service-names"].split(",")
     assert f"parbake.{NAMESPACE}.svc" in names and f"parbake-webhook.{NAMESPACE}.svc" in names
-    full = flags({**EVERYTHING, "watchNamespaces": ["ci", NAMESPACE]})
+    full = flags({**EVERYTHING, "watchNamespaces": ["ci", NAMESPACE], "tokenAudiences": ["parbake.dev", "https://runners.example.com"]})
+    assert full["token-audiences"] == "parbake.dev,https://runners.example.com"
+    refused({"tokenAudiences": "parbake.dev"}, "tokenAudiences")
+    refused({"tokenAudiences": [""]}, "tokenAudiences")
     assert full["webhook"] == only(render(EVERYTHING), "ValidatingWebhookConfiguration")["metadata"]["name"]
     assert full["watch-namespaces"] == f"ci,{NAMESPACE}"
     assert full["service-names"].split(",")[-1] == "parbake.example.com"
