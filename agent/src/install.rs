@@ -28,6 +28,9 @@ const PLIST: &str = "/Library/LaunchDaemons/dev.parbake.agent.plist";
 const NEWSYSLOG: &str = "/etc/newsyslog.d/parbake-agent.conf";
 const CONFIG: &str = "/etc/parbake/agent.toml";
 const LOG_DIR: &str = "/var/log/parbake-agent";
+const LOG: &str = "/var/log/parbake-agent/agent.log";
+/// What launchd makes of stderr.
+const ERRORS: &str = "/var/log/parbake-agent/agent.err";
 
 const PLIST_TEMPLATE: &str = include_str!("../../deploy/launchd/dev.parbake.agent.plist");
 const NEWSYSLOG_TEMPLATE: &str = include_str!("../../deploy/launchd/newsyslog.conf");
@@ -186,6 +189,11 @@ impl Layout {
             content: Some(content),
             keep,
         };
+        // launchd and the agent write to them as the user, and make none
+        let log = |path: &str| Entry {
+            users: true,
+            ..file(path, 0o640, true, String::new())
+        };
         let config = fill(CONFIG_TEMPLATE, &value, toml_string)?;
         let newsyslog = fill(NEWSYSLOG_TEMPLATE, &value, Cow::Borrowed)?;
         let plist = fill(PLIST_TEMPLATE, &value, xml_text)?;
@@ -193,8 +201,10 @@ impl Layout {
             entries: vec![
                 directory(Path::new("/etc/parbake"), 0o755, false),
                 directory(state_dir, 0o700, true),
-                // the user's: launchd opens these files as the user, and the agent makes a new one after a rotation
-                directory(Path::new(LOG_DIR), 0o750, true),
+                // root's: newsyslog renames, makes, packs and chowns files there as root, and follows what stands at their names
+                directory(Path::new(LOG_DIR), 0o755, false),
+                log(LOG),
+                log(ERRORS),
                 file(CONFIG, 0o644, true, config),
                 file(NEWSYSLOG, 0o644, false, newsyslog),
                 // last: a crash before leaves nothing that launchd would start at the next boot
@@ -230,9 +240,20 @@ impl Layout {
                 Some(content) => write_file(&path, content, entry.mode, entry.keep),
             };
             let wrote = wrote.with_context(|| format!("writing {}", path.display()))?;
-            if let (true, Some(account)) = (entry.users, account) {
-                std::os::unix::fs::lchown(&path, Some(account.uid), Some(account.gid))
-                    .with_context(|| format!("giving {} to its user", path.display()))?;
+            if let Some(account) = account {
+                let owner = match (entry.users, &entry.content) {
+                    (true, _) => Some((account.uid, Some(account.gid))),
+                    (false, None) => Some((0, None)),
+                    (false, Some(_)) => None,
+                };
+                if let Some((uid, gid)) = owner {
+                    std::os::unix::fs::lchown(&path, Some(uid), gid)
+                        .with_context(|| format!("giving {} to its owner", path.display()))?;
+                }
+            }
+            if entry.path == Path::new(LOG_DIR) {
+                // it was the user's, with versions before
+                drop_links(&path).with_context(|| format!("tidying {}", path.display()))?;
             }
             changed |= wrote && entry.content.is_some();
         }
@@ -257,6 +278,20 @@ fn make_directory(path: &Path, mode: u32) -> io::Result<bool> {
     DirBuilder::new().mode(mode).create(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(true)
+}
+
+/// Removes all from a directory of root's that isn't a file of its own: root would rotate what a link leads to.
+fn drop_links(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        // of the entry itself, also where it is a link
+        let found = entry.metadata()?;
+        if !found.is_dir() && (!found.is_file() || found.nlink() > 1) {
+            warn!(path = %entry.path().display(), "removed: a link among the logs");
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Beside, synced, renamed: a crash leaves the old file or the new one, and launchd never reads half of it.

@@ -11,7 +11,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::{
@@ -38,12 +38,7 @@ const ERROR: u8 = 2;
 
 /// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
-    if let Err(error) = start_logging(&cli.shared) {
-        let shared = &cli.shared;
-        start_logging_to(shared.log_format, &shared.log, colours(), std::io::stderr);
-        error!(error = causes(&*error), "parbake-agent ends");
-        return ExitCode::from(ERROR);
-    }
+    start_logging(&cli.shared);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // verification, packing and disk
@@ -62,17 +57,19 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn start_logging(shared: &Shared) -> anyhow::Result<()> {
+fn start_logging(shared: &Shared) {
     let (format, filter) = (shared.log_format, &shared.log);
     match &shared.log_file {
         None => start_logging_to(format, filter, colours(), std::io::stderr),
-        Some(path) => {
-            let file = LogFile::open(path)
-                .with_context(|| format!("opening log file {} (--log-file)", path.display()))?;
-            start_logging_to(format, filter, false, file);
-        }
+        Some(path) => match LogFile::open(path) {
+            Ok(file) => start_logging_to(format, filter, false, file),
+            // somebody removed it, in a directory where this user can't make another: images matter more
+            Err(error) => {
+                start_logging_to(format, filter, false, std::io::stderr);
+                warn!(path = %path.display(), %error, "the log file can't be opened (--log-file); logging to stderr: `parbake-agent install` makes it anew");
+            }
+        },
     }
-    Ok(())
 }
 
 /// Colours are for terminals that can show them, and for people who want them (<https://no-color.org>).

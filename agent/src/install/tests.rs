@@ -157,6 +157,46 @@ fn modes_are_set_also_on_what_was_there() {
     }
 }
 
+#[test]
+fn nobody_but_root_makes_files_where_root_rotates() {
+    let layout = layout(&["--binary", "/b"]).unwrap();
+    let entry = |path: &Path| layout.entries.iter().find(|entry| entry.path == path);
+    let rotated = content(&layout, NEWSYSLOG).lines();
+    let rotated: Vec<_> = rotated.filter(|line| line.starts_with('/')).collect();
+    assert_eq!(rotated.len(), 2);
+    for line in rotated {
+        let mut fields = line.split_whitespace();
+        let path = Path::new(fields.next().unwrap());
+        assert_eq!(fields.next(), Some("m1:staff"));
+        // there from the first day, as nobody but root can make it
+        let file = entry(path).unwrap();
+        assert!(file.users && file.keep && file.content.is_some());
+        let directory = entry(path.parent().unwrap()).unwrap();
+        assert!(!directory.users && directory.mode & 0o022 == 0, "{line}");
+    }
+    // what its user left there, while it was his
+    let root = tempfile::tempdir().unwrap();
+    let logs = below(root.path(), Path::new(LOG_DIR));
+    std::fs::create_dir_all(&logs).unwrap();
+    let (secret, other) = (root.path().join("secret"), root.path().join("other"));
+    std::fs::write(&secret, "root's").unwrap();
+    std::fs::write(&other, "root's").unwrap();
+    std::os::unix::fs::symlink(&secret, logs.join("agent.log")).unwrap();
+    std::fs::hard_link(&other, logs.join("agent.log.0.bz2")).unwrap();
+    std::fs::write(logs.join("agent.err"), "kept\n").unwrap();
+    layout.write(root.path(), None).unwrap();
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+    assert_eq!(
+        (text(&secret).as_str(), text(&other).as_str()),
+        ("root's", "root's")
+    );
+    assert_eq!(std::fs::metadata(&other).unwrap().nlink(), 1);
+    let log = std::fs::symlink_metadata(logs.join("agent.log")).unwrap();
+    assert!(log.is_file() && log.len() == 0);
+    assert_eq!(text(&logs.join("agent.err")), "kept\n");
+    assert!(!logs.join("agent.log.0.bz2").exists());
+}
+
 #[tokio::test]
 async fn uninstall_removes_the_job_and_leaves_the_rest() {
     let root = tempfile::tempdir().unwrap();
