@@ -184,7 +184,23 @@ fn nobody_but_root_makes_files_where_root_rotates() {
     std::os::unix::fs::symlink(&secret, logs.join("agent.log")).unwrap();
     std::fs::hard_link(&other, logs.join("agent.log.0.bz2")).unwrap();
     std::fs::write(logs.join("agent.err"), "kept\n").unwrap();
-    layout.write(root.path(), None).unwrap();
+    // who isn't root can't give anything away
+    let root_here = rustix::process::geteuid().is_root();
+    let account = root_here.then(|| Account {
+        name: "m1".into(),
+        uid: 501,
+        gid: 20,
+    });
+    if let Some(account) = &account {
+        std::os::unix::fs::chown(&logs, Some(account.uid), None).unwrap();
+    }
+    layout.write(root.path(), account.as_ref()).unwrap();
+    if account.is_some() {
+        let owner = |path: &Path| std::fs::symlink_metadata(path).unwrap().uid();
+        assert_eq!(owner(&logs), 0);
+        assert_eq!(owner(&logs.join("agent.log")), 501);
+        assert_eq!(owner(&logs.join("agent.err")), 501);
+    }
     let text = |path: &Path| std::fs::read_to_string(path).unwrap();
     assert_eq!(
         (text(&secret).as_str(), text(&other).as_str()),

@@ -663,16 +663,14 @@ impl Driver {
         }
         warn!(%by, %host, kind, chunk = blame.chunk, "host is blamed");
         // Silence and broken manners are faults, not lies: the accuser shuns such a host by itself.
-        if blame.kind() == message::BlameKind::Bytes {
-            let content = message::digest(&blame.content).ok();
-            if self.is_news(by, 0, &host, content) {
-                let by = by.clone();
-                self.plan.handle(now, Event::Blamed { by, host, content });
-            }
+        if blame.kind() == message::BlameKind::Bytes && self.is_news(by, 0, &host, None) {
+            let by = by.clone();
+            self.plan.handle(now, Event::Blamed { by, host });
         }
     }
 
-    /// Whether a host blames this one for the first time of this content in a while: the same again says nothing new.
+    /// Whether a host blames this one for the first time in a while, of this content where it shows links: the same again says
+    /// nothing new.
     fn is_news(&mut self, by: &HostId, links: usize, of: &HostId, content: Option<Digest>) -> bool {
         let said = (links, of.clone(), content);
         let accuser = self.hosts.get_mut(by);

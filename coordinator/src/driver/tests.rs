@@ -535,6 +535,45 @@ fn a_host_that_is_blamed_for_bytes_is_asked_to_look_at_them_once() {
 }
 
 #[test]
+fn a_flood_of_blames_costs_the_coordinator_little() {
+    let mut world = World::new();
+    let hosts: Vec<String> = (0..50).map(|number| format!("mini-{number}")).collect();
+    let opened: Vec<_> = hosts
+        .iter()
+        .map(|host| world.open(host, World::hello()))
+        .collect();
+    let liar = opened[0].0;
+    let began = Instant::now();
+    let mut said = 0;
+    for host in &hosts[1..] {
+        let blames = (0u32..4_096).map(|number| message::Blame {
+            host: host.clone(),
+            maker: host.clone(),
+            content: Digest::of(&number.to_le_bytes()).as_bytes().to_vec(),
+            chunk: number,
+            kind: message::BlameKind::Bytes.into(),
+            ..message::Blame::default()
+        });
+        let report = message::Report {
+            blames: blames.collect(),
+            ..message::Report::default()
+        };
+        said += report.blames.len();
+        world.report("mini-0", liar, report);
+        world.driver.publish_due = world.driver.now();
+        world.driver.flush();
+    }
+    let took = began.elapsed();
+    println!("{said} blames of one host cost {took:?}");
+    assert_eq!(said, 200_704);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let view = world.view.borrow().clone();
+    let blames: u64 = view.hosts.values().map(|host| host.blames).sum();
+    assert_eq!(blames, 64);
+    assert!(view.hosts.values().all(|host| !host.quarantined));
+}
+
+#[test]
 fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
     let mut world = World::new();
     let (_one, mut orders) = world.open("mini-1", World::hello());

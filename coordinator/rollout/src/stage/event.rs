@@ -204,8 +204,6 @@ pub enum Event {
         by: HostId,
         /// Who sent it.
         host: HostId,
-        /// What of, where the accuser says so.
-        content: Option<Digest>,
     },
     /// A host that has verified a content says that a link of it is false. The maker's signature under the link was checked.
     FalseLink {

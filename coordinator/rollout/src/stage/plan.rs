@@ -190,7 +190,7 @@ impl Plan {
             Event::LeasesHeld { host, contents } => self.leases_held(&host, &contents),
             Event::WithoutSource { host, contents } => self.without_source(&host, &contents),
             Event::Holds { host, contents } => self.holds(&host, &contents),
-            Event::Blamed { by, host, content } => self.blamed(&by, &host, content),
+            Event::Blamed { by, host } => self.blamed(&by, &host),
             Event::FalseLink {
                 by,
                 maker,

@@ -582,7 +582,7 @@ impl World {
         let (run, false_link) = self.signed(from, content, chunk, lie);
         if let Some(failure) = self.refuted(to, content, chunk, lie, run, false_link) {
             if failure == Failure::Bad {
-                self.blame(to, from, content);
+                self.blame(to, from);
             }
             self.feed(
                 to,
@@ -953,7 +953,7 @@ impl World {
         let may = self.node(from).tickets.contains_key(&content);
         if manner == Manner::Perjured {
             let victim = index(self.random(self.nodes.len()));
-            self.blame(from, victim, content);
+            self.blame(from, victim);
             if victim != from && self.node(victim).tickets.contains_key(&content) {
                 self.show_maker(from, victim, content);
             }
@@ -1074,12 +1074,10 @@ impl World {
     }
 
     /// A host blames another for bytes that didn't fit their link.
-    fn blame(&mut self, by: u32, sender: u32, content: u32) {
-        let content = self.specs[content as usize].digest;
+    fn blame(&mut self, by: u32, sender: u32) {
         self.tell_plan_from(by, |world| stage::Event::Blamed {
             by: world.node(by).id.clone(),
             host: world.node(sender).id.clone(),
-            content: Some(content),
         });
     }
 

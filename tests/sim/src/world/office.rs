@@ -495,11 +495,9 @@ impl World {
         let some = self.random(honest.len().max(1));
         for victim in honest.iter().take(3).chain(honest.get(some)) {
             let victim = *victim;
-            let content = Some(self.specs[0].digest);
             self.tell_plan_from(liar, |world| stage::Event::Blamed {
                 by: world.node(liar).id.clone(),
                 host: world.node(victim).id.clone(),
-                content,
             });
         }
     }

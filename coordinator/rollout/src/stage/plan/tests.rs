@@ -889,7 +889,6 @@ fn accused(by: usize, sender: usize) -> Event {
     Event::Blamed {
         by: host(by),
         host: host(sender),
-        content: None,
     }
 }
 
@@ -1163,7 +1162,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
         4 => (any_host(), any_content(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, chunks, bytes, paced, trouble }),
         4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
-        2 => (any_host(), any_host(), prop::option::of(any_content())).prop_map(|(by, host, content)| Event::Blamed { by, host, content }),
+        2 => (any_host(), any_host()).prop_map(|(by, host)| Event::Blamed { by, host }),
         2 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::LeasesHeld { host, contents }),
         3 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::WithoutSource { host, contents }),
         5 => (any_host(), prop::collection::vec((any_content(), 0u32..120), 0..4)).prop_map(|(host, contents)| Event::Holds { host, contents }),

@@ -16,14 +16,14 @@ use super::*;
 
 /// Contents of which a host may take back what it made, an hour. A registry that errs errs seldom.
 const RETRACTIONS: u32 = 16;
-/// Accusations of one kind that are kept against one host. A fleet has no more hosts; beyond this they prove no more.
+/// Accusations of false links that are kept against one host. Beyond this they prove no more.
 const MOST_CHARGES: usize = 4096;
 
 /// What others say against a host.
 #[derive(Debug, Default)]
 pub(super) struct Charges {
-    /// Who says that it sent something false of this content, or vouched for it, and when last.
-    direct: BTreeMap<(HostId, Option<Digest>), Moment>,
+    /// Who says that it sent something false, or vouched for it, and when last. Of what says nothing more: hosts are counted.
+    direct: BTreeMap<HostId, Moment>,
     /// Who says that it made a false link of this content, and when last.
     false_links: BTreeMap<(HostId, Digest), Moment>,
     /// Contents of which it took back what it made, and since when they are counted.
@@ -39,7 +39,7 @@ impl Charges {
     }
 
     pub(super) fn forget_host(&mut self, id: &HostId) {
-        self.direct.retain(|(by, _), _| by != id);
+        self.direct.remove(id);
         self.false_links.retain(|(by, _), _| by != id);
     }
 
@@ -55,24 +55,19 @@ impl Plan {
         self.share(of).max(self.config.accusers)
     }
 
-    pub(super) fn blamed(&mut self, by: &HostId, id: &HostId, content: Option<Digest>) {
+    pub(super) fn blamed(&mut self, by: &HostId, id: &HostId) {
         if !self.is_trusted(by) || by == id {
             return;
         }
-        let content = content.filter(|digest| self.contents.contains_key(digest));
         let now = self.now;
         let Some(host) = self.hosts.get_mut(id) else {
             return;
         };
-        if host.charges.direct.len() < MOST_CHARGES {
-            host.charges.direct.insert((by.clone(), content), now);
-        }
+        host.charges.direct.insert(by.clone(), now);
         let connected = self.hosts.values().filter(|host| host.connected).count();
         let accusers = self.hosts.get(id).map(|host| {
-            let by = host.charges.direct.keys().map(|(by, _)| by);
-            by.filter(|by| self.is_trusted(by))
-                .collect::<BTreeSet<_>>()
-                .len()
+            let by = host.charges.direct.keys();
+            by.filter(|by| self.is_trusted(by)).count()
         });
         if accusers >= Some(self.enough(connected)) {
             self.quarantine(id);
@@ -88,7 +83,7 @@ impl Plan {
         vouched: bool,
     ) {
         if vouched {
-            return self.blamed(by, maker, Some(digest));
+            return self.blamed(by, maker);
         }
         if !self.is_trusted(by) || by == maker || !self.contents.contains_key(&digest) {
             return;

@@ -287,3 +287,46 @@ fn holders_keep_their_leases_where_a_registry_turns_slow() {
         assert!(chunks.clone().sum::<u32>() >= 4 * 15, "{chunks:?}");
     }
 }
+
+/// As much as the coordinator hears: 64 a minute of each host. One host less than has another shunned says it of one host.
+#[test]
+fn what_is_heard_of_blames_costs_little() {
+    let (hosts, liars, contents, minutes) = (50, 16, 1_000, 20);
+    let mut plan = fleet(hosts);
+    feed(&mut plan, 1_000, Event::WantsKnown);
+    feed(&mut plan, 2_000, wanted(0, 0..contents, Selection::All));
+    for at in 0..hosts {
+        feed(&mut plan, 2_000, report(at, 0, Standing::Staging, 0));
+    }
+    let began = std::time::Instant::now();
+    let mut said = 0;
+    for half_second in 0..minutes * 120 {
+        let now = 3_000 + half_second * 500;
+        for liar in (1..=liars).filter(|_| half_second % 120 < 64) {
+            let liar = host(usize::try_from(liar).unwrap());
+            let (by, maker) = (liar.clone(), host(0));
+            let content = digest(said % contents);
+            let event = match half_second % 2 {
+                0 => Event::Blamed { by, host: maker },
+                _ => Event::FalseLink {
+                    by,
+                    maker,
+                    content,
+                    vouched: false,
+                },
+            };
+            said += 1;
+            let actions = feed(&mut plan, now, event);
+            assert!(
+                !actions
+                    .iter()
+                    .any(|action| matches!(action, Action::Quarantine(_)))
+            );
+        }
+        feed(&mut plan, now, Event::Tick);
+    }
+    let took = began.elapsed();
+    std::println!("{said} accusations in {minutes} minutes cost {took:?}");
+    assert_eq!(said, 20 * 64 * 16);
+    assert!(took < Duration::from_secs(12), "1 % of that time: {took:?}");
+}
