@@ -2,8 +2,8 @@
 //!
 //! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole. A connection that
 //! breaks costs nothing: decoder, hasher and the part of a chunk are kept, and the next one goes on at the next byte. A host
-//! that takes a fetch over goes on by Range from the last chunk that it holds, whose link remembers where in the blob its
-//! first block starts. Where the bytes turn out false, it starts once more from the beginning without trusting what is held: by then
+//! that takes a fetch over goes on by Range behind the last chunk that it holds, whose link remembers where in the blob its
+//! last block starts: that block alone comes again, and has to be the end of the chunk that is held. Where the bytes turn out false, it starts once more from the beginning without trusting what is held: by then
 //! others have what we made of them, under our name, and find it false when their copies are whole.
 
 use std::{
@@ -322,6 +322,8 @@ enum Broke {
     /// The bytes don't decode, or don't end in the digest.
     False(String),
     Disk(String),
+    /// Peers have brought what comes next: it is worth another request to go on behind that.
+    Passed,
     /// The image or the driver is gone.
     Unwanted,
 }
@@ -367,6 +369,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
         }
         match broke {
             Broke::Unwanted => return FetchEnd::Unwanted,
+            Broke::Passed => {}
             Broke::Disk(error) => return FetchEnd::Disk(error),
             Broke::CutShort(error) => return FetchEnd::Failed(Failure::CutShort(error)),
             // peers may have misled us about what is held or where to resume: clear them before blaming the registry
@@ -463,12 +466,10 @@ struct Start {
     state: State,
     blob_offset: u64,
     decoder: Decoder,
-    /// Raw bytes that come before the chunk.
-    skip: usize,
+    /// Raw bytes that have to come before the chunk: the end of the one before, which is held.
+    known: Vec<u8>,
     /// The link that it goes on from, where somebody answers for that.
     base: Option<Signed>,
-    /// The state that the first chunk ends in, where that is held already.
-    ends_in: Option<State>,
 }
 
 /// Turns blob bytes into raw bytes.
@@ -501,13 +502,12 @@ impl Reading {
                 next: start.chunk,
                 state: start.state,
                 decoder: start.decoder,
-                skip: start.skip,
+                raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.known.len() as u64,
+                known: start.known,
                 buffer: Vec::with_capacity(1 << 20),
                 marks: Vec::new(),
-                raw_at: u64::from(start.chunk) * proto::CHUNK_BYTES - start.skip as u64,
                 unreported: 0,
                 ended: false,
-                ends_in: start.ends_in,
                 run: job
                     .notary
                     .as_ref()
@@ -519,6 +519,16 @@ impl Reading {
     /// Whether peers have brought so much meanwhile that it is better to go on behind that.
     fn is_behind(&self, job: &Job) -> bool {
         job.first_missing() > self.assembly.next + 1
+    }
+
+    /// Goes on behind what peers have brought, where that is further on in the blob.
+    async fn passed(&mut self, job: &Job) -> Option<Self> {
+        let mut ahead = Self::begin(job, false).await;
+        if ahead.at <= self.at {
+            return None;
+        }
+        ahead.assembly.unreported = self.assembly.unreported;
+        Some(ahead)
     }
 }
 
@@ -605,8 +615,17 @@ async fn attempt(
                 reading.at += length;
                 reading.assembly.unreported += length;
                 job.moved.fetch_add(length, Ordering::Relaxed);
+                let next = reading.assembly.next;
                 if let Err(broke) = reading.assembly.take(job, bytes).await {
                     break broke;
+                }
+                let may_pass = !from_start && !wholes.no_parts && reading.assembly.next > next;
+                if may_pass
+                    && reading.is_behind(job)
+                    && let Some(ahead) = reading.passed(job).await
+                {
+                    *kept = Some(ahead);
+                    return Err(Broke::Passed);
                 }
             }
             Ok(None) => match reading.assembly.finish(job).await {
@@ -670,9 +689,8 @@ fn beginning(job: &Job) -> Start {
         state: State::INITIAL,
         blob_offset: 0,
         decoder,
-        skip: 0,
+        known: Vec::new(),
         base: None,
-        ends_in: None,
     }
 }
 
@@ -691,8 +709,8 @@ fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
     held
 }
 
-/// Starts with the last chunk that is held in an unbroken run from the beginning, if its link says where it lies in the
-/// blob; blobs start at the first missing chunk.
+/// Starts at the end of the last chunk that is held in an unbroken run from the beginning, if its link says where in the blob
+/// that is; blobs start at the first missing chunk.
 async fn resume(job: &Job) -> Start {
     let Some(shelf) = job.shelves.first().cloned() else {
         return beginning(job);
@@ -705,31 +723,26 @@ async fn resume(job: &Job) -> Start {
         let missing = joined(&shelf, content, held);
         let last = missing.checked_sub(1)?;
         let (link, _) = shelf.link(content, ChunkIndex(last))?;
+        // nobody believes a link that goes on from what nobody answers for
+        let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(last));
+        if notary.is_some() && base.is_none() {
+            return None;
+        }
         if kind == ContentKind::Blob {
-            let blob_offset = geometry.offset(ChunkIndex(missing));
-            let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(last));
-            if notary.is_some() && base.is_none() {
-                return None;
-            }
             return Some(Start {
-                ends_in: None,
                 chunk: missing,
                 state: link.after,
-                blob_offset,
+                blob_offset: geometry.offset(ChunkIndex(missing)),
                 decoder: Decoder::Plain,
-                skip: 0,
+                known: Vec::new(),
                 base,
             });
         }
         let hint = link.resume?;
-        // any sender's word: what can't be true isn't followed, and what only is false shows in what it decodes to
-        let previous = last.checked_sub(1)?;
-        let behind = shelf.link(content, ChunkIndex(previous))?.0.resume;
-        // nobody believes a link that goes on from what nobody answers for
-        let base = signed(notary.as_deref(), &shelf, content, ChunkIndex(previous));
-        if notary.is_some() && base.is_none() {
-            return None;
-        }
+        // its maker's word: what can't be true isn't followed, and what only is false shows in what it decodes to
+        let behind = last.checked_sub(1);
+        let behind = behind.and_then(|at| shelf.link(content, ChunkIndex(at)));
+        let behind = behind.and_then(|(link, _)| link.resume);
         if !is_plausible(hint, blob_size, behind) {
             return None;
         }
@@ -737,12 +750,11 @@ async fn resume(job: &Job) -> Start {
             blob_offset,
             skip_bytes,
         } = hint;
-        let skip = skip_bytes as usize;
-        let before = shelf.read(content, ChunkIndex(previous)).ok()??.bytes;
-        // the window before the block lies in the chunk before, as both are far smaller than a chunk
-        let end = before.len().checked_sub(skip)?;
-        let history = &before[end.saturating_sub(WINDOW_BYTES)..end];
-        let raw_offset = geometry.offset(ChunkIndex(last)).checked_sub(skip as u64)?;
+        let mut before = shelf.read(content, ChunkIndex(last)).ok()??.bytes;
+        // the window before the block lies in the same chunk, as both are far smaller than a chunk
+        let known = before.split_off(before.len().checked_sub(skip_bytes as usize)?);
+        let history = &before[before.len().saturating_sub(WINDOW_BYTES)..];
+        let raw_offset = geometry.offset(ChunkIndex(missing)) - known.len() as u64;
         let decoder = apple_lz4::Decoder::resume(
             geometry.size(),
             Position {
@@ -752,13 +764,12 @@ async fn resume(job: &Job) -> Start {
             history,
         );
         Some(Start {
-            chunk: last,
-            state: link.before,
+            chunk: missing,
+            state: link.after,
             blob_offset,
             decoder: Decoder::Lz4(Box::new(decoder)),
-            skip,
+            known,
             base,
-            ends_in: Some(link.after),
         })
     });
     found.await.ok().flatten().unwrap_or_else(|| beginning(job))
@@ -775,12 +786,14 @@ fn signed(
     notary?.answered(content, chunk, link, &shelf.answer(content, chunk))
 }
 
-/// Whether a place to go on from can be one in this blob: inside of it, at a chunk that starts within its block, and not
-/// before the chunk before it.
+/// Whether a place to go on from can be one in this blob: inside of it, in a block that ends with or behind the chunk, and
+/// behind the place of the chunk before it.
 fn is_plausible(hint: Resume, blob_size: u64, previous: Option<Resume>) -> bool {
     let inside = 0 < hint.blob_offset && hint.blob_offset < blob_size;
-    let skip = (hint.skip_bytes as usize) < WINDOW_BYTES;
-    inside && skip && previous.is_none_or(|previous| previous.blob_offset < hint.blob_offset)
+    let ends_in_block = 0 < hint.skip_bytes && hint.skip_bytes as usize <= WINDOW_BYTES;
+    inside
+        && ends_in_block
+        && previous.is_none_or(|previous| previous.blob_offset < hint.blob_offset)
 }
 
 /// Raw bytes on their way into chunks.
@@ -788,8 +801,8 @@ struct Assembly {
     next: u32,
     state: State,
     decoder: Decoder,
-    /// Raw bytes to leave out before the first chunk.
-    skip: usize,
+    /// Raw bytes that have to come before the first chunk, and are left out.
+    known: Vec<u8>,
     buffer: Vec<u8>,
     /// Raw and blob offsets of the blocks that start in the buffer, in order.
     marks: Vec<Position>,
@@ -799,8 +812,6 @@ struct Assembly {
     unreported: u64,
     /// The compressed stream came to its proper end.
     ended: bool,
-    /// The state that the next chunk ends in, if what was gone on from is true.
-    ends_in: Option<State>,
     /// Under which links are signed; absent where this host has no ticket.
     run: Option<Arc<Run>>,
 }
@@ -833,8 +844,13 @@ impl Assembly {
                         .map_err(|error| Broke::False(error.to_string()))?;
                     let Some(block) = block else { return Ok(()) };
                     self.marks.push(block.start);
-                    let skip = self.skip.min(block.raw.len());
-                    self.skip -= skip;
+                    // The hint or the chunk is another's: what doesn't fit both isn't gone on from, or this host would answer for it.
+                    let skip = self.known.len().min(block.raw.len());
+                    if self.known[..skip] != block.raw[..skip] {
+                        let error = "the end of the chunk that it went on behind came otherwise";
+                        return Err(Broke::False(error.into()));
+                    }
+                    self.known.drain(..skip);
                     self.raw_at += block.raw.len() as u64;
                     // a block is at most 64 KiB, so the buffer holds at most one chunk and one block
                     self.buffer.extend_from_slice(&block.raw[skip..]);
@@ -868,11 +884,11 @@ impl Assembly {
         if job.until.wait_for(|until| *until > chunk.0).await.is_err() {
             return Err(Broke::Unwanted);
         }
-        let offset = job.geometry.offset(chunk);
-        // the block that the chunk's first byte lies in: the last one that starts at or before it
-        let at = self.marks.partition_point(|mark| mark.raw_offset <= offset);
+        let end = job.geometry.offset(chunk) + bytes.len() as u64;
+        // the block that the chunk's last byte lies in: the last one that starts before the chunk's end
+        let at = self.marks.partition_point(|mark| mark.raw_offset < end);
         let resume = at.checked_sub(1).map(|at| self.marks[at]).and_then(|mark| {
-            let skip_bytes = u32::try_from(offset - mark.raw_offset).ok()?;
+            let skip_bytes = u32::try_from(end - mark.raw_offset).ok()?;
             Some(Resume {
                 blob_offset: mark.blob_offset,
                 skip_bytes,
@@ -883,17 +899,11 @@ impl Assembly {
         let (shelves, me, cache) = (job.shelves.clone(), job.me.clone(), job.cache.clone());
         let doubted = job.doubted;
         let signer = job.notary.clone().zip(self.run.clone());
-        let ends_in = self.ends_in.take();
         let stored = tokio::task::spawn_blocking(move || {
             let link = Link {
                 resume,
                 ..Link::forge(geometry, chunk, state, &bytes)
             };
-            // The hint or the link is another's: what doesn't fit both isn't signed, or this host would answer for it.
-            if ends_in.is_some_and(|end| end != link.after) {
-                let error = format!("chunk {chunk}, which it went on with, came otherwise");
-                return Err(Broke::False(error));
-            }
             let signed = signer.map(|(notary, run)| notary.sign(content, chunk, link, &run));
             let statement = signed.as_ref().map(|signed| &signed.statement);
             let made = (&me, statement);
@@ -1035,16 +1045,17 @@ mod tests {
         };
         let before = Some(hint(400, 7));
         let most = u32::try_from(WINDOW_BYTES).unwrap();
-        assert!(is_plausible(hint(401, most - 1), 1_000, before));
-        assert!(is_plausible(hint(999, 0), 1_000, None));
-        // out of the blob, before the chunk before, in another block than a chunk can start in
+        assert!(is_plausible(hint(401, most), 1_000, before));
+        assert!(is_plausible(hint(999, 1), 1_000, None));
+        // out of the blob, before the chunk before, in another block than a chunk can end in
         for false_one in [
-            hint(0, 0),
-            hint(1_000, 0),
-            hint(1 << 63, 0),
-            hint(400, 0),
-            hint(399, 0),
-            hint(500, most),
+            hint(0, 1),
+            hint(1_000, 1),
+            hint(1 << 63, 1),
+            hint(400, 1),
+            hint(399, 1),
+            hint(500, 0),
+            hint(500, most + 1),
             hint(500, u32::MAX),
         ] {
             assert!(!is_plausible(false_one, 1_000, before), "{false_one:?}");

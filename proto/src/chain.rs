@@ -134,20 +134,20 @@ pub struct Link {
     pub after: State,
     /// Where to look for the chunk at home; a hint.
     pub fingerprint: Fingerprint,
-    /// Where decoding of the registry's blob can start again for this chunk; a hint.
+    /// Where decoding of the registry's blob can start again for what follows this chunk; a hint.
     pub resume: Option<Resume>,
 }
 
-/// Where a compressed layer can be entered so as to decode from a chunk on: the block that its first byte lies in.
+/// Where a compressed layer can be entered so as to decode what follows a chunk: the block that the chunk's last byte lies in.
 ///
-/// Known to whoever decoded the layer, passed on with the link, so that the next lease holder continues by Range. The
-/// decoder also needs the 64 KiB of raw bytes before the block. A hint: a wrong one makes decoding fail or the next
-/// link not hold, and the fetch starts again at the blob's beginning.
+/// Whoever decoded the layer knows this place and passes it on with the link, so that the next lease holder goes on by Range
+/// and fetches one block again. The decoder also needs the 64 KiB of raw bytes before the block. The place is a hint: the
+/// block has to decode to the end of the chunk, which is held. Where it doesn't, the fetch starts again at the blob's beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resume {
     /// The block's offset in the compressed blob, in bytes.
     pub blob_offset: u64,
-    /// Raw bytes of the block that lie before the chunk: less than 64 KiB.
+    /// Raw bytes of the block up to the chunk's end: from 1 to 64 KiB.
     pub skip_bytes: u32,
 }
 

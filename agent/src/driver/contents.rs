@@ -386,6 +386,10 @@ impl Driver {
                 self.stored(id, chunk);
             }
             Err(failure) => {
+                if let Some(content) = self.contents.find(id) {
+                    let content = &content.digest;
+                    debug!(%content, chunk = chunk.0, peer = peer.0, ?failure, "a chunk didn't come");
+                }
                 // the size of a blob is what some client's registry says of it: a peer that was told another lies no more
                 // than we do
                 let doubtful = receipt.other_size && self.is_only_mirrored(id);
