@@ -156,7 +156,7 @@ impl Swarm {
             let Some(mut lease) = content.lease.take() else {
                 continue;
             };
-            let before = lease.until;
+            let ordered = lease.ordered;
             let mut blocked = false;
             while lease.until < content.chunks()
                 && lease.ordered.saturating_add(lease.waiting) < window
@@ -188,7 +188,8 @@ impl Swarm {
                 content.patience = content.patience.saturating_sub(lease.blocked(now));
                 lease.blocked_since = None;
             }
-            if lease.until > before {
+            // to pass over what is held orders nothing: whoever begins to fetch there fetches what peers are about to bring
+            if lease.ordered > ordered {
                 self.actions.push_back(Action::Fetch {
                     id: *id,
                     until: ChunkIndex(lease.until),

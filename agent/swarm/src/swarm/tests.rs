@@ -668,6 +668,31 @@ fn blame_is_answered_by_quarantine_that_grows() {
 }
 
 #[test]
+fn a_lease_begins_to_fetch_with_the_first_chunk_that_no_peer_has() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 40, set(40, 0..2)));
+    feed(&mut swarm, 0, announced(0, 0, set(40, 0..5)));
+    let fetched = |actions: &[Action]| -> Vec<u32> {
+        let fetches = actions.iter().filter_map(|action| match action {
+            Action::Fetch { until, .. } => Some(until.0),
+            _ => None,
+        });
+        fetches.collect()
+    };
+    // chunks 2 to 4 are asked of the peer, and nothing is asked of the registry meanwhile: its bytes would be those
+    let actions = feed(&mut swarm, 1, Event::Leased(ContentId(0)));
+    assert!(!requests(&actions).is_empty());
+    assert_eq!(fetched(&actions), [0_u32; 0]);
+    for chunk in 2..4 {
+        let actions = feed(&mut swarm, 2, arrived(0, chunk));
+        assert_eq!(fetched(&actions), [0_u32; 0], "{chunk}");
+    }
+    let actions = feed(&mut swarm, 3, arrived(0, 4));
+    assert!(fetched(&actions).iter().all(|until| *until > 5));
+    assert!(!fetched(&actions).is_empty());
+}
+
+#[test]
 fn a_disproved_chunk_is_asked_of_another_and_its_sender_believed() {
     let mut swarm = among(2, Config::default());
     feed(&mut swarm, 0, content(0, 2, ChunkSet::empty(2)));
