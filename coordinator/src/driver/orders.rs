@@ -317,7 +317,7 @@ impl Driver {
         let whole = session
             .roster
             .is_none_or(|has| self.roster.is_whole_since(has));
-        if whole && !known.wholes.take(now) {
+        if whole && !known.wholes.take(now, self.roster.hosts()) {
             self.rosters_owed.insert(host.clone());
             return;
         }

@@ -19,38 +19,44 @@ use crate::wants::Place;
 /// rounds of every host of a large fleet; each costs about a hundred bytes.
 const REMEMBERED: usize = 16_384;
 
-/// Whole rosters that a host gets at once, and how long it takes until it gets one more: of a thousand hosts each has 80 kB.
-const WHOLES: u32 = 4;
-const WHOLE_EVERY: Duration = Duration::from_secs(5);
+/// Entries of whole rosters that a host gets at once, and how long it takes until it gets one more. An entry has 80 bytes: a
+/// host of a fleet of a thousand gets four rosters of 80 kB, and then one every 5 s.
+const ENTRIES: u32 = 4_000;
+const ENTRY_EVERY: Duration = Duration::from_millis(5);
+/// A whole roster counts as so many entries at least and at most. A small one costs an order. One of a large fleet isn't to be waited
+/// for longer than 5 s.
+const WHOLE: (u32, u32) = (16, 1_000);
 
-/// Whole rosters that a host may be sent.
+/// Whole rosters that a host may be sent, in entries. A host whose agent is killed again and again needs one each time, and meets
+/// no peer without it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wholes {
     left: u32,
-    /// When one more came last.
+    /// Up to when the entries that came since are counted.
     at: Moment,
 }
 
 impl Wholes {
     pub(super) const fn new() -> Self {
         Self {
-            left: WHOLES,
+            left: ENTRIES,
             at: Moment::START,
         }
     }
 
-    /// Takes one, if there is one.
-    pub(super) fn take(&mut self, now: Moment) -> bool {
-        while self.left < WHOLES && now.since(self.at) >= WHOLE_EVERY {
-            self.left += 1;
-            self.at += WHOLE_EVERY;
-        }
-        if self.left == WHOLES {
-            self.at = now;
-        }
-        let any = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        any
+    /// Takes a roster of so many hosts, if that many entries are left.
+    pub(super) fn take(&mut self, now: Moment, hosts: usize) -> bool {
+        let came = now.since(self.at).as_micros() / ENTRY_EVERY.as_micros();
+        let came = u32::try_from(came).unwrap_or(u32::MAX).min(ENTRIES);
+        self.left = self.left.saturating_add(came).min(ENTRIES);
+        self.at = match self.left {
+            ENTRIES => now,
+            _ => self.at + ENTRY_EVERY * came,
+        };
+        let cost = u32::try_from(hosts).unwrap_or(u32::MAX);
+        let left = self.left.checked_sub(cost.clamp(WHOLE.0, WHOLE.1));
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
     }
 }
 
@@ -85,6 +91,10 @@ impl Roster {
             remembered: 0,
             made: BTreeMap::new(),
         }
+    }
+
+    pub(super) fn hosts(&self) -> usize {
+        self.entries.len()
     }
 
     /// Names the roster as it is; never 0.
@@ -274,6 +284,24 @@ mod tests {
             &roster.since(17).unwrap(),
             &roster.since(0).unwrap()
         ));
+    }
+
+    #[test]
+    fn who_is_killed_again_and_again_gets_a_small_roster_each_time_and_a_large_one_seldom() {
+        let millis = |millis: u64| Moment(millis * 1_000);
+        let given = |hosts: usize, every_ms: u64, times: u64| {
+            let mut wholes = Wholes::new();
+            let mut taken = (0..times).filter(|at| wholes.take(millis(at * every_ms), hosts));
+            taken.by_ref().count()
+        };
+        // an agent that lives for 0.85 s, in a fleet of four: nothing is withheld
+        assert_eq!(given(4, 850, 1_000), 1_000);
+        // whoever asks as often as it can gets 250, and then 12.5 a second
+        assert_eq!(given(4, 1, 10_001), 250 + 125);
+        // of a thousand: four, and then one in five seconds
+        assert_eq!(given(1_000, 1, 10_001), 4 + 2);
+        assert_eq!(given(1_000, 5_000, 100), 100);
+        assert_eq!(given(30_000, 1, 10_001), 4 + 2);
     }
 
     #[test]

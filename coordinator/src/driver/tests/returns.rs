@@ -173,16 +173,17 @@ async fn a_host_that_always_asks_for_a_whole_roster_gets_few() {
         ..message::Report::default()
     };
     let mut whole = 0;
-    for round in 0..50 {
+    for round in 0..500 {
         world.report("mini-0", minis[0].session, wanted());
-        if round % 10 == 0 {
+        if round % 100 == 0 {
             // as one that comes again without any
             minis[0].epoch = 0;
             minis[0].back(&mut world);
         }
         whole += minis[0].took().whole;
     }
-    assert!((2..=5).contains(&whole), "{whole}");
+    // 250 of three hosts, some of them at the beginning, and 12.5 for each second that this took
+    assert!((240..400).contains(&whole), "{whole}");
     // what it is owed comes later, by itself
     minis[0].epoch = 0;
     assert_eq!(world.driver.rosters_owed.len(), 1);
