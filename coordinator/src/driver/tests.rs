@@ -144,13 +144,26 @@ impl World {
 
     /// Lets every pause pass and sends what was held back by it.
     pub(super) fn settle(&mut self) {
-        let later = Instant::now() - Duration::from_secs(10);
-        self.driver.started = self.driver.started.min(later);
-        self.driver.apply(Input::Tick);
-        self.driver.flush();
-        self.driver.started -= Duration::from_secs(5);
-        self.driver.apply(Input::Tick);
-        self.driver.flush();
+        let young = Duration::from_secs(10).saturating_sub(self.driver.started.elapsed());
+        for time in [young, Duration::from_secs(5)] {
+            self.pass(time);
+            self.driver.flush();
+        }
+    }
+
+    /// Time passes, and the driver is told so as often as it wants to be: a plan that is told late takes it for held up.
+    pub(super) fn pass(&mut self, time: Duration) {
+        const STEP: Duration = Duration::from_millis(500);
+        let mut left = time;
+        loop {
+            let step = left.min(STEP);
+            self.driver.started -= step;
+            self.driver.apply(Input::Tick);
+            left -= step;
+            if left.is_zero() {
+                break;
+            }
+        }
     }
 
     pub(super) fn host(&self, host: &str) -> Arc<HostView> {

@@ -33,6 +33,8 @@ const NEIGHBOURS_EVERY: Duration = Duration::from_millis(200);
 const FORMER_HOLDERS: Duration = Duration::from_mins(10);
 /// How often leases and absences are looked at while there is something to do.
 const TICK: Duration = Duration::from_millis(500);
+/// A plan that is told the time later than this after it was due was held up with all that hosts said meanwhile.
+const LATE: Duration = Duration::from_secs(1);
 
 /// The coordinator's plan of what is staged where.
 #[derive(Debug)]
@@ -40,7 +42,9 @@ pub struct Plan {
     config: Config,
     rng: ChaCha8Rng,
     seed: u64,
+    /// The plan's own time: the caller's without what was `missed`.
     now: Moment,
+    missed: Duration,
     started: Option<Moment>,
     actions: VecDeque<Action>,
 
@@ -128,6 +132,7 @@ impl Plan {
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
             now: Moment::START,
+            missed: Duration::ZERO,
             started: None,
             actions: VecDeque::new(),
             hosts: BTreeMap::new(),
@@ -149,7 +154,21 @@ impl Plan {
 
     /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
     /// moment seen counts.
+    ///
+    /// Who comes more than a second after [`next_timeout`](Self::next_timeout) was held up, and what hosts said meanwhile is
+    /// still to come: the time beyond doesn't count. Without that, a coordinator that stood still for some seconds would
+    /// take back every lease that goes on, because its holder seems to have been silent.
     pub fn handle(&mut self, now: Moment, event: Event) {
+        let mut own = now - self.missed;
+        if let Some(due) = self.due() {
+            self.missed += own.since(due).saturating_sub(LATE);
+            own = now - self.missed;
+        }
+        self.note(own, event);
+    }
+
+    /// The same by the plan's own clock.
+    fn note(&mut self, now: Moment, event: Event) {
         self.now = self.now.max(now);
         self.started.get_or_insert(self.now);
         let tick = self.tick_at <= self.now;
@@ -239,6 +258,10 @@ impl Plan {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Moment> {
+        Some(self.due()? + self.missed)
+    }
+
+    fn due(&self) -> Option<Moment> {
         let busy = !self.images.is_empty()
             || self
                 .hosts

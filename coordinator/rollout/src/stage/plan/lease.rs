@@ -86,6 +86,10 @@ const DOUBTERS: usize = 2;
 /// Half of the hosts say within this time that they stage an image, or the others are waited for no longer.
 const HALF_WITHIN: Duration = Duration::from_millis(500);
 
+/// A host that came so lately may not have met its peers: it would fetch what they have. So it gets a lease only when the others have
+/// so many more.
+const NEWCOMER: (Duration, usize) = (Duration::from_secs(2), 2);
+
 /// An agent that is killed loses what it verified since its last flush, which is half a second and the time that a disk
 /// takes to sync.
 const FORGETFUL: Duration = Duration::from_secs(2);
@@ -488,12 +492,14 @@ impl Plan {
                 let standing = image.standings.get(*id);
                 let staging = standing.is_some_and(|(standing, _)| *standing == Standing::Staging);
                 let held = standing.map_or(0, |(_, held)| *held);
+                let came_lately = self.now.since(host.since) < NEWCOMER.0;
+                let handicap = if came_lately { NEWCOMER.1 } else { 0 };
                 (
                     last,
                     content.last.as_ref() == Some(*id) || prober == Some(*id),
                     content.tried.contains(*id),
                     host.counts || !content.doubted.contains(*id),
-                    host.leases + given.get(*id).copied().unwrap_or(0),
+                    host.leases + given.get(*id).copied().unwrap_or(0) + handicap,
                     host.failures.min(8),
                     !staging,
                     by_zone.get(host.zone.as_str()).copied().unwrap_or(0),

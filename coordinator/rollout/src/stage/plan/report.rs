@@ -10,7 +10,7 @@ impl Plan {
     /// Where everything stands.
     #[must_use]
     pub fn status(&self, now: Moment) -> Status {
-        let now = now.max(self.now);
+        let now = (now - self.missed).max(self.now);
         Status {
             images: self
                 .images

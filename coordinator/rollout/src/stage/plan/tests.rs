@@ -80,8 +80,9 @@ fn asked(number: usize, content: usize, hosts: &[usize]) -> Event {
     event
 }
 
+/// By the plan's own clock: nothing happens in between, and nobody was held up.
 fn feed(plan: &mut Plan, millis: u64, event: Event) -> Vec<Action> {
-    plan.handle(at(millis), event);
+    plan.note(at(millis), event);
     core::iter::from_fn(|| plan.poll()).collect()
 }
 
@@ -274,6 +275,70 @@ fn a_lease_without_progress_passes_to_another_host() {
     let next = grants(&actions);
     assert_eq!(next.len(), 1);
     assert_ne!(next[0].0, holder);
+}
+
+#[test]
+fn a_plan_that_was_held_up_takes_no_lease_back_for_that() {
+    let mut plan = fleet(5);
+    let first = grants(&want(&mut plan, 2_000, wanted(0, [0], Selection::All)));
+    let (holder, content) = first[0].clone();
+    let told = |plan: &mut Plan, millis: u64, event: Event| {
+        plan.handle(at(millis), event);
+        core::iter::from_fn(|| plan.poll()).collect::<Vec<_>>()
+    };
+    told(&mut plan, 2_500, Event::Tick);
+    told(&mut plan, 2_900, progress(&holder, content, 3));
+    // the coordinator stands still for half a minute: what its holder said meanwhile comes after the first look at the clock
+    assert_eq!(told(&mut plan, 33_000, Event::Tick), []);
+    assert_eq!(told(&mut plan, 33_010, progress(&holder, content, 90)), []);
+    // from then on silence counts as ever
+    let mut revoked_at = None;
+    while revoked_at.is_none() {
+        let due = plan.next_timeout().unwrap();
+        plan.handle(due, Event::Tick);
+        let actions: Vec<Action> = core::iter::from_fn(|| plan.poll()).collect();
+        let revoked = |action: &Action| matches!(action, Action::Revoke { .. });
+        revoked_at = actions.iter().any(revoked).then_some(due);
+    }
+    let silent = revoked_at.unwrap().since(at(33_010));
+    assert!((10_000..10_600).contains(&silent.as_millis()), "{silent:?}");
+}
+
+#[test]
+fn who_has_just_come_back_is_leased_to_after_the_others() {
+    let mut plan = fleet(4);
+    let order = wanted(0, 0..4, Selection::All);
+    let first = grants(&want(&mut plan, 2_000, order));
+    let (holder, content) = first[0].clone();
+    let (newcomer, _) = first[1].clone();
+    let back = |plan: &mut Plan, millis: u64, host: &HostId| {
+        let mut actions = feed(plan, millis, Event::HostDisconnected(host.clone()));
+        actions.extend(feed(plan, millis, Event::HostConnected(host.clone())));
+        let (host, contents) = (host.clone(), Vec::new());
+        actions.extend(feed(plan, millis, Event::LeasesHeld { host, contents }));
+        grants(&actions)
+    };
+    // it has no lease, and the others have one each; all the same one of them gets what it had
+    let passed = back(&mut plan, 5_000, &newcomer);
+    assert!(
+        passed.iter().all(|(host, _)| *host != newcomer),
+        "{passed:?}"
+    );
+    assert_eq!(passed.len(), 1);
+    // and again when another one comes back, as long as it was here for less than 2 s
+    let passed = back(&mut plan, 6_900, &holder);
+    assert_eq!(passed.len(), 1);
+    assert_eq!(passed[0].1, content);
+    assert!(
+        passed[0].0 != newcomer && passed[0].0 != holder,
+        "{passed:?}"
+    );
+    let idle = back(&mut plan, 9_000, &passed[0].0);
+    assert!(
+        idle.iter()
+            .any(|(host, _)| *host == newcomer || *host == holder),
+        "{idle:?}"
+    );
 }
 
 #[test]
