@@ -52,11 +52,14 @@ pub enum Scenario {
     SlowRegistry,
     /// Each connection to the registry ends after 300 kB.
     ShortConnections,
+    /// The coordinator stands still for 5 and 12 s, then falls behind what it is told, and last stands still for so long that all
+    /// sessions are lost. What it is told meanwhile it hears afterwards.
+    Starved,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -78,6 +81,7 @@ impl Scenario {
         Self::DiskFails,
         Self::SlowRegistry,
         Self::ShortConnections,
+        Self::Starved,
     ];
 
     /// Its name on the command line.
@@ -105,6 +109,7 @@ impl Scenario {
             Self::DiskFails => "disk-fails",
             Self::SlowRegistry => "slow-registry",
             Self::ShortConnections => "short-connections",
+            Self::Starved => "starved",
         }
     }
 
@@ -140,6 +145,9 @@ impl Scenario {
             Self::Held => "the image is held everywhere for a while, midway",
             Self::SlowRegistry => "the registry gives each stream 62 kB/s",
             Self::ShortConnections => "each connection to the registry ends after 300 kB",
+            Self::Starved => {
+                "the coordinator stands still for seconds, falls behind, and stands still until all sessions are lost"
+            }
             Self::MissingLayer => {
                 "one image lacks a layer for ever; another comes at the same time, a third a minute later"
             }

@@ -98,6 +98,8 @@ struct Node {
     /// Whom the coordinator chose as its neighbours.
     follows: Vec<u32>,
     session: bool,
+    /// The coordinator hasn't heard of that session yet.
+    unheard: bool,
     staged: bool,
     /// By image.
     stages: Vec<bool>,
@@ -279,6 +281,15 @@ enum Due {
     /// A rogue says that it lacks what it announced.
     Missed(Question),
     PlanTimer,
+    /// The coordinator has time for what it was told.
+    Office {
+        term: u32,
+    },
+    /// A host that lost its session connects anew.
+    Session {
+        host: u32,
+        life: u32,
+    },
     Sample,
     Fault(usize),
 }
@@ -589,6 +600,13 @@ impl World {
             Due::Rogue(host) => self.rogue_acts(host),
             Due::Missed(question) => self.not_arrived(&question, Failure::Missing),
             Due::PlanTimer => self.plan_timer(),
+            Due::Office { term } => self.office_turns(term),
+            Due::Session { host, life } => {
+                let node = self.node(host);
+                if node.alive && node.life == life && !node.session {
+                    self.open_session(host);
+                }
+            }
             Due::Sample => self.sample(),
             Due::Fault(usize::MAX) => {
                 self.ordered_at = self.now;
@@ -834,6 +852,7 @@ impl Node {
             roster: vec![false; setup.hosts],
             follows: Vec::new(),
             session: false,
+            unheard: false,
             staged: false,
             stages: vec![false; images.len()],
             whole_at: vec![None; images.len()],

@@ -129,6 +129,16 @@ impl World {
         }
     }
 
+    /// That the coordinator was held up takes no lease from a host that fetches.
+    pub(super) fn check_revoked(&mut self, host: u32, content: u32) {
+        let grown = self.now.saturating_sub(self.node(host).grown_at);
+        let fetches = self.node(host).fetches.contains_key(&content);
+        if self.setup.scenario == Scenario::Starved && fetches && grown < REPORT_EVERY {
+            self.checks
+                .note("a lease was taken back that brought chunks");
+        }
+    }
+
     pub(super) fn check_leases(&mut self) {
         if self.office.leases.len() > self.setup.plan.origin_streams {
             self.checks.note("more leases than origin streams");

@@ -37,10 +37,21 @@ pub(super) enum Fault {
     Resume,
     /// It breaks all streams off, and refuses new ones for so many seconds, which it says.
     OriginThrottles(u64),
+    /// The coordinator handles nothing for so long, and then what has come meanwhile.
+    CoordinatorStands(Nanos),
+    /// Each event takes the coordinator so long from now on.
+    CoordinatorWorks(Nanos),
+    /// All hosts lose their session with a coordinator that stands still, and get another one after so long.
+    SessionsLost(Nanos),
     /// All agents and the coordinator are killed.
     AllDown,
     AllUp,
 }
+
+/// A connection ends when it was silent for so long.
+const IDLE_S: f64 = 15.0;
+/// What a host that stages tells the coordinator each second: where it stands, what it holds, and now and then of a lease.
+const EVENTS_PER_S: f64 = 2.2;
 
 impl World {
     /// Decides what will go wrong.
@@ -189,6 +200,21 @@ impl World {
                     self.fault(bound * at, Fault::DiskFails);
                 }
             }
+            Scenario::Starved => {
+                let bound = self.bound_s();
+                self.fault(bound * 0.15, Fault::CoordinatorStands(seconds(5.0)));
+                self.fault(bound * 0.3, Fault::CoordinatorStands(seconds(12.0)));
+                // a fifth more than it has time for
+                let each = 1.2 / (EVENTS_PER_S * precise(count as u64));
+                self.fault(bound * 0.5, Fault::CoordinatorWorks(seconds(each)));
+                self.fault(bound * 0.7, Fault::CoordinatorWorks(0));
+                let stands = IDLE_S + 5.0;
+                self.fault(bound * 0.75, Fault::CoordinatorStands(seconds(stands)));
+                self.fault(
+                    bound * 0.75 + IDLE_S,
+                    Fault::SessionsLost(seconds(stands - IDLE_S)),
+                );
+            }
             Scenario::Held => {
                 let bound = self.bound_s();
                 self.fault(bound * 0.4, Fault::Hold);
@@ -254,6 +280,9 @@ impl World {
                 self.close_office();
                 self.open_office();
             }
+            Fault::CoordinatorStands(time) => self.office_stands(time),
+            Fault::CoordinatorWorks(each) => self.office_works(each),
+            Fault::SessionsLost(time) => self.lose_sessions(time),
             Fault::Unwanted => {
                 for host in 0..self.nodes.len() {
                     let node = &mut self.nodes[host];

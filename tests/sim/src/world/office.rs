@@ -9,6 +9,9 @@ use stage::{
 /// An order to stage is carried out within this time: the agent has to read the manifest and reserve room.
 const STAGGER: Nanos = 200_000_000;
 
+/// Hosts that lost their session come back within this time after they can.
+const REOPENED_WITHIN: Nanos = 500_000_000;
+
 /// What a host lacks for this long without a source is reported.
 const NO_SOURCE: Nanos = 2_000_000_000;
 
@@ -20,6 +23,12 @@ pub(super) struct Office {
     /// Which coordinator this is: messages to an earlier one are lost.
     term: u32,
     timer_at: Nanos,
+    /// What it was told and hasn't heard yet, while it stands still or falls behind.
+    inbox: VecDeque<stage::Event>,
+    /// It handles nothing before.
+    busy_until: Nanos,
+    /// How long each event takes it.
+    work: Nanos,
     pub(super) ordered: bool,
     /// Hosts on which the image isn't wanted any more, and whether they have heard of it.
     pub(super) unwanted: BTreeMap<u32, bool>,
@@ -38,6 +47,9 @@ impl Office {
             seed,
             term: 0,
             timer_at: u64::MAX,
+            inbox: VecDeque::new(),
+            busy_until: 0,
+            work: 0,
             ordered: false,
             unwanted: BTreeMap::new(),
             held: false,
@@ -77,6 +89,8 @@ impl World {
     pub(super) fn close_office(&mut self) {
         self.office.term += 1;
         self.office.plan = None;
+        self.office.inbox.clear();
+        self.office.busy_until = 0;
         self.office.leases.clear();
         for host in 0..self.nodes.len() {
             let host = index(host);
@@ -97,7 +111,9 @@ impl World {
         if !self.office_is_open() {
             return;
         }
+        let unheard = self.office.busy_until > self.now || !self.office.inbox.is_empty();
         self.node_mut(host).session = true;
+        self.node_mut(host).unheard = unheard;
         self.node_mut(host).headless_since = None;
         self.node_mut(host).reported.fill(None);
         self.tell(host, swarm::Event::Coordinator(true));
@@ -214,20 +230,89 @@ impl World {
     }
 
     pub(super) fn tell_plan(&mut self, term: u32, event: stage::Event) {
-        if term == self.office.term {
-            if let stage::Event::LeaseEnded { host, content, .. } = &event
-                && self.office.leases.get(content) == Some(host)
+        if term != self.office.term {
+            return;
+        }
+        let office = &mut self.office;
+        if office.inbox.is_empty() && office.busy_until <= self.now {
+            office.busy_until = self.now + office.work;
+            self.hear(event);
+        } else {
+            office.inbox.push_back(event);
+            if office.inbox.len() == 1 {
+                let (at, term) = (office.busy_until, office.term);
+                self.at(at, Due::Office { term });
+            }
+        }
+    }
+
+    /// The coordinator stands still for so long.
+    pub(super) fn office_stands(&mut self, time: Nanos) {
+        self.office.busy_until = self.office.busy_until.max(self.now + time);
+    }
+
+    pub(super) const fn office_works(&mut self, each: Nanos) {
+        self.office.work = each;
+    }
+
+    /// Hosts don't hear from the coordinator any more, and connect anew when it can be reached again.
+    pub(super) fn lose_sessions(&mut self, time: Nanos) {
+        for host in (0..self.nodes.len()).map(index) {
+            if !self.node(host).alive || !self.node(host).session {
+                continue;
+            }
+            let id = self.node(host).id.clone();
+            self.tell_office(stage::Event::HostDisconnected(id));
+            self.node_mut(host).session = false;
+            self.node_mut(host).headless_since = Some(self.now);
+            self.tell(host, swarm::Event::Coordinator(false));
+            let after = time + self.random(usize::try_from(REOPENED_WITHIN).unwrap_or(1)) as u64;
+            let life = self.node(host).life;
+            self.at(self.now + after, Due::Session { host, life });
+        }
+    }
+
+    /// It has time for what it was told. Its clock goes first: that is what a plan has to bear.
+    pub(super) fn office_turns(&mut self, term: u32) {
+        if term != self.office.term {
+            return;
+        }
+        if self.office.busy_until <= self.now {
+            self.plan_timer();
+            while let Some(event) = self.office.inbox.pop_front() {
+                self.hear(event);
+                if self.office.work > 0 {
+                    self.office.busy_until = self.now + self.office.work;
+                    break;
+                }
+            }
+        }
+        if !self.office.inbox.is_empty() {
+            let at = self.office.busy_until;
+            self.at(at, Due::Office { term });
+        }
+    }
+
+    fn hear(&mut self, event: stage::Event) {
+        match &event {
+            stage::Event::HostConnected(host) => {
+                let host = self.by_id[host];
+                self.node_mut(host).unheard = false;
+            }
+            stage::Event::LeaseEnded { host, content, .. }
+                if self.office.leases.get(content) == Some(host) =>
             {
                 self.office.leases.remove(content);
             }
             // what a host that comes back doesn't name is over
-            if let stage::Event::LeasesHeld { host, contents } = &event {
+            stage::Event::LeasesHeld { host, contents } => {
                 let goes_on =
                     |content: &Digest, of: &mut HostId| of != host || contents.contains(content);
                 self.office.leases.retain(goes_on);
             }
-            self.plan_event(event);
+            _ => {}
         }
+        self.plan_event(event);
     }
 
     pub(super) fn plan_event(&mut self, event: stage::Event) {
@@ -253,7 +338,21 @@ impl World {
         }
     }
 
+    /// Whether what the plan orders reaches the host: it has a session that the plan has heard of.
+    fn is_reached(&self, host: u32) -> bool {
+        let node = self.node(host);
+        node.session && !node.unheard
+    }
+
     pub(super) fn plan_timer(&mut self) {
+        if self.office.busy_until > self.now {
+            let at = self.office.busy_until;
+            if self.office.timer_at < at {
+                self.office.timer_at = at;
+                self.at(at, Due::PlanTimer);
+            }
+            return;
+        }
         if self.office.timer_at <= self.now {
             self.office.timer_at = u64::MAX;
             self.plan_event(stage::Event::Tick);
@@ -271,7 +370,7 @@ impl World {
             stage::Action::Stage { host, image } => {
                 let host = self.by_id[&host];
                 self.node_mut(host).on_hold = false;
-                if self.node(host).alive && self.node(host).session {
+                if self.node(host).alive && self.is_reached(host) {
                     // orders reach hosts at different times
                     let after = self.random(usize::try_from(STAGGER).unwrap_or(1)) as u64;
                     let life = self.node(host).life;
@@ -295,7 +394,7 @@ impl World {
             }
             stage::Action::Hold { host, .. } => {
                 let host = self.by_id[&host];
-                if self.node(host).alive && self.node(host).session {
+                if self.node(host).alive && self.is_reached(host) {
                     self.node_mut(host).on_hold = true;
                     self.hold(host);
                 }
@@ -305,7 +404,7 @@ impl World {
                 self.check_leases();
                 let host = self.by_id[&host];
                 if let Some(content) = self.content_of(content)
-                    && self.node(host).session
+                    && self.is_reached(host)
                     && !self.abuses_lease(host, content)
                 {
                     let ticket = self.tickets;
@@ -322,8 +421,9 @@ impl World {
                 }
                 let host = self.by_id[&host];
                 if let Some(content) = self.content_of(content)
-                    && self.node(host).session
+                    && self.is_reached(host)
                 {
+                    self.check_revoked(host, content);
                     self.node_mut(host).leases.remove(&content);
                     self.node_mut(host).hoarded.remove(&content);
                     self.tell(host, swarm::Event::LeaseLost(ContentId(content)));
