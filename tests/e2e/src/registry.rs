@@ -29,7 +29,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -117,6 +117,23 @@ pub struct Counters {
     pub leaks: u64,
     /// The same by blob.
     pub blobs: BTreeMap<Digest, BlobCounters>,
+    /// Answers with a blob's bytes, in the order in which they began.
+    pub answers: Vec<Answer>,
+}
+
+/// One answer with bytes of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The blob.
+    pub digest: Digest,
+    /// The offset in the blob that it begins with.
+    pub from: u64,
+    /// Bytes that were sent so far.
+    pub bytes: u64,
+    /// When it began.
+    pub began: Instant,
+    /// When the last of the bytes were sent.
+    pub sent: Instant,
 }
 
 /// What was sent of a blob.

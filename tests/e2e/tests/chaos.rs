@@ -9,14 +9,18 @@
     reason = "helpers of tests are tests, and say what they ran"
 )]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use e2e::{
     cluster::{Cluster, Place, wait_until},
-    image::ImageSpec,
-    registry,
+    image::{ImageSpec, Mix},
+    registry::{self, Answer},
     rig::{PATIENCE, Rig},
 };
+use proto::{CHUNK_BYTES, Digest};
 
 const HOSTS: usize = 4;
 const KILLS: usize = 8;
@@ -28,9 +32,9 @@ const RATE_BYTES_PER_S: u64 = 8 << 20;
 /// Kills of a storm, one every so often: about as long as the image takes without any.
 const STORM_KILLS: u64 = 16;
 const STORM_EVERY: Duration = Duration::from_millis(850);
-/// What a kill of a storm may cost the registry: chunks under way of each lease, and what the journal lacked that nobody else
-/// had, of all hosts where all are killed.
-const STORM_BYTES_PER_KILL: u64 = 3 << 20;
+/// What a storm may cost the registry on top of the image, in percent of it: a part of a chunk for each lease whose holder is killed,
+/// and what nobody else had yet. The goal is 20; seeds 1 to 5 cost 4 to 7.
+const STORM_PERCENT: u64 = 15;
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +214,52 @@ fn kill_and_start(cluster: &mut Cluster, victim: Victim, dice: &mut Dice) {
     }
 }
 
+/// Bytes that left the registry again, by why. The image's blobs are as long as what they decode to, but for a
+/// ten-thousandth, so a chunk's bytes are those at its offset.
+#[derive(Debug, Default)]
+struct Again {
+    /// Of the chunk that was coming when its fetch ended.
+    parts: u64,
+    /// The end of the chunk before, behind which the next fetch went on.
+    ends: u64,
+    /// Whole chunks before that: who went on had them no more, or had never got them.
+    chunks: u64,
+    /// What came again in the midst of an answer, behind something new.
+    read_over: u64,
+}
+
+impl Again {
+    fn count(answers: &[Answer]) -> Self {
+        let mut again = Self::default();
+        let mut sent: BTreeMap<Digest, Vec<(u64, u64)>> = BTreeMap::new();
+        for answer in answers {
+            let (from, to) = (answer.from, answer.from + answer.bytes);
+            let before = sent.entry(answer.digest).or_default();
+            before.sort_unstable();
+            // how far it only repeats, and what it repeats in all
+            let (mut at, mut seen, mut repeated) = (from, from, 0);
+            for (start, end) in before.iter().copied() {
+                let (start, end) = (start.max(seen), end.min(to));
+                if start < end {
+                    repeated += end - start;
+                    seen = end;
+                    if start == at {
+                        at = end;
+                    }
+                }
+            }
+            again.read_over += repeated - (at - from);
+            let part = (at % CHUNK_BYTES).min(at - from);
+            let end = (from.next_multiple_of(CHUNK_BYTES) - from).min(at - from - part);
+            again.parts += part;
+            again.ends += end;
+            again.chunks += at - from - part - end;
+            before.push((from, to));
+        }
+        again
+    }
+}
+
 #[test]
 fn a_storm_of_kills_costs_the_registry_little() {
     let seed = std::env::var("PARBAKE_CHAOS_SEED").map_or(1, |seed| seed.parse().unwrap());
@@ -249,5 +299,54 @@ fn a_storm_of_kills_costs_the_registry_little() {
         over.elapsed(),
         rig.served()
     );
-    assert!(again <= kills * STORM_BYTES_PER_KILL, "{again}");
+    let answers = rig.registry.counters().answers;
+    println!("of these again: {:?}", Again::count(&answers));
+    assert!(again * 100 <= image * STORM_PERCENT, "{again}");
+}
+
+/// Kills a lone host amid a layer: how many bytes of it had been sent, and where the next answer began.
+fn killed_amid(spec: &ImageSpec) -> (u64, u64) {
+    let options = registry::Options {
+        rate_bytes_per_s: Some(4 << 20),
+        ..registry::Options::default()
+    };
+    let rig = Rig::new(spec, options).unwrap();
+    let demo = env!("CARGO_BIN_EXE_demo");
+    let mut cluster = rig.cluster(demo, vec![Place::default()], "", "").unwrap();
+    let staged = cluster.parbake(&["stage", &rig.reference]).unwrap();
+    assert!(staged.status.success());
+    let half = rig.image.blob_bytes() / 2;
+    assert!(wait_until(PATIENCE, || rig.served() >= half));
+    cluster.kill_agent(0).unwrap();
+    cluster.start_agent(0).unwrap();
+    let digest = rig.image.digest.to_string();
+    cluster.wait_present(&digest, PATIENCE).unwrap();
+    assert_eq!(rig.difference_anywhere(&cluster).unwrap(), None);
+    let mut answers = rig.registry.counters().answers;
+    let layer = answers.iter().max_by_key(|answer| answer.bytes);
+    let layer = layer.unwrap().digest;
+    answers.retain(|answer| answer.digest == layer);
+    match answers[..] {
+        [first, second] => (first.bytes, second.from),
+        _ => panic!("{answers:?}"),
+    }
+}
+
+#[test]
+fn a_killed_host_goes_on_behind_the_last_chunk_that_it_holds() {
+    let spec = ImageSpec::incompressible(16 << 20, 16 << 20, 1);
+    let (sent, from) = killed_amid(&spec);
+    println!("{sent} bytes were sent, and it went on from {from}");
+    // blocks of 64 KiB with headers: the last one of a chunk
+    let end = from.next_multiple_of(CHUNK_BYTES) - from;
+    assert!(from > 0 && from < sent && end <= (64 << 10) + 8, "{from}");
+
+    // blocks that rest on what was decoded before them
+    let mix = Mix {
+        zero_percent: 10,
+        compressible_percent: 60,
+    };
+    let (sent, from) = killed_amid(&ImageSpec { mix, ..spec });
+    println!("{sent} bytes were sent, and it went on from {from}");
+    assert!(from > 0 && from < sent, "{from}");
 }

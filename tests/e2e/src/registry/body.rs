@@ -16,7 +16,7 @@ use hyper::body::Frame;
 use proto::Digest;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Shared, lock, store::Blob};
+use super::{Answer, Shared, lock, store::Blob};
 
 /// The most bytes in a frame: small, so that counts are exact and paces even.
 const FRAME_BYTES: u64 = 64 << 10;
@@ -98,6 +98,8 @@ struct Sending {
     plan: Plan,
     at: u64,
     pace: Pace,
+    /// Its number among the registry's answers.
+    answer: usize,
     _slot: Slot,
 }
 
@@ -126,9 +128,22 @@ pub(super) fn frames(
     shared: &Arc<Shared>,
     plan: Plan,
 ) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + use<> {
+    let began = std::time::Instant::now();
+    let answer = {
+        let mut counters = lock(&shared.counters);
+        counters.answers.push(Answer {
+            digest: plan.digest,
+            from: plan.from,
+            bytes: 0,
+            began,
+            sent: began,
+        });
+        counters.answers.len() - 1
+    };
     let sending = Sending {
         shared: Arc::clone(shared),
         at: plan.from,
+        answer,
         plan,
         pace: Pace::new(shared.answer_rate.load(Ordering::Relaxed)),
         _slot: Slot::new(Arc::clone(shared)),
@@ -186,6 +201,13 @@ impl Sending {
         let mut counters = lock(&self.shared.counters);
         counters.bytes += length;
         counters.blobs.entry(self.plan.digest).or_default().bytes += length;
+        // absent when the counters were reset meanwhile
+        if let Some(answer) = counters.answers.get_mut(self.answer)
+            && answer.digest == self.plan.digest
+        {
+            answer.bytes += length;
+            answer.sent = std::time::Instant::now();
+        }
         Ok(Some(bytes))
     }
 }
