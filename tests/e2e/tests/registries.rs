@@ -554,7 +554,7 @@ fn a_registry_that_redirects_to_another_with_its_own_demand_is_said_to() {
         password.display()
     );
     // both may be asked without TLS
-    let both = format!("{}', '{}", registry.addr(), other.addr());
+    let both = format!("{},{}", registry.addr(), other.addr());
     let cluster = Cluster::start(Options {
         agent_settings: login.clone(),
         coordinator_settings: login,
