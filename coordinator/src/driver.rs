@@ -24,10 +24,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use self::lines::Lines;
 use crate::{
     authority::Authority,
     config::Config,
     fleet::Membership,
+    intake::MAX_IMAGES,
     metrics::Metrics,
     progress::Progress,
     resolve::{Granted, PullToken, Registries},
@@ -41,6 +43,7 @@ mod claims;
 mod histories;
 mod hosts;
 mod keeper;
+mod lines;
 mod mirror;
 mod names;
 mod orders;
@@ -68,14 +71,6 @@ pub(crate) const INBOX: usize = 1_024;
 pub(crate) const ORDERS: usize = 256;
 /// The most images wanted at one time; each costs a few hundred kilobytes of manifest in memory and on every host.
 pub(crate) const MAX_WANTS: usize = 64;
-/// The most images of one host that are kept track of.
-const MAX_IMAGES_PER_HOST: usize = 256;
-/// Contents that one host says it finds no source of, at a time.
-const MAX_WITHOUT_SOURCE: usize = 16;
-
-/// Contents of which one report says how much the host holds; more are ignored.
-const MAX_HELD: usize = 256;
-
 /// What one report holds against other hosts; more is ignored. Nor is more of one host heard in a minute than four times that.
 const MAX_BLAMES: usize = 16;
 const BLAMES_WITHIN: Duration = Duration::from_mins(1);
@@ -111,7 +106,10 @@ pub(crate) enum Input {
     Reported {
         host: HostId,
         session: u64,
+        /// As [`intake::cut`](crate::intake::cut) leaves it.
         report: Box<message::Report>,
+        /// Hears how long it took to handle.
+        handled: oneshot::Sender<Duration>,
     },
     /// A session ended.
     Closed { host: HostId, session: u64 },
@@ -318,6 +316,8 @@ struct Host {
     blames: u64,
     /// What it holds against others.
     blamed: Blamed,
+    /// What the log has lately of its doings.
+    lines: Lines,
     /// Chunks for whose bytes others blame it: it is asked to look at its disk.
     suspect: BTreeSet<(Digest, u32)>,
     neighbours: Vec<HostId>,
@@ -341,6 +341,7 @@ impl Host {
             references: BTreeMap::new(),
             blames: 0,
             blamed: Blamed::default(),
+            lines: Lines::default(),
             suspect: BTreeSet::new(),
             neighbours: Vec::new(),
             wholes: roster::Wholes::new(),
@@ -651,14 +652,20 @@ impl Driver {
     /// Changes state by one input, and carries out what the plan makes of it.
     pub(crate) fn apply(&mut self, input: Input) {
         let now = self.now();
+        let began = Instant::now();
         self.dirty = true;
+        let mut waits = None;
         match input {
             Input::Opened(opened) => self.open(now, *opened),
             Input::Reported {
                 host,
                 session,
                 report,
-            } => self.report(now, &host, session, &report),
+                handled,
+            } => {
+                self.report(now, &host, session, &report);
+                waits = Some(handled);
+            }
             Input::Closed { host, session } => self.close(now, &host, session),
             Input::Refused(refused) => self.refused(now, refused),
             Input::Asked(ask) => self.answer(now, ask),
@@ -676,6 +683,10 @@ impl Driver {
         self.act(now);
         self.tell_names(now);
         self.show_presence(now);
+        if let Some(handled) = waits {
+            // a session that ended meanwhile doesn't wait for it
+            handled.send(began.elapsed()).ok();
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod driver;
 mod durable;
 pub mod enrolment;
 mod fleet;
+mod intake;
 mod metrics;
 pub mod network;
 pub mod program;

@@ -360,7 +360,7 @@ impl Coordinator {
         };
         let sessions = Sessions::new(
             (authority.clone(), enrolment.clone()),
-            config.certificate_lifetime,
+            (config.certificate_lifetime, config.plan.origin_streams),
             membership_seen.clone(),
             inbox,
             metrics,

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use link::{Authorised, CloseCode, Connection, Endpoint, Incoming, Receiver, Sender};
@@ -18,9 +18,9 @@ use proto::{
     message::{CoordinatorOpen, Hello, Order, Renewal, Renewed, Report, coordinator_open},
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -30,6 +30,7 @@ use crate::{
     driver::{Input, ORDERS, Opened, Refused},
     enrolment::Enrolment,
     fleet::Membership,
+    intake::{self, Door},
     metrics::Metrics,
     renewal,
 };
@@ -38,8 +39,13 @@ use crate::{
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A host takes an order within this time, or its session is given up: a whole manifest over a very slow line.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Reports of one host that are taken in a second; more wait in its own stream, so that no host crowds out the others.
-const REPORTS_PER_SECOND: u32 = 200;
+/// A report is taken so long after the one before at the soonest: an agent sends two a second, and a few more where things end.
+const REPORT_EVERY: Duration = Duration::from_millis(10);
+/// And so many times as long after it as that one took to handle: one host has a fifth of the driver's time at most. Others'
+/// reports wait for one of its reports, never for more: its next one is taken when the last one was handled.
+const SHARE: u32 = 4;
+/// The longest such pause: what took that long did so for another reason, such as a machine that was asleep.
+const SHARE_MOST: Duration = Duration::from_millis(500);
 /// Streams of one host that are looked at beside each other.
 const STREAMS: usize = 8;
 /// Certificates that are signed at one time: each takes about a millisecond of one core.
@@ -58,12 +64,15 @@ pub(crate) struct Sessions {
     pub(crate) metrics: Metrics,
     pub(crate) numbers: Arc<AtomicU64>,
     pub(crate) renewals: Arc<Semaphore>,
+    pub(crate) door: Arc<Door>,
+    /// Leases that may run at one time, by this coordinator's settings.
+    pub(crate) origin_streams: usize,
 }
 
 impl Sessions {
     pub(crate) fn new(
         (authority, enrolment): (Arc<Authority>, Enrolment),
-        certificate_lifetime: Duration,
+        (certificate_lifetime, origin_streams): (Duration, usize),
         membership: watch::Receiver<Arc<Membership>>,
         inbox: mpsc::Sender<Input>,
         metrics: Metrics,
@@ -77,6 +86,8 @@ impl Sessions {
             metrics,
             numbers: Arc::new(AtomicU64::new(1)),
             renewals: Arc::new(Semaphore::new(RENEWALS)),
+            door: Arc::default(),
+            origin_streams,
         }
     }
 }
@@ -186,6 +197,10 @@ async fn stream(
     sessions: Sessions,
 ) {
     let host = connection.host().clone();
+    if let Err(wait) = sessions.door.enter(&host, Instant::now()) {
+        debug!(%host, reason = %wait, "host has to come again later");
+        return connection.close(CloseCode::Busy, &wait.to_string());
+    }
     let open = match timeout(OPEN_TIMEOUT, receiver.receive::<CoordinatorOpen>()).await {
         Ok(Ok(Some(open))) => open,
         Ok(Ok(None)) => return,
@@ -280,10 +295,15 @@ async fn session(
     connection: &Connection,
     mut sender: Sender,
     mut receiver: Receiver,
-    hello: Hello,
+    mut hello: Hello,
     sessions: &Sessions,
 ) {
     let host = connection.host().clone();
+    if let Err(excess) = intake::cut_hello(&mut hello) {
+        Metrics::count(&sessions.metrics.session_ends, "excessive");
+        sessions.end_excessive(connection, &excess);
+        return;
+    }
     let number = sessions.numbers.fetch_add(1, Ordering::Relaxed);
     let (orders, mut queue) = mpsc::channel(ORDERS);
     let opened = Opened {
@@ -301,15 +321,25 @@ async fn session(
     {
         return;
     }
+    let mut excess = None;
     let outcome = tokio::select! {
         outcome = send_orders(&mut sender, &mut queue) => outcome,
-        outcome = receive_reports(&mut receiver, &host, number, sessions) => outcome,
+        outcome = receive_reports(&mut receiver, (&host, number), sessions) => match outcome {
+            Ok(outcome) => outcome,
+            Err(found) => {
+                excess = Some(found);
+                "excessive"
+            }
+        },
         reason = connection.closed() => {
             debug!(%host, %reason, "session's connection ended");
             "connection_lost"
         }
     };
     Metrics::count(&sessions.metrics.session_ends, outcome);
+    if let Some(excess) = excess {
+        sessions.end_excessive(connection, &excess);
+    }
     match outcome {
         // the driver has ended: the endpoint tells all hosts that the coordinator stops
         "replaced" if sessions.inbox.is_closed() => {}
@@ -342,38 +372,259 @@ async fn send_orders(sender: &mut Sender, queue: &mut mpsc::Receiver<Arc<Order>>
     "replaced"
 }
 
+impl Sessions {
+    /// A host sent far more than a host can need: it is turned away, and comes again later.
+    fn end_excessive(&self, connection: &Connection, excess: &intake::Excess) {
+        let host = connection.host();
+        warn!(
+            %host,
+            reason = %excess,
+            "host sends far more than a host can need: its session is ended, and it stays away for a minute; \
+             look at what runs there, and revoke it (`parbake-coordinator revoke {host}`) if that isn't its agent"
+        );
+        self.door.send_away(host, Instant::now());
+        connection.close(CloseCode::Protocol, &excess.to_string());
+    }
+}
+
 async fn receive_reports(
     receiver: &mut Receiver,
-    host: &HostId,
-    session: u64,
+    (host, session): (&HostId, u64),
     sessions: &Sessions,
-) -> &'static str {
-    let (mut second, mut taken) = (Instant::now(), 0);
+) -> Result<&'static str, intake::Excess> {
+    let most_leases = intake::most_leases(sessions.origin_streams);
     loop {
-        if taken == REPORTS_PER_SECOND {
-            sleep_until(second + Duration::from_secs(1)).await;
-        }
-        if taken == REPORTS_PER_SECOND || second.elapsed() >= Duration::from_secs(1) {
-            (second, taken) = (Instant::now(), 0);
-        }
-        match receiver.receive::<Report>().await {
-            Ok(Some(report)) => {
-                taken += 1;
-                let reported = Input::Reported {
-                    host: host.clone(),
-                    session,
-                    report: Box::new(report),
-                };
-                if sessions.inbox.send(reported).await.is_err() {
-                    return "stopping";
-                }
-            }
-            Ok(None) => return "finished",
+        let mut report = match receiver.receive::<Report>().await {
+            Ok(Some(report)) => report,
+            Ok(None) => return Ok("finished"),
             Err(link::ReceiveError::Message(error)) => {
                 warn!(%host, %error, "host sent a report that doesn't decode");
-                return "nonsense";
+                return Ok("nonsense");
             }
-            Err(_) => return "connection_lost",
+            Err(_) => return Ok("connection_lost"),
+        };
+        let left_out = intake::cut(&mut report, most_leases)?;
+        if left_out > 0 {
+            debug!(%host, left_out, "host reports more than a host can need");
+        }
+        let (handled, took) = oneshot::channel();
+        let reported = Input::Reported {
+            host: host.clone(),
+            session,
+            report: Box::new(report),
+            handled,
+        };
+        if sessions.inbox.send(reported).await.is_err() {
+            return Ok("stopping");
+        }
+        // the next one is read when this one was handled: what waits in the inbox is one of each host
+        let Ok(took) = took.await else {
+            return Ok("stopping");
+        };
+        sleep(pause(took)).await;
+    }
+}
+
+/// The pause after a report that took so long to handle.
+fn pause(took: Duration) -> Duration {
+    took.saturating_mul(SHARE).clamp(REPORT_EVERY, SHARE_MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use link::{CloseReason, Credentials, Settings};
+    use proto::message::{LeaseEnd, LeaseState};
+    use rcgen::KeyPair;
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+    use crate::{authority::tests::csr, config::Fleet};
+
+    const HOUR: Duration = Duration::from_hours(1);
+    /// Longer than anything takes here.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Sessions without a driver: the test is the driver.
+    struct Office {
+        authority: Arc<Authority>,
+        address: std::net::SocketAddr,
+        inbox: mpsc::Receiver<Input>,
+        tasks: JoinSet<()>,
+        _membership: watch::Sender<Arc<Membership>>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Office {
+        fn open() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let authority = Arc::new(Authority::open(&dir.path().join("authority")).unwrap());
+            let own = authority.issue_own(HOUR).unwrap();
+            let roots = vec![authority.certificate().clone()];
+            let credentials = Credentials::new(own.chain, own.key, roots).unwrap();
+            let loopback = "127.0.0.1:0".parse().unwrap();
+            let endpoint = Endpoint::bind(loopback, credentials, &Settings::default()).unwrap();
+            let address = endpoint.local_addr().unwrap();
+            let open = Membership {
+                fleet: Fleet {
+                    open: true,
+                    ..Fleet::default()
+                },
+                ..Membership::default()
+            };
+            let (membership, seen) = watch::channel(Arc::new(open));
+            let (sender, inbox) = mpsc::channel(8);
+            let sessions = Sessions::new(
+                (authority.clone(), Enrolment::open(dir.path()).unwrap()),
+                (HOUR, 4),
+                seen,
+                sender,
+                Metrics::new().0,
+            );
+            let mut tasks = JoinSet::new();
+            tasks.spawn(accept(endpoint, sessions, CancellationToken::new()));
+            Self {
+                authority,
+                address,
+                inbox,
+                tasks,
+                _membership: membership,
+                _dir: dir,
+            }
+        }
+
+        async fn connect(&self, host: &str) -> (Connection, Endpoint) {
+            let host: HostId = host.parse().unwrap();
+            let key = KeyPair::generate().unwrap();
+            let chain = self.authority.issue(&host, &csr(&key), HOUR).unwrap();
+            let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+            let roots = vec![self.authority.certificate().clone()];
+            let credentials = Credentials::new(chain, key, roots).unwrap();
+            let loopback = "127.0.0.1:0".parse().unwrap();
+            let endpoint = Endpoint::bind(loopback, credentials, &Settings::default()).unwrap();
+            let coordinator = "coordinator".parse().unwrap();
+            let connection = endpoint.connect(self.address, &coordinator).await;
+            (connection.unwrap(), endpoint)
+        }
+
+        /// A host that says hello, and then this report so many times, as fast as it is taken.
+        async fn reports(&mut self, host: &str, report: Report, times: u32) -> Connection {
+            let (connection, endpoint) = self.connect(host).await;
+            let (mut sender, receiver) = connection.open().await.unwrap();
+            self.tasks.spawn(async move {
+                let hello = coordinator_open::Kind::Session(Hello::default());
+                let open = CoordinatorOpen { kind: Some(hello) };
+                let mut sent = sender.send(&open).await;
+                for _ in 0..times {
+                    if sent.is_ok() {
+                        sent = sender.send(&report).await;
+                    }
+                }
+                // until the test ends
+                let _kept = (receiver, endpoint);
+                std::future::pending::<()>().await;
+            });
+            connection
+        }
+
+        async fn next(&mut self) -> Input {
+            let next = timeout(PATIENCE, self.inbox.recv()).await;
+            next.expect("an input in time").unwrap()
+        }
+
+        /// The next report, and whose it is; sessions that begin are kept.
+        async fn next_report(
+            &mut self,
+            kept: &mut Vec<Opened>,
+        ) -> (String, Report, oneshot::Sender<Duration>) {
+            loop {
+                match self.next().await {
+                    Input::Opened(opened) => kept.push(*opened),
+                    Input::Reported {
+                        host,
+                        report,
+                        handled,
+                        ..
+                    } => return (host.to_string(), *report, handled),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    fn leases(count: usize) -> Report {
+        let lease = LeaseState {
+            content: vec![1; 32],
+            end: LeaseEnd::OriginFailed.into(),
+            ..LeaseState::default()
+        };
+        Report {
+            leases: vec![lease; count],
+            ..Report::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_floods_has_one_report_in_the_inbox_and_others_are_heard() {
+        let mut office = Office::open();
+        let mut kept = Vec::new();
+        let _rogue = office.reports("rogue", leases(700), 200).await;
+        let (host, report, handled) = office.next_report(&mut kept).await;
+        assert_eq!((host.as_str(), report.leases.len()), ("rogue", 74));
+        // while the driver is busy with that one, others come and none of its own does
+        let mut others = Vec::new();
+        for name in ["a", "b", "c"] {
+            let connection = office.reports(name, Report::default(), 1).await;
+            let (host, _, handled) = office.next_report(&mut kept).await;
+            assert_eq!(host, name);
+            others.push((connection, handled));
+        }
+        handled.send(Duration::from_millis(3)).unwrap();
+        let (host, ..) = office.next_report(&mut kept).await;
+        assert_eq!(host, "rogue");
+    }
+
+    #[tokio::test]
+    async fn a_host_that_sends_far_too_much_is_turned_away_for_a_while_and_others_stay() {
+        let mut office = Office::open();
+        let mut kept = Vec::new();
+        let _b = office.reports("b", Report::default(), 1).await;
+        let (_, _, handled) = office.next_report(&mut kept).await;
+        handled.send(Duration::ZERO).unwrap();
+        let rogue = office.reports("rogue", leases(4_500), 20).await;
+        // the words may get lost in its own flood; then it hears that nobody knows its connection
+        match timeout(PATIENCE, rogue.closed()).await.unwrap() {
+            CloseReason::Peer { code, reason } => {
+                assert_eq!(code, CloseCode::Protocol);
+                assert_eq!(
+                    reason,
+                    "a message names 4500 leases, and a host may name 74"
+                );
+            }
+            CloseReason::Reset => {}
+            other => panic!("{other}"),
+        }
+        // nothing of it reached the driver but its coming and its end
+        assert!(
+            matches!(office.next().await, Input::Opened(opened) if opened.host.as_str() == "rogue")
+        );
+        assert!(
+            matches!(office.next().await, Input::Closed { host, .. } if host.as_str() == "rogue")
+        );
+        let again = office.reports("rogue", Report::default(), 1).await;
+        let reason = timeout(PATIENCE, again.closed()).await.unwrap();
+        let busy =
+            |reason| matches!(reason, CloseReason::Peer { code, .. } if code == CloseCode::Busy);
+        assert!(busy(reason));
+        let _c = office.reports("c", Report::default(), 1).await;
+        let (host, ..) = office.next_report(&mut kept).await;
+        assert_eq!(host, "c");
+    }
+
+    #[test]
+    fn one_host_has_a_fifth_of_the_drivers_time_and_a_hundred_reports_a_second_at_most() {
+        let millis = Duration::from_millis;
+        for (took, waits) in [(0, 10), (2, 10), (3, 12), (125, 500), (10_000, 500)] {
+            assert_eq!(pause(millis(took)), millis(waits));
         }
     }
 }

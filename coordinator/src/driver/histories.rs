@@ -444,6 +444,7 @@ impl Play {
                 host: id,
                 session,
                 report,
+                handled: oneshot::channel().0,
             });
         }
         // the registry's trouble is told at once

@@ -15,12 +15,13 @@ use rollout::stage::{Event, event as word};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Driver, Host, MAX_BAD_CONTENTS, MAX_BLAMES, MAX_HELD, MAX_IMAGES_PER_HOST, MAX_SUSPECT,
-    MAX_WITHOUT_SOURCE, Opened, ROSTER_KEEP, Refused, Session, orders::bandwidth,
+    Driver, Host, MAX_BAD_CONTENTS, MAX_BLAMES, MAX_SUSPECT, Opened, ROSTER_KEEP, Refused, Session,
+    lines::Line, orders::bandwidth,
 };
 use crate::{
     config::MAX_HOSTS,
     fleet::Membership,
+    intake::MAX_IMAGES,
     metrics::{KindLabel, Metrics},
     network::Network,
     progress::{self, Progress},
@@ -160,7 +161,7 @@ impl Driver {
             roster: hello.roster_epoch,
             link_key: hello.link_key.as_slice().try_into().ok(),
             ticket_due: now,
-            has: has.take(MAX_IMAGES_PER_HOST).collect(),
+            has: has.take(MAX_IMAGES).collect(),
         });
         known.lost_at = None;
         self.refusals.forget(&host);
@@ -300,7 +301,7 @@ impl Driver {
             self.roster_lost(host);
         }
         if let Some(without) = &report.without_source {
-            let contents = without.contents.iter().take(MAX_WITHOUT_SOURCE);
+            let contents = without.contents.iter();
             let event = Event::WithoutSource {
                 host: host.clone(),
                 contents: contents
@@ -310,7 +311,7 @@ impl Driver {
             self.plan.handle(now, event);
         }
         if let Some(held) = &report.held {
-            let contents = held.contents.iter().take(MAX_HELD);
+            let contents = held.contents.iter();
             let event = Event::Holds {
                 host: host.clone(),
                 contents: contents
@@ -331,17 +332,33 @@ impl Driver {
             self.lease(now, host, lease);
         }
         for retraction in &report.retractions {
-            if let Ok(content) = message::digest(&retraction.content) {
-                info!(%host, %content, from_chunk = retraction.from_chunk, "host takes back what it made of the registry's false bytes");
-                let event = Event::Retracted {
-                    host: host.clone(),
-                    content,
-                    from: retraction.from_chunk,
-                };
-                self.plan.handle(now, event);
-            }
+            self.retraction(now, host, retraction);
         }
         self.blames(now, host, &report.blames);
+    }
+
+    fn retraction(&mut self, now: Moment, host: &HostId, retraction: &message::Retraction) {
+        let Ok(content) = message::digest(&retraction.content) else {
+            return;
+        };
+        let from = retraction.from_chunk;
+        if !self.plan.takes_retraction(now, host, &content) {
+            return;
+        }
+        if let Some(left_out) = self.line(now, host, Line::Retracted) {
+            info!(%host, %content, from_chunk = from, left_out, "host takes back what it made of the registry's false bytes");
+        }
+        let event = Event::Retracted {
+            host: host.clone(),
+            content,
+            from,
+        };
+        self.plan.handle(now, event);
+    }
+
+    /// Whether a line about what this host says is written now, and how many were left out before it.
+    fn line(&mut self, now: Moment, host: &HostId, line: Line) -> Option<u64> {
+        self.hosts.get_mut(host)?.lines.due(now, line)
     }
 
     pub(super) fn image(&mut self, now: Moment, host: &HostId, report: &message::ImageState) {
@@ -356,7 +373,7 @@ impl Driver {
         let Some(known) = self.hosts.get_mut(host) else {
             return;
         };
-        if !known.images.contains_key(&image) && known.images.len() >= MAX_IMAGES_PER_HOST {
+        if !known.images.contains_key(&image) && known.images.len() >= MAX_IMAGES {
             debug!(%host, "host reports more images than are kept track of");
             return;
         }
@@ -459,104 +476,103 @@ impl Driver {
         self.tell_roster_to(host, true);
     }
 
+    /// A host speaks of a lease. What it says counts where the lease is its own, as the plan knows; of another's content it has
+    /// nothing to say, and that isn't written down anywhere.
     pub(super) fn lease(&mut self, now: Moment, host: &HostId, lease: &message::LeaseState) {
         let Ok(content) = message::digest(&lease.content) else {
             return;
         };
-        let (end, outcome) = match lease.end() {
-            message::LeaseEnd::Unspecified => {
-                let wish = Duration::from_millis(lease.retry_after_ms);
-                let trouble = match lease.trouble() {
-                    message::OriginTrouble::Unspecified => None,
-                    message::OriginTrouble::Unauthorised => {
-                        warn!(%host, %content, error = progress::clean(&lease.message), "the registry refuses the token that was handed down");
-                        self.token_refused(now, content);
-                        None
-                    }
-                    message::OriginTrouble::Silent => Some(word::Trouble::Silent),
-                    message::OriginTrouble::Throttled if !wish.is_zero() => {
-                        Some(word::Trouble::Throttled(wish))
-                    }
-                    message::OriginTrouble::Failing | message::OriginTrouble::Throttled => {
-                        Some(word::Trouble::Failing)
-                    }
-                };
-                match trouble {
-                    Some(trouble) => {
-                        self.note_origin(now, host, content, trouble, &lease.message);
-                    }
-                    None if !lease.message.is_empty() => {
-                        self.note_remark(now, content, &lease.message);
-                    }
-                    None => {}
-                }
-                self.plan.handle(
-                    now,
-                    Event::LeaseProgress {
-                        host: host.clone(),
-                        content,
-                        chunks: lease.chunks,
-                        bytes: lease.bytes,
-                        paced: lease.paced,
-                        trouble,
-                    },
-                );
-                return;
+        match lease.end() {
+            message::LeaseEnd::Unspecified => self.lease_runs(now, host, content, lease),
+            message::LeaseEnd::Done
+            | message::LeaseEnd::OriginFailed
+            | message::LeaseEnd::ContentBad
+            | message::LeaseEnd::Released => self.lease_ended(now, host, content, lease),
+        }
+    }
+
+    fn lease_runs(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        content: Digest,
+        lease: &message::LeaseState,
+    ) {
+        let wish = Duration::from_millis(lease.retry_after_ms);
+        let trouble = match lease.trouble() {
+            message::OriginTrouble::Unspecified | message::OriginTrouble::Unauthorised => None,
+            message::OriginTrouble::Silent => Some(word::Trouble::Silent),
+            message::OriginTrouble::Throttled if !wish.is_zero() => {
+                Some(word::Trouble::Throttled(wish))
             }
-            message::LeaseEnd::Done => (word::LeaseEnd::Done, "done"),
-            message::LeaseEnd::OriginFailed => match lease.fault() {
-                message::OriginFault::Unspecified => {
-                    (word::LeaseEnd::OriginFailed, "origin_failed")
-                }
-                message::OriginFault::Missing => (
-                    word::LeaseEnd::Faulty(word::Fault::Missing),
-                    "content_missing",
-                ),
-                message::OriginFault::Refused => (
-                    word::LeaseEnd::Faulty(word::Fault::Refused),
-                    "content_refused",
-                ),
-                message::OriginFault::Unusable => (
-                    word::LeaseEnd::Faulty(word::Fault::Unusable),
-                    "content_unusable",
-                ),
-                message::OriginFault::CutShort => (
-                    word::LeaseEnd::Faulty(word::Fault::CutShort),
-                    "content_unusable",
-                ),
-                message::OriginFault::Host => (word::LeaseEnd::HostUnable, "host_unable"),
-            },
-            message::LeaseEnd::ContentBad => {
-                (word::LeaseEnd::Faulty(word::Fault::Bad), "content_bad")
+            message::OriginTrouble::Failing | message::OriginTrouble::Throttled => {
+                Some(word::Trouble::Failing)
             }
-            message::LeaseEnd::Released => (word::LeaseEnd::Released, "released"),
         };
-        Metrics::count(&self.metrics.lease_ends, outcome);
-        let message = progress::clean(&lease.message);
-        match end {
-            word::LeaseEnd::OriginFailed => {
-                warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
-                self.note_origin(now, host, content, word::Trouble::Failing, &message);
-            }
-            word::LeaseEnd::Faulty(fault) => {
-                if fault == word::Fault::Refused {
-                    self.token_refused(now, content);
+        let held = self.plan.holds_lease(host, &content);
+        self.plan.handle(
+            now,
+            Event::LeaseProgress {
+                host: host.clone(),
+                content,
+                chunks: lease.chunks,
+                bytes: lease.bytes,
+                paced: lease.paced,
+                trouble,
+            },
+        );
+        // its word may have ended the lease, and a coordinator that has just started takes over those that run
+        if !held && !self.plan.holds_lease(host, &content) {
+            return;
+        }
+        match trouble {
+            Some(trouble) => self.note_origin(now, host, content, trouble, &lease.message),
+            None if lease.trouble() == message::OriginTrouble::Unauthorised => {
+                if let Some(left_out) = self.line(now, host, Line::TokenRefused) {
+                    let error = progress::clean(&lease.message);
+                    warn!(%host, %content, error, left_out, "the registry refuses the token that was handed down");
                 }
-                warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
-                if self.bad_contents.len() >= MAX_BAD_CONTENTS {
-                    let plan = &self.plan;
-                    let known = |content: &Digest| plan.knows(content);
-                    self.bad_contents.retain(|content, _| known(content));
+                self.token_refused(now, content);
+                self.note_remark(now, content, &lease.message);
+            }
+            None => self.note_remark(now, content, &lease.message),
+        }
+    }
+
+    fn lease_ended(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        content: Digest,
+        lease: &message::LeaseState,
+    ) {
+        let (end, outcome) = ended(lease);
+        if self.plan.holds_lease(host, &content) {
+            Metrics::count(&self.metrics.lease_ends, outcome);
+            let message = progress::clean(&lease.message);
+            match end {
+                word::LeaseEnd::Done | word::LeaseEnd::Released => {
+                    debug!(%host, %content, reason = outcome, "lease ended");
                 }
-                if self.bad_contents.len() < MAX_BAD_CONTENTS {
-                    self.bad_contents.insert(content, message);
+                word::LeaseEnd::OriginFailed
+                | word::LeaseEnd::Faulty(_)
+                | word::LeaseEnd::HostUnable => {
+                    if let Some(left_out) = self.line(now, host, Line::LeaseFailed) {
+                        warn!(%host, %content, reason = outcome, message, left_out, "lease failed on its holder");
+                    }
                 }
             }
-            word::LeaseEnd::HostUnable => {
-                warn!(%host, %content, reason = outcome, message, "lease failed on its holder");
-            }
-            word::LeaseEnd::Done | word::LeaseEnd::Released => {
-                debug!(%host, %content, reason = outcome, "lease ended");
+            match end {
+                word::LeaseEnd::OriginFailed => {
+                    self.note_origin(now, host, content, word::Trouble::Failing, &message);
+                }
+                word::LeaseEnd::Faulty(fault) => {
+                    if fault == word::Fault::Refused {
+                        self.token_refused(now, content);
+                    }
+                    self.note_bad(content, message);
+                }
+                word::LeaseEnd::HostUnable | word::LeaseEnd::Done | word::LeaseEnd::Released => {}
             }
         }
         self.plan.handle(
@@ -569,8 +585,22 @@ impl Driver {
         );
     }
 
+    /// Remembers what a holder found wrong with a content.
+    fn note_bad(&mut self, content: Digest, message: String) {
+        if self.bad_contents.len() >= MAX_BAD_CONTENTS {
+            let plan = &self.plan;
+            self.bad_contents.retain(|content, _| plan.knows(content));
+        }
+        if self.bad_contents.len() < MAX_BAD_CONTENTS {
+            self.bad_contents.insert(content, message);
+        }
+    }
+
     /// Remembers what a holder says about a registry that gives something all the same.
     fn note_remark(&mut self, now: Moment, content: Digest, message: &str) {
+        if message.is_empty() {
+            return;
+        }
         for wanted in self.wants.values_mut() {
             let contents = wanted.want.layout.contents();
             if contents.iter().any(|of| of.digest == content) {
@@ -607,15 +637,19 @@ impl Driver {
         if !news {
             return;
         }
+        let Some(left_out) = self.line(now, host, Line::Registry) else {
+            return;
+        };
         match trouble {
             word::Trouble::Failing => {
-                warn!(%host, %content, error, "the registry fails the holder of a lease");
+                warn!(%host, %content, error, left_out, "the registry fails the holder of a lease");
             }
             word::Trouble::Silent => {
-                warn!(%host, %content, error, "the registry is silent to the holder of a lease");
+                warn!(%host, %content, error, left_out, "the registry is silent to the holder of a lease");
             }
             word::Trouble::Throttled(wish) => {
-                warn!(%host, %content, error, wish_s = wish.as_secs(), "the registry asked to be left alone");
+                let wish_s = wish.as_secs();
+                warn!(%host, %content, error, wish_s, left_out, "the registry asked to be left alone");
             }
         }
     }
@@ -661,7 +695,9 @@ impl Driver {
         {
             known.suspect.insert((content, blame.chunk));
         }
-        warn!(%by, %host, kind, chunk = blame.chunk, "host is blamed");
+        if let Some(left_out) = self.line(now, by, Line::Blames) {
+            warn!(%by, %host, kind, chunk = blame.chunk, left_out, "host is blamed");
+        }
         // Silence and broken manners are faults, not lies: the accuser shuns such a host by itself.
         if blame.kind() == message::BlameKind::Bytes && self.is_news(by, 0, &host, None) {
             let by = by.clone();
@@ -716,12 +752,15 @@ impl Driver {
                 return;
             }
         }
+        let left_out = self.line(now, by, Line::FalseLinks);
         let (kind, maker) = match &event {
             Event::Contradicted {
                 maker,
                 says: Contradiction::Lie,
             } => {
-                error!(%by, %maker, %content, %chunk, "two links that a host signed contradict each other");
+                if let Some(left_out) = left_out {
+                    error!(%by, %maker, %content, %chunk, left_out, "two links that a host signed contradict each other");
+                }
                 ("link", Some(maker))
             }
             Event::FalseLink {
@@ -729,7 +768,9 @@ impl Driver {
                 vouched: true,
                 ..
             } => {
-                warn!(%by, %maker, %content, %chunk, "a host says that a link which another vouched for is false");
+                if let Some(left_out) = left_out {
+                    warn!(%by, %maker, %content, %chunk, left_out, "a host says that a link which another vouched for is false");
+                }
                 ("link", Some(maker))
             }
             _ => {
@@ -742,6 +783,25 @@ impl Driver {
             known.blames = known.blames.saturating_add(1);
         }
         self.plan.handle(now, event);
+    }
+}
+
+/// How a lease ended, and what metrics call that.
+fn ended(lease: &message::LeaseState) -> (word::LeaseEnd, &'static str) {
+    use message::{LeaseEnd, OriginFault};
+    use word::{Fault, LeaseEnd as End};
+    match lease.end() {
+        LeaseEnd::Unspecified | LeaseEnd::Released => (End::Released, "released"),
+        LeaseEnd::Done => (End::Done, "done"),
+        LeaseEnd::ContentBad => (End::Faulty(Fault::Bad), "content_bad"),
+        LeaseEnd::OriginFailed => match lease.fault() {
+            OriginFault::Unspecified => (End::OriginFailed, "origin_failed"),
+            OriginFault::Missing => (End::Faulty(Fault::Missing), "content_missing"),
+            OriginFault::Refused => (End::Faulty(Fault::Refused), "content_refused"),
+            OriginFault::Unusable => (End::Faulty(Fault::Unusable), "content_unusable"),
+            OriginFault::CutShort => (End::Faulty(Fault::CutShort), "content_unusable"),
+            OriginFault::Host => (End::HostUnable, "host_unable"),
+        },
     }
 }
 

@@ -19,8 +19,6 @@ use tracing::debug;
 
 use super::{Driver, orders};
 
-/// Blobs that one host may wait for at one time; the schema says so too.
-const MAX_PER_HOST: usize = 64;
 /// Blobs in the whole fleet, those that linger included.
 const MAX_BLOBS: usize = 512;
 /// Who holds a blob is remembered for so long after the last host stopped asking.
@@ -95,7 +93,7 @@ impl Driver {
     /// A host says what its clients wait for, all of it.
     pub(super) fn mirror_wants(&mut self, now: Moment, host: &HostId, wants: &MirrorWants) {
         let mut wanted = BTreeMap::new();
-        for want in wants.wants.iter().take(MAX_PER_HOST) {
+        for want in &wants.wants {
             let digest = Digest::try_from(want.content.as_slice());
             if let (Ok(digest), Ok(geometry)) = (digest, Geometry::new(want.size)) {
                 wanted.insert(digest, (geometry, want.number));

@@ -93,7 +93,7 @@ impl Driver {
                 .take(MAX_READY_REFERENCES)
                 .cloned()
                 .collect();
-            if said.len() < super::MAX_IMAGES_PER_HOST || said.contains_key(&digest) {
+            if said.len() < super::MAX_IMAGES || said.contains_key(&digest) {
                 said.insert(digest, references);
             }
         }

@@ -221,8 +221,7 @@ impl Plan {
                 host,
                 content,
                 from,
-            } if self.may_retract(&host, content) => self.retracted(&host, content, from),
-            Event::Retracted { .. } => {}
+            } => self.retracted(&host, content, from),
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);
                 self.grant_wanted = true;
@@ -278,6 +277,25 @@ impl Plan {
     #[must_use]
     pub fn knows(&self, content: &Digest) -> bool {
         self.contents.contains_key(content)
+    }
+
+    /// Whether this host has the lease of a content now. Nobody else has anything to say about how its fetch goes.
+    #[must_use]
+    pub fn holds_lease(&self, host: &HostId, content: &Digest) -> bool {
+        let lease = self.contents.get(content).and_then(|of| of.lease.as_ref());
+        lease.is_some_and(|lease| lease.host == *host)
+    }
+
+    /// Whether [`Event::Retracted`] moves anything now: the host may have made something of this content, and hasn't taken back
+    /// too much lately.
+    #[must_use]
+    pub fn takes_retraction(&self, now: Moment, host: &HostId, content: &Digest) -> bool {
+        self.contents.contains_key(content)
+            && self.may_retract(host, *content)
+            && self
+                .hosts
+                .get(host)
+                .is_some_and(|host| host.charges.may_retract(now, self.config.quarantine))
     }
 
     /// Whether a host may have made something of a content: it had a lease of it, perhaps of an earlier coordinator.

@@ -4,6 +4,7 @@ use super::{
     super::tests::{World, taken},
     *,
 };
+use crate::intake::MAX_MIRROR_WANTS;
 
 fn wants(blobs: &[(Digest, u64)]) -> Report {
     numbered(1, blobs)
@@ -107,12 +108,12 @@ async fn a_holder_that_goes_away_takes_its_want_along_and_another_is_leased() {
 #[tokio::test]
 async fn what_a_host_may_ask_for_is_bounded_and_nonsense_is_passed_over() {
     let mut world = World::new();
-    let many: Vec<_> = (0..=MAX_PER_HOST)
+    let many: Vec<_> = (0..=MAX_MIRROR_WANTS)
         .map(|at| (Digest::of(&at.to_le_bytes()), 1))
         .collect();
     let (a, _to_a) = world.open("a", World::hello());
     world.report("a", a, wants(&many));
-    assert_eq!(world.driver.mirror.blobs.len(), MAX_PER_HOST);
+    assert_eq!(world.driver.mirror.blobs.len(), MAX_MIRROR_WANTS);
     let nonsense = MirrorWant {
         content: vec![1; 31],
         size: 1,
@@ -134,10 +135,10 @@ async fn what_a_host_may_ask_for_is_bounded_and_nonsense_is_passed_over() {
     assert!(world.driver.forget_lingering(Moment(u64::MAX), LINGER));
     assert!(world.driver.mirror.blobs.is_empty());
     // others may fill the fleet's bound; those that linger make room
-    for host in 0..=MAX_BLOBS / MAX_PER_HOST {
+    for host in 0..=MAX_BLOBS / MAX_MIRROR_WANTS {
         let name = format!("host-{host}");
         let (session, _queue) = world.open(&name, World::hello());
-        let theirs: Vec<_> = (0..MAX_PER_HOST)
+        let theirs: Vec<_> = (0..MAX_MIRROR_WANTS)
             .map(|at| (Digest::of(format!("{host} {at}").as_bytes()), 1))
             .collect();
         world.report(&name, session, wants(&theirs));

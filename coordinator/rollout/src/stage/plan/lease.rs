@@ -693,10 +693,13 @@ impl Plan {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.host == *id);
-        let lease = if held { self.end(digest) } else { None };
-        self.grant_wanted = true;
         // a host that says what it holds says so there
         let believed = held || self.hosts.get(id).is_some_and(|host| !host.counts);
+        if !believed {
+            return;
+        }
+        let lease = if held { self.end(digest) } else { None };
+        self.grant_wanted = true;
         let Some(content) = self.contents.get_mut(&digest) else {
             return;
         };
@@ -710,7 +713,7 @@ impl Plan {
                         && matches!(image.standings.get(id), Some((Standing::Staging, _)))
                 });
                 let own_word = content.receipts.own_word();
-                if believed && (end == LeaseEnd::Done || (held && staging)) {
+                if end == LeaseEnd::Done || (held && staging) {
                     content.claim(id, self.now);
                     if held {
                         content.receipts.finished(id, self.now);
@@ -721,7 +724,7 @@ impl Plan {
                 }
                 if end == LeaseEnd::Released {
                     content.tried.insert(id.clone());
-                } else if own_word && believed {
+                } else if own_word {
                     content.tried.clear();
                     content.faults.clear();
                     content.away = None;

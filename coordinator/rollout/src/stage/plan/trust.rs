@@ -43,6 +43,12 @@ impl Charges {
         self.false_links.retain(|(by, _), _| by != id);
     }
 
+    /// Whether one more content counts of which the host takes back what it made; `within` is how long they are counted.
+    pub(super) fn may_retract(&self, now: Moment, within: Duration) -> bool {
+        let (count, since) = self.retractions;
+        count < RETRACTIONS || now.since(since) >= within
+    }
+
     /// Whether leases go to others first.
     pub(super) fn is_last_for_leases(&self, now: Moment) -> bool {
         self.last_for_leases_until.is_some_and(|until| now < until)
@@ -126,15 +132,15 @@ impl Plan {
     /// what it signed stays signed.
     pub(super) fn retracted(&mut self, id: &HostId, digest: Digest, from: u32) {
         let (now, again) = (self.now, self.config.quarantine);
+        if !self.takes_retraction(now, id, &digest) {
+            return;
+        }
         let Some(host) = self.hosts.get_mut(id) else {
             return;
         };
         let (count, since) = &mut host.charges.retractions;
         if now.since(*since) >= again {
             (*count, *since) = (0, now);
-        }
-        if *count >= RETRACTIONS || !self.contents.contains_key(&digest) {
-            return;
         }
         *count += 1;
         self.actions.push_back(Action::Retract {

@@ -1,0 +1,376 @@
+//! What one host may cost the coordinator: how much one of its reports may hold, how often it may come, and how long it
+//! stays away after it went far beyond that.
+//!
+//! A list of a report is cut to what an honest host can need. A host that sends ten times as much isn't a host of ours
+//! that is busy: its session ends, by name, and it stays away for a minute. How fast reports of a host are taken is the
+//! session's matter; see `session`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use proto::{
+    HostId,
+    message::{Hello, ImageState, LeaseEnd, Report},
+};
+use tracing::warn;
+
+use crate::config::MAX_HOSTS;
+
+/// The most images of one host that are kept track of.
+pub(crate) const MAX_IMAGES: usize = 256;
+/// Contents that one host says it finds no source of, at a time.
+pub(crate) const MAX_WITHOUT_SOURCE: usize = 16;
+/// Contents of which one report says how much the host holds.
+pub(crate) const MAX_HELD: usize = 256;
+/// What one report may hold against other hosts: an agent keeps so many while it has no session. Few of them are heard.
+const MAX_BLAMES: usize = 256;
+/// Blobs that the clients of one host's mirror may wait for at one time; the schema says so too.
+pub(crate) const MAX_MIRROR_WANTS: usize = 64;
+/// Contents of which one report takes back what its host made.
+pub(crate) const MAX_RETRACTIONS: usize = 64;
+/// Leases in one report beside those that may run in the whole fleet: those that ended while the host had no session, and
+/// those that an earlier coordinator granted.
+const MORE_LEASES: usize = 64;
+/// A host that sends so many times more than that has its session ended.
+const FAR_BEYOND: usize = 10;
+/// And it stays away for so long.
+const AWAY: Duration = Duration::from_mins(1);
+/// Streams that a host may open in this time: one a session, one a renewal. An agent that loses its session tries again
+/// after pauses that grow.
+const STREAMS: u32 = 10;
+const STREAMS_WITHIN: Duration = Duration::from_secs(10);
+
+/// A host sent far more than any host can need.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a message names {count} {of}, and a host may name {most}")]
+pub(crate) struct Excess {
+    of: List,
+    count: usize,
+    most: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    Images,
+    Leases,
+    Blames,
+    Retractions,
+    MirrorWants,
+    WithoutSource,
+    Held,
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Images => "images",
+            Self::Leases => "leases",
+            Self::Blames => "blames",
+            Self::Retractions => "retractions",
+            Self::MirrorWants => "wants of its mirror",
+            Self::WithoutSource => "contents without a source",
+            Self::Held => "contents that it holds",
+        })
+    }
+}
+
+/// Leases that one report may name, running and ended, where so many may run in the fleet.
+pub(crate) const fn most_leases(origin_streams: usize) -> usize {
+    // those that run, as many that ended since the last report, and one of a mirror each
+    MORE_LEASES + 2 * (origin_streams + 1)
+}
+
+/// Cuts a report's lists to what a host can need. Returns how many entries were left out.
+///
+/// # Errors
+/// [`Excess`] when a list is ten times as long: the session isn't to go on.
+pub(crate) fn cut(report: &mut Report, most_leases: usize) -> Result<usize, Excess> {
+    let mut out = images(&mut report.images)?;
+    // what ended is said once, and what runs in each report
+    let (count, most) = (report.leases.len(), most_leases);
+    within(List::Leases, count, most)?;
+    if count > most {
+        report
+            .leases
+            .sort_by_key(|lease| lease.end() == LeaseEnd::Unspecified);
+    }
+    out += list(List::Leases, &mut report.leases, most)?;
+    out += list(List::Blames, &mut report.blames, MAX_BLAMES)?;
+    out += list(List::Retractions, &mut report.retractions, MAX_RETRACTIONS)?;
+    if let Some(mirror) = &mut report.mirror {
+        out += list(List::MirrorWants, &mut mirror.wants, MAX_MIRROR_WANTS)?;
+    }
+    if let Some(without) = &mut report.without_source {
+        let contents = &mut without.contents;
+        out += list(List::WithoutSource, contents, MAX_WITHOUT_SOURCE)?;
+    }
+    if let Some(held) = &mut report.held {
+        out += list(List::Held, &mut held.contents, MAX_HELD)?;
+    }
+    Ok(out)
+}
+
+/// The same of what a session begins with.
+///
+/// # Errors
+/// [`Excess`].
+pub(crate) fn cut_hello(hello: &mut Hello) -> Result<usize, Excess> {
+    images(&mut hello.images)
+}
+
+/// Each image once, as it is said last: an honest host names none twice.
+fn images(images: &mut Vec<ImageState>) -> Result<usize, Excess> {
+    let before = images.len();
+    within(List::Images, before, MAX_IMAGES)?;
+    let mut seen = BTreeSet::new();
+    let mut last: Vec<bool> = images
+        .iter()
+        .rev()
+        .map(|image| seen.insert(image.manifest.as_slice()))
+        .collect();
+    images.retain(|_| last.pop().unwrap_or(false));
+    images.truncate(MAX_IMAGES);
+    Ok(before - images.len())
+}
+
+fn list<T>(of: List, entries: &mut Vec<T>, most: usize) -> Result<usize, Excess> {
+    let count = entries.len();
+    within(of, count, most)?;
+    entries.truncate(most);
+    Ok(count - entries.len())
+}
+
+const fn within(of: List, count: usize, most: usize) -> Result<(), Excess> {
+    if count > FAR_BEYOND * most {
+        return Err(Excess { of, count, most });
+    }
+    Ok(())
+}
+
+/// Whether hosts may open a stream now.
+///
+/// Each connection is a task of its own, and all of them ask here: hence the lock, which nobody holds while it waits for
+/// anything.
+#[derive(Debug, Default)]
+pub(crate) struct Door {
+    hosts: Mutex<BTreeMap<HostId, Came>>,
+}
+
+#[derive(Debug)]
+struct Came {
+    /// Streams since then.
+    since: Instant,
+    streams: u32,
+    away_until: Option<Instant>,
+}
+
+/// Why a host has to come again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Wait {
+    /// It sent far too much.
+    #[error("this host sent far more than a host can need; it may come again a minute after that")]
+    Away,
+    /// It opens too many streams.
+    #[error("this host began {STREAMS} sessions or renewals within {} s; it may come again after that", STREAMS_WITHIN.as_secs())]
+    Often,
+}
+
+impl Door {
+    /// A host opened a stream.
+    ///
+    /// # Errors
+    /// [`Wait`] when nothing is taken from it now.
+    pub(crate) fn enter(&self, host: &HostId, now: Instant) -> Result<(), Wait> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= MAX_HOSTS {
+            hosts.retain(|_, came| !came.is_over(now));
+        }
+        let came = hosts.entry(host.clone()).or_insert_with(|| Came::new(now));
+        if came.away_until.is_some_and(|until| now < until) {
+            return Err(Wait::Away);
+        }
+        if now >= came.since + STREAMS_WITHIN {
+            *came = Came::new(now);
+        }
+        came.streams = came.streams.saturating_add(1);
+        if came.streams <= STREAMS {
+            return Ok(());
+        }
+        // once, until it may come again
+        if came.streams == STREAMS + 1 {
+            warn!(%host, reason = %Wait::Often, "host is turned away for a while");
+        }
+        Err(Wait::Often)
+    }
+
+    /// A host sent far too much: it stays away for a while.
+    pub(crate) fn send_away(&self, host: &HostId, now: Instant) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let came = hosts.entry(host.clone()).or_insert_with(|| Came::new(now));
+        came.away_until = Some(now + AWAY);
+    }
+}
+
+impl Came {
+    const fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            streams: 0,
+            away_until: None,
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        let away = self.away_until.is_some_and(|until| now < until);
+        !away && self.since + STREAMS_WITHIN <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::message::{
+        Blame, ContentHeld, Held, LeaseState, MirrorWant, MirrorWants, Retraction, WithoutSource,
+    };
+
+    use super::*;
+
+    const LEASES: usize = most_leases(4);
+
+    fn image(at: usize, held_bytes: u64) -> ImageState {
+        ImageState {
+            manifest: proto::Digest::of(&at.to_le_bytes()).as_bytes().to_vec(),
+            held_bytes,
+            ..ImageState::default()
+        }
+    }
+
+    /// A report in which each list is so many times as long as a host can need.
+    fn times(times: usize, more: usize) -> Report {
+        let of = |most: usize| times * most + more;
+        Report {
+            images: (0..of(MAX_IMAGES)).map(|at| image(at, 0)).collect(),
+            leases: vec![LeaseState::default(); of(LEASES)],
+            blames: vec![Blame::default(); of(MAX_BLAMES)],
+            retractions: vec![Retraction::default(); of(MAX_RETRACTIONS)],
+            mirror: Some(MirrorWants {
+                wants: vec![MirrorWant::default(); of(MAX_MIRROR_WANTS)],
+            }),
+            without_source: Some(WithoutSource {
+                contents: vec![Vec::new(); of(MAX_WITHOUT_SOURCE)],
+            }),
+            held: Some(Held {
+                contents: vec![ContentHeld::default(); of(MAX_HELD)],
+            }),
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn what_a_host_can_need_is_taken_whole_and_more_is_left_out() {
+        let needed = times(1, 0);
+        let mut report = needed.clone();
+        assert_eq!(cut(&mut report, LEASES), Ok(0));
+        assert_eq!(report, needed);
+        for (factor, more, out) in [
+            (1, 1, 7),
+            (10, 0, 9 * (256 + LEASES + 256 + 64 + 64 + 16 + 256)),
+        ] {
+            let mut report = times(factor, more);
+            assert_eq!(cut(&mut report, LEASES), Ok(out));
+            assert_eq!(report, needed);
+        }
+    }
+
+    #[test]
+    fn each_list_that_is_ten_times_too_long_is_named() {
+        let long = times(10, 1);
+        let one = |pick: fn(&mut Report, Report)| {
+            let mut report = Report::default();
+            pick(&mut report, long.clone());
+            cut(&mut report, LEASES).unwrap_err().to_string()
+        };
+        for (said, of) in [
+            (one(|to, from| to.images = from.images), "2561 images"),
+            (one(|to, from| to.leases = from.leases), "741 leases"),
+            (one(|to, from| to.blames = from.blames), "2561 blames"),
+            (
+                one(|to, from| to.retractions = from.retractions),
+                "641 retractions",
+            ),
+            (
+                one(|to, from| to.mirror = from.mirror),
+                "641 wants of its mirror",
+            ),
+            (
+                one(|to, from| to.without_source = from.without_source),
+                "161 contents without",
+            ),
+            (
+                one(|to, from| to.held = from.held),
+                "2561 contents that it holds",
+            ),
+        ] {
+            assert!(said.starts_with(&format!("a message names {of}")), "{said}");
+        }
+        let mut hello = Hello {
+            images: long.images,
+            ..Hello::default()
+        };
+        assert!(cut_hello(&mut hello).is_err());
+    }
+
+    #[test]
+    fn an_image_that_is_named_again_and_again_counts_as_it_is_said_last() {
+        let mut report = Report {
+            images: (0..2_000).map(|at| image(at % 2, at as u64)).collect(),
+            ..Report::default()
+        };
+        assert_eq!(cut(&mut report, LEASES), Ok(1_998));
+        assert_eq!(report.images, [image(0, 1_998), image(1, 1_999)]);
+    }
+
+    #[test]
+    fn leases_that_ended_are_kept_before_those_that_run() {
+        let mut leases = vec![LeaseState::default(); LEASES];
+        leases.push(LeaseState {
+            end: LeaseEnd::Done.into(),
+            ..LeaseState::default()
+        });
+        let mut report = Report {
+            leases,
+            ..Report::default()
+        };
+        assert_eq!(cut(&mut report, LEASES), Ok(1));
+        assert_eq!(report.leases[0].end(), LeaseEnd::Done);
+    }
+
+    #[test]
+    fn a_host_that_sent_far_too_much_stays_away_and_others_come() {
+        let door = Door::default();
+        let (rogue, other): (HostId, HostId) = ("rogue".parse().unwrap(), "b".parse().unwrap());
+        let start = Instant::now();
+        assert_eq!(door.enter(&rogue, start), Ok(()));
+        door.send_away(&rogue, start);
+        let late = AWAY - Duration::from_millis(1);
+        assert_eq!(door.enter(&rogue, start + late), Err(Wait::Away));
+        assert_eq!(door.enter(&other, start + late), Ok(()));
+        assert_eq!(door.enter(&rogue, start + AWAY), Ok(()));
+    }
+
+    #[test]
+    fn a_host_opens_ten_streams_within_ten_seconds() {
+        let door = Door::default();
+        let host = "a".parse().unwrap();
+        let start = Instant::now();
+        for _ in 0..STREAMS {
+            assert_eq!(door.enter(&host, start), Ok(()));
+        }
+        let soon = start + STREAMS_WITHIN - Duration::from_millis(1);
+        assert_eq!(door.enter(&host, soon), Err(Wait::Often));
+        assert_eq!(door.enter(&host, start + STREAMS_WITHIN), Ok(()));
+    }
+}
