@@ -305,7 +305,7 @@ impl Driver {
             let event = Event::WithoutSource {
                 host: host.clone(),
                 contents: contents
-                    .filter_map(|content| message::digest(content).ok())
+                    .filter_map(|content| self.meant(host, content))
                     .collect(),
             };
             self.plan.handle(now, event);
@@ -315,7 +315,7 @@ impl Driver {
             let event = Event::Holds {
                 host: host.clone(),
                 contents: contents
-                    .filter_map(|of| Some((message::digest(&of.content).ok()?, of.chunks)))
+                    .filter_map(|of| Some((self.meant(host, &of.content)?, of.chunks)))
                     .collect(),
             };
             self.plan.handle(now, event);
@@ -337,8 +337,14 @@ impl Driver {
         self.blames(now, host, &report.blames);
     }
 
+    /// The content that a host means by this digest, as the plan knows it.
+    fn meant(&self, host: &HostId, digest: &[u8]) -> Option<Digest> {
+        let digest = message::digest(digest).ok()?;
+        Some(self.mirror.meant(host, digest))
+    }
+
     fn retraction(&mut self, now: Moment, host: &HostId, retraction: &message::Retraction) {
-        let Ok(content) = message::digest(&retraction.content) else {
+        let Some(content) = self.meant(host, &retraction.content) else {
             return;
         };
         let from = retraction.from_chunk;
@@ -454,7 +460,7 @@ impl Driver {
         let held = report
             .leases
             .iter()
-            .filter_map(|lease| message::digest(&lease.content).ok());
+            .filter_map(|lease| self.meant(host, &lease.content));
         let event = Event::LeasesHeld {
             host: host.clone(),
             contents: held.collect(),
@@ -479,7 +485,7 @@ impl Driver {
     /// A host speaks of a lease. What it says counts where the lease is its own, as the plan knows; of another's content it has
     /// nothing to say, and that isn't written down anywhere.
     pub(super) fn lease(&mut self, now: Moment, host: &HostId, lease: &message::LeaseState) {
-        let Ok(content) = message::digest(&lease.content) else {
+        let Some(content) = self.meant(host, &lease.content) else {
             return;
         };
         match lease.end() {
@@ -742,7 +748,7 @@ impl Driver {
             _ => Event::FalseLink {
                 by: by.clone(),
                 maker,
-                content,
+                content: self.mirror.meant(by, content),
                 vouched,
             },
         };

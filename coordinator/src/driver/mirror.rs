@@ -4,6 +4,11 @@
 //! session says that somebody waits, and a minute longer: a host that asks late is to get it from those that have it
 //! rather than a lease. Nothing is kept on disk, and a host that goes away takes its wants along. What hosts may ask for is
 //! bounded; beyond, they fetch by themselves.
+//!
+//! A host says a size with each digest, which its registry named, and nobody can tell here whether that is true. So digest and
+//! size together are a blob: hosts that say another size have one of their own, and neither waits for the other. The plan
+//! knows the first size of a digest under the digest itself, and any other under a name of ours. Whatever a host says of a digest
+//! is about the size that it asked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,12 +35,27 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 /// What hosts ask for.
 #[derive(Debug, Default)]
 pub(super) struct Mirrored {
-    blobs: BTreeMap<Digest, Blob>,
-    /// By the number of each want.
-    hosts: BTreeMap<HostId, BTreeMap<Digest, u64>>,
+    /// By digest and size.
+    blobs: BTreeMap<(Digest, u64), Blob>,
+    /// By the size and the number of each want.
+    hosts: BTreeMap<HostId, BTreeMap<Digest, (u64, u64)>>,
     /// What the plan calls the blobs.
     names: BTreeSet<Digest>,
+    /// Digests of those of another size, by what the plan calls these contents.
+    digests: BTreeMap<Digest, Digest>,
     told_at: Option<Moment>,
+}
+
+#[derive(Debug)]
+struct Blob {
+    /// What the plan calls the content.
+    content: Digest,
+    chunks: u32,
+    hosts: BTreeSet<HostId>,
+    /// All that asked for it under this size last.
+    asked: BTreeSet<HostId>,
+    /// Since when nobody asks.
+    left_at: Option<Moment>,
 }
 
 impl Mirrored {
@@ -43,22 +63,41 @@ impl Mirrored {
     pub(super) fn is_blob(&self, image: &Digest) -> bool {
         self.names.contains(image)
     }
-}
 
-#[derive(Debug)]
-struct Blob {
-    chunks: u32,
-    bytes: u64,
-    hosts: BTreeSet<HostId>,
-    /// Since when nobody asks.
-    left_at: Option<Moment>,
+    /// What the plan calls the content that this host means by a digest.
+    pub(super) fn meant(&self, host: &HostId, digest: Digest) -> Digest {
+        if self.digests.is_empty() {
+            return digest;
+        }
+        let mut sizes = self.blobs.range((digest, 0)..=(digest, u64::MAX));
+        let asked = sizes.find(|(_, blob)| blob.asked.contains(host));
+        asked.map_or(digest, |(_, blob)| blob.content)
+    }
+
+    /// The digest of a content, as hosts know it.
+    pub(super) fn digest(&self, content: Digest) -> Digest {
+        self.digests.get(&content).copied().unwrap_or(content)
+    }
+
+    /// What the plan is to call the content of a blob that is wanted first now.
+    fn called(&self, digest: Digest, size: u64, known: Option<u64>) -> Digest {
+        let mut sizes = self.blobs.range((digest, 0)..=(digest, u64::MAX));
+        let taken = known.is_some_and(|known| known != size);
+        if !taken && sizes.all(|(_, blob)| blob.content != digest) {
+            return digest;
+        }
+        let mut bytes = b"parbake mirror size ".to_vec();
+        bytes.extend_from_slice(&size.to_be_bytes());
+        bytes.extend_from_slice(digest.as_bytes());
+        Digest::of(&bytes)
+    }
 }
 
 /// The name under which the plan knows a blob. Never an image's, whatever digest a host asks for: the plan would take a
 /// want of the one for the other.
-fn name(blob: &Digest) -> Digest {
+fn name(content: &Digest) -> Digest {
     let mut bytes = b"parbake mirror ".to_vec();
-    bytes.extend_from_slice(blob.as_bytes());
+    bytes.extend_from_slice(content.as_bytes());
     Digest::of(&bytes)
 }
 
@@ -77,9 +116,10 @@ impl Driver {
     fn tell_queue(&mut self) {
         let mut queues = Vec::new();
         for (host, wanted) in &self.mirror.hosts {
-            let coming = wanted
-                .keys()
-                .filter(|digest| self.plan.is_coming(host, digest));
+            let coming = wanted.keys().filter(|digest| {
+                let content = self.mirror.meant(host, **digest);
+                self.plan.is_coming(host, &content)
+            });
             let contents: Vec<_> = coming.map(|digest| digest.as_bytes().to_vec()).collect();
             if !contents.is_empty() {
                 queues.push((host.clone(), MirrorQueue { contents }));
@@ -100,16 +140,21 @@ impl Driver {
             }
         }
         let before = self.mirror.hosts.remove(host).unwrap_or_default();
-        for (digest, number) in &before {
-            if wanted.get(digest).is_none_or(|(_, now)| now != number) {
-                self.mirror_unwanted(now, host, digest);
+        let same = |wanted: &BTreeMap<Digest, (Geometry, u64)>, digest, size, number| {
+            let now = wanted.get(digest);
+            now.is_some_and(|(geometry, now)| (geometry.size(), *now) == (size, number))
+        };
+        for (digest, (size, number)) in &before {
+            if !same(&wanted, digest, *size, *number) {
+                self.mirror_unwanted(now, host, (*digest, *size));
             }
         }
         let mut kept = BTreeMap::new();
         for (digest, (geometry, number)) in wanted {
-            let known = before.get(&digest) == Some(&number);
+            let want = (geometry.size(), number);
+            let known = before.get(&digest) == Some(&want);
             if known || self.mirror_wanted(now, host, digest, geometry) {
-                kept.insert(digest, number);
+                kept.insert(digest, want);
             }
         }
         if !kept.is_empty() {
@@ -129,34 +174,50 @@ impl Driver {
         digest: Digest,
         geometry: Geometry,
     ) -> bool {
-        if !self.mirror.blobs.contains_key(&digest)
+        let key = (digest, geometry.size());
+        if !self.mirror.blobs.contains_key(&key)
             && self.mirror.blobs.len() >= MAX_BLOBS
             && !self.forget_lingering(now, Duration::ZERO)
         {
             debug!(%host, limit = MAX_BLOBS, "more blobs are asked for than are kept track of");
             return false;
         }
-        let known = self.mirror.blobs.get(&digest);
-        if known.is_some_and(|blob| blob.bytes != geometry.size()) {
-            // one of the two was misled by its registry: what either fetches is of no use to the other
-            debug!(%host, content = %digest, bytes = geometry.size(), "a blob is wanted with two sizes");
-            return false;
+        // what it said before of that digest was of the size that it asked for then
+        let sizes = self
+            .mirror
+            .blobs
+            .range_mut((digest, 0)..=(digest, u64::MAX));
+        for (_, blob) in sizes {
+            blob.asked.remove(host);
         }
-        let blob = self.mirror.blobs.entry(digest).or_insert_with(|| Blob {
+        let content = match self.mirror.blobs.get(&key) {
+            Some(blob) => blob.content,
+            None => {
+                let known = self.plan.size_of(&digest);
+                self.mirror.called(digest, geometry.size(), known)
+            }
+        };
+        if content != digest {
+            debug!(%host, content = %digest, bytes = geometry.size(), "a blob is wanted with two sizes");
+            self.mirror.digests.insert(content, digest);
+        }
+        let blob = self.mirror.blobs.entry(key).or_insert_with(|| Blob {
+            content,
             chunks: geometry.chunks(),
-            bytes: geometry.size(),
             hosts: BTreeSet::new(),
+            asked: BTreeSet::new(),
             left_at: None,
         });
         blob.hosts.insert(host.clone());
+        blob.asked.insert(host.clone());
         blob.left_at = None;
-        self.tell_mirrored(now, digest);
+        self.tell_mirrored(now, key);
         // it asks, so it is ready to fetch
         self.plan.handle(
             now,
             Event::Reported {
                 host: host.clone(),
-                image: name(&digest),
+                image: name(&content),
                 standing: word::Standing::Staging,
                 held_bytes: 0,
             },
@@ -164,49 +225,55 @@ impl Driver {
         true
     }
 
-    fn mirror_unwanted(&mut self, now: Moment, host: &HostId, digest: &Digest) {
-        let Some(blob) = self.mirror.blobs.get_mut(digest) else {
+    fn mirror_unwanted(&mut self, now: Moment, host: &HostId, key: (Digest, u64)) {
+        let Some(blob) = self.mirror.blobs.get_mut(&key) else {
             return;
         };
         blob.hosts.remove(host);
         if blob.hosts.is_empty() {
             blob.left_at = Some(now);
         }
-        self.tell_mirrored(now, *digest);
+        self.tell_mirrored(now, key);
     }
 
     /// Forgets blobs that nobody asks for any more. Whether there were any.
     fn forget_lingering(&mut self, now: Moment, after: Duration) -> bool {
-        let over: Vec<Digest> = self
+        let over: Vec<((Digest, u64), Digest)> = self
             .mirror
             .blobs
             .iter()
             .filter(|(_, blob)| blob.left_at.is_some_and(|left| now.since(left) >= after))
-            .map(|(digest, _)| *digest)
+            .map(|(key, blob)| (*key, blob.content))
             .collect();
-        for digest in &over {
-            self.mirror.blobs.remove(digest);
-            self.mirror.names.remove(&name(digest));
-            self.plan.handle(now, Event::Cancelled(name(digest)));
+        for (key, content) in &over {
+            self.mirror.blobs.remove(key);
+            self.plan.handle(now, Event::Cancelled(name(content)));
+        }
+        // hosts are told so by the digests that they know
+        self.act(now);
+        for (_, content) in &over {
+            self.mirror.digests.remove(content);
+            self.mirror.names.remove(&name(content));
         }
         !over.is_empty()
     }
 
-    fn tell_mirrored(&mut self, now: Moment, digest: Digest) {
-        let Some(blob) = self.mirror.blobs.get(&digest) else {
+    fn tell_mirrored(&mut self, now: Moment, key: (Digest, u64)) {
+        let Some(blob) = self.mirror.blobs.get(&key) else {
             return;
         };
-        self.mirror.names.insert(name(&digest));
+        let size = key.1;
+        self.mirror.names.insert(name(&blob.content));
         self.plan.handle(
             now,
             Event::Wanted {
-                image: name(&digest),
+                image: name(&blob.content),
                 references: Vec::new(),
                 contents: vec![word::Content {
-                    digest,
+                    digest: blob.content,
                     chunks: blob.chunks,
-                    size: blob.bytes,
-                    origin_bytes: blob.bytes,
+                    size,
+                    origin_bytes: size,
                 }],
                 hosts: word::Selection::Hosts(blob.hosts.iter().cloned().collect()),
                 held: Vec::new(),

@@ -49,6 +49,7 @@ impl Driver {
                     image,
                 } => {
                     self.metrics.granted.inc();
+                    let content = self.mirror.digest(content);
                     debug!(%host, %content, %image, "lease granted");
                     let order = message::LeaseGrant {
                         content: content.as_bytes().to_vec(),
@@ -70,6 +71,7 @@ impl Driver {
                         // counted when it ended
                         RevokeCause::NotHeld => {}
                     }
+                    let content = self.mirror.digest(content);
                     debug!(%host, %content, ?cause, "lease revoked");
                     let order = message::LeaseRevoke {
                         content: content.as_bytes().to_vec(),
@@ -81,6 +83,7 @@ impl Driver {
                     content,
                     from,
                 } => {
+                    let content = self.mirror.digest(content);
                     let order = message::Retraction {
                         content: content.as_bytes().to_vec(),
                         from_chunk: from,

@@ -1,10 +1,11 @@
-//! The plan: state, and how events change it. Leases are decided in `lease`, when a registry may be asked in `origin`, what
+//! The plan: state, and how events change it. Leases are decided in `lease`, those for mirrors in `mirror`, when a registry may be asked in `origin`, what
 //! can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in `trust`, who is believed about what moves in
 //! `witness`, and `report` says where everything stands.
 
 mod fault;
 mod graph;
 mod lease;
+mod mirror;
 mod origin;
 mod report;
 mod trust;
@@ -21,7 +22,9 @@ use proto::{Digest, HostId, Moment};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
-use self::{fault::Unable, graph::Graph, lease::ContentState, origin::Origin, trust::Charges};
+use self::{
+    fault::Unable, graph::Graph, lease::ContentState, mirror::Yield, origin::Origin, trust::Charges,
+};
 use super::{
     Action, Config, Event,
     event::{Content, Purpose, Selection, Standing, Trouble},
@@ -92,6 +95,8 @@ struct Host {
     leases: usize,
     /// Leases that it let expire or that failed: others are preferred.
     failures: u32,
+    /// What came of its leases for mirrors.
+    mirror_yield: Yield,
     /// Registries that it can't ask, because of its own settings.
     unable: BTreeMap<String, Unable>,
 }
@@ -279,6 +284,12 @@ impl Plan {
         self.contents.contains_key(content)
     }
 
+    /// Raw bytes of a content that is part of something that is wanted.
+    #[must_use]
+    pub fn size_of(&self, content: &Digest) -> Option<u64> {
+        self.contents.get(content).map(|content| content.size)
+    }
+
     /// Whether this host has the lease of a content now. Nobody else has anything to say about how its fetch goes.
     #[must_use]
     pub fn holds_lease(&self, host: &HostId, content: &Digest) -> bool {
@@ -333,6 +344,7 @@ impl Plan {
                 charges: Charges::default(),
                 leases: 0,
                 failures: 0,
+                mirror_yield: Yield::default(),
                 unable: BTreeMap::new(),
             },
         );

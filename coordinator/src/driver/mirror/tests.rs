@@ -189,3 +189,99 @@ async fn a_host_that_waits_its_turn_is_told_so_and_one_that_nobody_serves_is_not
     world.driver.apply(super::super::Input::Tick);
     assert_eq!(taken(&mut to_a, queued), [] as [usize; 0]);
 }
+
+#[tokio::test]
+async fn hosts_that_say_another_size_have_a_blob_of_their_own_and_wait_for_nobody() {
+    let mut world = World::new();
+    let blob = Digest::of(b"blob");
+    let (rogue, mut to_rogue) = world.open("rogue", World::hello());
+    let (a, mut to_a) = world.open("a", World::hello());
+    let (b, mut to_b) = world.open("b", World::hello());
+    world.report("rogue", rogue, wants(&[(blob, 1)]));
+    assert_eq!(taken(&mut to_rogue, leased), [blob]);
+    // both say the same of it: one of them is leased it at once, by the digest that hosts know
+    world.report("a", a, wants(&[(blob, 3 << 20)]));
+    world.report("b", b, wants(&[(blob, 3 << 20)]));
+    assert_eq!(taken(&mut to_a, leased), [blob]);
+    assert_eq!(taken(&mut to_b, leased), []);
+    // what each says of its lease is about its own: the rogue's end says nothing of the other
+    let state = |end: LeaseEnd, chunks| Report {
+        leases: vec![LeaseState {
+            content: blob.as_bytes().to_vec(),
+            chunks,
+            end: end.into(),
+            ..LeaseState::default()
+        }],
+        ..Report::default()
+    };
+    world.report("rogue", rogue, state(LeaseEnd::Done, 1));
+    assert_eq!(world.driver.plan.status(world.driver.now()).leases.len(), 1);
+    world.report("a", a, state(LeaseEnd::Unspecified, 2));
+    let leases = world.driver.plan.status(world.driver.now()).leases;
+    assert_eq!(
+        (leases[0].host.as_str(), leases[0].chunks, leases.len()),
+        ("a", 2, 1)
+    );
+    let revoked = |kind: &Kind| matches!(kind, Kind::Revoke(_)).then_some(());
+    assert_eq!(taken(&mut to_a, revoked), []);
+    world.report("a", a, state(LeaseEnd::Done, 3));
+    world.settle();
+    assert_eq!(taken(&mut to_b, leased), [], "it is there");
+    // all is forgotten with the last who asked, and the rogue's next want is as good as any
+    for (host, session) in [("rogue", rogue), ("a", a), ("b", b)] {
+        world.report(host, session, wants(&[]));
+    }
+    world.driver.forget_lingering(Moment(u64::MAX), LINGER);
+    assert!(world.driver.mirror.blobs.is_empty() && world.driver.mirror.digests.is_empty());
+    assert!(world.driver.mirror.names.is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_changes_its_mind_about_a_size_is_meant_by_the_last_one() {
+    let mut world = World::new();
+    let blob = Digest::of(b"blob");
+    let (a, mut to_a) = world.open("a", World::hello());
+    let (b, mut to_b) = world.open("b", World::hello());
+    world.report("a", a, wants(&[(blob, 1)]));
+    world.report("b", b, wants(&[(blob, 2)]));
+    assert_eq!(taken(&mut to_a, leased), [blob]);
+    assert_eq!(taken(&mut to_b, leased), [blob]);
+    let id: HostId = "b".parse().unwrap();
+    let other = world.driver.mirror.meant(&id, blob);
+    assert_ne!(other, blob);
+    assert_eq!(world.driver.mirror.digest(other), blob);
+    world.report("b", b, numbered(2, &[(blob, 1)]));
+    assert_eq!(world.driver.mirror.meant(&id, blob), blob);
+    // nobody wants the other size any more: its lease is taken back by the digest that the host knows
+    world.settle();
+    world.driver.forget_lingering(Moment(u64::MAX), LINGER);
+    let revoked = |kind: &Kind| match kind {
+        Kind::Revoke(revoke) => Digest::try_from(revoke.content.as_slice()).ok(),
+        _ => None,
+    };
+    let revoked = taken(&mut to_b, revoked);
+    assert!(
+        !revoked.is_empty() && revoked.iter().all(|of| *of == blob),
+        "{revoked:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_size_that_contradicts_a_wanted_image_is_a_blob_of_its_own() {
+    let mut world = World::new();
+    let (a, mut to_a) = world.open("a", World::hello());
+    let (reply, _answer) = tokio::sync::oneshot::channel();
+    let image = crate::wants::tests::want("one", 1, 1 << 20);
+    let content = image.layout.contents()[0].digest;
+    world
+        .driver
+        .apply(super::super::Input::Asked(super::super::Ask::Stage {
+            want: Box::new(image),
+            reply,
+        }));
+    while to_a.try_recv().is_ok() {}
+    world.report("a", a, wants(&[(content, 7)]));
+    assert_eq!(taken(&mut to_a, leased), [content]);
+    assert_ne!(world.driver.plan.size_of(&content), Some(7));
+    assert_eq!(world.driver.mirror.blobs.len(), 1);
+}

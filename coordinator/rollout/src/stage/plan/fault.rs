@@ -6,7 +6,7 @@
 //! same content from elsewhere isn't held up, and where it brings the content, the first image goes on.
 
 use super::*;
-use crate::stage::event::Fault;
+use crate::stage::{action::RevokeCause, event::Fault};
 
 /// Tries that an hour costs where each gets nearly the whole content.
 const COSTLY_TRIES: usize = 3;
@@ -270,7 +270,11 @@ impl Plan {
         let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
         let (mut freed, mut stopped) = (Vec::new(), Vec::new());
         let mut order: Vec<usize> = (0..self.images.len()).collect();
-        order.sort_by_key(|at| self.images[*at].disproved.is_some());
+        // any host may ask for any blob of a mirror, with any size: that holds up no image
+        order.sort_by_key(|at| {
+            let image = &self.images[*at];
+            (image.purpose, image.disproved.is_some())
+        });
         for at in order {
             let image = &mut self.images[at];
             let other = |content: &&Content| {
@@ -304,15 +308,23 @@ impl Plan {
                 }
             }
         }
+        let images = self.images.iter();
+        let followed = images.filter(|image| image.contradicts.is_none());
+        let other_size = |content: &&Content| {
+            let known = self.contents.get(&content.digest);
+            known.is_none_or(|known| known.size != content.size)
+        };
+        let specs = followed.flat_map(|image| &image.specs);
+        let sized: Vec<Content> = specs.filter(other_size).copied().collect();
+        for content in sized {
+            if let Some(lease) = self.end(content.digest) {
+                self.revoke(&lease.host, content.digest, RevokeCause::Ended);
+            }
+            let state = ContentState::new(self.now, &content);
+            self.contents.insert(content.digest, state);
+        }
         for at in freed {
             let image = &self.images[at];
-            for content in &image.specs {
-                let known = self.contents.get(&content.digest);
-                if known.is_none_or(|known| known.size != content.size) {
-                    let state = ContentState::new(self.now, content);
-                    self.contents.insert(content.digest, state);
-                }
-            }
             let digest = image.digest;
             for host in self.selected(image) {
                 if self.hosts.get(&host).is_some_and(|host| host.connected) {

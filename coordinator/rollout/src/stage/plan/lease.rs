@@ -20,12 +20,16 @@ struct Given<'a> {
     contents: BTreeSet<Digest>,
     hosts: BTreeMap<HostId, usize>,
     registries: BTreeMap<&'a str, usize>,
+    /// Those of each host that are mirrors', with the ones that run.
+    mirrors: BTreeMap<HostId, usize>,
 }
 
 /// The contents of images for one purpose, in order.
 struct Queue<'a> {
     plan: &'a Plan,
     purpose: Purpose,
+    /// For hosts on trial: see `mirror`.
+    trial: bool,
     images: core::slice::Iter<'a, Image>,
     image: Option<&'a Image>,
     /// The image failed: only what made it fail is tried again.
@@ -36,10 +40,11 @@ struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    fn new(plan: &'a Plan, purpose: Purpose) -> Self {
+    fn new(plan: &'a Plan, purpose: Purpose, trial: bool) -> Self {
         Self {
             plan,
             purpose,
+            trial,
             images: plan.images.iter(),
             image: None,
             failed: false,
@@ -124,8 +129,8 @@ pub(super) struct ContentState {
     pub(super) doubts: u32,
     doubt_not_before: Moment,
     /// Mirrors' leases of it that the registry failed, one after the other, and when it is leased to one again.
-    mirror_failures: u32,
-    mirror_retry_at: Option<Moment>,
+    pub(super) mirror_failures: u32,
+    pub(super) mirror_retry_at: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -135,6 +140,8 @@ pub(super) struct Lease {
     pub(super) image: Digest,
     /// It was granted for clients of a mirror.
     pub(super) mirror: bool,
+    /// Its holder was on trial then, so that it takes no other's place.
+    pub(super) trial: bool,
     pub(super) granted_at: Moment,
     pub(super) chunks: u32,
     /// Blob bytes that its holder got, as far as it says.
@@ -175,6 +182,11 @@ impl Lease {
             (self.progress_at, self.progress_bytes) = (now, self.bytes);
         }
         moves
+    }
+
+    /// Whether others got something of it, or its holder where nobody could say otherwise.
+    pub(super) fn has_brought(&self) -> bool {
+        self.seen_at > self.granted_at
     }
 
     /// What its holder says that it got since the last whole chunk, bytes per second.
@@ -285,10 +297,19 @@ impl Plan {
         if self.now < self.grants_not_before {
             return;
         }
-        let mut queues = [Purpose::Stage, Purpose::Mirror].map(|purpose| Queue::new(self, purpose));
+        self.pass_on_trials();
+        let mut queues =
+            [Purpose::Stage, Purpose::Mirror].map(|purpose| Queue::new(self, purpose, false));
         let mut grants = Vec::new();
         let mut given = Given::default();
-        let mut running = [self.leases - self.mirror_leases, self.mirror_leases];
+        let mut trials = 0;
+        let leases = self.contents.values().filter_map(|of| of.lease.as_ref());
+        for lease in leases.filter(|lease| lease.mirror) {
+            *given.mirrors.entry(lease.host.clone()).or_default() += 1;
+            trials += usize::from(lease.trial);
+        }
+        let images = self.leases - self.mirror_leases;
+        let mut running = [images, self.mirror_leases - trials];
         loop {
             let first = usize::from(running[1] < running[0]);
             let next = [first, 1 - first].into_iter().find_map(|at| {
@@ -298,6 +319,13 @@ impl Plan {
             });
             let Some((at, grant)) = next else { break };
             running[at] += 1;
+            grants.push(grant);
+        }
+        let mut queue = Queue::new(self, Purpose::Mirror, true);
+        while trials < self.config.origin_streams
+            && let Some(grant) = self.next_grant(&mut queue, &mut given)
+        {
+            trials += 1;
             grants.push(grant);
         }
         for grant in grants {
@@ -351,7 +379,8 @@ impl Plan {
             let candidates = queue
                 .candidates
                 .get_or_insert_with(|| self.candidates(image));
-            let Some(host) = self.pick(image, digest, content, candidates, &given.hosts) else {
+            let Some(host) = self.pick(image, digest, content, candidates, (given, queue.trial))
+            else {
                 continue;
             };
             // a second lease for one host waits while hosts that could take it are about to say that they stage
@@ -363,6 +392,9 @@ impl Plan {
             }
             given.contents.insert(digest);
             *given.hosts.entry(host.clone()).or_default() += 1;
+            if image.purpose == Purpose::Mirror {
+                *given.mirrors.entry(host.clone()).or_default() += 1;
+            }
             *given.registries.entry(&image.registry).or_default() += 1;
             return Some(Grant {
                 host,
@@ -469,8 +501,22 @@ impl Plan {
         digest: Digest,
         content: &ContentState,
         candidates: &[&HostId],
-        given: &BTreeMap<HostId, usize>,
+        (given, trial): (&Given<'_>, bool),
     ) -> Option<HostId> {
+        let mirror = image.purpose == Purpose::Mirror;
+        // what others want as well isn't for those on trial, also where others have to wait for it
+        if trial && !candidates.iter().all(|id| self.is_on_trial(id)) {
+            return None;
+        }
+        let most = match trial {
+            true => 1,
+            false => self.mirror_share(),
+        };
+        let has_room = |id: &HostId| {
+            let has = given.mirrors.get(id).copied().unwrap_or(0);
+            !mirror || self.is_on_trial(id) == trial && has < most
+        };
+        let given = &given.hosts;
         let mut by_zone: BTreeMap<&str, usize> = BTreeMap::new();
         for (id, host) in &self.hosts {
             let leases = host.leases + given.get(id).copied().unwrap_or(0);
@@ -483,12 +529,18 @@ impl Plan {
             .iter()
             .filter_map(|id| Some((*id, self.hosts.get(*id)?)))
             .filter(|(id, host)| {
-                !host.is_unable(&image.registry, self.now)
+                has_room(id)
+                    && !host.is_unable(&image.registry, self.now)
                     && !Self::says_whole(host, content, id)
                     && !content.has_looked(&image.digest, id, self.now)
             })
             .min_by_key(|(id, host)| {
                 let last = host.charges.is_last_for_leases(self.now);
+                let barren = if mirror {
+                    host.mirror_yield.barren()
+                } else {
+                    0
+                };
                 let standing = image.standings.get(*id);
                 let staging = standing.is_some_and(|(standing, _)| *standing == Standing::Staging);
                 let held = standing.map_or(0, |(_, held)| *held);
@@ -496,6 +548,7 @@ impl Plan {
                 let handicap = if came_lately { NEWCOMER.1 } else { 0 };
                 (
                     last,
+                    barren,
                     content.last.as_ref() == Some(*id) || prober == Some(*id),
                     content.tried.contains(*id),
                     host.counts || !content.doubted.contains(*id),
@@ -520,6 +573,7 @@ impl Plan {
             purpose,
         } = grant;
         let mirror = purpose == Purpose::Mirror;
+        let trial = mirror && self.is_on_trial(&id);
         let now = self.now;
         if let Some(image) = self.images.iter_mut().find(|known| known.digest == image) {
             image.asked_at = Some(now);
@@ -530,6 +584,7 @@ impl Plan {
                 host: id.clone(),
                 image,
                 mirror,
+                trial,
                 granted_at: now,
                 chunks,
                 bytes: 0,
@@ -716,7 +771,8 @@ impl Plan {
                 if end == LeaseEnd::Done || (held && staging) {
                     content.claim(id, self.now);
                     if held {
-                        content.receipts.finished(id, self.now);
+                        let mirror = lease.as_ref().is_some_and(|lease| lease.mirror);
+                        content.receipts.finished(id, mirror, self.now);
                     }
                     if own_word {
                         content.doubted.clear();
@@ -724,6 +780,13 @@ impl Plan {
                 }
                 if end == LeaseEnd::Released {
                     content.tried.insert(id.clone());
+                    if let Some(lease) = lease
+                        && lease.mirror
+                        && !lease.has_brought()
+                        && let Some(host) = self.hosts.get_mut(id)
+                    {
+                        host.mirror_yield.failed();
+                    }
                 } else if own_word {
                     content.tried.clear();
                     content.faults.clear();
@@ -776,21 +839,6 @@ impl Plan {
         }
     }
 
-    /// A mirror's registry failed one host, refused its client or gave it something false: the next one tries after a while.
-    fn mirror_failed(&mut self, id: &HostId, digest: Digest) {
-        let failures = self
-            .contents
-            .get(&digest)
-            .map_or(0, |content| content.mirror_failures);
-        let wait = self.retry_wait(failures);
-        let now = self.now;
-        if let Some(content) = self.contents.get_mut(&digest) {
-            content.tried.insert(id.clone());
-            content.mirror_failures = failures.saturating_add(1);
-            content.mirror_retry_at = Some(now + wait);
-        }
-    }
-
     /// Leases without progress pass on.
     pub(super) fn expire_leases(&mut self) {
         let over: Vec<(HostId, Digest)> = self
@@ -812,10 +860,7 @@ impl Plan {
             if let Some(content) = self.contents.get_mut(&digest) {
                 content.tried.insert(id.clone());
             }
-            let mirror = lease.as_ref().is_some_and(|lease| lease.mirror);
-            if !mirror && let Some(host) = self.hosts.get_mut(&id) {
-                host.failures = host.failures.saturating_add(1);
-            }
+            self.ran_out(&id, lease.as_ref());
             // its holder is there, and waits for the registry
             if let Some(lease) = lease
                 && lease.trouble.is_some()

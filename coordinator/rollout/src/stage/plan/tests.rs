@@ -3,6 +3,7 @@ use std::{format, vec};
 use proptest::prelude::*;
 
 mod liars;
+mod mirrors;
 
 use proto::statement::Contradiction;
 
@@ -1288,7 +1289,9 @@ proptest! {
                 }
             }
             let status = plan.status(at(now));
-            prop_assert!(status.leases.len() <= 3, "more leases than streams and a mirror's");
+            let trials = plan.contents.values().filter(|content| content.lease.as_ref().is_some_and(|lease| lease.trial)).count();
+            prop_assert!(trials <= 2, "more hosts on trial than streams");
+            prop_assert!(status.leases.len() - trials <= 3, "more leases than streams and a mirror's");
             let mirrors = plan.contents.values().filter(|content| content.lease.as_ref().is_some_and(lease::Lease::is_mirrors));
             prop_assert_eq!((plan.leases, plan.mirror_leases), (status.leases.len(), mirrors.count()));
             prop_assert!(status.leases.len() - plan.mirror_leases <= 2, "staging took a mirror's place");

@@ -39,8 +39,8 @@ pub(super) struct Receipts {
     seen_at: Moment,
     /// Since when somebody says that it holds all.
     claimed_at: Option<Moment>,
-    /// Who said last that it fetched all.
-    finished_by: Option<HostId>,
+    /// Who said last that it fetched all, and whether for clients of a mirror.
+    finished_by: Option<(HostId, bool)>,
     /// Holders that nobody got anything from, one after the other.
     disbelieved: u32,
     /// Of the blob for each chunk, on average.
@@ -77,9 +77,9 @@ impl Receipts {
     }
 
     /// The holder of its lease says that it fetched all.
-    pub(super) fn finished(&mut self, id: &HostId, now: Moment) {
+    pub(super) fn finished(&mut self, id: &HostId, mirror: bool, now: Moment) {
         self.claimed_at = Some(now);
-        self.finished_by = Some(id.clone());
+        self.finished_by = Some((id.clone(), mirror));
     }
 }
 
@@ -232,11 +232,17 @@ impl Plan {
         lease.seen_chunks = lease.chunks;
         lease.seen_chunk_at = lease.chunk_at;
         lease.unseen_since = None;
+        // it has a place like any other from now on
+        lease.trial = false;
         let (registry, image) = (lease.registry.clone(), lease.image);
         let (granted_at, mirror) = (lease.granted_at, lease.mirror);
+        let holder = lease.host.clone();
         content.came(&image);
         if mirror {
             self.mirror_moved_at = now;
+            if let Some(host) = self.hosts.get_mut(&holder) {
+                host.mirror_yield.brought();
+            }
         }
         if chunks > 0 {
             let pace = u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -283,12 +289,12 @@ impl Plan {
         } else if doubtful {
             content.doubted.extend(content.done.keys().cloned());
             let finished_by = content.receipts.finished_by.take();
-            if let Some(id) = &finished_by {
+            if let Some((id, _)) = &finished_by {
                 content.tried.insert(id.clone());
             }
             self.grant_wanted = true;
-            if let Some(host) = finished_by.and_then(|id| self.hosts.get_mut(&id)) {
-                host.failures = host.failures.saturating_add(1);
+            if let Some((id, mirror)) = finished_by {
+                self.brought_nothing(&id, mirror.then_some(now));
             }
         }
     }
@@ -313,10 +319,7 @@ impl Plan {
                 let disbelieved = &mut content.receipts.disbelieved;
                 *disbelieved = (*disbelieved + 1).min(DISBELIEVED_MOST);
             }
-            let mirror = lease.as_ref().is_some_and(|lease| lease.mirror);
-            if !mirror && let Some(host) = self.hosts.get_mut(&id) {
-                host.failures = host.failures.saturating_add(1);
-            }
+            self.ran_out(&id, lease.as_ref());
             if let Some(lease) = lease
                 && lease.trouble.is_some()
             {
