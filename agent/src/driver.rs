@@ -333,6 +333,8 @@ pub(crate) struct Driver {
     without_source: Option<Vec<Digest>>,
     /// Chunks of each content that this host last reported to hold; `None` where that is to be said anew.
     held_said: Option<BTreeMap<ContentId, u32>>,
+    /// What the last report had no room for.
+    left_out: report::LeftOut,
     report_due: bool,
     last_report: Instant,
     flushing: bool,
@@ -404,6 +406,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         roster_wanted: false,
         without_source: None,
         held_said: None,
+        left_out: report::LeftOut::default(),
         report_due: false,
         last_report: now,
         flushing: false,

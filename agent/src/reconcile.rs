@@ -526,7 +526,13 @@ impl Reconciler {
             .map(|(name, _)| name)
     }
 
-    /// The names by which tart finds the image now, wanted or not. None of them is about to be another image's.
+    /// The image that each wanted name shall name.
+    #[must_use]
+    pub const fn desired(&self) -> &BTreeMap<String, Digest> {
+        &self.desired
+    }
+
+    /// The names by which tart finds the image now, wanted or not, in order. None of them is about to be another image's.
     #[must_use]
     pub fn ready(&self, image: &Digest) -> Vec<String> {
         let installed = self
@@ -549,7 +555,7 @@ impl Reconciler {
         let mut names = self.names(image).peekable();
         let item = self.images.get(image);
         names.peek().is_some()
-            && names.all(|name| ready.contains(name))
+            && names.all(|name| ready.binary_search(name).is_ok())
             && item.is_some_and(|item| self.is_recorded(image, item))
     }
 

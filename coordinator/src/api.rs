@@ -3,12 +3,19 @@
 //! Every route but `/v1/enrol`, `/v1/renew` and `/healthz` wants the API's bearer token. Reads come from the driver's published view;
 //! changes are questions to the driver, answered when they are written down.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration, time::SystemTime};
+mod tries;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, MatchedPath, Path, Request, State},
+    extract::{DefaultBodyLimit, Extension, MatchedPath, Path, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
@@ -34,11 +41,14 @@ use crate::{
     renewal,
     resolve::{Registries, ResolveError},
     secret::Secret,
+    serve::Remote,
     view::{
         BandwidthRequest, EnrolReply, EnrolRequest, HostProgress, HostState, ImageState, ImageView,
         Problem, RenewRequest, RevokeRequest, StageRequest, TokenReply, TokenRequest,
     },
 };
+
+pub(crate) use self::tries::Tries;
 
 /// The largest request body: a selection of every host of the largest fleet.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -54,8 +64,6 @@ const FOLLOWERS: usize = 64;
 const LINE_PAUSE: Duration = Duration::from_millis(250);
 /// A line comes at least this often, so that both ends see that the other lives.
 const LINE_EVERY: Duration = Duration::from_secs(5);
-/// Enrolments and late renewals at one time: each signs, and writes to the disk or reads there.
-const ENROLMENTS: usize = 16;
 
 /// What the API is made of.
 #[derive(Clone, Debug)]
@@ -77,15 +85,12 @@ pub(crate) struct Api {
     /// `host:port`, or `:port` for the host that was asked.
     pub(crate) quic: String,
     pub(crate) followers: Arc<Semaphore>,
-    pub(crate) enrolments: Arc<Semaphore>,
+    pub(crate) tries: Arc<Tries>,
 }
 
 impl Api {
-    pub(crate) fn semaphores() -> (Arc<Semaphore>, Arc<Semaphore>) {
-        (
-            Arc::new(Semaphore::new(FOLLOWERS)),
-            Arc::new(Semaphore::new(ENROLMENTS)),
-        )
+    pub(crate) fn follow_slots() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(FOLLOWERS))
     }
 
     /// What a host is told that got this certificate.
@@ -209,7 +214,9 @@ impl From<ResolveError> for Failure {
         let status = match &error {
             ResolveError::Reference { .. } => StatusCode::BAD_REQUEST,
             ResolveError::NotFound { .. } => StatusCode::NOT_FOUND,
-            ResolveError::Image { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            ResolveError::Image { .. } | ResolveError::NoManifest { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             ResolveError::Password { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             ResolveError::Registry { .. } => StatusCode::BAD_GATEWAY,
             ResolveError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -227,6 +234,7 @@ impl From<StageError> for Failure {
             StageError::NoHosts
             | StageError::TooManyImages
             | StageError::TooManyReferences
+            | StageError::TooManyNames
             | StageError::NowhereFits { .. } => StatusCode::CONFLICT,
         };
         Self::new(status, error)
@@ -720,20 +728,32 @@ async fn token(State(api): State<Api>, body: Bytes) -> Answer<Response> {
     Ok((StatusCode::CREATED, Json(reply)).into_response())
 }
 
-async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
-    let Ok(_slot) = api.enrolments.try_acquire() else {
-        let error = "too many hosts enrol at this moment; try again in a second";
-        return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, error));
-    };
+fn too_many() -> Failure {
+    let error = "too many hosts want certificates at this moment; try again in a second";
+    Failure::new(StatusCode::TOO_MANY_REQUESTS, error)
+}
+
+/// Where a request comes from; a server that doesn't say so has one address for all.
+fn address(remote: Option<Extension<Remote>>) -> IpAddr {
+    remote.map_or(Ipv4Addr::UNSPECIFIED.into(), |remote| remote.0.0)
+}
+
+async fn enrol(
+    State(api): State<Api>,
+    remote: Option<Extension<Remote>>,
+    body: Bytes,
+) -> Answer<Response> {
     let request: EnrolRequest = read(&body)?;
     let csr = der::<CertificateSigningRequestDer<'static>>("csr", &request.csr)?;
     let token = Secret::from_text(&request.token);
     let work = api.clone();
+    let place = api.tries.begin().await.ok_or_else(too_many)?;
     let answer = match blocking(move || enrol_now(&work, &token, &csr)).await? {
         // Until the token is used up where the next leader looks, the certificate stays here.
         Ok(done) => saved(&api).await.map(|()| done),
         Err(failure) => Err(failure),
     };
+    drop(place);
     match answer {
         Ok((reply, from)) => {
             Metrics::count(&api.metrics.tokens, "used");
@@ -754,7 +774,8 @@ async fn enrol(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         }
         Err(failure) => {
             Metrics::count(&api.metrics.tokens, "refused");
-            warn!(error = failure.1, "enrolment refused");
+            let from = address(remote);
+            api.tries.refused(from, "enrolment", &failure.1).await;
             Err(failure)
         }
     }
@@ -795,16 +816,19 @@ fn enrol_now(api: &Api, token: &Secret, csr: &[u8]) -> Answer<(EnrolReply, u64)>
 }
 
 /// A host whose certificate expired while it or the coordinator was away: that certificate and its key say who it is.
-async fn renew(State(api): State<Api>, body: Bytes) -> Answer<Response> {
-    let Ok(_slot) = api.enrolments.try_acquire() else {
-        let error = "too many hosts renew at this moment; try again in a second";
-        return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, error));
-    };
+async fn renew(
+    State(api): State<Api>,
+    remote: Option<Extension<Remote>>,
+    body: Bytes,
+) -> Answer<Response> {
     let request: RenewRequest = read(&body)?;
     let certificate = der::<CertificateDer<'static>>("certificate", &request.certificate)?;
     let csr = der::<CertificateSigningRequestDer<'static>>("csr", &request.csr)?;
     let work = api.clone();
-    match blocking(move || renew_now(&work, &certificate.into(), &csr)).await? {
+    let place = api.tries.begin().await.ok_or_else(too_many)?;
+    let renewed = blocking(move || renew_now(&work, &certificate.into(), &csr)).await?;
+    drop(place);
+    match renewed {
         Ok(reply) => {
             Metrics::count(&api.metrics.certificates, "renewed");
             info!(host = reply.host, "expired certificate renewed");
@@ -812,7 +836,8 @@ async fn renew(State(api): State<Api>, body: Bytes) -> Answer<Response> {
         }
         Err(failure) => {
             Metrics::count(&api.metrics.certificates, "refused");
-            warn!(error = failure.1, "expired certificate isn't renewed");
+            let from = address(remote);
+            api.tries.refused(from, "renewal", &failure.1).await;
             Err(failure)
         }
     }

@@ -76,6 +76,8 @@ const MAX_BLAMES: usize = 16;
 const BLAMES_WITHIN: Duration = Duration::from_mins(1);
 /// References of one image.
 const MAX_REFERENCES: usize = 32;
+/// Bytes of the references of all images that are wanted at one time: each host's report of 256 KiB has to hold them.
+const MAX_NAME_BYTES: usize = 96 << 10;
 /// The view is published no more often than this.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// A change of the roster waits this long for others, and as many more microseconds as the fleet has hosts squared, two
@@ -217,6 +219,13 @@ pub(crate) enum StageError {
         "the image has {MAX_REFERENCES} references already; cancel some (`parbake cancel IMAGE`)"
     )]
     TooManyReferences,
+    /// Hosts couldn't report all of the names.
+    #[error(
+        "the references of all images that are wanted would have more than {} kB, which hosts can't report; cancel some \
+         (`parbake cancel IMAGE`)",
+        MAX_NAME_BYTES >> 10
+    )]
+    TooManyNames,
     /// It can't fit on any selected host, empty or not.
     #[error("image needs {needed_bytes} bytes, more than the volume of any selected host can give: {}", listed(.hosts))]
     NowhereFits {

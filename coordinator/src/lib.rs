@@ -8,6 +8,7 @@
 //! inside the shell what the pure plan decides.
 
 mod admin;
+mod allowance;
 mod api;
 pub mod authority;
 pub mod cli;
@@ -27,6 +28,7 @@ mod random;
 mod renewal;
 mod resolve;
 pub mod secret;
+mod seldom;
 mod serve;
 mod session;
 mod wants;

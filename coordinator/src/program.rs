@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, Admin},
-    api::{self, Api},
+    api::{self, Api, Tries},
     authority::{Authority, IssueError, OpenAuthorityError},
     cli::{Run, Shared},
     cluster::state::Saver,
@@ -46,13 +46,22 @@ const REFUSALS: usize = 16;
 /// After a failed attempt at what was asked for before a change of leader.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
+/// What makes a state directory usable again.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "its volume is full: make room there, a few megabytes will do, and start the coordinator again"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "its volume is mounted read-only: mount it writable",
+        _ => "give the coordinator's user a directory that it may write (--state-dir)",
+    }
+}
+
 /// Why the coordinator doesn't run, or ended unasked.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A file or directory of the state can't be used.
-    #[error(
-        "state directory {path}: {error}; give the coordinator's user a directory that it may write (--state-dir)"
-    )]
+    #[error("state directory {path}: {error}; {}", remedy(.error))]
     State {
         /// The file.
         path: PathBuf,
@@ -336,7 +345,6 @@ impl Coordinator {
         tasks.spawn(part("what was asked before", again));
         let told = tell_refusals(refused, inbox.clone(), shutdown.clone());
         tasks.spawn(part("refusals", told));
-        let (followers, enrolments) = Api::semaphores();
         let api = Api {
             inbox: inbox.clone(),
             view,
@@ -355,8 +363,8 @@ impl Coordinator {
                 .advertise
                 .clone()
                 .unwrap_or_else(|| format!(":{}", addresses.quic.port())),
-            followers,
-            enrolments,
+            followers: Api::follow_slots(),
+            tries: Arc::new(Tries::new()),
         };
         let sessions = Sessions::new(
             (authority.clone(), enrolment.clone()),
@@ -617,7 +625,7 @@ async fn ask_again(
                     }
                     Err(error) => {
                         warn!(%error, "an image that was asked for before can't be resolved; it is tried again");
-                        sleep(ASK_AGAIN).await;
+                        sleep(error.retry_after().unwrap_or_default().max(ASK_AGAIN)).await;
                     }
                 }
             };

@@ -19,7 +19,7 @@ use proto::{
     Digest, HostId,
     image::{Layout, ParseImageError},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use crate::{
@@ -160,6 +160,17 @@ pub(crate) enum ResolveError {
         /// The reference.
         reference: String,
     },
+    /// What the registry gave isn't a manifest of any kind.
+    #[error(
+        "the registry gave {what} for {reference}, which isn't a manifest; check the registry's address, and that no \
+         sign-in page or proxy answers in its place"
+    )]
+    NoManifest {
+        /// The reference.
+        reference: String,
+        /// Its type and how it begins.
+        what: String,
+    },
     /// The manifest isn't one that can be staged.
     #[error("{reference} can't be staged: {error}")]
     Image {
@@ -168,6 +179,16 @@ pub(crate) enum ResolveError {
         /// The cause; it names the layer.
         error: ParseImageError,
     },
+}
+
+impl ResolveError {
+    /// How long the registry wants to be left alone.
+    pub(crate) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Registry { error, .. } => error.retry_after(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a pull Secret can't be used. It says nothing of what the Secret holds.
@@ -308,14 +329,15 @@ impl Registries {
         let asked = Asked::of(&parsed, secret);
         let digest = parsed.digest().and_then(|digest| digest.parse().ok());
         let known = digest.and_then(|digest| self.known(&digest, &asked));
+        let until = Instant::now() + RESOLVE_TIMEOUT;
         let asking = async {
             match known {
                 Some((found, true)) => Ok(found),
                 Some((found, false)) => {
-                    self.may_have(reference, &parsed, secret).await?;
+                    self.may_have(reference, &parsed, secret, until).await?;
                     Ok(found)
                 }
-                None => self.fetch(reference, &parsed, secret).await,
+                None => self.fetch(reference, &parsed, secret, until).await,
             }
         };
         let (digest, (manifest, media_type)) =
@@ -324,9 +346,12 @@ impl Registries {
                 .map_err(|_| ResolveError::Timeout {
                     reference: reference.to_owned(),
                 })??;
-        let layout = Layout::parse(&manifest, &digest).map_err(|error| ResolveError::Image {
-            reference: reference.to_owned(),
-            error,
+        let layout = Layout::parse(&manifest, &digest).map_err(|error| {
+            let reference = reference.to_owned();
+            match unlike_json(&media_type, &manifest) {
+                Some(what) => ResolveError::NoManifest { reference, what },
+                None => ResolveError::Image { reference, error },
+            }
         })?;
         self.enter(digest, (manifest.clone(), media_type.clone()), [asked]);
         Ok(Want {
@@ -434,9 +459,10 @@ impl Registries {
         reference: &str,
         parsed: &Reference,
         secret: Option<&String>,
+        until: Instant,
     ) -> Result<(Digest, Found), ResolveError> {
         let repository = self.repository(reference, parsed, secret)?;
-        let found = patiently(|| repository.manifest(repository.version())).await;
+        let found = patiently(until, || repository.manifest(repository.version())).await;
         let manifest = found.map_err(|error| failed(reference, error))?;
         Ok((manifest.digest, (manifest.bytes, manifest.media_type)))
     }
@@ -447,9 +473,10 @@ impl Registries {
         reference: &str,
         parsed: &Reference,
         secret: Option<&String>,
+        until: Instant,
     ) -> Result<(), ResolveError> {
         let repository = self.repository(reference, parsed, secret)?;
-        let found = patiently(|| repository.resolve(repository.version())).await;
+        let found = patiently(until, || repository.resolve(repository.version())).await;
         found.map(drop).map_err(|error| failed(reference, error))
     }
 
@@ -488,8 +515,9 @@ impl Registries {
     }
 }
 
-/// Asks a registry, and again while it says that this may help.
-async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, OriginError>
+/// Asks a registry, and again while it says that this may help. Ends with its last word where it wants to be left alone beyond
+/// `until`.
+async fn patiently<T, F>(until: Instant, ask: impl Fn() -> F) -> Result<T, OriginError>
 where
     F: Future<Output = Result<T, OriginError>>,
 {
@@ -497,12 +525,41 @@ where
     for _ in 1..ATTEMPTS {
         match ask().await {
             Err(error) if error.is_retryable() => {
-                tokio::time::sleep(backoff.delay(error.retry_after())).await;
+                let pause = backoff.delay(error.retry_after());
+                if Instant::now() + pause >= until {
+                    return Err(error);
+                }
+                sleep(pause).await;
             }
             done => return done,
         }
     }
     ask().await
+}
+
+/// What the registry gave in place of a manifest, where it isn't JSON at all: its type and how it begins.
+fn unlike_json(media_type: &str, given: &[u8]) -> Option<String> {
+    if serde_json::from_slice::<serde::de::IgnoredAny>(given).is_ok() {
+        return None;
+    }
+    let media_type = match media_type {
+        "" => "no type".to_owned(),
+        named => format!("type {named}"),
+    };
+    let kind = match given {
+        [] => return Some(format!("nothing ({media_type})")),
+        [0x1f, 0x8b, ..] => "gzip".to_owned(),
+        given => match std::str::from_utf8(given.get(..MAX_QUOTE).unwrap_or(given)) {
+            Ok(text) => format!("{:?}", crate::progress::clean(text).trim()),
+            // cut within a character, or no text
+            Err(error) if error.error_len().is_none() => {
+                let text = String::from_utf8_lossy(&given[..error.valid_up_to()]);
+                format!("{:?}", crate::progress::clean(&text).trim())
+            }
+            Err(_) => "bytes that aren't text".to_owned(),
+        },
+    };
+    Some(format!("{kind} ({media_type}, {} bytes)", given.len()))
 }
 
 fn failed(reference: &str, error: OriginError) -> ResolveError {
@@ -579,6 +636,59 @@ mod tests {
         registries.keep_secrets(|secret| secret == two);
         assert_eq!(registries.learned(Some(&one), "s.test"), None);
         assert!(registries.learned(Some(&two), "s.test").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_wants_more_patience_than_there_is_has_its_words_told_at_once() {
+        let asked = std::cell::Cell::new(0);
+        let throttled = |wait: u64| OriginError::Throttled {
+            what: "manifest v1".to_owned(),
+            status: 429,
+            retry_after: Some(Duration::from_secs(wait)),
+            said: ": You have reached your pull rate limit".to_owned(),
+        };
+        let begun = Instant::now();
+        let until = begun + Duration::from_secs(60);
+        let ask = |wait: u64| {
+            let asked = &asked;
+            let throttled = &throttled;
+            move || {
+                asked.set(asked.get() + 1);
+                std::future::ready(Err::<(), _>(throttled(wait)))
+            }
+        };
+        let error = patiently(until, ask(3_600)).await.unwrap_err();
+        assert_eq!(asked.get(), 1);
+        let told = failed("r.test/a:1", error);
+        assert_eq!(told.retry_after(), Some(Duration::from_hours(1)));
+        let told = told.to_string();
+        assert!(
+            told.contains("You have reached your pull rate limit")
+                && told.contains("try again in 3600 s"),
+            "{told}"
+        );
+        // what may still help is waited for
+        assert!(patiently(until, ask(0)).await.is_err());
+        assert_eq!(asked.get(), 1 + ATTEMPTS);
+        assert!(begun.elapsed() < Duration::from_secs(50));
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_shown_by_its_type_and_how_it_begins() {
+        let page = format!("<html><title>Sign in</title>{}", "ä".repeat(500));
+        let shown = unlike_json("text/html", page.as_bytes()).unwrap();
+        assert!(
+            shown.starts_with("\"<html><title>Sign in</title>ä") && shown.contains("text/html"),
+            "{shown}"
+        );
+        assert!(shown.len() < 2 * MAX_QUOTE);
+        let gzip = unlike_json("", &[0x1f, 0x8b, 8, 0]);
+        assert_eq!(gzip.unwrap(), "gzip (no type, 4 bytes)");
+        let other = unlike_json("a/b", &[0xff, 0xfe]);
+        assert_eq!(other.unwrap(), "bytes that aren't text (type a/b, 2 bytes)");
+        assert_eq!(unlike_json("a/b", b"").unwrap(), "nothing (type a/b)");
+        // JSON that lacks something has a better word
+        assert_eq!(unlike_json("a/b", b"{}"), None);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::{
     intake::{self, Door},
     metrics::Metrics,
     renewal,
+    seldom::Seldom,
 };
 
 /// A host says what a stream is for within this time.
@@ -50,6 +51,8 @@ const SHARE_MOST: Duration = Duration::from_millis(500);
 const STREAMS: usize = 8;
 /// Certificates that are signed at one time: each takes about a millisecond of one core.
 const RENEWALS: usize = 16;
+/// Handshakes that fail are logged this often: whoever sends a packet begins one.
+const HANDSHAKES_LOGGED_EVERY: Duration = Duration::from_secs(10);
 /// How long hosts may take to hear that the coordinator stops.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -67,6 +70,8 @@ pub(crate) struct Sessions {
     pub(crate) door: Arc<Door>,
     /// Leases that may run at one time, by this coordinator's settings.
     pub(crate) origin_streams: usize,
+    /// When a handshake that failed is worth a line of the log.
+    pub(crate) failed_handshakes: Arc<Seldom>,
 }
 
 impl Sessions {
@@ -88,6 +93,7 @@ impl Sessions {
             renewals: Arc::new(Semaphore::new(RENEWALS)),
             door: Arc::default(),
             origin_streams,
+            failed_handshakes: Arc::new(Seldom::new(HANDSHAKES_LOGGED_EVERY)),
         }
     }
 }
@@ -148,7 +154,12 @@ async fn connection(incoming: Incoming, sessions: Sessions) {
             match Refused::of(&error) {
                 // the driver knows whose address that is, and logs it. Where it has much to do others come first
                 Some(refused) => drop(sessions.inbox.try_send(Input::Refused(refused))),
-                None => info!(%remote, %error, "handshake failed"),
+                None => {
+                    if let Some(others) = sessions.failed_handshakes.due(Instant::now()) {
+                        info!(%remote, %error, others, "handshake failed");
+                    }
+                    debug!(%remote, %error, "handshake failed");
+                }
             }
             return;
         }

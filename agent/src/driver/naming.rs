@@ -25,6 +25,9 @@ use crate::{
 /// this much late.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
+/// Names of one image in one line of the log: thousands may be left of what was wanted once.
+const NAMES_SAID: usize = 16;
+
 /// What a look at the disk showed.
 #[derive(Debug)]
 pub(crate) struct Seen {
@@ -340,7 +343,7 @@ impl Driver {
             .observe(image.ordered.elapsed().as_secs_f64());
         info!(
             image = %digest,
-            references = ?image.ready,
+            references = ?image.ready.iter().take(NAMES_SAID).collect::<Vec<_>>(),
             elapsed_ms = millis(image.ordered.elapsed()),
             install_ms = millis(installed_in),
             origin_bytes = image.origin_bytes,
@@ -413,7 +416,8 @@ impl Driver {
             };
             let lost: Vec<&String> = before
                 .iter()
-                .filter(|name| !image.ready.contains(name))
+                .filter(|name| image.ready.binary_search(name).is_err())
+                .take(NAMES_SAID)
                 .collect();
             let wanted = self.reconciler.is_wanted(&digest);
             if !lost.is_empty() && image.is_installed() && wanted {

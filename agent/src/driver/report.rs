@@ -1,5 +1,9 @@
 //! What the coordinator, the status page and the metrics are told about this host.
 
+mod fit;
+
+pub(super) use fit::LeftOut;
+
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -16,7 +20,7 @@ use proto::{
 };
 use swarm::{Event, Stall, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Driver, Input, MAX_BLAMES, image::Trouble};
 use crate::{
@@ -138,6 +142,8 @@ impl Lease {
                 },
             ),
         };
+        let mut message = message;
+        fit::cut(&mut message);
         LeaseState {
             content: content.as_bytes().to_vec(),
             chunks: self.chunks,
@@ -203,6 +209,13 @@ impl Driver {
         self.report_due = false;
         let status = self.swarm.status(self.now());
         let images: Vec<_> = self.image_states(&status);
+        self.snapshot.send_replace(Arc::new(Snapshot::new(
+            &self.me,
+            self.session.is_some(),
+            &images,
+            &status,
+        )));
+        let images = self.fit(images);
         let volume = self.volume();
         self.hello.send_replace(Hello {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -238,13 +251,7 @@ impl Driver {
             .chain(std::mem::take(&mut self.ended_leases))
             .collect();
         self.count_states(&status);
-        self.snapshot.send_replace(Arc::new(Snapshot::new(
-            &self.me,
-            self.session.is_some(),
-            &images,
-            &status,
-        )));
-        let report = Report {
+        let mut report = Report {
             images,
             full,
             volume: Some(volume),
@@ -269,6 +276,9 @@ impl Driver {
             without_source: self.without_source(&status),
             held: self.held(&status),
         };
+        let later = fit::events(&mut report);
+        self.report_due |= !later.is_empty();
+        self.say_later(later.ended_leases, later.blames, &later.retractions);
         let Some(session) = &self.session else {
             self.keep_unsent(report);
             return;
@@ -346,20 +356,47 @@ impl Driver {
         if report.mirror.is_some() {
             self.mirror.unsent();
         }
-        self.blames = report.blames;
-        self.retractions = report
-            .retractions
-            .iter()
-            .filter_map(|kept| {
-                let content = Digest::try_from(kept.content.as_slice()).ok()?;
-                Some((content, ChunkIndex(kept.from_chunk)))
-            })
-            .collect();
-        self.ended_leases = report
-            .leases
-            .into_iter()
-            .filter(|lease| lease.end() != LeaseEnd::Unspecified)
-            .collect();
+        let ended = |lease: &LeaseState| lease.end() != LeaseEnd::Unspecified;
+        let leases = report.leases.into_iter().filter(ended).collect();
+        self.say_later(leases, report.blames, &report.retractions);
+    }
+
+    /// The next report has this before anything else of its kind.
+    fn say_later(
+        &mut self,
+        mut ended_leases: Vec<LeaseState>,
+        mut blames: Vec<Blame>,
+        retractions: &[Retraction],
+    ) {
+        ended_leases.append(&mut self.ended_leases);
+        self.ended_leases = ended_leases;
+        blames.append(&mut self.blames);
+        self.blames = blames;
+        let retractions = retractions.iter().filter_map(|kept| {
+            let content = Digest::try_from(kept.content.as_slice()).ok()?;
+            Some((content, ChunkIndex(kept.from_chunk)))
+        });
+        self.retractions.extend(retractions);
+    }
+
+    /// What of the images fits into a report. Says it when something that the coordinator waits for doesn't.
+    fn fit(&mut self, images: Vec<ImageState>) -> Vec<ImageState> {
+        let reconciler = &self.reconciler;
+        let wanted =
+            |image: &Digest| reconciler.is_wanted(image) || self.declined.contains_key(image);
+        let (images, left_out) = fit::images(images, wanted, reconciler.desired());
+        if left_out.wanted_names > 0 && self.left_out.wanted_names == 0 {
+            warn!(
+                names = left_out.wanted_names,
+                "more names are wanted than a report can hold: the coordinator won't hear of all of them; \
+                 cancel those that aren't needed (`parbake cancel IMAGE`)"
+            );
+        }
+        if left_out != self.left_out {
+            debug!(?left_out, "reports leave out some of what is here");
+        }
+        self.left_out = left_out;
+        images
     }
 
     fn image_states(&self, status: &swarm::Status) -> Vec<ImageState> {
@@ -491,6 +528,8 @@ impl Driver {
         self.metrics
             .leases
             .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
+        let mut message = message;
+        fit::cut(&mut message);
         self.ended_leases.push(LeaseState {
             content: content.as_bytes().to_vec(),
             chunks: lease.chunks,
@@ -521,11 +560,13 @@ impl Driver {
     /// A lease that can't be used: nobody would take what was made of it.
     pub(super) fn give_lease_back(&mut self, content: Digest, error: &str) {
         warn!(%content, error, "a lease is given back");
+        let mut message = error.to_owned();
+        fit::cut(&mut message);
         self.ended_leases.push(LeaseState {
             content: content.as_bytes().to_vec(),
             end: LeaseEnd::OriginFailed.into(),
             fault: OriginFault::Host.into(),
-            message: error.to_owned(),
+            message,
             ..LeaseState::default()
         });
         self.report_due = true;

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use proto::Digest;
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
 
-use crate::secret::Secret;
+use crate::{allowance::Allowances, secret::Secret};
 
 /// The API server answers for a token within this time.
 const REVIEW: Duration = Duration::from_secs(5);
@@ -38,8 +38,6 @@ const MAX_TOKEN: usize = 8 << 10;
 /// which has one token at a time.
 const ALLOWANCE: u32 = 20;
 const ALLOWED_EVERY: Duration = Duration::from_secs(2);
-/// Addresses whose allowances are kept; all others share one.
-const ADDRESSES: usize = 4_096;
 
 /// Who holds which token, as the API server said lately.
 pub(super) struct Tokens {
@@ -51,18 +49,21 @@ pub(super) struct Tokens {
 }
 
 /// By the token's digest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
     good: BTreeMap<Digest, (Caller, Instant)>,
     bad: BTreeMap<Digest, Instant>,
-    allowances: BTreeMap<IpAddr, Allowance>,
+    allowances: Allowances,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Allowance {
-    left: u32,
-    /// When `left` was counted.
-    at: Instant,
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            good: BTreeMap::new(),
+            bad: BTreeMap::new(),
+            allowances: Allowances::new(ALLOWANCE, ALLOWED_EVERY),
+        }
+    }
 }
 
 /// A ServiceAccount that asks.
@@ -112,7 +113,7 @@ impl Tokens {
             if let Some(answer) = known.answer(&digest, now) {
                 return Ok(answer);
             }
-            if !known.may_ask(from, now) {
+            if !known.allowances.take(from, now) {
                 return Err(TokenError::TooMany);
             }
         }
@@ -182,26 +183,6 @@ impl Known {
         (*until > now).then_some(None)
     }
 
-    /// Takes a question off the address's allowance.
-    fn may_ask(&mut self, from: IpAddr, now: Instant) -> bool {
-        if self.allowances.len() >= ADDRESSES && !self.allowances.contains_key(&from) {
-            self.allowances
-                .retain(|_, allowance| allowance.counted(now).left < ALLOWANCE);
-        }
-        let others = IpAddr::from(Ipv4Addr::UNSPECIFIED);
-        let room = self.allowances.len() < ADDRESSES || self.allowances.contains_key(&from);
-        let from = if room { from } else { others };
-        let full = Allowance {
-            left: ALLOWANCE,
-            at: now,
-        };
-        let allowance = self.allowances.entry(from).or_insert(full);
-        *allowance = allowance.counted(now);
-        let may = allowance.left > 0;
-        allowance.left = allowance.left.saturating_sub(1);
-        may
-    }
-
     fn learn(&mut self, token: Digest, from: IpAddr, caller: Option<&Caller>, now: Instant) {
         let Some(caller) = caller else {
             if self.bad.len() >= BAD {
@@ -218,25 +199,7 @@ impl Known {
         if self.good.len() < GOOD {
             self.good.insert(token, (caller.clone(), now + GOOD_FOR));
         }
-        if let Some(allowance) = self.allowances.get_mut(&from) {
-            allowance.left = (allowance.left + 1).min(ALLOWANCE);
-        }
-    }
-}
-
-impl Allowance {
-    /// The same, counted now.
-    fn counted(self, now: Instant) -> Self {
-        let since = now.saturating_duration_since(self.at);
-        let more = since.as_millis() / ALLOWED_EVERY.as_millis();
-        let more = u32::try_from(more).unwrap_or(u32::MAX);
-        let left = self.left.saturating_add(more).min(ALLOWANCE);
-        // what is left of an interval counts towards the next question
-        let at = match left {
-            ALLOWANCE => now,
-            _ => self.at + ALLOWED_EVERY * more,
-        };
-        Self { left, at }
+        self.allowances.give_back(from);
     }
 }
 
@@ -389,24 +352,8 @@ mod tests {
     }
 
     #[test]
-    fn allowances_grow_back_and_are_bounded() {
+    fn bad_tokens_are_bounded() {
         let (mut known, now) = (Known::default(), Instant::now());
-        for _ in 0..ALLOWANCE {
-            assert!(known.may_ask(ip(1), now));
-        }
-        assert!(!known.may_ask(ip(1), now));
-        assert!(!known.may_ask(ip(1), now + ALLOWED_EVERY - Duration::from_millis(1)));
-        assert!(known.may_ask(ip(1), now + ALLOWED_EVERY));
-        assert!(!known.may_ask(ip(1), now + ALLOWED_EVERY));
-        let later = now + ALLOWED_EVERY * (ALLOWANCE + 1);
-        let asked = (0..2 * ALLOWANCE)
-            .filter(|_| known.may_ask(ip(1), later))
-            .count();
-        assert_eq!(asked, 20);
-        for address in 0..3 * u32::try_from(ADDRESSES).unwrap() {
-            known.may_ask(IpAddr::V4((address + 1).into()), later);
-            assert!(known.allowances.len() <= ADDRESSES + 1);
-        }
         // bad tokens, however many, leave room for the good ones
         let caller = Caller {
             namespace: "ns".into(),

@@ -125,6 +125,10 @@ impl Driver {
         if names.len() > MAX_REFERENCES {
             return Err(StageError::TooManyReferences);
         }
+        // those that it has are in hosts' reports already
+        if before.is_none_or(|before| *before != names) && !self.has_room_for(&image, &names) {
+            return Err(StageError::TooManyNames);
+        }
         let short = self.short_of_room(&want, &selected)?;
         for host in &short {
             warn!(

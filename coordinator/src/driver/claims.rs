@@ -13,7 +13,8 @@ use rollout::{
 use tracing::{error, info, warn};
 
 use super::{
-    Driver, Keep, Limits, MAX_WANTS, Placed, Wanted, keeper, orders::bandwidth, took::Took,
+    Driver, Keep, Limits, MAX_NAME_BYTES, MAX_WANTS, Placed, Wanted, keeper, orders::bandwidth,
+    took::Took,
 };
 use crate::{
     view::BandwidthRequest,
@@ -208,9 +209,9 @@ impl Driver {
         self.follow_claims(now, None);
         let mut waiting = BTreeMap::new();
         for (image, placed) in wants {
-            if !self.wants.contains_key(&image) && self.wants.len() >= MAX_WANTS {
+            if !self.may_be_placed(&image, &placed) {
                 if !self.waiting.contains_key(&image) {
-                    error!(%image, limit = MAX_WANTS, "image isn't staged yet: too many are wanted already; delete some ImagePrePulls");
+                    error!(%image, limit = MAX_WANTS, limit_name_bytes = MAX_NAME_BYTES, "image isn't staged yet: too many are wanted already, or with too long names; delete some ImagePrePulls");
                 }
                 waiting.insert(image, placed);
                 continue;
@@ -220,6 +221,28 @@ impl Driver {
         self.waiting = waiting;
         self.follow_claims(now, None);
         self.names_changed();
+    }
+
+    /// Whether there is room for what the cluster wants of an image.
+    fn may_be_placed(&self, image: &Digest, placed: &Placed) -> bool {
+        let wanted = self.wants.get(image);
+        match wanted.map(|wanted| &wanted.want.references) {
+            None if self.wants.len() >= MAX_WANTS => false,
+            Some(before) if placed.want.references.is_subset(before) => true,
+            before => {
+                let mut names = before.cloned().unwrap_or_default();
+                names.extend(placed.want.references.iter().cloned());
+                self.has_room_for(image, &names)
+            }
+        }
+    }
+
+    /// Whether hosts can report all names, where the image has these.
+    pub(super) fn has_room_for(&self, image: &Digest, names: &BTreeSet<String>) -> bool {
+        let others = self.wants.iter().filter(|(other, _)| *other != image);
+        let others = others.flat_map(|(_, wanted)| &wanted.want.references);
+        let bytes: usize = others.chain(names).map(String::len).sum();
+        bytes <= MAX_NAME_BYTES
     }
 
     fn place_one(&mut self, now: Moment, image: Digest, placed: Placed) {
@@ -255,7 +278,8 @@ impl Driver {
     /// Takes up what the cluster wants beyond the most images, where there is room by now.
     pub(super) fn place_waiting(&mut self, now: Moment) {
         let mut placed = false;
-        while self.wants.len() < MAX_WANTS
+        while let Some((image, waiting)) = self.waiting.first_key_value()
+            && self.may_be_placed(image, waiting)
             && let Some((image, waiting)) = self.waiting.pop_first()
         {
             self.place_one(now, image, waiting);

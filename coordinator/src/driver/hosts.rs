@@ -32,6 +32,9 @@ use crate::{
 /// The same trouble with a registry is logged again when nothing was heard of it for this long.
 const ORIGIN_SAYS_ANEW: Duration = Duration::from_mins(1);
 
+/// No line is faster, in bytes a second; what a host says beyond it would only spoil predictions.
+const MAX_RATE: u64 = 1_000_000_000_000;
+
 impl Driver {
     pub(super) fn join(&mut self, now: Moment, membership: Arc<Membership>) {
         let gone: Vec<HostId> = self
@@ -287,7 +290,7 @@ impl Driver {
         }
         if let Some(load) = &report.load {
             known.backlog_bytes = load.backlog_bytes;
-            known.upload_bytes_per_second = load.upload_bytes_per_second;
+            known.upload_bytes_per_second = load.upload_bytes_per_second.min(MAX_RATE);
         }
         for image in &report.images {
             self.image(now, host, image);

@@ -41,6 +41,22 @@ pub(super) struct Word {
     checked_at: Option<Instant>,
 }
 
+/// The references that an image is ready under, as far as they are kept: those that are wanted before others, because an agent
+/// of an earlier version says all that it ever had, in the order of the alphabet.
+fn ready_references(
+    image: &message::ImageState,
+    wanted: Option<&BTreeSet<String>>,
+) -> BTreeSet<String> {
+    let usable = || {
+        let said = image.ready_references.iter();
+        said.filter(|reference| reference.len() <= MAX_REFERENCE_BYTES)
+    };
+    let is_wanted = |reference: &&String| wanted.is_some_and(|wanted| wanted.contains(*reference));
+    let first = usable().filter(is_wanted);
+    let first = first.chain(usable().filter(|reference| !is_wanted(reference)));
+    first.take(MAX_READY_REFERENCES).cloned().collect()
+}
+
 impl Driver {
     /// A session began: what the host said before doesn't count any more.
     pub(super) fn presence_anew(&mut self, host: &HostId) {
@@ -86,13 +102,8 @@ impl Driver {
             // a host whose look at its disk hangs ages, however often it reports
             age = age.max(Duration::from_millis(image.presence_age_ms));
             looked = true;
-            let references: BTreeSet<String> = image
-                .ready_references
-                .iter()
-                .filter(|reference| reference.len() <= MAX_REFERENCE_BYTES)
-                .take(MAX_READY_REFERENCES)
-                .cloned()
-                .collect();
+            let wanted = self.wants.get(&digest);
+            let references = ready_references(image, wanted.map(|wanted| &wanted.want.references));
             if said.len() < super::MAX_IMAGES || said.contains_key(&digest) {
                 said.insert(digest, references);
             }

@@ -523,7 +523,7 @@ impl Driver {
                 ContentKind::RawLayer { blob } => blob.size,
                 ContentKind::Blob => content.geometry.size(),
             })
-            .sum()
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -534,11 +534,9 @@ fn bound(
     hosts: &[PlannedHost],
 ) -> (Duration, Option<&'static str>) {
     let lacking = hosts.iter().filter(|host| host.connected);
-    let moved: u64 = lacking.clone().map(|host| host.move_bytes).sum();
-    let uploads: u64 = lacking
-        .clone()
-        .map(|host| host.upload_bytes_per_second)
-        .sum();
+    let sum = |of: fn(&PlannedHost) -> u64| lacking.clone().map(of).fold(0, u64::saturating_add);
+    let moved = sum(|host| host.move_bytes);
+    let uploads = sum(|host| host.upload_bytes_per_second);
     let seconds = |bytes: u64, rate: u64| {
         let millis = u128::from(bytes) * 1_000 / u128::from(rate.max(1));
         Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
@@ -593,6 +591,9 @@ mod tests {
         let weak = vec![planned(100, 10, 1); 4];
         assert_eq!(bound(100, 12, &weak).1, Some("upload"));
         assert_eq!(bound(0, 10, &[planned(0, 10, 10)]), (Duration::ZERO, None));
+        // what hosts and registries say may be anything
+        let most = vec![planned(u64::MAX, u64::MAX, u64::MAX); 3];
+        assert_eq!(bound(u64::MAX, u64::MAX, &most).0, Duration::from_secs(1));
         let mut gone = planned(100, 1, 1);
         gone.connected = false;
         assert_eq!(bound(0, 10, &[gone]).1, None);

@@ -700,7 +700,7 @@ const fn unresolved(error: &ResolveError) -> &'static str {
     match error {
         ResolveError::Reference { .. } => "InvalidReference",
         ResolveError::NotFound { .. } => "NotFound",
-        ResolveError::Image { .. } => "UnsupportedImage",
+        ResolveError::Image { .. } | ResolveError::NoManifest { .. } => "UnsupportedImage",
         ResolveError::Password { .. } => "Credentials",
         ResolveError::Registry { .. } => "RegistryFailed",
         ResolveError::Timeout { .. } => "RegistryTimeout",

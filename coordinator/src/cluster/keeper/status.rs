@@ -362,7 +362,7 @@ impl Keeper {
         {
             troubles.push((
                 "TooManyImages".into(),
-                "as many images as may be are wanted already: it waits until some aren't".into(),
+                "as many images, or as long names of them, as may be are wanted already: it waits until some aren't".into(),
             ));
         }
         let overruled = stage

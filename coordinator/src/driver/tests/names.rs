@@ -407,3 +407,66 @@ fn an_object_whose_tag_was_asked_for_later_with_another_image_waits_and_is_named
     assert!(world.shown(&a).is_some());
     assert!(world.view.borrow().overruled.is_empty());
 }
+
+/// A reference of 360 characters.
+fn long_name(number: usize) -> String {
+    format!("r.test/{}:{number:08}", "a".repeat(344))
+}
+
+#[test]
+fn no_more_names_are_wanted_than_hosts_can_report() {
+    let mut world = World::new();
+    world.open("mini-1", World::hello());
+    let mut number = 0;
+    let mut next = |image: usize| {
+        number += 1;
+        Want {
+            references: [long_name(number)].into(),
+            ..want(&format!("image {image}"), 1, 1 << 20)
+        }
+    };
+    let most = MAX_NAME_BYTES / long_name(0).len();
+    for name in 0..most {
+        world.ask(next(name / 20)).unwrap();
+    }
+    assert!(matches!(world.ask(next(60)), Err(StageError::TooManyNames)));
+    // what has its name already may be asked for again
+    let again = Want {
+        references: [long_name(1)].into(),
+        ..want("image 0", 1, 1 << 20)
+    };
+    assert!(world.ask(again).is_ok());
+    // what the cluster wants waits for its turn
+    place(&mut world, vec![next(61)], Limits::default());
+    let waiting = |world: &World| world.view.borrow().waiting.len();
+    assert_eq!(waiting(&world), 1);
+    world.cancel(&long_name(2)).unwrap();
+    let now = world.driver.now();
+    world.driver.show(now);
+    assert_eq!(waiting(&world), 0);
+}
+
+#[test]
+fn a_host_with_thousands_of_names_is_present_under_the_one_that_is_wanted() {
+    let mut world = World::new();
+    let mut mini = Mini::open(&mut world, "mini-1");
+    let image = Want {
+        references: [long_name(4_999)].into(),
+        ..want("image", 1, 1 << 20)
+    };
+    let digest = image.digest();
+    world.ask(image).unwrap();
+    let number = mini.number();
+    let names: Vec<String> = (0..5_000).map(long_name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    world.report(
+        "mini-1",
+        mini.session,
+        says(vec![ready(&digest, &names)], number),
+    );
+    let host: HostId = "mini-1".parse().unwrap();
+    let known = &world.driver.hosts[&host];
+    assert!(known.word.said[&digest].contains(&long_name(4_999)));
+    assert!(known.word.said[&digest].len() < 300);
+    assert!(Driver::is_present(known, &digest));
+}

@@ -1,0 +1,138 @@
+//! Enrolments and late renewals: whoever reaches the port may try, so refused tries cost others nothing.
+//!
+//! A few tries are worked on at one time, in the order in which they came. A refusal is answered at once, until its address
+//! has had many: from then on each is answered a second later, so that a connection brings one try a second. A try that
+//! succeeds is never held up, not even from such an address: a fleet may stand behind one.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{sleep, timeout},
+};
+use tracing::warn;
+
+use crate::{allowance::Allowances, seldom::Seldom};
+
+/// Tries at one time: each signs, and writes to the disk or reads there.
+const AT_ONCE: usize = 16;
+/// A try waits so long for those before it, each of which takes some milliseconds. The API takes 512 connections.
+const WAIT: Duration = Duration::from_secs(5);
+/// Refusals that an address gets at once, and how long it takes until it has one more.
+const REFUSALS: u32 = 20;
+const REFUSED_EVERY: Duration = Duration::from_secs(2);
+/// A refusal of an address that had more is answered so much later.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Refusals are logged this often.
+const LOGGED_EVERY: Duration = Duration::from_secs(1);
+
+/// Who tries to get a certificate without having one that counts.
+#[derive(Debug)]
+pub(crate) struct Tries {
+    slots: Semaphore,
+    /// Locked for a moment, never across an await.
+    allowances: Mutex<Allowances>,
+    log: Seldom,
+}
+
+impl Tries {
+    pub(crate) const fn new() -> Self {
+        Self {
+            slots: Semaphore::const_new(AT_ONCE),
+            allowances: Mutex::new(Allowances::new(REFUSALS, REFUSED_EVERY)),
+            log: Seldom::new(LOGGED_EVERY),
+        }
+    }
+
+    /// A place to work on one try; none when there are too many before it.
+    pub(super) async fn begin(&self) -> Option<SemaphorePermit<'_>> {
+        timeout(WAIT, self.slots.acquire()).await.ok()?.ok()
+    }
+
+    /// A try from this address is refused: logs it, and waits until the refusal may be told. Call it without a place.
+    pub(super) async fn refused(&self, from: IpAddr, what: &'static str, error: &str) {
+        let now = Instant::now();
+        if let Some(others) = self.log.due(now) {
+            warn!(%from, what, error, others, "a certificate is refused");
+        }
+        let allowed = {
+            let allowances = self.allowances.lock();
+            let mut allowances = allowances.unwrap_or_else(PoisonError::into_inner);
+            allowances.take(link::network(from), now)
+        };
+        if !allowed {
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    const BAD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    #[tokio::test]
+    async fn an_address_that_fails_all_the_time_has_one_refusal_a_second_for_each_connection() {
+        let tries = Tries::new();
+        let begun = Instant::now();
+        // connections that try again as soon as they are answered
+        let failing = (0..80).map(async |_| {
+            let mut refused = 0;
+            while begun.elapsed() < Duration::from_millis(1_500) {
+                drop(tries.begin().await.unwrap());
+                tries.refused(BAD, "enrolment", "no such token").await;
+                refused += 1;
+            }
+            refused
+        });
+        let refused: u32 = join_all(failing).await.into_iter().sum();
+        // two rounds, and what is answered at once
+        assert!(refused <= 2 * 80 + REFUSALS + 5, "{refused}");
+        assert!(refused >= 80);
+    }
+
+    #[tokio::test]
+    async fn who_has_a_good_token_waits_for_nobody_that_is_refused() {
+        let tries = Tries::new();
+        for _ in 0..REFUSALS {
+            tries.refused(BAD, "enrolment", "no such token").await;
+        }
+        let pausing = join_all((0..1_000).map(async |_| {
+            drop(tries.begin().await.unwrap());
+            tries.refused(BAD, "enrolment", "no such token").await;
+        }));
+        tokio::pin!(pausing);
+        tokio::select! {
+            biased;
+            _ = &mut pausing => panic!("refused at once"),
+            place = tries.begin() => assert!(place.is_some()),
+        }
+        // so does another address
+        tokio::select! {
+            biased;
+            _ = &mut pausing => panic!("refused at once"),
+            () = tries.refused([10, 0, 0, 2].into(), "renewal", "no") => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn more_tries_than_are_worked_on_wait_in_a_line() {
+        let tries = Tries::new();
+        let all = join_all((0..512).map(async |_| {
+            let Some(_place) = tries.begin().await else {
+                return false;
+            };
+            sleep(Duration::from_millis(5)).await;
+            true
+        }));
+        assert!(all.await.into_iter().all(|done| done));
+        assert_eq!(tries.slots.available_permits(), AT_ONCE);
+    }
+}

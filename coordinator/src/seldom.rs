@@ -1,0 +1,52 @@
+//! Lines of the log that anybody who reaches a port can cause: written once in a while, with how many weren't.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Says when a line is due.
+#[derive(Debug)]
+pub(crate) struct Seldom {
+    every: Duration,
+    /// When a line was written last, and how many weren't since. Locked for a moment, never across an await.
+    said: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Seldom {
+    /// One line in this time.
+    pub(crate) const fn new(every: Duration) -> Self {
+        Self {
+            every,
+            said: Mutex::new((None, 0)),
+        }
+    }
+
+    /// Something happened that is worth a line: where one is due, how many more happened since the last line.
+    pub(crate) fn due(&self, now: Instant) -> Option<u64> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, unsaid) = *said;
+        if last.is_some_and(|last| now.saturating_duration_since(last) < self.every) {
+            said.1 = unsaid.saturating_add(1);
+            return None;
+        }
+        *said = (Some(now), 0);
+        Some(unsaid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thousand_at_once_are_one_line_and_the_next_counts_the_others() {
+        let (seldom, now) = (Seldom::new(Duration::from_secs(1)), Instant::now());
+        assert_eq!(seldom.due(now), Some(0));
+        for _ in 1..1_000 {
+            assert_eq!(seldom.due(now + Duration::from_millis(999)), None);
+        }
+        assert_eq!(seldom.due(now + Duration::from_secs(1)), Some(999));
+        assert_eq!(seldom.due(now + Duration::from_secs(2)), Some(0));
+    }
+}
