@@ -142,6 +142,8 @@ pub(super) struct Lease {
     pub(super) mirror: bool,
     /// Its holder was on trial then, so that it takes no other's place.
     pub(super) trial: bool,
+    /// Its holder said that it had it; this coordinator didn't grant it.
+    pub(super) taken_over: bool,
     pub(super) granted_at: Moment,
     pub(super) chunks: u32,
     /// Blob bytes that its holder got, as far as it says.
@@ -585,6 +587,7 @@ impl Plan {
                 image,
                 mirror,
                 trial,
+                taken_over: false,
                 granted_at: now,
                 chunks,
                 bytes: 0,
@@ -727,14 +730,28 @@ impl Plan {
                     && fresh
                     && !done
                     && self.leases < self.config.origin_streams
+                    && self.may_take_over_more(id)
                 {
                     self.begin(grant, chunks);
+                    if let Some(content) = self.contents.get_mut(&digest)
+                        && let Some(lease) = &mut content.lease
+                    {
+                        lease.taken_over = true;
+                    }
                     self.origin_trouble(digest, trouble);
                 } else if self.hosts.contains_key(id) {
                     self.revoke(id, digest, RevokeCause::NotHeld);
                 }
             }
         }
+    }
+
+    /// Whether a host is believed about one more lease that this coordinator hasn't granted. A host that makes them up would
+    /// keep all streams of a registry to itself; one that doesn't has its share of them, hardly ever more.
+    fn may_take_over_more(&self, id: &HostId) -> bool {
+        let hosts = self.hosts.values().filter(|host| host.connected).count();
+        let share = self.config.origin_streams.div_ceil(hosts.max(1));
+        self.hosts.get(id).is_some_and(|host| host.leases < share)
     }
 
     pub(super) fn lease_ended(&mut self, id: &HostId, digest: Digest, end: LeaseEnd) {

@@ -20,6 +20,8 @@ const UNSEEN: Duration = Duration::from_secs(6);
 /// A holder that nobody got anything from, of a registry whose pace isn't known, keeps its lease for this long: the slowest
 /// stream that counts as moving brings a chunk in this time.
 const UNSEEN_MOST: Duration = Duration::from_mins(5);
+/// The same of a lease that wasn't granted here: anybody can say that it had one before the coordinator started.
+const UNSEEN_TAKEN_OVER: Duration = Duration::from_secs(30);
 /// A holder that nobody got anything from for this long is heard about how slow its stream is.
 const SLOW_AFTER: Duration = Duration::from_secs(3);
 /// From the third on, holders of one content that nobody got anything from, one after the other, are believed for twice as long
@@ -365,9 +367,13 @@ impl Plan {
             .unseen_since
             .is_some_and(|since| self.now.since(since) >= least * times);
         let pace = self.pace(&lease.registry);
-        let slow = pace.map_or(UNSEEN_MOST, |pace| {
+        let most = match lease.taken_over {
+            true => UNSEEN_TAKEN_OVER,
+            false => UNSEEN_MOST,
+        };
+        let slow = pace.map_or(most, |pace| {
             let micros = origin::PACE_FACTOR * proto::CHUNK_BYTES * 1_000_000 / pace.max(1);
-            Duration::from_micros(micros).clamp(least, UNSEEN_MOST.max(least))
+            Duration::from_micros(micros).clamp(least, most.max(least))
         });
         kept || self.now.since(lease.seen_at) >= slow * times
     }

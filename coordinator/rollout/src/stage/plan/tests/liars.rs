@@ -330,3 +330,60 @@ fn what_is_heard_of_blames_costs_little() {
     assert_eq!(said, 20 * 64 * 16);
     assert!(took < Duration::from_secs(12), "1 % of that time: {took:?}");
 }
+
+#[test]
+fn who_makes_leases_up_gets_its_share_of_them_for_half_a_minute() {
+    for hosts in [1, 2, 30] {
+        let mut plan = Plan::new(Config::default(), 3);
+        for number in 0..hosts {
+            let zone = String::new();
+            let host = host(number);
+            feed(&mut plan, 0, Event::HostKnown { host, zone });
+        }
+        for number in 0..hosts {
+            feed(&mut plan, 0, Event::HostConnected(host(number)));
+        }
+        for number in 1..hosts {
+            let holds = Event::Holds {
+                host: host(number),
+                contents: Vec::new(),
+            };
+            feed(&mut plan, 0, holds);
+        }
+        want(&mut plan, 0, wanted(0, 0..9, Selection::All));
+        let claim = |content, bytes| Event::LeaseProgress {
+            host: host(0),
+            content: digest(content),
+            chunks: 0,
+            bytes,
+            paced: true,
+            trouble: None,
+        };
+        for content in 0..9 {
+            feed(&mut plan, 1, claim(content, 0));
+        }
+        let count = |plan: &mut Plan, now| {
+            let leases = plan.status(at(now)).leases;
+            leases.iter().filter(|lease| lease.host == host(0)).count()
+        };
+        let share = Config::default().origin_streams.div_ceil(hosts);
+        assert_eq!(count(&mut plan, 2), share, "{hosts} hosts");
+        if hosts < 30 {
+            continue;
+        }
+        for number in 0..hosts {
+            feed(&mut plan, 10, report(number, 0, Standing::Staging, 0));
+        }
+        for second in 1..=32 {
+            for content in 0..9 {
+                feed(
+                    &mut plan,
+                    second * 1_000,
+                    claim(content, second * 1_000_000),
+                );
+            }
+            feed(&mut plan, second * 1_000, Event::Tick);
+        }
+        assert_eq!(count(&mut plan, 33_000), 0, "nobody got anything from it");
+    }
+}
