@@ -100,6 +100,8 @@ pub(crate) struct Peer {
     pub(crate) quarantined_until: Option<Moment>,
     /// Our uploads to it that are under way.
     pub(crate) uploads: usize,
+    /// Those of them that take far too long.
+    pub(crate) slow_uploads: usize,
     /// Our requests to it that are under way.
     pub(crate) requests: usize,
     /// How long its answers take, smoothed, in microseconds; 0 before the first.
@@ -107,6 +109,8 @@ pub(crate) struct Peer {
     pub(crate) not_asked_before: Moment,
     /// Our uploads in a row that it didn't take.
     pub(crate) stuck: u32,
+    /// Among them was a push: that it takes what it asks for itself doesn't show that it passes anything on.
+    pub(crate) ignores_pushes: bool,
     pub(crate) not_sent_before: Moment,
     /// It broke its promises of a content: until then it isn't waited for.
     pub(crate) distrusted_until: Moment,
@@ -141,10 +145,12 @@ impl Peer {
             quarantines: 0,
             quarantined_until: None,
             uploads: 0,
+            slow_uploads: 0,
             requests: 0,
             answer_us: 0,
             not_asked_before: Moment::START,
             stuck: 0,
+            ignores_pushes: false,
             not_sent_before: Moment::START,
             distrusted_until: Moment::START,
             load: Load {
@@ -175,9 +181,25 @@ impl Peer {
         now < self.distrusted_until
     }
 
-    /// Whether it takes what we send, as far as we know.
-    pub(crate) fn takes(&self, now: Moment) -> bool {
-        self.is_up() && self.not_sent_before <= now
+    /// Whether it is pushed to: it takes what it is sent and gives what it promises, as far as we know. Who gives nothing has
+    /// to ask.
+    pub(crate) fn is_pushed_to(&self, now: Moment) -> bool {
+        self.slow_uploads == 0 && !self.rests(now) && self.delivers(now)
+    }
+
+    /// Whether it is left alone for not having taken what we sent.
+    pub(crate) fn rests(&self, now: Moment) -> bool {
+        self.not_sent_before > now
+    }
+
+    /// Whether what it promises comes, as far as we know.
+    pub(crate) fn delivers(&self, now: Moment) -> bool {
+        self.silent < BARREN && !self.is_distrusted(now)
+    }
+
+    /// Whether what it promises comes, and it takes what it is to pass on.
+    pub(crate) fn is_reliable(&self, now: Moment) -> bool {
+        self.stuck == 0 && self.delivers(now)
     }
 
     /// What it said about its load. Work that we assigned and that it hasn't confirmed comes on top.
@@ -230,6 +252,9 @@ impl Peer {
             .saturating_sub(u64::try_from(done).unwrap_or(u64::MAX))
     }
 }
+
+/// Of who brought nothing so often in a row nothing is expected.
+const BARREN: u32 = 2;
 
 /// More than this nobody believes: a petabyte. Keeps sums from saturating.
 const MOST_BACKLOG: u64 = 1 << 50;

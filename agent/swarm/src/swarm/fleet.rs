@@ -131,6 +131,7 @@ impl Swarm {
         peer.silent = 0;
         peer.not_asked_before = self.now;
         peer.stuck = 0;
+        peer.ignores_pushes = false;
         peer.not_sent_before = self.now;
         self.up.push(index);
         self.introduce(index);
@@ -295,6 +296,10 @@ impl Swarm {
     /// A transfer from the peer brought nothing.
     pub(super) fn silent(&mut self, index: PeerIndex) {
         let peer = &mut self.peers[index.at()];
+        // what one dead moment took with it counts once
+        if peer.not_asked_before > self.now {
+            return;
+        }
         // silence is no lie: slow, dead and cut-off hosts are avoided, not accused
         let wait = doubled(self.config.timeout_least, peer.silent, SILENT_MOST);
         peer.not_asked_before = self.now + wait;

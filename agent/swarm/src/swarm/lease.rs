@@ -8,8 +8,6 @@ use crate::{
 
 /// Each chunk that a peer delivers gives so much of the time back that is waited for peers: who keeps promises is waited for.
 const PATIENCE_BACK: Duration = Duration::from_millis(500);
-/// Who brought nothing so often in a row doesn't keep anybody from the registry by what it announces.
-const BARREN: u32 = 2;
 /// Headless, the next host in line takes a content over when nothing was heard of it for this long.
 const HEADLESS_TURN: Duration = Duration::from_secs(10);
 /// Headless, a host that the registry failed asks it again after this long: nobody else may be left to do it.
@@ -310,8 +308,9 @@ impl Swarm {
 
 /// Whether what the peer at this slot announced can be expected of it.
 fn delivers(slots: &[Option<PeerIndex>], peers: &[Peer], slot: usize, now: Moment) -> bool {
-    slots.get(slot).copied().flatten().is_some_and(|index| {
-        let peer = &peers[index.at()];
-        peer.silent < BARREN && !peer.is_distrusted(now)
-    })
+    slots
+        .get(slot)
+        .copied()
+        .flatten()
+        .is_some_and(|index| peers[index.at()].delivers(now))
 }

@@ -1,6 +1,6 @@
 //! Passing chunks on: whom a fresh chunk is handed to for spreading, and spreading those that were handed to us.
 
-use super::{fleet::SILENT_MOST, *};
+use super::{fleet::SILENT_MOST, serve::Askers, *};
 use crate::{
     action::Declined,
     event::Spread,
@@ -135,10 +135,6 @@ impl Swarm {
             return Err(Declined::Unwanted);
         }
         content.pushed_at = Some(now);
-        let believed = content
-            .promises
-            .get(&peer)
-            .is_none_or(|promises| !promises.are_worthless());
         let paused = content.is_paused(now);
         if content.held.contains(chunk) {
             // it was asked for before its push came
@@ -175,7 +171,7 @@ impl Swarm {
                 }
             }
         }
-        if paused || !believed {
+        if paused {
             return Err(Declined::Busy);
         }
         // fewer places than uploads would have the fleet's pushes wait for each other
@@ -500,7 +496,7 @@ impl Swarm {
                 .contents
                 .get(&id)
                 .is_some_and(|content| content.is_unwanted_by(index));
-            if !peer.takes(self.now) || unwanted {
+            if !peer.is_up() || !peer.is_pushed_to(self.now) || unwanted {
                 continue;
             }
             let score = peer.outstanding_us(self.now, work);
@@ -577,11 +573,13 @@ impl Swarm {
                 let Some(index) = self.find(key) else {
                     continue;
                 };
-                let unwanted =
-                    self.contents.get(&id).is_none_or(|content| {
-                        content.is_unwanted_by(index) || !content.entitles(key)
-                    }) || self.peers[index.at()].not_sent_before > self.now;
-                let up = self.peers[index.at()].is_up();
+                let unwanted = self
+                    .contents
+                    .get(&id)
+                    .is_none_or(|content| content.is_unwanted_by(index) || !content.entitles(key));
+                let peer = &self.peers[index.at()];
+                let up = peer.is_up();
+                let unwanted = unwanted || !peer.is_pushed_to(self.now);
                 if unwanted || up != connected || !(up || self.may_come_up(index)) {
                     continue;
                 }
@@ -665,9 +663,9 @@ impl Swarm {
                 .count();
             let answer_first = answers < (self.upload_bound() / 2).max(1);
             if self.begin_handover()
-                || (answer_first && self.serve_next())
+                || (answer_first && self.serve_next(Askers::Reliable))
                 || self.push_next()
-                || self.serve_next()
+                || self.serve_next(Askers::All)
             {
                 continue;
             }
@@ -752,7 +750,7 @@ impl Swarm {
                     _ => 1,
                 };
                 let entitled = content.entitles(peer.key);
-                let takes = peer.takes(self.now);
+                let takes = peer.is_pushed_to(self.now);
                 (peer.is_up(), peer.uploads, takes, entitled, most)
             };
             if !entitled || (up && !takes) {
@@ -946,8 +944,8 @@ impl Swarm {
         if peer.is_quarantined()
             || content.is_unwanted_by(index)
             || !content.entitles(peer.key)
-            // who takes nothing would hold an upload that others wait for
-            || peer.not_sent_before > self.now
+            // who takes nothing would hold an upload that others wait for; what who gives nothing takes is missing to them
+            || !peer.is_pushed_to(self.now)
             || content.peer_has(peer.slot, chunk)
         {
             return Fitness::Never;
@@ -991,8 +989,11 @@ impl Swarm {
         let (now, least) = (self.now, self.config.timeout_least);
         let peer = &mut self.peers[index.at()];
         if is_received(delivery) {
-            peer.stuck = 0;
-            peer.not_sent_before = now;
+            peer.ignores_pushes &= ticket.is_some();
+            if !peer.ignores_pushes {
+                peer.stuck = 0;
+                peer.not_sent_before = now;
+            }
             if delivery == Delivery::Stored {
                 smooth(&mut self.sent_us, now.0 - self.uploads[at].since.0);
             }
@@ -1003,6 +1004,7 @@ impl Swarm {
                 peer.not_sent_before = now + doubled(least, peer.stuck - 1, SILENT_MOST);
             }
             peer.stuck = peer.stuck.saturating_add(1);
+            peer.ignores_pushes |= ticket.is_none();
         }
         // charged whole when it began: zeros, packed chunks and declined pushes cost less
         let charged = self.chunk_len(id, chunk);
@@ -1028,9 +1030,11 @@ impl Swarm {
                 ..upload.clone()
             };
             let peer = &mut self.peers[settled.peer.at()];
+            peer.slow_uploads += 1;
             let wait = doubled(least, peer.stuck, SILENT_MOST);
             peer.not_sent_before = peer.not_sent_before.max(now + wait);
             peer.stuck = peer.stuck.saturating_add(1);
+            peer.ignores_pushes |= settled.ticket.is_none();
             self.settle_upload(settled, Delivery::Broken);
             self.upload_wanted = true;
         }
@@ -1043,6 +1047,7 @@ impl Swarm {
         self.assign_wanted = !self.unassigned.is_empty();
         let state = &mut self.peers[upload.peer.at()];
         state.uploads = state.uploads.saturating_sub(1);
+        state.slow_uploads -= usize::from(upload.slow).min(state.slow_uploads);
         if delivery == Delivery::Unwanted
             && let Some(content) = self.contents.get_mut(&upload.id)
         {

@@ -13,6 +13,15 @@ pub(super) struct Waiting {
     since: Moment,
 }
 
+/// Whose requests are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Askers {
+    /// Those of peers that keep their promises and take what they are sent.
+    Reliable,
+    /// Everybody's, theirs first.
+    All,
+}
+
 impl Swarm {
     pub(super) fn requested(
         &mut self,
@@ -26,7 +35,11 @@ impl Swarm {
             Some(index) if self.peers[index.at()].is_quarantined() => Some(Declined::Quarantined),
             Some(_) if !self.entitles(id, key) => Some(Declined::NotEntitled),
             Some(_) if !self.holds(id, chunk) => Some(Declined::Missing),
-            Some(index) if !self.peers[index.at()].takes(self.now) => Some(Declined::Busy),
+            Some(index)
+                if !self.peers[index.at()].is_up() || self.peers[index.at()].rests(self.now) =>
+            {
+                Some(Declined::Busy)
+            }
             Some(index) => {
                 let bound = if self.step_back {
                     self.config.waiting / 4
@@ -73,21 +86,27 @@ impl Swarm {
     }
 
     /// Begins to answer the request whose chunk we have sent least often, then the one that waited longest.
-    pub(super) fn serve_next(&mut self) -> bool {
+    ///
+    /// Who gives the fleet nothing is answered when there is nothing else to send: what it takes is missing to others.
+    pub(super) fn serve_next(&mut self, askers: Askers) -> bool {
+        let now = self.now;
         let best = self
             .waiting
             .iter()
             .enumerate()
             .filter(|(_, waiting)| {
                 let peer = &self.peers[waiting.peer.at()];
-                peer.is_up() && peer.uploads < self.config.uploads_per_peer.max(1)
+                peer.is_up()
+                    && peer.uploads < self.config.uploads_per_peer.max(1)
+                    && (askers == Askers::All || peer.is_reliable(now))
             })
             .min_by_key(|(_, waiting)| {
                 let times = self
                     .contents
                     .get(&waiting.id)
                     .map_or(0, |content| content.times_sent(waiting.chunk));
-                (times, waiting.since, waiting.ticket)
+                let unreliable = !self.peers[waiting.peer.at()].is_reliable(now);
+                (unreliable, times, waiting.since, waiting.ticket)
             })
             .map(|(at, _)| at);
         let Some(at) = best else {

@@ -329,3 +329,95 @@ fn who_asks_to_spread_what_is_held_is_given_a_bounded_part_of_the_queue() {
         "another host's wish counts for itself"
     );
 }
+
+fn from_origin(chunk: u32) -> Event {
+    Event::OriginChunk {
+        id: ID,
+        chunk: ChunkIndex(chunk),
+        wire_bytes: CHUNK,
+    }
+}
+
+fn asked(ticket: u64, peer: u64, chunk: u32) -> Event {
+    Event::Requested {
+        ticket: Ticket(ticket),
+        peer: key(peer),
+        id: ID,
+        chunk: ChunkIndex(chunk),
+    }
+}
+
+fn served(actions: &[Action]) -> Vec<u64> {
+    let served = actions.iter().filter_map(|action| match action {
+        Action::Serve(ticket) => Some(ticket.0),
+        _ => None,
+    });
+    served.collect()
+}
+
+#[test]
+fn who_takes_what_it_asks_for_and_no_push_is_answered_when_nobody_else_waits() {
+    let one = Config {
+        uploads: 1,
+        ..Config::default()
+    };
+    let mut swarm = among(3, one);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    // peer 0 lets a push expire
+    let to_all = Some(Spread::To(vec![key(0)]));
+    let pushed = pushes(&feed(&mut swarm, 0, offered(1, 1, 0, to_all)));
+    assert_eq!(
+        pushed.iter().map(|(to, ..)| *to).collect::<Vec<_>>(),
+        [key(0)]
+    );
+    feed(&mut swarm, 6_000, Event::Tick);
+    feed(&mut swarm, 10_000, sent(key(0), 0, Delivery::Broken));
+    // an upload is under way; both ask, peer 0 first
+    assert_eq!(served(&feed(&mut swarm, 20_000, asked(2, 1, 5))), [2]);
+    assert!(served(&feed(&mut swarm, 20_001, asked(3, 0, 6))).is_empty());
+    assert!(served(&feed(&mut swarm, 20_002, asked(4, 2, 6))).is_empty());
+    let answered = |ticket, peer, chunk| Event::Sent {
+        peer: key(peer),
+        id: ID,
+        chunk: ChunkIndex(chunk),
+        ticket: Some(Ticket(ticket)),
+        delivery: Delivery::Stored,
+        wire_bytes: CHUNK,
+    };
+    assert_eq!(served(&feed(&mut swarm, 20_010, answered(2, 1, 5))), [4]);
+    assert_eq!(served(&feed(&mut swarm, 20_020, answered(4, 2, 6))), [3]);
+    // that it took what it asked for doesn't show that it passes anything on
+    feed(&mut swarm, 20_030, answered(3, 0, 6));
+    assert_eq!(served(&feed(&mut swarm, 20_031, asked(5, 0, 7))), [5]);
+    feed(&mut swarm, 20_032, asked(6, 0, 8));
+    feed(&mut swarm, 20_033, asked(7, 1, 8));
+    assert_eq!(served(&feed(&mut swarm, 20_040, answered(5, 0, 7))), [7]);
+}
+
+#[test]
+fn a_chunk_does_not_wait_for_a_spreader_that_keeps_an_upload_waiting() {
+    let mut swarm = among(3, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, Event::Leased(ID));
+    let mut silent = None;
+    let mut handed_on = BTreeSet::new();
+    let mut chunks = 0..40;
+    for step in 0..400_u64 {
+        let now = step * 25;
+        let event = match (step % 8 == 0).then(|| chunks.next()).flatten() {
+            Some(chunk) => from_origin(chunk),
+            None => Event::Tick,
+        };
+        let mut under_way = pushes(&feed(&mut swarm, now, event));
+        while let Some((to, chunk, _)) = under_way.pop() {
+            if to == *silent.get_or_insert(to) {
+                continue;
+            }
+            handed_on.insert(chunk);
+            let stored = sent(to, chunk, Delivery::Stored);
+            under_way.extend(pushes(&feed(&mut swarm, now, stored)));
+        }
+    }
+    assert_eq!(handed_on.len(), 40, "{handed_on:?}");
+    assert!(swarm.handovers.is_empty() && swarm.unassigned.is_empty());
+}
