@@ -8,6 +8,7 @@
 
 pub(crate) mod blob;
 pub(crate) mod blobs;
+mod browser;
 mod proof;
 mod range;
 mod request;

@@ -41,6 +41,7 @@ use super::{
     OnTrouble, Settings,
     blob::{Reading, Trouble},
     blobs::{BeginError, Blobs},
+    browser,
     proof::{Proof, Sample},
     range::{self, Wanted},
     request::{self, Asked, Refused, Repository},
@@ -201,7 +202,7 @@ impl Service {
             Err(_) => "other",
         };
         let (method, headers) = (request.method(), request.headers());
-        let answered = match self.misnamed(request) {
+        let answered = match self.misnamed(request).or_else(|| pages(request)) {
             Some(refusal) => Ok(refusal.into()),
             None => self.route(method, headers, asked, began, pulse).await,
         };
@@ -223,6 +224,7 @@ impl Service {
             count(&self.metrics, what, result);
         }
         let mut response = answered?;
+        browser::fence(response.headers_mut());
         response
             .headers_mut()
             .insert(API_HEADER, HeaderValue::from_static("registry/2.0"));
@@ -409,16 +411,9 @@ impl Service {
             Ok(found) => found,
             Err(response) => return Ok(response),
         };
-        let media_type = if manifest.media_type.is_empty() {
-            "application/octet-stream"
-        } else {
-            &manifest.media_type
-        };
         let mut response = Response::new(whole(manifest.bytes.clone()));
         let headers = response.headers_mut();
-        if let Ok(value) = HeaderValue::from_str(media_type) {
-            headers.insert(CONTENT_TYPE, value);
-        }
+        headers.insert(CONTENT_TYPE, browser::media_type(&manifest.media_type));
         name(headers, &manifest.digest);
         if let Some(age) = stale {
             // RFC 9111, section 5.1, and the one before it for the warning
@@ -466,10 +461,7 @@ impl Service {
         *response.status_mut() = status;
         let out = response.headers_mut();
         out.insert(CONTENT_LENGTH, (end - start).into());
-        out.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/octet-stream"),
-        );
+        out.insert(CONTENT_TYPE, browser::BYTES);
         out.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         name(out, &digest);
         if status == StatusCode::PARTIAL_CONTENT
@@ -661,9 +653,18 @@ impl Service {
         let until = Instant::now() + self.patience(repository);
         let mut backoff = Backoff::seeded(Duration::from_millis(250), Duration::from_secs(5));
         loop {
-            let error = match ask().await {
-                Ok(found) => return Ok(Ok(found)),
-                Err(error) => error,
+            let left = until.saturating_duration_since(Instant::now());
+            // a registry may give a byte now and then, and never the whole answer
+            let error = match timeout(left, ask()).await {
+                Ok(Ok(found)) => return Ok(Ok(found)),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    debug!(
+                        repository = repository.reference(),
+                        path, "the upstream gives no whole answer"
+                    );
+                    return self.trouble(repository, path).map(Err);
+                }
             };
             if !is_away(&error) {
                 return Ok(Err(self.refused(repository, path, &error).await));
@@ -1024,6 +1025,14 @@ fn carries(header: &str, token: &str) -> bool {
             .unwrap_or(false)
 }
 
+/// What is answered to a page in a browser.
+fn pages<B>(request: &Request<B>) -> Option<Refusal> {
+    browser::is_page(request.headers()).then(|| {
+        let message = "the mirror answers clients of registries, and no page in a browser";
+        Refusal::new(StatusCode::FORBIDDEN, "DENIED", message)
+    })
+}
+
 /// A list as the upstream gives it: tags, referrers, repositories.
 fn list(
     repository: &Repository,
@@ -1032,11 +1041,11 @@ fn list(
 ) -> Response<Content> {
     let mut response = Response::new(whole(bytes));
     let headers = response.headers_mut();
-    let json = HeaderValue::from_static("application/json");
-    headers.insert(
-        CONTENT_TYPE,
-        given.get(CONTENT_TYPE).cloned().unwrap_or(json),
-    );
+    let media_type = match given.get(CONTENT_TYPE) {
+        Some(given) => browser::media_type(given.to_str().unwrap_or_default()),
+        None => HeaderValue::from_static("application/json"),
+    };
+    headers.insert(CONTENT_TYPE, media_type);
     if let Some(applied) = given.get(FILTERS_HEADER) {
         headers.insert(FILTERS_HEADER, applied.clone());
     }

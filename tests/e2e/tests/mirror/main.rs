@@ -305,6 +305,20 @@ fn a_client_gets_what_the_registry_has_and_the_second_one_from_here() {
         assert_eq!(json(&second)["repositories"], serde_json::json!(["other/thing"]));
         assert_eq!(second.header("link"), "");
 
+        // what a registry calls a page is only bytes, and no page may ask
+        let page = Bytes::from_static(b"<script>fetch('/v2/_catalog')</script>");
+        world.registry.put_manifest(NAME, "page", "text/html", page);
+        let page = format!("http://{mirror}/v2/{name}/manifests/page");
+        let got = ask(Method::GET, page.clone(), &[]).await;
+        assert_eq!(got.header("content-type"), "application/octet-stream");
+        assert_eq!(got.header("x-content-type-options"), "nosniff");
+        let policy = got.header("content-security-policy");
+        assert_eq!(policy, "default-src 'none'; sandbox");
+        for header in [("sec-fetch-site", "cross-site"), ("origin", "http://a.example")] {
+            let refused = ask(Method::GET, page.clone(), &[header]).await;
+            assert_eq!(refused.status, StatusCode::FORBIDDEN, "{header:?}");
+        }
+
         // errors have the specification's form
         let base = ask(Method::GET, format!("http://{mirror}/v2/"), &[]).await;
         assert_eq!(base.status, StatusCode::OK);

@@ -164,6 +164,32 @@ fn a_client_that_can_fall_back_stays_while_the_blob_arrives() {
     assert_eq!(world.served(), *size + 512);
 }
 
+#[test]
+fn a_client_waits_for_an_answer_that_does_not_come_as_long_as_is_said() {
+    let settings = "[mirror]\nlisten = '127.0.0.1:0'\nstall_seconds = 1\nbreak_after_seconds = 2\n";
+    let world = World::new(1, &spec(8, 8), registry::Options::default(), settings);
+    // longer than the registry's client would bear itself
+    let silent = Fault::always(Target::Everything, Misbehaviour::Silence);
+    world.registry.script(silent);
+    let (mirror, origin) = (world.mirror(0), world.registry.addr());
+    for (path, breaks, seconds) in [
+        (format!("{NAME}/manifests/1?ns={origin}"), false, 1),
+        (format!("{origin}/{NAME}/manifests/1"), true, 2),
+    ] {
+        let began = Instant::now();
+        let answer = read(format!("http://{mirror}/v2/{path}"), None);
+        let (status, _, broken) = world.runtime.block_on(answer);
+        let took = began.elapsed();
+        assert!(broken == breaks, "{path}: {status}");
+        assert!(
+            broken || status == StatusCode::NOT_FOUND,
+            "{path}: {status}"
+        );
+        let within = Duration::from_secs(seconds)..Duration::from_secs(seconds + 3);
+        assert!(within.contains(&took), "{path}: {took:?}");
+    }
+}
+
 /// A blob of this many MiB that is in the registry, and its address at the first host's mirror.
 fn put(world: &World, seed: u8, mib: usize) -> (Bytes, String) {
     let words = (0u32..).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_le_bytes());
