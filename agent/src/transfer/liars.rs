@@ -259,13 +259,15 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
     };
     let false_hints = [
         // another chunk's place, within the chunk before, in the middle of a block, and other bytes of the right block
-        hint(marks(last + 1), true_hint.skip_bytes),
-        hint(marks(last - 1) + 1, true_hint.skip_bytes),
-        hint(true_hint.blob_offset + 9, true_hint.skip_bytes),
-        hint(true_hint.blob_offset, true_hint.skip_bytes + 1),
-        hint(blob.size - 1, 0),
+        (hint(marks(last + 1), true_hint.skip_bytes), 1),
+        (hint(marks(last - 1) + 1, true_hint.skip_bytes), 1),
+        (hint(true_hint.blob_offset + 9, true_hint.skip_bytes), 1),
+        (hint(true_hint.blob_offset, true_hint.skip_bytes - 1), 1),
+        // what can't be true isn't followed
+        (hint(true_hint.blob_offset, true_hint.skip_bytes + 1), 0),
+        (hint(blob.size - 1, 0), 0),
     ];
-    for (at, poison) in false_hints.into_iter().enumerate() {
+    for (at, (poison, followed)) in false_hints.into_iter().enumerate() {
         let host = world.host("host");
         let suspects = Arc::default();
         let mut links: Vec<Link> = made[..held].iter().map(|signed| signed.link).collect();
@@ -277,7 +279,7 @@ async fn a_false_hint_that_its_maker_signed_costs_what_was_held_and_convicts_nob
             assert_eq!(receipt.result, Ok(()));
         }
         let (end, doubts, signed, moved) = world.fetch(&host).await;
-        assert_eq!((end, doubts), (FetchEnd::Done, 1), "{poison:?}");
+        assert_eq!((end, doubts), (FetchEnd::Done, followed), "{poison:?}");
         // from the beginning, after one chunk and what came with it
         assert!(moved >= blob.size, "{poison:?}: {moved}");
         let wasted = moved - blob.size;
