@@ -89,6 +89,9 @@ fn failed_image(reason: &str) -> Option<&'static str> {
         "content_unusable" => {
             "the registry answers for a part of the image with something that can't be used; look at the registry"
         }
+        "content_unavailable" => {
+            "the registry gives other content and not this one, whichever host asks; look at the registry. It is tried again by itself"
+        }
         "contradicts" => "it can't be staged beside another image",
         _ => return None,
     })

@@ -7,7 +7,10 @@ use std::{
 };
 
 use proto::{Digest, HostId, Moment, image::ContentKind};
-use rollout::stage::status::{HostReason, HostStatus, ImageReason, ImageStatus, Status};
+use rollout::stage::{
+    event::Fault,
+    status::{HostReason, HostStatus, ImageReason, ImageStatus, Status},
+};
 use tracing::info;
 
 use super::{Driver, Host, Keep, StageError, Wanted, keeper, words};
@@ -128,6 +131,10 @@ impl Driver {
                 .filter(|_| state != ImageState::Present)
                 .map(|reason| reason.as_str().to_owned()),
             message: match image.reason {
+                Some(ImageReason::ContentFaulty(content, Fault::Unavailable)) => {
+                    let said = wanted.origin_said.as_ref().map(|(_, said)| said.as_str());
+                    words::unavailable(layout, content, said)
+                }
                 Some(ImageReason::ContentFaulty(content, _)) => {
                     self.bad_contents.get(&content).cloned().unwrap_or_default()
                 }

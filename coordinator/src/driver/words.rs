@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use link::utc;
 use proto::{
-    HostId, Moment,
+    Digest, HostId, Moment,
     figure::{Bytes, Span},
+    image::{ContentKind, Layout},
 };
 use rollout::stage::status::{ImageReason, ImageStatus};
 
@@ -58,6 +59,25 @@ pub(super) fn image(
             said,
             status.origin_retry_in,
         ),
+    }
+}
+
+/// Why an image failed with a content that its registry doesn't give, while it gives others. `said`: what the last lease holder
+/// that the registry failed had to say.
+pub(super) fn unavailable(layout: &Layout, content: Digest, said: Option<&str>) -> String {
+    let of = layout
+        .contents()
+        .into_iter()
+        .find(|of| of.digest == content);
+    // people know a layer by the digest that the registry has it under
+    let name = match of.map(|of| of.kind) {
+        Some(ContentKind::RawLayer { blob }) => blob.digest,
+        Some(ContentKind::Blob) | None => content,
+    };
+    let text = format!("blob {name} doesn't come from the registry, which gives others");
+    match said {
+        Some(said) => format!("{text}: {said}"),
+        None => format!("{text}: its hosts wait for it in vain"),
     }
 }
 

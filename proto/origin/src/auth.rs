@@ -326,6 +326,11 @@ impl Authenticator {
         };
         // The life counts from when the token was asked for: what is lost on the way is on the safe side.
         let fetched = Instant::now();
+        let malformed = |cause: &str| OriginError::Malformed {
+            what: what.clone(),
+            host: host.clone(),
+            cause: cause.to_owned(),
+        };
         let answer = client
             .once(
                 &what,
@@ -334,15 +339,17 @@ impl Authenticator {
                 &HeaderMap::new(),
                 authorization.map(Authorization),
             )
-            .await?;
+            .await;
+        let answer = match answer {
+            // said of the place where tokens are to be had, and not of what the token is for
+            Err(OriginError::NotFound { said, .. }) => {
+                return Err(malformed(&format!("it has no tokens there{said}")));
+            }
+            answer => answer?,
+        };
         let body = client
             .whole(&what, &host, answer.into_body(), MAX_ANSWER_BYTES)
             .await?;
-        let malformed = |cause: &str| OriginError::Malformed {
-            what: what.clone(),
-            host: host.clone(),
-            cause: cause.to_owned(),
-        };
         let answer: Answer = serde_json::from_slice(&body)
             .map_err(|error| malformed(&format!("the answer isn't a token: {error}")))?;
         let token = answer

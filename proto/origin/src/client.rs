@@ -22,7 +22,7 @@ use hyper_util::{
 use oci_spec::distribution::Reference;
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     auth::Credentials,
@@ -42,6 +42,9 @@ const MAX_ERROR_BYTES: usize = 8 << 10;
 pub(crate) const MAX_HEADERS: usize = 100;
 /// The read buffer of a connection, which is also the most that an answer's headers may take.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 << 10;
+/// A body that is read as a whole comes at least so fast on average, once the idle timeout is over. Half of the slowest line
+/// that images are staged over.
+const SLOWEST_BODY_BYTES_PER_S: usize = 32 << 10;
 /// How long an unused connection is kept: less than the minute after which common servers close theirs.
 const KEPT: Duration = Duration::from_secs(30);
 
@@ -433,7 +436,8 @@ impl Client {
         )
     }
 
-    /// A whole body, up to `limit` bytes.
+    /// A whole body, up to `limit` bytes. It may take the idle timeout and a time for what came of it: a body whose bytes come one
+    /// by one ends in a minute or two, whatever its size.
     pub(crate) async fn whole(
         &self,
         what: &str,
@@ -441,15 +445,33 @@ impl Client {
         mut body: Incoming,
         limit: usize,
     ) -> Result<Bytes, OriginError> {
+        let idle = self.inner.idle_timeout;
+        let began = Instant::now();
         let mut whole = BytesMut::new();
         loop {
-            let frame = timeout(self.inner.idle_timeout, body.frame())
-                .await
-                .map_err(|_| OriginError::Timeout {
-                    what: what.to_owned(),
-                    host: host.to_owned(),
-                    waited: self.inner.idle_timeout,
-                })?;
+            let came = Duration::from_secs((whole.len() / SLOWEST_BODY_BYTES_PER_S) as u64);
+            let left = (idle + came).saturating_sub(began.elapsed());
+            let frame = match timeout(left.min(idle), body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) if whole.is_empty() => {
+                    return Err(OriginError::Timeout {
+                        what: what.to_owned(),
+                        host: host.to_owned(),
+                        waited: idle,
+                    });
+                }
+                Err(_) => {
+                    return Err(OriginError::Connection {
+                        what: what.to_owned(),
+                        host: host.to_owned(),
+                        cause: format!(
+                            "{} bytes of the answer came in {} s",
+                            whole.len(),
+                            began.elapsed().as_secs()
+                        ),
+                    });
+                }
+            };
             match frame {
                 None => return Ok(whole.freeze()),
                 Some(Err(error)) => return Err(broken(what, host, &error)),

@@ -221,6 +221,55 @@ fn fail_by_name(cases: &[(&str, Misbehaviour, &str, &str)]) {
     }
 }
 
+/// The registry gives everything but one layer: asks for ten minutes of that one, or never answers.
+#[test]
+fn what_one_layer_gets_holds_up_no_image_beside_it() {
+    let world = World::new(3, registry::Options::default(), "", "");
+    let wait = Misbehaviour::Status {
+        status: 503,
+        retry_after: Some("600".into()),
+    };
+    let waits = world.image("told-to-wait", 4);
+    let layer = waits.layer();
+    world
+        .registry
+        .script(Fault::always(Target::Blob(layer), wait));
+    let ordered = world.cluster.parbake(&["stage", &waits.reference]).unwrap();
+    assert!(ordered.status.success(), "{}", said(&ordered));
+    assert!(wait_until(PATIENCE, || world.requests(&layer) >= 1));
+    let beside = world.image("beside-told-to-wait", 2);
+    world.stages(&beside, Duration::from_secs(10), "told to wait");
+    let throttled = || world.status(&waits)["reason"] == "origin_throttled";
+    assert!(wait_until(PATIENCE, throttled), "{}", world.status(&waits));
+    assert!(world.requests(&layer) <= 4);
+
+    let hangs = world.image("hangs", 4);
+    let layer = hangs.layer();
+    world
+        .registry
+        .script(Fault::always(Target::Blob(layer), Misbehaviour::Silence));
+    let failed = std::thread::scope(|scope| {
+        let failed = scope.spawn(|| world.stage(&hangs, &["--timeout", "120"]));
+        let mut beside = 0;
+        // the registry gives others something all the while
+        while !wait_until(Duration::from_secs(4), || failed.is_finished()) {
+            let image = world.image(&format!("beside-hangs-{beside}"), 1);
+            world.stages(&image, Duration::from_secs(10), "hangs");
+            beside += 1;
+        }
+        failed.join().unwrap()
+    });
+    let story = said(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{story}");
+    let shown = world.status(&hangs);
+    assert_eq!(shown["state"], "failed", "{shown}");
+    assert_eq!(shown["reason"], "content_unavailable", "{shown}");
+    for told in [shown["message"].as_str().unwrap(), &story] {
+        assert!(told.contains(&layer.to_string()), "{told}");
+        assert!(told.contains("which gives others"), "{told}");
+    }
+}
+
 /// Two images share a part, and one of them says that it is a byte longer.
 #[test]
 fn of_two_sizes_of_a_part_the_registrys_bytes_decide() {

@@ -68,6 +68,9 @@ pub enum Fault {
     /// The registry gives no parts of it, and its connections end before the content does: a try costs all that comes
     /// until then, and brings nothing that wasn't here.
     CutShort,
+    /// It hangs, breaks off or is answered with errors, with one host after another, while the registry gives others. No host says
+    /// so of itself: it is found out from how leases end.
+    Unavailable,
 }
 
 /// How a lease ended on its holder.

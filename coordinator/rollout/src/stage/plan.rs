@@ -1,6 +1,6 @@
-//! The plan: state, and how events change it. Leases are decided in `lease`, those for mirrors in `mirror`, when a registry may be asked in `origin`, what
-//! can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in `trust`, who is believed about what moves in
-//! `witness`, and `report` says where everything stands.
+//! The plan: state, and how events change it. Leases are decided in `lease`, those for mirrors in `mirror`, when a registry
+//! may be asked in `origin` and `wish`, what can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in
+//! `trust`, who is believed about what moves in `witness`, and `report` says where everything stands.
 
 mod fault;
 mod graph;
@@ -9,6 +9,7 @@ mod mirror;
 mod origin;
 mod report;
 mod trust;
+mod wish;
 mod witness;
 
 use alloc::{
@@ -106,6 +107,8 @@ struct Image {
     digest: Digest,
     references: Vec<String>,
     registry: String,
+    /// With the registry's name.
+    repository: String,
     contents: Vec<Digest>,
     selection: Selection,
     /// Not selected, but to keep what they have.
@@ -479,6 +482,7 @@ impl Plan {
             let changed = image.references != references;
             moved = image.references.first() != references.first();
             image.registry = origin::registry(digest, &references);
+            image.repository = origin::repository(digest, &references);
             image.references = references;
             image.selection = selection;
             held_before = core::mem::replace(&mut image.held, held.clone());
@@ -498,6 +502,7 @@ impl Plan {
             self.images.push(Image {
                 digest,
                 registry: origin::registry(digest, &references),
+                repository: origin::repository(digest, &references),
                 references,
                 contents: specs.iter().map(|content| content.digest).collect(),
                 specs,

@@ -51,6 +51,7 @@ impl ImageReason {
             Self::ContentFaulty(_, Fault::Missing) => "content_missing",
             Self::ContentFaulty(_, Fault::Refused) => "content_refused",
             Self::ContentFaulty(_, Fault::Unusable | Fault::CutShort) => "content_unusable",
+            Self::ContentFaulty(_, Fault::Unavailable) => "content_unavailable",
             Self::Contradicts(_) => "contradicts",
             Self::HostsFailed => "hosts_failed",
         }

@@ -276,6 +276,50 @@ async fn silence_ends_in_a_timeout() {
     assert!(error.is_retryable());
 }
 
+/// Answers each request so, one after the other, and then sends a byte of the body every 50 ms.
+async fn trickle(listener: &tokio::net::TcpListener, head: &str) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let head = format!("HTTP/1.1 {head}\r\ncontent-length: 4000\r\n\r\n");
+    loop {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4_096];
+        assert!(connection.read(&mut request).await.unwrap() > 0);
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut every = tokio::time::interval(Duration::from_millis(50));
+        while connection.write_all(b"x").await.is_ok() {
+            every.tick().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_trickles_ends() {
+    for (head, retryable) in [("200 OK", true), ("404 Not Found", false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let client = Client::new(Config {
+            idle_timeout: Duration::from_millis(300),
+            plain_http: PlainHttp::Everywhere,
+            ..Config::default()
+        })
+        .unwrap();
+        let reference = format!("{addr}/{NAME}:1").parse().unwrap();
+        let repository = client
+            .repository(&reference, Credentials::Anonymous)
+            .unwrap();
+        let began = Instant::now();
+        let tag = repository.version();
+        let asked = tokio::select! {
+            () = trickle(&listener, head) => unreachable!("it answers for ever"),
+            asked = repository.manifest(tag) => asked,
+        };
+        let error = asked.unwrap_err();
+        assert_eq!(error.is_retryable(), retryable, "{error}");
+        // all of it would take more than three minutes
+        assert!(began.elapsed() < Duration::from_secs(5), "{head}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn a_hangup_is_a_broken_connection() {
     let world = world(Auth::Open).await;
@@ -513,6 +557,17 @@ async fn a_token_endpoint_in_trouble_is_told() {
     ));
     let error = world.fetch(0).await.unwrap_err();
     assert!(matches!(error, OriginError::Redirect { .. }), "{error}");
+    // the blob is there: only the way to it isn't
+    world.registry.script(Fault::once(
+        Target::Tokens,
+        Misbehaviour::Status {
+            status: 404,
+            retry_after: None,
+        },
+    ));
+    let error = world.fetch(0).await.unwrap_err();
+    assert!(matches!(error, OriginError::Malformed { .. }), "{error}");
+    assert!(error.to_string().contains("has no tokens there"), "{error}");
     world.whole().await;
 }
 

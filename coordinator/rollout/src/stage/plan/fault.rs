@@ -11,10 +11,16 @@ use crate::stage::{action::RevokeCause, event::Fault};
 /// Tries that an hour costs where each gets nearly the whole content.
 const COSTLY_TRIES: usize = 3;
 
+/// A content that a registry fails, while it gives others, is given up after this long: connections that break, and servers that
+/// start anew, take less.
+const UNAVAILABLE_AFTER: Duration = Duration::from_secs(30);
+
 /// What hosts found wrong with one content, asked for under one image's name, since somebody last got it.
 #[derive(Debug)]
 pub(super) struct Faults {
     fault: Fault,
+    /// When it was said first.
+    since: Moment,
     /// Who said so.
     by: BTreeSet<HostId>,
     times: u32,
@@ -42,9 +48,22 @@ pub(super) fn growing(first: Duration, most: Duration, times: u32) -> Duration {
 }
 
 impl ContentState {
+    /// Until when it is left alone because its registry failed it.
+    pub(super) fn away_until(&self, now: Moment) -> Option<Moment> {
+        let (_, until) = self.away?;
+        Some(until).filter(|until| now < *until)
+    }
+
+    /// It is left alone no longer for that. How often it failed is remembered.
+    pub(super) fn wake(&mut self, now: Moment) {
+        if let Some((_, until)) = &mut self.away {
+            *until = now.min(*until);
+        }
+    }
+
     /// Whether it isn't to be asked for under this image's name yet.
     pub(super) fn rests(&self, image: &Digest, now: Moment) -> bool {
-        let away = self.away.is_some_and(|(_, until)| now < until);
+        let away = self.away_until(now).is_some();
         away || self.faults.get(image).is_some_and(|of| now < of.retry_at)
     }
 
@@ -129,8 +148,17 @@ impl Plan {
             return;
         };
         content.tried.insert(id.clone());
+        let before = content.faults.get(&image);
+        let unavailable = before.map(|faults| faults.fault == Fault::Unavailable);
+        match (unavailable, fault == Fault::Unavailable) {
+            // what is known for certain says more
+            (Some(true), false) => drop(content.faults.remove(&image)),
+            (Some(false), true) => return,
+            _ => {}
+        }
         let faults = content.faults.entry(image).or_insert(Faults {
             fault,
+            since: now,
             by: BTreeSet::new(),
             times: 0,
             rounds: None,
@@ -142,7 +170,13 @@ impl Plan {
         faults.times = faults.times.saturating_add(1);
         faults.again_at = now + pause(faults.times);
         let alone = able < enough;
-        if faults.by.len() >= enough || (alone && faults.times as usize >= enough) {
+        let least = match fault {
+            Fault::Unavailable => UNAVAILABLE_AFTER,
+            _ => Duration::ZERO,
+        };
+        let lasts = now.since(faults.since) >= least;
+        let said = faults.by.len() >= enough || (alone && faults.times as usize >= enough);
+        if said && lasts {
             let rounds = faults.rounds.map_or(0, |rounds| rounds.saturating_add(1));
             faults.rounds = Some(rounds);
             faults.retry_at = now + growing(first, most, rounds);
@@ -239,8 +273,65 @@ impl Plan {
         !candidates.is_empty() && candidates.iter().all(unable)
     }
 
-    /// A registry gives others something, and fails the holder of this content: another host tries at once, and when that
-    /// fails too, the content is left alone for a while that grows.
+    /// A lease came to nothing. Where its registry gave others something before and after, that counts for the content: when
+    /// several hosts met it, or the only one did several times, for half a minute or longer, the image fails by name. An outage
+    /// of the whole registry isn't taken for that. Returns whether the image failed for it.
+    pub(super) fn failed_again(
+        &mut self,
+        digest: Digest,
+        lease: &lease::Lease,
+        id: &HostId,
+    ) -> bool {
+        let fails = |plan: &Self| {
+            let content = plan.contents.get(&digest);
+            content.and_then(|content| content.fails(&lease.image)) == Some(Fault::Unavailable)
+        };
+        let since = lease.trouble.map_or(lease.granted_at, |(since, _)| since);
+        let origin = self.origins.get_mut(&lease.registry);
+        let gave_at = origin.as_ref().and_then(|origin| origin.gave_at);
+        if lease.mirror {
+            return false;
+        }
+        if fails(self) || lease.gives && gave_at > Some(since) {
+            self.content_faulty(id, digest, lease.image, Fault::Unavailable);
+        } else if let Some(origin) = self.origins.get_mut(&lease.registry)
+            && lease.gives
+        {
+            origin.in_vain(origin::Vain {
+                content: digest,
+                image: lease.image,
+                host: id.clone(),
+                at: self.now,
+            });
+        }
+        fails(self)
+    }
+
+    /// A registry gives something: leases of other contents that came to nothing just before count for those contents.
+    pub(super) fn gave_others(&mut self, vain: Vec<origin::Vain>) {
+        for of in vain {
+            let content = self.contents.get(&of.content);
+            let came = content.is_none_or(|content| content.moved_at >= of.at);
+            if !came && self.now.since(of.at) <= origin::QUIET {
+                self.content_faulty(&of.host, of.content, of.image, Fault::Unavailable);
+            }
+        }
+    }
+
+    /// A lease without progress passed on. A holder that is here and got nothing at all says that its registry fails, with or
+    /// without words.
+    pub(super) fn lease_over(&mut self, digest: Digest, lease: &lease::Lease, id: &HostId) {
+        let here = self.hosts.get(id).is_some_and(|host| host.connected);
+        let nothing = here && !lease.mirror && lease.progress_at == lease.granted_at;
+        if lease.trouble.is_some() {
+            self.lease_failed(digest, lease, id);
+        } else if nothing && !self.failed_again(digest, lease, id) {
+            self.content_away(digest, id);
+        }
+    }
+
+    /// A registry failed the holder of this content: another host tries at once, and when that fails too, the content is left
+    /// alone for a while that grows.
     pub(super) fn content_away(&mut self, digest: Digest, id: &HostId) {
         let now = self.now;
         let failures = self
@@ -248,9 +339,11 @@ impl Plan {
             .get(&digest)
             .and_then(|content| content.away)
             .map_or(0, |(failures, _)| failures);
+        let others = self.hosts.values().filter(|host| host.connected).count() >= 2;
         let wait = match failures.checked_sub(1) {
             Some(before) => self.retry_wait(before),
-            None => Duration::ZERO,
+            None if others => Duration::ZERO,
+            None => self.retry_wait(0),
         };
         if let Some(content) = self.contents.get_mut(&digest) {
             content.away = Some((failures.saturating_add(1), now + wait));

@@ -11,6 +11,7 @@ struct Grant {
     content: Digest,
     image: Digest,
     registry: String,
+    repository: String,
     purpose: Purpose,
 }
 
@@ -145,6 +146,8 @@ pub(super) struct Lease {
     /// Its holder said that it had it; this coordinator didn't grant it.
     pub(super) taken_over: bool,
     pub(super) granted_at: Moment,
+    /// Its registry gave something a moment before that.
+    pub(super) gives: bool,
     pub(super) chunks: u32,
     /// Blob bytes that its holder got, as far as it says.
     pub(super) bytes: u64,
@@ -164,6 +167,8 @@ pub(super) struct Lease {
     pub(super) unseen_since: Option<Moment>,
     /// Where its holder asks.
     pub(super) registry: String,
+    /// With the registry's name.
+    pub(super) repository: String,
     /// What the registry does to its holder, and since when.
     pub(super) trouble: Option<(Moment, Trouble)>,
 }
@@ -353,7 +358,7 @@ impl Plan {
     fn next_grant<'a>(&'a self, queue: &mut Queue<'a>, given: &mut Given<'a>) -> Option<Grant> {
         while let Some((image, digest)) = queue.advance() {
             let asked = given.registries.get(image.registry.as_str());
-            if asked.copied().unwrap_or(0) >= self.origin_room(&image.registry) {
+            if asked.copied().unwrap_or(0) >= self.origin_room(image) {
                 queue.skip_image();
                 continue;
             }
@@ -361,9 +366,8 @@ impl Plan {
                 continue;
             };
             if queue.failed && content.fails(&image.digest).is_none()
-                || content.rests(&image.digest, self.now)
-                || self.origin_fails(&image.registry)
-                    && self.probe(image) != Some((image.digest, digest))
+                || self.rests(content, &digest, image)
+                || self.origin_fails(image) && self.probe(image) != Some((image.digest, digest))
             {
                 continue;
             }
@@ -403,6 +407,7 @@ impl Plan {
                 content: digest,
                 image: image.digest,
                 registry: image.registry.clone(),
+                repository: image.repository.clone(),
                 purpose: image.purpose,
             });
         }
@@ -526,7 +531,7 @@ impl Plan {
                 *by_zone.entry(host.zone.as_str()).or_default() += leases;
             }
         }
-        let prober = self.prober(&image.registry);
+        let prober = self.prober(image);
         candidates
             .iter()
             .filter_map(|id| Some((*id, self.hosts.get(*id)?)))
@@ -572,11 +577,14 @@ impl Plan {
             content: digest,
             image,
             registry,
+            repository,
             purpose,
         } = grant;
         let mirror = purpose == Purpose::Mirror;
         let trial = mirror && self.is_on_trial(&id);
         let now = self.now;
+        let origin = self.origins.get(&registry);
+        let gives = origin.is_some_and(|origin| origin.gives(now));
         if let Some(image) = self.images.iter_mut().find(|known| known.digest == image) {
             image.asked_at = Some(now);
         }
@@ -589,6 +597,7 @@ impl Plan {
                 trial,
                 taken_over: false,
                 granted_at: now,
+                gives,
                 chunks,
                 bytes: 0,
                 chunk_bytes: 0,
@@ -601,13 +610,13 @@ impl Plan {
                 seen_chunk_at: now,
                 unseen_since: None,
                 registry: registry.clone(),
+                repository: repository.clone(),
                 trouble: None,
             });
             content.last = Some(id.clone());
             content.holders.insert(id.clone());
             let origin = self.origins.entry(registry).or_default();
-            origin.leases += 1;
-            origin.prober = Some(id.clone());
+            origin.began(&repository, &id);
             self.leases += 1;
             self.mirror_leases += usize::from(mirror);
             if let Some(host) = self.hosts.get_mut(&id) {
@@ -626,7 +635,7 @@ impl Plan {
             host.leases = host.leases.saturating_sub(1);
         }
         if let Some(origin) = self.origins.get_mut(&lease.registry) {
-            origin.leases = origin.leases.saturating_sub(1);
+            origin.ended(&lease.repository);
         }
         Some(lease)
     }
@@ -670,7 +679,8 @@ impl Plan {
                         lease.unseen_since.get_or_insert(now);
                     }
                     let (registry, image) = (lease.registry.clone(), lease.image);
-                    let mirror = lease.mirror;
+                    let (repository, mirror) = (lease.repository.clone(), lease.mirror);
+                    let granted_at = lease.granted_at;
                     if own_word {
                         lease.seen_at = now;
                         lease.seen_chunks = lease.chunks;
@@ -683,14 +693,17 @@ impl Plan {
                         if mirror {
                             self.mirror_moved_at = now;
                         }
-                        self.origin_gave(&registry);
+                        let of = (registry.as_str(), repository.as_str(), granted_at);
+                        self.disprove_refusals(digest, of);
+                        self.origin_gave(&registry, &repository);
                     }
                 } else if lease.moves(now, bytes, self.config.slowest_stream_bytes_per_s) {
                     let registry = lease.registry.clone();
+                    let repository = lease.repository.clone();
                     if own_word {
                         lease.seen_at = now;
                         self.moved_at = now;
-                        self.origin_gave(&registry);
+                        self.origin_gave(&registry, &repository);
                     }
                 } else if paced && now.since(lease.chunk_at) < self.config.paced_timeout {
                     lease.progress_at = now;
@@ -712,14 +725,15 @@ impl Plan {
                     .iter()
                     .filter(|image| self.wants(image, &digest))
                     .min_by_key(|image| image.purpose)
+                    .filter(|image| self.origin_held(now, image).is_none())
                     .map(|image| Grant {
                         host: id.clone(),
                         content: digest,
                         image: image.digest,
                         registry: image.registry.clone(),
+                        repository: image.repository.clone(),
                         purpose: image.purpose,
-                    })
-                    .filter(|grant| self.origin_held(now, &grant.registry).is_none());
+                    });
                 // a coordinator that has just started takes over the leases that run; of what it has leased itself it knows better
                 let fresh = self
                     .contents
@@ -822,7 +836,7 @@ impl Plan {
                         if let Some(host) = self.hosts.get_mut(id) {
                             host.unable.remove(&lease.registry);
                         }
-                        self.origin_gave(&lease.registry);
+                        self.origin_gave(&lease.registry, &lease.repository);
                     }
                 }
             }
@@ -879,10 +893,8 @@ impl Plan {
             }
             self.ran_out(&id, lease.as_ref());
             // its holder is there, and waits for the registry
-            if let Some(lease) = lease
-                && lease.trouble.is_some()
-            {
-                self.lease_failed(digest, &lease, &id);
+            if let Some(lease) = lease {
+                self.lease_over(digest, &lease, &id);
             }
         }
     }
@@ -1038,7 +1050,7 @@ impl Plan {
         let wanted = |image: &&Image| {
             image.purpose == Purpose::Stage
                 && self.wants(image, &digest)
-                && self.origin_held(self.now, &image.registry).is_none()
+                && self.origin_held(self.now, image).is_none()
         };
         let lacking: BTreeSet<&HostId> = self
             .images
@@ -1062,7 +1074,7 @@ impl Plan {
         let mut doubted = BTreeSet::new();
         for image in &self.images {
             if self.is_live(image)
-                && self.origin_held(self.now, &image.registry).is_none()
+                && self.origin_held(self.now, image).is_none()
                 && !self.candidates(image).is_empty()
             {
                 doubted.extend(image.contents.iter().copied());

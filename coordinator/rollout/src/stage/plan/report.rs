@@ -63,7 +63,10 @@ impl Plan {
                 .filter(|content| self.is_done(content))
                 .count(),
             contents: image.contents.len(),
-            origin_retry_in: self.origin_held(now, &image.registry).map(|(left, _)| left),
+            origin_retry_in: self
+                .origin_held(now, image)
+                .or_else(|| self.contents_held(now, image))
+                .map(|(left, _)| left),
             reason: self.image_reason(now, image, &hosts),
             hosts,
         }
@@ -159,11 +162,12 @@ impl Plan {
         if !any {
             return Some(ImageReason::Moving);
         }
-        Some(match self.origin_held(now, &image.registry) {
+        let held = self.origin_held(now, image);
+        Some(match held.or_else(|| self.contents_held(now, image)) {
             Some((_, true)) => ImageReason::OriginThrottled,
             Some((_, false)) => ImageReason::OriginDown,
             // one lease tries whether it is back
-            None if self.origin_fails(&image.registry) => ImageReason::OriginDown,
+            None if self.origin_fails(image) => ImageReason::OriginDown,
             None if leased => ImageReason::Moving,
             None if away => ImageReason::OriginDown,
             None if self.nobody_can_ask(image) => ImageReason::HostsFailed,

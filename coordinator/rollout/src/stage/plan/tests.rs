@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 mod liars;
 mod mirrors;
+mod origins;
 
 use proto::statement::Contradiction;
 
@@ -484,7 +485,7 @@ fn what_a_registry_asks_of_all_streams_is_kept_by_everybody() {
 #[test]
 fn one_hosts_word_that_a_registry_asks_to_be_left_alone_holds_up_others_for_seconds() {
     let mut plan = fleet(6);
-    let open = grants(&want(&mut plan, 2_000, wanted(0, 0..6, Selection::All)));
+    let open = grants(&want(&mut plan, 2_000, wanted(0, 0..5, Selection::All)));
     let wish = Some(Trouble::Throttled(Duration::from_secs(3_600)));
     let (liar, content) = open[0].clone();
     let actions = feed(&mut plan, 3_000, running(&liar, content, 0, wish));
@@ -498,13 +499,24 @@ fn one_hosts_word_that_a_registry_asks_to_be_left_alone_holds_up_others_for_seco
             next.extend(grants(&actions).into_iter().map(|grant| (second, grant)));
         }
     }
-    let [(8, (other, again))] = &next[..] else {
+    // had the registry asked all streams, they would have been told within two seconds
+    let [(5, (_, fifth))] = &next[..] else {
         panic!("{next:?}");
+    };
+    assert_eq!(*fifth, digest(4));
+    let (holder, done) = &open[1];
+    let again = grants(&feed(
+        &mut plan,
+        8_100,
+        ended(holder, *done, LeaseEnd::Done),
+    ));
+    let [(other, again)] = &again[..] else {
+        panic!("{again:?}");
     };
     assert_eq!(*again, content);
     assert_ne!(*other, liar, "another tries first");
     // that one gets something: the word wasn't true, and the next one of the same host holds up nobody
-    for (host, content) in &open[1..] {
+    for (host, content) in &open[2..] {
         feed(&mut plan, 8_500, ended(host, *content, LeaseEnd::Done));
     }
     let holds = |number: usize, chunks: u32| Event::Holds {
@@ -1405,7 +1417,7 @@ fn what_a_mirrors_registry_does_says_nothing_of_staging() {
         // and what staging finds counts as ever
         feed(&mut plan, 3_100, ended(&host(0), digest(5), end));
         let status = plan.status(at(3_100));
-        let noted = status.images[1].origin_retry_in.is_some()
+        let noted = plan.contents[&digest(5)].away.is_some()
             || status.images.iter().any(|image| bad(&image.reason));
         assert!(noted, "{end:?}");
     }
@@ -1768,7 +1780,7 @@ fn a_content_that_is_missing_fails_its_image_and_holds_up_no_other() {
             Fault::Unusable => {
                 |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Unusable))
             }
-            Fault::Bad | Fault::CutShort => {
+            Fault::Bad | Fault::CutShort | Fault::Unavailable => {
                 |_, _, content| (content == digest(0)).then_some(LeaseEnd::Faulty(Fault::Bad))
             }
         };
@@ -1879,7 +1891,7 @@ fn a_content_that_always_fails_in_a_registry_that_runs_holds_up_no_other() {
     assert!(last(&came) <= last(&alone) + 8_000, "{came:?}");
     assert_eq!(
         plan.status(plan.now).images[0].reason,
-        Some(ImageReason::OriginDown)
+        Some(ImageReason::ContentFaulty(digest(0), Fault::Unavailable))
     );
 }
 

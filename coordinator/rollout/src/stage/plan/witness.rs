@@ -237,6 +237,7 @@ impl Plan {
         // it has a place like any other from now on
         lease.trial = false;
         let (registry, image) = (lease.registry.clone(), lease.image);
+        let repository = lease.repository.clone();
         let (granted_at, mirror) = (lease.granted_at, lease.mirror);
         let holder = lease.host.clone();
         content.came(&image);
@@ -250,8 +251,8 @@ impl Plan {
             let pace = u64::try_from(bytes).unwrap_or(u64::MAX);
             self.origin_pace(&registry, pace);
         }
-        self.disprove_refusals(&registry, granted_at);
-        self.origin_gave(&registry);
+        self.disprove_refusals(digest, (&registry, &repository, granted_at));
+        self.origin_gave(&registry, &repository);
     }
 
     /// Whether those are right who say that they hold all of a content.
@@ -322,10 +323,8 @@ impl Plan {
                 *disbelieved = (*disbelieved + 1).min(DISBELIEVED_MOST);
             }
             self.ran_out(&id, lease.as_ref());
-            if let Some(lease) = lease
-                && lease.trouble.is_some()
-            {
-                self.lease_failed(digest, &lease, &id);
+            if let Some(lease) = lease {
+                self.lease_over(digest, &lease, &id);
             }
         }
     }
