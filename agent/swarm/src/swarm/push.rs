@@ -944,7 +944,7 @@ impl Swarm {
         if peer.is_quarantined()
             || content.is_unwanted_by(index)
             || !content.entitles(peer.key)
-            // who takes nothing would hold an upload that others wait for; what who gives nothing takes is missing to them
+            // a peer that takes nothing would hold an upload that others wait for; one that gives nothing has to ask
             || !peer.is_pushed_to(self.now)
             || content.peer_has(peer.slot, chunk)
         {
