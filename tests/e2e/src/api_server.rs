@@ -6,7 +6,6 @@
 
 use std::{
     fs::File,
-    io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -55,22 +54,20 @@ impl Drop for Process {
     }
 }
 
-/// The folder with kube-apiserver and etcd, and a line on stderr that says whether this suite runs: it isn't skipped in
-/// silence.
-#[must_use]
-pub fn assets(suite: &str) -> Option<PathBuf> {
-    let found = std::env::var_os("KUBEBUILDER_ASSETS")
-        .map(PathBuf::from)
-        .filter(|dir| dir.join("kube-apiserver").exists() && dir.join("etcd").exists());
-    let line = match &found {
-        Some(dir) => format!("{suite}: runs against {}\n", dir.display()),
-        None => {
-            format!("{suite}: DIDN'T RUN: set KUBEBUILDER_ASSETS=$(tests/kube/assets) to run it\n")
-        }
-    };
-    // Past the test's captured output.
-    _ = std::io::stderr().write_all(line.as_bytes());
-    found
+/// Names the environment variable that names the folder with the programs: envtest's convention.
+const ASSETS: &str = "KUBEBUILDER_ASSETS";
+
+/// The folder with kube-apiserver and etcd.
+///
+/// # Errors
+/// `KUBEBUILDER_ASSETS` isn't set, or names a folder without one of the two programs.
+pub fn assets() -> anyhow::Result<PathBuf> {
+    let named = std::env::var_os(ASSETS).map(PathBuf::from);
+    named
+        .filter(|dir| dir.join("kube-apiserver").exists() && dir.join("etcd").exists())
+        .with_context(|| {
+            format!("{ASSETS} names no folder with kube-apiserver and etcd: set it to $(tests/kube/assets)")
+        })
 }
 
 impl ApiServer {

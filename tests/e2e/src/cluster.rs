@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use crate::demo::check_interrupted;
+use crate::interrupt;
 
 /// How long a program may take to come up before the cluster gives up on it.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -167,7 +167,7 @@ impl Cluster {
         cluster.start_coordinator()?;
         cluster.pin = text(&cluster.coordinator_command(&["pin"])?)?;
         for (index, place) in cluster.options.hosts.clone().into_iter().enumerate() {
-            check_interrupted()?;
+            interrupt::check()?;
             cluster.add_agent(index, place)?;
         }
         Ok(cluster)
@@ -193,7 +193,7 @@ impl Cluster {
         let child = self.coordinator.insert(log_to(command, &dir.join("log"))?);
         let until = Instant::now() + START_TIMEOUT;
         loop {
-            check_interrupted()?;
+            interrupt::check()?;
             if let Some(status) = child.try_wait()? {
                 bail!(
                     "the coordinator ended at once ({status}): {}",
@@ -440,7 +440,7 @@ impl Cluster {
                     if let Some(present) = agent.present(&wanted) {
                         return Ok(present);
                     }
-                    check_interrupted()?;
+                    interrupt::check()?;
                     ensure!(
                         Instant::now() < until,
                         "{} hasn't got the image after {patience:?}: {}",
@@ -463,7 +463,7 @@ impl Cluster {
             while !logged(&agent.dir.join("log"), |line| {
                 line.contains("session with the coordinator is up")
             }) {
-                check_interrupted()?;
+                interrupt::check()?;
                 ensure!(
                     Instant::now() < until,
                     "{} has no session after {patience:?}: {}",
@@ -508,7 +508,7 @@ impl Cluster {
             if let Some(status) = child.try_wait()? {
                 return Ok(status.success());
             }
-            if let Err(error) = check_interrupted() {
+            if let Err(error) = interrupt::check() {
                 child.kill()?;
                 child.wait()?;
                 return Err(error.into());

@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, ExitCode, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{self, Cluster, Place},
     image::{GeneratedImage, ImageSpec},
+    interrupt,
     registry::{self, Registry},
 };
 
@@ -144,17 +144,6 @@ impl Cli {
     }
 }
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// An error once a signal asked the demo to end. Whatever takes longer than a moment asks now and then: making the image, waiting,
-/// comparing. What was begun is cleaned up on the way out.
-pub(crate) fn check_interrupted() -> std::io::Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        return Err(std::io::Error::other("interrupted"));
-    }
-    Ok(())
-}
-
 /// Runs the demo.
 pub fn run(cli: Cli) -> ExitCode {
     end(tokio::runtime::Builder::new_multi_thread()
@@ -169,7 +158,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 tokio::select! {
                     result = &mut work => result?,
                     () = stop => {
-                        INTERRUPTED.store(true, Ordering::Relaxed);
+                        interrupt::interrupt();
                         // the work notices, ends its processes and removes its directory
                         work.await?
                     }
@@ -329,7 +318,7 @@ fn stage(cli: &Cli, dir: &Path) -> anyhow::Result<bool> {
 fn wait_for(child: &mut Child, patience: Duration) -> anyhow::Result<()> {
     let until = Instant::now() + patience;
     loop {
-        check_interrupted()?;
+        interrupt::check()?;
         match child.try_wait()? {
             Some(status) if status.success() => return Ok(()),
             Some(status) => bail!("`parbake stage --wait` ended ({status}); it said why"),

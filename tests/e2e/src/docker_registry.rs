@@ -1,7 +1,8 @@
 //! Debian's `docker-registry` (the reference implementation of the distribution API) as a child process on loopback.
 //!
 //! It is a counterpart that wasn't written here: what works against both registries doesn't rest on a mistake that they
-//! share. Which binary to run is said by the environment variable [`BINARY`]; without it tests pass it by.
+//! share. The environment variable [`BINARY`] says which binary to run; without it, the tests that
+//! need the registry are ignored.
 
 use std::{
     fs::{self, File},
@@ -43,6 +44,9 @@ pub enum Auth {
 /// Why it doesn't run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The environment doesn't name the binary.
+    #[error("{BINARY} isn't set: it names the docker-registry binary")]
+    Unset,
     /// Its directory can't be written.
     #[error("docker-registry's directory can't be written: {0}")]
     Directory(io::Error),
@@ -75,19 +79,14 @@ pub struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    /// The binary that the environment names, if it does.
-    #[must_use]
-    pub fn binary() -> Option<PathBuf> {
-        std::env::var_os(BINARY)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    }
-
     /// Starts a registry that keeps everything in a temporary directory.
     ///
     /// # Errors
-    /// When the binary can't be run, or doesn't listen soon.
-    pub async fn start(binary: &Path, auth: Auth) -> Result<Self, StartError> {
+    /// When [`BINARY`] isn't set, when the binary can't be run, or when it doesn't listen soon.
+    pub async fn start(auth: Auth) -> Result<Self, StartError> {
+        let binary = &std::env::var_os(BINARY)
+            .map(PathBuf::from)
+            .ok_or(StartError::Unset)?;
         let mut last = None;
         for _ in 0..TRIES {
             match Self::try_start(binary, auth).await {

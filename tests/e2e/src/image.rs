@@ -44,9 +44,9 @@ use proto::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub use self::disk::{Change, Disk};
+pub use self::disk::{Change, Disk, Mix};
 use self::encode::Encoder;
-use crate::demo::check_interrupted;
+use crate::interrupt;
 
 /// Threads that encode layers.
 const THREADS: usize = 2;
@@ -74,15 +74,6 @@ pub struct ImageSpec {
     pub flaws: Vec<Flaw>,
     /// The releases that led here from the first one; see [`ImageSpec::changed`].
     pub changes: Vec<Change>,
-}
-
-/// Parts of a disk by kind, in percent; what is missing from 100 is incompressible.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mix {
-    /// Zeros.
-    pub zero_percent: u8,
-    /// Text-like bytes, of which LZ4 leaves less than half.
-    pub compressible_percent: u8,
 }
 
 /// What is wrong with an image. Layers are counted from 0 among the disk layers, and their copies share the flaw. Digests
@@ -140,16 +131,6 @@ pub struct GeneratedImage {
     pub nvram: Bytes,
     /// All blobs that the manifest names, and their sizes.
     pub blobs: BTreeMap<Digest, u64>,
-}
-
-impl Default for Mix {
-    /// About what a macOS disk with Xcode has: 57.9 GB of 140 GB are left after compression; here 40 %.
-    fn default() -> Self {
-        Self {
-            zero_percent: 35,
-            compressible_percent: 45,
-        }
-    }
 }
 
 impl Default for ImageSpec {
@@ -217,7 +198,14 @@ impl ImageSpec {
     /// # Errors
     /// When the spec contradicts itself.
     pub fn disk(&self) -> Result<Disk, GenerateError> {
-        Disk::new(self, &self.changes)
+        let parts = disk::Parts {
+            disk_bytes: self.disk_bytes,
+            layer_bytes: self.layer_bytes,
+            seed: self.seed,
+            mix: self.mix,
+            repeated_layers: self.repeated_layers,
+        };
+        Disk::new(&parts, &self.changes).map_err(GenerateError::Spec)
     }
 
     /// Makes the image's blobs in a directory; those that are there already stay. Blocking: seconds per GiB.
@@ -359,7 +347,7 @@ impl ImageSpec {
         let mut buffer = vec![0; encode::BLOCK_BYTES];
         let mut offset = range.start;
         while offset < range.end {
-            check_interrupted()?;
+            interrupt::check()?;
             let length = (range.end - offset).min(encode::BLOCK_BYTES as u64);
             // At most BLOCK_BYTES.
             let piece = &mut buffer[..usize::try_from(length).map_err(io::Error::other)?];
@@ -424,7 +412,7 @@ impl GeneratedImage {
         let common = found.min(self.disk.size());
         let mut offset = 0;
         while offset < common {
-            check_interrupted()?;
+            interrupt::check()?;
             let length = usize::try_from((common - offset).min(COMPARE_BYTES as u64))
                 .map_err(io::Error::other)?;
             file.read_exact(&mut theirs[..length])?;

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod demo;
 pub mod docker_registry;
 pub mod image;
+mod interrupt;
 pub mod proxy;
 pub mod registry;
 pub mod rig;

@@ -16,7 +16,10 @@
 mod api;
 mod body;
 mod listener;
+mod lock;
+mod pace;
 mod script;
+mod shared;
 mod store;
 mod tokens;
 
@@ -26,10 +29,9 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -40,8 +42,11 @@ use tokio::{sync::watch, task::JoinSet};
 use crate::image::GeneratedImage;
 
 pub(crate) use self::listener::Identity;
-pub use self::script::{Fault, FaultId, Misbehaviour, Target};
-use self::{body::Pace, script::Script, store::Store, tokens::Tokens};
+use self::{lock::lock, pace::Pace, shared::Shared, store::Store};
+pub use self::{
+    script::{Fault, FaultId, Misbehaviour, Target},
+    shared::{Answer, Auth, BlobCounters, Counters},
+};
 
 /// How a registry is made.
 #[derive(Clone, Debug)]
@@ -70,81 +75,6 @@ impl Default for Options {
     }
 }
 
-/// What a registry asks of clients.
-#[derive(Clone, Debug, Default)]
-pub enum Auth {
-    /// Nothing.
-    #[default]
-    Open,
-    /// User and password with each request.
-    Basic {
-        /// The user.
-        user: String,
-        /// The password.
-        password: String,
-    },
-    /// A token of its own endpoint.
-    Bearer {
-        /// User and password that the endpoint asks for; `None` gives tokens to anybody.
-        account: Option<(String, String)>,
-        /// How long tokens are good for.
-        life: Duration,
-        /// How long it *says* that they are, in whole seconds; `None` says nothing.
-        announced: Option<Duration>,
-    },
-}
-
-/// What a registry has done so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Connections accepted, on both listeners.
-    pub connections: u64,
-    /// Requests, of all kinds.
-    pub requests: u64,
-    /// GETs and HEADs of manifests.
-    pub manifest_requests: u64,
-    /// GETs of blobs.
-    pub blob_requests: u64,
-    /// Body bytes of blobs that were sent.
-    pub bytes: u64,
-    /// The most blobs that were being sent at a time.
-    pub most_at_once: u64,
-    /// Requests to the token endpoint.
-    pub token_requests: u64,
-    /// Requests answered with 401.
-    pub refusals: u64,
-    /// Requests with an `Authorization` that reached the host which redirects lead to: each is a leak.
-    pub leaks: u64,
-    /// The same by blob.
-    pub blobs: BTreeMap<Digest, BlobCounters>,
-    /// Answers with a blob's bytes, in the order in which they began.
-    pub answers: Vec<Answer>,
-}
-
-/// One answer with bytes of a blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The blob.
-    pub digest: Digest,
-    /// The offset in the blob that it begins with.
-    pub from: u64,
-    /// Bytes that were sent so far.
-    pub bytes: u64,
-    /// When it began.
-    pub began: Instant,
-    /// When the last of the bytes were sent.
-    pub sent: Instant,
-}
-
-/// What was sent of a blob.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlobCounters {
-    /// GETs.
-    pub requests: u64,
-    /// Body bytes.
-    pub bytes: u64,
-}
-
 /// A running registry. Dropping it ends it.
 #[derive(Debug)]
 pub struct Registry {
@@ -153,29 +83,6 @@ pub struct Registry {
     power: watch::Sender<bool>,
     listening: watch::Receiver<bool>,
     certificate: Option<Identity>,
-}
-
-/// What all connections share. The locks are held for moments and never across a wait.
-#[derive(Debug)]
-struct Shared {
-    auth: Auth,
-    /// Where it listens, and where redirects lead.
-    addr: SocketAddr,
-    elsewhere: SocketAddr,
-    tls: bool,
-    store: Store,
-    tokens: Mutex<Tokens>,
-    script: Mutex<Script>,
-    counters: Mutex<Counters>,
-    sending: AtomicU64,
-    pace: Pace,
-    /// Body bytes per second of one answer; 0 is no limit.
-    answer_rate: AtomicU64,
-}
-
-/// Waits for nobody: a panic while a lock was held has failed the test already.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Registry {

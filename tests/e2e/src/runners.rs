@@ -33,17 +33,19 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 mod books;
+mod pod;
 
-use books::{Books, uid};
+pub use self::{
+    books::Rule,
+    pod::{BUSY_LABEL, DRAIN_LABEL, POOL_LABEL, image, is_busy, is_labelled, label, node, phase},
+};
+use self::{
+    books::{Books, uid},
+    pod::is_alive,
+};
 
 /// The namespace of pools and their Pods.
 pub const NAMESPACE: &str = "tuist-runners";
-/// The label that lets a Pod drain.
-pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
-/// The label that says whose a Pod is.
-pub const POOL_LABEL: &str = "tuist.dev/runner-pool";
-/// The label of a Pod that works for somebody.
-pub const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
 const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
 const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
 /// The API server serves a new definition after a moment.
@@ -512,59 +514,6 @@ fn facts_of_set(set: &ReplicaSet) -> Option<PoolFacts> {
     })
 }
 
-/// A Pod's phase.
-#[must_use]
-pub fn phase(pod: &Pod) -> &str {
-    pod.status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or("Pending")
-}
-
-/// What a Pod runs.
-#[must_use]
-pub fn image(pod: &Pod) -> &str {
-    pod.spec
-        .as_ref()
-        .and_then(|spec| spec.containers.first()?.image.as_deref())
-        .unwrap_or_default()
-}
-
-/// Whether a Pod works for somebody.
-#[must_use]
-pub fn is_busy(pod: &Pod) -> bool {
-    label(pod, BUSY_LABEL).is_some_and(|owner| !owner.is_empty())
-}
-
-/// Where a Pod runs.
-#[must_use]
-pub fn node(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref()
-}
-
-/// Whether a Pod may drain.
-#[must_use]
-pub fn is_labelled(pod: &Pod) -> bool {
-    label(pod, DRAIN_LABEL) == Some("true")
-}
-
-/// A label of a Pod.
-#[must_use]
-pub fn label<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
-    pod.metadata.labels.as_ref()?.get(name).map(String::as_str)
-}
-
-/// What the checker knows of a pool, told before the pool is changed.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// What its Pods shall run.
-    pub image: String,
-    /// The most that may be in flight.
-    pub cap: usize,
-    /// What has to be on a Node's disk before a Pod there may drain: a path below its tart home. `None`: nothing.
-    pub disk: Option<PathBuf>,
-}
-
 /// A Pod that got the label.
 #[derive(Clone, Debug)]
 pub struct Labelled {
@@ -814,10 +763,6 @@ impl Checker {
             ));
         }
     }
-}
-
-fn is_alive(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_none() && !matches!(phase(pod), "Succeeded" | "Failed")
 }
 
 /// Stale ones that may drain and, while any stale one lives, idle current ones that don't run.

@@ -39,16 +39,12 @@ pub const PATIENCE: Duration = Duration::from_secs(150);
 pub const FLEET: &str = "minis";
 /// The coordinator's namespace where the chart's roles bind it; else `default`.
 const CHART_NAMESPACE: &str = "parbake";
-/// Set to `1` where the chart may be rendered: its script installs helm where that is missing.
-const CHART_SWITCH: &str = "PARBAKE_DEPLOY_TEST";
 /// Between two looks at a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a world is made of.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// What the line says that tells whether the suite ran.
-    pub suite: &'static str,
     /// The multi-call binary.
     pub binary: &'static str,
     /// Agents.
@@ -68,9 +64,8 @@ pub struct Setup {
 impl Setup {
     /// A plain one.
     #[must_use]
-    pub const fn new(suite: &'static str, binary: &'static str, hosts: usize) -> Self {
+    pub const fn new(binary: &'static str, hosts: usize) -> Self {
         Self {
-            suite,
             binary,
             hosts,
             arguments: Vec::new(),
@@ -113,24 +108,12 @@ impl Drop for World {
 }
 
 impl World {
-    /// Starts everything; `None` when there is no API server to run against.
+    /// Starts everything.
     ///
     /// # Errors
-    /// When a part doesn't come up.
-    pub async fn start(setup: Setup) -> anyhow::Result<Option<Self>> {
-        let Some(assets) = api_server::assets(setup.suite) else {
-            return Ok(None);
-        };
-        if setup.chart.is_some() && std::env::var_os(CHART_SWITCH).is_none_or(|value| value != "1")
-        {
-            let line = format!(
-                "{}: DIDN'T RUN: set {CHART_SWITCH}=1 to let deploy/test install helm\n",
-                setup.suite
-            );
-            // Past the test's captured output.
-            _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-            return Ok(None);
-        }
+    /// There is no API server to run, or a part doesn't come up.
+    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let assets = api_server::assets()?;
         let api = ApiServer::start_with(&assets, &setup.flags).await?;
         let client = api.client().await?;
         runners::install_prepulls(&client).await?;
@@ -172,7 +155,7 @@ impl World {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(checker.clone().watch(client.clone(), stop.clone()));
-        Ok(Some(Self {
+        Ok(Self {
             stop,
             tasks,
             checker,
@@ -185,7 +168,7 @@ impl World {
             setup,
             kubeconfig,
             dir,
-        }))
+        })
     }
 
     /// Lets controller, kubelets and dispatcher play until the end, as [`manners`](Self::manners) say.

@@ -4,95 +4,28 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
 use coordinator::{authority::Authority, enrolment::Enrolment};
 use link::{Credentials, Endpoint};
-use proto::{HostId, message::Order};
+use proto::HostId;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch};
 
-use crate::host::{self, Host};
+use crate::{
+    counters::{Counters, Counts},
+    host::Host,
+};
 
 /// Hosts of one zone.
 const RACK: usize = 24;
 
 /// How long certificates last: longer than any measurement.
 const LIFETIME: Duration = Duration::from_hours(24);
-
-/// What all hosts count.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    up: AtomicUsize,
-    sessions: AtomicUsize,
-    present: AtomicUsize,
-    failed_handshakes: AtomicUsize,
-    received_bytes: AtomicU64,
-    /// Of each kind of order, how many came and their bytes.
-    orders: Mutex<BTreeMap<&'static str, (u64, u64)>>,
-    failures: Mutex<BTreeMap<String, u64>>,
-    /// The first host's agent is started again every few seconds.
-    flap: AtomicBool,
-}
-
-/// Counters at one moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Counts {
-    /// Sessions that are up.
-    pub(crate) up: usize,
-    /// Sessions so far.
-    pub(crate) sessions: usize,
-    /// Hosts that hold the image.
-    pub(crate) present: usize,
-    /// Handshakes that the coordinator refused, or didn't answer in time.
-    pub(crate) failed_handshakes: usize,
-    /// UDP payload that hosts received.
-    pub(crate) received_bytes: u64,
-}
-
-impl Counters {
-    pub(crate) fn begin(&self) {
-        self.up.fetch_add(1, Relaxed);
-        self.sessions.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn end(&self) {
-        self.up.fetch_sub(1, Relaxed);
-    }
-
-    pub(crate) fn became_present(&self) {
-        self.present.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn received(&self, bytes: u64) {
-        self.received_bytes.fetch_add(bytes, Relaxed);
-    }
-
-    pub(crate) fn failed(&self, why: String) {
-        self.failed_handshakes.fetch_add(1, Relaxed);
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        *failures.entry(why).or_default() += 1;
-    }
-
-    pub(crate) fn order(&self, order: &Order) {
-        let bytes = prost::Message::encoded_len(order);
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = orders.entry(host::kind(order)).or_default();
-        entry.0 += 1;
-        entry.1 += bytes as u64;
-    }
-
-    pub(crate) fn flaps(&self) -> bool {
-        self.flap.load(Relaxed)
-    }
-}
 
 /// Hosts and their sessions.
 pub(crate) struct Fleet {
@@ -201,30 +134,21 @@ impl Fleet {
     }
 
     pub(crate) fn flap(&self, flaps: bool) {
-        self.counters.flap.store(flaps, Relaxed);
+        self.counters.flap(flaps);
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let counters = &self.counters;
-        Counts {
-            up: counters.up.load(Relaxed),
-            sessions: counters.sessions.load(Relaxed),
-            present: counters.present.load(Relaxed),
-            failed_handshakes: counters.failed_handshakes.load(Relaxed),
-            received_bytes: counters.received_bytes.load(Relaxed),
-        }
+        self.counters.now()
     }
 
     /// Of each kind of order, how many came so far and their bytes.
     pub(crate) fn orders(&self) -> Value {
-        let orders = self.counters.orders.lock();
-        json!(*orders.unwrap_or_else(PoisonError::into_inner))
+        json!(self.counters.orders())
     }
 
     /// Why handshakes failed.
     pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
-        let failures = self.counters.failures.lock();
-        failures.unwrap_or_else(PoisonError::into_inner).clone()
+        self.counters.failures()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::fleet::Counters;
+use crate::counters::Counters;
 
 /// First and longest pause between attempts to reach the coordinator, as agents have them.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -185,7 +185,8 @@ impl Host {
 
     /// Whether there is something to say of it.
     fn take(&mut self, order: Order) -> bool {
-        self.counters.order(&order);
+        self.counters
+            .order(kind(&order), prost::Message::encoded_len(&order));
         match order.kind {
             Some(order::Kind::Roster(roster)) => self.roster = roster.epoch,
             Some(order::Kind::RosterChange(change)) => self.roster = change.epoch,
@@ -261,7 +262,7 @@ fn volume() -> Volume {
 }
 
 /// An order's name.
-pub(crate) const fn kind(order: &Order) -> &'static str {
+const fn kind(order: &Order) -> &'static str {
     match &order.kind {
         Some(order::Kind::Roster(_)) => "roster",
         Some(order::Kind::RosterChange(_)) => "roster_change",

@@ -11,6 +11,7 @@
     reason = "a program that measures for a time, and prints what it measured"
 )]
 
+mod counters;
 mod fleet;
 mod host;
 

@@ -16,10 +16,10 @@ use hyper::body::Incoming;
 use proto::Digest;
 
 use super::{
-    Auth, Misbehaviour, Shared,
     body::{Ending, Plan, frames},
-    lock,
-    script::Subject,
+    lock::lock,
+    script::{Misbehaviour, Subject},
+    shared::{Auth, Shared},
     tokens::Scope,
 };
 

@@ -14,9 +14,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Shared,
     api::{Role, handle},
-    lock,
+    lock::lock,
+    shared::Shared,
 };
 
 /// Connections that may wait to be accepted: those of a fleet that starts at once.

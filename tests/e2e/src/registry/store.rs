@@ -14,7 +14,7 @@ use bytes::Bytes;
 use proto::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::lock;
+use super::lock::lock;
 
 /// A manifest and its type.
 #[derive(Clone, Debug)]

@@ -1,10 +1,21 @@
 //! The checker's books on one pool: Pods that the gate took, and those that came in their place. Apart from the gate's own.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{POOL_LABEL, Rule, image, is_alive, is_labelled, label, phase};
+use super::pod::{POOL_LABEL, image, is_alive, is_labelled, label, phase};
+
+/// What the checker knows of a pool, told before the pool is changed.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// What its Pods shall run.
+    pub image: String,
+    /// The most that may be in flight.
+    pub cap: usize,
+    /// What has to be on a Node's disk before a Pod there may drain: a path below its tart home. `None`: nothing.
+    pub disk: Option<PathBuf>,
+}
 
 /// Who left a pool and who came, as the API server orders it.
 #[derive(Clone, Debug, Default)]

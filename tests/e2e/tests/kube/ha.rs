@@ -258,10 +258,12 @@ async fn roles(view: &View, replicas: &[Replica; 2]) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn the_other_replica_takes_over_from_a_killed_leader_with_hosts_tokens_and_authority() {
-    let Some(assets) = api_server::assets("kube_ha (leader killed)") else {
-        return;
-    };
+    let assets = api_server::assets().unwrap();
     let server = ApiServer::start(&assets).await.unwrap();
     let view = View::new(&server.client().await.unwrap());
     view.add_pods(["c-0", "c-1"]).await;
@@ -399,10 +401,12 @@ async fn the_other_replica_takes_over_from_a_killed_leader_with_hosts_tokens_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn a_leader_that_was_paused_writes_nothing_when_it_wakes() {
-    let Some(assets) = api_server::assets("kube_ha (leader paused)") else {
-        return;
-    };
+    let assets = api_server::assets().unwrap();
     let server = ApiServer::start(&assets).await.unwrap();
     let view = View::new(&server.client().await.unwrap());
     view.add_pods(["c-0", "c-1"]).await;
@@ -458,10 +462,12 @@ async fn a_leader_that_was_paused_writes_nothing_when_it_wakes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn a_deleted_lease_and_a_secret_of_a_later_term_cost_one_lease_time() {
-    let Some(assets) = api_server::assets("kube_ha (lease deleted)") else {
-        return;
-    };
+    let assets = api_server::assets().unwrap();
     let server = ApiServer::start(&assets).await.unwrap();
     let view = View::new(&server.client().await.unwrap());
     view.add_pods(["c-0", "c-1"]).await;

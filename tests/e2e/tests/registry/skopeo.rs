@@ -1,5 +1,4 @@
-//! skopeo copies through a mirror, with Debian's docker-registry behind it, where `PARBAKE_SKOPEO` and
-//! `PARBAKE_DOCKER_REGISTRY` name the programs: what arrives is what a direct copy gives.
+//! skopeo copies through a mirror with Debian's docker-registry behind it: what arrives is what a direct copy gives.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -17,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use e2e::{
     cluster::{Cluster, Options, wait_until},
-    docker_registry::{Auth, BINARY, DockerRegistry},
+    docker_registry::{Auth, DockerRegistry},
 };
 use origin::Repository;
 use proto::Digest;
@@ -27,6 +26,12 @@ use tempfile::TempDir;
 const SKOPEO: &str = "PARBAKE_SKOPEO";
 const PATIENCE: Duration = Duration::from_secs(60);
 const NAME: &str = "library/tool";
+
+fn skopeo_program() -> PathBuf {
+    std::env::var_os(SKOPEO)
+        .map(PathBuf::from)
+        .expect("the variable that this suite was built with")
+}
 
 /// Pushes an image for one platform; its descriptor in an index.
 async fn push(repository: &Repository, architecture: &str, tag: &str) -> Value {
@@ -106,15 +111,14 @@ fn mirror(dir: &TempDir, registry: &DockerRegistry, settings: &str) -> (Cluster,
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(all(docker_registry, skopeo)),
+    ignore = "needs PARBAKE_DOCKER_REGISTRY and PARBAKE_SKOPEO"
+)]
 async fn what_skopeo_copies_through_a_mirror_is_what_it_copies_directly() {
-    let program = std::env::var_os(SKOPEO).filter(|path| !path.is_empty());
-    let (Some(program), Some(binary)) = (program.map(PathBuf::from), DockerRegistry::binary())
-    else {
-        println!("not run: {SKOPEO} or {BINARY} names no program");
-        return;
-    };
+    let program = skopeo_program();
     for auth in [Auth::Anonymous, Auth::Htpasswd] {
-        let registry = DockerRegistry::start(&binary, auth).await.unwrap();
+        let registry = DockerRegistry::start(auth).await.unwrap();
         println!("run against {} with {auth:?}", program.display());
         let reference = registry.reference(NAME, "one");
         let repository = registry
@@ -205,16 +209,13 @@ async fn what_skopeo_copies_through_a_mirror_is_what_it_copies_directly() {
 
 /// This host's own credentials stand in for a client that has none, where that is configured.
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(all(docker_registry, skopeo)),
+    ignore = "needs PARBAKE_DOCKER_REGISTRY and PARBAKE_SKOPEO"
+)]
 async fn skopeo_without_credentials_is_lent_the_hosts() {
-    let program = std::env::var_os(SKOPEO).filter(|path| !path.is_empty());
-    let (Some(program), Some(binary)) = (program.map(PathBuf::from), DockerRegistry::binary())
-    else {
-        println!("not run: {SKOPEO} or {BINARY} names no program");
-        return;
-    };
-    let registry = DockerRegistry::start(&binary, Auth::Htpasswd)
-        .await
-        .unwrap();
+    let program = skopeo_program();
+    let registry = DockerRegistry::start(Auth::Htpasswd).await.unwrap();
     let reference = registry.reference(NAME, "one");
     let repository = registry
         .client()

@@ -38,12 +38,14 @@ use tokio_util::sync::CancellationToken;
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn a_whole_fleet_rolls_under_the_cap_and_only_where_the_image_is() {
     const HOSTS: usize = 20;
-    let setup = Setup::new("kube_roll", DEMO, HOSTS);
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let setup = Setup::new(DEMO, HOSTS);
+    let mut world = World::start(setup).await.unwrap();
     let old = world.image("1", 1).unwrap();
     world.rule("xcode", &old, 2);
     world.play();
@@ -95,12 +97,14 @@ async fn a_whole_fleet_rolls_under_the_cap_and_only_where_the_image_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
     const HOSTS: usize = 6;
-    let setup = Setup::new("kube_roll (own)", DEMO, HOSTS);
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let setup = Setup::new(DEMO, HOSTS);
+    let mut world = World::start(setup).await.unwrap();
     let started = Instant::now();
     let step = |what: &str| println!("{:6.1} s: {what}", started.elapsed().as_secs_f32());
     let old = world.image("1", 1).unwrap();
@@ -330,12 +334,14 @@ async fn an_owned_roll_meets_what_hosts_runners_and_operators_do() {
 
 /// Mode Own over a ReplicaSet whose template doesn't go along with the object.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn a_pool_keeps_its_pods_while_their_template_has_another_image_and_rolls_when_they_agree() {
     const HOSTS: usize = 6;
-    let setup = Setup::new("kube_roll (templates)", DEMO, HOSTS);
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let setup = Setup::new(DEMO, HOSTS);
+    let mut world = World::start(setup).await.unwrap();
     let old = world.image("1", 1).unwrap();
     let new = world.image("2", 2).unwrap();
     world.rule("runners", &old, 2);
@@ -553,13 +559,15 @@ async fn watch_status(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn pools_come_and_go_with_their_kind_and_their_annotations() {
     const HOSTS: usize = 2;
-    let mut setup = Setup::new("kube_roll (pools)", DEMO, HOSTS);
+    let mut setup = Setup::new(DEMO, HOSTS);
     setup.pools = false;
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let mut world = World::start(setup).await.unwrap();
     world
         .until_said("a cluster without pools is known too", |line| {
             line["message"] == "the cluster is known"

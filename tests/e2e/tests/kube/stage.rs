@@ -31,12 +31,14 @@ async fn make(world: &World, name: &str, spec: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn what_hosts_have_of_an_image_outlives_a_pause() {
     const HOSTS: usize = 2;
-    let setup = Setup::new("kube_stage (pause)", DEMO, HOSTS);
-    let Some(world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let setup = Setup::new(DEMO, HOSTS);
+    let world = World::start(setup).await.unwrap();
     let image = world.image("1", 1).unwrap();
     world.registry.limit(Some(1 << 18));
     make(&world, "slow", json!({ "image": image.reference })).await;

@@ -58,18 +58,6 @@ fn on_volume(home: &Path, options: &str) -> Place {
     }
 }
 
-/// Whether volumes can be mounted here; says so when not.
-fn may_mount() -> bool {
-    let tried = Command::new("unshare")
-        .args(["--mount", "mount", "-t", "tmpfs", "parbake-test", "/mnt"])
-        .output();
-    let may = tried.is_ok_and(|output| output.status.success());
-    if !may {
-        println!("not run: mounting a volume needs root (and unshare of util-linux)");
-    }
-    may
-}
-
 /// A path as the process of this host sees it.
 fn seen_by(cluster: &Cluster, host: usize, path: &Path) -> PathBuf {
     let process = cluster.agents()[host].process().unwrap();
@@ -95,10 +83,11 @@ fn is_present(cluster: &Cluster, rig: &Rig, host: usize) -> bool {
 }
 
 #[test]
+#[cfg_attr(
+    not(mount),
+    ignore = "needs root and unshare of util-linux, to mount a volume"
+)]
 fn an_image_that_finds_no_room_is_refused_with_the_figures() {
-    if !may_mount() {
-        return;
-    }
     let rig = Rig::new(&small(), registry::Options::default()).unwrap();
     let home = rig.dir().join("mac-000/tart");
     let hosts = vec![on_volume(&home, "size=16m")];
@@ -124,10 +113,11 @@ fn an_image_that_finds_no_room_is_refused_with_the_figures() {
 }
 
 #[test]
+#[cfg_attr(
+    not(mount),
+    ignore = "needs root and unshare of util-linux, to mount a volume"
+)]
 fn a_volume_that_cannot_be_written_is_an_error_at_once() {
-    if !may_mount() {
-        return;
-    }
     let rig = Rig::new(&small(), registry::Options::default()).unwrap();
     let mut cluster = rig.cluster(DEMO, vec![Place::default()], "", "").unwrap();
     cluster.kill_agent(0).unwrap();
@@ -372,15 +362,8 @@ struct Docker {
     dir: TempDir,
 }
 
-/// `None`, out loud, where `PARBAKE_DOCKER_REGISTRY` names no program.
-fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Option<Docker> {
-    let Some(binary) = DockerRegistry::binary() else {
-        println!(
-            "not run: {} names no docker-registry",
-            docker_registry::BINARY
-        );
-        return None;
-    };
+/// A docker-registry that has an image.
+fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Docker {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -389,22 +372,19 @@ fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Option<Docker> {
     let blobs = dir.path().join("blobs");
     std::fs::create_dir(&blobs).unwrap();
     let image = spec.generate(&blobs).unwrap();
-    let registry = runtime
-        .block_on(DockerRegistry::start(&binary, auth))
-        .unwrap();
+    let registry = runtime.block_on(DockerRegistry::start(auth)).unwrap();
     let reference = registry.reference("fleet/macos", "1");
     let repository = registry
         .client()
         .repository(&reference, registry.credentials())
         .unwrap();
     runtime.block_on(image.push(&repository)).unwrap();
-    println!("run against {}", binary.display());
-    Some(Docker {
+    Docker {
         registry,
         image,
         reference: reference.whole(),
         dir,
-    })
+    }
 }
 
 impl Docker {
@@ -421,10 +401,12 @@ impl Docker {
 }
 
 #[test]
+#[cfg_attr(
+    not(docker_registry),
+    ignore = "needs PARBAKE_DOCKER_REGISTRY: the program docker-registry"
+)]
 fn docker_registry_that_refuses_the_password_is_named() {
-    let Some(docker) = docker(docker_registry::Auth::Htpasswd, &small()) else {
-        return;
-    };
+    let docker = docker(docker_registry::Auth::Htpasswd, &small());
     let password = docker.dir.path().join("password");
     std::fs::write(&password, "half-baked").unwrap();
     let (user, _) = docker.registry.account().unwrap();

@@ -55,14 +55,16 @@ async fn install_webhook(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(all(api_server, chart)),
+    ignore = "needs KUBEBUILDER_ASSETS and PARBAKE_DEPLOY_TEST=1"
+)]
 async fn another_controller_labels_greedily_and_gets_what_the_gate_gives() {
     const HOSTS: usize = 8;
-    let mut setup = Setup::new("kube_guard", DEMO, HOSTS);
+    let mut setup = Setup::new(DEMO, HOSTS);
     setup.chart = Some("guard");
     setup.arguments = vec!["--webhook".into(), WEBHOOK.into()];
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let mut world = World::start(setup).await.unwrap();
     install_webhook(&world).await;
     let old = world.image("1", 1).unwrap();
     world.rule("xcode", &old, 2);

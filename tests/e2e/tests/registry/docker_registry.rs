@@ -1,4 +1,4 @@
-//! The registry client and the generator against Debian's docker-registry, where `PARBAKE_DOCKER_REGISTRY` names it.
+//! The registry client and the generator against Debian's docker-registry.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -8,21 +8,11 @@
 use std::time::Instant;
 
 use e2e::{
-    docker_registry::{Auth, BINARY, DockerRegistry},
+    docker_registry::{Auth, DockerRegistry},
     image::ImageSpec,
 };
 use origin::{Access, Credentials, Grant, OriginError};
 use proto::{Digest, Layout};
-
-async fn start(auth: Auth) -> Option<DockerRegistry> {
-    let Some(binary) = DockerRegistry::binary() else {
-        println!("not run: {BINARY} names no docker-registry");
-        return None;
-    };
-    let registry = DockerRegistry::start(&binary, auth).await.unwrap();
-    println!("run against {} with {auth:?}", binary.display());
-    Some(registry)
-}
 
 async fn there_and_back(registry: &DockerRegistry) {
     let directory = tempfile::tempdir().unwrap();
@@ -69,10 +59,12 @@ async fn there_and_back(registry: &DockerRegistry) {
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(docker_registry),
+    ignore = "needs PARBAKE_DOCKER_REGISTRY: the program docker-registry"
+)]
 async fn an_anonymous_registry_gives_back_what_it_got() {
-    let Some(registry) = start(Auth::Anonymous).await else {
-        return;
-    };
+    let registry = DockerRegistry::start(Auth::Anonymous).await.unwrap();
     there_and_back(&registry).await;
     let reference = registry.reference("parbake/image", "1");
     let repository = registry
@@ -84,10 +76,12 @@ async fn an_anonymous_registry_gives_back_what_it_got() {
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(docker_registry),
+    ignore = "needs PARBAKE_DOCKER_REGISTRY: the program docker-registry"
+)]
 async fn a_registry_with_htpasswd_gives_back_what_it_got() {
-    let Some(registry) = start(Auth::Htpasswd).await else {
-        return;
-    };
+    let registry = DockerRegistry::start(Auth::Htpasswd).await.unwrap();
     there_and_back(&registry).await;
     let reference = registry.reference("parbake/image", "1");
     let anonymous = registry

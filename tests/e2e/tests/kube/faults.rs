@@ -28,12 +28,14 @@ fn labels(world: &World) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn a_roll_survives_its_coordinator_and_its_api_server() {
     const HOSTS: usize = 8;
-    let setup = Setup::new("kube_faults (restarts)", DEMO, HOSTS);
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let setup = Setup::new(DEMO, HOSTS);
+    let mut world = World::start(setup).await.unwrap();
     let old = world.image("1", 1).unwrap();
     world.rule("xcode", &old, 2);
     world.play();
@@ -81,12 +83,14 @@ async fn a_roll_survives_its_coordinator_and_its_api_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn the_other_coordinator_finishes_the_roll_of_a_killed_leader() {
     const HOSTS: usize = 8;
-    let setup = Setup::new("kube_faults (leader killed)", DEMO, HOSTS);
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let setup = Setup::new(DEMO, HOSTS);
+    let mut world = World::start(setup).await.unwrap();
     let old = world.image("1", 1).unwrap();
     world.rule("xcode", &old, 2);
     world.play();
@@ -129,14 +133,16 @@ async fn the_other_coordinator_finishes_the_roll_of_a_killed_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(api_server),
+    ignore = "needs KUBEBUILDER_ASSETS: a folder with kube-apiserver and etcd"
+)]
 async fn what_cannot_be_read_is_passed_over_and_other_writers_do_not_stop_a_roll() {
     const HOSTS: usize = 4;
-    let mut setup = Setup::new("kube_faults (others)", DEMO, HOSTS);
+    let mut setup = Setup::new(DEMO, HOSTS);
     // longer than the API server is away below
     setup.lease = Duration::from_secs(60);
-    let Some(mut world) = World::start(setup).await.unwrap() else {
-        return;
-    };
+    let mut world = World::start(setup).await.unwrap();
     let old = world.image("1", 1).unwrap();
     world.rule("xcode", &old, 2);
     world.play();

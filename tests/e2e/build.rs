@@ -1,0 +1,48 @@
+//! Looks for the programs that some tests need, so that a test whose program is missing is `ignored` with a reason. Each
+//! program that is here sets a `cfg`, and such a test has `#[cfg_attr(not(that), ignore = "needs ...")]`.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    found("api_server", "KUBEBUILDER_ASSETS", |folder| {
+        let folder = Path::new(folder);
+        folder.join("kube-apiserver").exists() && folder.join("etcd").exists()
+    });
+    found("docker_registry", "PARBAKE_DOCKER_REGISTRY", |program| {
+        Path::new(program).exists()
+    });
+    found("skopeo", "PARBAKE_SKOPEO", |program| {
+        Path::new(program).exists()
+    });
+    // `1` says that `deploy/test` may install what it needs (helm, kubectl).
+    found("chart", "PARBAKE_DEPLOY_TEST", |value| value == "1");
+    sets("mount", may_mount());
+}
+
+/// Sets `cfg` where the environment's variable has a value that `is_fit`.
+fn found(cfg: &str, variable: &str, is_fit: impl Fn(&str) -> bool) {
+    println!("cargo::rerun-if-env-changed={variable}");
+    sets(cfg, env::var(variable).is_ok_and(|value| is_fit(&value)));
+}
+
+fn sets(cfg: &str, is_set: bool) {
+    println!("cargo::rustc-check-cfg=cfg({cfg})");
+    if is_set {
+        println!("cargo::rustc-cfg={cfg}");
+    }
+}
+
+/// Whether a volume can be mounted in a namespace of its own: root, and util-linux.
+fn may_mount() -> bool {
+    let tried = Command::new("unshare")
+        .args(["--mount", "mount", "-t", "tmpfs", "parbake-test", "/mnt"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    tried.is_ok_and(|status| status.success())
+}

@@ -1,0 +1,13 @@
+//! Fleets of real programs on loopback: a coordinator, agents, and a registry that counts bytes and misbehaves.
+
+mod bad_days;
+mod bytes;
+mod chaos;
+mod demo;
+mod hosts;
+mod image;
+mod names;
+mod peers;
+mod rogues;
+mod staging;
+mod words;
