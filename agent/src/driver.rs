@@ -54,7 +54,6 @@ use crate::{
     peer::{self, Brought},
     reconcile::Reconciler,
     session::Heard,
-    shelf::Unwritable,
     store::{InstallError, Stage, Store, Volume},
     transfer::{self, Cache, Receipt, Shipment},
 };
@@ -135,32 +134,8 @@ pub(crate) enum Input {
         ticket: Option<Ticket>,
         shipment: Shipment,
     },
-    /// A chunk came from the registry and is stored.
-    Fetched {
-        id: ContentId,
-        chunk: ChunkIndex,
-        origin_bytes: u64,
-        conflict: bool,
-    },
-    /// A fetch has trouble and tries again.
-    /// The registry refuses what the coordinator handed down; the fetch waits for something newer.
-    FetchRefused { id: ContentId, error: String },
-    /// A connection broke that had brought something; the fetch goes on at once.
-    FetchBroke {
-        id: ContentId,
-        after_bytes: u64,
-        error: String,
-    },
-    FetchTrouble {
-        id: ContentId,
-        error: String,
-        /// What the registry asked for.
-        retry_after: Option<Duration>,
-        /// Until the next attempt.
-        wait: Duration,
-    },
-    /// What a fetch brought ended in something else than the digest: it starts again.
-    FetchDoubted { id: ContentId },
+    /// A fetch from the registry says how it goes.
+    Fetch { id: ContentId, news: fetch::News },
     /// What we made of a content from a chunk on is dropped here; these chunks of it were held.
     Retracted {
         id: ContentId,
@@ -220,8 +195,6 @@ pub(crate) enum Input {
         chunk: ChunkIndex,
         rotten: bool,
     },
-    /// Images whose files can't be written, although others took the same chunk.
-    Unwritable(Vec<Unwritable>),
     /// What an earlier process left of an image was read, or an image that is doubted.
     ReadAgain {
         image: Digest,
@@ -354,7 +327,7 @@ pub(crate) struct Driver {
     scrub_at: (ContentId, ChunkIndex),
     jobs: Jobs,
     peer_inbox: mpsc::Sender<(HostKey, Brought)>,
-    fetch_inbox: mpsc::Sender<Input>,
+    fetch_inbox: mpsc::Sender<(ContentId, fetch::News)>,
 }
 
 /// Runs the agent until `stop` is cancelled or something essential ends.
@@ -439,7 +412,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
                 Err(error) if error.is_cancelled() => Input::Nothing,
                 Err(error) => anyhow::bail!("a job of the agent died: {error}"),
             },
-            Some(input) = fetched.recv() => input,
+            Some((id, news)) = fetched.recv() => Input::Fetch { id, news },
             Some(wish) = next_wish(&mut wishes) => Input::Wished(wish),
             Some((peer, brought)) = brought.recv() => Input::Brought { peer, brought },
             incoming = endpoint.accept(), if accepting.len() < 64 => match incoming {
@@ -588,25 +561,7 @@ impl Driver {
                     wire_bytes,
                 });
             }
-            Input::Fetched {
-                id,
-                chunk,
-                origin_bytes,
-                conflict,
-            } => self.fetched(id, chunk, origin_bytes, conflict),
-            Input::FetchRefused { id, error } => self.fetch_refused(id, error),
-            Input::FetchBroke {
-                id,
-                after_bytes,
-                error,
-            } => self.fetch_broke(id, after_bytes, &error),
-            Input::FetchTrouble {
-                id,
-                error,
-                retry_after,
-                wait,
-            } => self.fetch_trouble(id, error, retry_after, wait),
-            Input::FetchDoubted { id } => self.fetch_doubted(id),
+            Input::Fetch { id, news } => self.fetch_news(id, news),
             Input::Retracted { id, from, result } => self.retracted(id, from, result),
             Input::Dropped { id, result } => self.dropped(id, result),
             Input::FetchEnded { id, end } => self.fetch_ended(id, end),
@@ -624,11 +579,6 @@ impl Driver {
                 stage,
                 result,
             } => self.was_read(image, &stage, result),
-            Input::Unwritable(images) => {
-                for (image, error) in images {
-                    self.image_unwritable(image, error);
-                }
-            }
             Input::Golden {
                 image,
                 stage,

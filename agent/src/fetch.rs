@@ -40,7 +40,6 @@ use tracing::{debug, info};
 use crate::{
     apple_lz4::{self, Position, WINDOW_BYTES},
     config::OriginConfig,
-    driver::Input,
     notary::Notary,
     shelf::{self, Arrival, Shelf, Unwritable},
     store::WriteError,
@@ -250,7 +249,43 @@ pub(crate) struct Job {
     /// Set once the registry's bytes, or what they were chained to, turned out false: what we made of them is taken back
     /// from the first chunk on that comes otherwise the second time.
     pub(crate) doubted: bool,
-    pub(crate) inbox: mpsc::Sender<Input>,
+    /// Where the fetch says how it goes. A full inbox slows the fetch down.
+    pub(crate) inbox: mpsc::Sender<(ContentId, News)>,
+}
+
+/// What a fetch says while it runs.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A chunk came from the registry and is stored.
+    Chunk {
+        chunk: ChunkIndex,
+        /// Bytes of the blob that came for this chunk.
+        origin_bytes: u64,
+        /// The chunk took the place of another one that was held.
+        conflict: bool,
+    },
+    /// The registry refuses the token that the coordinator handed down. The fetch waits for a newer one.
+    Refused { error: String },
+    /// A connection broke after it had brought something. The fetch goes on at once.
+    Broke { after_bytes: u64, error: String },
+    /// An attempt failed. The fetch tries again.
+    Trouble {
+        error: String,
+        /// The pause that the registry asked for.
+        retry_after: Option<Duration>,
+        /// The pause until the next attempt.
+        wait: Duration,
+    },
+    /// The bytes that came don't end in the digest. The fetch starts again at the blob's beginning.
+    Doubted,
+    /// The second download differs from the first from this chunk on. This host dropped what it had made of the content
+    /// behind that chunk: `chunks` were held, and aren't any more.
+    Retracted {
+        from: ChunkIndex,
+        chunks: Vec<ChunkIndex>,
+    },
+    /// Images whose files couldn't take a chunk, although others could.
+    Unwritable(Vec<Unwritable>),
 }
 
 /// How a fetch ended.
@@ -335,13 +370,7 @@ impl From<OriginError> for Broke {
 }
 
 /// Fetches what is missing of a content, chunk by chunk.
-pub(crate) async fn run(origin: Origin, mut job: Job) -> Input {
-    let id = job.id;
-    let end = fetch(&origin, &mut job).await;
-    Input::FetchEnded { id, end }
-}
-
-async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
+pub(crate) async fn run(origin: &Origin, job: &mut Job) -> FetchEnd {
     let mut from_start = false;
     let seed = u64::from_be_bytes(*job.content.as_bytes().first_chunk().unwrap_or(&[0; 8]))
         ^ job.me.key().0;
@@ -377,7 +406,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 debug!(content = %job.content, error, "starting again from the blob's beginning");
                 from_start = true;
                 job.doubted = true;
-                if job.tell(Input::FetchDoubted { id: job.id }).await.is_err() {
+                if job.tell(News::Doubted).await.is_err() {
                     return FetchEnd::Unwanted;
                 }
             }
@@ -387,8 +416,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 error @ (OriginError::Unauthorised { .. } | OriginError::Forbidden { .. }),
             ) if !refused => {
                 refused = true;
-                let word = Input::FetchRefused {
-                    id: job.id,
+                let word = News::Refused {
                     error: error.to_string(),
                 };
                 if access.authorization.is_some() && job.tell(word).await.is_err() {
@@ -408,8 +436,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 return FetchEnd::Failed(Failure::Origin(error));
             }
             Broke::Origin(error) if new >= WORTH_A_CONNECTION && error.retry_after().is_none() => {
-                let broken = Input::FetchBroke {
-                    id: job.id,
+                let broken = News::Broke {
                     after_bytes: new,
                     error: error.to_string(),
                 };
@@ -423,8 +450,7 @@ async fn fetch(origin: &Origin, job: &mut Job) -> FetchEnd {
                 }
                 let retry_after = error.retry_after();
                 let wait = backoff.delay(retry_after);
-                let trouble = Input::FetchTrouble {
-                    id: job.id,
+                let trouble = News::Trouble {
                     error: error.to_string(),
                     retry_after,
                     wait,
@@ -448,8 +474,9 @@ impl Job {
         missing.map_or(self.geometry.chunks(), |chunk| chunk.0)
     }
 
-    async fn tell(&self, input: Input) -> Result<(), Broke> {
-        self.inbox.send(input).await.map_err(|_| Broke::Unwanted)
+    async fn tell(&self, news: News) -> Result<(), Broke> {
+        let told = self.inbox.send((self.id, news)).await;
+        told.map_err(|_| Broke::Unwanted)
     }
 
     fn blob(&self) -> (Digest, u64) {
@@ -929,22 +956,20 @@ impl Assembly {
         let stored = stored.await.map_err(|_| Broke::Unwanted)??;
         let (after, conflict, false_links, unwritable) = stored;
         if !unwritable.is_empty() {
-            job.tell(Input::Unwritable(unwritable)).await?;
+            job.tell(News::Unwritable(unwritable)).await?;
         }
         if let Some(lost) = false_links {
             job.doubted = false;
-            job.tell(Input::Retracted {
-                id: job.id,
+            job.tell(News::Retracted {
                 from: chunk,
-                result: Ok(lost),
+                chunks: lost,
             })
             .await?;
         }
         self.state = after;
         self.next += 1;
         let origin_bytes = std::mem::take(&mut self.unreported);
-        let fetched = Input::Fetched {
-            id: job.id,
+        let fetched = News::Chunk {
             chunk,
             origin_bytes,
             conflict,

@@ -28,8 +28,7 @@ use tracing::{info, warn};
 use crate::{
     admin::Snapshot,
     config::Config,
-    driver::Input,
-    fetch::{self, Access, FetchEnd, Origin},
+    fetch::{self, Access, FetchEnd, News, Origin},
     golden::Goldens,
     metrics::Metrics,
     program,
@@ -271,7 +270,7 @@ async fn fetch_all(
         while fetches.len() < STREAMS
             && let Some(spec) = missing.pop()
         {
-            let job = fetch::Job {
+            let mut job = fetch::Job {
                 id: ContentId(0),
                 content: spec.digest,
                 geometry: spec.geometry,
@@ -289,10 +288,7 @@ async fn fetch_all(
             };
             let (origin, stage, digest) = (origin.clone(), stage.clone(), spec.digest);
             fetches.spawn(async move {
-                let Input::FetchEnded { end, .. } = fetch::run(origin, job).await else {
-                    return FetchEnd::Unwanted;
-                };
-                match end {
+                match fetch::run(&origin, &mut job).await {
                     FetchEnd::Done if stage.walk(digest).is_err() || !stage.is_closed(digest) => {
                         FetchEnd::Bad(format!("{digest}: chain doesn't close"))
                     }
@@ -304,9 +300,9 @@ async fn fetch_all(
             return Ok(origin_bytes);
         }
         tokio::select! {
-            Some(input) = progress.recv() => match input {
-                Input::Fetched { origin_bytes: bytes, .. } => origin_bytes += bytes,
-                Input::FetchTrouble { error, wait, .. } => {
+            Some((_, news)) = progress.recv() => match news {
+                News::Chunk { origin_bytes: bytes, .. } => origin_bytes += bytes,
+                News::Trouble { error, wait, .. } => {
                     warn!(error, retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "registry has trouble; trying again");
                 }
                 _ => {}

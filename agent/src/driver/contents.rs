@@ -26,7 +26,7 @@ use super::{
     report::{Lease, OriginWords},
 };
 use crate::{
-    fetch::{self, FetchEnd},
+    fetch::{self, FetchEnd, News},
     metrics::{From, SourceLabel},
     mirror::blob::Blob,
     shelf::{self, Shelf, Unwritable},
@@ -807,7 +807,7 @@ impl Driver {
         let (sender, receiver) = watch::channel(until.0);
         let (access, access_now) = watch::channel(access);
         let moved = Arc::new(AtomicU64::new(0));
-        let job = fetch::Job {
+        let mut job = fetch::Job {
             id,
             content: content.digest,
             geometry: content.geometry,
@@ -831,7 +831,10 @@ impl Driver {
         }
         info!(content = %content.digest, image = reference, "fetching from the registry");
         let origin = self.origin.clone();
-        let abort = self.spawn(async move { fetch::run(origin, job).await });
+        let abort = self.spawn(async move {
+            let end = fetch::run(&origin, &mut job).await;
+            Input::FetchEnded { id, end }
+        });
         self.fetches.insert(
             id,
             Fetch {
@@ -844,13 +847,31 @@ impl Driver {
         );
     }
 
-    pub(super) fn fetched(
-        &mut self,
-        id: ContentId,
-        chunk: ChunkIndex,
-        origin_bytes: u64,
-        conflict: bool,
-    ) {
+    pub(super) fn fetch_news(&mut self, id: ContentId, news: News) {
+        match news {
+            News::Chunk {
+                chunk,
+                origin_bytes,
+                conflict,
+            } => self.fetched(id, chunk, origin_bytes, conflict),
+            News::Refused { error } => self.fetch_refused(id, error),
+            News::Broke { after_bytes, error } => self.fetch_broke(id, after_bytes, &error),
+            News::Trouble {
+                error,
+                retry_after,
+                wait,
+            } => self.fetch_trouble(id, error, retry_after, wait),
+            News::Doubted => self.fetch_doubted(id),
+            News::Retracted { from, chunks } => self.retracted(id, from, Ok(chunks)),
+            News::Unwritable(images) => {
+                for (image, error) in images {
+                    self.image_unwritable(image, error);
+                }
+            }
+        }
+    }
+
+    fn fetched(&mut self, id: ContentId, chunk: ChunkIndex, origin_bytes: u64, conflict: bool) {
         self.metrics
             .received_bytes
             .get_or_create(&SourceLabel {
@@ -885,7 +906,7 @@ impl Driver {
         self.stored(id, chunk);
     }
 
-    pub(super) fn fetch_doubted(&mut self, id: ContentId) {
+    fn fetch_doubted(&mut self, id: ContentId) {
         self.count_false(From::Origin, 1);
         if let Some(content) = self.contents.find_mut(id) {
             content.doubted = true;
@@ -964,7 +985,7 @@ impl Driver {
     }
 
     /// The coordinator is told at once: it fetches another token.
-    pub(super) fn fetch_refused(&mut self, id: ContentId, error: String) {
+    fn fetch_refused(&mut self, id: ContentId, error: String) {
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.trouble = Some(OriginWords {
                 error,
@@ -976,7 +997,7 @@ impl Driver {
     }
 
     /// A connection broke, and the next one goes on where it ended: no trouble, but worth a word where it is the rule.
-    pub(super) fn fetch_broke(&mut self, id: ContentId, after_bytes: u64, error: &str) {
+    fn fetch_broke(&mut self, id: ContentId, after_bytes: u64, error: &str) {
         let Some(content) = self.contents.find(id) else {
             return;
         };
@@ -986,7 +1007,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn fetch_trouble(
+    fn fetch_trouble(
         &mut self,
         id: ContentId,
         error: String,

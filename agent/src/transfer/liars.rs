@@ -25,8 +25,7 @@ use super::*;
 use crate::{
     apple_lz4,
     config::OriginConfig,
-    driver::Input,
-    fetch::{self, Access, FetchEnd, Origin},
+    fetch::{self, Access, FetchEnd, News, Origin},
     identity::tests::Authority,
     notary::tests::notary,
     store::tests::{begin, noise, open, sample_of},
@@ -171,7 +170,7 @@ impl World {
         let (_until, until) = watch::channel(u32::MAX);
         let (_access, access) = watch::channel(Access::default());
         let moved = Arc::new(AtomicU64::new(0));
-        let job = fetch::Job {
+        let mut job = fetch::Job {
             id: ContentId(0),
             content: self.spec.digest,
             geometry: self.spec.geometry,
@@ -189,23 +188,21 @@ impl World {
         };
         let listen = async {
             let (mut doubts, mut signed) = (0, Vec::new());
-            while let Some(input) = told.recv().await {
-                match input {
-                    Input::Fetched { chunk, .. } => {
+            while let Some((_, news)) = told.recv().await {
+                match news {
+                    News::Chunk { chunk, .. } => {
                         let packed = host.cache.find(self.spec.digest, chunk).unwrap();
                         signed.push(packed.signed);
                     }
-                    Input::FetchDoubted { .. } => doubts += 1,
-                    Input::Retracted { result, .. } => drop(result.unwrap()),
+                    News::Doubted => doubts += 1,
+                    News::Retracted { .. } => {}
                     other => panic!("{other:?}"),
                 }
             }
             (doubts, signed)
         };
-        let (ended, (doubts, signed)) = tokio::join!(fetch::run(origin.unwrap(), job), listen);
-        let Input::FetchEnded { end, .. } = ended else {
-            panic!("{ended:?}");
-        };
+        let fetch = async move { fetch::run(&origin.unwrap(), &mut job).await };
+        let (end, (doubts, signed)) = tokio::join!(fetch, listen);
         (end, doubts, signed, moved.load(Ordering::Relaxed))
     }
 
