@@ -24,7 +24,7 @@ use hyper_util::{
 };
 use link::{Crowd, LocalNames};
 use prometheus_client::registry::Registry;
-use proto::{Digest, HostId, figure::standing_still, message::ImageState};
+use proto::{Digest, HostId, figure::standing_still, message::ImageState, message::StageState};
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -35,7 +35,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{driver::state_name, metrics};
+use crate::metrics;
 
 /// Connections at one time: a scraper, probes and `parbake-agent status`. Over it who waits longest gives way.
 const CONNECTIONS: usize = 64;
@@ -138,6 +138,19 @@ impl Snapshot {
             upload_bytes_per_second: status.upload_bytes_per_second.unwrap_or(0),
             images: images.collect(),
         }
+    }
+}
+
+/// States of images, as metrics and people name them.
+pub(crate) const fn state_name(state: StageState) -> &'static str {
+    match state {
+        StageState::Unspecified => "unknown",
+        StageState::Queued => "queued",
+        StageState::Staging => "staging",
+        StageState::Installing => "installing",
+        StageState::Present => "present",
+        StageState::Failed => "failed",
+        StageState::Gone => "gone",
     }
 }
 

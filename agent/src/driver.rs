@@ -5,18 +5,25 @@
 //! Here is only who gets told what. Jobs end in an [`Input`] too; one that panics ends the program.
 
 mod contents;
+mod fit;
 mod image;
+mod input;
 mod jobs;
+mod leases;
+mod look;
 mod members;
 mod mirror;
 mod naming;
 mod orders;
 mod report;
+mod transfers;
+mod trouble;
+mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,23 +45,26 @@ use tracing::{debug, info, warn};
 
 use self::{
     contents::Contents,
+    fit::LeftOut,
     image::Image,
     jobs::{Jobs, Long},
+    leases::Lease,
     members::Members,
     mirror::Mirrored,
+    transfers::{Fetch, Transfer, Waiting},
 };
-pub(crate) use self::{jobs::BLOCKING_THREADS, report::state_name};
+pub(crate) use self::{input::Input, jobs::BLOCKING_THREADS};
 use crate::{
     admin::Snapshot,
     config::Config,
-    fetch::{self, FetchEnd},
+    fetch,
     metrics::Metrics,
-    mirror::{Ears, Wish, blob::Blob},
+    mirror::{Ears, Wish},
     notary::Notary,
     peer::{self, Brought},
     reconcile::Reconciler,
     session::Heard,
-    store::{InstallError, Stage, Store, Volume},
+    store::{Store, Volume},
     transfer::{self, Cache, Receipt, Shipment},
 };
 
@@ -100,168 +110,6 @@ pub(crate) struct Parts {
     pub(crate) stop: CancellationToken,
 }
 
-/// Everything that changes the driver's state.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// A peer connected, or was dialled (`Err`: why not).
-    Connected {
-        peer: HostKey,
-        result: Result<Connection, String>,
-    },
-    /// A connection ended.
-    ConnectionEnded {
-        peer: HostKey,
-        serial: u64,
-        reason: String,
-    },
-    /// A peer sent something.
-    Brought { peer: HostKey, brought: Brought },
-    /// The coordinator's session.
-    Heard(Heard),
-    /// A chunk that was requested or accepted came or didn't.
-    Received {
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
-        number: u64,
-        receipt: Receipt,
-    },
-    /// An upload ended.
-    Sent {
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
-        ticket: Option<Ticket>,
-        shipment: Shipment,
-    },
-    /// A fetch from the registry says how it goes.
-    Fetch { id: ContentId, news: fetch::News },
-    /// What we made of a content from a chunk on is dropped here; these chunks of it were held.
-    Retracted {
-        id: ContentId,
-        from: ChunkIndex,
-        result: Result<Vec<ChunkIndex>, String>,
-    },
-    /// Chunks of a content were dropped.
-    Dropped {
-        id: ContentId,
-        result: Result<Vec<ChunkIndex>, String>,
-    },
-    /// A fetch ended.
-    FetchEnded { id: ContentId, end: FetchEnd },
-    /// A stage was made ready, or can't be.
-    Begun {
-        image: Digest,
-        result: Result<(Arc<Stage>, u64), image::Trouble>,
-    },
-    /// A content's chain was walked.
-    Walked {
-        id: ContentId,
-        walked: contents::Walked,
-    },
-    /// The names that are wanted for an image were written down.
-    Recorded {
-        image: Digest,
-        result: Result<(), image::Trouble>,
-    },
-    /// An install of this stage ended: these references are linked.
-    Installed {
-        image: Digest,
-        stage: Arc<Stage>,
-        placed: Vec<String>,
-        result: Result<(), InstallError>,
-    },
-    /// Making goldens of what was installed ended.
-    Golden {
-        image: Digest,
-        stage: Arc<Stage>,
-        result: Result<(), String>,
-        installed: Result<(), InstallError>,
-    },
-    /// A stage was removed.
-    Abandoned(Digest),
-    /// What is on disk.
-    Presence {
-        seen: naming::Seen,
-        load_percent: Option<u32>,
-    },
-    /// The volume's room.
-    Measured(Volume),
-    /// A few chunks were read again.
-    Scrubbed,
-    /// A chunk for which a peer blames this host was looked at.
-    Looked {
-        content: Digest,
-        chunk: ChunkIndex,
-        rotten: bool,
-    },
-    /// What an earlier process left of an image was read, or an image that is doubted.
-    ReadAgain {
-        image: Digest,
-        stage: Arc<Stage>,
-        result: Result<(), String>,
-    },
-    /// The journals were flushed.
-    Flushed {
-        images: Result<(), String>,
-        blobs: Result<(), String>,
-    },
-    /// A client of the mirror wants a blob.
-    Wished(Wish),
-    /// Whole blobs of the mirror that peers may ask for.
-    Seeds(Vec<Arc<Blob>>),
-    /// Copying a blob from an image ended.
-    Copied(Digest),
-    /// Some of the mirror's cache was read again.
-    BlobsScrubbed {
-        next: (Option<Digest>, u32),
-        bad: Option<Digest>,
-    },
-    /// A small job of no consequence ended.
-    Nothing,
-    /// Time passed.
-    Tick,
-}
-
-/// A question of a peer that waits for the swarm's answer.
-#[derive(Debug)]
-enum Waiting {
-    Request {
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
-        sender: link::Sender,
-    },
-    Push {
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
-        header: Box<proto::message::ChunkHeader>,
-        sender: link::Sender,
-        receiver: link::Receiver,
-    },
-}
-
-/// A chunk that is being received.
-#[derive(Debug)]
-struct Transfer {
-    /// Tells it from another one of the same chunk from the same peer, over a connection that is dead.
-    number: u64,
-    token: CancellationToken,
-}
-
-/// A fetch under way.
-#[derive(Debug)]
-struct Fetch {
-    /// The image by whose order it asks the registry; none for a blob of the mirror.
-    image: Option<Digest>,
-    until: watch::Sender<u32>,
-    access: watch::Sender<fetch::Access>,
-    /// Bytes of the blob that came and were new, so far.
-    moved: Arc<AtomicU64>,
-    abort: AbortHandle,
-}
-
 pub(crate) struct Driver {
     config: Config,
     me: HostId,
@@ -290,7 +138,7 @@ pub(crate) struct Driver {
     next_transfer: u64,
     fetches: BTreeMap<ContentId, Fetch>,
     session: Option<mpsc::Sender<Report>>,
-    leases: BTreeMap<ContentId, report::Lease>,
+    leases: BTreeMap<ContentId, Lease>,
     /// Ends of leases that aren't reported yet.
     ended_leases: Vec<proto::message::LeaseState>,
     /// Leases of contents whose stage is being made ready. Their tickets are with the notary.
@@ -307,7 +155,7 @@ pub(crate) struct Driver {
     /// Chunks of each content that this host last reported to hold; `None` where that is to be said anew.
     held_said: Option<BTreeMap<ContentId, u32>>,
     /// What the last report had no room for.
-    left_out: report::LeftOut,
+    left_out: LeftOut,
     report_due: bool,
     last_report: Instant,
     flushing: bool,
@@ -379,7 +227,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         roster_wanted: false,
         without_source: None,
         held_said: None,
-        left_out: report::LeftOut::default(),
+        left_out: LeftOut::default(),
         report_due: false,
         last_report: now,
         flushing: false,

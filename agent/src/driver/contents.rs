@@ -8,7 +8,6 @@ use std::{
 
 use proto::{
     ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed, State,
-    chain::Verdict,
     chunks::ParseRunsError,
     image::{ContentKind, Layout},
     message::{BlameKind, LeaseEnd, OriginFault},
@@ -23,13 +22,15 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Driver, Fetch, Input,
-    report::{Lease, OriginWords},
+    leases::{Lease, OriginWords},
+    trouble::{CONTENT_BAD, ORIGIN_FAILED, ORIGIN_SETTINGS, ORIGIN_TROUBLE},
+    walk::Walked,
 };
 use crate::{
     fetch::{self, FetchEnd, News},
     metrics::{From, SourceLabel},
     mirror::blob::Blob,
-    shelf::{self, Shelf, Unwritable},
+    shelf::{self, Shelf},
     store::{Stage, held::Look},
     suspects::Suspects,
     transfer::{Receipt, Subject},
@@ -43,13 +44,6 @@ const MAX_LOOKS: usize = 64;
 
 /// What this host dropped of its own making isn't taken from others again for this long: by then they know better.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
-/// Reasons: a fetch from the registry has trouble and goes on trying, or has ended for it.
-const ORIGIN_TROUBLE: &str = "origin_trouble";
-const ORIGIN_FAILED: &str = "origin_failed";
-/// Reason: this host can't ask a registry, because of its own settings.
-const ORIGIN_SETTINGS: &str = "origin_settings";
-/// Reason: the registry's bytes aren't what the manifest says.
-const CONTENT_BAD: &str = "content_bad";
 
 /// A content of one or more images.
 #[derive(Debug)]
@@ -84,19 +78,6 @@ pub(super) struct Contents {
     ids: BTreeMap<Digest, ContentId>,
     next: u32,
     dirty: bool,
-}
-
-/// What a walk back from the digest found.
-#[derive(Debug)]
-pub(crate) struct Walked {
-    pub(crate) closed: bool,
-    pub(crate) verdicts: Vec<Verdict>,
-    /// Why what one image holds couldn't be copied to another.
-    pub(crate) storage_error: Option<String>,
-    /// Images whose files can't be written.
-    pub(crate) unwritable: Vec<Unwritable>,
-    /// Chunks that some image lacks all the same: they are asked for again.
-    pub(crate) lacking: Vec<ChunkIndex>,
 }
 
 impl Contents {

@@ -15,29 +15,16 @@ use proto::{
 use swarm::{Event, event::Entitled};
 use tracing::{error, info, warn};
 
-use super::{Driver, Input, Long};
+use super::{
+    Driver, Input, Long,
+    trouble::{CHECKING, REMOVED, Trouble},
+};
 use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
     reconcile::Have,
-    store::{BeginError, InstallError, News, Stage, Volume},
+    store::{BeginError, News, Stage, Volume},
 };
-
-/// The reason of an install that waits for tart's lock.
-pub(super) const TART_BUSY: &str = "tart_busy";
-
-/// The reason of an image whose files were removed.
-const REMOVED: &str = "removed";
-
-/// The reason of an image whose bytes on disk are read again before they count.
-const CHECKING: &str = "checking";
-
-/// Why something on this host failed: a name of a closed set, and the story.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trouble {
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
-}
 
 /// Why nothing more may be written to the volume, if so.
 fn below_floor(volume: Volume) -> Option<Trouble> {
@@ -61,39 +48,6 @@ fn entitled(order: &StageOrder) -> Entitled {
 /// Whole milliseconds, as a number that JSON logs keep one.
 pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl From<&BeginError> for Trouble {
-    fn from(error: &BeginError) -> Self {
-        let reason = match error {
-            BeginError::Reference(_) => "bad_reference",
-            BeginError::NoRoom(_) => "no_room",
-            BeginError::Copy(_) | BeginError::Io(_) => "not_stored",
-        };
-        Self {
-            reason,
-            message: error.to_string(),
-        }
-    }
-}
-
-impl From<&InstallError> for Trouble {
-    fn from(error: &InstallError) -> Self {
-        let reason = match error {
-            InstallError::Reference(_) | InstallError::NoReference(_) => "bad_reference",
-            InstallError::Incomplete(_) | InstallError::Gone => "incomplete",
-            InstallError::Removed => REMOVED,
-            InstallError::NoRoom(_) => "no_room",
-            InstallError::Layer(_) => "content_bad",
-            InstallError::Busy(_) => TART_BUSY,
-            InstallError::InTheWay { .. } => "in_the_way",
-            InstallError::Io(_) => "not_stored",
-        };
-        Self {
-            reason,
-            message: error.to_string(),
-        }
-    }
 }
 
 /// One image.

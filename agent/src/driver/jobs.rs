@@ -10,7 +10,7 @@ use tokio::{
     task::{AbortHandle, JoinError, JoinSet},
 };
 
-use super::Input;
+use super::input::Input;
 
 /// Threads for blocking work: a burst of chunks doesn't become a burst of threads.
 pub(crate) const BLOCKING_THREADS: usize = 16;

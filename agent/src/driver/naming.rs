@@ -1,7 +1,7 @@
 //! Carries out what [`crate::reconcile`] says images need: links names, looks what stands, and says what is ready.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,14 +11,16 @@ use tracing::{info, warn};
 
 use super::{
     Driver, Input, Long,
-    image::{Image, Trouble, millis},
+    image::{Image, millis},
+    look::Seen,
+    trouble::Trouble,
 };
 use crate::{
     golden::Goldens,
     metrics::OutcomeLabel,
     platform,
-    reconcile::{Have, Job, Look, Sight},
-    store::{InstallError, Stage, Store},
+    reconcile::{Have, Job, Sight},
+    store::{InstallError, Stage},
 };
 
 /// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls, and presence may come
@@ -27,38 +29,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Names of one image in one line of the log: thousands may be left of what was wanted once.
 const NAMES_SAID: usize = 16;
-
-/// What a look at the disk showed.
-#[derive(Debug)]
-pub(crate) struct Seen {
-    look: Look,
-    /// Images that are in tart's cache.
-    there: BTreeSet<Digest>,
-    began: Instant,
-}
-
-impl Seen {
-    /// Looks. Blocks for a few system calls for each image and name.
-    fn look(store: &Store, goldens: Option<&Goldens>) -> Self {
-        let began = Instant::now();
-        let (mut look, mut there) = (Look::default(), BTreeSet::new());
-        for found in store.presence() {
-            there.insert(found.digest);
-            for name in found.moved {
-                look.names.entry(name).or_insert(Sight::Other);
-            }
-            for name in found.references {
-                let golden = goldens.is_none_or(|goldens| goldens.exists(&name, found.digest));
-                let sight = match golden {
-                    true => Sight::Image(found.digest),
-                    false => Sight::Nothing,
-                };
-                look.names.insert(name, sight);
-            }
-        }
-        Self { look, there, began }
-    }
-}
 
 impl Image {
     /// Whether every chunk is here, and none is believed by the word of an earlier process alone.

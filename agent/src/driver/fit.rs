@@ -27,13 +27,13 @@ const ELEMENT_BYTES: usize = 6;
 
 /// How much of what this host has isn't said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::driver) struct LeftOut {
+pub(super) struct LeftOut {
     /// Images.
-    pub(in crate::driver) images: usize,
+    pub(super) images: usize,
     /// Names that are wanted, and stand here. The coordinator waits for them.
-    pub(in crate::driver) wanted_names: usize,
+    pub(super) wanted_names: usize,
     /// Names that nobody wants any more.
-    pub(in crate::driver) names: usize,
+    pub(super) names: usize,
 }
 
 /// Room in a message.
@@ -83,7 +83,7 @@ impl Parts {
 }
 
 /// Cuts a text for people.
-pub(in crate::driver) fn cut(text: &mut String) {
+pub(super) fn cut(text: &mut String) {
     if text.len() > TEXT_BYTES {
         text.truncate(text.floor_char_boundary(TEXT_BYTES - '…'.len_utf8()));
         text.push('…');
@@ -92,7 +92,7 @@ pub(in crate::driver) fn cut(text: &mut String) {
 
 /// Leaves of the images what fits: first those that are `wanted`, then their wanted names, then other images, and a few
 /// other names last. `desired` says which image each wanted name shall name.
-pub(in crate::driver) fn images(
+pub(super) fn images(
     images: Vec<ImageState>,
     wanted: impl Fn(&Digest) -> bool,
     desired: &BTreeMap<String, Digest>,
@@ -142,14 +142,14 @@ fn keep_names(names: &mut Vec<String>, room: &mut Room) -> usize {
 
 /// What of a report is said with a later one.
 #[derive(Debug, Default, PartialEq)]
-pub(in crate::driver) struct Later {
-    pub(in crate::driver) ended_leases: Vec<LeaseState>,
-    pub(in crate::driver) blames: Vec<Blame>,
-    pub(in crate::driver) retractions: Vec<Retraction>,
+pub(super) struct Later {
+    pub(super) ended_leases: Vec<LeaseState>,
+    pub(super) blames: Vec<Blame>,
+    pub(super) retractions: Vec<Retraction>,
 }
 
 impl Later {
-    pub(in crate::driver) const fn is_empty(&self) -> bool {
+    pub(super) const fn is_empty(&self) -> bool {
         self.ended_leases.is_empty() && self.blames.is_empty() && self.retractions.is_empty()
     }
 }
@@ -157,7 +157,7 @@ impl Later {
 /// Takes from a report what doesn't fit into it, and may be said with the next one.
 ///
 /// Leases that run stay: a full report that leaves one out would end that lease.
-pub(in crate::driver) fn events(report: &mut Report) -> Later {
+pub(super) fn events(report: &mut Report) -> Later {
     let leases = std::mem::take(&mut report.leases).into_iter();
     let (running, ended): (Vec<_>, Vec<_>) =
         leases.partition(|lease| lease.end() == LeaseEnd::Unspecified);

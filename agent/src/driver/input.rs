@@ -1,0 +1,137 @@
+//! What happens to the driver: words of peers and of the coordinator, ends of jobs, time.
+
+use std::sync::Arc;
+
+use link::Connection;
+use proto::{ChunkIndex, Digest, HostKey};
+use swarm::event::{ContentId, Ticket};
+
+use super::{look::Seen, trouble::Trouble, walk::Walked};
+use crate::{
+    fetch::{self, FetchEnd},
+    mirror::{Wish, blob::Blob},
+    peer::Brought,
+    session::Heard,
+    store::{InstallError, Stage, Volume},
+    transfer::{Receipt, Shipment},
+};
+
+/// Everything that changes the driver's state. Each input is applied as a whole, before the next one is looked at.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A peer connected, or was dialled (`Err`: why not).
+    Connected {
+        peer: HostKey,
+        result: Result<Connection, String>,
+    },
+    /// A connection ended.
+    ConnectionEnded {
+        peer: HostKey,
+        serial: u64,
+        reason: String,
+    },
+    /// A peer sent something.
+    Brought { peer: HostKey, brought: Brought },
+    /// The coordinator's session.
+    Heard(Heard),
+    /// A chunk that was requested or accepted came or didn't.
+    Received {
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        number: u64,
+        receipt: Receipt,
+    },
+    /// An upload ended.
+    Sent {
+        peer: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        ticket: Option<Ticket>,
+        shipment: Shipment,
+    },
+    /// A fetch from the registry says how it goes.
+    Fetch { id: ContentId, news: fetch::News },
+    /// What we made of a content from a chunk on is dropped here; these chunks of it were held.
+    Retracted {
+        id: ContentId,
+        from: ChunkIndex,
+        result: Result<Vec<ChunkIndex>, String>,
+    },
+    /// Chunks of a content were dropped.
+    Dropped {
+        id: ContentId,
+        result: Result<Vec<ChunkIndex>, String>,
+    },
+    /// A fetch ended.
+    FetchEnded { id: ContentId, end: FetchEnd },
+    /// A stage was made ready, or can't be.
+    Begun {
+        image: Digest,
+        result: Result<(Arc<Stage>, u64), Trouble>,
+    },
+    /// A content's chain was walked.
+    Walked { id: ContentId, walked: Walked },
+    /// The names that are wanted for an image were written down.
+    Recorded {
+        image: Digest,
+        result: Result<(), Trouble>,
+    },
+    /// An install of this stage ended: these references are linked.
+    Installed {
+        image: Digest,
+        stage: Arc<Stage>,
+        placed: Vec<String>,
+        result: Result<(), InstallError>,
+    },
+    /// Making goldens of what was installed ended.
+    Golden {
+        image: Digest,
+        stage: Arc<Stage>,
+        result: Result<(), String>,
+        installed: Result<(), InstallError>,
+    },
+    /// A stage was removed.
+    Abandoned(Digest),
+    /// What is on disk.
+    Presence {
+        seen: Seen,
+        load_percent: Option<u32>,
+    },
+    /// The volume's room.
+    Measured(Volume),
+    /// A few chunks were read again.
+    Scrubbed,
+    /// A chunk for which a peer blames this host was looked at.
+    Looked {
+        content: Digest,
+        chunk: ChunkIndex,
+        rotten: bool,
+    },
+    /// What an earlier process left of an image was read, or an image that is doubted.
+    ReadAgain {
+        image: Digest,
+        stage: Arc<Stage>,
+        result: Result<(), String>,
+    },
+    /// The journals were flushed.
+    Flushed {
+        images: Result<(), String>,
+        blobs: Result<(), String>,
+    },
+    /// A client of the mirror wants a blob.
+    Wished(Wish),
+    /// Whole blobs of the mirror that peers may ask for.
+    Seeds(Vec<Arc<Blob>>),
+    /// Copying a blob from an image ended.
+    Copied(Digest),
+    /// Some of the mirror's cache was read again.
+    BlobsScrubbed {
+        next: (Option<Digest>, u32),
+        bad: Option<Digest>,
+    },
+    /// A small job of no consequence ended.
+    Nothing,
+    /// Time passed.
+    Tick,
+}
