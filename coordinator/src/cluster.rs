@@ -3,15 +3,18 @@
 //! Nothing here decides whether a Pod may drain (that is `rollout`'s gate) or where bytes go (that is the driver's
 //! plan): these modules carry facts in and decisions out.
 
+mod access;
 pub mod crd;
 mod follower;
 mod index;
 mod keeper;
+mod leader_label;
 pub mod lease;
 pub(crate) mod metrics;
 pub mod program;
 mod review;
 pub mod state;
+mod term;
 mod tokens;
 mod trouble;
 mod watch;

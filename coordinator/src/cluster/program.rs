@@ -5,38 +5,29 @@
 //! beside it. A replica leads at most once: when it loses the lease, its writers find their term over, everything stops,
 //! and the process ends with an error for Kubernetes to start it anew. That way nothing of one term is left in the next.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use http::{HeaderValue, header::USER_AGENT};
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Pod, Secret},
-};
-use kube::{
-    Api, Client,
-    api::{ListParams, Patch},
-};
-use origin::Backoff;
-use serde_json::{Value, json};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
+use kube::Api;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::error;
 
 use super::{
+    access::{Access, AccessError},
     follower::{self, Forward},
     keeper::{self, Guarded, Keeper, Question},
-    lease::{self, Leadership, LostError, Term},
+    leader_label,
+    lease::{self, Leadership, LostError},
     review,
     state::{self, Mirror, Saver, SharedStateError},
+    term::Term,
     tokens::Tokens,
-    trouble,
     web::{self, Web},
     webhook::{self, Webhook},
-    write::patch_params,
 };
 use crate::{
     authority::Authority,
@@ -45,30 +36,12 @@ use crate::{
     program::{self, Base, Coordinator, Doors, RunError},
 };
 
-/// The label of the Pod that leads: what the Services for hosts and for the API select.
-const ROLE_LABEL: &str = "parbake.dev/role";
-/// A request about a label or a webhook is given up after this long.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection to the API server is made within this time, or given up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that a request was sent on and that says nothing for this long is broken. Watches are ended sooner by
-/// the API server, as they ask for.
-const READ_TIMEOUT: Duration = Duration::from_secs(40);
-/// The first and the longest wait after one that failed.
-pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// How often the leader looks whether labels and the webhook's caBundle are as they have to be: somebody else may have
-/// changed them.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
-
 /// Why a coordinator in a cluster doesn't run, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// No API server is known. Set KUBECONFIG, or run with a service account.
-    #[error("finding the cluster: {0}")]
-    Find(#[from] Box<kube::config::InferConfigError>),
-    /// The client can't be made.
-    #[error("setting up the cluster's client: {}", trouble::plain(.0))]
-    Client(#[from] kube::Error),
+    /// The API server can't be reached.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The shared state can't be had.
     #[error(transparent)]
     State(#[from] SharedStateError),
@@ -78,61 +51,6 @@ pub enum ClusterError {
     /// The lease was lost. Another replica leads; this one has to be started anew.
     #[error(transparent)]
     Lost(#[from] LostError),
-}
-
-/// How to reach the cluster.
-#[derive(Clone)]
-pub(crate) struct Access {
-    pub(crate) client: Client,
-    /// Namespace of the Lease, the Secret and the own Pod.
-    pub(crate) namespace: String,
-}
-
-impl Access {
-    /// Finds the cluster by KUBECONFIG, the user's kubeconfig or the service account.
-    async fn find(settings: &Cluster) -> Result<Self, ClusterError> {
-        // kube takes the process's provider. There is one; naming it keeps it so when another dependency brings a
-        // second. Fails when it was named before, which is as good.
-        _ = rustls::crypto::ring::default_provider().install_default();
-        let config = kube::Config::infer().await.map_err(Box::new)?;
-        let namespace = settings.namespace.clone();
-        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
-        info!(server = %config.cluster_url, namespace, "cluster found");
-        Ok(Self {
-            client: client(config)?,
-            namespace,
-        })
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-}
-
-/// Who asks, as the API server's audit log has it. What writes without naming itself as a field manager is managed by the
-/// part before the slash.
-pub(crate) const AGENT: &str = concat!(
-    "parbake/",
-    env!("CARGO_PKG_VERSION"),
-    " (parbake-coordinator)"
-);
-
-/// A client that says who it is, sends each request once, and doesn't wait for ever.
-///
-/// By itself kube sends a request that is answered 429, 503 or 504 up to fifteen times, and waits as long as the server
-/// says. A label that was put on and answered 504 would be sent again with a version that is old by then, and a refusal
-/// be heard of a write that was done; a lease might have been lost in between; and a watch that fails would look like one
-/// that sees. Whoever asks here tries again by itself, by what it knows then.
-pub(crate) fn client(mut config: kube::Config) -> kube::Result<Client> {
-    config
-        .headers
-        .push((USER_AGENT, HeaderValue::from_static(AGENT)));
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.read_timeout = Some(READ_TIMEOUT);
-    // counted from the request, not from the last answer on a connection that was kept
-    config.reset_reader_on_write = true;
-    Client::try_from(config)
 }
 
 /// Runs one replica until `shutdown`.
@@ -182,18 +100,22 @@ pub async fn run(
         release.clone(),
     ));
     let mut beside = JoinSet::new();
-    let label = label(
+    let label = leader_label::keep(
         access.clone(),
         settings.pod_name.clone(),
         led.clone(),
         stop.clone(),
     );
-    beside.spawn(label);
+    beside.spawn(async move {
+        label.await;
+        "leader's label"
+    });
 
     let mut waiting = led.clone();
     let term = tokio::select! {
         () = shutdown.cancelled() => None,
         ended = election.join_next() => return Err(lost(ended)),
+        part = unasked(&mut beside, &stop) => return Err(RunError::Ended(part).into()),
         part = base.ended() => return Err(RunError::Ended(part).into()),
         term = leads(&mut waiting) => Some(term),
     };
@@ -210,6 +132,7 @@ pub async fn run(
             let work = lead(leading, base, config, source, shutdown);
             tokio::select! {
                 ended = election.join_next() => Err(lost(ended)),
+                part = unasked(&mut beside, &stop) => Err(RunError::Ended(part).into()),
                 done = work => done,
             }
         }
@@ -219,6 +142,17 @@ pub async fn run(
     release.cancel();
     while election.join_next().await.is_some() {}
     outcome
+}
+
+/// The part that ended before `stop`. Parts that were stopped end without being asked about.
+async fn unasked(beside: &mut JoinSet<&'static str>, stop: &CancellationToken) -> &'static str {
+    let ended = beside.join_next().await;
+    if stop.is_cancelled() {
+        return std::future::pending().await;
+    }
+    ended
+        .and_then(Result::ok)
+        .unwrap_or("a part beside the leader")
 }
 
 /// The term, as soon as this process leads.
@@ -393,89 +327,28 @@ async fn attend(attending: Attending, stop: CancellationToken) -> &'static str {
     "keeper"
 }
 
-// ---- the leader's marks ------------------------------------------------------------------------------------------------
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-/// Keeps the leader's label on the own Pod while it leads, and off it while it doesn't.
-async fn label(
-    access: Access,
-    pod: String,
-    mut led: watch::Receiver<Leadership>,
-    stop: CancellationToken,
-) {
-    let mut failing = trouble::Failing::default();
-    let mut backoff = Backoff::seeded(RETRY.0, RETRY.1);
-    loop {
-        let term = match &*led.borrow_and_update() {
-            Leadership::Leading(term) => Some(term.clone()),
-            Leadership::Following(_) => None,
-        };
-        let stopping = stop.is_cancelled();
-        let left = term.and_then(|term| term.left()).filter(|_| !stopping);
-        let limit = left.map_or(REQUEST_TIMEOUT, |left| left.min(REQUEST_TIMEOUT));
-        let marked = timeout(limit, mark(&access, &pod, left.is_some())).await;
-        let pause = match marked {
-            Ok(Ok(())) => {
-                failing.over();
-                backoff.succeeded();
-                LOOK_EVERY
-            }
-            failed => {
-                if let Some(error) = failing.failed(failed.ok().and_then(Result::err).as_ref()) {
-                    warn!(
-                        pod,
-                        error, "leader's label can't be put or taken off; trying again"
-                    );
-                }
-                backoff.delay(None)
-            }
-        };
-        if stopping {
-            return;
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            Ok(()) = led.changed() => {}
-            () = sleep(pause) => {}
-        }
-    }
-}
+    use tokio::time::timeout;
 
-/// Puts the label on one Pod and takes it off all others, or takes it off this one.
-async fn mark(access: &Access, pod: &str, leads: bool) -> kube::Result<()> {
-    let pods = access.pods();
-    let marked = pods
-        .list_metadata(&ListParams::default().labels(&format!("{ROLE_LABEL}=leader")))
-        .await?;
-    let marked = marked.items.into_iter().filter_map(|pod| pod.metadata.name);
-    let (own, others): (Vec<_>, Vec<_>) = marked.partition(|name| name == pod);
-    let set = |value: Value| {
-        let labels = json!({ "metadata": { "labels": { ROLE_LABEL: value } } });
-        Patch::Merge(labels)
-    };
-    // A Pod that isn't there has no label to lose; outside of a Pod there is none to put it on.
-    let absent =
-        |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
-    if leads {
-        // First the old one's: a Service with two leaders would send hosts to the wrong one.
-        for other in others {
-            match pods
-                .patch_metadata(&other, &patch_params(), &set(Value::Null))
-                .await
-            {
-                Err(error) if !absent(&error) => return Err(error),
-                _ => info!(pod = other, "leader's label taken off"),
-            }
-        }
-    }
-    if leads != own.is_empty() {
-        return Ok(());
-    }
-    let value = if leads { json!("leader") } else { Value::Null };
-    match pods.patch_metadata(pod, &patch_params(), &set(value)).await {
-        Err(error) if absent(&error) => {
-            debug!(pod, "own Pod isn't known to the cluster; it gets no label");
-            Ok(())
-        }
-        done => done.map(drop),
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_beside_the_leader_that_panics_is_told_and_one_that_was_stopped_is_not() {
+        let stop = CancellationToken::new();
+        let mut beside = JoinSet::new();
+        beside.spawn(async { panic!("injected") });
+        assert_eq!(
+            unasked(&mut beside, &stop).await,
+            "a part beside the leader"
+        );
+        beside.spawn(async { "label" });
+        assert_eq!(unasked(&mut beside, &stop).await, "label");
+        stop.cancel();
+        beside.spawn(async { "label" });
+        let told = timeout(Duration::from_millis(100), unasked(&mut beside, &stop)).await;
+        assert!(told.is_err());
     }
 }

@@ -29,7 +29,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{lease::Term, trouble, write::post_params};
+use super::{
+    term::{LAST_TERM, Term},
+    trouble,
+    write::post_params,
+};
 use crate::{
     authority::{Authority, OpenAuthorityError},
     durable,
@@ -41,9 +45,6 @@ use crate::{
 pub const NAME: &str = "parbake-state";
 /// The annotation with the number of the term that wrote it last.
 const TERM: &str = "parbake.dev/term";
-/// The last number that a term may have: what the Lease's count of transitions holds. A greater one in the Secret is
-/// nobody's, and counts as none.
-pub(crate) const LAST_TERM: u32 = i32::MAX.unsigned_abs();
 /// What Kubernetes lets a Secret hold, less what its keys and our annotation take.
 const MAX_BYTES: usize = (1 << 20) - 1_024;
 /// A request about the Secret is given up after this long.

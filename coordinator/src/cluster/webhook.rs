@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
+    access::{LOOK_EVERY, REQUEST_TIMEOUT, RETRY},
     keeper::Guarded,
-    lease::Term,
-    program::{LOOK_EVERY, REQUEST_TIMEOUT, RETRY},
-    review, trouble,
+    review,
+    term::Term,
+    trouble,
     write::patch_params,
 };
 use crate::secret::Secret;

@@ -112,7 +112,7 @@ async fn served(shared: &Shared, stop: &CancellationToken) -> (Client, JoinSet<(
     let routes = router(shared.clone());
     server.spawn(crate::serve::serve(listener, None, routes, stop.clone()));
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-    let client = crate::cluster::program::client(config).unwrap();
+    let client = crate::cluster::access::client(config).unwrap();
     (client, server)
 }
 
@@ -602,7 +602,7 @@ async fn a_watch_that_is_told_to_come_later_is_blind_until_it_sees() {
         let mut tasks = JoinSet::new();
         tasks.spawn(crate::serve::serve(listener, None, busy, stop.clone()));
         let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-        let client = crate::cluster::program::client(config).unwrap();
+        let client = crate::cluster::access::client(config).unwrap();
         let (seen, mut sights) = mpsc::channel(8);
         let scope = Scope {
             kind: Kind::Pods,

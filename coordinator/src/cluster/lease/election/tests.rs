@@ -1,0 +1,424 @@
+//! Candidates against each other, without an API server.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const T0: Duration = Duration::from_secs(1_000);
+
+fn at(seconds: u64) -> Duration {
+    T0 + Duration::from_secs(seconds)
+}
+
+fn candidate(name: &str) -> Election {
+    Election::new(Settings {
+        identity: name.into(),
+        duration: Duration::from_secs(15),
+    })
+}
+
+fn record(holder: &str, beat: i64) -> Record {
+    Record {
+        holder: Some(holder.to_owned()).filter(|holder| !holder.is_empty()),
+        transitions: 7,
+        duration: Duration::from_secs(15),
+        renewed: Some(jiff::Timestamp::from_second(beat).unwrap()),
+        acquired: None,
+        new: false,
+        version: Some(beat.to_string()),
+        uid: None,
+    }
+}
+
+#[test]
+fn a_lease_that_nobody_holds_is_taken_at_once() {
+    let mut a = candidate("a");
+    assert_eq!(a.step(at(0)), Step::Look);
+    a.see(None, at(0));
+    assert_eq!((a.step(at(0)), a.next_number()), (Step::Take, 1));
+    a.see(Some(record("", 1)), at(1));
+    assert_eq!((a.step(at(1)), a.next_number()), (Step::Take, 8));
+    // its own, from before it was started again
+    a.see(Some(record("a", 1)), at(1));
+    assert_eq!((a.step(at(1)), a.next_number()), (Step::Take, 8));
+}
+
+#[test]
+fn a_term_is_later_than_the_leases_and_the_secrets() {
+    let mut a = candidate("a");
+    a.see(Some(record("", 1)), at(0));
+    for (claimed, number) in [(0, 8), (6, 8), (7, 8), (50, 51), (u32::MAX, LAST_TERM)] {
+        a.claimed = claimed;
+        assert_eq!(a.next_number(), number);
+    }
+}
+
+fn new(record: Record) -> Record {
+    Record {
+        new: true,
+        ..record
+    }
+}
+
+#[test]
+fn who_makes_a_lease_where_somebody_led_waits_until_that_one_has_stopped() {
+    // a Secret from a backup, in a cluster that never had the Lease
+    let mut b = candidate("b");
+    b.see(None, at(0));
+    assert_eq!(b.step(at(0)), Step::Take);
+    b.claimed = 50;
+    assert_eq!(b.next_number(), 51);
+    b.won(new(record("b", 1)), at(0), at(1));
+    assert_eq!(b.step(at(3)), Step::Renew);
+    for second in [3, 6, 9, 12] {
+        b.won(new(record("b", 2)), at(second), at(second));
+    }
+    let last = at(13) - Duration::from_millis(1);
+    assert_eq!((b.leads(last), b.step(last)), (None, Step::Wait(at(13))));
+    assert_eq!(b.leads(at(13)), Some(at(22)));
+
+    // a Lease that vanished, of a duration longer than its own
+    let mut c = candidate("c");
+    let long = Record {
+        duration: Duration::from_secs(20),
+        ..record("a", 1)
+    };
+    c.see(Some(long), at(0));
+    c.see(None, at(3));
+    assert_eq!(c.step(at(3)), Step::Take);
+    c.won(new(record("c", 2)), at(3), at(3));
+    c.won(new(record("c", 3)), at(18), at(18));
+    assert_eq!((c.leads(at(18)), c.leads(at(19))), (None, Some(at(28))));
+
+    // lost before it led: a candidate as before
+    let mut d = candidate("d");
+    d.claimed = 1;
+    d.won(new(record("d", 1)), at(0), at(0));
+    d.see(Some(record("a", 2)), at(3));
+    assert_eq!(d.step(at(3)), Step::Wait(at(6)));
+    assert_eq!(d.leads(at(12)), None);
+
+    // its own, made in a life before: nobody has led by it yet
+    let mut e = candidate("e");
+    e.claimed = 1;
+    e.see(Some(new(record("e", 1))), at(0));
+    assert_eq!(
+        (e.step(at(0)), e.is_new(&Step::Take, at(0))),
+        (Step::Take, true)
+    );
+    e.won(new(record("e", 2)), at(0), at(0));
+    assert!(e.leads(at(11)).is_none() && e.is_new(&Step::Renew, at(11)));
+    assert!(!e.is_new(&Step::Renew, at(12)));
+}
+
+#[test]
+fn anothers_lease_is_taken_only_after_its_whole_duration_was_watched() {
+    let mut b = candidate("b");
+    b.see(Some(record("a", 1)), at(0));
+    assert_eq!(b.step(at(0)), Step::Wait(at(3)));
+    assert_eq!(b.step(at(3)), Step::Look);
+    // renewed: the wait starts anew, whatever the time in it says
+    b.see(Some(record("a", -5_000)), at(3));
+    for second in [6, 9, 12, 15] {
+        assert_eq!(b.step(at(second)), Step::Look);
+        b.see(Some(record("a", -5_000)), at(second));
+    }
+    let before = at(18) - Duration::from_millis(1);
+    assert_ne!(b.step(before), Step::Take);
+    assert_eq!(b.step(at(18)), Step::Take);
+}
+
+#[test]
+fn a_longer_lease_than_our_own_is_waited_for() {
+    let mut b = candidate("b");
+    let long = Record {
+        duration: Duration::from_secs(60),
+        ..record("a", 1)
+    };
+    b.see(Some(long), at(0));
+    assert_eq!(b.step(at(59)), Step::Look);
+    assert_eq!(b.step(at(60)), Step::Take);
+}
+
+#[test]
+fn a_leader_renews_and_stops_at_two_thirds_without_a_renewal() {
+    let mut a = candidate("a");
+    a.won(record("a", 1), at(0), at(1));
+    assert_eq!(a.step(at(2)), Step::Wait(at(3)));
+    assert_eq!(a.step(at(3)), Step::Renew);
+    a.won(record("a", 2), at(3), at(4));
+    assert_eq!(a.end(), Some(at(13)));
+    assert_eq!(a.step(at(13) - Duration::from_millis(1)), Step::Renew);
+    assert_eq!(a.step(at(13)), Step::Lose(LostError::Expired));
+}
+
+#[test]
+fn a_leader_whose_lease_is_taken_or_deleted_has_lost() {
+    let mut a = candidate("a");
+    a.won(record("a", 1), at(0), at(0));
+    a.see(Some(record("b", 2)), at(1));
+    assert_eq!(a.step(at(1)), Step::Lose(LostError::Taken("b".into())));
+    a.see(None, at(1));
+    assert_eq!(a.step(at(1)), Step::Lose(LostError::Deleted));
+}
+
+/// What happens to one candidate at one moment.
+enum Moment {
+    Acts,
+    /// Its request reaches the server, with the version that it goes by.
+    Arrives {
+        step: Step,
+        number: u32,
+        new: bool,
+        version: Option<String>,
+        sent: Duration,
+    },
+    /// The answer reaches it: what the server has, and whether that is its own doing.
+    Answered {
+        record: Option<Record>,
+        won: bool,
+        sent: Duration,
+    },
+    /// It claims the Secret for its term.
+    Claims(u32),
+    /// Somebody deletes the Lease.
+    Deleted,
+    /// Somebody restores a Secret of a later term.
+    Restored,
+}
+
+/// Two candidates and a server. Who leads writes from the claim of the Secret on.
+struct World {
+    both: [Election; 2],
+    /// Which term each leads, and whether it has claimed it.
+    leads: [Option<(u32, bool)>; 2],
+    server: Option<Record>,
+    secret: u32,
+    lives: u32,
+    beats: i64,
+    /// From when to when each could write.
+    terms: Vec<(usize, Duration, Duration)>,
+    /// Claims that a later term in the Secret refused.
+    refused: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            both: [candidate("a"), candidate("b")],
+            leads: [None, None],
+            server: None,
+            secret: 0,
+            lives: 0,
+            beats: 0,
+            terms: Vec::new(),
+            refused: 0,
+        }
+    }
+
+    /// The process ends, and is started again.
+    fn restart(&mut self, who: usize) {
+        self.lives += 1;
+        self.both[who] = candidate(&format!("{}{}", ["a", "b"][who], self.lives));
+        self.leads[who] = None;
+    }
+
+    fn arrives(
+        &mut self,
+        who: usize,
+        step: &Step,
+        (transitions, new): (u32, bool),
+        version: Option<&String>,
+    ) -> bool {
+        let held = self
+            .server
+            .as_ref()
+            .and_then(|record| record.version.as_ref());
+        let won = held == version && matches!(step, Step::Take | Step::Renew);
+        if won {
+            self.beats += 1;
+            let name = self.both[who].settings.identity.clone();
+            self.server = Some(Record {
+                transitions,
+                new,
+                ..record(&name, self.beats)
+            });
+        }
+        won
+    }
+
+    fn writes(&mut self, who: usize, from: Duration) {
+        let until = self.both[who].end().expect("it leads");
+        self.terms.push((who, from, until));
+    }
+
+    fn run(&mut self, mut fates: impl Iterator<Item = (u64, u64, bool)>, odd: &[(u64, bool)]) {
+        let mut sequence = 2;
+        let mut queue = BTreeMap::new();
+        queue.insert((T0, 0), (0, Moment::Acts));
+        queue.insert((T0, 1), (1, Moment::Acts));
+        for (at, restored) in odd {
+            let event = if *restored {
+                Moment::Restored
+            } else {
+                Moment::Deleted
+            };
+            sequence += 1;
+            queue.insert((T0 + Duration::from_millis(*at), sequence), (0, event));
+        }
+        while let Some(((now, _), (who, moment))) = queue.pop_first() {
+            let mut next = |after: Duration, moment: Moment| {
+                sequence += 1;
+                queue.insert((now + after, sequence), (who, moment));
+            };
+            match moment {
+                Moment::Acts => {
+                    let step = self.both[who].step(now);
+                    if self.both[who].renewed.is_none() {
+                        self.leads[who] = None;
+                    }
+                    match step {
+                        Step::Wait(until) => next(until - now, Moment::Acts),
+                        Step::Lose(_) => {
+                            self.restart(who);
+                            next(Duration::from_secs(1), Moment::Acts);
+                        }
+                        step => {
+                            let Some((there, _, lost)) = fates.next() else {
+                                break;
+                            };
+                            let version = self.both[who]
+                                .record()
+                                .and_then(|record| record.version.clone());
+                            let number = match step {
+                                Step::Take => {
+                                    self.both[who].claimed = self.secret;
+                                    self.both[who].next_number()
+                                }
+                                _ => self.both[who]
+                                    .record()
+                                    .map_or(0, |record| record.transitions),
+                            };
+                            let new = self.both[who].is_new(&step, now);
+                            if lost {
+                                // given up after a time-out; the request may arrive all the same
+                                next(Duration::from_secs(5), Moment::Acts);
+                            }
+                            let sent = if lost { Duration::MAX } else { now };
+                            next(
+                                Duration::from_millis(there),
+                                Moment::Arrives {
+                                    step,
+                                    number,
+                                    new,
+                                    version,
+                                    sent,
+                                },
+                            );
+                        }
+                    }
+                }
+                Moment::Arrives {
+                    step,
+                    number,
+                    new,
+                    version,
+                    sent,
+                } => {
+                    let won = self.arrives(who, &step, (number, new), version.as_ref());
+                    if sent == Duration::MAX {
+                        continue;
+                    }
+                    let Some((_, back, _)) = fates.next() else {
+                        break;
+                    };
+                    let record = self.server.clone();
+                    next(
+                        Duration::from_millis(back),
+                        Moment::Answered { record, won, sent },
+                    );
+                }
+                Moment::Answered { record, won, sent } => {
+                    if won {
+                        let record = record.expect("just written");
+                        let number = record.transitions;
+                        self.both[who].won(record, sent, now);
+                        match self.leads[who] {
+                            Some((_, true)) => self.writes(who, now),
+                            Some((_, false)) => {}
+                            None => {
+                                let Some((there, ..)) = fates.next() else {
+                                    break;
+                                };
+                                self.leads[who] = Some((number, false));
+                                let begins = self.both[who].from.saturating_sub(now);
+                                next(
+                                    begins + Duration::from_millis(there),
+                                    Moment::Claims(number),
+                                );
+                            }
+                        }
+                    } else {
+                        self.both[who].see(record, now);
+                    }
+                    next(Duration::ZERO, Moment::Acts);
+                }
+                Moment::Claims(number) => {
+                    let leads = self.both[who].leads(now).is_some_and(|end| now < end);
+                    if self.leads[who] != Some((number, false)) || !leads {
+                        continue;
+                    }
+                    if self.secret >= number {
+                        self.refused += 1;
+                        self.restart(who);
+                    } else {
+                        self.secret = number;
+                        self.leads[who] = Some((number, true));
+                        self.writes(who, now);
+                    }
+                }
+                Moment::Deleted => self.server = None,
+                Moment::Restored => self.secret += 50,
+            }
+        }
+    }
+}
+
+#[test]
+fn a_deleted_lease_and_a_later_secret_cost_a_lease_time_at_most() {
+    // requests take 10 ms; the Lease goes at 60 s, a later Secret comes at 120 s and the Lease goes with it
+    let mut world = World::new();
+    world.run(
+        (0..600).map(|_| (10, 10, false)),
+        &[(60_000, false), (120_000, true), (120_000, false)],
+    );
+    assert_eq!(world.refused, 0);
+    let mut until = T0;
+    for (_, from, end) in &world.terms {
+        let gap = from.saturating_sub(until);
+        assert!(
+            gap <= Duration::from_secs(15),
+            "{gap:?} without a leader at {from:?}"
+        );
+        until = until.max(*end);
+    }
+    assert!(until > at(200), "{until:?}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn two_candidates_never_both_lead_however_requests_are_delayed_or_lost(
+        fates in proptest::collection::vec((0_u64..6_000, 0_u64..6_000, proptest::bool::weighted(0.2)), 300),
+        odd in proptest::collection::vec((0_u64..400_000, proptest::bool::weighted(0.3)), 0..8),
+    ) {
+        let mut world = World::new();
+        world.run(fates.into_iter(), &odd);
+        let terms = &world.terms;
+        for (index, one) in terms.iter().enumerate() {
+            for other in &terms[index + 1..] {
+                let apart = one.2 <= other.1 || other.2 <= one.1;
+                proptest::prop_assert!(one.0 == other.0 || apart, "{one:?} {other:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The right to write that a leader has for a while: its term.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// The last number that a term may have: what the Lease's count of transitions holds. A greater number is nobody's, and
+/// counts as none.
+pub(crate) const LAST_TERM: u32 = i32::MAX.unsigned_abs();
+
+/// The right to write. A writer looks at it before each write.
+#[derive(Clone, Debug)]
+pub(crate) struct Term {
+    number: u32,
+    /// By [`clock`], in milliseconds.
+    until: Arc<AtomicU64>,
+}
+
+impl Term {
+    /// The term of this number, which lasts until then, by [`clock`].
+    pub(super) fn new(number: u32, until: Duration) -> Self {
+        let term = Self {
+            number,
+            until: Arc::default(),
+        };
+        term.extend(until);
+        term
+    }
+
+    /// Counts changes of leader. A later leader's is greater.
+    pub(crate) const fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether this process may write at this moment.
+    pub(crate) fn holds(&self) -> bool {
+        self.left().is_some()
+    }
+
+    /// How long this process may write from now on, if the lease isn't renewed.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let until = Duration::from_millis(self.until.load(Ordering::Acquire));
+        until.checked_sub(clock()).filter(|left| !left.is_zero())
+    }
+
+    /// The lease was renewed: the term lasts until then, by [`clock`].
+    pub(super) fn extend(&self, until: Duration) {
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.until.store(until, Ordering::Release);
+    }
+
+    /// This process doesn't lead any more.
+    pub(super) fn end(&self) {
+        self.until.store(0, Ordering::Release);
+    }
+}
+
+/// Time since some moment before this process, which goes on while the machine sleeps.
+pub(super) fn clock() -> Duration {
+    #[cfg(target_os = "linux")]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+    // On macOS this one goes on while the machine sleeps.
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(CLOCK);
+    Duration::new(
+        now.tv_sec.try_into().unwrap_or_default(),
+        now.tv_nsec.try_into().unwrap_or_default(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_lasts_until_its_end_and_every_clone_sees_how_it_is_extended_and_ended() {
+        let term = Term::new(3, clock() + Duration::from_mins(1));
+        let seen = term.clone();
+        assert!(seen.left().unwrap() <= Duration::from_mins(1));
+        assert_eq!(seen.number(), 3);
+        term.extend(clock() + Duration::from_hours(1));
+        assert!(seen.left().unwrap() > Duration::from_mins(59));
+        term.end();
+        assert!(!seen.holds());
+        assert!(!Term::new(3, clock()).holds());
+    }
+}
