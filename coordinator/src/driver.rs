@@ -2,7 +2,7 @@
 //!
 //! `run` selects an [`Input`]; `apply` changes state without waiting and turns the plan's actions into orders, which go
 //! into each session's bounded queue. What it shows of itself is published as a [`View`] at most four times a second.
-//! Files are written by one keeper task in the order in which they were asked for; network waits are jobs of one set.
+//! Files are written by one writer task in the order in which they were asked for; network waits are jobs of one set.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,7 +42,6 @@ mod claims;
 #[cfg(test)]
 mod histories;
 mod hosts;
-mod keeper;
 mod lines;
 mod mirror;
 mod names;
@@ -56,14 +55,15 @@ mod tests;
 mod tickets;
 mod took;
 mod words;
+mod writer;
 
 pub(crate) use claims::stricter;
-pub(crate) use keeper::{Keep, QUEUE as KEEPER_QUEUE, keep};
 #[cfg(test)]
 pub(crate) use presence::HostPresence;
 pub(crate) use presence::PresenceView;
 pub(crate) use refusals::Refused;
 pub(crate) use show::{CONFIRMING, View};
+pub(crate) use writer::{WRITES, Write, write};
 
 /// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.
 pub(crate) const INBOX: usize = 1_024;
@@ -473,7 +473,7 @@ pub(crate) struct Driver {
     presence_changed: bool,
     presence_heard: bool,
     presence_due: Moment,
-    keeper: mpsc::Sender<Keep>,
+    writer: mpsc::Sender<Write>,
     registries: Arc<Registries>,
     metrics: Metrics,
     jobs: JoinSet<Input>,
@@ -491,7 +491,7 @@ pub(crate) struct Parts {
     pub(crate) membership: Arc<Membership>,
     pub(crate) publish: watch::Sender<Arc<View>>,
     pub(crate) presence: watch::Sender<Arc<PresenceView>>,
-    pub(crate) keeper: mpsc::Sender<Keep>,
+    pub(crate) writer: mpsc::Sender<Write>,
     pub(crate) registries: Arc<Registries>,
     pub(crate) metrics: Metrics,
     pub(crate) seed: u64,
@@ -539,7 +539,7 @@ impl Driver {
             presence_changed: true,
             presence_heard: false,
             presence_due: Moment::START,
-            keeper: parts.keeper,
+            writer: parts.writer,
             registries: parts.registries,
             metrics: parts.metrics,
             jobs: JoinSet::new(),

@@ -27,11 +27,14 @@ mod progress;
 mod random;
 mod renewal;
 mod resolve;
+mod saver;
 pub mod secret;
 mod seldom;
 mod serve;
 mod session;
+mod state_dir;
 mod wants;
 
 pub use client::view;
 pub use program::{Coordinator, RunError, run};
+pub use state_dir::StateDirError;

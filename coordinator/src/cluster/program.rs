@@ -23,7 +23,7 @@ use super::{
     leader_label,
     lease::{self, Leadership, LostError},
     review,
-    state::{self, Mirror, Saver, SharedStateError},
+    state::{self, Mirror, SharedStateError},
     term::Term,
     tokens::Tokens,
     web::{self, Web},
@@ -33,7 +33,9 @@ use crate::{
     authority::Authority,
     cli::{Run, Shared},
     config::{Cluster, Config},
-    program::{self, Base, Coordinator, Doors, RunError},
+    program::{Base, Coordinator, Doors, RunError},
+    saver::Saver,
+    state_dir,
 };
 
 /// Why a coordinator in a cluster doesn't run, or ended.
@@ -63,7 +65,7 @@ pub async fn run(
     source: (Shared, Run),
     shutdown: CancellationToken,
 ) -> Result<(), ClusterError> {
-    let lock = program::lock(&config.state_dir)?;
+    let lock = state_dir::lock(&config.state_dir).map_err(RunError::from)?;
     let access = Access::find(&settings).await?;
     let secrets: Api<Secret> = Api::namespaced(access.client.clone(), &access.namespace);
     let mirror = Mirror::open(secrets, config.state_dir.clone()).await?;

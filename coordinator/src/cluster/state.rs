@@ -23,7 +23,7 @@ use std::{
 use k8s_openapi::{ByteString, api::core::v1};
 use kube::{Api, api::ObjectMeta};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{MissedTickBehavior, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,8 @@ use crate::{
     authority::{Authority, OpenAuthorityError},
     durable,
     enrolment::{Enrolment, RecordError},
+    saver::Ask,
+    state_dir,
     wants::ASKED,
 };
 
@@ -55,8 +57,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const TRIES: usize = 5;
 /// The wait before asking such a server again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Savers that wait at one time: the enrolments that the API takes at one time, and as many operators.
-const ASKS: usize = 64;
 
 /// Files that are facts by themselves: key in the Secret, path, permission bits.
 const SINGLE: [(&str, &str, u32); 3] = [
@@ -295,7 +295,7 @@ impl Mirror {
             let made = blocking(move || {
                 drop(Authority::open(&dir.join("authority"))?);
                 drop(Enrolment::open(&dir)?);
-                crate::program::api_token(&dir)
+                state_dir::api_token(&dir)
                     .map_err(|error| at(&dir)(io::Error::other(error.to_string())))?;
                 Facts::read(&dir)
             })
@@ -450,35 +450,6 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// One who waits until the Secret has what the files hold now.
-type Ask = oneshot::Sender<Result<(), String>>;
-
-/// Waits until changed records are where they survive this process: with one coordinator, they are in its files already.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Saver(Option<mpsc::Sender<Ask>>);
-
-impl Saver {
-    /// A saver and what [`keep`] takes its asks from.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Ask>) {
-        let (asks, queue) = mpsc::channel(ASKS);
-        (Self(Some(asks)), queue)
-    }
-
-    /// Returns when the records as they are now are kept.
-    ///
-    /// # Errors
-    /// When they can't be kept; the text says why. They are tried again, and may be kept later.
-    pub(crate) async fn saved(&self) -> Result<(), String> {
-        let Some(asks) = &self.0 else {
-            return Ok(());
-        };
-        let (reply, answer) = oneshot::channel();
-        let stopping = || "coordinator is stopping; ask again in a moment".to_owned();
-        asks.send(reply).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
-    }
-}
-
 /// Keeps the Secret current while this process leads: when asked, and when the command line changed a file.
 ///
 /// Returns the mirror after `shutdown`, or when a later leader has taken over.
@@ -547,7 +518,7 @@ mod tests {
     fn fresh() -> (tempfile::TempDir, Enrolment, Facts) {
         let dir = tempfile::tempdir().unwrap();
         drop(Authority::open(&dir.path().join("authority")).unwrap());
-        crate::program::api_token(dir.path()).unwrap();
+        state_dir::api_token(dir.path()).unwrap();
         let enrolment = Enrolment::open(dir.path()).unwrap();
         let facts = Facts::read(dir.path()).unwrap();
         (dir, enrolment, facts)

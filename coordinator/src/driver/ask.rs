@@ -10,8 +10,8 @@ use rollout::{
 use tracing::{error, info, warn};
 
 use super::{
-    Ask, CancelError, Driver, Keep, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, keeper,
-    took::Took, words,
+    Ask, CancelError, Driver, MAX_REFERENCES, MAX_WANTS, StageError, Wanted, Write, took::Took,
+    words, writer,
 };
 use crate::{
     progress::Progress,
@@ -51,7 +51,7 @@ impl Driver {
                         return;
                     };
                     self.show(now);
-                    let reply = keeper::Answer::new(
+                    let reply = writer::Answer::new(
                         reply,
                         StageReply {
                             image: view,
@@ -59,7 +59,7 @@ impl Driver {
                         },
                     );
                     if let Some(want) = self.asked_want(&image) {
-                        self.keep(Keep::Want(Box::new(want), reply));
+                        self.keep(Write::Want(Box::new(want), reply));
                     }
                 }
                 Err(error) => drop(reply.send(Err(error))),
@@ -69,10 +69,10 @@ impl Driver {
                     self.act(now);
                     self.tell_names(now);
                     self.show(now);
-                    let answer = keeper::Answer::new(reply, answer);
+                    let answer = writer::Answer::new(reply, answer);
                     self.keep(match self.asked_want(&image) {
-                        Some(want) => Keep::Less(Box::new(want), answer),
-                        None => Keep::Drop(image, answer),
+                        Some(want) => Write::Less(Box::new(want), answer),
+                        None => Write::Drop(image, answer),
                     });
                 }
                 Err(error) => drop(reply.send(Err(error))),
@@ -85,7 +85,7 @@ impl Driver {
                     download = limits.download_bytes_per_second,
                     "bandwidth limits changed"
                 );
-                self.keep(Keep::Bandwidth(limits, keeper::Answer::new(reply, ())));
+                self.keep(Write::Bandwidth(limits, writer::Answer::new(reply, ())));
             }
             Ask::Place {
                 wants,
@@ -350,8 +350,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn keep(&self, keep: Keep) {
-        if let Err(error) = self.keeper.try_send(keep) {
+    pub(super) fn keep(&self, keep: Write) {
+        if let Err(error) = self.writer.try_send(keep) {
             // The answer that it carried is dropped with it: whoever asked hears of it.
             error!(%error, "state couldn't be queued for writing; a restart may forget the last changes");
         }

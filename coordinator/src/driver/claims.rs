@@ -13,8 +13,8 @@ use rollout::{
 use tracing::{error, info, warn};
 
 use super::{
-    Driver, Keep, Limits, MAX_NAME_BYTES, MAX_WANTS, Placed, Wanted, keeper, orders::bandwidth,
-    took::Took,
+    Driver, Limits, MAX_NAME_BYTES, MAX_WANTS, Placed, Wanted, Write, orders::bandwidth,
+    took::Took, writer,
 };
 use crate::{
     view::BandwidthRequest,
@@ -100,8 +100,8 @@ impl Driver {
     /// What operators want of an image is written down, or that it is nothing any more.
     pub(super) fn keep_asked(&self, image: Digest) {
         match self.asked_want(&image) {
-            Some(want) => self.keep(Keep::Want(Box::new(want), keeper::Answer::none())),
-            None => self.keep(Keep::Drop(image, keeper::Answer::none())),
+            Some(want) => self.keep(Write::Want(Box::new(want), writer::Answer::none())),
+            None => self.keep(Write::Drop(image, writer::Answer::none())),
         }
     }
 

@@ -450,7 +450,7 @@ impl Play {
         // the registry's trouble is told at once
         world.driver.apply(Input::Tick);
         world.driver.flush();
-        while let Ok(keep) = world.keeper.try_recv() {
+        while let Ok(keep) = world.writer.try_recv() {
             keep.done();
         }
     }

@@ -8,8 +8,9 @@ use tokio::sync::mpsc::error::TrySendError;
 use tracing::{debug, error, warn};
 
 use super::{
-    Driver, Input, Keep, PUBLISH_EVERY, RESTAGE_PAUSE, RESTAGE_PAUSE_MOST, ROSTER_PAUSE,
-    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RENEWED_AFTER, TOKEN_RETRY, Wanted, roster,
+    Driver, Input, PUBLISH_EVERY, RESTAGE_PAUSE, RESTAGE_PAUSE_MOST, ROSTER_PAUSE,
+    ROSTER_PAUSE_MOST_MICROS, TOKEN_MARGIN, TOKEN_RENEWED_AFTER, TOKEN_RETRY, Wanted, Write,
+    roster,
 };
 use crate::{
     metrics::Metrics,
@@ -221,7 +222,7 @@ impl Driver {
             let places = self.hosts.iter();
             let places =
                 places.filter_map(|(host, known)| Some((host.clone(), known.place.clone()?)));
-            self.keep(Keep::Places(places.collect()));
+            self.keep(Write::Places(places.collect()));
         }
         self.restage(now);
         self.ask_for_tokens(now);

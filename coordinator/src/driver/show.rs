@@ -13,7 +13,7 @@ use rollout::stage::{
 };
 use tracing::info;
 
-use super::{Driver, Host, Keep, StageError, Wanted, keeper, words};
+use super::{Driver, Host, StageError, Wanted, Write, words, writer};
 use crate::{
     metrics::{self, SourceLabel, StateLabel},
     progress::Progress,
@@ -274,7 +274,7 @@ impl Driver {
             staged.push(*image);
         }
         for want in staged.iter().filter_map(|image| self.asked_want(image)) {
-            self.keep(Keep::Want(Box::new(want), keeper::Answer::none()));
+            self.keep(Write::Want(Box::new(want), writer::Answer::none()));
         }
     }
 

@@ -20,7 +20,7 @@ mod words;
 pub(super) struct World {
     pub(super) driver: Driver,
     pub(super) view: watch::Receiver<Arc<View>>,
-    pub(super) keeper: Receiver<Keep>,
+    pub(super) writer: Receiver<Write>,
     sessions: u64,
 }
 
@@ -53,7 +53,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), kubernetes);
         let (publish, view) = watch::channel(Arc::default());
-        let (keeper, writes) = mpsc::channel(KEEPER_QUEUE);
+        let (writer, writes) = mpsc::channel(WRITES);
         let membership = Membership {
             fleet: Fleet {
                 open: true,
@@ -71,14 +71,14 @@ impl World {
             kept,
             membership: Arc::new(membership),
             publish,
-            keeper,
+            writer,
             metrics: Metrics::new().0,
             seed: 1,
         });
         Self {
             driver,
             view,
-            keeper: writes,
+            writer: writes,
             sessions: 0,
         }
     }
@@ -140,8 +140,8 @@ impl World {
             want: Box::new(want(seed, 1, 1 << 20)),
             reply,
         }));
-        // What the keeper would do once the file is written.
-        while let Ok(keep) = self.keeper.try_recv() {
+        // What the writer would do once the file is written.
+        while let Ok(keep) = self.writer.try_recv() {
             keep.done();
         }
         answer.try_recv().unwrap()
@@ -228,7 +228,7 @@ async fn a_host_that_takes_no_orders_is_given_up_and_the_others_go_on() {
             .driver
             .apply(Input::Asked(Ask::Bandwidth { limits, reply }));
         while fine.try_recv().is_ok() {}
-        while world.keeper.try_recv().is_ok() {}
+        while world.writer.try_recv().is_ok() {}
     }
     world.settle();
     assert!(!world.host("stuck").connected && world.host("fine").connected);

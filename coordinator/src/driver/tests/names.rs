@@ -66,7 +66,7 @@ impl World {
         let (reply, mut answer) = oneshot::channel();
         let want = Box::new(want);
         self.driver.apply(Input::Asked(Ask::Stage { want, reply }));
-        while let Ok(keep) = self.keeper.try_recv() {
+        while let Ok(keep) = self.writer.try_recv() {
             keep.done();
         }
         answer.try_recv().unwrap()
@@ -76,7 +76,7 @@ impl World {
         let (reply, mut answer) = oneshot::channel();
         let name = name.to_owned();
         self.driver.apply(Input::Asked(Ask::Cancel { name, reply }));
-        while let Ok(keep) = self.keeper.try_recv() {
+        while let Ok(keep) = self.writer.try_recv() {
             keep.done();
         }
         answer.try_recv().unwrap()

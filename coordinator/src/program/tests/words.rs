@@ -162,21 +162,6 @@ async fn how_long_it_took_outlives_the_coordinator_and_is_counted_once() {
     assert_eq!(counted(&world).await, "0");
 }
 
-#[test]
-fn a_damaged_token_is_set_aside_and_made_anew() {
-    for damaged in [&b"torn"[..], b"", &[0xff; 64], &[b'a', 0, b'b'].repeat(20)] {
-        let dir = tempfile::tempdir().unwrap();
-        let first = api_token(dir.path()).unwrap();
-        assert_eq!(api_token(dir.path()).unwrap().expose(), first.expose());
-        std::fs::write(dir.path().join("api.token"), damaged).unwrap();
-        let second = api_token(dir.path()).unwrap();
-        assert_ne!(second.expose(), first.expose());
-        assert_eq!(api_token(dir.path()).unwrap().expose(), second.expose());
-        let aside = std::fs::read(dir.path().join("api.token.damaged")).unwrap();
-        assert_eq!(aside, damaged);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_readmitted_by_the_command_line_is_among_those_that_are_staged_next() {
     let world = World::new("[coordinator]\nopen = true").await;

@@ -1,4 +1,5 @@
-//! The one writer of the state files: in the order in which the driver asks, and only then the operator is answered.
+//! The one writer of the state files. It writes in the order in which the driver asks, and answers an operator when the
+//! change is on the disk.
 
 use std::collections::BTreeMap;
 
@@ -12,22 +13,26 @@ use crate::{
     wants::{Files, Place, StateError, Want},
 };
 
-/// Writes that wait: more operators than ask at one time.
-pub(crate) const QUEUE: usize = 64;
+/// Writes that wait: more than operators ask at one time.
+pub(crate) const WRITES: usize = 64;
 
 /// Something to write.
 #[derive(Debug)]
-pub(crate) enum Keep {
+pub(crate) enum Write {
+    /// An image is wanted.
     Want(Box<Want>, Answer<StageReply, StageError>),
-    /// The same, after some of it was cancelled.
+    /// An image is still wanted after some of it was cancelled.
     Less(Box<Want>, Answer<CancelReply, CancelError>),
+    /// An image isn't wanted any more.
     Drop(Digest, Answer<CancelReply, CancelError>),
+    /// The limits that operators set.
     Bandwidth(BandwidthRequest, Answer<(), StateError>),
+    /// Where hosts are reached.
     Places(BTreeMap<HostId, Place>),
 }
 
 #[cfg(test)]
-impl Keep {
+impl Write {
     /// As if it had been written.
     pub(crate) fn done(self) {
         match self {
@@ -43,7 +48,7 @@ impl Keep {
 #[derive(Debug)]
 pub(crate) struct Answer<T, E>(Option<Box<Waiting<T, E>>>);
 
-/// Whom to tell, and what, once it is written.
+/// The one who waits, and the answer.
 type Waiting<T, E> = (oneshot::Sender<Result<T, E>>, T);
 
 impl<T, E: From<StateError>> Answer<T, E> {
@@ -51,6 +56,7 @@ impl<T, E: From<StateError>> Answer<T, E> {
         Self(Some(Box::new((to, value))))
     }
 
+    /// Nobody waits.
     pub(crate) const fn none() -> Self {
         Self(None)
     }
@@ -67,24 +73,26 @@ impl<T, E: From<StateError>> Answer<T, E> {
     }
 }
 
-/// Writes until the driver is gone.
-pub(crate) async fn keep(files: Files, mut queue: mpsc::Receiver<Keep>) {
+/// Writes until the driver is gone. A write that panics ends the writer, and so the program: the next start reads what is
+/// on the disk.
+pub(crate) async fn write(files: Files, mut queue: mpsc::Receiver<Write>) {
     while let Some(next) = queue.recv().await {
         let files = files.clone();
-        let written = tokio::task::spawn_blocking(move || write(&files, next)).await;
+        let written = tokio::task::spawn_blocking(move || write_one(&files, next)).await;
         if let Err(error) = written {
             error!(%error, "writing state was cut short");
+            return;
         }
     }
 }
 
-fn write(files: &Files, keep: Keep) {
-    match keep {
-        Keep::Want(want, answer) => answer.give(files.keep(&want)),
-        Keep::Less(want, answer) => answer.give(files.keep(&want)),
-        Keep::Drop(image, answer) => answer.give(files.drop(&image)),
-        Keep::Bandwidth(limits, answer) => answer.give(files.keep_bandwidth(limits)),
-        Keep::Places(places) => {
+fn write_one(files: &Files, write: Write) {
+    match write {
+        Write::Want(want, answer) => answer.give(files.keep(&want)),
+        Write::Less(want, answer) => answer.give(files.keep(&want)),
+        Write::Drop(image, answer) => answer.give(files.drop(&image)),
+        Write::Bandwidth(limits, answer) => answer.give(files.keep_bandwidth(limits)),
+        Write::Places(places) => {
             Answer::<(), StateError>::none().give(files.keep_roster(&places));
         }
     }

@@ -1,0 +1,168 @@
+//! What operators ask about images: stage, plan, list, show, cancel.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, State},
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use proto::{Digest, HostId};
+use tokio::{sync::oneshot, time::timeout};
+use tracing::warn;
+
+use super::{
+    answer::{Answer, Failure, read},
+    state::{Api, ask},
+};
+use crate::{
+    driver::{Ask, CONFIRMING, View},
+    fleet::Reread,
+    view::{HostProgress, HostState, ImageState, ImageView, StageRequest},
+};
+
+/// An answer waits so long for hosts that look whether they still hold an image: looks take milliseconds.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+
+fn selection(hosts: Option<Vec<String>>) -> Answer<Option<BTreeSet<HostId>>> {
+    let Some(hosts) = hosts else { return Ok(None) };
+    if hosts.is_empty() {
+        let error = "`hosts` is empty; leave it out to stage on all hosts";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, error));
+    }
+    let parse = |host: String| {
+        host.parse::<HostId>().map_err(|error| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                format!("host `{}`: {error}", crate::progress::clean(&host)),
+            )
+        })
+    };
+    hosts
+        .into_iter()
+        .map(parse)
+        .collect::<Answer<_>>()
+        .map(Some)
+}
+
+pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let request: StageRequest = read(&body)?;
+    let hosts = selection(request.hosts)?;
+    let want = api
+        .registries
+        .resolve(&request.reference, hosts, None)
+        .await?;
+    take_in_records(&api).await;
+    let reply = ask(&api, |reply| Ask::Stage {
+        want: Box::new(want),
+        reply,
+    });
+    let mut reply = reply.await??;
+    if let Some(image) = confirmed(&api, &reply.image).await {
+        reply.image = image;
+    }
+    let status = if reply.image.state == ImageState::Present {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, Json(reply)).into_response())
+}
+
+/// Hosts that hold an image look again when it is asked for again. That takes a moment, which is waited for: the image as
+/// it stands then. `None` when it isn't that alone which keeps it from being present.
+async fn confirmed(api: &Api, image: &ImageView) -> Option<ImageView> {
+    let is_confirming = |image: &ImageView| {
+        let confirming = |host: &&HostProgress| host.reason.as_deref() == Some(CONFIRMING);
+        let hosts = || {
+            let hosts = image.hosts.iter();
+            hosts.filter(|host| host.state != HostState::Present)
+        };
+        hosts().next().is_some() && hosts().all(|host| confirming(&host))
+    };
+    let digest: Digest = image.digest.parse().ok()?;
+    if !is_confirming(image) {
+        return None;
+    }
+    let mut view = api.view.clone();
+    let settled = view.wait_for(|view| {
+        let image = view.images.get(&digest);
+        image.is_none_or(|image| !is_confirming(image))
+    });
+    let view = timeout(CONFIRM_TIMEOUT, settled).await.ok()?.ok()?;
+    view.images.get(&digest).map(|image| image.as_ref().clone())
+}
+
+pub(super) async fn plan(State(api): State<Api>, body: Bytes) -> Answer<Response> {
+    let request: StageRequest = read(&body)?;
+    let hosts = selection(request.hosts)?;
+    let want = api
+        .registries
+        .resolve(&request.reference, hosts, None)
+        .await?;
+    take_in_records(&api).await;
+    let reply = ask(&api, |reply| Ask::Preview {
+        want: Box::new(want),
+        reply,
+    });
+    Ok(Json(reply.await??).into_response())
+}
+
+pub(super) async fn images(State(api): State<Api>) -> Response {
+    let view = api.view.borrow().clone();
+    let images: Vec<&ImageView> = view.images.values().map(AsRef::as_ref).collect();
+    Json(images).into_response()
+}
+
+/// The image that a path names: by digest, or by one of its references (percent-encoded).
+pub(super) fn find(view: &View, name: &str) -> Answer<Digest> {
+    if let Ok(digest) = name.parse::<Digest>()
+        && view.images.contains_key(&digest)
+    {
+        return Ok(digest);
+    }
+    view.images
+        .iter()
+        .find(|(_, image)| image.references.iter().any(|reference| reference == name))
+        .map(|(digest, _)| *digest)
+        .ok_or_else(|| {
+            let name = crate::progress::clean(name);
+            // after a start not everything is wanted again that was: who waits for an image isn't told that nobody wants it
+            if !view.whole {
+                let error = format!(
+                    "image `{name}` isn't among what the coordinator knows to be wanted since it started; it is still finding out: ask again"
+                );
+                return Failure::new(StatusCode::SERVICE_UNAVAILABLE, error);
+            }
+            Failure::new(
+                StatusCode::NOT_FOUND,
+                format!("image `{name}` isn't wanted; see `parbake status`"),
+            )
+        })
+}
+
+pub(super) async fn image(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let view = api.view.borrow().clone();
+    let digest = find(&view, &name)?;
+    Ok(Json(view.images[&digest].as_ref()).into_response())
+}
+
+pub(super) async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
+    let reply = ask(&api, |reply| Ask::Cancel { name, reply });
+    Ok(Json(reply.await??).into_response())
+}
+
+/// Has the records read again before hosts are chosen: who readmits a host by the command line and stages next means that host too.
+async fn take_in_records(api: &Api) {
+    let (answer, read) = oneshot::channel();
+    let taken_in = async {
+        if api.reload.send(Reread::Answer(answer)).await.is_ok() {
+            _ = read.await;
+        }
+    };
+    if timeout(Duration::from_secs(2), taken_in).await.is_err() {
+        warn!("enrolment records take long to read; hosts are chosen by what was known before");
+    }
+}
