@@ -5,17 +5,19 @@
 //! Here is only who gets told what. Jobs end in an [`Input`] too; one that panics ends the program.
 
 mod contents;
+mod fetches;
 mod fit;
+mod hosts;
 mod image;
 mod input;
 mod jobs;
 mod leases;
 mod look;
-mod members;
 mod mirror;
 mod naming;
 mod orders;
 mod report;
+mod streams;
 mod transfers;
 mod trouble;
 mod walk;
@@ -27,45 +29,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-use link::{Connection, Endpoint};
+use link::Endpoint;
 use proto::{
-    ChunkIndex, Digest, HostId, HostKey, Moment, message::Blame, message::Hello, message::Report,
+    ChunkIndex, Digest, HostId, HostKey, Moment,
+    image::Layout,
+    message::{Blame, BlameKind, Hello, LeaseEnd, Report},
 };
 use swarm::{
     Action, Event, Swarm,
+    action::Declined,
     event::{ContentId, Delivery, Spread, Ticket},
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::sleep_until,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
-    contents::Contents,
+    contents::{Content, Contents},
+    fetches::{Fetches, Told},
     fit::LeftOut,
+    hosts::Hosts,
     image::Image,
     jobs::{Jobs, Long},
-    leases::Lease,
-    members::Members,
+    leases::{End, Leases},
     mirror::Mirrored,
-    transfers::{Fetch, Transfer, Waiting},
+    streams::{Offer, PeerTransfers},
+    transfers::Transfer,
+    trouble::{ORIGIN_FAILED, ORIGIN_SETTINGS, ORIGIN_TROUBLE},
+    walk::Walked,
 };
 pub(crate) use self::{input::Input, jobs::BLOCKING_THREADS};
 use crate::{
     admin::Snapshot,
     config::Config,
-    fetch,
-    metrics::Metrics,
+    fetch::{self, FetchEnd, News},
+    metrics::{From, Metrics, SourceLabel},
     mirror::{Ears, Wish},
     notary::Notary,
-    peer::{self, Brought},
+    peer::Brought,
     reconcile::Reconciler,
     session::Heard,
-    store::{Store, Volume},
-    transfer::{self, Cache, Receipt, Shipment},
+    shelf::Shelf,
+    store::{Store, Volume, held::Look},
+    transfer::{Cache, Receipt, Shipment, Subject},
 };
 
 /// Reports go out this often while something moves, and at once when a lease ends or presence changes.
@@ -80,6 +90,12 @@ const PRESENCE_EVERY: Duration = Duration::from_secs(5);
 /// The volume's room is measured this often while something is staged: others write to it too. At 10 Gbit/s about a
 /// gigabyte comes meanwhile, far less than any floor.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
+const SCRUB_CHUNKS: u32 = 8;
+
+/// Chunks that are looked at one moment because peers blame this host for them. A disk reads thousands in a second.
+const MAX_LOOKS: usize = 64;
 
 /// Accusations that wait for a session; more are dropped, the oldest stay.
 const MAX_BLAMES: usize = 256;
@@ -127,22 +143,15 @@ pub(crate) struct Driver {
     life: u64,
     swarm: Swarm,
     cache: Arc<Cache>,
-    members: Members,
+    hosts: Hosts,
     contents: Contents,
     images: BTreeMap<Digest, Image>,
     reconciler: Reconciler,
     mirror: Mirrored,
-    waiting: BTreeMap<Ticket, Waiting>,
-    next_ticket: u64,
-    transfers: BTreeMap<(HostKey, ContentId, ChunkIndex), Transfer>,
-    next_transfer: u64,
-    fetches: BTreeMap<ContentId, Fetch>,
+    transfers: PeerTransfers,
+    fetches: Fetches,
     session: Option<mpsc::Sender<Report>>,
-    leases: BTreeMap<ContentId, Lease>,
-    /// Ends of leases that aren't reported yet.
-    ended_leases: Vec<proto::message::LeaseState>,
-    /// Leases of contents whose stage is being made ready. Their tickets are with the notary.
-    early_leases: Vec<(Digest, Option<Digest>)>,
+    leases: Leases,
     /// Images that this version can't stage, with their references and why.
     declined: BTreeMap<Digest, (Vec<String>, String)>,
     blames: Vec<Blame>,
@@ -175,7 +184,7 @@ pub(crate) struct Driver {
     scrub_at: (ContentId, ChunkIndex),
     jobs: Jobs,
     peer_inbox: mpsc::Sender<(HostKey, Brought)>,
-    fetch_inbox: mpsc::Sender<(ContentId, fetch::News)>,
+    fetch_inbox: mpsc::Sender<(ContentId, News)>,
 }
 
 /// Runs the agent until `stop` is cancelled or something essential ends.
@@ -190,10 +199,11 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let volume = tokio::task::spawn_blocking(move || store.volume()).await?;
     let swarm_config = swarm::Config::default();
     let (seed, life) = (random()?, random()?);
+    let cache: Arc<Cache> = Arc::default();
     let mut driver = Driver {
         swarm: Swarm::new(parts.me.key(), swarm_config, seed),
         config: parts.config,
-        me: parts.me,
+        me: parts.me.clone(),
         endpoint: parts.endpoint.clone(),
         store: parts.store,
         origin: parts.origin,
@@ -206,21 +216,16 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         epoch: now,
         // 0 says nothing
         life: life.max(1),
-        cache: Arc::default(),
-        members: Members::default(),
-        contents: Contents::default(),
+        cache: cache.clone(),
+        hosts: Hosts::default(),
+        contents: Contents::new(parts.me.key(), cache),
         images: BTreeMap::new(),
         reconciler: Reconciler::default(),
         mirror,
-        waiting: BTreeMap::new(),
-        next_ticket: 0,
-        transfers: BTreeMap::new(),
-        next_transfer: 0,
-        fetches: BTreeMap::new(),
+        transfers: PeerTransfers::default(),
+        fetches: Fetches::default(),
         session: None,
-        leases: BTreeMap::new(),
-        ended_leases: Vec::new(),
-        early_leases: Vec::new(),
+        leases: Leases::default(),
         declined: BTreeMap::new(),
         blames: Vec::new(),
         retractions: BTreeMap::new(),
@@ -343,7 +348,9 @@ impl Driver {
             self.act(action);
         }
         self.reconcile();
-        self.members.flush_updates();
+        self.hosts.flush_updates();
+        let leases = i64::try_from(self.leases.count()).unwrap_or(i64::MAX);
+        self.metrics.leases.set(leases);
         let now = Instant::now();
         if self.contents.is_dirty() && !self.flushing && now >= self.last_flush + FLUSH_EVERY {
             self.flush();
@@ -366,53 +373,46 @@ impl Driver {
         // what a job found on the disk goes before what it ended in
         self.hear_store();
         match input {
-            Input::Connected { peer, result } => self.connected(peer, result),
+            Input::Connected { peer, result } => match result {
+                Ok(connection) => {
+                    let effects = self.hosts.connected(peer, connection);
+                    self.follow_hosts(effects);
+                }
+                Err(error) => {
+                    let effect = self.hosts.not_connected(peer, &error);
+                    self.follow_hosts(effect);
+                }
+            },
             Input::ConnectionEnded {
                 peer,
                 serial,
                 reason,
-            } => self.connection_ended(peer, serial, &reason),
+            } => {
+                let effects = self.hosts.ended(peer, serial, &reason);
+                self.follow_hosts(effects);
+            }
             Input::Brought { peer, brought } => self.brought(peer, brought),
             Input::Heard(heard) => self.heard(heard),
             Input::Received {
-                peer,
-                id,
-                chunk,
+                transfer,
                 number,
                 receipt,
-            } => self.received(peer, id, chunk, number, receipt),
+            } => self.received(transfer, number, receipt),
             Input::Sent {
-                peer,
-                id,
-                chunk,
+                transfer,
                 ticket,
                 shipment,
-            } => {
-                self.metrics.sent_bytes.inc_by(shipment.wire_bytes);
-                self.count_upload(id, shipment.wire_bytes);
-                if shipment.delivery == Delivery::Bad
-                    && let Some(content) = self.contents.find(id)
-                {
-                    let digest = content.digest;
-                    self.look_at(&digest, chunk);
-                }
-                let Shipment {
-                    delivery,
-                    wire_bytes,
-                } = shipment;
-                self.tell(Event::Sent {
-                    peer,
-                    id,
-                    chunk,
-                    ticket,
-                    delivery,
-                    wire_bytes,
-                });
-            }
+            } => self.sent(transfer, ticket, shipment),
             Input::Fetch { id, news } => self.fetch_news(id, news),
-            Input::Retracted { id, from, result } => self.retracted(id, from, result),
-            Input::Dropped { id, result } => self.dropped(id, result),
-            Input::FetchEnded { id, end } => self.fetch_ended(id, end),
+            Input::Retracted { id, from, result } => {
+                let effects = self.contents.retracted(Instant::now(), id, from, result);
+                self.follow_contents(effects);
+            }
+            Input::Dropped { id, result } => {
+                let effects = self.contents.dropped(id, result);
+                self.follow_contents(effects);
+            }
+            Input::FetchEnded { id, number, end } => self.fetch_ended(id, number, end),
             Input::Begun { image, result } => self.begun(image, result),
             Input::Walked { id, walked } => self.walked(id, walked),
             Input::Recorded { image, result } => self.recorded(image, result),
@@ -480,9 +480,7 @@ impl Driver {
     async fn stop(mut self) -> anyhow::Result<()> {
         info!("stopping");
         self.endpoint.close("agent stops");
-        for fetch in self.fetches.values() {
-            fetch.abort.abort();
-        }
+        self.fetches.stop_all();
         self.jobs.abort_all();
         self.store.stop();
         let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
@@ -496,39 +494,34 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Dial(peer) => self.dial(peer),
-            Action::HangUp(peer) => self.members.hang_up(peer),
-            Action::Request { peer, id, chunk } => self.request(peer, id, chunk),
+            Action::Dial(peer) => {
+                let effect = self.hosts.dial(peer);
+                self.follow_hosts([effect]);
+            }
+            Action::HangUp(peer) => {
+                let effects = self.hosts.hang_up(peer);
+                self.follow_hosts(effects);
+            }
+            Action::Request { peer, id, chunk } => self.request(Transfer { peer, id, chunk }),
             Action::Cancel { peer, id, chunk } => {
-                if let Some(transfer) = self.transfers.get(&(peer, id, chunk)) {
-                    transfer.token.cancel();
-                }
+                self.transfers.cancel(&Transfer { peer, id, chunk });
             }
             Action::Push {
                 peer,
                 id,
                 chunk,
                 spread,
-            } => self.push(peer, id, chunk, spread),
+            } => self.push(Transfer { peer, id, chunk }, spread),
             Action::Accept(ticket) => self.accept(ticket),
             Action::Decline(ticket, why) => {
-                if let Some(Waiting::Push {
-                    sender, receiver, ..
-                }) = self.waiting.remove(&ticket)
-                {
-                    self.spawn(async move {
-                        transfer::decline_push(sender, receiver, why).await;
-                        Input::Nothing
-                    });
+                if let Some((_, offer)) = self.transfers.take_offer(ticket) {
+                    self.spawn(streams::decline(offer.sender, offer.receiver, why));
                 }
             }
             Action::Serve(ticket) => self.serve(ticket),
             Action::Refuse(ticket, why) => {
-                if let Some(Waiting::Request { sender, .. }) = self.waiting.remove(&ticket) {
-                    self.spawn(async move {
-                        transfer::refuse(sender, why).await;
-                        Input::Nothing
-                    });
+                if let Some((_, sender)) = self.transfers.take_request(ticket) {
+                    self.spawn(streams::refuse(sender, why));
                 }
             }
             Action::Announce {
@@ -538,7 +531,8 @@ impl Driver {
                 reset,
             } => {
                 if let Some(content) = self.contents.find(id) {
-                    self.members.announce(peer, content.digest, chunks, reset);
+                    let content = content.digest();
+                    self.hosts.announce(peer, content, chunks, reset);
                 }
             }
             Action::AnnounceLoad {
@@ -546,33 +540,27 @@ impl Driver {
                 backlog_bytes,
                 upload_bytes_per_second,
             } => {
-                self.members
+                self.hosts
                     .announce_load(peer, backlog_bytes, upload_bytes_per_second);
             }
             Action::Fetch { id, until } => self.fetch(id, until),
             Action::StopFetch(id) => {
-                if let Some(fetch) = self.fetches.remove(&id) {
-                    fetch.abort.abort();
+                if self.fetches.stop(id) {
                     self.retract_doubted(id);
                 }
             }
             Action::ReleaseLease(id) => self.release_lease(id),
             Action::Report { peer, strikes } => {
-                if let Some(host) = self.members.host(peer) {
+                if let Some(host) = self.hosts.id(peer).cloned() {
                     warn!(peer = %host, strikes, "peer is quarantined");
-                    self.blame(
-                        &host,
-                        None,
-                        ChunkIndex(0),
-                        proto::message::BlameKind::Silence,
-                    );
+                    self.blame(&host, None, ChunkIndex(0), BlameKind::Silence);
                 }
             }
         }
     }
 
-    fn spawn(&mut self, job: impl Future<Output = Input> + Send + 'static) -> AbortHandle {
-        self.jobs.spawn(job)
+    fn spawn(&mut self, job: impl Future<Output = Input> + Send + 'static) {
+        self.jobs.spawn(job);
     }
 
     fn spawn_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
@@ -584,352 +572,670 @@ impl Driver {
         self.jobs.spawn_long(what, job);
     }
 
-    fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
-    }
+    // ---- hosts ----------------------------------------------------------------------------------------------------
 
-    // ---- connections ----------------------------------------------------------------------------------------------
-
-    fn dial(&mut self, peer: HostKey) {
-        let Some((host, address)) = self.members.address(peer) else {
-            self.tell(Event::Disconnected(peer));
-            return;
-        };
-        let endpoint = self.endpoint.clone();
-        self.spawn(async move {
-            let result = endpoint
-                .connect(address, &host)
-                .await
-                .map_err(|error| error.to_string());
-            Input::Connected { peer, result }
-        });
-    }
-
-    fn connected(&mut self, peer: HostKey, result: Result<Connection, String>) {
-        let connection = match result {
-            Ok(connection) => connection,
-            Err(error) => {
-                debug!(%peer, error, "dialling failed");
-                if !self.members.is_connected(peer) {
-                    self.tell(Event::Disconnected(peer));
+    fn follow_hosts(&mut self, effects: impl IntoIterator<Item = hosts::Effect>) {
+        for effect in effects {
+            match effect {
+                hosts::Effect::Tell(event) => self.tell(event),
+                hosts::Effect::Dial {
+                    peer,
+                    host,
+                    address,
+                } => {
+                    self.spawn(streams::dial(self.endpoint.clone(), peer, host, address));
                 }
-                return;
+                hosts::Effect::Listen {
+                    peer,
+                    serial,
+                    connection,
+                } => {
+                    let inbox = self.peer_inbox.clone();
+                    self.spawn(streams::listen(peer, serial, connection, inbox));
+                }
+                hosts::Effect::Announce {
+                    connection,
+                    updates,
+                } => self.spawn(streams::announce(connection, self.life, updates)),
+                hosts::Effect::Close {
+                    connection,
+                    code,
+                    reason,
+                } => connection.close(code, reason),
+                hosts::Effect::Cancel(peer) => self.transfers.cancel_peer(peer),
+                hosts::Effect::Blame(host) => {
+                    self.blame(&host, None, ChunkIndex(0), BlameKind::Protocol);
+                }
             }
-        };
-        let Some((serial, updates)) = self.members.connected(peer, connection.clone()) else {
-            connection.close(link::CloseCode::Unauthorised, "not on this host's roster");
-            return;
-        };
-        let (inbox, heard) = (self.peer_inbox.clone(), connection.clone());
-        self.spawn(async move {
-            let reason = peer::listen(heard, serial, inbox).await;
-            Input::ConnectionEnded {
-                peer,
-                serial,
-                reason,
-            }
-        });
-        if let Some(updates) = updates {
-            self.tell_peer(members::Takeover {
-                connection,
-                updates,
-            });
-            self.tell(Event::Connected(peer));
-        }
-    }
-
-    fn tell_peer(&mut self, to: members::Takeover) {
-        let life = self.life;
-        self.spawn(async move {
-            peer::tell(to.connection, life, to.updates).await;
-            Input::Nothing
-        });
-    }
-
-    /// What went over another connection to this peer is lost, and its announcements start anew on this one.
-    fn take_over(&mut self, peer: HostKey, to: members::Takeover) {
-        for ((of, ..), transfer) in &self.transfers {
-            if *of == peer {
-                transfer.token.cancel();
-            }
-        }
-        self.tell_peer(to);
-        self.tell(Event::Disconnected(peer));
-        self.tell(Event::Connected(peer));
-    }
-
-    fn connection_ended(&mut self, peer: HostKey, serial: u64, reason: &str) {
-        debug!(%peer, reason, "connection ended");
-        match self.members.ended(peer, serial) {
-            members::Ended::Last => self.tell(Event::Disconnected(peer)),
-            members::Ended::Other(takeover) => self.take_over(peer, takeover),
-            members::Ended::Unused => {}
         }
     }
 
     fn brought(&mut self, peer: HostKey, brought: Brought) {
         match brought {
             Brought::Request { request, sender } => {
-                let Some((id, chunk)) = self.contents.locate(&request.content, request.index)
-                else {
-                    self.spawn(async move {
-                        transfer::refuse(sender, swarm::action::Declined::Missing).await;
-                        Input::Nothing
-                    });
-                    return;
-                };
-                let ticket = self.ticket();
-                self.waiting.insert(
-                    ticket,
-                    Waiting::Request {
-                        peer,
-                        id,
-                        chunk,
-                        sender,
-                    },
-                );
-                self.tell(Event::Requested {
-                    ticket,
-                    peer,
-                    id,
-                    chunk,
-                });
+                match self.contents.locate(&request.content, request.index) {
+                    Some((id, chunk)) => {
+                        let transfer = Transfer { peer, id, chunk };
+                        let event = self.transfers.requested(transfer, sender);
+                        self.tell(event);
+                    }
+                    None => self.spawn(streams::refuse(sender, Declined::Missing)),
+                }
             }
             Brought::Push {
                 push,
                 sender,
                 receiver,
-            } => {
-                let (Some((id, chunk)), Some(header)) =
-                    (self.contents.locate(&push.content, push.index), push.header)
-                else {
-                    self.spawn(async move {
-                        transfer::decline_push(sender, receiver, swarm::action::Declined::Unwanted)
-                            .await;
-                        Input::Nothing
-                    });
-                    return;
-                };
-                let spread = push.spread.map(|spread| {
-                    if spread.everyone {
-                        Spread::Everyone
-                    } else {
-                        Spread::To(spread.targets.into_iter().map(HostKey).collect())
-                    }
-                });
-                let ticket = self.ticket();
-                self.waiting.insert(
-                    ticket,
-                    Waiting::Push {
-                        peer,
-                        id,
-                        chunk,
+            } => match (self.contents.locate(&push.content, push.index), push.header) {
+                (Some((id, chunk)), Some(header)) => {
+                    let transfer = Transfer { peer, id, chunk };
+                    let offer = Offer {
                         header: Box::new(header),
                         sender,
                         receiver,
-                    },
-                );
-                self.tell(Event::Offered {
-                    ticket,
-                    peer,
-                    id,
-                    chunk,
-                    spread,
-                });
-            }
-            Brought::Introduced { serial, life } => {
-                if let Some(takeover) = self.members.introduced(peer, serial, life) {
-                    debug!(%peer, "peer was restarted");
-                    self.take_over(peer, takeover);
+                    };
+                    let spread = push.spread.map(streams::spread);
+                    let event = self.transfers.offered(transfer, spread, offer);
+                    self.tell(event);
                 }
+                _ => self.spawn(streams::decline(sender, receiver, Declined::Unwanted)),
+            },
+            Brought::Introduced { serial, life } => {
+                let effects = self.hosts.introduced(peer, serial, life);
+                self.follow_hosts(effects);
             }
             Brought::Update(update) => {
-                for have in update.have {
-                    let Ok(digest) = Digest::try_from(have.content.as_slice()) else {
-                        self.nonsense(peer, "announcement of something that isn't a digest");
-                        return;
-                    };
-                    match self.contents.announced(&digest, &have.runs) {
-                        Ok(Some((id, chunks))) => {
-                            self.tell(Event::Announced {
-                                peer,
-                                id,
-                                chunks,
-                                reset: have.reset,
-                            });
-                        }
-                        // a content that we don't know (yet): remembered, the peer won't say it again
-                        Ok(None) => {
-                            let kept = self.members.remember(peer, digest, &have.runs, have.reset);
-                            if let Err(error) = kept {
-                                self.nonsense(peer, &error.to_string());
-                                return;
-                            }
-                        }
-                        // it was told another size than we were: a size is what some manifest says
-                        Err(proto::chunks::ParseRunsError::PastEnd) => {}
-                        Err(error @ proto::chunks::ParseRunsError::Odd) => {
-                            self.nonsense(peer, &error.to_string());
-                            return;
-                        }
-                    }
-                }
-                if let Some(load) = update.load {
-                    self.tell(Event::Load {
-                        peer,
-                        backlog_bytes: load.backlog_bytes,
-                        upload_bytes_per_second: load.upload_bytes_per_second,
-                    });
-                }
+                let known = |content: &Digest, runs: &[u32]| self.contents.announced(content, runs);
+                let effects = self.hosts.updated(peer, update, known);
+                self.follow_hosts(effects);
             }
-            Brought::Nonsense(error) => self.nonsense(peer, &error),
+            Brought::Nonsense(error) => {
+                let effects = self.hosts.nonsense(peer, &error);
+                self.follow_hosts(effects);
+            }
         }
-    }
-
-    fn nonsense(&mut self, peer: HostKey, error: &str) {
-        warn!(%peer, error, "peer broke the protocol");
-        if let Some(host) = self.members.host(peer) {
-            self.blame(
-                &host,
-                None,
-                ChunkIndex(0),
-                proto::message::BlameKind::Protocol,
-            );
-        }
-        self.tell(Event::Blamed(peer));
     }
 
     // ---- transfers ------------------------------------------------------------------------------------------------
 
-    fn request(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex) {
-        let subject = self.subject(id, chunk);
-        let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
-            self.tell(Event::NotArrived {
-                peer,
-                id,
-                chunk,
-                failure: swarm::event::Failure::Broken,
-            });
-            return;
-        };
-        let transfer = transfer::request(connection, subject);
-        self.receive(peer, id, chunk, transfer);
+    fn subject(&self, id: ContentId, chunk: ChunkIndex) -> Option<Subject> {
+        let content = self.contents.find(id)?;
+        let dropped_lately = content.dropped_lately(Instant::now());
+        Some(Subject {
+            content: content.digest(),
+            geometry: content.geometry(),
+            chunk,
+            shelves: content.shelves(),
+            cache: self.cache.clone(),
+            notary: self.notary.clone(),
+            retracted: dropped_lately.then(|| self.me.key()),
+            suspects: content.suspects(),
+        })
+    }
+
+    fn request(&mut self, transfer: Transfer) {
+        let subject = self.subject(transfer.id, transfer.chunk);
+        match (self.hosts.connection(transfer.peer), subject) {
+            (Some(connection), Some(subject)) => {
+                let receiving = self.transfers.receive(transfer);
+                self.spawn(streams::request(transfer, receiving, connection, subject));
+            }
+            _ => self.tell(transfer.broken()),
+        }
     }
 
     fn accept(&mut self, ticket: Ticket) {
-        let Some(Waiting::Push {
-            peer,
-            id,
-            chunk,
-            header,
-            sender,
-            receiver,
-        }) = self.waiting.remove(&ticket)
-        else {
+        let Some((transfer, offer)) = self.transfers.take_offer(ticket) else {
             return;
         };
-        let Some(subject) = self.subject(id, chunk) else {
-            self.tell(Event::NotArrived {
-                peer,
-                id,
-                chunk,
-                failure: swarm::event::Failure::Broken,
-            });
-            return;
-        };
-        let transfer = transfer::accept_push(peer, *header, sender, receiver, subject);
-        self.receive(peer, id, chunk, transfer);
+        match self.subject(transfer.id, transfer.chunk) {
+            Some(subject) => {
+                let receiving = self.transfers.receive(transfer);
+                self.spawn(streams::accept(transfer, receiving, offer, subject));
+            }
+            None => self.tell(transfer.broken()),
+        }
     }
 
-    fn receive(
-        &mut self,
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
-        transfer: impl Future<Output = Receipt> + Send + 'static,
-    ) {
-        let token = CancellationToken::new();
-        self.next_transfer += 1;
-        let number = self.next_transfer;
-        let entry = Transfer {
-            number,
-            token: token.clone(),
-        };
-        self.transfers.insert((peer, id, chunk), entry);
-        self.spawn(async move {
-            let receipt = tokio::select! {
-                receipt = transfer => receipt,
-                () = token.cancelled() => Receipt::cancelled(),
-            };
-            Input::Received {
-                peer,
-                id,
-                chunk,
-                number,
-                receipt,
+    fn push(&mut self, transfer: Transfer, spread: Option<Spread>) {
+        let subject = self.subject(transfer.id, transfer.chunk);
+        match (self.hosts.connection(transfer.peer), subject) {
+            (Some(connection), Some(subject)) => {
+                self.spawn(streams::push(transfer, connection, subject, spread));
             }
-        });
-    }
-
-    fn push(&mut self, peer: HostKey, id: ContentId, chunk: ChunkIndex, spread: Option<Spread>) {
-        let subject = self.subject(id, chunk);
-        let (Some(connection), Some(subject)) = (self.members.connection(peer), subject) else {
-            let delivery = Delivery::Broken;
-            self.tell(Event::Sent {
-                peer,
-                id,
-                chunk,
-                ticket: None,
-                delivery,
-                wire_bytes: 0,
-            });
-            return;
-        };
-        self.spawn(async move {
-            let shipment = transfer::push(connection, subject, spread).await;
-            Input::Sent {
-                peer,
-                id,
-                chunk,
-                ticket: None,
-                shipment,
-            }
-        });
+            _ => self.tell(transfer.not_sent(None)),
+        }
     }
 
     fn serve(&mut self, ticket: Ticket) {
-        let Some(Waiting::Request {
+        let Some((transfer, sender)) = self.transfers.take_request(ticket) else {
+            return;
+        };
+        match self.subject(transfer.id, transfer.chunk) {
+            Some(subject) => self.spawn(streams::serve(transfer, ticket, sender, subject)),
+            None => self.tell(transfer.not_sent(Some(ticket))),
+        }
+    }
+
+    fn sent(&mut self, transfer: Transfer, ticket: Option<Ticket>, shipment: Shipment) {
+        let Shipment {
+            delivery,
+            wire_bytes,
+        } = shipment;
+        let Transfer { peer, id, chunk } = transfer;
+        self.metrics.sent_bytes.inc_by(wire_bytes);
+        self.count_upload(id, wire_bytes);
+        if delivery == Delivery::Bad
+            && let Some(content) = self.contents.find(id)
+        {
+            let digest = content.digest();
+            self.look_at(&digest, chunk);
+        }
+        self.tell(Event::Sent {
             peer,
             id,
             chunk,
-            sender,
-        }) = self.waiting.remove(&ticket)
-        else {
+            ticket,
+            delivery,
+            wire_bytes,
+        });
+    }
+
+    fn received(&mut self, transfer: Transfer, number: u64, mut receipt: Receipt) {
+        if !self.transfers.received(&transfer, number) && receipt.is_lost() {
+            // it went over a connection that is gone, and is asked for again over the next
+            return;
+        }
+        self.count_source(From::Peers, receipt.wire_bytes);
+        self.count_received(transfer.id, receipt.wire_bytes);
+        for (image, error) in std::mem::take(&mut receipt.unwritable) {
+            self.image_unwritable(image, error);
+        }
+        let effects = match receipt.result {
+            Ok(()) => self.contents.arrived(transfer, receipt.wire_bytes),
+            Err(failure) => self.contents.not_arrived(transfer, failure, receipt),
+        };
+        self.follow_contents(effects);
+    }
+
+    fn count_source(&self, source: From, bytes: u64) {
+        let received = &self.metrics.received_bytes;
+        received
+            .get_or_create(&SourceLabel { source })
+            .inc_by(bytes);
+    }
+
+    // ---- contents -------------------------------------------------------------------------------------------------
+
+    fn follow_contents(&mut self, effects: impl IntoIterator<Item = contents::Effect>) {
+        for effect in effects {
+            match effect {
+                contents::Effect::Tell(event) => self.tell(event),
+                contents::Effect::Recall {
+                    id,
+                    content,
+                    chunks,
+                } => {
+                    let effects = self.hosts.recall(id, &content, chunks);
+                    self.follow_hosts(effects);
+                }
+                contents::Effect::Walk {
+                    id,
+                    content,
+                    chunks,
+                    shelves,
+                } => self.spawn_blocking(move || Input::Walked {
+                    id,
+                    walked: walk::walk(&shelves, content, chunks),
+                }),
+                contents::Effect::Retract {
+                    id,
+                    content,
+                    shelves,
+                } => {
+                    let (me, from) = (self.me.key(), ChunkIndex(0));
+                    self.spawn_blocking(move || Input::Retracted {
+                        id,
+                        from,
+                        result: fetch::retract(&shelves, content, me, from),
+                    });
+                }
+                contents::Effect::Drop {
+                    from,
+                    content,
+                    shelves,
+                } => {
+                    // what its maker is sending was made before that
+                    self.transfers.cancel_from(from);
+                    self.spawn_blocking(move || Input::Dropped {
+                        id: from.id,
+                        result: fetch::retract(&shelves, content, from.peer, from.chunk),
+                    });
+                }
+                contents::Effect::Gained { images, bytes } => {
+                    self.with_images(&images, |image| image.held_bytes += bytes);
+                }
+                contents::Effect::Lost { images, bytes } => {
+                    self.with_images(&images, |image| {
+                        image.held_bytes = image.held_bytes.saturating_sub(bytes);
+                    });
+                }
+                contents::Effect::CameFromOrigin { images, bytes } => {
+                    self.with_images(&images, |image| {
+                        image.origin_bytes += bytes;
+                        image.clear_trouble();
+                    });
+                }
+                contents::Effect::ClearOriginTrouble(images) => self.clear_origin_trouble(&images),
+                contents::Effect::Closed { image, content } => self.content_closed(image, content),
+                contents::Effect::Opened { image, content } => self.content_opened(image, content),
+                contents::Effect::NotStored { mirrored, error } => match mirrored {
+                    true => self.mirror_storage_failed(&error),
+                    false => self.storage_failed(&error),
+                },
+                contents::Effect::CountFalse { source, chunks } => {
+                    let failures = &self.metrics.verify_failures;
+                    failures
+                        .get_or_create(&SourceLabel { source })
+                        .inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
+                }
+                contents::Effect::Convict(links) => self.show(&links),
+                contents::Effect::BlameBytes(Transfer { peer, id, chunk }) => {
+                    if let Some(host) = self.hosts.id(peer).cloned() {
+                        warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
+                        self.blame(&host, Some(id), chunk, BlameKind::Bytes);
+                    }
+                }
+                contents::Effect::TakeBack { content, from } => {
+                    let first = self.retractions.entry(content).or_insert(from);
+                    *first = from.min(*first);
+                }
+                contents::Effect::Report => self.report_due = true,
+            }
+        }
+    }
+
+    fn with_images(&mut self, images: &[Digest], change: impl Fn(&mut Image)) {
+        for image in images {
+            if let Some(image) = self.images.get_mut(image) {
+                change(image);
+            }
+        }
+    }
+
+    /// The registry is nobody's trouble here any more: what was said about it on these images is over.
+    fn clear_origin_trouble(&mut self, images: &[Digest]) {
+        self.with_images(images, |image| {
+            image.clear_trouble_of(&[ORIGIN_TROUBLE, ORIGIN_FAILED, ORIGIN_SETTINGS]);
+        });
+    }
+
+    /// Makes a content known to the swarm.
+    fn introduce(&mut self, id: ContentId, order: u32) {
+        let images = &self.images;
+        let of_image = |image: &Digest| Some(images.get(image)?.entitled.clone());
+        let effects = self.contents.introduce(id, order, of_image);
+        self.follow_contents(effects);
+    }
+
+    /// Tells the swarm anew of an image's contents: who may have them may have changed.
+    fn retell(&mut self, layout: &Layout) {
+        for spec in layout.contents() {
+            let content = self.contents.by_digest(&spec.digest);
+            if let Some((id, order)) = content.map(|content| (content.id(), content.order())) {
+                self.introduce(id, order);
+            }
+        }
+    }
+
+    fn walk_if_whole(&mut self, id: ContentId) {
+        let effect = self.contents.walk_if_whole(id);
+        self.follow_contents(effect);
+    }
+
+    fn walked(&mut self, id: ContentId, mut walked: Walked) {
+        for (image, error) in std::mem::take(&mut walked.unwritable) {
+            self.image_unwritable(image, error);
+        }
+        let effects = self.contents.walked(id, walked);
+        self.follow_contents(effects);
+    }
+
+    fn drop_made(&mut self, content: &Digest, maker: HostKey, from: ChunkIndex) {
+        let effect = self.contents.drop_made(content, maker, from);
+        self.follow_contents(effect);
+    }
+
+    fn retract_doubted(&mut self, id: ContentId) {
+        let effect = self.contents.retract_doubted(id);
+        self.follow_contents(effect);
+    }
+
+    // ---- the registry ---------------------------------------------------------------------------------------------
+
+    fn fetch(&mut self, id: ContentId, until: ChunkIndex) {
+        if self.fetches.go_on(id, until) {
+            return;
+        }
+        let Some(content) = self.contents.find(id) else {
             return;
         };
-        let Some(subject) = self.subject(id, chunk) else {
-            let delivery = Delivery::Broken;
-            self.tell(Event::Sent {
-                peer,
-                id,
-                chunk,
-                ticket: Some(ticket),
-                delivery,
-                wire_bytes: 0,
-            });
+        // the image that the lease was granted for: another may name a repository that refuses this content
+        let images = content.images();
+        let leased = self.leases.image(id).filter(|image| images.contains(image));
+        let image = leased
+            .iter()
+            .chain(&images)
+            .find_map(|image| self.images.get(image));
+        let by = image.map(|image| image.digest);
+        let asked = match image {
+            Some(image) => Some((image.reference().to_owned(), image.access.clone())),
+            None => self.mirror.access(&content.digest()),
+        };
+        let Some((reference, access)) = asked else {
             return;
         };
+        let reins = self.fetches.begin(id, by, access, until);
+        let mut job = fetch::Job {
+            id,
+            content: content.digest(),
+            geometry: content.geometry(),
+            kind: content.kind(),
+            shelves: content.shelves(),
+            reference,
+            access: reins.access,
+            doubted: false,
+            me: self.me.clone(),
+            notary: Some(self.notary.clone()),
+            cache: self.cache.clone(),
+            until: reins.until,
+            moved: reins.moved,
+            inbox: self.fetch_inbox.clone(),
+        };
+        let registry = job.reference.split_once('/').map(|(registry, _)| registry);
+        for shelf in &job.shelves {
+            if let Shelf::Blob(blob) = shelf {
+                blob.comes_from(registry);
+            }
+        }
+        info!(content = %job.content, image = job.reference, "fetching from the registry");
+        let (origin, number, token) = (self.origin.clone(), reins.number, reins.token);
         self.spawn(async move {
-            let shipment = transfer::serve(sender, subject).await;
-            Input::Sent {
-                peer,
-                id,
-                chunk,
-                ticket: Some(ticket),
-                shipment,
+            tokio::select! {
+                biased;
+                () = token.cancelled() => Input::Nothing,
+                end = fetch::run(&origin, &mut job) => Input::FetchEnded { id, number, end },
             }
         });
+    }
+
+    fn fetch_news(&mut self, id: ContentId, news: News) {
+        match news {
+            News::Chunk {
+                chunk,
+                origin_bytes,
+                conflict,
+            } => {
+                self.count_source(From::Origin, origin_bytes);
+                self.leases.chunk_came(id);
+                let effects = self.contents.fetched(id, chunk, origin_bytes, conflict);
+                self.follow_contents(effects);
+            }
+            News::Refused { error } => {
+                // told at once: the coordinator fetches another token
+                if self.leases.refused(id, error) {
+                    self.report(false);
+                }
+            }
+            News::Broke { after_bytes, error } => {
+                // no trouble, but worth a word where it is the rule
+                debug!(
+                    id = id.0,
+                    after_bytes, error, "a connection to the registry broke; going on"
+                );
+                self.leases.broke(id, after_bytes);
+            }
+            News::Trouble {
+                error,
+                retry_after,
+                wait,
+            } => self.fetch_trouble(id, error, retry_after, wait),
+            News::Doubted => {
+                let effects = self.contents.fetch_doubted(id);
+                self.follow_contents(effects);
+                // the fetch's end was heard before this
+                if !self.fetches.is_running(id) {
+                    self.retract_doubted(id);
+                }
+            }
+            News::Retracted { from, chunks } => {
+                let now = Instant::now();
+                let effects = self.contents.retracted(now, id, from, Ok(chunks));
+                self.follow_contents(effects);
+            }
+            News::Unwritable(images) => {
+                for (image, error) in images {
+                    self.image_unwritable(image, error);
+                }
+            }
+        }
+    }
+
+    fn fetch_trouble(
+        &mut self,
+        id: ContentId,
+        error: String,
+        retry_after: Option<Duration>,
+        wait: Duration,
+    ) {
+        // a fetch that was stopped a moment ago has nothing to say any more
+        if !self.fetches.is_running(id) {
+            return;
+        }
+        let Some(content) = self.contents.find(id) else {
+            return;
+        };
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        warn!(content = %content.digest(), error, wait_ms, "fetching from the registry has trouble; trying again");
+        let message = format!("{error} (next attempt in {wait_ms} ms)");
+        let images = content.images();
+        self.with_images(&images, |image| {
+            image.trouble(ORIGIN_TROUBLE, message.clone());
+        });
+        let retry_at = retry_after.map(|pause| Instant::now() + pause);
+        self.leases.failed(id, error, retry_at);
+        // at once: as long as the coordinator doesn't know, it sends others to a registry that wants to be left alone
+        self.report(false);
+    }
+
+    fn fetch_ended(&mut self, id: ContentId, number: u64, end: FetchEnd) {
+        let asked = self.fetches.image(id);
+        if !self.fetches.ended(id, number) {
+            // it was stopped, and that was told
+            return;
+        }
+        match &end {
+            FetchEnd::Done => self.contents.fetch_done(id),
+            FetchEnd::Bad(_) => self.contents.fetch_bad(id),
+            FetchEnd::Failed(_) | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
+        }
+        self.retract_doubted(id);
+        let told = match fetches::told(&end) {
+            Ok(told) => told,
+            // this host's own trouble: the lease passes on without a word about the registry
+            Err(error) => {
+                let mut effects = Vec::new();
+                self.contents.not_stored(id, error, &mut effects);
+                return self.follow_contents(effects);
+            }
+        };
+        let Told {
+            swarm,
+            lease,
+            reason,
+        } = told;
+        if let (Some(content), Some(reason)) = (self.contents.find(id), reason) {
+            error!(content = %content.digest(), reason, error = lease.message, "fetching from the registry failed");
+            // what one image's repository refuses says nothing of the others
+            let images = match asked {
+                Some(image) if matches!(end, FetchEnd::Failed(_)) => vec![image],
+                _ => content.images(),
+            };
+            self.with_images(&images, |image| {
+                image.trouble(reason, lease.message.clone())
+            });
+        }
+        self.tell(Event::OriginEnded { id, end: swarm });
+        self.end_lease(id, lease);
+        self.mirror_fetch_ended(id, end);
+    }
+
+    // ---- leases ---------------------------------------------------------------------------------------------------
+
+    /// The coordinator leased this host a content, to be fetched under this image's name.
+    fn leased(&mut self, digest: Digest, image: Option<Digest>) {
+        match self.contents.by_digest(&digest).map(Content::id) {
+            Some(id) => {
+                self.leases.grant(id, image);
+                self.tell(Event::Leased(id));
+            }
+            // the stage isn't ready yet; the lease runs meanwhile
+            None => self.leases.grant_early(digest, image),
+        }
+    }
+
+    fn lease_lost(&mut self, digest: &Digest) {
+        self.notary.forget_lease(digest);
+        self.leases.lose_early(digest);
+        let Some(content) = self.contents.by_digest(digest) else {
+            return;
+        };
+        let (id, images) = (content.id(), content.images());
+        self.leases.lose(id);
+        self.clear_origin_trouble(&images);
+        self.report_due = true;
+        self.tell(Event::LeaseLost(id));
+    }
+
+    /// Ends a lease and says so at once.
+    fn end_lease(&mut self, id: ContentId, how: End) {
+        if !self.leases.holds(id) {
+            return;
+        }
+        if let Some(content) = self.contents.find(id).map(Content::digest) {
+            self.close_lease(id, content, how);
+        }
+        self.report(false);
+    }
+
+    /// Ends a lease, which the next report says.
+    fn close_lease(&mut self, id: ContentId, content: Digest, how: End) {
+        if self.leases.end(id, content, how) {
+            self.notary.forget_lease(&content);
+        }
+    }
+
+    fn release_lease(&mut self, id: ContentId) {
+        let content = self.contents.find(id);
+        let end = match content.is_some_and(|content| content.held().is_full()) {
+            true => LeaseEnd::Done,
+            false => LeaseEnd::Released,
+        };
+        self.end_lease(id, End::plain(end));
+    }
+
+    /// A lease that can't be used: nobody would take what was made of it.
+    fn give_lease_back(&mut self, content: Digest, error: &str) {
+        warn!(%content, error, "a lease is given back");
+        self.leases.give_back(content, error);
+        self.report_due = true;
+    }
+
+    // ---- looks ----------------------------------------------------------------------------------------------------
+
+    /// Reads a few verified chunks again, while nothing is being staged: disks forget. Nothing rests on it: what is served, copied or
+    /// installed was compared before.
+    fn scrub(&mut self) {
+        let (at, chunk) = self.scrub_at;
+        let Some(content) = self.contents.closed_from(at) else {
+            return;
+        };
+        let id = content.id();
+        let first = if id == at { chunk.0 } else { 0 };
+        let end = (first + SCRUB_CHUNKS).min(content.geometry().chunks());
+        let whole = end == content.geometry().chunks();
+        let next = match whole {
+            true => (ContentId(id.0 + 1), ChunkIndex(0)),
+            false => (id, ChunkIndex(end)),
+        };
+        self.scrub_at = next;
+        self.scrubbing = true;
+        let (digest, shelves) = (content.digest(), content.shelves());
+        self.spawn_blocking(move || {
+            for chunk in (first..end).map(ChunkIndex) {
+                for shelf in &shelves {
+                    // what rotted is told by the store; what can't be read now shows by other means
+                    if let Err(error) = shelf.look(digest, chunk) {
+                        debug!(content = %digest, %chunk, %error, "a chunk can't be read now");
+                    }
+                }
+            }
+            for shelf in shelves.iter().filter(|_| whole) {
+                if let Err(error) = shelf.mend_decoded(digest) {
+                    debug!(content = %digest, %error, "decoded bytes can't be compared now");
+                }
+            }
+            Input::Scrubbed
+        });
+    }
+
+    /// A peer says that a chunk which it had from us doesn't fit its link: its own memory may be broken, or our disk.
+    fn look_at(&mut self, digest: &Digest, chunk: ChunkIndex) {
+        let Some(content) = self.contents.by_digest(digest) else {
+            return;
+        };
+        if !content.geometry().contains(chunk)
+            || self.looking.len() >= MAX_LOOKS
+            || !self.looking.insert((*digest, chunk))
+        {
+            return;
+        }
+        let (digest, shelves) = (*digest, content.shelves());
+        warn!(content = %digest, %chunk, "looking at a chunk for which a peer blames this host");
+        // what was packed before may be what is wrong
+        self.cache.forget(digest, chunk);
+        self.spawn_blocking(move || {
+            let mut rotten = false;
+            for shelf in &shelves {
+                match shelf.look(digest, chunk) {
+                    Ok(look) => rotten |= look == Look::Rotten,
+                    Err(error) => {
+                        warn!(content = %digest, %chunk, %error, "a chunk for which a peer blames this host can't be read");
+                    }
+                }
+            }
+            Input::Looked {
+                content: digest,
+                chunk,
+                rotten,
+            }
+        });
+    }
+
+    fn looked(&mut self, digest: Digest, chunk: ChunkIndex, rotten: bool) {
+        self.looking.remove(&(digest, chunk));
+        if !rotten {
+            info!(content = %digest, %chunk, "a chunk for which a peer blamed this host is what its link says");
+        }
+        // a rotten blob of the mirror is dropped as a whole
+        if rotten
+            && self
+                .contents
+                .by_digest(&digest)
+                .is_some_and(|content| content.is_mirrored())
+        {
+            self.keep_cache();
+        }
     }
 
     fn address(&self) -> Option<SocketAddr> {

@@ -1,130 +1,140 @@
 //! The contents that this host holds or wants, under the small numbers by which the swarm knows them.
+//!
+//! This part neither reads nor writes the disk. It names what is to be done as [`Effect`]s, which the driver carries out.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::AtomicU64},
-    time::{Duration, Instant},
-};
+mod content;
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed, State,
-    chunks::ParseRunsError,
-    image::{ContentKind, Layout},
-    message::{BlameKind, LeaseEnd, OriginFault},
-    statement::judge,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed, chunks::ParseRunsError,
+    image::ContentSpec,
 };
 use swarm::{
     Event,
-    event::{ContentId, Entitled, OriginEnd},
+    event::{ContentId, Entitled, Failure},
 };
-use tokio::sync::watch;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
-use super::{
-    Driver, Fetch, Input,
-    leases::{Lease, OriginWords},
-    trouble::{CONTENT_BAD, ORIGIN_FAILED, ORIGIN_SETTINGS, ORIGIN_TROUBLE},
-    walk::Walked,
-};
+pub(super) use self::content::{Content, Proving};
+use super::{transfers::Transfer, walk::Walked};
 use crate::{
-    fetch::{self, FetchEnd, News},
-    metrics::{From, SourceLabel},
-    mirror::blob::Blob,
-    shelf::{self, Shelf},
-    store::{Stage, held::Look},
-    suspects::Suspects,
-    transfer::{Receipt, Subject},
+    metrics::From,
+    shelf::Shelf,
+    transfer::{Cache, Receipt},
 };
 
-/// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
-const SCRUB_CHUNKS: u32 = 8;
-
-/// Chunks that are looked at one moment because peers blame this host for them. A disk reads thousands in a second.
-const MAX_LOOKS: usize = 64;
-
-/// What this host dropped of its own making isn't taken from others again for this long: by then they know better.
-const DROPPED_WITHIN: Duration = Duration::from_secs(10);
-
-/// A content of one or more images.
+/// What the driver has to do after this part heard something.
 #[derive(Debug)]
-pub(super) struct Content {
-    pub(super) id: ContentId,
-    pub(super) digest: Digest,
-    pub(super) geometry: Geometry,
-    pub(super) kind: ContentKind,
-    /// The images that it is part of.
-    pub(super) images: Vec<Digest>,
-    /// Where its bytes are or shall be.
-    pub(super) shelves: Vec<Shelf>,
-    /// Contents of lower order are wanted first.
-    order: u32,
-    /// Chunks that are held here, as the swarm knows them.
-    pub(super) held: ChunkSet,
-    /// Whether its chain runs from the initial state to the digest.
-    pub(super) closed: bool,
-    walking: bool,
-    /// What our fetch made of it ended in something else than the digest, and isn't sorted out yet.
-    doubted: bool,
-    /// When we dropped some of what we made.
-    retracted_at: Option<Instant>,
-    /// Signed links that are false. They are judged when the content is verified.
-    suspects: Arc<Suspects>,
+pub(super) enum Effect<S = Shelf> {
+    /// Tell the swarm.
+    Tell(Event),
+    /// The swarm knows this content from now on: what peers announced of it before counts.
+    Recall {
+        id: ContentId,
+        content: Digest,
+        chunks: u32,
+    },
+    /// Walk the content's chain back from its digest. The end is told by [`Contents::walked`].
+    Walk {
+        id: ContentId,
+        content: Digest,
+        chunks: u32,
+        shelves: Vec<S>,
+    },
+    /// Drop what this host made of a content. The end is told by [`Contents::retracted`].
+    Retract {
+        id: ContentId,
+        content: Digest,
+        shelves: Vec<S>,
+    },
+    /// Drop what another host made of a content, from a chunk on, and give up what that host is sending of it. The end is
+    /// told by [`Contents::dropped`].
+    Drop {
+        from: Transfer,
+        content: Digest,
+        shelves: Vec<S>,
+    },
+    /// So many bytes more are held of these images.
+    Gained { images: Vec<Digest>, bytes: u64 },
+    /// So many bytes less are held of these images.
+    Lost { images: Vec<Digest>, bytes: u64 },
+    /// So many bytes came from the registry for these images.
+    CameFromOrigin { images: Vec<Digest>, bytes: u64 },
+    /// The registry is no trouble of these images any more.
+    ClearOriginTrouble(Vec<Digest>),
+    /// A content of this image is verified.
+    Closed { image: Digest, content: Digest },
+    /// A content of this image isn't verified any more.
+    Opened { image: Digest, content: Digest },
+    /// The volume of images, or that of the mirror's blobs, failed.
+    NotStored { mirrored: bool, error: String },
+    /// Chunks were found false.
+    CountFalse { source: From, chunks: usize },
+    /// Show the coordinator these links: who signed them lied.
+    Convict(Vec<Signed>),
+    /// Tell the coordinator that this peer sent bytes that don't fit their link.
+    BlameBytes(Transfer),
+    /// Tell the coordinator, and so all others, that this host takes back what it made of a content from a chunk on.
+    TakeBack { content: Digest, from: ChunkIndex },
+    /// Something changed that the next report says.
+    Report,
 }
 
 /// All contents.
-#[derive(Debug, Default)]
-pub(super) struct Contents {
-    contents: BTreeMap<ContentId, Content>,
+#[derive(Debug)]
+pub(super) struct Contents<S = Shelf> {
+    me: HostKey,
+    /// Packed chunks. What isn't held any more is forgotten there too.
+    cache: Arc<Cache>,
+    contents: BTreeMap<ContentId, Content<S>>,
     ids: BTreeMap<Digest, ContentId>,
     next: u32,
     dirty: bool,
 }
 
-impl Contents {
-    pub(super) fn find(&self, id: ContentId) -> Option<&Content> {
+impl<S: Proving> Contents<S> {
+    pub(super) fn new(me: HostKey, cache: Arc<Cache>) -> Self {
+        Self {
+            me,
+            cache,
+            contents: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            next: 0,
+            dirty: false,
+        }
+    }
+
+    // ---- finding --------------------------------------------------------------------------------------------------
+
+    pub(super) fn find(&self, id: ContentId) -> Option<&Content<S>> {
         self.contents.get(&id)
     }
 
-    pub(super) fn find_some(&self, id: Option<ContentId>) -> Option<&Content> {
-        self.contents.get(&id?)
-    }
-
-    /// The first verified content of an image from this one on, and around.
-    fn closed_from(&self, id: ContentId) -> Option<&Content> {
-        let mut around = self.contents.range(id..).chain(self.contents.range(..id));
-        around
-            .find(|(_, content)| content.closed && !content.images.is_empty())
-            .map(|(_, content)| content)
-    }
-
-    pub(super) fn find_mut(&mut self, id: ContentId) -> Option<&mut Content> {
-        self.contents.get_mut(&id)
-    }
-
-    pub(super) fn by_digest(&self, digest: &Digest) -> Option<&Content> {
+    pub(super) fn by_digest(&self, digest: &Digest) -> Option<&Content<S>> {
         self.contents.get(self.ids.get(digest)?)
     }
 
-    /// Whether chunks were stored that no journal vouches for yet.
-    pub(super) const fn is_dirty(&self) -> bool {
-        self.dirty
+    /// The first verified content of an image from this one on, and around.
+    pub(super) fn closed_from(&self, id: ContentId) -> Option<&Content<S>> {
+        let mut around = self.contents.range(id..).chain(self.contents.range(..id));
+        around
+            .find(|(_, content)| content.is_closed() && !content.is_mirrored())
+            .map(|(_, content)| content)
     }
 
-    pub(super) const fn set_dirty(&mut self, dirty: bool) {
-        self.dirty = dirty;
-    }
-
-    /// The content and chunk that a peer names, where we know it and it has such a chunk.
+    /// The content and chunk that a peer names, where this host knows the content and it has such a chunk.
     pub(super) fn locate(&self, content: &[u8], index: u32) -> Option<(ContentId, ChunkIndex)> {
         let content = self.by_digest(&Digest::try_from(content).ok()?)?;
         let chunk = ChunkIndex(index);
-        content
-            .geometry
-            .contains(chunk)
-            .then_some((content.id, chunk))
+        let contains = content.geometry().contains(chunk);
+        contains.then_some((content.id(), chunk))
     }
 
-    /// The chunks that a peer announced; `None` for a content that we don't know.
+    /// The chunks that a peer announced; `None` for a content that isn't known.
+    ///
+    /// # Errors
+    /// When these aren't runs of the content's chunks.
     pub(super) fn announced(
         &self,
         digest: &Digest,
@@ -133,86 +143,77 @@ impl Contents {
         let Some(content) = self.by_digest(digest) else {
             return Ok(None);
         };
-        Ok(Some((
-            content.id,
-            ChunkSet::from_runs(content.geometry.chunks(), runs)?,
-        )))
+        let chunks = ChunkSet::from_runs(content.geometry().chunks(), runs)?;
+        Ok(Some((content.id(), chunks)))
     }
 
-    /// Adds a content of an image, or another image to a content. Whether it is new.
+    /// The images that a content is part of.
+    fn images(&self, id: ContentId) -> Vec<Digest> {
+        self.find(id).map(Content::images).unwrap_or_default()
+    }
+
+    /// Whether chunks were stored that no journal vouches for yet.
+    pub(super) const fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// The journals are being flushed: they vouch for all that was stored until now.
+    pub(super) const fn flushed(&mut self) {
+        self.dirty = false;
+    }
+
+    // ---- coming and going -----------------------------------------------------------------------------------------
+
+    const fn next_id(&mut self) -> ContentId {
+        let id = ContentId(self.next);
+        self.next += 1;
+        id
+    }
+
+    /// Adds a content of an image, or another image to a content. Whether the content is new.
     pub(super) fn add(
         &mut self,
-        spec: &proto::image::ContentSpec,
-        image: Digest,
-        stage: &Arc<Stage>,
+        spec: &ContentSpec,
+        (image, shelf): (Digest, S),
         held: ChunkSet,
         closed: bool,
     ) -> (ContentId, bool) {
         if let Some(id) = self.ids.get(&spec.digest).copied()
             && let Some(content) = self.contents.get_mut(&id)
         {
-            if !content.images.contains(&image) {
-                content.images.push(image);
-                content.shelves.push(Shelf::Stage(stage.clone()));
-                // what the others hold is copied to the new one before the next walk
-                content.closed &= closed;
-            }
+            content.add_image(image, shelf, closed);
             return (id, false);
         }
-        let id = ContentId(self.next);
-        self.next += 1;
+        let id = self.next_id();
+        let what = (spec.digest, spec.geometry, spec.kind);
+        let content = Content::of_image(id, what, (image, shelf), held, closed);
         self.ids.insert(spec.digest, id);
-        let content = Content {
-            id,
-            digest: spec.digest,
-            geometry: spec.geometry,
-            kind: spec.kind,
-            images: vec![image],
-            shelves: vec![Shelf::Stage(stage.clone())],
-            order: 0,
-            held,
-            closed,
-            walking: false,
-            doubted: false,
-            retracted_at: None,
-            suspects: Arc::default(),
-        };
         self.contents.insert(id, content);
         (id, true)
     }
 
     /// Adds a blob of the mirror, which is no part of an image here.
-    pub(super) fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
-        let digest = blob.digest();
+    pub(super) fn add_mirrored(
+        &mut self,
+        (digest, geometry): (Digest, Geometry),
+        shelf: S,
+        held: ChunkSet,
+        closed: bool,
+    ) -> ContentId {
         if let Some(id) = self.ids.get(&digest) {
             return *id;
         }
-        let id = ContentId(self.next);
-        self.next += 1;
+        let id = self.next_id();
+        let content = Content::of_mirror(id, (digest, geometry), shelf, held, closed);
         self.ids.insert(digest, id);
-        let content = Content {
-            id,
-            digest,
-            geometry: blob.geometry(),
-            kind: ContentKind::Blob,
-            images: Vec::new(),
-            held: blob.held(),
-            closed: blob.is_whole(),
-            shelves: vec![Shelf::Blob(blob.clone())],
-            order: 0,
-            walking: false,
-            doubted: false,
-            retracted_at: None,
-            suspects: Arc::default(),
-        };
         self.contents.insert(id, content);
         id
     }
 
-    /// Removes a content that no image has.
-    pub(super) fn remove_blob(&mut self, digest: &Digest) -> Option<ContentId> {
+    /// Removes a blob of the mirror. A content of an image stays.
+    pub(super) fn remove_mirrored(&mut self, digest: &Digest) -> Option<ContentId> {
         let id = *self.ids.get(digest)?;
-        if !self.contents.get(&id)?.images.is_empty() {
+        if !self.contents.get(&id)?.is_mirrored() {
             return None;
         }
         self.ids.remove(digest);
@@ -220,16 +221,12 @@ impl Contents {
         Some(id)
     }
 
-    /// Takes an image away from its contents; those that no other image has are removed and returned.
+    /// Takes an image away from its contents. Those that no other image has are removed and returned.
     pub(super) fn remove_image(&mut self, image: &Digest) -> Vec<(ContentId, Digest)> {
         let mut gone = Vec::new();
         for content in self.contents.values_mut() {
-            if let Some(at) = content.images.iter().position(|other| other == image) {
-                content.images.remove(at);
-                content.shelves.remove(at);
-                if content.images.is_empty() {
-                    gone.push((content.id, content.digest));
-                }
+            if content.remove_image(image) {
+                gone.push((content.id(), content.digest()));
             }
         }
         for (id, digest) in &gone {
@@ -237,6 +234,429 @@ impl Contents {
             self.ids.remove(digest);
         }
         gone
+    }
+
+    /// Makes a content known to the swarm. `of_image` says who may have what an image holds; `None` for an image that is
+    /// forgotten.
+    pub(super) fn introduce(
+        &mut self,
+        id: ContentId,
+        order: u32,
+        of_image: impl Fn(&Digest) -> Option<Entitled>,
+    ) -> Vec<Effect<S>> {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return Vec::new();
+        };
+        content.set_order(order);
+        let event = Event::Content {
+            id,
+            key: tie_key(&content.digest()),
+            size: content.geometry().size(),
+            held: content.held().clone(),
+            order,
+            entitled: entitled(content, of_image),
+        };
+        let recall = Effect::Recall {
+            id,
+            content: content.digest(),
+            chunks: content.geometry().chunks(),
+        };
+        vec![Effect::Tell(event), recall]
+    }
+
+    // ---- chunks come ----------------------------------------------------------------------------------------------
+
+    /// A chunk of a peer's is verified against its link and stored.
+    pub(super) fn arrived(&mut self, of: Transfer, wire_bytes: u64) -> Vec<Effect<S>> {
+        let Transfer { peer, id, chunk } = of;
+        let mut out = vec![
+            Effect::Tell(Event::Arrived {
+                peer,
+                id,
+                chunk,
+                wire_bytes,
+            }),
+            Effect::ClearOriginTrouble(self.images(id)),
+        ];
+        self.stored(id, chunk, &mut out);
+        out
+    }
+
+    /// A chunk of a peer's didn't come, or was false.
+    pub(super) fn not_arrived(
+        &mut self,
+        of: Transfer,
+        failure: Failure,
+        receipt: Receipt,
+    ) -> Vec<Effect<S>> {
+        let Transfer { peer, id, chunk } = of;
+        let mut out = Vec::new();
+        if let Some(content) = self.find(id) {
+            let content = content.digest();
+            debug!(%content, chunk = chunk.0, %peer, ?failure, "a chunk didn't come");
+        }
+        // The size of a mirror's blob is what some client's registry says. A peer that was told another size lies no more
+        // than this host does.
+        let mirrored = self.find(id).is_some_and(Content::is_mirrored);
+        let doubtful = receipt.other_size && mirrored;
+        if let Some(signed) = receipt.false_link {
+            out.push(Effect::CountFalse {
+                source: From::Peers,
+                chunks: 1,
+            });
+            self.suspect(id, *signed, &mut out);
+        }
+        if let Some(links) = receipt.contradiction {
+            let maker = links[0].maker();
+            warn!(%maker, chunk = chunk.0, "links that a host signed contradict each other");
+            let liar = maker.key();
+            out.push(Effect::Convict(links.to_vec()));
+            out.push(Effect::Tell(Event::Blamed(liar)));
+        }
+        if receipt.false_bytes && !doubtful {
+            out.push(Effect::CountFalse {
+                source: From::Peers,
+                chunks: 1,
+            });
+            out.push(Effect::BlameBytes(of));
+        }
+        if let Some(error) = receipt.storage_error {
+            self.not_stored(id, error, &mut out);
+        }
+        let failure = if doubtful { Failure::Refused } else { failure };
+        out.push(Effect::Tell(Event::NotArrived {
+            peer,
+            id,
+            chunk,
+            failure,
+        }));
+        out
+    }
+
+    /// A chunk came from the registry and is stored. `conflict`: it took the place of another one.
+    pub(super) fn fetched(
+        &mut self,
+        id: ContentId,
+        chunk: ChunkIndex,
+        origin_bytes: u64,
+        conflict: bool,
+    ) -> Vec<Effect<S>> {
+        let mut out = vec![Effect::CameFromOrigin {
+            images: self.images(id),
+            bytes: origin_bytes,
+        }];
+        if conflict {
+            // what was held of this chunk isn't what the registry has now
+            self.lose(id, chunk, &mut out);
+            out.push(Effect::Tell(Event::ChunkLost { id, chunk }));
+        }
+        out.push(Effect::Tell(Event::OriginChunk {
+            id,
+            chunk,
+            wire_bytes: origin_bytes,
+        }));
+        self.stored(id, chunk, &mut out);
+        out
+    }
+
+    /// A chunk is verified against its link and stored.
+    fn stored(&mut self, id: ContentId, chunk: ChunkIndex, out: &mut Vec<Effect<S>>) {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        let Some(bytes) = content.store(chunk) else {
+            return;
+        };
+        self.dirty = true;
+        out.push(Effect::Gained {
+            images: content.images(),
+            bytes,
+        });
+        out.push(Effect::Report);
+        out.extend(self.walk_if_whole(id));
+    }
+
+    /// The volume of images, or that of the mirror's blobs, took no chunk.
+    pub(super) fn not_stored(&self, id: ContentId, error: String, out: &mut Vec<Effect<S>>) {
+        if let Some(content) = self.find(id) {
+            out.push(Effect::NotStored {
+                mirrored: content.is_mirrored(),
+                error,
+            });
+        }
+    }
+
+    /// A chunk isn't held any more. Whether it was.
+    fn lose(&mut self, id: ContentId, chunk: ChunkIndex, out: &mut Vec<Effect<S>>) -> bool {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return false;
+        };
+        self.cache.forget(content.digest(), chunk);
+        let Some(bytes) = content.lose(chunk) else {
+            return false;
+        };
+        out.push(Effect::Lost {
+            images: content.images(),
+            bytes,
+        });
+        true
+    }
+
+    /// A chunk isn't held any more, and is asked for again where it was.
+    fn miss(&mut self, id: ContentId, chunk: ChunkIndex, out: &mut Vec<Effect<S>>) {
+        if self.lose(id, chunk, out) {
+            out.push(Effect::Tell(Event::ChunkLost { id, chunk }));
+        }
+    }
+
+    // ---- verifying ------------------------------------------------------------------------------------------------
+
+    /// Once every chunk is there, walks back from the digest: the content is verified, or somebody lied.
+    pub(super) fn walk_if_whole(&mut self, id: ContentId) -> Option<Effect<S>> {
+        let content = self.contents.get_mut(&id)?;
+        content.begin_walk().then(|| Effect::Walk {
+            id,
+            content: content.digest(),
+            chunks: content.geometry().chunks(),
+            shelves: content.shelves(),
+        })
+    }
+
+    /// A walk ended.
+    pub(super) fn walked(&mut self, id: ContentId, walked: Walked) -> Vec<Effect<S>> {
+        let mut out = Vec::new();
+        let Some(content) = self.contents.get_mut(&id) else {
+            return out;
+        };
+        let changed = content.end_walk(walked.closed);
+        let (digest, closed) = (content.digest(), content.is_closed());
+        let again = changed || !walked.verdicts.is_empty();
+        for verdict in &walked.verdicts {
+            self.lose(id, verdict.chunk, &mut out);
+        }
+        if walked.storage_error.is_none() {
+            // nobody is blamed for what an image lacks after the walk
+            for chunk in &walked.lacking {
+                self.miss(id, *chunk, &mut out);
+            }
+        }
+        if let Some(first) = walked.verdicts.first() {
+            // nobody is named before the whole shows who answers for it: it may be the registry's fault
+            let chunks = walked.verdicts.len();
+            warn!(content = %digest, chunk = first.chunk.0, chunks, "the chain proved a chunk false; it and what was made with it are fetched again");
+            out.push(Effect::CountFalse {
+                source: From::Peers,
+                chunks,
+            });
+        }
+        for (at, verdict) in walked.verdicts.into_iter().enumerate() {
+            let (chunk, maker) = (verdict.chunk, verdict.source.maker);
+            debug!(content = %digest, chunk = chunk.0, %maker, "dropped");
+            // the first one is false; the others fell with it and may be true
+            if at == 0
+                && let Some(statement) = verdict.statement
+            {
+                let signed = Signed {
+                    content: digest,
+                    chunk,
+                    link: verdict.link,
+                    statement,
+                };
+                self.suspect(id, signed, &mut out);
+            }
+            out.push(Effect::Tell(Event::ChunkLost { id, chunk }));
+        }
+        if closed {
+            self.judge_suspects(id, &mut out);
+            let images = self.images(id).into_iter();
+            out.extend(images.map(|image| Effect::Closed {
+                image,
+                content: digest,
+            }));
+        } else if let Some(error) = walked.storage_error {
+            self.not_stored(id, error, &mut out);
+        } else if again {
+            out.extend(self.walk_if_whole(id));
+        }
+        out
+    }
+
+    /// Chunks of an image aren't held any more, because their bytes on disk changed or can't be read. Another image here may
+    /// have them; else they are fetched again. The image is present again when it is whole.
+    pub(super) fn rotted(
+        &mut self,
+        image: Digest,
+        digest: Digest,
+        chunks: &[ChunkIndex],
+    ) -> Vec<Effect<S>> {
+        error!(%image, content = %digest, chunks = ?chunks, "bytes on disk changed since they were verified, or can't be read; they are fetched again");
+        let mut out = vec![Effect::CountFalse {
+            source: From::Local,
+            chunks: chunks.len(),
+        }];
+        for chunk in chunks {
+            self.cache.forget(digest, *chunk);
+        }
+        let Some(id) = self.ids.get(&digest).copied() else {
+            return out;
+        };
+        let of_image = |content: &&mut Content<S>| content.is_of(&image);
+        let Some(content) = self.contents.get_mut(&id).filter(of_image) else {
+            return out;
+        };
+        content.open();
+        let whole = content.held().is_full();
+        out.push(Effect::Opened {
+            image,
+            content: digest,
+        });
+        if whole {
+            // what no other image has is asked for after this
+            out.extend(self.walk_if_whole(id));
+            return out;
+        }
+        for chunk in chunks {
+            self.miss(id, *chunk, &mut out);
+        }
+        out
+    }
+
+    // ---- what is false --------------------------------------------------------------------------------------------
+
+    /// A signed link is false: nothing more of its run is taken, and it is judged when the content is verified.
+    fn suspect(&mut self, id: ContentId, signed: Signed, out: &mut Vec<Effect<S>>) {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        let (digest, maker) = (content.digest(), signed.maker().key());
+        let refused = content.suspect(signed);
+        let closed = content.is_closed();
+        if refused {
+            out.extend(self.drop_made(&digest, maker, ChunkIndex(0)));
+        }
+        if closed {
+            self.judge_suspects(id, out);
+        }
+    }
+
+    /// The true states of a content are known: whoever signed something false is named, with the evidence.
+    fn judge_suspects(&mut self, id: ContentId, out: &mut Vec<Effect<S>>) {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return;
+        };
+        let digest = content.digest();
+        for signed in content.judge() {
+            let (maker, chunk) = (signed.maker().clone(), signed.chunk);
+            let vouched = signed.statement.run.is_vouched();
+            if maker.key() == self.me {
+                continue;
+            }
+            let liar = maker.key();
+            out.push(Effect::Convict(vec![signed]));
+            // what the maker made may be the registry's fault, what it vouched for isn't
+            if vouched {
+                warn!(content = %digest, chunk = chunk.0, %maker, "a host vouched for a link that is false");
+                out.push(Effect::Tell(Event::Blamed(liar)));
+            } else {
+                debug!(content = %digest, chunk = chunk.0, %maker, "what was made of the registry's bytes is false");
+            }
+        }
+    }
+
+    /// Drops what another host made of a content, from a chunk on: that host takes it back, or its links are false too often.
+    pub(super) fn drop_made(
+        &self,
+        digest: &Digest,
+        maker: HostKey,
+        from: ChunkIndex,
+    ) -> Option<Effect<S>> {
+        let content = self.by_digest(digest)?;
+        if maker == self.me || content.is_closed() {
+            return None;
+        }
+        Some(Effect::Drop {
+            from: Transfer {
+                peer: maker,
+                id: content.id(),
+                chunk: from,
+            },
+            content: *digest,
+            shelves: content.shelves(),
+        })
+    }
+
+    /// Chunks of a content were dropped from the disk, or couldn't be.
+    pub(super) fn dropped(
+        &mut self,
+        id: ContentId,
+        result: Result<Vec<ChunkIndex>, String>,
+    ) -> Vec<Effect<S>> {
+        let mut out = Vec::new();
+        match result {
+            Ok(chunks) => {
+                for chunk in chunks {
+                    self.miss(id, chunk, &mut out);
+                }
+            }
+            Err(error) => self.not_stored(id, error, &mut out),
+        }
+        out
+    }
+
+    /// What a fetch of this host brought doesn't end in the digest: the fetch starts again at the beginning.
+    pub(super) fn fetch_doubted(&mut self, id: ContentId) -> Vec<Effect<S>> {
+        if let Some(content) = self.contents.get_mut(&id) {
+            content.doubt();
+            warn!(content = %content.digest(), "what was fetched from the registry doesn't end in the digest; fetching it again from the beginning");
+        }
+        vec![Effect::CountFalse {
+            source: From::Origin,
+            chunks: 1,
+        }]
+    }
+
+    /// A fetch brought the content to its end: nothing that this host made was false, or it was made anew.
+    pub(super) fn fetch_done(&mut self, id: ContentId) {
+        if let Some(content) = self.contents.get_mut(&id) {
+            content.end_doubt();
+        }
+    }
+
+    /// The second download was false too: nothing that this host made of the content is kept.
+    pub(super) fn fetch_bad(&mut self, id: ContentId) {
+        if let Some(content) = self.contents.get_mut(&id) {
+            content.doubt();
+        }
+    }
+
+    /// The fetch is over. What it made and was never sorted out isn't kept.
+    pub(super) fn retract_doubted(&mut self, id: ContentId) -> Option<Effect<S>> {
+        let content = self.contents.get_mut(&id)?;
+        content.end_doubt().then(|| Effect::Retract {
+            id,
+            content: content.digest(),
+            shelves: content.shelves(),
+        })
+    }
+
+    /// This host dropped what it made of a content from a chunk on: the registry's bytes were false, or what they were chained
+    /// to was.
+    pub(super) fn retracted(
+        &mut self,
+        now: Instant,
+        id: ContentId,
+        from: ChunkIndex,
+        result: Result<Vec<ChunkIndex>, String>,
+    ) -> Vec<Effect<S>> {
+        let Some(content) = self.contents.get_mut(&id) else {
+            return Vec::new();
+        };
+        content.dropped(now);
+        let content = content.digest();
+        warn!(%content, from_chunk = from.0, "the registry's bytes were false, or what they were chained to; taking back what was made of them");
+        let mut out = vec![Effect::TakeBack { content, from }, Effect::Report];
+        out.append(&mut self.dropped(id, result));
+        out
     }
 }
 
@@ -248,870 +668,25 @@ fn tie_key(digest: &Digest) -> u64 {
         .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-impl Driver {
-    /// Makes a content known to the swarm.
-    pub(super) fn introduce(&mut self, id: ContentId, order: u32) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        content.order = order;
-        let Some(content) = self.contents.find(id) else {
-            return;
-        };
-        let event = Event::Content {
-            id,
-            key: tie_key(&content.digest),
-            size: content.geometry.size(),
-            held: content.held.clone(),
-            order,
-            entitled: self.entitled(content),
-        };
-        let (digest, chunks) = (content.digest, content.geometry.chunks());
-        self.tell(event);
-        for (peer, runs, reset) in self.members.recall(&digest) {
-            match ChunkSet::from_runs(chunks, &runs) {
-                Ok(chunks) => self.tell(Event::Announced {
-                    peer,
-                    id,
-                    chunks,
-                    reset,
-                }),
-                // it was told another size than we were: a size is what some manifest says
-                Err(ParseRunsError::PastEnd) => {}
-                Err(error @ ParseRunsError::Odd) => self.nonsense(peer, &error.to_string()),
-            }
-        }
+/// Who may have a content: the hosts of all images that it is part of. Blobs of the mirror are for all hosts.
+fn entitled<S: Proving>(
+    content: &Content<S>,
+    of_image: impl Fn(&Digest) -> Option<Entitled>,
+) -> Entitled {
+    let images = content.images();
+    if images.is_empty() {
+        return None;
     }
-
-    /// Who may have a content: the hosts of all images that it is part of. Blobs of the mirror are for all hosts.
-    fn entitled(&self, content: &Content) -> Entitled {
-        let mut all = BTreeSet::new();
-        for image in &content.images {
-            // of an image that is forgotten nobody may have anything
-            if let Some(image) = self.images.get(image) {
-                let hosts = image.entitled.as_ref()?;
-                if content.images.len() == 1 {
-                    return Some(hosts.clone());
-                }
-                all.extend(hosts.iter().copied());
-            }
-        }
-        (!content.images.is_empty()).then(|| Arc::new(all))
-    }
-
-    /// Tells the swarm anew of an image's contents: who may have them may have changed.
-    pub(super) fn retell(&mut self, layout: &Layout) {
-        for spec in layout.contents() {
-            let content = self.contents.by_digest(&spec.digest);
-            if let Some((id, order)) = content.map(|content| (content.id, content.order)) {
-                self.introduce(id, order);
-            }
-        }
-    }
-
-    pub(super) fn subject(&self, id: ContentId, chunk: ChunkIndex) -> Option<Subject> {
-        let content = self.contents.find(id)?;
-        Some(Subject {
-            content: content.digest,
-            geometry: content.geometry,
-            chunk,
-            shelves: content.shelves.clone(),
-            cache: self.cache.clone(),
-            notary: self.notary.clone(),
-            retracted: content
-                .retracted_at
-                .filter(|at| at.elapsed() < DROPPED_WITHIN)
-                .map(|_| self.me.key()),
-            suspects: content.suspects.clone(),
-        })
-    }
-
-    pub(super) fn received(
-        &mut self,
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
-        number: u64,
-        receipt: Receipt,
-    ) {
-        let key = (peer, id, chunk);
-        let current = self
-            .transfers
-            .get(&key)
-            .is_some_and(|transfer| transfer.number == number);
-        if current {
-            self.transfers.remove(&key);
-        } else if receipt.is_lost() {
-            // it went over a connection that is gone, and is asked for again over the next
-            return;
-        }
-        self.metrics
-            .received_bytes
-            .get_or_create(&SourceLabel {
-                source: From::Peers,
-            })
-            .inc_by(receipt.wire_bytes);
-        self.count_received(id, receipt.wire_bytes);
-        for (image, error) in receipt.unwritable {
-            self.image_unwritable(image, error);
-        }
-        match receipt.result {
-            Ok(()) => {
-                self.tell(Event::Arrived {
-                    peer,
-                    id,
-                    chunk,
-                    wire_bytes: receipt.wire_bytes,
-                });
-                self.clear_origin_trouble(id);
-                self.stored(id, chunk);
-            }
-            Err(failure) => {
-                if let Some(content) = self.contents.find(id) {
-                    let content = &content.digest;
-                    debug!(%content, chunk = chunk.0, peer = peer.0, ?failure, "a chunk didn't come");
-                }
-                // the size of a blob is what some client's registry says of it: a peer that was told another lies no more
-                // than we do
-                let doubtful = receipt.other_size && self.is_only_mirrored(id);
-                if let Some(signed) = receipt.false_link {
-                    self.count_false(From::Peers, 1);
-                    self.suspect(id, *signed);
-                }
-                if let Some(links) = receipt.contradiction {
-                    let maker = links[0].maker();
-                    warn!(%maker, chunk = chunk.0, "links that a host signed contradict each other");
-                    let liar = maker.key();
-                    self.show(&links[..]);
-                    self.tell(Event::Blamed(liar));
-                }
-                if receipt.false_bytes && !doubtful {
-                    self.count_false(From::Peers, 1);
-                    if let Some(host) = self.members.host(peer) {
-                        warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
-                        self.blame(&host, Some(id), chunk, BlameKind::Bytes);
-                    }
-                }
-                if let Some(error) = &receipt.storage_error {
-                    self.content_not_stored(id, error);
-                }
-                self.tell(Event::NotArrived {
-                    peer,
-                    id,
-                    chunk,
-                    failure: if doubtful {
-                        swarm::event::Failure::Refused
-                    } else {
-                        failure
-                    },
-                });
-            }
-        }
-    }
-
-    /// Whether this is a blob of the mirror and no part of an image here.
-    pub(super) fn is_only_mirrored(&self, id: ContentId) -> bool {
-        self.contents
-            .find(id)
-            .is_some_and(|content| content.images.is_empty())
-    }
-
-    /// A chunk couldn't be stored: the volume of images or that of the mirror's blobs fails.
-    fn content_not_stored(&mut self, id: ContentId, error: &str) {
-        match self.contents.find(id) {
-            Some(content) if content.images.is_empty() => self.mirror_storage_failed(error),
-            Some(_) => self.storage_failed(error),
-            None => {}
-        }
-    }
-
-    /// A chunk is verified against its link and stored.
-    fn stored(&mut self, id: ContentId, chunk: ChunkIndex) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        let length = u64::from(content.geometry.len(chunk));
-        if !content.held.insert(chunk) {
-            return;
-        }
-        let images = content.images.clone();
-        self.contents.set_dirty(true);
-        for image in images {
-            if let Some(image) = self.images.get_mut(&image) {
-                image.held_bytes += length;
-            }
-        }
-        self.report_due = true;
-        self.walk_if_whole(id);
-    }
-
-    /// Once every chunk is there, walks back from the digest: the content is verified, or somebody lied.
-    pub(super) fn walk_if_whole(&mut self, id: ContentId) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        if content.closed || content.walking || !content.held.is_full() {
-            return;
-        }
-        content.walking = true;
-        let (digest, shelves) = (content.digest, content.shelves.clone());
-        let chunks = content.geometry.chunks();
-        self.spawn_blocking(move || {
-            let (unwritable, storage_error) = match shelf::level(&shelves, digest) {
-                Ok(unwritable) => (unwritable, None),
-                Err(error) => (Vec::new(), Some(error)),
-            };
-            let mut walked = Walked {
-                closed: true,
-                verdicts: Vec::new(),
-                storage_error,
-                unwritable,
-                lacking: Vec::new(),
-            };
-            for shelf in shelves {
-                // a journal that can't be written shows at the next flush
-                let verdicts = shelf.walk(digest).unwrap_or_default();
-                walked.closed &= shelf.is_closed(digest);
-                let held = shelf.held(digest);
-                walked.lacking.extend(
-                    (0..chunks)
-                        .map(ChunkIndex)
-                        .filter(|chunk| !held.contains(*chunk)),
-                );
-                for verdict in verdicts {
-                    if !walked.verdicts.contains(&verdict) {
-                        walked.verdicts.push(verdict);
-                    }
-                }
-            }
-            Input::Walked { id, walked }
-        });
-    }
-
-    pub(super) fn walked(&mut self, id: ContentId, mut walked: Walked) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        content.walking = false;
-        let digest = content.digest;
-        for (image, error) in std::mem::take(&mut walked.unwritable) {
-            self.image_unwritable(image, error);
-        }
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        // what rotted since, or lies in an image that came meanwhile, is for the next walk
-        let closed = content.shelves.iter().all(|shelf| shelf.is_closed(digest));
-        let changed = walked.closed && !closed;
-        content.closed = walked.closed && closed && content.held.is_full();
-        let (images, closed) = (content.images.clone(), content.closed);
-        let again = changed || !walked.verdicts.is_empty();
-        for verdict in &walked.verdicts {
-            self.lose(id, verdict.chunk);
-        }
-        if walked.storage_error.is_none() {
-            self.lack(id, &walked);
-        }
-        self.count_false(From::Peers, walked.verdicts.len());
-        if let Some(first) = walked.verdicts.first() {
-            // nobody is named before the whole shows who answers for it: it may be the registry's fault
-            let chunks = walked.verdicts.len();
-            warn!(content = %digest, chunk = first.chunk.0, chunks, "the chain proved a chunk false; it and what was made with it are fetched again");
-        }
-        for (at, verdict) in walked.verdicts.into_iter().enumerate() {
-            let (chunk, maker) = (verdict.chunk, self.members.name(verdict.source.maker));
-            debug!(content = %digest, chunk = chunk.0, maker = ?maker, "dropped");
-            // the first one is false; the others fell with it and may be true
-            if at == 0
-                && let Some(statement) = verdict.statement
-            {
-                let signed = Signed {
-                    content: digest,
-                    chunk,
-                    link: verdict.link,
-                    statement,
-                };
-                self.suspect(id, signed);
-            }
-            self.tell(Event::ChunkLost { id, chunk });
-        }
-        if closed {
-            self.judge_suspects(id);
-        }
-        if closed {
-            for image in images {
-                self.content_closed(image, digest);
-            }
-        } else if let Some(error) = walked.storage_error {
-            self.content_not_stored(id, &error);
-        } else if again {
-            self.walk_if_whole(id);
-        }
-    }
-
-    /// A signed link is false: nothing more of its run is taken, and it is judged when the content is verified.
-    fn suspect(&mut self, id: ContentId, signed: Signed) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        let (digest, maker) = (content.digest, signed.maker().key());
-        if Arc::make_mut(&mut content.suspects).note(signed) {
-            self.drop_made(&digest, maker, ChunkIndex(0));
-        }
-        let Some(content) = self.contents.find(id) else {
-            return;
-        };
-        if content.closed {
-            self.judge_suspects(id);
-        }
-    }
-
-    /// The true states of a content are known: whoever signed something false is named, with the evidence.
-    fn judge_suspects(&mut self, id: ContentId) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        let suspects = content.suspects.take();
-        let (digest, last) = (content.digest, content.geometry.chunks());
-        let Some(shelf) = content.shelves.first().cloned() else {
-            return;
-        };
-        let truth = |chunk: ChunkIndex| {
-            if chunk.0 == last {
-                return Some(State::from(digest));
-            }
-            Some(shelf.link(digest, chunk)?.0.before)
-        };
-        let guilty: BTreeSet<Signed> = suspects
-            .iter()
-            .filter_map(|signed| judge(signed, &truth))
-            .collect();
-        for signed in guilty {
-            let (maker, chunk) = (signed.maker().clone(), signed.chunk);
-            let vouched = signed.statement.run.is_vouched();
-            if maker == self.me {
-                continue;
-            }
-            let liar = maker.key();
-            self.show(&[signed]);
-            // what it made may be the registry's fault, what it vouched for isn't
-            if vouched {
-                warn!(content = %digest, chunk = chunk.0, %maker, "a host vouched for a link that is false");
-                self.tell(Event::Blamed(liar));
-            } else {
-                debug!(content = %digest, chunk = chunk.0, %maker, "what was made of the registry's bytes is false");
-            }
-        }
-    }
-
-    /// A chunk isn't held any more. Whether it was.
-    fn lose(&mut self, id: ContentId, chunk: ChunkIndex) -> bool {
-        let Some(content) = self.contents.find_mut(id) else {
-            return false;
-        };
-        let bytes = u64::from(content.geometry.len(chunk));
-        self.cache.forget(content.digest, chunk);
-        if !content.held.remove(chunk) {
-            return false;
-        }
-        for image in content.images.clone() {
-            if let Some(image) = self.images.get_mut(&image) {
-                image.held_bytes = image.held_bytes.saturating_sub(bytes);
-            }
-        }
-        true
-    }
-
-    fn count_false(&self, source: From, chunks: usize) {
-        self.metrics
-            .verify_failures
-            .get_or_create(&SourceLabel { source })
-            .inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
-    }
-
-    /// Asks again for what an image lacks after a walk that blamed nobody for it.
-    fn lack(&mut self, id: ContentId, walked: &Walked) {
-        for chunk in &walked.lacking {
-            let blamed = walked
-                .verdicts
-                .iter()
-                .any(|verdict| verdict.chunk == *chunk);
-            if self.lose(id, *chunk) && !blamed {
-                self.tell(Event::ChunkLost { id, chunk: *chunk });
-            }
-        }
-    }
-
-    /// Reads a few verified chunks again, while nothing is being staged: disks forget. Nothing rests on it: what is served, copied or
-    /// installed was compared before.
-    pub(super) fn scrub(&mut self) {
-        let (at, chunk) = self.scrub_at;
-        let Some(content) = self.contents.closed_from(at) else {
-            return;
-        };
-        let id = content.id;
-        let first = if id == at { chunk.0 } else { 0 };
-        let end = (first + SCRUB_CHUNKS).min(content.geometry.chunks());
-        let whole = end == content.geometry.chunks();
-        let next = match whole {
-            true => (ContentId(id.0 + 1), ChunkIndex(0)),
-            false => (id, ChunkIndex(end)),
-        };
-        self.scrub_at = next;
-        self.scrubbing = true;
-        let (digest, shelves) = (content.digest, content.shelves.clone());
-        self.spawn_blocking(move || {
-            for chunk in (first..end).map(ChunkIndex) {
-                for shelf in &shelves {
-                    // what rotted is told by the store; what can't be read now shows by other means
-                    if let Err(error) = shelf.look(digest, chunk) {
-                        debug!(content = %digest, %chunk, %error, "a chunk can't be read now");
-                    }
-                }
-            }
-            for shelf in shelves.iter().filter(|_| whole) {
-                if let Err(error) = shelf.mend_decoded(digest) {
-                    debug!(content = %digest, %error, "decoded bytes can't be compared now");
-                }
-            }
-            Input::Scrubbed
-        });
-    }
-
-    /// A peer says that a chunk which it had from us doesn't fit its link: its own memory may be broken, or our disk.
-    pub(super) fn look_at(&mut self, digest: &Digest, chunk: ChunkIndex) {
-        let Some(content) = self.contents.by_digest(digest) else {
-            return;
-        };
-        if !content.geometry.contains(chunk)
-            || self.looking.len() >= MAX_LOOKS
-            || !self.looking.insert((*digest, chunk))
-        {
-            return;
-        }
-        let (digest, shelves) = (*digest, content.shelves.clone());
-        warn!(content = %digest, %chunk, "looking at a chunk for which a peer blames this host");
-        // what was packed before may be what is wrong
-        self.cache.forget(digest, chunk);
-        self.spawn_blocking(move || {
-            let mut rotten = false;
-            for shelf in &shelves {
-                match shelf.look(digest, chunk) {
-                    Ok(look) => rotten |= look == Look::Rotten,
-                    Err(error) => {
-                        warn!(content = %digest, %chunk, %error, "a chunk for which a peer blames this host can't be read");
-                    }
-                }
-            }
-            Input::Looked {
-                content: digest,
-                chunk,
-                rotten,
-            }
-        });
-    }
-
-    pub(super) fn looked(&mut self, digest: Digest, chunk: ChunkIndex, rotten: bool) {
-        self.looking.remove(&(digest, chunk));
-        if !rotten {
-            info!(content = %digest, %chunk, "a chunk for which a peer blamed this host is what its link says");
-        }
-        // a rotten blob of the mirror is dropped as a whole
-        if rotten
-            && self
-                .contents
-                .by_digest(&digest)
-                .is_some_and(|content| content.images.is_empty())
-        {
-            self.keep_cache();
-        }
-    }
-
-    /// Chunks of images aren't held any more, because their bytes on disk changed or can't be read. Another image here may have them;
-    /// else they are fetched again. The images are present again when they are whole.
-    pub(super) fn rotted(&mut self, image: Digest, digest: Digest, chunks: &[ChunkIndex]) {
-        error!(%image, content = %digest, chunks = ?chunks, "bytes on disk changed since they were verified, or can't be read; they are fetched again");
-        self.count_false(From::Local, chunks.len());
-        for chunk in chunks {
-            self.cache.forget(digest, *chunk);
-        }
-        let Some(content) = self.contents.by_digest(&digest) else {
-            return;
-        };
-        let id = content.id;
-        let Some(content) = self
-            .contents
-            .find_mut(id)
-            .filter(|content| content.images.contains(&image))
-        else {
-            return;
-        };
-        content.closed = false;
-        let whole = content.held.is_full();
-        self.content_opened(image, digest);
-        if whole {
-            // what no other image has is asked for after this
-            self.walk_if_whole(id);
-            return;
-        }
-        for chunk in chunks {
-            if self.lose(id, *chunk) {
-                self.tell(Event::ChunkLost { id, chunk: *chunk });
-            }
-        }
-    }
-
-    // ---- the registry ---------------------------------------------------------------------------------------------
-
-    pub(super) fn fetch(&mut self, id: ContentId, until: ChunkIndex) {
-        if let Some(fetch) = self.fetches.get(&id) {
-            // the receiver lives as long as the fetch
-            fetch.until.send_replace(until.0);
-            return;
-        }
-        let Some(content) = self.contents.find(id) else {
-            return;
-        };
-        // the image that the lease was granted for: another may name a repository that refuses this content
-        let leased = self.leases.get(&id).and_then(|lease| lease.image);
-        let leased = leased.filter(|image| content.images.contains(image));
-        let image = leased
-            .iter()
-            .chain(&content.images)
-            .find_map(|image| self.images.get(image));
-        let by = image.map(|image| image.digest);
-        let image = image.map(|image| (image.reference().to_owned(), image.access.clone()));
-        let Some((reference, access)) = image.or_else(|| self.mirror.access(&content.digest))
-        else {
-            return;
-        };
-        let (sender, receiver) = watch::channel(until.0);
-        let (access, access_now) = watch::channel(access);
-        let moved = Arc::new(AtomicU64::new(0));
-        let mut job = fetch::Job {
-            id,
-            content: content.digest,
-            geometry: content.geometry,
-            kind: content.kind,
-            shelves: content.shelves.clone(),
-            reference: reference.clone(),
-            access: access_now,
-            doubted: false,
-            me: self.me.clone(),
-            notary: Some(self.notary.clone()),
-            cache: self.cache.clone(),
-            until: receiver,
-            moved: moved.clone(),
-            inbox: self.fetch_inbox.clone(),
-        };
-        let registry = reference.split_once('/').map(|(registry, _)| registry);
-        for shelf in &content.shelves {
-            if let Shelf::Blob(blob) = shelf {
-                blob.comes_from(registry);
-            }
-        }
-        info!(content = %content.digest, image = reference, "fetching from the registry");
-        let origin = self.origin.clone();
-        let abort = self.spawn(async move {
-            let end = fetch::run(&origin, &mut job).await;
-            Input::FetchEnded { id, end }
-        });
-        self.fetches.insert(
-            id,
-            Fetch {
-                image: by,
-                until: sender,
-                access,
-                moved,
-                abort,
-            },
-        );
-    }
-
-    pub(super) fn fetch_news(&mut self, id: ContentId, news: News) {
-        match news {
-            News::Chunk {
-                chunk,
-                origin_bytes,
-                conflict,
-            } => self.fetched(id, chunk, origin_bytes, conflict),
-            News::Refused { error } => self.fetch_refused(id, error),
-            News::Broke { after_bytes, error } => self.fetch_broke(id, after_bytes, &error),
-            News::Trouble {
-                error,
-                retry_after,
-                wait,
-            } => self.fetch_trouble(id, error, retry_after, wait),
-            News::Doubted => self.fetch_doubted(id),
-            News::Retracted { from, chunks } => self.retracted(id, from, Ok(chunks)),
-            News::Unwritable(images) => {
-                for (image, error) in images {
-                    self.image_unwritable(image, error);
-                }
-            }
-        }
-    }
-
-    fn fetched(&mut self, id: ContentId, chunk: ChunkIndex, origin_bytes: u64, conflict: bool) {
-        self.metrics
-            .received_bytes
-            .get_or_create(&SourceLabel {
-                source: From::Origin,
-            })
-            .inc_by(origin_bytes);
-        let images = self
-            .contents
-            .find(id)
-            .map(|content| content.images.clone())
-            .unwrap_or_default();
-        for image in images {
-            if let Some(image) = self.images.get_mut(&image) {
-                image.origin_bytes += origin_bytes;
-                image.clear_trouble();
-            }
-        }
-        if conflict {
-            // what we held of this chunk isn't what the registry has now
-            self.lose(id, chunk);
-            self.tell(Event::ChunkLost { id, chunk });
-        }
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.chunks += 1;
-            lease.trouble = None;
-        }
-        self.tell(Event::OriginChunk {
-            id,
-            chunk,
-            wire_bytes: origin_bytes,
-        });
-        self.stored(id, chunk);
-    }
-
-    fn fetch_doubted(&mut self, id: ContentId) {
-        self.count_false(From::Origin, 1);
-        if let Some(content) = self.contents.find_mut(id) {
-            content.doubted = true;
-            warn!(content = %content.digest, "what was fetched from the registry doesn't end in the digest; fetching it again from the beginning");
-        }
-    }
-
-    /// The fetch is over, and what it made was never sorted out: it isn't kept.
-    pub(super) fn retract_doubted(&mut self, id: ContentId) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        if !std::mem::take(&mut content.doubted) {
-            return;
-        }
-        let (digest, shelves, me) = (content.digest, content.shelves.clone(), self.me.key());
-        let from = ChunkIndex(0);
-        self.spawn_blocking(move || Input::Retracted {
-            id,
-            from,
-            result: fetch::retract(&shelves, digest, me, from),
-        });
-    }
-
-    /// We dropped what we made of a content: the registry's bytes were false, or what they were chained to was.
-    pub(super) fn retracted(
-        &mut self,
-        id: ContentId,
-        from: ChunkIndex,
-        result: Result<Vec<ChunkIndex>, String>,
-    ) {
-        let Some(content) = self.contents.find_mut(id) else {
-            return;
-        };
-        (content.doubted, content.retracted_at) = (false, Some(Instant::now()));
-        let digest = content.digest;
-        warn!(content = %digest, from_chunk = from.0, "the registry's bytes were false, or what they were chained to; taking back what was made of them");
-        let first = self.retractions.entry(digest).or_insert(from);
-        *first = from.min(*first);
-        self.report_due = true;
-        self.dropped(id, result);
-    }
-
-    /// Drops what another host made of a content, from a chunk on: it takes it back, or its links are false too often.
-    pub(super) fn drop_made(&mut self, digest: &Digest, maker: HostKey, from: ChunkIndex) {
-        let Some(content) = self.contents.by_digest(digest) else {
-            return;
-        };
-        if maker == self.me.key() || content.closed {
-            return;
-        }
-        let (id, digest, shelves) = (content.id, content.digest, content.shelves.clone());
-        // what it is sending was made before that
-        for ((peer, of, chunk), transfer) in &self.transfers {
-            if *peer == maker && *of == id && *chunk >= from {
-                transfer.token.cancel();
-            }
-        }
-        self.spawn_blocking(move || Input::Dropped {
-            id,
-            result: fetch::retract(&shelves, digest, maker, from),
-        });
-    }
-
-    pub(super) fn dropped(&mut self, id: ContentId, result: Result<Vec<ChunkIndex>, String>) {
-        match result {
-            Ok(chunks) => {
-                for chunk in chunks {
-                    if self.lose(id, chunk) {
-                        self.tell(Event::ChunkLost { id, chunk });
-                    }
-                }
-            }
-            Err(error) => self.content_not_stored(id, &error),
-        }
-    }
-
-    /// The coordinator is told at once: it fetches another token.
-    fn fetch_refused(&mut self, id: ContentId, error: String) {
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.trouble = Some(OriginWords {
-                error,
-                retry_at: None,
-                refused: true,
-            });
-            self.report(false);
-        }
-    }
-
-    /// A connection broke, and the next one goes on where it ended: no trouble, but worth a word where it is the rule.
-    fn fetch_broke(&mut self, id: ContentId, after_bytes: u64, error: &str) {
-        let Some(content) = self.contents.find(id) else {
-            return;
-        };
-        debug!(content = %content.digest, after_bytes, error, "a connection to the registry broke; going on");
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.breaks.note(after_bytes);
-        }
-    }
-
-    fn fetch_trouble(
-        &mut self,
-        id: ContentId,
-        error: String,
-        retry_after: Option<Duration>,
-        wait: Duration,
-    ) {
-        // taken back or stopped a moment ago: what it had to say is of yesterday
-        if !self.fetches.contains_key(&id) {
-            return;
-        }
-        let Some(content) = self.contents.find(id) else {
-            return;
-        };
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        warn!(content = %content.digest, error, wait_ms, "fetching from the registry has trouble; trying again");
-        let message = format!("{error} (next attempt in {wait_ms} ms)");
-        for image in content.images.clone() {
-            if let Some(image) = self.images.get_mut(&image) {
-                image.trouble(ORIGIN_TROUBLE, message.clone());
-            }
-        }
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.trouble = Some(OriginWords {
-                error,
-                retry_at: retry_after.map(|wish| Instant::now() + wish),
-                refused: false,
-            });
-        }
-        // at once: as long as the coordinator doesn't know, it sends others to a registry that wants to be left alone
-        self.report(false);
-    }
-
-    /// The registry is nobody's trouble here any more: what was said about it on the images of a content is over.
-    fn clear_origin_trouble(&mut self, id: ContentId) {
-        let images = self.contents.find(id).map(|content| &content.images);
-        for image in images.into_iter().flatten() {
-            if let Some(image) = self.images.get_mut(image) {
-                image.clear_trouble_of(&[ORIGIN_TROUBLE, ORIGIN_FAILED, ORIGIN_SETTINGS]);
-            }
-        }
-    }
-
-    pub(super) fn fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
-        let asked = self.fetches.remove(&id).and_then(|fetch| fetch.image);
-        if let Some(content) = self.contents.find_mut(id) {
-            match end {
-                // the second time brought the same: nothing that we made was false
-                FetchEnd::Done => content.doubted = false,
-                FetchEnd::Bad(_) => content.doubted = true,
-                FetchEnd::Failed(_) | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
-            }
-        }
-        self.retract_doubted(id);
-        let away = OriginFault::Unspecified;
-        let (swarm_end, (lease_end, fault), reason, message) = match &end {
-            FetchEnd::Done => (OriginEnd::Done, (LeaseEnd::Done, away), "", None),
-            FetchEnd::Failed(failure) => {
-                let said = failure.as_told();
-                let reason = match said {
-                    (LeaseEnd::ContentBad, _) => CONTENT_BAD,
-                    (_, OriginFault::Host) => ORIGIN_SETTINGS,
-                    _ => ORIGIN_FAILED,
-                };
-                (OriginEnd::Failed, said, reason, Some(failure.to_string()))
-            }
-            FetchEnd::Bad(message) => (
-                OriginEnd::Bad,
-                (LeaseEnd::ContentBad, away),
-                CONTENT_BAD,
-                Some(message.clone()),
-            ),
-            // our own trouble: the lease passes on without a word about the registry
-            FetchEnd::Disk(message) => return self.content_not_stored(id, message),
-            FetchEnd::Unwanted => (OriginEnd::Failed, (LeaseEnd::Released, away), "", None),
-        };
-        if let Some(content) = self.contents.find(id)
-            && let Some(message) = &message
-        {
-            error!(content = %content.digest, reason, error = message, "fetching from the registry failed");
-            // what one image's repository refuses says nothing of the others
-            let images: Vec<Digest> = match asked {
-                Some(image) if matches!(end, FetchEnd::Failed(_)) => vec![image],
-                _ => content.images.clone(),
-            };
-            for image in images {
-                if let Some(image) = self.images.get_mut(&image) {
-                    image.trouble(reason, message.clone());
-                }
-            }
-        }
-        self.tell(Event::OriginEnded { id, end: swarm_end });
-        self.end_lease(id, lease_end, fault, message.unwrap_or_default());
-        self.mirror_fetch_ended(id, end);
-    }
-
-    /// The coordinator leased us a content, to be fetched under this image's name.
-    pub(super) fn leased(&mut self, digest: Digest, image: Option<Digest>) {
-        let Some(id) = self.contents.by_digest(&digest).map(|content| content.id) else {
-            // the stage isn't ready yet: remembered until it is, the lease runs meanwhile
-            self.early_lease(digest, image);
-            return;
-        };
-        let lease = Lease {
-            image,
-            ..Lease::default()
-        };
-        self.leases.insert(id, lease);
-        self.metrics
-            .leases
-            .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
-        self.tell(Event::Leased(id));
-    }
-
-    pub(super) fn lease_lost(&mut self, digest: &Digest) {
-        self.notary.forget_lease(digest);
-        if let Some(id) = self.contents.by_digest(digest).map(|content| content.id) {
-            self.leases.remove(&id);
-            self.metrics
-                .leases
-                .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
-            self.clear_origin_trouble(id);
-            self.report_due = true;
-            self.tell(Event::LeaseLost(id));
+    // of an image that is forgotten nobody may have anything
+    let of_images: Option<Vec<_>> = images.iter().filter_map(of_image).collect();
+    match &of_images?[..] {
+        [one] => Some(one.clone()),
+        all => {
+            let hosts = all.iter().flat_map(|hosts| hosts.iter().copied());
+            Some(Arc::new(hosts.collect()))
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,19 +10,21 @@ use proto::{
     ChunkIndex, Digest, HostKey,
     figure::Bytes,
     image::{ContentSpec, Layout},
-    message::{StageOrder, StageState},
+    message::{LeaseEnd, StageOrder, StageState},
 };
 use swarm::{Event, event::Entitled};
 use tracing::{error, info, warn};
 
 use super::{
     Driver, Input, Long,
+    leases::End,
     trouble::{CHECKING, REMOVED, Trouble},
 };
 use crate::{
     fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
     reconcile::Have,
+    shelf::Shelf,
     store::{BeginError, News, Stage, Volume},
 };
 
@@ -244,11 +246,7 @@ impl Driver {
         let access = Access::new(order.token.as_ref(), order.plain_http);
         let entitled = entitled(&order);
         // a token that is handed down anew is for the fetches that run, too
-        for fetch in self.fetches.values() {
-            if fetch.image == Some(digest) {
-                fetch.access.send_replace(access.clone());
-            }
-        }
+        self.fetches.renew(&digest, &access);
         let now = self.now();
         if let Some(image) = self.images.get_mut(&digest) {
             image.access = access;
@@ -389,7 +387,7 @@ impl Driver {
         let other_size = contents.iter().find(|spec| {
             let known = self.contents.by_digest(&spec.digest);
             known.is_some_and(|known| {
-                !known.images.is_empty() && known.geometry.size() != spec.geometry.size()
+                !known.is_mirrored() && known.geometry().size() != spec.geometry.size()
             })
         });
         if let Some(spec) = other_size {
@@ -418,7 +416,9 @@ impl Driver {
             {
                 image.open.insert(spec.digest);
             }
-            let (id, new) = self.contents.add(spec, digest, &stage, held, closed);
+            let (id, new) =
+                self.contents
+                    .add(spec, (digest, Shelf::Stage(stage.clone())), held, closed);
             known.push((id, new, order));
         }
         for (id, new, order) in known {
@@ -432,7 +432,7 @@ impl Driver {
         if let Some(layout) = layout {
             self.retell(&layout);
         }
-        for (content, image) in std::mem::take(&mut self.early_leases) {
+        for (content, image) in self.leases.take_early() {
             self.leased(content, image);
         }
         self.read_again(digest);
@@ -507,7 +507,8 @@ impl Driver {
             }
         }
         for ((image, content), chunks) in rotted {
-            self.rotted(image, content, &chunks);
+            let effects = self.contents.rotted(image, content, &chunks);
+            self.follow_contents(effects);
         }
     }
 
@@ -676,12 +677,10 @@ impl Driver {
     /// Takes the image's contents out of the swarm; what is on disk stays.
     pub(super) fn withdraw(&mut self, digest: Digest) {
         for (id, content) in self.contents.remove_image(&digest) {
-            if let Some(fetch) = self.fetches.remove(&id) {
-                fetch.abort.abort();
-            }
+            self.fetches.stop(id);
             // told with the image's new state, in the next report: who gives a lease back while it stages is thought to
             // hold the content
-            self.give_lease_up(id, content);
+            self.close_lease(id, content, End::plain(LeaseEnd::Released));
             self.tell(Event::Dropped(id));
         }
         if let Some(image) = self.images.get_mut(&digest) {
@@ -742,7 +741,7 @@ impl Driver {
     pub(super) fn flush(&mut self) {
         self.flushing = true;
         self.last_flush = Instant::now();
-        self.contents.set_dirty(false);
+        self.contents.flushed();
         let (store, blobs) = (self.store.clone(), self.mirror.blobs().cloned());
         self.spawn_blocking(move || {
             let blobs = blobs.map_or(Ok(()), |blobs| blobs.flush());

@@ -6,7 +6,7 @@ use link::Connection;
 use proto::{ChunkIndex, Digest, HostKey};
 use swarm::event::{ContentId, Ticket};
 
-use super::{look::Seen, trouble::Trouble, walk::Walked};
+use super::{look::Seen, transfers::Transfer, trouble::Trouble, walk::Walked};
 use crate::{
     fetch::{self, FetchEnd},
     mirror::{Wish, blob::Blob},
@@ -36,17 +36,13 @@ pub(crate) enum Input {
     Heard(Heard),
     /// A chunk that was requested or accepted came or didn't.
     Received {
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
+        transfer: Transfer,
         number: u64,
         receipt: Receipt,
     },
     /// An upload ended.
     Sent {
-        peer: HostKey,
-        id: ContentId,
-        chunk: ChunkIndex,
+        transfer: Transfer,
         ticket: Option<Ticket>,
         shipment: Shipment,
     },
@@ -64,7 +60,12 @@ pub(crate) enum Input {
         result: Result<Vec<ChunkIndex>, String>,
     },
     /// A fetch ended.
-    FetchEnded { id: ContentId, end: FetchEnd },
+    FetchEnded {
+        id: ContentId,
+        /// Tells the fetch from another one of the same content.
+        number: u64,
+        end: FetchEnd,
+    },
     /// A stage was made ready, or can't be.
     Begun {
         image: Digest,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::{
     sync::Semaphore,
-    task::{AbortHandle, JoinError, JoinSet},
+    task::{JoinError, JoinSet},
 };
 
 use super::input::Input;
@@ -47,11 +47,8 @@ impl Jobs {
         }
     }
 
-    pub(super) fn spawn(
-        &mut self,
-        job: impl Future<Output = Input> + Send + 'static,
-    ) -> AbortHandle {
-        self.all.spawn(job)
+    pub(super) fn spawn(&mut self, job: impl Future<Output = Input> + Send + 'static) {
+        self.all.spawn(job);
     }
 
     /// Runs what blocks for a chunk's time.

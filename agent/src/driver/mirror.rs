@@ -14,12 +14,12 @@ use std::{
 
 use proto::{
     ChunkIndex, Digest,
-    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants, OriginFault, StageState},
+    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants, StageState},
 };
 use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
 
-use super::{Driver, Input};
+use super::{Driver, Input, contents::Content, leases::End};
 use crate::{
     fetch::{Access, Failure, FetchEnd},
     mirror::{
@@ -151,10 +151,17 @@ impl Driver {
         });
     }
 
+    fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
+        let what = (blob.digest(), blob.geometry());
+        let shelf = Shelf::Blob(blob.clone());
+        self.contents
+            .add_mirrored(what, shelf, blob.held(), blob.is_whole())
+    }
+
     pub(super) fn seeds(&mut self, seeds: Vec<Arc<Blob>>) {
         for blob in seeds {
             if self.contents.by_digest(&blob.digest()).is_none() {
-                let id = self.contents.add_blob(&blob);
+                let id = self.add_blob(&blob);
                 self.introduce(id, u32::MAX);
                 self.seed(blob.digest());
             }
@@ -210,7 +217,7 @@ impl Driver {
         let follows = self
             .contents
             .by_digest(&digest)
-            .is_some_and(|content| !content.images.is_empty());
+            .is_some_and(|content| !content.is_mirrored());
         let wanted = Wanted {
             blob: blob.clone(),
             reference,
@@ -229,7 +236,7 @@ impl Driver {
             self.copy_from_image(&digest);
         } else {
             info!(content = %digest, bytes = blob.size(), "a client of the mirror wants a blob");
-            let id = self.contents.add_blob(&blob);
+            let id = self.add_blob(&blob);
             self.introduce(id, 0);
             if blob.is_unread() {
                 self.spawn_blocking(move || Input::Dropped {
@@ -255,7 +262,7 @@ impl Driver {
         }
         let other = |shelf: &Shelf| matches!(shelf, Shelf::Blob(held) if !Arc::ptr_eq(held, blob));
         let content = self.contents.by_digest(&digest);
-        if content.is_some_and(|content| content.shelves.iter().any(other)) {
+        if content.is_some_and(|content| content.shelves().iter().any(other)) {
             self.mirror.seeds.retain(|seed| *seed != digest);
             self.drop_content(&digest);
         }
@@ -297,7 +304,7 @@ impl Driver {
                 let turn = self
                     .contents
                     .by_digest(digest)
-                    .map_or(0, |content| self.swarm.turn(content.id));
+                    .map_or(0, |content| self.swarm.turn(content.id()));
                 if wanted.progress_at.elapsed() > patience + stall.saturating_mul(turn) {
                     stuck.push(*digest);
                 }
@@ -343,26 +350,19 @@ impl Driver {
 
     /// Takes a blob out of the swarm, unless it is an image's content too.
     fn drop_content(&mut self, digest: &Digest) {
-        let Some(id) = self.contents.by_digest(digest).map(|content| content.id) else {
+        let Some(id) = self.contents.by_digest(digest).map(Content::id) else {
             return;
         };
         if self
             .contents
             .find(id)
-            .is_none_or(|content| !content.images.is_empty())
+            .is_none_or(|content| !content.is_mirrored())
         {
             return;
         }
-        self.end_lease(
-            id,
-            LeaseEnd::Released,
-            OriginFault::Unspecified,
-            String::new(),
-        );
-        if let Some(fetch) = self.fetches.remove(&id) {
-            fetch.abort.abort();
-        }
-        self.contents.remove_blob(digest);
+        self.end_lease(id, End::plain(LeaseEnd::Released));
+        self.fetches.stop(id);
+        self.contents.remove_mirrored(digest);
         self.tell(Event::Dropped(id));
     }
 
@@ -385,10 +385,10 @@ impl Driver {
             });
             return;
         }
-        let Some(id) = self.contents.by_digest(digest).map(|content| content.id) else {
+        let Some(id) = self.contents.by_digest(digest).map(Content::id) else {
             return;
         };
-        if !self.leases.contains_key(&id) {
+        if !self.leases.holds(id) {
             info!(content = %digest, "nothing comes of a blob that a client wants; fetching it without a lease");
         }
         // not a lease of the coordinator's, so nothing is reported of it
@@ -397,7 +397,7 @@ impl Driver {
 
     /// Fetching a blob that clients want ended.
     pub(super) fn mirror_fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
-        let Some(digest) = self.contents.find(id).map(|content| content.digest) else {
+        let Some(digest) = self.contents.find(id).map(Content::digest) else {
             return;
         };
         let Some(wanted) = self.mirror.wants.get_mut(&digest) else {
@@ -463,7 +463,7 @@ impl Driver {
         let ours = self
             .contents
             .by_digest(digest)
-            .is_some_and(|content| content.images.is_empty());
+            .is_some_and(Content::is_mirrored);
         if !ours {
             return;
         }
@@ -480,7 +480,7 @@ impl Driver {
         let Some(content) = self.contents.by_digest(digest) else {
             return;
         };
-        let stage = content.shelves.iter().find_map(|shelf| match shelf {
+        let stage = content.shelves().iter().find_map(|shelf| match shelf {
             Shelf::Stage(stage) if stage.is_closed(*digest) => Some(stage.clone()),
             _ => None,
         });
@@ -564,7 +564,7 @@ impl Driver {
         // unless it was asked for again since, and is another one
         let gone = |shelf: &Shelf| matches!(shelf, Shelf::Blob(blob) if blob.is_gone());
         let content = self.contents.by_digest(&digest);
-        if content.is_some_and(|content| content.shelves.iter().any(gone)) {
+        if content.is_some_and(|content| content.shelves().iter().any(gone)) {
             self.stop_wanting(&digest);
             self.drop_content(&digest);
         }

@@ -7,10 +7,10 @@ use proto::{
     ChunkIndex, Digest,
     message::{Order, order},
 };
-use swarm::{Event, event::Peer};
+use swarm::Event;
 use tracing::{debug, info, warn};
 
-use super::{Driver, Input};
+use super::{Driver, Input, hosts};
 use crate::session::Heard;
 
 impl Driver {
@@ -41,24 +41,22 @@ impl Driver {
     fn order(&mut self, order: Order) {
         match order.kind {
             Some(order::Kind::Roster(roster)) => {
-                let peers =
-                    self.members
+                let effects =
+                    self.hosts
                         .replace(&self.me, roster.epoch, &roster.hosts, &roster.neighbours);
-                self.roster(peers);
+                self.roster(effects);
             }
-            Some(order::Kind::RosterChange(change)) => {
-                match self.members.change(&self.me, &change) {
-                    Some(peers) => self.roster(peers),
-                    None => {
-                        debug!(epoch = change.epoch, "change of a roster that isn't here");
-                        self.roster_wanted = true;
-                        self.report(false);
-                    }
+            Some(order::Kind::RosterChange(change)) => match self.hosts.change(&self.me, &change) {
+                Some(effects) => self.roster(effects),
+                None => {
+                    debug!(epoch = change.epoch, "change of a roster that isn't here");
+                    self.roster_wanted = true;
+                    self.report(false);
                 }
-            }
+            },
             Some(order::Kind::Neighbours(neighbours)) => {
-                let peers = self.members.follow(neighbours.hosts);
-                self.tell(Event::Roster(peers));
+                let effects = self.hosts.follow(neighbours.hosts);
+                self.follow_hosts(effects);
             }
             Some(order::Kind::Stage(order)) => self.order_stage(order),
             Some(order::Kind::Cancel(order)) => {
@@ -141,21 +139,21 @@ impl Driver {
     }
 
     /// The roster changed.
-    fn roster(&mut self, peers: Vec<Peer>) {
-        let epoch = self.members.epoch();
-        debug!(hosts = peers.len(), epoch, "roster");
+    fn roster(&mut self, effects: Vec<hosts::Effect>) {
+        let epoch = self.hosts.epoch();
+        debug!(hosts = self.hosts.ids().count(), epoch, "roster");
         // what the next session says first
         self.hello
             .send_modify(|hello| hello.roster_epoch = Some(epoch));
         let hosts: BTreeSet<_> = self
-            .members
-            .hosts()
+            .hosts
+            .ids()
             .cloned()
             .chain([self.coordinator.clone()])
             .collect();
         self.endpoint.authorise(Authorised::Only(hosts));
-        self.endpoint.supersede(self.members.enrolled());
-        self.endpoint.expect(self.members.addresses());
-        self.tell(Event::Roster(peers));
+        self.endpoint.supersede(self.hosts.enrolled());
+        self.endpoint.expect(self.hosts.addresses());
+        self.follow_hosts(effects);
     }
 }

@@ -1,22 +1,22 @@
 //! What the coordinator, the status page and the metrics are told about this host.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use proto::{
     ChunkIndex, Digest, HostId, Signed,
     message::{
-        Blame, BlameKind, ContentHeld, Held, Hello, ImageState, LeaseEnd, LeaseState, Load,
-        OriginFault, Report, Retraction, SignedLink, StageState, Volume, WithoutSource,
+        Blame, BlameKind, ContentHeld, Held, Hello, ImageState, Load, Report, Retraction,
+        SignedLink, StageState, Volume, WithoutSource,
     },
 };
 use swarm::{Event, Stall, event::ContentId};
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::{debug, info, warn};
 
-use super::{Driver, Input, MAX_BLAMES, fit, leases::SILENT_AFTER, trouble::Trouble};
+use super::{Driver, Input, MAX_BLAMES, fit, leases::Progress, trouble::Trouble};
 use crate::{
     admin::{Snapshot, state_name},
     metrics::{PartLabel, ReasonLabel, StateLabel},
@@ -93,25 +93,19 @@ impl Driver {
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
             takes_names: true,
-            roster_epoch: Some(self.members.epoch()),
+            roster_epoch: Some(self.hosts.epoch()),
             link_key: self.notary.key().to_vec(),
         });
-        let (contents, fetches) = (&self.contents, &self.fetches);
-        let leases = self
-            .leases
-            .iter_mut()
-            .filter_map(|(id, lease)| {
-                let content = contents.find(*id)?;
-                let fetch = fetches.get(id);
-                let bytes = fetch.map_or(0, |fetch| fetch.moved.load(Ordering::Relaxed));
-                let held = status.content(*id);
-                let paced = held.is_some_and(|held| held.paced);
-                let silent = held.and_then(|held| held.silent);
-                let silent = silent.filter(|silent| *silent >= SILENT_AFTER);
-                Some(lease.state(content.digest, bytes, paced, silent))
+        let progress = |id| {
+            let content = status.content(id);
+            Some(Progress {
+                content: self.contents.find(id)?.digest(),
+                bytes: self.fetches.moved_bytes(id),
+                paced: content.is_some_and(|content| content.paced),
+                silent: content.and_then(|content| content.silent),
             })
-            .chain(std::mem::take(&mut self.ended_leases))
-            .collect();
+        };
+        let leases = self.leases.report(Instant::now(), progress);
         self.count_states(&status);
         let mut report = Report {
             images,
@@ -140,7 +134,8 @@ impl Driver {
         };
         let later = fit::events(&mut report);
         self.report_due |= !later.is_empty();
-        self.say_later(later.ended_leases, later.blames, &later.retractions);
+        self.leases.unsent(later.ended_leases);
+        self.say_later(later.blames, &later.retractions);
         let Some(session) = &self.session else {
             self.keep_unsent(report);
             return;
@@ -162,7 +157,7 @@ impl Driver {
             waits && content.idle >= NO_SOURCE
         });
         let found: Vec<Digest> = lacking
-            .filter_map(|content| Some(self.contents.find(content.id)?.digest))
+            .filter_map(|content| Some(self.contents.find(content.id)?.digest()))
             .take(MAX_WITHOUT_SOURCE)
             .collect();
         let said = self.without_source.as_ref() == Some(&found);
@@ -187,7 +182,7 @@ impl Driver {
                 continue;
             };
             // what isn't verified may turn out false
-            let most = of.chunks.saturating_sub(u32::from(!content.closed));
+            let most = of.chunks.saturating_sub(u32::from(!content.is_closed()));
             let held = of.held.min(most);
             if said.get(&of.id).copied().unwrap_or(0) == held {
                 continue;
@@ -197,7 +192,7 @@ impl Driver {
             }
             said.insert(of.id, held);
             news.push(ContentHeld {
-                content: content.digest.as_bytes().to_vec(),
+                content: content.digest().as_bytes().to_vec(),
                 chunks: held,
             });
         }
@@ -218,20 +213,12 @@ impl Driver {
         if report.mirror.is_some() {
             self.mirror.unsent();
         }
-        let ended = |lease: &LeaseState| lease.end() != LeaseEnd::Unspecified;
-        let leases = report.leases.into_iter().filter(ended).collect();
-        self.say_later(leases, report.blames, &report.retractions);
+        self.leases.unsent(report.leases);
+        self.say_later(report.blames, &report.retractions);
     }
 
     /// The next report has this before anything else of its kind.
-    fn say_later(
-        &mut self,
-        mut ended_leases: Vec<LeaseState>,
-        mut blames: Vec<Blame>,
-        retractions: &[Retraction],
-    ) {
-        ended_leases.append(&mut self.ended_leases);
-        self.ended_leases = ended_leases;
+    fn say_later(&mut self, mut blames: Vec<Blame>, retractions: &[Retraction]) {
         blames.append(&mut self.blames);
         self.blames = blames;
         let retractions = retractions.iter().filter_map(|kept| {
@@ -277,7 +264,7 @@ impl Driver {
             let contents = image.layout.contents();
             let ids = contents
                 .iter()
-                .filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id));
+                .filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id()));
             let still = match image.state {
                 StageState::Staging => status.standstill(&ids.collect::<Vec<_>>()),
                 _ => None,
@@ -347,100 +334,6 @@ impl Driver {
         }
     }
 
-    /// Ends a lease and says so at once.
-    pub(super) fn end_lease(
-        &mut self,
-        id: ContentId,
-        end: LeaseEnd,
-        fault: OriginFault,
-        message: String,
-    ) {
-        if !self.leases.contains_key(&id) {
-            return;
-        }
-        if let Some(digest) = self.contents.find(id).map(|content| content.digest) {
-            self.close_lease(id, digest, end, fault, message);
-        }
-        self.report(false);
-    }
-
-    /// Ends the lease of a content that isn't staged here any more, which the next report says.
-    pub(super) fn give_lease_up(&mut self, id: ContentId, content: Digest) {
-        self.close_lease(
-            id,
-            content,
-            LeaseEnd::Released,
-            OriginFault::Unspecified,
-            String::new(),
-        );
-    }
-
-    fn close_lease(
-        &mut self,
-        id: ContentId,
-        content: Digest,
-        end: LeaseEnd,
-        fault: OriginFault,
-        message: String,
-    ) {
-        let Some(lease) = self.leases.remove(&id) else {
-            return;
-        };
-        self.notary.forget_lease(&content);
-        self.metrics
-            .leases
-            .set(i64::try_from(self.leases.len()).unwrap_or(i64::MAX));
-        let mut message = message;
-        fit::cut(&mut message);
-        self.ended_leases.push(LeaseState {
-            content: content.as_bytes().to_vec(),
-            chunks: lease.chunks,
-            end: end.into(),
-            fault: fault.into(),
-            message,
-            ..LeaseState::default()
-        });
-    }
-
-    pub(super) fn release_lease(&mut self, id: ContentId) {
-        let done = self
-            .contents
-            .find(id)
-            .is_some_and(|content| content.held.is_full());
-        self.end_lease(
-            id,
-            if done {
-                LeaseEnd::Done
-            } else {
-                LeaseEnd::Released
-            },
-            OriginFault::Unspecified,
-            String::new(),
-        );
-    }
-
-    /// A lease that can't be used: nobody would take what was made of it.
-    pub(super) fn give_lease_back(&mut self, content: Digest, error: &str) {
-        warn!(%content, error, "a lease is given back");
-        let mut message = error.to_owned();
-        fit::cut(&mut message);
-        self.ended_leases.push(LeaseState {
-            content: content.as_bytes().to_vec(),
-            end: LeaseEnd::OriginFailed.into(),
-            fault: OriginFault::Host.into(),
-            message,
-            ..LeaseState::default()
-        });
-        self.report_due = true;
-    }
-
-    /// A lease of a content that isn't known yet, because its stage is being made ready.
-    pub(super) fn early_lease(&mut self, digest: Digest, image: Option<Digest>) {
-        if self.early_leases.len() < 64 {
-            self.early_leases.push((digest, image));
-        }
-    }
-
     /// A peer sent something that only the two of us saw.
     pub(super) fn blame(
         &mut self,
@@ -449,11 +342,9 @@ impl Driver {
         chunk: ChunkIndex,
         kind: BlameKind,
     ) {
-        let content = self
-            .contents
-            .find_some(id)
-            .map(|content| content.digest.as_bytes().to_vec())
-            .unwrap_or_default();
+        let content = id.and_then(|id| self.contents.find(id));
+        let content = content.map(|content| content.digest().as_bytes().to_vec());
+        let content = content.unwrap_or_default();
         self.accuse(Blame {
             host: host.to_string(),
             content,
@@ -504,7 +395,7 @@ impl Driver {
         let first = self
             .contents
             .find(id)
-            .and_then(|content| content.images.first().copied());
+            .and_then(|content| content.images().first().copied());
         if let Some(image) = first.and_then(|first| self.images.get_mut(&first)) {
             add(image);
         }
