@@ -21,8 +21,8 @@ use std::{
 };
 
 use agent::{
-    config::OriginConfig,
-    mirror::{self, OnTrouble, Settings},
+    config::{MirrorSettings, OnTrouble, OriginConfig},
+    mirror,
 };
 use bytes::Bytes;
 use http_body_util::Full;
@@ -178,7 +178,7 @@ fn main() {
         .unwrap();
     let registry = listener.local_addr().unwrap();
     let upstream = runtime.spawn(upstream(listener, size as u64));
-    let settings = Settings {
+    let settings = MirrorSettings {
         listen: Some("127.0.0.1:0".parse().unwrap()),
         names: std::collections::BTreeSet::new(),
         required: true,

@@ -1,5 +1,7 @@
 //! What was meant: the agent's settings, valid as soon as they exist.
 
+pub(crate) mod mirror;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
@@ -9,20 +11,14 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{
-    cli::{Run, Shared},
-    mirror,
-};
+use self::mirror::MirrorFile;
+pub use self::mirror::{MIRROR_PORT, MirrorConfigError, MirrorSettings, OnTrouble};
+use crate::cli::{Run, Shared};
 
 /// UDP port for peers, where none is set. Ports 8080, 8081, 9091 and 9100 are taken on the hosts of known fleets.
 pub const PEER_PORT: u16 = 7471;
 /// TCP port for health, metrics and status, where none is set.
 pub const ADMIN_PORT: u16 = 7472;
-/// TCP port for the registry mirror, where none is set.
-pub const MIRROR_PORT: u16 = 7474;
-/// Bytes of the mirror's blob cache, where none are set: two compressed images of a common size.
-const MIRROR_CACHE_BYTES: u64 = 64 << 30;
-
 /// The agent's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -57,7 +53,7 @@ pub struct Config {
     /// How to reach registries.
     pub origin: OriginConfig,
     /// The registry mirror.
-    pub mirror: mirror::Settings,
+    pub mirror: MirrorSettings,
 }
 
 /// How to reach registries.
@@ -112,17 +108,9 @@ pub enum ConfigError {
     /// The floor has to leave room for something.
     #[error("floor_percent is {0}; it has to be from 0 to 90")]
     Floor(u8),
-    /// Who connects from elsewhere has to be told from others, and can't be over plain HTTP.
-    #[error(
-        "mirror.listen {0} is beyond loopback: set mirror.tls_certificate, mirror.tls_key and mirror.token_file"
-    )]
-    OpenMirror(SocketAddr),
-    /// A certificate without a key, or the other way round.
-    #[error("mirror.tls_certificate and mirror.tls_key go together")]
-    HalfTls,
-    /// The mirror's upstream isn't a host.
-    #[error("mirror upstream {0:?} isn't a registry's host or host:port")]
-    Upstream(String),
+    /// The mirror can't work like that.
+    #[error(transparent)]
+    Mirror(#[from] MirrorConfigError),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,26 +132,6 @@ struct File {
     step_back_load_percent: u32,
     origin: OriginFile,
     mirror: MirrorFile,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct MirrorFile {
-    enabled: Option<bool>,
-    listen: Option<SocketAddr>,
-    names: BTreeSet<String>,
-    directory: Option<PathBuf>,
-    cache_bytes: Option<u64>,
-    upstream: Option<String>,
-    upstreams: Vec<String>,
-    lend_credentials: bool,
-    on_trouble: mirror::OnTrouble,
-    stall_seconds: Option<u64>,
-    break_after_seconds: Option<u64>,
-    grace_seconds: Option<u64>,
-    tls_certificate: Option<PathBuf>,
-    tls_key: Option<PathBuf>,
-    token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -199,7 +167,7 @@ impl Config {
             .clone()
             .or(file.state_dir)
             .unwrap_or_else(|| "/var/lib/parbake-agent".into());
-        let mirror = mirror_settings(file.mirror, &state_dir, &file.origin.plain_http)?;
+        let mirror = mirror::mirror_settings(file.mirror, &state_dir, &file.origin.plain_http)?;
         Ok(Self {
             state_dir,
             mirror,
@@ -241,50 +209,6 @@ impl Config {
             },
         })
     }
-}
-
-fn mirror_settings(
-    file: MirrorFile,
-    state_dir: &Path,
-    plain_http: &[String],
-) -> Result<mirror::Settings, ConfigError> {
-    let registry = |text: String| mirror::registry(&text).ok_or(ConfigError::Upstream(text));
-    let seconds = |set: Option<u64>, default: u64| {
-        Duration::from_secs(set.unwrap_or(default).clamp(1, 3_600))
-    };
-    let listen = file
-        .listen
-        .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, MIRROR_PORT).into());
-    let enabled = file.enabled.unwrap_or(true);
-    let tls = match (file.tls_certificate, file.tls_key) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => return Err(ConfigError::HalfTls),
-    };
-    if enabled && !listen.ip().is_loopback() && (tls.is_none() || file.token_file.is_none()) {
-        return Err(ConfigError::OpenMirror(listen));
-    }
-    Ok(mirror::Settings {
-        listen: enabled.then_some(listen),
-        required: file.listen.is_some(),
-        names: file.names,
-        directory: file.directory.unwrap_or_else(|| state_dir.join("mirror")),
-        cache_bytes: file.cache_bytes.unwrap_or(MIRROR_CACHE_BYTES),
-        upstream: file.upstream.map(registry).transpose()?,
-        upstreams: file
-            .upstreams
-            .into_iter()
-            .map(registry)
-            .collect::<Result<_, _>>()?,
-        lend_credentials: file.lend_credentials,
-        on_trouble: file.on_trouble,
-        stall: seconds(file.stall_seconds, 10),
-        break_after: seconds(file.break_after_seconds, 45),
-        grace: seconds(file.grace_seconds, 15),
-        tls,
-        token_file: file.token_file,
-        plain_http: plain_http.iter().cloned().collect(),
-    })
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -339,16 +263,16 @@ mod tests {
         let open = "listen = '0.0.0.0:1'\ntls_certificate = '/c'\ntls_key = '/k'\n";
         assert!(matches!(
             load(&file(open), &["run"]),
-            Err(ConfigError::OpenMirror(_))
+            Err(ConfigError::Mirror(MirrorConfigError::OpenMirror(_)))
         ));
         assert!(load(&file(&format!("{open}token_file = '/t'")), &["run"]).is_ok());
         assert!(matches!(
             load(&file("tls_key = '/k'"), &["run"]),
-            Err(ConfigError::HalfTls)
+            Err(ConfigError::Mirror(MirrorConfigError::HalfTls))
         ));
         assert!(matches!(
             load(&file("upstreams = ['https://ghcr.io']"), &["run"]),
-            Err(ConfigError::Upstream(_))
+            Err(ConfigError::Mirror(MirrorConfigError::Upstream(_)))
         ));
     }
 

@@ -72,8 +72,9 @@ use crate::{
     notary::Notary,
     peer::Brought,
     reconcile::Reconciler,
+    registries::Origin,
     session::Heard,
-    shelf::Shelf,
+    shelf::{Shelf, retract},
     store::{Store, Volume, held::Look},
     transfer::{Cache, Receipt, Shipment, Subject},
 };
@@ -110,7 +111,7 @@ pub(crate) struct Parts {
     pub(crate) me: HostId,
     pub(crate) endpoint: Endpoint,
     pub(crate) store: Arc<Store>,
-    pub(crate) origin: fetch::Origin,
+    pub(crate) origin: Origin,
     pub(crate) notary: Arc<Notary>,
     pub(crate) tart: Option<Arc<crate::golden::Goldens>>,
     pub(crate) metrics: Metrics,
@@ -131,7 +132,7 @@ pub(crate) struct Driver {
     me: HostId,
     endpoint: Endpoint,
     store: Arc<Store>,
-    origin: fetch::Origin,
+    origin: Origin,
     notary: Arc<Notary>,
     goldens: Option<Arc<crate::golden::Goldens>>,
     metrics: Metrics,
@@ -797,7 +798,7 @@ impl Driver {
                     self.spawn_blocking(move || Input::Retracted {
                         id,
                         from,
-                        result: fetch::retract(&shelves, content, me, from),
+                        result: retract(&shelves, content, me, from),
                     });
                 }
                 contents::Effect::Drop {
@@ -809,7 +810,7 @@ impl Driver {
                     self.transfers.cancel_from(from);
                     self.spawn_blocking(move || Input::Dropped {
                         id: from.id,
-                        result: fetch::retract(&shelves, content, from.peer, from.chunk),
+                        result: retract(&shelves, content, from.peer, from.chunk),
                     });
                 }
                 contents::Effect::Gained { images, bytes } => {

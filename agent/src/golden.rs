@@ -5,12 +5,10 @@
 
 use std::{fs, io, path::PathBuf};
 
-use anyhow::{Context as _, bail};
 use proto::{Digest, image::golden_name};
 use tracing::info;
 
 use crate::{
-    config::Config,
     metrics::{Metrics, OperationLabel},
     tart::{Tart, TartError, cache},
 };
@@ -24,13 +22,23 @@ pub(crate) struct Goldens {
     metrics: Metrics,
 }
 
-impl Goldens {
-    pub(crate) fn new(config: &Config, prefix: String, metrics: Metrics) -> Self {
-        let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
-        Self::with(tart, config.tart_home.clone(), prefix, metrics)
-    }
+/// Why a golden isn't made. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GoldenError {
+    /// tart failed.
+    #[error(transparent)]
+    Tart(#[from] TartError),
+    /// The tag moved while the golden was cloned. The golden of something else was removed again.
+    #[error("{reference} named another image by the time its golden {name} was cloned")]
+    Moved { reference: String, name: String },
+    /// The note on which image the golden is of can't be written.
+    #[error("marking golden {name}: {error}")]
+    Mark { name: String, error: io::Error },
+}
 
-    const fn with(tart: Tart, home: PathBuf, prefix: String, metrics: Metrics) -> Self {
+impl Goldens {
+    /// Goldens with names of this prefix in this home of `tart`.
+    pub(crate) const fn new(prefix: String, home: PathBuf, tart: Tart, metrics: Metrics) -> Self {
         Self {
             prefix,
             home,
@@ -48,7 +56,7 @@ impl Goldens {
         reference: &str,
         image: Digest,
         names: impl Fn() -> bool,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), GoldenError> {
         if self.exists(reference, image) {
             return Ok(());
         }
@@ -59,11 +67,15 @@ impl Goldens {
         self.counted("clone", self.tart.clone(reference, &name).await)?;
         if !names() {
             self.counted("delete", self.tart.delete(&name).await)?;
-            bail!("{reference} named another image by the time its golden {name} was cloned");
+            return Err(GoldenError::Moved {
+                reference: reference.to_owned(),
+                name,
+            });
         }
         // a crash before this makes the golden anew at the next start
-        self.mark(&name, image)
-            .with_context(|| format!("marking golden {name}"))?;
+        if let Err(error) = self.mark(&name, image) {
+            return Err(GoldenError::Mark { name, error });
+        }
         info!(reference, golden = name, "golden is made");
         Ok(())
     }
@@ -132,7 +144,7 @@ mod tests {
             .with_time_limit(Operation::Clone, Duration::from_secs(2))
             .with_pause(Duration::from_millis(1));
         let prefix = "golden-".to_owned();
-        Goldens::with(tart, home.path().into(), prefix, Metrics::new().0)
+        Goldens::new(prefix, home.path().into(), tart, Metrics::new().0)
     }
 
     fn calls(home: &tempfile::TempDir) -> Vec<String> {

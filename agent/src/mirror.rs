@@ -3,133 +3,58 @@
 //!
 //! A blob that isn't here becomes a content of the swarm: hosts that ask for the same one share one copy from the
 //! registry. `request` says what is asked for, `upstream` who may have it, `serve` answers, `blobs` and `blob`
-//! keep the bytes; what is fetched from whom is the driver's and the swarm's business (`driver/mirror`). Nothing is
+//! keep the bytes; what is fetched from whom is the driver's and the swarm's business. Nothing is
 //! pushed here, and nothing is served to other machines unless TLS and a token are configured.
 
+mod answer;
 pub(crate) mod blob;
 pub(crate) mod blobs;
 mod browser;
+mod listen;
 mod proof;
 mod range;
 mod request;
 mod serve;
+mod stream;
+mod token;
 mod upstream;
+mod wish;
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::Context as _;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use link::{Crowd, LocalNames, Place};
-use origin::Secret;
+use link::LocalNames;
+use origin::{ConfigError, Secret};
 use proto::HostId;
-use serde::Deserialize;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    task::JoinSet,
-    time::sleep,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinError};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use self::{
     blobs::{Blobs, Limits},
-    serve::{Pulse, Service},
+    serve::Service,
     upstream::Upstreams,
 };
 pub(crate) use self::{
-    request::registry,
-    serve::Wish,
+    listen::Mirror,
     upstream::{is_away, is_refusal},
+    wish::Wish,
 };
-use crate::{fetch::Origin, metrics::Metrics, platform};
+use crate::{
+    config::{MirrorSettings, OriginConfig},
+    metrics::Metrics,
+    platform,
+    registries::Origin,
+};
 
-/// Clients at one time. tart opens four, a busy containerd a dozen. Over it one that asks for nothing gives way; where each
-/// of them is answered or has just come, the next one waits.
-const CONNECTIONS: usize = 256;
-/// A client that asks for nothing for so long gives way to others.
-const GRACE: Duration = Duration::from_secs(1);
-/// How often a client that waits looks for a place.
-const WAIT: Duration = Duration::from_millis(50);
 /// Wishes that wait for the driver; more wait in their connections.
 const WISHES: usize = 64;
-/// A request's head has to come within this time, also the first of a new connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most that a request's head may take.
-const HEAD_BYTES: usize = 64 << 10;
-/// A client that takes nothing for so long is let go: it holds a connection and keeps a blob from being evicted.
-const IDLE: Duration = Duration::from_mins(5);
-
-/// What a client gets before the headers when something can't be had for now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnTrouble {
-    /// `not-found` for clients that name their upstream by `ns=` (containerd falls back by itself), `wait` for others.
-    #[default]
-    Auto,
-    /// It waits; at last its connection is broken, so that it tries again.
-    Wait,
-    /// It is redirected to the registry.
-    Redirect,
-    /// It gets a 404.
-    NotFound,
-}
-
-/// The mirror's settings.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where it listens; `None`: nowhere.
-    pub listen: Option<SocketAddr>,
-    /// Names by which it may be asked for on loopback, beyond `localhost` and addresses.
-    pub names: BTreeSet<String>,
-    /// Whether the address was set rather than defaulted to: then it has to be free.
-    pub required: bool,
-    /// Where blobs are kept.
-    pub directory: PathBuf,
-    /// Bytes that blobs may take.
-    pub cache_bytes: u64,
-    /// The registry of names that name none.
-    pub upstream: Option<String>,
-    /// The registries that are served; empty for any.
-    pub upstreams: BTreeSet<String>,
-    /// Whether clients without credentials are served by this host's own.
-    pub lend_credentials: bool,
-    /// What happens before the headers.
-    pub on_trouble: OnTrouble,
-    /// After so long without progress another source is tried.
-    pub stall: Duration,
-    /// After so long without progress a client's connection is broken. Less than tart's 60 s.
-    pub break_after: Duration,
-    /// A fetch goes on for so long after its last reader left.
-    pub grace: Duration,
-    /// Certificate chain and key (PEM), for listening beyond loopback.
-    pub tls: Option<(PathBuf, PathBuf)>,
-    /// File with the token that clients beyond loopback have to know.
-    pub token_file: Option<PathBuf>,
-    /// Registries that speak plain HTTP, for redirects.
-    pub plain_http: BTreeSet<String>,
-}
-
-impl Settings {
-    fn serves(&self, registry: &str) -> bool {
-        self.upstreams.is_empty() || self.names(registry)
-    }
-
-    /// Whether the settings name this registry, so that its word for what it has is believed.
-    fn names(&self, registry: &str) -> bool {
-        self.upstreams.contains(registry) || self.upstream.as_deref() == Some(registry)
-    }
-}
-
 /// What the driver has of the mirror.
 #[derive(Debug)]
 pub(crate) struct Ears {
@@ -139,22 +64,64 @@ pub(crate) struct Ears {
     pub(crate) grace: Duration,
 }
 
-/// A mirror that listens and doesn't serve yet.
-pub(crate) struct Mirror {
-    listener: TcpListener,
-    acceptor: Option<TlsAcceptor>,
-    service: Arc<Service>,
+/// Why there is no mirror although the settings ask for one.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenMirrorError {
+    /// The address is taken, or isn't this host's.
+    #[error("listening on {address} for the mirror (mirror.listen): {error}")]
+    Listen {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// The cause.
+        error: io::Error,
+    },
+    /// The token of clients beyond loopback can't be read.
+    #[error("reading the mirror's token from {}: {error}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// There is no token in its file.
+    #[error("the mirror's token file {} is empty", path.display())]
+    NoToken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The certificate or its key can't be read.
+    #[error("reading the mirror's {what} {}: {error}", path.display())]
+    Pem {
+        /// Certificate or key.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: pem::Error,
+    },
+    /// The certificate and the key don't go together.
+    #[error("the mirror's certificate and key: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The registry client can't be made.
+    #[error(transparent)]
+    Origin(#[from] ConfigError),
+    /// The settings switch the mirror off.
+    #[error("the mirror is switched off")]
+    Off,
+    /// Opening the cache died.
+    #[error("opening the blob cache: {0}")]
+    Died(#[from] JoinError),
 }
 
 /// Opens the cache and the listener. `None` where the mirror is switched off, its default port is taken, or its cache
 /// can't be used.
 pub(crate) async fn open(
-    settings: Settings,
+    settings: MirrorSettings,
     me: &HostId,
     floor_percent: u8,
     origin: Origin,
     metrics: Metrics,
-) -> anyhow::Result<Option<(Mirror, Ears)>> {
+) -> Result<Option<(Mirror, Ears)>, OpenMirrorError> {
     let Some(address) = settings.listen else {
         return Ok(None);
     };
@@ -165,26 +132,9 @@ pub(crate) async fn open(
             tracing::error!(listen = %address, %error, "the mirror's port is taken; running without a mirror: set mirror.listen");
             return Ok(None);
         }
-        Err(error) => {
-            return Err(error)
-                .with_context(|| format!("listening on {address} for the mirror (mirror.listen)"));
-        }
+        Err(error) => return Err(OpenMirrorError::Listen { address, error }),
     };
-    let token = settings
-        .token_file
-        .as_deref()
-        .map(|path| {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("reading the mirror's token from {}", path.display()))?;
-            let token = text.trim();
-            anyhow::ensure!(
-                !token.is_empty(),
-                "the mirror's token file {} is empty",
-                path.display()
-            );
-            Ok(Secret::from(token))
-        })
-        .transpose()?;
+    let token = settings.token_file.as_deref().map(read_token).transpose()?;
     let acceptor = settings
         .tls
         .as_ref()
@@ -197,9 +147,9 @@ pub(crate) async fn open(
         space: platform::space,
     };
     let opened = tokio::task::spawn_blocking(move || Blobs::open(&directory, &host, limits));
-    let blobs = match opened.await.context("opening the blob cache")? {
+    let blobs = match opened.await? {
         Ok(blobs) => Arc::new(blobs),
-        // nor because of a cache of what is only convenient to have
+        // staging must not stop because of a cache either, which is only convenient to have
         Err(error) => {
             tracing::error!(error = %error, "the mirror's cache can't be used; running without a mirror: look at mirror.directory");
             return Ok(None);
@@ -212,7 +162,9 @@ pub(crate) async fn open(
         stall: settings.stall,
         grace: settings.grace,
     };
-    let local = listener.local_addr()?.ip().is_loopback();
+    let bound = listener.local_addr();
+    let bound = bound.map_err(|error| OpenMirrorError::Listen { address, error })?;
+    let local = bound.ip().is_loopback();
     let names = settings.names.iter().cloned();
     let service = Service {
         names: local.then(|| LocalNames::new(names)),
@@ -237,170 +189,73 @@ pub(crate) async fn open(
 /// # Errors
 /// When it can't listen, its cache can't be opened, or `origin`'s files can't be read.
 pub async fn serve_cached(
-    settings: Settings,
+    settings: MirrorSettings,
     me: &HostId,
-    origin: &crate::config::OriginConfig,
+    origin: &OriginConfig,
     stop: CancellationToken,
     ready: tokio::sync::oneshot::Sender<SocketAddr>,
-) -> anyhow::Result<()> {
+) -> Result<(), OpenMirrorError> {
     let (metrics, _) = Metrics::new();
     let opened = open(settings, me, 0, Origin::new(origin)?, metrics).await?;
-    let (mirror, ears) = opened.context("the mirror is switched off")?;
+    let (mirror, ears) = opened.ok_or(OpenMirrorError::Off)?;
     if let Some(address) = mirror.address() {
         // who doesn't wait for it doesn't want to know
         ready.send(address).ok();
     }
-    let served = mirror.serve(stop).await;
+    mirror.serve(stop).await;
     drop(ears);
-    served
+    Ok(())
 }
 
-fn acceptor(chain: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAcceptor> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+fn read_token(path: &Path) -> Result<Secret, OpenMirrorError> {
+    let text = std::fs::read_to_string(path).map_err(|error| OpenMirrorError::Token {
+        path: path.into(),
+        error,
+    })?;
+    match text.trim() {
+        "" => Err(OpenMirrorError::NoToken { path: path.into() }),
+        token => Ok(Secret::from(token)),
+    }
+}
+
+fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, OpenMirrorError> {
+    let unread = |what, path: &Path| {
+        let path = path.to_owned();
+        move |error| OpenMirrorError::Pem { what, path, error }
+    };
     let certificates = CertificateDer::pem_file_iter(chain)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("reading the mirror's certificate {}", chain.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("reading the mirror's key {}", key.display()))?;
+        .map_err(unread("certificate", chain))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(unread("key", key))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(certificates, key)
-        .context("the mirror's certificate and key")?;
+        .with_single_cert(certificates, key)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-impl Mirror {
-    /// Where it listens.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.listener.local_addr().ok()
-    }
-
-    /// Serves until `stop` is cancelled.
-    pub(crate) async fn serve(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let crowd = Crowd::new(CONNECTIONS, 0, GRACE);
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                Some(ended) = connections.join_next() => {
-                    if let Err(error) = ended {
-                        debug!(%error, "a client's connection was cut short");
-                    }
-                }
-                accepted = self.listener.accept() => {
-                    let (stream, remote) = match accepted {
-                        Ok(accepted) => accepted,
-                        // out of files, or the client is gone already
-                        Err(error) => {
-                            debug!(%error, "a client couldn't be accepted");
-                            sleep(Duration::from_millis(50)).await;
-                            continue;
-                        }
-                    };
-                    // answers are written whole; a small one mustn't wait for an acknowledgement
-                    drop(stream.set_nodelay(true));
-                    let place = tokio::select! {
-                        place = place(&crowd, remote.ip()) => Arc::new(place),
-                        () = stop.cancelled() => return Ok(()),
-                    };
-                    let (service, acceptor) = (self.service.clone(), self.acceptor.clone());
-                    connections.spawn(async move {
-                        tokio::select! {
-                            () = meet(service, acceptor, stream, &place) => {}
-                            () = place.lost() => debug!(%remote, "a client gave way to another"),
-                        }
-                    });
-                }
-            }
-        }
-    }
-}
-
-/// A place for who comes from this address. There is always one soon: a client that asks for nothing gives way, and an answer
-/// ends, if only because its client takes nothing.
-async fn place(crowd: &Crowd, address: IpAddr) -> Place {
-    loop {
-        if let Some(place) = crowd.enter(address, Instant::now()) {
-            return place;
-        }
-        sleep(WAIT).await;
-    }
-}
-
-/// Speaks with one client.
-async fn meet(
-    service: Arc<Service>,
-    acceptor: Option<TlsAcceptor>,
-    stream: TcpStream,
-    place: &Arc<Place>,
-) {
-    let Some(acceptor) = acceptor else {
-        return talk(service, stream, place).await;
-    };
-    let hello = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
-    if let Ok(Ok(stream)) = hello.await {
-        talk(service, stream, place).await;
-    }
-}
-
-/// Returns when nothing moved for too long.
-async fn silent(pulse: &Pulse) {
-    loop {
-        let silence = pulse.silence();
-        if silence >= IDLE {
-            return;
-        }
-        sleep(IDLE.saturating_sub(silence)).await;
-    }
-}
-
-/// Speaks with one client until either ends.
-async fn talk(
-    service: Arc<Service>,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    place: &Arc<Place>,
-) {
-    let pulse = Arc::new(Pulse::new());
-    let watch = pulse.clone();
-    let place = place.clone();
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request: hyper::Request<Incoming>| {
-                let (service, pulse, work) = (service.clone(), pulse.clone(), place.work());
-                async move {
-                    let answered = service.answer(&request, &pulse).await;
-                    answered.map(|response| response.map(|content| content.into_body(work)))
-                }
-            }),
-        );
-    tokio::select! {
-        ended = connection => {
-            if let Err(error) = ended {
-                debug!(%error, "a client's connection ended");
-            }
-        }
-        () = silent(&watch) => debug!("a client took nothing for too long"),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        time::Instant,
+    };
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        task::JoinSet,
+    };
 
-    use super::*;
-    use crate::config::OriginConfig;
+    use super::{
+        listen::{CONNECTIONS, HEAD_TIMEOUT},
+        *,
+    };
+    use crate::config::OnTrouble;
 
-    fn settings(directory: PathBuf) -> Settings {
-        Settings {
+    fn settings(directory: PathBuf) -> MirrorSettings {
+        MirrorSettings {
             listen: Some(([127, 0, 0, 1], 0).into()),
             names: ["mini.lan".to_owned()].into(),
             required: true,

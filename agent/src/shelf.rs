@@ -1,6 +1,6 @@
 //! Where a content's bytes lie on this host: in an image's stage, or in the mirror's blob cache.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source, Statement,
@@ -101,6 +101,23 @@ pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable
         }
     }
     Ok(unwritable)
+}
+
+/// Drops on every shelf what a host made of a content from a chunk on, and returns those chunks. Blocks.
+pub(crate) fn retract(
+    shelves: &[Shelf],
+    content: Digest,
+    maker: HostKey,
+    from: ChunkIndex,
+) -> Result<Vec<ChunkIndex>, String> {
+    let mut lost = BTreeSet::new();
+    for shelf in shelves {
+        let chunks = shelf
+            .retract(content, maker, from)
+            .map_err(|error| error.to_string())?;
+        lost.extend(chunks);
+    }
+    Ok(lost.into_iter().collect())
 }
 
 /// A place of a content's bytes. Calls block on the disk, as those of what stands behind it.

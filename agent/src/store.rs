@@ -371,6 +371,19 @@ impl Store {
         })
     }
 
+    /// [`open`](Self::open), on a thread that may block.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(crate) async fn open_in_background(
+        home: PathBuf,
+        options: Options,
+    ) -> Result<Arc<Self>, OpenStoreError> {
+        let opened = tokio::task::spawn_blocking(move || Self::open(&home, options)).await;
+        let opened = opened.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
+        opened.map(Arc::new)
+    }
+
     /// The images that are here, as far as they are: for the driver's start.
     ///
     /// An installed image that nothing names and nothing is to name isn't among them: nobody asks for it any more. What it

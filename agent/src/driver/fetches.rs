@@ -20,7 +20,7 @@ use super::{
     leases::End,
     trouble::{CONTENT_BAD, ORIGIN_FAILED, ORIGIN_SETTINGS},
 };
-use crate::fetch::{Access, FetchEnd};
+use crate::{fetch::FetchEnd, registries::Access};
 
 /// A fetch under way.
 #[derive(Debug)]

@@ -21,9 +21,9 @@ use super::{
     trouble::{CHECKING, REMOVED, Trouble},
 };
 use crate::{
-    fetch::Access,
     metrics::{OutcomeLabel, SourceLabel},
     reconcile::Have,
+    registries::Access,
     shelf::Shelf,
     store::{BeginError, News, Stage, Volume},
 };

@@ -21,13 +21,14 @@ use tracing::{error, info, warn};
 
 use super::{Driver, Input, contents::Content, leases::End};
 use crate::{
-    fetch::{Access, Failure, FetchEnd},
+    fetch::{Failure, FetchEnd},
     mirror::{
         Ears, Wish,
         blob::{Blob, Trouble},
         blobs::Blobs,
         is_away, is_refusal,
     },
+    registries::Access,
     shelf::Shelf,
     store::{Stage, held::Look},
 };

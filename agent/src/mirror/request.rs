@@ -9,12 +9,12 @@ use std::str::FromStr as _;
 use origin::{Tag, Version};
 use proto::Digest;
 
+use crate::config::mirror::registry;
+
 /// The longest name of a repository (distribution specification).
 const MAX_NAME: usize = 255;
 /// Stands for a repository where a registry is asked.
 pub(crate) const ANY: &str = "any";
-/// The longest host with its port.
-const MAX_HOST: usize = 255 + 6;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,35 +152,6 @@ fn repository(
 /// Whether the first part of a path is a registry's host rather than a part of a name (the rule of docker references).
 fn is_registry(host: &str) -> bool {
     host.contains(['.', ':']) || host == "localhost"
-}
-
-/// A host with or without port, with `_` before the port read as `:`.
-pub(crate) fn registry(text: &str) -> Option<String> {
-    let (host, port) = match text.rsplit_once([':', '_']) {
-        Some((host, port)) => (host, Some(port)),
-        None => (text, None),
-    };
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if text.len() > MAX_HOST || !host.split('.').all(label) {
-        return None;
-    }
-    let host = host.to_ascii_lowercase();
-    match port {
-        None => Some(host),
-        Some(port) => {
-            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-            let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
-            Some(format!("{host}:{port}"))
-        }
-    }
 }
 
 /// A component of a name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.

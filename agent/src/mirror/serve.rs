@@ -7,28 +7,20 @@
 use std::{
     convert::Infallible,
     fs::File,
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::stream;
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
-    body::Frame,
     header::{
         ACCEPT, ACCEPT_RANGES, AGE, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE,
-        CONTENT_TYPE, ETAG, HOST, HeaderName, HeaderValue, IF_RANGE, LINK, LOCATION, RANGE,
-        WARNING, WWW_AUTHENTICATE,
+        CONTENT_TYPE, HOST, HeaderName, HeaderValue, IF_RANGE, LOCATION, RANGE, WARNING,
+        WWW_AUTHENTICATE,
     },
 };
-use link::{LocalNames, Work};
+use link::LocalNames;
 use origin::{Backoff, OriginError, Reference, Secret, Version};
 use proto::Digest;
 use tokio::{
@@ -38,69 +30,24 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    OnTrouble, Settings,
+    answer::{Content, Refusal, list, name, pages, refusal_of, unsatisfiable, whole},
     blob::{Reading, Trouble},
     blobs::{BeginError, Blobs},
     browser,
-    proof::{Proof, Sample},
+    proof::Proof,
     range::{self, Wanted},
     request::{self, Asked, Refused, Repository},
+    stream::{Pulse, Stream, Terms, count, sample},
+    token::carries,
     upstream::{Client, Found, Upstreams, is_away},
+    wish::Wish,
 };
 use crate::{
-    fetch::Access,
-    metrics::{Metrics, MirrorLabel, MirrorSource, MirrorSourceLabel},
+    config::{MirrorSettings, OnTrouble},
+    metrics::Metrics,
 };
 
-/// Bytes of a blob that are read and handed on at a time. 64 clients hold two each, and the allocator keeps as much again for
-/// each thread that reads: with 256 KiB the agent grew to 200 MiB.
-const PIECE: usize = 64 << 10;
-
-const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
-const FILTERS_HEADER: HeaderName = HeaderName::from_static("oci-filters-applied");
 const API_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-
-/// The body of an answer to hyper.
-pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
-
-/// What an answer carries.
-pub(super) enum Content {
-    /// These bytes.
-    Bytes(Bytes),
-    /// A blob, or a part of it.
-    Blob(Box<Stream>),
-}
-
-impl Content {
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Blob(stream) => stream.end - stream.at,
-        }
-    }
-
-    /// The body of an answer. Until a blob has left, the mirror works for its client.
-    pub(super) fn into_body(self, work: Work) -> Body {
-        match self {
-            Self::Bytes(bytes) => Full::new(bytes)
-                .map_err(|never: Infallible| match never {})
-                .boxed_unsync(),
-            Self::Blob(stream) => stream.body(work),
-        }
-    }
-}
-
-/// A client wants a blob that isn't here: for the driver.
-#[derive(Debug)]
-pub(crate) struct Wish {
-    pub(crate) blob: Arc<super::blob::Blob>,
-    /// The repository that has it.
-    pub(crate) reference: String,
-    /// What the upstream accepted of the client.
-    pub(crate) access: Access,
-    /// Dropped when the driver took note of the wish. What the blob told before isn't about this client.
-    pub(crate) heard: oneshot::Sender<Infallible>,
-}
 
 /// The connection is to be broken without an answer: the client tries again.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +57,7 @@ pub(super) struct Broken;
 /// Answers requests. Shared by all connections.
 #[derive(Debug)]
 pub(super) struct Service {
-    pub(super) settings: Settings,
+    pub(super) settings: MirrorSettings,
     /// The names by which it is asked for on loopback; elsewhere any will do, and the token tells who may ask.
     pub(super) names: Option<LocalNames>,
     pub(super) upstreams: Arc<Upstreams>,
@@ -119,62 +66,6 @@ pub(super) struct Service {
     pub(super) metrics: Metrics,
     /// What a client has to know where more than this host may connect.
     pub(super) token: Option<Secret>,
-}
-
-/// When something last left on a connection: what its watch looks at.
-#[derive(Debug)]
-pub(super) struct Pulse {
-    born: Instant,
-    /// Milliseconds from `born` to the last sign of life.
-    at: AtomicU64,
-}
-
-impl Pulse {
-    pub(super) fn new() -> Self {
-        Self {
-            born: Instant::now(),
-            at: AtomicU64::new(0),
-        }
-    }
-
-    pub(super) fn beat(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.at.store(now, Ordering::Relaxed);
-    }
-
-    pub(super) fn silence(&self) -> Duration {
-        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
-        self.born.elapsed().saturating_sub(at)
-    }
-}
-
-/// An answer's code in the distribution specification's error form.
-struct Refusal {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-        }
-    }
-}
-
-impl From<Refusal> for Response<Content> {
-    fn from(refusal: Refusal) -> Self {
-        let body =
-            serde_json::json!({"errors": [{"code": refusal.code, "message": refusal.message}]});
-        let mut response = Self::new(whole(body.to_string()));
-        *response.status_mut() = refusal.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
-    }
 }
 
 impl Service {
@@ -517,23 +408,18 @@ impl Service {
         self.metrics
             .mirror_first_byte_seconds
             .observe(began.elapsed().as_secs_f64());
-        let stream = Stream {
-            reading,
-            file,
-            at: start,
-            end,
+        let terms = Terms {
             result: if status == StatusCode::OK {
                 "ok"
             } else {
                 "partial"
             },
             hit,
-            broken: false,
             proof,
             patience: self.settings.break_after,
-            metrics: self.metrics.clone(),
-            pulse: pulse.clone(),
         };
+        let watched = (self.metrics.clone(), pulse.clone());
+        let stream = Stream::new((reading, file), (start, end), terms, watched);
         *response.body_mut() = Content::Blob(Box::new(stream));
         Ok(response)
     }
@@ -772,310 +658,4 @@ impl Service {
         }
         response
     }
-}
-
-/// A blob, or a part of it, on its way to a client.
-pub(super) struct Stream {
-    reading: Reading,
-    file: Arc<File>,
-    at: u64,
-    end: u64,
-    /// What it counts as when all of it has left.
-    result: &'static str,
-    /// It was whole when it was asked for.
-    hit: bool,
-    broken: bool,
-    /// What its client's registry has still to show before bytes from elsewhere leave.
-    proof: Option<Proof>,
-    patience: Duration,
-    metrics: Metrics,
-    pulse: Arc<Pulse>,
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let result = if self.at >= self.end {
-            self.result
-        } else if self.broken {
-            "broken"
-        } else {
-            "left"
-        };
-        count(&self.metrics, "blob", result);
-    }
-}
-
-impl Stream {
-    fn body(self: Box<Self>, work: Work) -> Body {
-        // a piece is read while the one before is being sent
-        let start = Some((Some(self), work));
-        let pieces = stream::unfold(start, |state| async {
-            let (this, work) = state?;
-            let mut this = this?;
-            match this.piece().await {
-                Ok(None) => None,
-                Ok(Some(bytes)) => {
-                    // with the last piece the blob is let go: its client may ask at once for another that needs its room
-                    let rest = (this.at < this.end).then_some(this);
-                    Some((Ok(Frame::data(bytes)), Some((rest, work))))
-                }
-                Err(error) => Some((Err(error), None)),
-            }
-        });
-        StreamBody::new(Pin::from(
-            Box::new(pieces) as Box<dyn futures_util::Stream<Item = _> + Send>
-        ))
-        .boxed_unsync()
-    }
-
-    /// The next piece; an error breaks the connection.
-    async fn piece(&mut self) -> io::Result<Option<Bytes>> {
-        self.pulse.beat();
-        if self.at >= self.end {
-            return Ok(None);
-        }
-        loop {
-            let ready = self.wait().await?;
-            let length = usize::try_from(ready - self.at).map_or(PIECE, |ready| ready.min(PIECE));
-            let (blob, file, at) = (self.reading.blob.clone(), self.file.clone(), self.at);
-            let read = tokio::task::spawn_blocking(move || blob.give(&file, at, length));
-            let read = read.await.map_err(io::Error::other).flatten();
-            let Some(bytes) = read.map_err(|error| self.breaks(error.to_string()))? else {
-                continue;
-            };
-            self.still_true()?;
-            self.passed(length as u64);
-            return Ok(Some(bytes.into()));
-        }
-    }
-
-    /// Has the registry show that it has the blob; the connection is to be broken where it doesn't.
-    async fn prove(&mut self) -> io::Result<()> {
-        let Some(proof) = self.proof.clone() else {
-            return Ok(());
-        };
-        let sample = sample(&self.file, proof.size).await?;
-        match proof.ask(&sample).await {
-            Ok(true) => {
-                self.reading.limit(None);
-                Ok(())
-            }
-            Ok(false) => Err(self.breaks("its registry has other bytes".into())),
-            Err(error) => Err(self.breaks(error.to_string())),
-        }
-    }
-
-    /// An error where bytes that left turned out false: the connection is to be broken.
-    fn still_true(&mut self) -> io::Result<()> {
-        if self.reading.is_misled() {
-            return Err(self.breaks("bytes that left turned out false".into()));
-        }
-        Ok(())
-    }
-
-    fn breaks(&mut self, why: String) -> io::Error {
-        self.broken = true;
-        io::Error::other(why)
-    }
-
-    /// So many bytes left.
-    fn passed(&mut self, bytes: u64) {
-        let end = self.at + bytes;
-        while self.at < end {
-            let next = (self.at / proto::CHUNK_BYTES + 1) * proto::CHUNK_BYTES;
-            let source = if self.hit {
-                MirrorSource::Cache
-            } else if self.reading.blob.is_ours(self.at) {
-                MirrorSource::Origin
-            } else {
-                MirrorSource::Peers
-            };
-            let part = if self.hit { end } else { next.min(end) } - self.at;
-            self.metrics
-                .mirror_sent_bytes
-                .get_or_create(&MirrorSourceLabel { source })
-                .inc_by(part);
-            self.at += part;
-        }
-        self.pulse.beat();
-    }
-
-    /// Waits until something may leave: the end of that. An error breaks the connection. Cancel safe.
-    async fn wait(&mut self) -> io::Result<u64> {
-        let mut stalled: Option<Instant> = None;
-        loop {
-            let trouble = self.reading.news.borrow_and_update().trouble.clone();
-            self.still_true()?;
-            // others brought the rest of what its own registry began
-            if self.reading.is_held_back(self.at) {
-                self.prove().await?;
-            }
-            let ready = self.reading.ready(self.at).min(self.end);
-            if ready > self.at {
-                if let Some(since) = stalled {
-                    let stall = since.elapsed();
-                    self.metrics
-                        .mirror_stall_seconds
-                        .observe(stall.as_secs_f64());
-                }
-                return Ok(ready);
-            }
-            if let Some(trouble) = trouble {
-                return Err(self.breaks(trouble.to_string()));
-            }
-            let since = *stalled.get_or_insert_with(Instant::now);
-            // shorter than a client's own patience, so that it comes again while it still tries
-            let left = self.patience.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                self.metrics
-                    .mirror_stall_seconds
-                    .observe(since.elapsed().as_secs_f64());
-                return Err(self.breaks("nothing came for too long".into()));
-            }
-            drop(timeout(left, self.reading.news.changed()).await);
-        }
-    }
-}
-
-async fn sample(file: &Arc<File>, size: u64) -> io::Result<Sample> {
-    let file = file.clone();
-    let picked = tokio::task::spawn_blocking(move || Sample::pick(&file, size));
-    picked.await.map_err(io::Error::other)?
-}
-
-fn count(metrics: &Metrics, what: &'static str, result: &'static str) {
-    metrics
-        .mirror_requests
-        .get_or_create(&MirrorLabel { what, result })
-        .inc();
-}
-
-fn whole(bytes: impl Into<Bytes>) -> Content {
-    Content::Bytes(bytes.into())
-}
-
-fn name(headers: &mut HeaderMap, digest: &Digest) {
-    let text = digest.to_string();
-    if let Ok(value) = HeaderValue::from_str(&text) {
-        headers.insert(DIGEST_HEADER, value);
-    }
-    if let Ok(value) = HeaderValue::from_str(&format!("\"{text}\"")) {
-        headers.insert(ETAG, value);
-    }
-}
-
-fn unsatisfiable(size: u64, message: &str) -> Response<Content> {
-    let refusal = Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message);
-    let mut response = Response::from(refusal);
-    if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
-        response.headers_mut().insert(CONTENT_RANGE, value);
-    }
-    response
-}
-
-fn refusal_of(refused: Refused) -> Refusal {
-    let (status, code, message) = match refused {
-        Refused::NoRoute => (
-            StatusCode::NOT_FOUND,
-            "UNSUPPORTED",
-            "the mirror serves manifests, blobs, referrers, and lists of tags and repositories",
-        ),
-        Refused::Name => (
-            StatusCode::BAD_REQUEST,
-            "NAME_INVALID",
-            "the repository's name or registry isn't one",
-        ),
-        Refused::NoRegistry => (
-            StatusCode::NOT_FOUND,
-            "NAME_UNKNOWN",
-            "the path names no registry: write /v2/<registry>/<name>/…, add ?ns=<registry>, or set mirror.upstream",
-        ),
-        Refused::Version => (
-            StatusCode::BAD_REQUEST,
-            "TAG_INVALID",
-            "the tag or digest isn't one",
-        ),
-        Refused::Digest => (
-            StatusCode::BAD_REQUEST,
-            "DIGEST_INVALID",
-            "the digest isn't a SHA-256",
-        ),
-    };
-    Refusal::new(status, code, message)
-}
-
-/// Whether a header carries the mirror's token, as a bearer token or a password.
-fn carries(header: &str, token: &str) -> bool {
-    use base64::Engine as _;
-    let Some((scheme, text)) = header.split_once(' ') else {
-        return false;
-    };
-    let text = text.trim();
-    // of equal length hashes, so that the time taken tells nothing of the token
-    let same = |given: &str| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes());
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return same(text);
-    }
-    let decoded = base64::engine::general_purpose::STANDARD.decode(text);
-    scheme.eq_ignore_ascii_case("basic")
-        && decoded
-            .ok()
-            .and_then(|pair| String::from_utf8(pair).ok())
-            .and_then(|pair| pair.split_once(':').map(|(_, password)| same(password)))
-            .unwrap_or(false)
-}
-
-/// What is answered to a page in a browser.
-fn pages<B>(request: &Request<B>) -> Option<Refusal> {
-    browser::is_page(request.headers()).then(|| {
-        let message = "the mirror answers clients of registries, and no page in a browser";
-        Refusal::new(StatusCode::FORBIDDEN, "DENIED", message)
-    })
-}
-
-/// A list as the upstream gives it: tags, referrers, repositories.
-fn list(
-    repository: &Repository,
-    path: &str,
-    (bytes, given): (Bytes, HeaderMap),
-) -> Response<Content> {
-    let mut response = Response::new(whole(bytes));
-    let headers = response.headers_mut();
-    let media_type = match given.get(CONTENT_TYPE) {
-        Some(given) => browser::media_type(given.to_str().unwrap_or_default()),
-        None => HeaderValue::from_static("application/json"),
-    };
-    headers.insert(CONTENT_TYPE, media_type);
-    if let Some(applied) = given.get(FILTERS_HEADER) {
-        headers.insert(FILTERS_HEADER, applied.clone());
-    }
-    // the upstream's own path; ours has the registry before the name, or in the query
-    let link = given
-        .get(LINK)
-        .and_then(|link| relocated(link, repository, path));
-    if let Some(link) = link {
-        headers.insert(LINK, link);
-    }
-    response
-}
-
-/// A `Link` to the next page of a list, on our path.
-fn relocated(link: &HeaderValue, repository: &Repository, path: &str) -> Option<HeaderValue> {
-    let text = link.to_str().ok()?;
-    let query = text.split_once('?')?.1.split_once('>')?.0;
-    let registry = &repository.registry;
-    let name = match (path, repository.by_namespace) {
-        ("_catalog", true) => String::new(),
-        ("_catalog", false) => format!("{registry}/"),
-        (_, true) => format!("{}/", repository.name),
-        (_, false) => format!("{}/", repository.reference()),
-    };
-    let namespace = match repository.by_namespace {
-        true => format!("&ns={registry}"),
-        false => String::new(),
-    };
-    HeaderValue::from_str(&format!(
-        "</v2/{name}{path}?{query}{namespace}>; rel=\"next\""
-    ))
-    .ok()
 }

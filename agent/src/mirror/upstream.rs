@@ -18,7 +18,7 @@ use proto::Digest;
 use tracing::warn;
 
 use super::request::Repository;
-use crate::fetch::{Access, Origin};
+use crate::registries::{Access, Origin};
 
 /// How long an accepted request speaks for others of the same client to the same repository.
 const VERDICT: Duration = Duration::from_secs(60);
@@ -124,7 +124,7 @@ impl Upstreams {
         }
     }
 
-    /// A handle, and its cost when it can't be made: settings are wrong.
+    /// The upstream's repository. An error says that this host's settings don't do for it.
     fn handle(
         &self,
         repository: &Repository,
@@ -134,7 +134,7 @@ impl Upstreams {
         let made = self.origin.repository(&reference, &client.access);
         made.map_err(|error| OriginError::Reference {
             what: reference,
-            cause: proto::causes(&*error),
+            cause: proto::causes(&error),
         })
     }
 

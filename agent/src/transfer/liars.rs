@@ -25,9 +25,11 @@ use super::*;
 use crate::{
     apple_lz4,
     config::OriginConfig,
-    fetch::{self, Access, FetchEnd, News, Origin},
+    fetch::{self, FetchEnd, News},
     identity::tests::Authority,
     notary::tests::notary,
+    registries::{Access, Origin},
+    shelf,
     store::tests::{begin, noise, open, sample_of},
 };
 
@@ -361,7 +363,7 @@ fn walks(world: &World, lie: &mut dyn FnMut(usize, ChunkIndex, Link) -> Signed) 
         let maker = signed.maker().key();
         if Arc::make_mut(suspects).note(signed) {
             let shelf = std::slice::from_ref(&host.shelf);
-            fetch::retract(shelf, digest, maker, ChunkIndex(0)).unwrap();
+            shelf::retract(shelf, digest, maker, ChunkIndex(0)).unwrap();
         }
     };
     let last = world.spec.geometry.chunks() - 1;

@@ -1,0 +1,6 @@
+//! The commands that need no coordinator.
+
+mod answer;
+pub(crate) mod stage;
+pub(crate) mod status;
+pub(crate) mod verify;

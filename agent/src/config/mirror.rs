@@ -1,0 +1,189 @@
+//! The mirror's settings: what its table of the settings file means, and what can't work.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+/// TCP port for the registry mirror, where none is set.
+pub const MIRROR_PORT: u16 = 7474;
+/// Bytes of the mirror's blob cache, where none are set: two compressed images of a common size.
+const MIRROR_CACHE_BYTES: u64 = 64 << 30;
+/// The longest host with its port.
+const MAX_HOST: usize = 255 + 6;
+
+/// What a client gets before the headers when something can't be had for now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTrouble {
+    /// `not-found` for clients that name their upstream by `ns=` (containerd falls back by itself), `wait` for others.
+    #[default]
+    Auto,
+    /// It waits; at last its connection is broken, so that it tries again.
+    Wait,
+    /// It is redirected to the registry.
+    Redirect,
+    /// It gets a 404.
+    NotFound,
+}
+
+/// The mirror's settings.
+#[derive(Clone, Debug)]
+pub struct MirrorSettings {
+    /// Where it listens; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Names by which it may be asked for on loopback, beyond `localhost` and addresses.
+    pub names: BTreeSet<String>,
+    /// Whether the address was set rather than defaulted to: then it has to be free.
+    pub required: bool,
+    /// Where blobs are kept.
+    pub directory: PathBuf,
+    /// Bytes that blobs may take.
+    pub cache_bytes: u64,
+    /// The registry of names that name none.
+    pub upstream: Option<String>,
+    /// The registries that are served; empty for any.
+    pub upstreams: BTreeSet<String>,
+    /// Whether clients without credentials are served by this host's own.
+    pub lend_credentials: bool,
+    /// What happens before the headers.
+    pub on_trouble: OnTrouble,
+    /// After so long without progress another source is tried.
+    pub stall: Duration,
+    /// After so long without progress a client's connection is broken. Less than tart's 60 s.
+    pub break_after: Duration,
+    /// A fetch goes on for so long after its last reader left.
+    pub grace: Duration,
+    /// Certificate chain and key (PEM), for listening beyond loopback.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// File with the token that clients beyond loopback have to know.
+    pub token_file: Option<PathBuf>,
+    /// Registries that speak plain HTTP, for redirects.
+    pub plain_http: BTreeSet<String>,
+}
+
+impl MirrorSettings {
+    /// Whether the mirror answers for this registry at all.
+    pub(crate) fn serves(&self, registry: &str) -> bool {
+        self.upstreams.is_empty() || self.names(registry)
+    }
+
+    /// Whether the settings name this registry, so that its word for what it has is believed.
+    pub(crate) fn names(&self, registry: &str) -> bool {
+        self.upstreams.contains(registry) || self.upstream.as_deref() == Some(registry)
+    }
+}
+
+/// Why the mirror's settings can't work.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorConfigError {
+    /// Who connects from elsewhere has to be told from others, and can't be over plain HTTP.
+    #[error(
+        "mirror.listen {0} is beyond loopback: set mirror.tls_certificate, mirror.tls_key and mirror.token_file"
+    )]
+    OpenMirror(SocketAddr),
+    /// A certificate without a key, or the other way round.
+    #[error("mirror.tls_certificate and mirror.tls_key go together")]
+    HalfTls,
+    /// The mirror's upstream isn't a host.
+    #[error("mirror upstream {0:?} isn't a registry's host or host:port")]
+    Upstream(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MirrorFile {
+    enabled: Option<bool>,
+    listen: Option<SocketAddr>,
+    names: BTreeSet<String>,
+    directory: Option<PathBuf>,
+    cache_bytes: Option<u64>,
+    upstream: Option<String>,
+    upstreams: Vec<String>,
+    lend_credentials: bool,
+    on_trouble: OnTrouble,
+    stall_seconds: Option<u64>,
+    break_after_seconds: Option<u64>,
+    grace_seconds: Option<u64>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+}
+
+/// What the table means.
+pub(super) fn mirror_settings(
+    file: MirrorFile,
+    state_dir: &Path,
+    plain_http: &[String],
+) -> Result<MirrorSettings, MirrorConfigError> {
+    let registry = |text: String| registry(&text).ok_or(MirrorConfigError::Upstream(text));
+    let seconds = |set: Option<u64>, default: u64| {
+        Duration::from_secs(set.unwrap_or(default).clamp(1, 3_600))
+    };
+    let listen = file
+        .listen
+        .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, MIRROR_PORT).into());
+    let enabled = file.enabled.unwrap_or(true);
+    let tls = match (file.tls_certificate, file.tls_key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(MirrorConfigError::HalfTls),
+    };
+    if enabled && !listen.ip().is_loopback() && (tls.is_none() || file.token_file.is_none()) {
+        return Err(MirrorConfigError::OpenMirror(listen));
+    }
+    Ok(MirrorSettings {
+        listen: enabled.then_some(listen),
+        required: file.listen.is_some(),
+        names: file.names,
+        directory: file.directory.unwrap_or_else(|| state_dir.join("mirror")),
+        cache_bytes: file.cache_bytes.unwrap_or(MIRROR_CACHE_BYTES),
+        upstream: file.upstream.map(registry).transpose()?,
+        upstreams: file
+            .upstreams
+            .into_iter()
+            .map(registry)
+            .collect::<Result<_, _>>()?,
+        lend_credentials: file.lend_credentials,
+        on_trouble: file.on_trouble,
+        stall: seconds(file.stall_seconds, 10),
+        break_after: seconds(file.break_after_seconds, 45),
+        grace: seconds(file.grace_seconds, 15),
+        tls,
+        token_file: file.token_file,
+        plain_http: plain_http.iter().cloned().collect(),
+    })
+}
+
+/// A host with or without port, with `_` before the port read as `:`.
+pub(crate) fn registry(text: &str) -> Option<String> {
+    let (host, port) = match text.rsplit_once([':', '_']) {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() > MAX_HOST || !host.split('.').all(label) {
+        return None;
+    }
+    let host = host.to_ascii_lowercase();
+    match port {
+        None => Some(host),
+        Some(port) => {
+            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+            let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
+            Some(format!("{host}:{port}"))
+        }
+    }
+}

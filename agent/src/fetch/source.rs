@@ -1,0 +1,91 @@
+//! Where a fetch has its bytes from, as far as it cares: tests make one up.
+
+use bytes::Bytes;
+use origin::{BlobStream, OriginError};
+use proto::{Digest, causes};
+
+use crate::registries::{Access, Origin};
+
+/// A blob from some byte on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part<'a> {
+    /// A reference to the repository.
+    pub(crate) reference: &'a str,
+    pub(crate) blob: &'a Digest,
+    /// The first byte that is wanted.
+    pub(crate) from: u64,
+    /// Bytes of the whole blob.
+    pub(crate) size: u64,
+}
+
+/// Why a blob doesn't begin to come.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// This host's settings for the registry don't do.
+    Settings(String),
+    /// What the registry says, or why it can't be reached.
+    Origin(OriginError),
+}
+
+/// A registry.
+pub(crate) trait Source: Sync {
+    type Pieces: Pieces;
+
+    /// Begins to read.
+    fn open(
+        &self,
+        part: &Part<'_>,
+        access: &Access,
+    ) -> impl Future<Output = Result<Self::Pieces, OpenError>> + Send;
+
+    /// The blob, as errors name it.
+    fn name(&self, part: &Part<'_>, access: &Access) -> String;
+}
+
+/// The bytes of a blob on one connection.
+pub(crate) trait Pieces: Send {
+    /// The next piece; `None` after the last.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, OriginError>> + Send;
+
+    /// Whether the registry gives the blob from its beginning only. What was had before comes again, and is left out.
+    fn come_from_beginning(&self) -> bool;
+
+    /// Bytes that came off the network, those that were left out too.
+    fn bytes_received(&self) -> u64;
+}
+
+impl Source for Origin {
+    type Pieces = BlobStream;
+
+    async fn open(&self, part: &Part<'_>, access: &Access) -> Result<BlobStream, OpenError> {
+        let repository = self
+            .repository(part.reference, access)
+            .map_err(|error| OpenError::Settings(causes(&error)))?;
+        let opened = repository.blob(part.blob, part.from, part.size).await;
+        opened.map_err(OpenError::Origin)
+    }
+
+    fn name(&self, part: &Part<'_>, access: &Access) -> String {
+        let Part {
+            reference, blob, ..
+        } = part;
+        match self.repository(reference, access) {
+            Ok(repository) => repository.what_blob(blob),
+            Err(_) => format!("blob {blob} of {reference}"),
+        }
+    }
+}
+
+impl Pieces for BlobStream {
+    async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
+        self.piece().await
+    }
+
+    fn come_from_beginning(&self) -> bool {
+        self.comes_from_beginning()
+    }
+
+    fn bytes_received(&self) -> u64 {
+        Self::bytes_received(self)
+    }
+}

@@ -1,0 +1,269 @@
+//! A blob on its way to a client: what may leave leaves, what is awaited is awaited, and a connection is broken when bytes that
+//! left turn out false.
+
+use std::{
+    fs::File,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+use link::Work;
+use tokio::time::timeout;
+
+use super::{
+    blob::Reading,
+    proof::{Proof, Sample},
+};
+use crate::metrics::{Metrics, MirrorLabel, MirrorSource, MirrorSourceLabel};
+
+/// Bytes of a blob that are read and handed on at a time. 64 clients hold two each, and the allocator keeps as much again for
+/// each thread that reads: with 256 KiB the agent grew to 200 MiB.
+const PIECE: usize = 64 << 10;
+
+/// The body of an answer to hyper.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// When something last left on a connection: what its watch looks at.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    born: Instant,
+    /// Milliseconds from `born` to the last sign of life.
+    at: AtomicU64,
+}
+
+impl Pulse {
+    pub(super) fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            at: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn beat(&self) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.at.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn silence(&self) -> Duration {
+        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(at)
+    }
+}
+
+/// A blob, or a part of it, on its way to a client.
+pub(super) struct Stream {
+    reading: Reading,
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+    terms: Terms,
+    broken: bool,
+    metrics: Metrics,
+    pulse: Arc<Pulse>,
+}
+
+/// On which terms a blob leaves.
+pub(super) struct Terms {
+    /// What the request counts as when all of it has left.
+    pub(super) result: &'static str,
+    /// The blob was whole when it was asked for.
+    pub(super) hit: bool,
+    /// What its client's registry has still to show before bytes from elsewhere leave.
+    pub(super) proof: Option<Proof>,
+    /// How long nothing may come.
+    pub(super) patience: Duration,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let result = if self.at >= self.end {
+            self.terms.result
+        } else if self.broken {
+            "broken"
+        } else {
+            "left"
+        };
+        count(&self.metrics, "blob", result);
+    }
+}
+
+impl Stream {
+    /// The bytes from `start` to `end` of the blob that is read.
+    pub(super) fn new(
+        (reading, file): (Reading, Arc<File>),
+        (start, end): (u64, u64),
+        terms: Terms,
+        (metrics, pulse): (Metrics, Arc<Pulse>),
+    ) -> Self {
+        Self {
+            reading,
+            file,
+            at: start,
+            end,
+            terms,
+            broken: false,
+            metrics,
+            pulse,
+        }
+    }
+
+    /// Bytes that haven't left.
+    pub(super) const fn len(&self) -> u64 {
+        self.end - self.at
+    }
+
+    /// As the body of an answer. Until it has left, the mirror works for its client.
+    pub(super) fn body(self: Box<Self>, work: Work) -> Body {
+        // a piece is read while the one before is being sent
+        let start = Some((Some(self), work));
+        let pieces = stream::unfold(start, |state| async {
+            let (this, work) = state?;
+            let mut this = this?;
+            match this.piece().await {
+                Ok(None) => None,
+                Ok(Some(bytes)) => {
+                    // with the last piece the blob is let go: its client may ask at once for another that needs its room
+                    let rest = (this.at < this.end).then_some(this);
+                    Some((Ok(Frame::data(bytes)), Some((rest, work))))
+                }
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        StreamBody::new(Pin::from(
+            Box::new(pieces) as Box<dyn futures_util::Stream<Item = _> + Send>
+        ))
+        .boxed_unsync()
+    }
+
+    /// The next piece; an error breaks the connection.
+    async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.pulse.beat();
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        loop {
+            let ready = self.wait().await?;
+            let length = usize::try_from(ready - self.at).map_or(PIECE, |ready| ready.min(PIECE));
+            let (blob, file, at) = (self.reading.blob.clone(), self.file.clone(), self.at);
+            let read = tokio::task::spawn_blocking(move || blob.give(&file, at, length));
+            let read = read.await.map_err(io::Error::other).flatten();
+            let Some(bytes) = read.map_err(|error| self.breaks(error.to_string()))? else {
+                continue;
+            };
+            self.still_true()?;
+            self.passed(length as u64);
+            return Ok(Some(bytes.into()));
+        }
+    }
+
+    /// Has the registry show that it has the blob; the connection is to be broken where it doesn't.
+    async fn prove(&mut self) -> io::Result<()> {
+        let Some(proof) = self.terms.proof.clone() else {
+            return Ok(());
+        };
+        let sample = sample(&self.file, proof.size).await?;
+        match proof.ask(&sample).await {
+            Ok(true) => {
+                self.reading.limit(None);
+                Ok(())
+            }
+            Ok(false) => Err(self.breaks("its registry has other bytes".into())),
+            Err(error) => Err(self.breaks(error.to_string())),
+        }
+    }
+
+    /// An error where bytes that left turned out false: the connection is to be broken.
+    fn still_true(&mut self) -> io::Result<()> {
+        if self.reading.is_misled() {
+            return Err(self.breaks("bytes that left turned out false".into()));
+        }
+        Ok(())
+    }
+
+    fn breaks(&mut self, why: String) -> io::Error {
+        self.broken = true;
+        io::Error::other(why)
+    }
+
+    /// So many bytes left.
+    fn passed(&mut self, bytes: u64) {
+        let end = self.at + bytes;
+        while self.at < end {
+            let next = (self.at / proto::CHUNK_BYTES + 1) * proto::CHUNK_BYTES;
+            let source = if self.terms.hit {
+                MirrorSource::Cache
+            } else if self.reading.blob.is_ours(self.at) {
+                MirrorSource::Origin
+            } else {
+                MirrorSource::Peers
+            };
+            let part = if self.terms.hit { end } else { next.min(end) } - self.at;
+            self.metrics
+                .mirror_sent_bytes
+                .get_or_create(&MirrorSourceLabel { source })
+                .inc_by(part);
+            self.at += part;
+        }
+        self.pulse.beat();
+    }
+
+    /// Waits until something may leave: the end of that. An error breaks the connection. Cancel safe.
+    async fn wait(&mut self) -> io::Result<u64> {
+        let mut stalled: Option<Instant> = None;
+        loop {
+            let trouble = self.reading.news.borrow_and_update().trouble.clone();
+            self.still_true()?;
+            // others brought the rest of what its own registry began
+            if self.reading.is_held_back(self.at) {
+                self.prove().await?;
+            }
+            let ready = self.reading.ready(self.at).min(self.end);
+            if ready > self.at {
+                if let Some(since) = stalled {
+                    let stall = since.elapsed();
+                    self.metrics
+                        .mirror_stall_seconds
+                        .observe(stall.as_secs_f64());
+                }
+                return Ok(ready);
+            }
+            if let Some(trouble) = trouble {
+                return Err(self.breaks(trouble.to_string()));
+            }
+            let since = *stalled.get_or_insert_with(Instant::now);
+            // shorter than a client's own patience, so that it comes again while it still tries
+            let left = self.terms.patience.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                self.metrics
+                    .mirror_stall_seconds
+                    .observe(since.elapsed().as_secs_f64());
+                return Err(self.breaks("nothing came for too long".into()));
+            }
+            drop(timeout(left, self.reading.news.changed()).await);
+        }
+    }
+}
+
+/// A few bytes of a blob that its registry has to show.
+pub(super) async fn sample(file: &Arc<File>, size: u64) -> io::Result<Sample> {
+    let file = file.clone();
+    let picked = tokio::task::spawn_blocking(move || Sample::pick(&file, size));
+    picked.await.map_err(io::Error::other)?
+}
+
+/// Counts an answered request.
+pub(super) fn count(metrics: &Metrics, what: &'static str, result: &'static str) {
+    metrics
+        .mirror_requests
+        .get_or_create(&MirrorLabel { what, result })
+        .inc();
+}
