@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io, sync::Arc};
 
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, HostId, HostKey, Link, Source, Statement,
-    chain::{Entered, Verdict},
+    ledger::{Entered, Verdict},
 };
 
 use crate::{

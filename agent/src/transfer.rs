@@ -12,7 +12,7 @@ use bytes::Bytes;
 use link::{Connection, Receiver, Sender, StreamCode};
 use proto::{
     Answer, ChunkIndex, Digest, Geometry, HostKey, Signed, Source,
-    chain::RejectLinkError,
+    ledger::RejectLinkError,
     message::{
         ChunkHeader, ChunkPush, ChunkReply, ChunkRequest, Encoding, FieldError, Link as WireLink,
         PeerOpen, PushOutcome, PushReply, Refusal, Spread as WireSpread, chunk_reply, peer_open,

@@ -3,8 +3,8 @@
 use alloc::string::{String, ToString as _};
 use core::error::Error;
 
-/// The error and its causes, separated by colons. Many errors, of ours and of libraries, have their cause in their own text
-/// and name it as their source too: a cause that was just said isn't said again.
+/// The error and its causes, separated by colons. Many errors, of ours and of libraries, have their cause in their
+/// own text and name it as their source too: a cause that was just said isn't said again.
 #[must_use]
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -289,8 +289,8 @@ impl ChunkSet {
         Ok(set)
     }
 
-    /// The union of two sets in the form of [`to_runs`](Self::to_runs), of a content whose chunks aren't known yet. No longer
-    /// than both together.
+    /// The union of two sets in the form of [`to_runs`](Self::to_runs), of a content whose chunks aren't known yet.
+    /// No longer than both together.
     ///
     /// # Errors
     /// When the values can't describe chunks of any content.

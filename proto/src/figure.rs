@@ -1,5 +1,5 @@
-//! Figures as every program writes them for people: decimal units, cut and never rounded up, so that no figure says more
-//! than there is.
+//! Figures as every program writes them for people: decimal units, cut and never rounded up, so that no figure says
+//! more than there is.
 
 use alloc::{format, string::String};
 use core::{fmt, time::Duration};

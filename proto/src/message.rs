@@ -1,4 +1,5 @@
-//! The messages on the wire, generated from `proto/parbake.proto`, and the checks that turn their raw fields into words.
+//! The messages on the wire, generated from `proto/parbake.proto`, and the checks that turn their raw fields into
+//! words.
 
 #![allow(
     missing_docs,

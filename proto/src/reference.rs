@@ -1,8 +1,8 @@
 //! References of images, by the one grammar that coordinator and agents share: what both tart and registries can name.
 //!
-//! tart's grammar (`Reference.g4`) is narrower than the distribution specification's in one place and wider in another. What
-//! only one of them takes can't be staged: the registry doesn't have it, or tart doesn't find it. So a [`Reference`] is in
-//! both, and no part of one leads out of tart's cache.
+//! tart's grammar (`Reference.g4`) is narrower than the distribution specification's in one place and wider in
+//! another. What only one of them takes can't be staged: the registry doesn't have it, or tart doesn't find it. So a
+//! [`Reference`] is in both, and no part of one leads out of tart's cache.
 
 use alloc::{borrow::ToOwned as _, format, string::String, vec::Vec};
 use core::{fmt, str::FromStr};
@@ -99,8 +99,8 @@ impl Reference {
         format!("{}/{}@{digest}", self.host, self.namespace.join("/"))
     }
 
-    /// What this reference is on a host's disk. References with one place can't name two images at one time: a missing tag is
-    /// `latest`, and a Mac's volume doesn't tell large letters from small ones.
+    /// What this reference is on a host's disk. References with one place can't name two images at one time: a
+    /// missing tag is `latest`, and a Mac's volume doesn't tell large letters from small ones.
     #[must_use]
     pub fn place(&self) -> String {
         let repository = format!("{}/{}", self.host, self.namespace.join("/"));
@@ -179,8 +179,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// A DNS name or IPv4 address, with an optional port. tart: `host_component ('.' host_component)*`, where a component is
-/// `name ('-' name)*`.
+/// A DNS name or IPv4 address, with an optional port. tart: `host_component ('.' host_component)*`, where a component
+/// is `name ('-' name)*`.
 fn is_host(host: &str) -> bool {
     let (name, port) = match host.split_once(':') {
         Some((name, port)) => (name, Some(port)),

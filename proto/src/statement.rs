@@ -1,14 +1,14 @@
 //! Who answers for a link.
 //!
-//! A link that fits its bytes proves nothing alone ([`crate::chain`]), so every link that travels is signed by a host that
-//! answers for it. There are two kinds:
-//! - **Made**: a host read the registry's bytes under a lease. The coordinator gave it a [`Ticket`] for that content with
-//!   the lease. The links of one pass over the bytes are one *run* and join. A run that doesn't begin at the first chunk
-//!   carries the signed link that it went on from, its *base*.
+//! A link that fits its bytes proves nothing alone ([`crate::chain`]), so every link that travels is signed by a host
+//! that answers for it. There are two kinds:
+//! - **Made**: a host read the registry's bytes under a lease. The coordinator gave it a [`Ticket`] for that content
+//!   with the lease. The links of one pass over the bytes are one *run* and join. A run that doesn't begin at the
+//!   first chunk carries the signed link that it went on from, its *base*.
 //! - **Vouched**: a host has verified its own copy of the content to the digest. It signs with its standing ticket.
 //!
-//! A vouched link that is false is a lie. A made link that is false may be the registry's fault; but two links of one run
-//! that don't join, or differ for one chunk, are a lie as well ([`contradiction`]).
+//! A vouched link that is false is a lie. A made link that is false may be the registry's fault; but two links of one
+//! run that don't join, or differ for one chunk, are a lie as well ([`contradiction`]).
 //!
 //! Signatures are checked by the caller's functions: this crate has no cryptography besides hashes.
 
@@ -183,7 +183,8 @@ fn ticket_bytes(body: &[u8]) -> Vec<u8> {
     [TICKET_DOMAIN, body].concat()
 }
 
-/// What the links of one pass over the registry's bytes have in common; or all that a host vouches for under one ticket.
+/// What the links of one pass over the registry's bytes have in common; or all that a host vouches for under one
+/// ticket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
     ticket: Arc<Ticket>,
@@ -196,8 +197,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// A pass that begins with the content's first chunk, or behind `base`. `number` isn't 0, and each pass of a host has
-    /// another one.
+    /// A pass that begins with the content's first chunk, or behind `base`. `number` isn't 0, and each pass of a host
+    /// has another one.
     ///
     /// # Panics
     /// When `number` is 0.
@@ -396,7 +397,8 @@ pub enum StatementError {
     /// The ticket isn't of this fleet's authority.
     #[error("ticket isn't signed by the fleet's authority")]
     Ticket,
-    /// The ticket is of another content; or a link is made under a standing one, which takes a coordinator that is away.
+    /// The ticket is of another content; or a link is made under a standing one, which takes a coordinator that is
+    /// away.
     #[error("ticket doesn't allow to make links of this content")]
     Unleased,
     /// The ticket has expired, by this host's clock.
@@ -585,8 +587,8 @@ pub enum Contradiction {
     Lie,
 }
 
-/// What these two links say about the host that signed both; `None` where both may be true, or two hosts signed them. The
-/// caller has checked the signatures.
+/// What these two links say about the host that signed both; `None` where both may be true, or two hosts signed them.
+/// The caller has checked the signatures.
 #[must_use]
 pub fn contradiction(one: &Signed, other: &Signed) -> Option<Contradiction> {
     let (a, b) = (&*one.statement.run, &*other.statement.run);

@@ -1,6 +1,6 @@
 //! The walk back from a content's digest, which shows whether what is held is true.
 
-use proto::{ChunkIndex, Digest, chain::Verdict};
+use proto::{ChunkIndex, Digest, ledger::Verdict};
 
 use crate::shelf::{self, Shelf, Unwritable};
 

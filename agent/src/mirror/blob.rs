@@ -28,7 +28,7 @@ use origin::OriginError;
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
     Statement,
-    chain::{Entered, Verdict},
+    ledger::{Entered, Verdict},
 };
 use tokio::sync::watch;
 use tracing::warn;

@@ -26,7 +26,7 @@ use std::{
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
     Statement,
-    chain::{Entered, RejectLinkError, Verdict},
+    ledger::{Entered, RejectLinkError, Verdict},
 };
 
 use super::journal::{Journal, Record};

@@ -17,8 +17,8 @@ use std::{
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
     Statement,
-    chain::{Entered, Verdict},
     image::{ContentSpec, DiskLayer, LayerName, Place},
+    ledger::{Entered, Verdict},
 };
 
 use super::{

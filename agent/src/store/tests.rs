@@ -6,9 +6,8 @@ use std::{
 
 use proptest::prelude::*;
 use proto::{
-    CHUNK_BYTES, ChunkIndex, Geometry, HostId, Link, Source, State,
-    chain::{Entered, RejectLinkError},
-    image,
+    CHUNK_BYTES, ChunkIndex, Geometry, HostId, Link, Source, State, image,
+    ledger::{Entered, RejectLinkError},
 };
 use tempfile::TempDir;
 

@@ -1,6 +1,6 @@
 use std::{cell::Cell, rc::Rc, time::Duration};
 
-use proto::{Fingerprint, HostId, Link, Source, State, chain::Verdict, image::ContentKind};
+use proto::{Fingerprint, HostId, Link, Source, State, image::ContentKind, ledger::Verdict};
 
 use super::*;
 use crate::{identity::tests::Authority, notary::tests::notary};

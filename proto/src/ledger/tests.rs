@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::chunks::CHUNK_BYTES;
+use crate::{chunks::CHUNK_BYTES, fingerprint::Fingerprint};
 
 const HONEST: Source = Source {
     sender: HostKey(1),
@@ -201,9 +201,9 @@ proptest! {
         prop_assert!(hint.holds(geometry, chunk, bytes_of(&content, geometry, chunk)));
     }
 
-    /// Two chunks change places, bytes, links and all; another's place is taken by a copy; or one is left out, and what
-    /// follows it moves up, with links that fit. In any order of arrival nothing closes, only who sent them is named, and
-    /// with what they took the place of the chain closes.
+    /// Two chunks change places, bytes, links and all; another's place is taken by a copy; or one is left out, and
+    /// what follows it moves up, with links that fit. In any order of arrival nothing closes, only who sent them is
+    /// named, and with what they took the place of the chain closes.
     #[test]
     fn swapped_repeated_and_dropped_entries_are_caught_in_any_order(
         chunks in 3u32..6, seed: u64, a: prop::sample::Index, b: prop::sample::Index, kind in 0u8..4,

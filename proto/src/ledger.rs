@@ -1,0 +1,370 @@
+//! The links that a host holds of one content, and how far back from the digest they are proved.
+//!
+//! [`Ledger::walk`] does what [`crate::chain`] describes: it starts at the digest, and goes back from link to link. A
+//! ledger holds links, not bytes. Whoever stores a chunk checks its bytes against its link first.
+
+use alloc::{vec, vec::Vec};
+
+use crate::{
+    chain::{Link, State},
+    chunks::{ChunkIndex, ChunkSet, Geometry},
+    digest::Digest,
+    host::HostKey,
+    statement::Statement,
+};
+
+/// Where a link came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// The authenticated host that sent it to us; we ourselves, when we made it.
+    pub sender: HostKey,
+    /// The host that made it from the registry's bytes, or vouched for it: it signed that.
+    pub maker: HostKey,
+}
+
+/// Who answers for the link of a chunk, when it is passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Whoever holds it: the link is known to be true.
+    Holder,
+    /// Who made it, or vouched for it.
+    Maker(Statement),
+    /// Nobody: the chunk isn't held, or nobody signed its link. It isn't passed on.
+    Nobody,
+}
+
+impl Answer {
+    /// What its maker signed, where the link isn't known to be true.
+    #[must_use]
+    pub const fn statement(&self) -> Option<&Statement> {
+        match self {
+            Self::Maker(statement) => Some(statement),
+            Self::Holder | Self::Nobody => None,
+        }
+    }
+}
+
+/// The links of one content that a host holds the bytes for, and how far back from the digest they are proved.
+///
+/// The caller checks each link against its bytes ([`Link::holds`]) before it enters them here.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    digest: Digest,
+    geometry: Geometry,
+    entries: Vec<Option<Entry>>,
+    held: ChunkSet,
+    /// Every chunk from here on is held and proved. Never rises.
+    proved_from: u32,
+    /// Whether the walk reached the first chunk and it starts from the initial state.
+    closed: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    link: Link,
+    source: Source,
+    /// Kept until the chain is closed: from then on its holder vouches by itself.
+    statement: Option<Statement>,
+    /// The chain was closed since: the link is true, whatever else is lost.
+    sure: bool,
+}
+
+impl Entry {
+    /// Whether both fall together: what one host made under one ticket, or vouched for, or what one source sent that
+    /// nobody signed. Who invents links may give each one a run of its own.
+    fn is_of_one_with(&self, other: &Self) -> bool {
+        match (&self.statement, &other.statement) {
+            (Some(one), Some(other)) => one.run.shares_ticket(&other.run),
+            (None, None) => self.source == other.source,
+            _ => false,
+        }
+    }
+}
+
+/// Why a link can't enter a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RejectLinkError {
+    /// The content has no such chunk.
+    #[error("content has no chunk {0}")]
+    NoSuchChunk(ChunkIndex),
+    /// The first chunk has to start from SHA-256's initial state. The sender lies.
+    #[error("first link doesn't start from the initial state")]
+    FalseStart,
+    /// The last chunk has to end in the content's digest. The sender lies.
+    #[error("last link doesn't end in the content's digest")]
+    FalseEnd,
+    /// The chunk after it is proved, and this link doesn't end where that one starts. The sender lies.
+    #[error("link of chunk {0} doesn't end where the proved link after it starts")]
+    Disproved(ChunkIndex),
+    /// It doesn't join the link of this chunk, which its maker made in the same run or vouched for too: the maker lies.
+    #[error("link contradicts that of chunk {0}, which the same host signed")]
+    Contradicts(ChunkIndex),
+}
+
+/// What became of a link that was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entered {
+    /// It wasn't held before.
+    New,
+    /// The same chunk is held already; what is held stays.
+    Held,
+}
+
+/// A link that the walk proved false. Its chunk isn't held any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The false chunk.
+    pub chunk: ChunkIndex,
+    /// Its link. Only the last one of a ticket is surely false; those before it may be true.
+    pub link: Link,
+    /// Who sent it.
+    pub source: Source,
+    /// Who answers for it.
+    pub statement: Option<Statement>,
+}
+
+/// The digest of an empty content: that of SHA-256's padding alone.
+fn empty() -> Digest {
+    Digest::of(&[])
+}
+
+impl Ledger {
+    /// An empty ledger of this content. An empty content is closed at once, if its digest is that of nothing.
+    #[must_use]
+    pub fn new(digest: Digest, geometry: Geometry) -> Self {
+        Self {
+            digest,
+            geometry,
+            entries: vec![None; geometry.chunks() as usize],
+            held: ChunkSet::empty(geometry.chunks()),
+            proved_from: geometry.chunks(),
+            closed: geometry.is_empty() && digest == empty(),
+        }
+    }
+
+    /// The content's digest.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The content's geometry.
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The chunks whose bytes are held and fit their links.
+    #[must_use]
+    pub const fn held(&self) -> &ChunkSet {
+        &self.held
+    }
+
+    /// The link of a held chunk, and who sent it.
+    #[must_use]
+    pub fn link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
+        let entry = self.entries.get(chunk.0 as usize)?.as_ref()?;
+        Some((entry.link, entry.source))
+    }
+
+    /// Who answers for the link of a chunk.
+    #[must_use]
+    pub fn answer(&self, chunk: ChunkIndex) -> Answer {
+        match self.entries.get(chunk.0 as usize).and_then(Option::as_ref) {
+            Some(entry) if entry.sure || self.is_proved(chunk) => Answer::Holder,
+            Some(Entry {
+                statement: Some(statement),
+                ..
+            }) => Answer::Maker(statement.clone()),
+            _ => Answer::Nobody,
+        }
+    }
+
+    /// Whether every chunk is held and the chain runs from the initial state to the digest: the content *is* verified.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether this chunk is proved by the chain after it, all the way to the digest.
+    #[must_use]
+    pub const fn is_proved(&self, chunk: ChunkIndex) -> bool {
+        chunk.0 >= self.proved_from && chunk.0 < self.geometry.chunks()
+    }
+
+    /// The state that the chunk *must* end in, where the chain after it proves that.
+    #[must_use]
+    pub fn proved_end(&self, chunk: ChunkIndex) -> Option<State> {
+        if self.geometry.is_last(chunk) {
+            return Some(self.digest.into());
+        }
+        if chunk.0 + 1 == self.proved_from || self.is_proved(chunk) {
+            return self
+                .entries
+                .get(chunk.0 as usize + 1)?
+                .as_ref()
+                .map(|entry| entry.link.before);
+        }
+        None
+    }
+
+    /// Enters the link of a chunk whose bytes were found to fit it, which nobody signed.
+    ///
+    /// # Errors
+    /// As [`enter_stated`](Self::enter_stated).
+    pub fn enter(
+        &mut self,
+        chunk: ChunkIndex,
+        link: Link,
+        source: Source,
+    ) -> Result<Entered, RejectLinkError> {
+        self.enter_stated(chunk, link, source, None)
+    }
+
+    /// Enters the link of a chunk whose bytes were found to fit it, with who answers for it.
+    ///
+    /// # Errors
+    /// When the link can't be true: it is false, whoever made it; the bytes are to be dropped.
+    pub fn enter_stated(
+        &mut self,
+        chunk: ChunkIndex,
+        link: Link,
+        source: Source,
+        statement: Option<Statement>,
+    ) -> Result<Entered, RejectLinkError> {
+        if !self.geometry.contains(chunk) {
+            return Err(RejectLinkError::NoSuchChunk(chunk));
+        }
+        if chunk.0 == 0 && link.before != State::INITIAL {
+            return Err(RejectLinkError::FalseStart);
+        }
+        if self.geometry.is_last(chunk) && link.after != self.digest.into() {
+            return Err(RejectLinkError::FalseEnd);
+        }
+        if self.proved_end(chunk).is_some_and(|end| end != link.after) {
+            return Err(RejectLinkError::Disproved(chunk));
+        }
+        if let Some(statement) = &statement
+            && let Some(other) = self.contradicted(chunk, link, statement)
+        {
+            return Err(RejectLinkError::Contradicts(other));
+        }
+        if !self.held.insert(chunk) {
+            return Ok(Entered::Held);
+        }
+        self.entries[chunk.0 as usize] = Some(Entry {
+            link,
+            source,
+            statement,
+            sure: false,
+        });
+        Ok(Entered::New)
+    }
+
+    /// Another answers for a held link from now on: its maker made it once more. Whether the link has the same states.
+    pub fn restate(&mut self, chunk: ChunkIndex, link: Link, statement: Statement) -> bool {
+        let entry = self.entries.get_mut(chunk.0 as usize);
+        let Some(entry) = entry.and_then(Option::as_mut) else {
+            return false;
+        };
+        let same = (entry.link.before, entry.link.after) == (link.before, link.after);
+        if same {
+            // what was signed is this very link, hints and all
+            (entry.link, entry.statement) = (link, Some(statement));
+        }
+        same
+    }
+
+    /// A held link that this one contradicts although the same host answers for both: of the same chunk, or of a
+    /// neighbour that it doesn't join.
+    fn contradicted(
+        &self,
+        chunk: ChunkIndex,
+        link: Link,
+        statement: &Statement,
+    ) -> Option<ChunkIndex> {
+        let near = |at: u32, joins: &dyn Fn(&Link) -> bool| {
+            let entry = self.entries.get(at as usize)?.as_ref()?;
+            let other = entry.statement.as_ref()?;
+            let same = other.run.is_same(&statement.run);
+            (same && !joins(&entry.link)).then_some(ChunkIndex(at))
+        };
+        let same = |held: &Link| (held.before, held.after) == (link.before, link.after);
+        let before = chunk.0.checked_sub(1);
+        near(chunk.0, &same)
+            .or_else(|| near(before?, &|other| other.after == link.before))
+            .or_else(|| near(chunk.0.checked_add(1)?, &|other| link.after == other.before))
+    }
+
+    /// Forgets a chunk, because its bytes are gone or were found changed. What it proved before isn't proved any more.
+    pub fn forget(&mut self, chunk: ChunkIndex) {
+        if self.held.remove(chunk) {
+            self.entries[chunk.0 as usize] = None;
+            if chunk.0 >= self.proved_from {
+                self.proved_from = chunk.0 + 1;
+            }
+            self.closed = false;
+        }
+    }
+
+    /// The unproved chunks from `from` on that this host made, as their senders said: what it may take back.
+    #[must_use]
+    pub fn doubtful(&self, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
+        (from.0..self.proved_from)
+            .map(ChunkIndex)
+            .filter(|chunk| {
+                let entry = self.entries[chunk.0 as usize].as_ref();
+                entry.is_some_and(|entry| entry.source.maker == maker)
+            })
+            .collect()
+    }
+
+    /// Walks back from the digest as far as the held links go, and drops the links that this proves false: the one
+    /// that doesn't end where the proved link after it starts, and every unproved one under the same ticket; where
+    /// nobody signed it, of the same source.
+    ///
+    /// Empty when nothing was found false. Everything after a verdict stays held and proved. Costs one comparison per
+    /// newly proved chunk; the bytes aren't read.
+    pub fn walk(&mut self) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        while let Some(chunk) = self.proved_from.checked_sub(1).map(ChunkIndex) {
+            let (Some(entry), Some(end)) =
+                (&self.entries[chunk.0 as usize], self.proved_end(chunk))
+            else {
+                break;
+            };
+            let false_start = chunk.0 == 0 && entry.link.before != State::INITIAL;
+            if entry.link.after == end && !false_start {
+                self.proved_from = chunk.0;
+                continue;
+            }
+            let entry = entry.clone();
+            for earlier in (0..=chunk.0).map(ChunkIndex) {
+                let place = &mut self.entries[earlier.0 as usize];
+                let same = |other: &mut Entry| other.is_of_one_with(&entry);
+                if let Some(dropped) = place.take_if(same) {
+                    self.held.remove(earlier);
+                    verdicts.push(Verdict {
+                        chunk: earlier,
+                        link: dropped.link,
+                        source: dropped.source,
+                        statement: dropped.statement,
+                    });
+                }
+            }
+            break;
+        }
+        verdicts.reverse();
+        self.closed =
+            self.proved_from == 0 && (!self.geometry.is_empty() || self.digest == empty());
+        if self.closed {
+            for entry in self.entries.iter_mut().flatten() {
+                (entry.statement, entry.sure) = (None, true);
+            }
+        }
+        verdicts
+    }
+}
+
+#[cfg(test)]
+mod tests;
