@@ -5,16 +5,16 @@ use core::time::Duration;
 /// Staging's bounds and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Contents leased at one time in the whole fleet (DESIGN §4); where staging has them all, one more for mirrors, whose
+    /// Contents leased at one time in the whole fleet; where staging has them all, one more for mirrors, whose
     /// clients don't wait for long.
     pub origin_streams: usize,
-    /// A lease without progress for this long passes on (DESIGN §4).
+    /// A lease without progress for this long passes on.
     pub lease_timeout: Duration,
     /// A stream that brings so much a second moves, however long a chunk takes.
     pub slowest_stream_bytes_per_s: u64,
     /// A lease that is paced all this time without one new chunk passes on too: its holder may be lying about it.
     pub paced_timeout: Duration,
-    /// Neighbours of a host, at most (DESIGN §4).
+    /// Neighbours of a host, at most.
     pub neighbours: usize,
     /// How many of them lie in other zones, where there are other zones.
     pub far_neighbours: usize,
@@ -22,8 +22,8 @@ pub struct Config {
     pub origin_retry: Duration,
     /// The longest wait after the registry failed.
     pub origin_retry_most: Duration,
-    /// The longest that the registry may ask to be left alone; a longer wish is a fault of the registry or of a host. As
-    /// much as the registry client believes.
+    /// The longest that the registry may ask to be left alone; a longer wish is a fault of the registry or of a host.
+    /// As much as the registry client believes.
     pub origin_wish_most: Duration,
     /// A holder that the registry fails for this long without a chunk counts: broken connections are made again sooner.
     pub trouble_after: Duration,
@@ -33,9 +33,9 @@ pub struct Config {
     pub fault_retry: Duration,
     /// The longest wait before a content is tried again that made its image fail.
     pub fault_retry_most: Duration,
-    /// The same where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]). Two hosts look,
-    /// and then one after 20 minutes, one 40 minutes after that, and so on; in a fleet of six and more three look, and then one
-    /// every hour. That is at most three times the content in any hour.
+    /// The same where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]). Two hosts
+    /// look, and then one after 20 minutes, one 40 minutes after that, and so on; in a fleet of six and more three
+    /// look, and then one every hour. That is at most three times the content in any hour.
     ///
     /// [`Fault::CutShort`]: crate::stage::event::Fault::CutShort
     pub costly_retry: Duration,
@@ -51,7 +51,8 @@ pub struct Config {
     pub absent_after: Duration,
     /// Hosts that are told to stage say so within this time; after it those that don't are leased to as well.
     pub reports_within: Duration,
-    /// A plan that starts among hosts which hold parts of an image lets them all connect for this long before it grants.
+    /// A plan that starts among hosts which hold parts of an image lets them all connect for this long before it
+    /// grants.
     pub settle: Duration,
 }
 
@@ -81,4 +82,34 @@ impl Default for Config {
             settle: Duration::from_secs(3),
         }
     }
+}
+
+impl Config {
+    /// So many of these hosts are more than ever lie together.
+    pub(crate) fn share(&self, hosts: usize) -> usize {
+        (hosts * self.accusers_percent).div_ceil(100).max(1)
+    }
+
+    /// Different hosts whose word it takes against another host, where so many can know.
+    pub(crate) fn enough_accusers(&self, of: usize) -> usize {
+        self.share(of).max(self.accusers)
+    }
+
+    /// Leases for mirrors that one host may have, unless it is on trial.
+    pub(crate) const fn mirror_share(&self) -> usize {
+        self.origin_streams.div_ceil(2)
+    }
+
+    /// The pause after the registry failed so many times, without jitter.
+    pub(crate) fn origin_pause(&self, failures: u32) -> Duration {
+        growing(self.origin_retry, self.origin_retry_most, failures)
+    }
+}
+
+/// The wait after so many failures: `first`, doubled each time, `most` at most.
+pub(crate) fn growing(first: Duration, most: Duration, times: u32) -> Duration {
+    first
+        .checked_mul(1 << times.min(16))
+        .unwrap_or(most)
+        .min(most)
 }

@@ -32,8 +32,8 @@ pub enum Selection {
 pub enum Purpose {
     /// To be staged.
     Stage,
-    /// Clients of hosts' mirrors wait for it, of whatever registry: what that one does says nothing of the images that are
-    /// staged, nor of their registry.
+    /// Clients of hosts' mirrors wait for it, of whatever registry: what that one does says nothing of the images
+    /// that are staged, nor of their registry.
     Mirror,
 }
 
@@ -68,8 +68,8 @@ pub enum Fault {
     /// The registry gives no parts of it, and its connections end before the content does: a try costs all that comes
     /// until then, and brings nothing that wasn't here.
     CutShort,
-    /// It hangs, breaks off or is answered with errors, with one host after another, while the registry gives others. No host says
-    /// so of itself: it is found out from how leases end.
+    /// It hangs, breaks off or is answered with errors, with one host after another, while the registry gives others.
+    /// No host says so of itself: it is found out from how leases end.
     Unavailable,
 }
 
@@ -141,8 +141,8 @@ pub enum Event {
     Cancelled(Digest),
     /// Somebody asks for this image anew: what can't be had of it is tried at once.
     Urged(Digest),
-    /// Everything has been told that was wanted when this coordinator started: what hosts stage besides is left over from before,
-    /// and is cancelled when they report it.
+    /// Everything has been told that was wanted when this coordinator started: what hosts stage besides is left over
+    /// from before, and is cancelled when they report it.
     WantsKnown,
     /// A host reported where an image stands.
     Reported {
@@ -193,8 +193,8 @@ pub enum Event {
         /// The contents; empty when there are none any more.
         contents: Vec<Digest>,
     },
-    /// A host says how many chunks it holds of contents where that changed, or all of them at the start of a session. It is what
-    /// others are believed by: see `witness`.
+    /// A host says how many chunks it holds of contents where that changed, or all of them at the start of a session.
+    /// It is what others are believed by: see `witness`.
     Holds {
         /// The host.
         host: HostId,
@@ -208,7 +208,8 @@ pub enum Event {
         /// Who sent it.
         host: HostId,
     },
-    /// A host that has verified a content says that a link of it is false. The maker's signature under the link was checked.
+    /// A host that has verified a content says that a link of it is false. The maker's signature under the link was
+    /// checked.
     FalseLink {
         /// Who says so.
         by: HostId,

@@ -1,133 +1,89 @@
-//! The plan: state, and how events change it. Leases are decided in `lease`, those for mirrors in `mirror`, when a registry
-//! may be asked in `origin` and `wish`, what can't be had from it in `fault`, neighbours in `graph`, whom the fleet shuns in
-//! `trust`, who is believed about what moves in `witness`, and `report` says where everything stands.
+//! The plan: tells its parts what happened, in an order that is always the same, and hands on what follows.
+//!
+//! What is known is kept in parts, each with its own state: `hosts`, `images`, `contents` (with `receipts` and
+//! `tries`), `leases`, `origins` (with `wishes`), `records` (what came of each host's leases), `neighbours`, and the
+//! `clock`. What the parts say together stands in `view`, and is only read.
+//!
+//! Decisions take the parts that they need: `grants` says what is leased next, `leasing` how leases go and end,
+//! `trouble` what follows when a registry fails or gives, `witness` who is believed about what moves, `audit` what
+//! may be nowhere, and `report` where everything stands.
 
-mod fault;
+mod audit;
+mod chance;
+mod charges;
+mod clock;
+mod contents;
+mod desk;
+mod effects;
+mod grants;
 mod graph;
-mod lease;
-mod mirror;
-mod origin;
+mod hosts;
+mod images;
+mod leases;
+mod leasing;
+mod neighbours;
+mod origins;
+mod receipts;
+mod records;
 mod report;
-mod trust;
-mod wish;
+mod tries;
+mod trouble;
+mod view;
+mod wishes;
 mod witness;
 
-use alloc::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    string::{String, ToString as _},
-    vec::Vec,
-};
+use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
 
-use proto::{Digest, HostId, Moment};
+use proto::{Digest, HostId, Moment, statement::Contradiction};
 use rand_chacha::ChaCha8Rng;
-use rand_core::{Rng as _, SeedableRng as _};
+use rand_core::SeedableRng as _;
 
 use self::{
-    fault::Unable, graph::Graph, lease::ContentState, mirror::Yield, origin::Origin, trust::Charges,
+    clock::Clock,
+    contents::Contents,
+    desk::Desk,
+    effects::Effects,
+    hosts::{Hosts, Known},
+    images::{Change, Images, News, Order},
+    leases::Leases,
+    leasing::{Progress, Refuted},
+    neighbours::Neighbours,
+    origins::Origins,
+    records::Records,
+    view::View,
 };
 use super::{
-    Action, Config, Event,
-    event::{Content, Purpose, Selection, Standing, Trouble},
+    Action, Config, Event, RevokeCause, Status,
+    event::{Purpose, Standing},
 };
 
-/// Hosts hear of their neighbours at most this often while others come and go, so that a fleet that starts costs little.
-const NEIGHBOURS_EVERY: Duration = Duration::from_millis(200);
 /// Who fetched what for an earlier coordinator has found out within this time that the registry's bytes were false.
 const FORMER_HOLDERS: Duration = Duration::from_mins(10);
 /// How often leases and absences are looked at while there is something to do.
 const TICK: Duration = Duration::from_millis(500);
-/// A plan that is told the time later than this after it was due was held up with all that hosts said meanwhile.
-const LATE: Duration = Duration::from_secs(1);
 
 /// The coordinator's plan of what is staged where.
 #[derive(Debug)]
 pub struct Plan {
     config: Config,
-    rng: ChaCha8Rng,
     seed: u64,
-    /// The plan's own time: the caller's without what was `missed`.
-    now: Moment,
-    missed: Duration,
-    started: Option<Moment>,
-    actions: VecDeque<Action>,
-
-    hosts: BTreeMap<HostId, Host>,
-    images: Vec<Image>,
-    contents: BTreeMap<Digest, ContentState>,
-    leases: usize,
-    /// Those of them that are mirrors'.
-    mirror_leases: usize,
-
-    graph: Graph,
-    /// When hosts are told whose neighbours changed.
-    neighbours_at: Option<Moment>,
+    rng: ChaCha8Rng,
+    clock: Clock,
     tick_at: Moment,
+    effects: Effects,
+
+    hosts: Hosts,
+    neighbours: Neighbours,
+    images: Images,
+    contents: Contents,
+    leases: Leases,
+    origins: Origins,
+    records: Records,
 
     /// What isn't among the images isn't wanted.
     wants_known: bool,
-    /// By the names that references begin with.
-    origins: BTreeMap<String, Origin>,
     grants_not_before: Moment,
-    moved_at: Moment,
-    /// A chunk came under a mirror's lease.
-    mirror_moved_at: Moment,
-    /// Hosts got something of a content that was never leased: they have it from whoever says to hold it.
-    unleased_seen_at: Moment,
-    /// Something happened that may let a lease be granted.
-    grant_wanted: bool,
-}
-
-#[derive(Debug)]
-struct Host {
-    zone: String,
-    connected: bool,
-    /// When its session came or went last.
-    since: Moment,
-    /// Contents of which it lacks something that no peer of it has, and since when it says so.
-    without_source: BTreeMap<Digest, Moment>,
-    /// It says what it holds of each content: always, and in this session.
-    counts: bool,
-    said: bool,
-    /// Until when its word that a registry asks to be left alone counts for itself only, because it wasn't so.
-    cried_until: Option<Moment>,
-    quarantined_until: Option<Moment>,
-    charges: Charges,
-    leases: usize,
-    /// Leases that it let expire or that failed: others are preferred.
-    failures: u32,
-    /// What came of its leases for mirrors.
-    mirror_yield: Yield,
-    /// Registries that it can't ask, because of its own settings.
-    unable: BTreeMap<String, Unable>,
-}
-
-#[derive(Debug)]
-struct Image {
-    digest: Digest,
-    references: Vec<String>,
-    registry: String,
-    /// With the registry's name.
-    repository: String,
-    contents: Vec<Digest>,
-    selection: Selection,
-    /// Not selected, but to keep what they have.
-    held: BTreeSet<HostId>,
-    purpose: Purpose,
-    standings: BTreeMap<HostId, (Standing, u64)>,
-    /// Since when a host says that it holds all of it.
-    whole_since: BTreeMap<HostId, Moment>,
-    /// Bytes that a host held when it last said that it stages, and when that was.
-    staging: BTreeMap<HostId, (u64, Moment)>,
-    wanted_at: Moment,
-    /// Its contents as its manifest has them.
-    specs: Vec<Content>,
-    /// A content that an image which goes before this one gives another size.
-    contradicts: Option<Digest>,
-    /// A content that was found not to be what this image says, where another image gives it another size: that one goes before.
-    disproved: Option<Digest>,
-    /// When a lease was last granted for it.
-    asked_at: Option<Moment>,
 }
 
 impl Plan {
@@ -135,59 +91,166 @@ impl Plan {
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
-            graph: Graph::new(config.neighbours, config.far_neighbours),
+            neighbours: Neighbours::new(config.neighbours, config.far_neighbours),
             config,
-            rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
-            now: Moment::START,
-            missed: Duration::ZERO,
-            started: None,
-            actions: VecDeque::new(),
-            hosts: BTreeMap::new(),
-            images: Vec::new(),
-            contents: BTreeMap::new(),
-            leases: 0,
-            mirror_leases: 0,
-            neighbours_at: None,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            clock: Clock::default(),
             tick_at: Moment::START,
+            effects: Effects::default(),
+            hosts: Hosts::default(),
+            images: Images::default(),
+            contents: Contents::new(),
+            leases: Leases::default(),
+            origins: Origins::default(),
+            records: Records::default(),
             wants_known: false,
-            origins: BTreeMap::new(),
             grants_not_before: Moment::START,
-            moved_at: Moment::START,
-            mirror_moved_at: Moment::START,
-            unleased_seen_at: Moment::START,
-            grant_wanted: false,
         }
     }
 
     /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
     /// moment seen counts.
     ///
-    /// Who comes more than a second after [`next_timeout`](Self::next_timeout) was held up, and what hosts said meanwhile is
-    /// still to come: the time beyond doesn't count. Without that, a coordinator that stood still for some seconds would
-    /// take back every lease that goes on, because its holder seems to have been silent.
+    /// A caller that comes more than a second after [`next_timeout`](Self::next_timeout) was held up, and what hosts
+    /// said meanwhile is still to come: the time beyond doesn't count.
     pub fn handle(&mut self, now: Moment, event: Event) {
-        let mut own = now - self.missed;
-        if let Some(due) = self.due() {
-            self.missed += own.since(due).saturating_sub(LATE);
-            own = now - self.missed;
-        }
+        let due = self.due();
+        let own = self.clock.hear(now, due);
         self.note(own, event);
     }
 
     /// The same by the plan's own clock.
     fn note(&mut self, now: Moment, event: Event) {
-        self.now = self.now.max(now);
-        self.started.get_or_insert(self.now);
-        let tick = self.tick_at <= self.now;
+        self.clock.pass(now);
+        let now = self.clock.now();
+        let tick = self.tick_at <= now;
         if tick {
-            self.forget_old_charges();
+            self.hosts.forget_old_charges(now, &self.config);
         }
+        self.apply(event);
+        for host in self.neighbours.take_due(now) {
+            self.tell_neighbours(&host);
+        }
+        if tick {
+            self.tick_at = now + TICK;
+            self.look();
+        }
+        if self.effects.take_ask_for_grants() && now >= self.grants_not_before {
+            leasing::grant(&mut self.desk());
+        }
+    }
+
+    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
+    pub fn poll(&mut self) -> Option<Action> {
+        self.effects.next()
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Moment> {
+        Some(self.clock.callers(self.due()?))
+    }
+
+    fn due(&self) -> Option<Moment> {
+        let busy = !self.images.is_empty() || self.hosts.quarantined().next().is_some();
+        let tick = busy.then_some(self.tick_at);
+        match (tick, self.neighbours.due()) {
+            (Some(tick), Some(neighbours)) => Some(tick.min(neighbours)),
+            (tick, neighbours) => tick.or(neighbours),
+        }
+    }
+
+    // ---- questions --------------------------------------------------------------------------------------------------
+
+    /// Where everything stands.
+    #[must_use]
+    pub fn status(&self, now: Moment) -> Status {
+        let now = self.clock.at(now);
+        report::status(View { now, ..self.view() })
+    }
+
+    /// Whether a content is part of something that is wanted.
+    #[must_use]
+    pub fn knows(&self, content: &Digest) -> bool {
+        self.contents.contains(content)
+    }
+
+    /// Raw bytes of a content that is part of something that is wanted.
+    #[must_use]
+    pub fn size_of(&self, content: &Digest) -> Option<u64> {
+        self.contents.get(content).map(|content| content.size())
+    }
+
+    /// Whether this host has the lease of a content now. Nobody else has anything to say about how its fetch goes.
+    #[must_use]
+    pub fn holds_lease(&self, host: &HostId, content: &Digest) -> bool {
+        self.leases.holder(content) == Some(host)
+    }
+
+    /// Whether a host whose client waits for this content has only to go on waiting: chunks of it come, to whomever,
+    /// or it is in the queue while chunks of others do. Else the host is better off by itself.
+    #[must_use]
+    pub fn is_coming(&self, host: &HostId, content: &Digest) -> bool {
+        self.view().is_coming(host, content)
+    }
+
+    /// Whether [`Event::Retracted`] moves anything now: the host may have made something of this content, and hasn't
+    /// taken back too much lately.
+    #[must_use]
+    pub fn takes_retraction(&self, now: Moment, host: &HostId, content: &Digest) -> bool {
+        self.contents.contains(content)
+            && self.may_have_made(host, content)
+            && self.hosts.may_retract(now, host, &self.config)
+    }
+
+    /// Whether a host may have made something of a content: it had a lease of it, perhaps of an earlier coordinator.
+    fn may_have_made(&self, id: &HostId, digest: &Digest) -> bool {
+        let content = self.contents.get(digest);
+        let leased = content.is_some_and(|content| content.tries().was_leased_to(id));
+        let now = self.clock.now();
+        let recent = |started| now.since(started) < FORMER_HOLDERS;
+        leased || self.clock.started().is_none_or(recent)
+    }
+
+    const fn view(&self) -> View<'_> {
+        View {
+            now: self.clock.now(),
+            config: &self.config,
+            seed: self.seed,
+            hosts: &self.hosts,
+            images: &self.images,
+            contents: &self.contents,
+            leases: &self.leases,
+            origins: &self.origins,
+            records: &self.records,
+        }
+    }
+
+    const fn desk(&mut self) -> Desk<'_> {
+        Desk {
+            now: self.clock.now(),
+            config: &self.config,
+            seed: self.seed,
+            hosts: &self.hosts,
+            images: &self.images,
+            contents: &mut self.contents,
+            leases: &mut self.leases,
+            origins: &mut self.origins,
+            records: &mut self.records,
+            rng: &mut self.rng,
+            effects: &mut self.effects,
+        }
+    }
+
+    // ---- events -----------------------------------------------------------------------------------------------------
+
+    fn apply(&mut self, event: Event) {
         match event {
-            Event::HostKnown { host, zone } => self.know(host, zone),
+            Event::HostKnown { host, zone } => self.know(&host, zone),
             Event::HostForgotten(host) => self.forget(&host),
-            Event::HostConnected(host) => self.connected(host),
-            Event::HostDisconnected(host) => self.disconnected(&host),
+            Event::HostConnected(host) => self.connected(&host),
+            Event::HostDisconnected(host) => self.hosts.disconnect(self.clock.now(), &host),
             Event::Wanted {
                 image,
                 references,
@@ -195,16 +258,22 @@ impl Plan {
                 hosts,
                 held,
                 purpose,
-            } => self.want(image, references, &contents, hosts, held, purpose),
-            Event::Cancelled(image) => self.cancel(image),
-            Event::Urged(image) => self.forgive(&image),
+            } => self.want(Order::new(
+                image,
+                references,
+                contents,
+                (hosts, held),
+                purpose,
+            )),
+            Event::Cancelled(image) => self.cancel(&image),
+            Event::Urged(image) => self.urge(&image),
             Event::WantsKnown => self.wants_known = true,
             Event::Reported {
                 host,
                 image,
                 standing,
                 held_bytes,
-            } => self.reported(host, image, standing, held_bytes),
+            } => self.reported(&host, image, standing, held_bytes),
             Event::LeaseProgress {
                 host,
                 content,
@@ -212,552 +281,445 @@ impl Plan {
                 bytes,
                 paced,
                 trouble,
-            } => self.lease_progress(&host, content, (chunks, bytes), paced, trouble),
-            Event::LeaseEnded { host, content, end } => self.lease_ended(&host, content, end),
-            Event::LeasesHeld { host, contents } => self.leases_held(&host, &contents),
-            Event::WithoutSource { host, contents } => self.without_source(&host, &contents),
-            Event::Holds { host, contents } => self.holds(&host, &contents),
+            } => {
+                let said = Progress {
+                    chunks,
+                    bytes,
+                    paced,
+                    trouble,
+                };
+                leasing::progress(&mut self.desk(), &host, content, said);
+            }
+            Event::LeaseEnded { host, content, end } => {
+                if let Some(refuted) = leasing::ended(&mut self.desk(), &host, content, end) {
+                    self.refuted(refuted);
+                }
+            }
+            Event::LeasesHeld { host, contents } => {
+                leasing::drop_lost(&mut self.desk(), &host, &contents);
+            }
+            Event::WithoutSource { host, contents } => {
+                let known = &self.contents;
+                let contents = contents.into_iter().filter(|of| known.contains(of));
+                let now = self.clock.now();
+                self.hosts.lack_source(now, &host, contents);
+            }
+            Event::Holds { host, contents } => {
+                if let Some(fresh) = self.hosts.counted(&host) {
+                    witness::count(&mut self.desk(), &host, fresh, &contents);
+                }
+            }
             Event::Blamed { by, host } => self.blamed(&by, &host),
             Event::FalseLink {
                 by,
                 maker,
-                content,
-                vouched,
-            } => self.found_false(&by, &maker, content, vouched),
-            Event::Contradicted { maker, says } => self.contradicted(&maker, says),
+                vouched: true,
+                ..
+            } => self.blamed(&by, &maker),
+            Event::FalseLink {
+                by, maker, content, ..
+            } => self.found_false(&by, &maker, content),
+            Event::Contradicted { maker, says } => match says {
+                Contradiction::Lie => self.quarantine(&maker),
+                Contradiction::False => {
+                    let now = self.clock.now();
+                    self.hosts.put_last(now, &maker, &self.config);
+                }
+            },
             Event::Retracted {
                 host,
                 content,
                 from,
-            } => self.retracted(&host, content, from),
+            } => self.retracted(host, content, from),
             Event::Limited { origin_streams } => {
                 self.config.origin_streams = origin_streams.max(1);
-                self.grant_wanted = true;
+                self.effects.ask_for_grants();
             }
             Event::Tick => {}
         }
-        if self.neighbours_at.is_some_and(|at| at <= self.now) {
-            self.neighbours_at = None;
-            for host in self.graph.take_changed() {
-                self.tell_neighbours(&host);
+    }
+
+    /// Looks at what time has changed.
+    fn look(&mut self) {
+        let now = self.clock.now();
+        for id in self.hosts.release(now) {
+            self.join(&id);
+        }
+        let desk = &mut self.desk();
+        witness::weigh(desk);
+        trouble::judge_all(desk);
+        leasing::expire(desk);
+        witness::expire_unseen(desk);
+        self.audit();
+        self.effects.ask_for_grants();
+    }
+
+    /// Has contents that may be nowhere leased again.
+    fn audit(&mut self) {
+        let now = self.clock.now();
+        if audit::is_still(self.view()) {
+            let lacking = audit::lacking(self.view());
+            self.contents.moved(now);
+            let lacking = Vec::from_iter(lacking);
+            self.contents.each(&lacking, |content| content.doubt(now));
+        }
+        let doubtful = audit::without_source(self.view());
+        self.contents.each(&doubtful, |content| content.doubt(now));
+    }
+
+    // ---- hosts ------------------------------------------------------------------------------------------------------
+
+    fn know(&mut self, id: &HostId, zone: String) {
+        let now = self.clock.now();
+        match self.hosts.know(now, id, zone) {
+            Known::Before => {}
+            Known::Moved => {
+                self.neighbours.leave(now, id);
+                self.join(id);
             }
+            Known::New => self.join(id),
         }
-        if tick {
-            self.tick_at = self.now + TICK;
-            self.release_quarantined();
-            self.weigh();
-            self.judge_origins();
-            self.expire_leases();
-            self.expire_unseen();
-            self.audit();
-            self.grant_wanted = true;
-        }
-        if core::mem::take(&mut self.grant_wanted) {
-            self.grant();
-        }
-    }
-
-    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
-    pub fn poll(&mut self) -> Option<Action> {
-        self.actions.pop_front()
-    }
-
-    /// When [`Event::Tick`] is due, if nothing else happens before.
-    #[must_use]
-    pub fn next_timeout(&self) -> Option<Moment> {
-        Some(self.due()? + self.missed)
-    }
-
-    fn due(&self) -> Option<Moment> {
-        let busy = !self.images.is_empty()
-            || self
-                .hosts
-                .values()
-                .any(|host| host.quarantined_until.is_some());
-        let tick = busy.then_some(self.tick_at);
-        match (tick, self.neighbours_at) {
-            (Some(tick), Some(neighbours)) => Some(tick.min(neighbours)),
-            (tick, neighbours) => tick.or(neighbours),
-        }
-    }
-
-    /// Whether a content is part of something that is wanted.
-    #[must_use]
-    pub fn knows(&self, content: &Digest) -> bool {
-        self.contents.contains_key(content)
-    }
-
-    /// Raw bytes of a content that is part of something that is wanted.
-    #[must_use]
-    pub fn size_of(&self, content: &Digest) -> Option<u64> {
-        self.contents.get(content).map(|content| content.size)
-    }
-
-    /// Whether this host has the lease of a content now. Nobody else has anything to say about how its fetch goes.
-    #[must_use]
-    pub fn holds_lease(&self, host: &HostId, content: &Digest) -> bool {
-        let lease = self.contents.get(content).and_then(|of| of.lease.as_ref());
-        lease.is_some_and(|lease| lease.host == *host)
-    }
-
-    /// Whether [`Event::Retracted`] moves anything now: the host may have made something of this content, and hasn't taken back
-    /// too much lately.
-    #[must_use]
-    pub fn takes_retraction(&self, now: Moment, host: &HostId, content: &Digest) -> bool {
-        self.contents.contains_key(content)
-            && self.may_retract(host, *content)
-            && self
-                .hosts
-                .get(host)
-                .is_some_and(|host| host.charges.may_retract(now, self.config.quarantine))
-    }
-
-    /// Whether a host may have made something of a content: it had a lease of it, perhaps of an earlier coordinator.
-    fn may_retract(&self, id: &HostId, digest: Digest) -> bool {
-        let content = self.contents.get(&digest);
-        let held = content.is_some_and(|content| content.holders.contains(id));
-        held || self
-            .started
-            .is_none_or(|started| self.now.since(started) < FORMER_HOLDERS)
-    }
-
-    // ---- hosts --------------------------------------------------------------------------------------------------
-
-    fn know(&mut self, id: HostId, zone: String) {
-        if let Some(host) = self.hosts.get_mut(&id) {
-            if host.zone != zone {
-                host.zone = zone;
-                self.graph.leave(&id);
-                self.join_graph(&id);
-                self.graph_changed();
-            }
-            return;
-        }
-        self.hosts.insert(
-            id.clone(),
-            Host {
-                zone,
-                connected: false,
-                since: self.now,
-                without_source: BTreeMap::new(),
-                counts: false,
-                said: false,
-                cried_until: None,
-                quarantined_until: None,
-                charges: Charges::default(),
-                leases: 0,
-                failures: 0,
-                mirror_yield: Yield::default(),
-                unable: BTreeMap::new(),
-            },
-        );
-        self.join_graph(&id);
-        self.graph_changed();
     }
 
     /// Gives a host neighbours, unless the fleet shuns it.
-    fn join_graph(&mut self, id: &HostId) {
-        if let Some(host) = self.hosts.get(id)
-            && host.quarantined_until.is_none()
-        {
-            self.graph.join(id, &host.zone, &mut self.rng);
+    fn join(&mut self, id: &HostId) {
+        if let Some(host) = self.hosts.get(id).filter(|host| host.is_trusted()) {
+            let now = self.clock.now();
+            self.neighbours.join(now, id, host.zone(), &mut self.rng);
         }
     }
 
     fn forget(&mut self, id: &HostId) {
-        if !self.hosts.contains_key(id) {
+        if !self.hosts.contains(id) {
             return;
         }
-        self.drop_leases_of(id, false);
-        self.graph.leave(id);
-        self.hosts.remove(id);
-        for image in &mut self.images {
-            image.standings.remove(id);
-            image.whole_since.remove(id);
-            image.staging.remove(id);
-        }
-        for content in self.contents.values_mut() {
-            content.forget_host(id);
-        }
-        for host in self.hosts.values_mut() {
-            host.charges.forget_host(id);
-        }
-        self.graph_changed();
+        leasing::drop_all_of(&mut self.desk(), id, false);
+        self.neighbours.leave(self.clock.now(), id);
+        self.hosts.forget(id);
+        self.images.forget_host(id);
+        self.contents.forget_host(id);
+        self.records.forget(id);
     }
 
-    fn connected(&mut self, id: HostId) {
-        if !self.hosts.contains_key(&id) {
-            self.know(id.clone(), String::new());
+    fn connected(&mut self, id: &HostId) {
+        let now = self.clock.now();
+        if !self.hosts.contains(id) {
+            self.know(id, String::new());
         }
-        let Some(host) = self.hosts.get_mut(&id) else {
-            return;
-        };
-        if host.connected {
+        if !self.hosts.connect(now, id) {
             return;
         }
-        host.connected = true;
-        host.since = self.now;
-        self.grant_wanted = true;
-        self.graph.told(&id);
-        self.tell_neighbours(&id);
-        for at in 0..self.images.len() {
-            let image = &self.images[at];
-            let (host, digest) = (id.clone(), image.digest);
-            if image.held.contains(&id) {
+        self.effects.ask_for_grants();
+        self.neighbours.told(id);
+        self.tell_neighbours(id);
+        for known in self.images.iter() {
+            let (host, image) = (id.clone(), known.digest());
+            if known.is_kept_on(id) {
                 // after a restart it goes on by itself with what it finds
-                self.actions.push_back(Action::Hold {
-                    host,
-                    image: digest,
-                });
-            } else if image.contradicts.is_none() && self.selects(image, &id) {
-                self.actions.push_back(Action::Stage {
-                    host,
-                    image: digest,
-                });
+                self.effects.push(Action::Hold { host, image });
+            } else if known.contradicts().is_none() && known.selects(id, &self.hosts) {
+                self.effects.push(Action::Stage { host, image });
             }
-        }
-    }
-
-    fn disconnected(&mut self, id: &HostId) {
-        let Some(host) = self.hosts.get_mut(id) else {
-            return;
-        };
-        if host.connected {
-            host.connected = false;
-            host.since = self.now;
-            host.said = false;
-            host.without_source.clear();
-            // its leases run on: it may still fetch and spread; they expire without news
-        }
-    }
-
-    fn graph_changed(&mut self) {
-        if self.graph.is_changed() {
-            self.neighbours_at
-                .get_or_insert(self.now + NEIGHBOURS_EVERY);
         }
     }
 
     fn tell_neighbours(&mut self, id: &HostId) {
-        if self.hosts.get(id).is_some_and(|host| host.connected) {
-            self.actions.push_back(Action::Neighbours {
+        if self.hosts.is_connected(id) {
+            self.effects.push(Action::Neighbours {
                 host: id.clone(),
-                neighbours: self.graph.neighbours(id),
+                neighbours: self.neighbours.of(id),
             });
         }
     }
 
-    // ---- images -------------------------------------------------------------------------------------------------
+    // ---- trust ------------------------------------------------------------------------------------------------------
 
-    fn want(
-        &mut self,
-        digest: Digest,
-        references: Vec<String>,
-        contents: &[Content],
-        selection: Selection,
-        held: Vec<HostId>,
-        purpose: Purpose,
-    ) {
-        let selection = match selection {
-            Selection::Hosts(mut hosts) => {
-                hosts.sort_unstable();
-                hosts.dedup();
-                Selection::Hosts(hosts)
-            }
-            Selection::All => Selection::All,
-        };
-        let held: BTreeSet<HostId> = match &selection {
-            Selection::All => BTreeSet::new(),
-            Selection::Hosts(hosts) => held
-                .into_iter()
-                .filter(|host| hosts.binary_search(host).is_err())
-                .collect(),
-        };
-        let old = self.images.iter().position(|image| image.digest == digest);
-        let before: Vec<HostId> = old.map_or_else(Vec::new, |at| self.selected(&self.images[at]));
-        let mut held_before = BTreeSet::new();
-        let mut moved = false;
-        let changed = if let Some(at) = old {
-            let image = &mut self.images[at];
-            let changed = image.references != references;
-            moved = image.references.first() != references.first();
-            image.registry = origin::registry(digest, &references);
-            image.repository = origin::repository(digest, &references);
-            image.references = references;
-            image.selection = selection;
-            held_before = core::mem::replace(&mut image.held, held.clone());
-            changed
-        } else {
-            let mut seen = BTreeSet::new();
-            let specs: Vec<Content> = contents
-                .iter()
-                .filter(|content| seen.insert(content.digest))
-                .copied()
-                .collect();
-            for content in &specs {
-                self.contents
-                    .entry(content.digest)
-                    .or_insert_with(|| ContentState::new(self.now, content));
-            }
-            self.images.push(Image {
-                digest,
-                registry: origin::registry(digest, &references),
-                repository: origin::repository(digest, &references),
-                references,
-                contents: specs.iter().map(|content| content.digest).collect(),
-                specs,
-                selection,
-                held: held.clone(),
-                purpose,
-                standings: BTreeMap::new(),
-                whole_since: BTreeMap::new(),
-                staging: BTreeMap::new(),
-                wanted_at: self.now,
-                contradicts: None,
-                disproved: None,
-                asked_at: None,
-            });
-            self.settle_contradictions();
-            true
-        };
-        if moved {
-            self.forgive(&digest);
+    fn blamed(&mut self, by: &HostId, id: &HostId) {
+        let now = self.clock.now();
+        if self.hosts.blame(now, by, id, &self.config) {
+            self.quarantine(id);
         }
-        self.moved_at = self.now;
-        self.grant_wanted = true;
-        self.tick_at = self.tick_at.min(self.now + TICK);
-        let Some(at) = self.images.iter().position(|image| image.digest == digest) else {
+    }
+
+    fn found_false(&mut self, by: &HostId, maker: &HostId, content: Digest) {
+        if !self.contents.contains(&content) {
+            return;
+        }
+        let images = &self.images;
+        // whoever stages it finds that out when its copy is whole: few can't say so first and have all leases
+        let can_know = |hosts: &Hosts| {
+            let with_it = images.iter().filter(|image| image.has(&content));
+            let on = with_it.flat_map(|image| image.selected(hosts));
+            let others = on.filter(|id| id != maker && hosts.is_here(id));
+            others.collect::<BTreeSet<HostId>>().len()
+        };
+        let now = self.clock.now();
+        self.hosts
+            .find_false(now, (by, maker), content, can_know, &self.config);
+    }
+
+    /// A host says itself that what it made of a content is false from this chunk on: all drop it at once. That is no
+    /// amnesty: what it signed stays signed.
+    fn retracted(&mut self, maker: HostId, content: Digest, from: u32) {
+        let now = self.clock.now();
+        if self.takes_retraction(now, &maker, &content) {
+            self.hosts.retract(now, &maker, &self.config);
+            self.effects.push(Action::Retract {
+                maker,
+                content,
+                from,
+            });
+        }
+    }
+
+    fn quarantine(&mut self, id: &HostId) {
+        let now = self.clock.now();
+        if !self.hosts.quarantine(now, id, &self.config) {
+            return;
+        }
+        self.effects.push(Action::Quarantine(id.clone()));
+        leasing::drop_all_of(&mut self.desk(), id, true);
+        self.neighbours.leave(now, id);
+        self.tell_neighbours(id);
+        self.contents.forget_host(id);
+    }
+
+    // ---- images -----------------------------------------------------------------------------------------------------
+
+    fn want(&mut self, order: Order) {
+        let (now, digest) = (self.clock.now(), order.image);
+        let change = self.images.order(now, order, &self.hosts);
+        if change.is_new {
+            if let Some(image) = self.images.get(&digest) {
+                self.contents.want(now, image.specs());
+            }
+            self.settle();
+        }
+        if change.moved {
+            self.urge(&digest);
+        }
+        self.contents.moved(now);
+        self.effects.ask_for_grants();
+        self.tick_at = self.tick_at.min(now + TICK);
+        self.tell_order(&digest, change);
+        self.desk().revoke_pointless();
+    }
+
+    /// Tells hosts what an order changes for them.
+    fn tell_order(&mut self, digest: &Digest, change: Change) {
+        let Some(ordered) = self.images.get(digest) else {
             return;
         };
-        let after = self.selected(&self.images[at]);
-        let image = &mut self.images[at];
-        // what hosts said before they were told to stop is over: they are leased nothing before they say that they stage
-        let fresh = |host: &HostId| before.binary_search(host).is_err();
-        image.standings.retain(|host, (standing, _)| {
-            matches!(standing, Standing::Present | Standing::Installing) || !fresh(host)
-        });
-        if before.is_empty() {
-            image.wanted_at = self.now;
-        }
-        for host in &after {
-            let connected = self.hosts.get(host).is_some_and(|host| host.connected);
-            if image.contradicts.is_none() && connected && (changed || fresh(host)) {
-                self.actions.push_back(Action::Stage {
-                    host: host.clone(),
-                    image: digest,
-                });
+        let image = *digest;
+        let selected = ordered.selected(&self.hosts);
+        for host in &selected {
+            let news = change.renamed || change.selected.binary_search(host).is_err();
+            if ordered.contradicts().is_none() && self.hosts.is_connected(host) && news {
+                let host = host.clone();
+                self.effects.push(Action::Stage { host, image });
             }
         }
-        for host in held.difference(&held_before) {
-            self.actions.push_back(Action::Hold {
-                host: host.clone(),
-                image: digest,
-            });
+        let keepers = ordered.keepers();
+        for host in keepers.difference(&change.keepers) {
+            let host = host.clone();
+            self.effects.push(Action::Hold { host, image });
         }
-        let before: BTreeSet<HostId> = before.into_iter().chain(held_before).collect();
+        let before: BTreeSet<HostId> = change.selected.into_iter().chain(change.keepers).collect();
         for host in before {
-            if after.binary_search(&host).is_err() && !held.contains(&host) {
-                self.actions.push_back(Action::Cancel {
-                    host,
-                    image: digest,
-                });
+            if selected.binary_search(&host).is_err() && !keepers.contains(&host) {
+                self.effects.push(Action::Cancel { host, image });
             }
         }
-        self.revoke_pointless();
     }
 
-    fn cancel(&mut self, digest: Digest) {
-        let Some(at) = self.images.iter().position(|image| image.digest == digest) else {
+    fn cancel(&mut self, digest: &Digest) {
+        let Some(image) = self.images.cancel(digest) else {
             return;
         };
-        let image = self.images.remove(at);
-        for host in self.selected(&image).iter().chain(&image.held).cloned() {
-            if self.hosts.get(&host).is_some_and(|host| host.connected) {
-                self.actions.push_back(Action::Cancel {
-                    host,
-                    image: digest,
-                });
-            }
+        for host in image.selected(&self.hosts).iter().chain(image.keepers()) {
+            self.cancel_on(host.clone(), *digest);
         }
-        self.revoke_pointless();
-        let used: BTreeSet<Digest> = self
-            .images
-            .iter()
-            .flat_map(|image| image.contents.iter().copied())
-            .collect();
-        self.contents.retain(|content, _| used.contains(content));
-        for content in self.contents.values_mut() {
-            content.forgive(&digest);
-        }
-        self.settle_contradictions();
+        self.desk().revoke_pointless();
+        self.contents.keep(&self.images.contents(), digest);
+        self.leases.forget_image(digest);
+        self.settle();
         self.forget_origins();
     }
 
-    fn reported(&mut self, id: HostId, digest: Digest, standing: Standing, held_bytes: u64) {
-        if !self.hosts.contains_key(&id) {
-            return;
+    fn cancel_on(&mut self, host: HostId, image: Digest) {
+        if self.hosts.is_connected(&host) {
+            self.effects.push(Action::Cancel { host, image });
         }
-        let at = self.images.iter().position(|image| image.digest == digest);
-        if at.is_none_or(|at| !self.selects(&self.images[at], &id)) {
-            let held = at.is_some_and(|at| self.images[at].held.contains(&id));
-            self.clear_leftover(&id, digest, standing, held);
-        }
-        let Some(at) = at else {
+    }
+
+    /// What was found wrong with an image's contents counts no more: whoever asks for it anew has a reason to.
+    fn urge(&mut self, digest: &Digest) {
+        let Some(image) = self.images.get(digest) else {
             return;
         };
-        let image = &mut self.images[at];
-        let before = image.standings.insert(id.clone(), (standing, held_bytes));
+        self.contents
+            .each(image.contents(), |content| content.tries_mut().urge(digest));
+        self.records.all_able(image.registry());
+        self.effects.ask_for_grants();
+    }
+
+    /// The registry's bytes aren't what an image says of a content. Where another image gives that content another
+    /// size, the other one is tried.
+    fn refuted(&mut self, refuted: Refuted) {
+        if self.images.disprove(refuted.content, &refuted.image) {
+            self.settle();
+        }
+        self.desk().revoke_pointless();
+    }
+
+    /// Looks anew at which images contradict others that go before them, and goes on with those that don't any more.
+    fn settle(&mut self) {
+        let now = self.clock.now();
+        let settled = self.images.settle();
+        // hosts have one size of a content at a time
+        for digest in settled.stopped {
+            let image = self.images.get(&digest);
+            for host in image.map_or_else(Vec::new, |image| image.selected(&self.hosts)) {
+                self.cancel_on(host, digest);
+            }
+        }
+        let followed = self.images.iter().filter(|of| of.contradicts().is_none());
+        let specs = followed.flat_map(|image| image.specs().iter().copied());
+        let sized = specs.filter(|of| {
+            let known = self.contents.get(&of.digest);
+            known.is_none_or(|known| known.size() != of.size)
+        });
+        for content in Vec::from_iter(sized) {
+            self.desk().revoke(content.digest, RevokeCause::Ended);
+            self.contents.replace(now, &content);
+        }
+        for image in settled.freed {
+            let freed = self.images.get(&image);
+            for host in freed.map_or_else(Vec::new, |freed| freed.selected(&self.hosts)) {
+                if self.hosts.is_connected(&host) {
+                    self.effects.push(Action::Stage { host, image });
+                }
+            }
+            self.effects.ask_for_grants();
+        }
+    }
+
+    /// Forgets registries and repositories that no image is from, once nothing is to be remembered of them.
+    fn forget_origins(&mut self) {
+        let now = self.clock.now();
+        let images = self.images.iter();
+        let mut used: BTreeSet<&str> = images
+            .flat_map(|image| [image.registry(), image.repository()])
+            .collect();
+        self.records.keep_registries(&used);
+        used.extend(self.leases.iter().map(|(_, lease)| lease.repository()));
+        let contents = &self.contents;
+        self.origins
+            .forget(now, &used, |content| contents.contains(content));
+    }
+
+    // ---- reports ----------------------------------------------------------------------------------------------------
+
+    fn reported(&mut self, id: &HostId, digest: Digest, standing: Standing, held_bytes: u64) {
+        if !self.hosts.contains(id) {
+            return;
+        }
+        let now = self.clock.now();
+        let image = self.images.get(&digest);
+        if image.is_none_or(|image| !image.selects(id, &self.hosts)) {
+            let kept = image.is_some_and(|image| image.is_kept_on(id));
+            self.clear_leftover(id, digest, standing, kept);
+        }
+        let news = self.images.report(now, (id, &digest), standing, held_bytes);
+        let Some(news) = news else { return };
         // what other hosts get is told by what they say they hold
-        let counts = self.hosts.get(&id).is_some_and(|host| host.counts);
-        if before != Some((standing, held_bytes)) && !counts {
-            self.moved_at = self.now;
+        if news.before != Some((standing, held_bytes)) && !self.hosts.counts(id) {
+            self.contents.moved(now);
         }
-        self.grant_wanted |= before.is_none_or(|(before, _)| before != standing);
-        if matches!(standing, Standing::Present | Standing::Installing) {
-            image.whole_since.entry(id.clone()).or_insert(self.now);
-        } else {
-            image.whole_since.remove(&id);
+        if news.is_change(standing) {
+            self.effects.ask_for_grants();
         }
-        match standing {
-            Standing::Present | Standing::Installing => {
-                if before.is_none_or(|(before, _)| before != standing) {
-                    for content in &image.contents {
-                        if let Some(content) = self.contents.get_mut(content) {
-                            content.claim(&id, self.now);
-                        }
-                    }
-                }
-            }
-            // a mirror asks only for what it doesn't hold
-            Standing::Staging if image.purpose == Purpose::Mirror => {
-                for content in &image.contents {
-                    if let Some(content) = self.contents.get_mut(content) {
-                        content.forget_holder(&id);
-                    }
-                }
-            }
-            Standing::Gone => {
-                image.staging.remove(&id);
-                for content in &image.contents {
-                    if let Some(content) = self.contents.get_mut(content) {
-                        content.forget_host(&id);
-                    }
-                }
-            }
-            Standing::Staging => {
-                // something that it held whole isn't what it was, or all was removed: nobody else may have it
-                let was_whole = before.is_some_and(|(before, _)| {
-                    matches!(before, Standing::Present | Standing::Installing)
-                });
-                if was_whole || held_bytes == 0 {
-                    for content in &image.contents {
-                        if let Some(content) = self.contents.get_mut(content) {
-                            content.forget_holder(&id);
-                        }
-                    }
-                }
-                let before = image.staging.insert(id.clone(), (held_bytes, self.now));
-                // it was killed before it had journaled what it spoke of
-                if let Some((held_before, heard_at)) = before
-                    && held_bytes < held_before
-                {
-                    for content in &image.contents {
-                        if let Some(content) = self.contents.get_mut(content) {
-                            content.doubt(&id, heard_at);
-                        }
-                    }
-                    self.grant_wanted = true;
-                }
-            }
-            Standing::Failed if before.is_none_or(|(before, _)| before != standing) => {
-                self.lost(&id, digest);
-            }
-            Standing::Queued | Standing::Failed => {}
-        }
+        self.learn_from_report(id, digest, standing, (&news, held_bytes));
         // hosts that come with parts of the image have been here before: let the others connect, and what they hold be
         // announced, before the registry is asked
-        if before.is_none()
+        if news.before.is_none()
             && held_bytes > 0
-            && let Some(started) = self.started
+            && let Some(started) = self.clock.started()
         {
             let settled = started + self.config.settle;
-            if self.now < settled {
+            if now < settled {
                 self.grants_not_before = settled;
             }
         }
     }
 
-    /// A host can't stage an image any more, and takes part in nothing of it: what it held may be on its disk, and is nowhere for
-    /// others. What another image of the host shares with this one is still served from there.
-    fn lost(&mut self, id: &HostId, digest: Digest) {
-        let served: BTreeSet<Digest> = self
-            .images
-            .iter()
-            .filter(|image| {
-                image.digest != digest
-                    && matches!(
-                        image.standings.get(id),
-                        Some((
-                            Standing::Staging | Standing::Installing | Standing::Present,
-                            _
-                        ))
-                    )
-            })
-            .flat_map(|image| image.contents.iter().copied())
-            .collect();
-        let failed = self.images.iter().find(|image| image.digest == digest);
-        for content in failed.into_iter().flat_map(|image| &image.contents) {
-            if !served.contains(content)
-                && let Some(content) = self.contents.get_mut(content)
-            {
-                content.forget_holder(id);
+    /// What a host's report about an image says of the image's contents.
+    fn learn_from_report(
+        &mut self,
+        id: &HostId,
+        digest: Digest,
+        standing: Standing,
+        (news, held_bytes): (&News, u64),
+    ) {
+        let now = self.clock.now();
+        let Some(image) = self.images.get(&digest) else {
+            return;
+        };
+        let (contents, of) = (&mut self.contents, image.contents());
+        match standing {
+            Standing::Present | Standing::Installing => {
+                if news.is_change(standing) {
+                    contents.each(of, |content| content.claim(now, id));
+                }
             }
+            Standing::Gone => contents.each(of, |content| content.forget_host(id)),
+            Standing::Staging => {
+                // A mirror asks only for what it doesn't hold. Of an image, something that the host held whole isn't
+                // what it was, or all was removed: nobody else may have it.
+                if image.purpose() == Purpose::Mirror || news.was_whole() || held_bytes == 0 {
+                    contents.each(of, |content| {
+                        content.drop_from(id);
+                    });
+                }
+                // it was killed before it had journaled what it spoke of
+                if let Some(heard_at) = news.lost_since {
+                    contents.each(of, |content| content.lose_latest(id, heard_at));
+                    self.effects.ask_for_grants();
+                }
+            }
+            Standing::Failed if news.is_change(standing) => {
+                // It takes part in nothing of the image: what it held may be on its disk, and is nowhere for others.
+                // What another image of the host shares with this one is still served from there.
+                let served = self.images.served_by(id, &digest);
+                let lost = of.iter().filter(|content| !served.contains(content));
+                let lost: Vec<Digest> = lost.copied().collect();
+                contents.each(&lost, |content| {
+                    content.drop_from(id);
+                });
+                self.effects.ask_for_grants();
+            }
+            Standing::Queued | Standing::Failed => {}
         }
-        self.grant_wanted = true;
     }
 
-    /// A host that was away when an image was cancelled, superseded or wanted elsewhere never heard of it: it would stage on, and
-    /// keep its room. Its next report, a second later, is answered again if this order is lost.
-    fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing, held: bool) {
+    /// A host that was away when an image was cancelled, superseded or wanted elsewhere never heard of it: it would
+    /// stage on, and keep its room. Its next report, a second later, is answered again if this order is lost.
+    fn clear_leftover(&mut self, id: &HostId, image: Digest, standing: Standing, kept: bool) {
         let staging = match standing {
             Standing::Queued | Standing::Staging | Standing::Failed => true,
             // what is there stays, and what is about to be
             Standing::Installing | Standing::Present | Standing::Gone => false,
         };
-        let connected = self.hosts.get(id).is_some_and(|host| host.connected);
+        if !staging || !self.hosts.is_connected(id) {
+            return;
+        }
         let host = id.clone();
-        if staging && connected && held {
-            self.actions.push_back(Action::Hold { host, image });
-        } else if self.wants_known && staging && connected {
-            self.actions.push_back(Action::Cancel { host, image });
+        if kept {
+            self.effects.push(Action::Hold { host, image });
+        } else if self.wants_known {
+            self.effects.push(Action::Cancel { host, image });
         }
     }
-
-    fn selects(&self, image: &Image, id: &HostId) -> bool {
-        match &image.selection {
-            Selection::All => self.hosts.contains_key(id),
-            Selection::Hosts(hosts) => hosts.binary_search(id).is_ok(),
-        }
-    }
-
-    /// The hosts that an image is wanted on, sorted.
-    fn selected(&self, image: &Image) -> Vec<HostId> {
-        match &image.selection {
-            Selection::All => self.hosts.keys().cloned().collect(),
-            Selection::Hosts(hosts) => hosts.clone(),
-        }
-    }
-
-    /// A random number below `bound`, which isn't 0.
-    fn random(&mut self, bound: usize) -> usize {
-        below(&mut self.rng, bound)
-    }
-}
-
-/// A random number below `bound`, which isn't 0.
-fn below(rng: &mut ChaCha8Rng, bound: usize) -> usize {
-    let wide = u64::from(rng.next_u32()) * u64::try_from(bound).unwrap_or(1);
-    usize::try_from(wide >> 32).unwrap_or(0)
 }
 
 #[cfg(test)]

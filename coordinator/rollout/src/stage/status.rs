@@ -26,7 +26,8 @@ pub enum ImageReason {
     OriginDown,
     /// The registry asked to be left alone for a while.
     OriginThrottled,
-    /// This content can't be had from the image's registry, say several hosts: the image failed. It is tried again slowly.
+    /// This content can't be had from the image's registry, say several hosts: the image failed. It is tried again
+    /// slowly.
     ContentFaulty(Digest, Fault),
     /// Another image that is wanted gives this content another size: one of the two manifests is wrong.
     Contradicts(Digest),

@@ -10,7 +10,7 @@ use core::cmp::Reverse;
 use proto::{Digest, HostId};
 use rand_chacha::ChaCha8Rng;
 
-use super::{below, lease::prefix};
+use super::chance::{below, prefix};
 
 /// A host's place in the graph, reused once it has left.
 type Number = usize;
@@ -182,8 +182,8 @@ impl Graph {
             }
             left -= usize::from(self.link(number, other));
         }
-        // hosts that joined while there were few near ones have more far ones than they should: one gives way, of those that
-        // have the most
+        // hosts that joined while there were few near ones have more far ones than they should: one gives way, of
+        // those that have the most
         let mut spare: Vec<Number> = among
             .iter()
             .copied()
@@ -229,8 +229,8 @@ impl Graph {
         })
     }
 
-    /// A neighbour of `other` that `number` can be put in between of: as near to it or as far from it as `other` is, and with
-    /// as many neighbours as any.
+    /// A neighbour of `other` that `number` can be put in between of: as near to it or as far from it as `other` is,
+    /// and with as many neighbours as any.
     fn edge_to_open(&self, number: Number, other: Number) -> Option<Number> {
         let (joins, host) = (self.node(number)?, self.node(other)?);
         if host.neighbours.contains(&number) {

@@ -1,7 +1,7 @@
 //! Hosts that lie to the coordinator: what they cost, against a fleet in which nobody does.
 //!
-//! Honest hosts fetch a content in four seconds, and the others get each chunk half a second later. They say once a second what they
-//! hold. Liars never hold anything.
+//! Honest hosts fetch a content in four seconds, and the others get each chunk half a second later. They say once a
+//! second what they hold. Liars never hold anything.
 
 use super::*;
 
@@ -222,8 +222,7 @@ impl World {
                     for content in all {
                         let chunks = u32::try_from(step / 4).unwrap();
                         self.tell(progress(&by, digest(content), chunks));
-                        let lease = self.plan.contents[&digest(content)].lease.as_ref();
-                        if lease.is_some_and(|lease| lease.host == by) {
+                        if self.plan.holds_lease(&by, &digest(content)) {
                             let millis = self.millis;
                             self.leases.entry(digest(content)).or_insert((at, millis));
                         }
@@ -288,7 +287,8 @@ fn holders_keep_their_leases_where_a_registry_turns_slow() {
     }
 }
 
-/// As much as the coordinator hears: 64 a minute of each host. One host less than has another shunned says it of one host.
+/// As much as the coordinator hears: 64 a minute of each host. One host less than has another shunned says it of one
+/// host.
 #[test]
 fn what_is_heard_of_blames_costs_little() {
     let (hosts, liars, contents, minutes) = (50, 16, 1_000, 20);

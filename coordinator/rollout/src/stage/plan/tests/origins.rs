@@ -174,11 +174,15 @@ fn a_registry_that_gives_nothing_of_many_repositories_is_asked_by_few() {
         let failed = |image: &crate::stage::status::ImageStatus| {
             matches!(image.reason, Some(ImageReason::ContentFaulty(..)))
         };
-        assert!(!plan.status(plan.now).images.iter().any(failed), "{name}");
+        assert!(
+            !plan.status(plan.clock.now()).images.iter().any(failed),
+            "{name}"
+        );
     }
 }
 
-/// One layer of an image hangs, breaks off or is answered with errors, and images of other repositories come every half minute.
+/// One layer of an image hangs, breaks off or is answered with errors, and images of other repositories come every
+/// half minute.
 #[test]
 fn a_content_that_fails_while_its_registry_gives_others_fails_its_image_by_name() {
     for (name, trouble) in troubles()
@@ -199,7 +203,7 @@ fn a_content_that_fails_while_its_registry_gives_others_fails_its_image_by_name(
             let mut plan = fleet(hosts);
             let seen = serve(&mut plan, &orders, 3_600, &answers);
             assert_eq!(
-                plan.status(plan.now).images[0].reason,
+                plan.status(plan.clock.now()).images[0].reason,
                 Some(ImageReason::ContentFaulty(digest(0), Fault::Unavailable)),
                 "{name}, {hosts} hosts"
             );
@@ -211,9 +215,9 @@ fn a_content_that_fails_while_its_registry_gives_others_fails_its_image_by_name(
             let late = late.count();
             assert!((4..=7).contains(&late), "{name}, {hosts} hosts: {late}");
             // who asks anew has a reason to
-            let now = plan.now.0 / 1_000 + 250;
+            let now = plan.clock.now().0 / 1_000 + 250;
             feed(&mut plan, now, Event::Urged(image(0)));
-            let failed = plan.status(plan.now).images[0].reason;
+            let failed = plan.status(plan.clock.now()).images[0].reason;
             assert!(!matches!(failed, Some(ImageReason::ContentFaulty(..))));
         }
     }
@@ -233,7 +237,7 @@ fn an_outage_fails_no_image_by_name() {
         ];
         let mut plan = fleet(4);
         let seen = serve(&mut plan, &orders, 398, &answers);
-        for image in plan.status(plan.now).images {
+        for image in plan.status(plan.clock.now()).images {
             let failed = matches!(image.reason, Some(ImageReason::ContentFaulty(..)));
             assert!(!failed, "{name}: {image:?}");
         }

@@ -1,0 +1,406 @@
+//! The contents of the images that are wanted: who holds each of them, and what came of asking for it.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+use super::{receipts::Receipts, tries::Tries};
+use crate::stage::event::Content;
+
+/// An agent that is killed loses what it verified since its last flush, which is half a second and the time that a disk
+/// takes to sync.
+const FORGETFUL: Duration = Duration::from_secs(2);
+/// A content is doubted again after this long at the soonest, twice as long each time that no chunk of it came in
+/// between.
+const DOUBT_AGAIN: Duration = Duration::from_secs(10);
+const DOUBT_AGAIN_MOST: Duration = Duration::from_mins(2);
+
+/// What is known of one content.
+#[derive(Debug)]
+pub(super) struct ContentState {
+    chunks: u32,
+    /// Raw bytes.
+    size: u64,
+    /// Hosts that hold all of it, and since when.
+    done: BTreeMap<HostId, Moment>,
+    /// Hosts that say that they hold all of it, and aren't believed: hosts found no source of it, or got nothing.
+    /// They are again when hosts get it without a lease.
+    doubted: BTreeSet<HostId>,
+    /// How often it was doubted since a chunk came, and when it may be doubted again.
+    doubts: u32,
+    doubt_not_before: Moment,
+    /// A chunk of it came, or it was wanted first.
+    moved_at: Moment,
+    receipts: Receipts,
+    tries: Tries,
+}
+
+impl ContentState {
+    fn new(now: Moment, content: &Content) -> Self {
+        Self {
+            chunks: content.chunks,
+            size: content.size,
+            done: BTreeMap::new(),
+            doubted: BTreeSet::new(),
+            doubts: 0,
+            doubt_not_before: now,
+            moved_at: now,
+            receipts: Receipts::new(now, content),
+            tries: Tries::default(),
+        }
+    }
+
+    pub(super) const fn chunks(&self) -> u32 {
+        self.chunks
+    }
+
+    /// Raw bytes.
+    pub(super) const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// A chunk of it came then, or it was wanted first.
+    pub(super) const fn moved_at(&self) -> Moment {
+        self.moved_at
+    }
+
+    /// What the hosts that receive it say of it.
+    pub(super) const fn receipts(&self) -> &Receipts {
+        &self.receipts
+    }
+
+    pub(super) const fn receipts_mut(&mut self) -> &mut Receipts {
+        &mut self.receipts
+    }
+
+    /// What came of asking for it.
+    pub(super) const fn tries(&self) -> &Tries {
+        &self.tries
+    }
+
+    pub(super) const fn tries_mut(&mut self) -> &mut Tries {
+        &mut self.tries
+    }
+
+    /// Hosts that say that they hold all of it, and since when.
+    pub(super) const fn done(&self) -> &BTreeMap<HostId, Moment> {
+        &self.done
+    }
+
+    /// Whether this host says that it holds all of it.
+    pub(super) fn is_done_on(&self, id: &HostId) -> bool {
+        self.done.contains_key(id)
+    }
+
+    /// Hosts that say that they hold all of it and are believed, here or not.
+    pub(super) fn believed(&self) -> impl Iterator<Item = &HostId> {
+        let all = self.done.keys();
+        all.filter(|id| !self.doubted.contains(*id))
+    }
+
+    /// Whether this host says that it holds all of it, and isn't believed.
+    pub(super) fn is_doubted(&self, id: &HostId) -> bool {
+        self.doubted.contains(id)
+    }
+
+    /// The host says that it holds all of it.
+    pub(super) fn claim(&mut self, now: Moment, id: &HostId) {
+        self.done.insert(id.clone(), now);
+        self.receipts.claimed(now);
+        if self.receipts.own_word() {
+            self.tries.forget_failed();
+        }
+    }
+
+    /// The host says how many of its chunks it holds. Returns how many it held before that, and whether it held all
+    /// of it then and doesn't any more.
+    pub(super) fn count(&mut self, now: Moment, id: &HostId, chunks: u32) -> (u32, bool) {
+        let whole = chunks == self.chunks;
+        let held = self.receipts.count(id, if whole { 0 } else { chunks });
+        let before = match self.is_done_on(id) {
+            true => self.chunks,
+            false => held,
+        };
+        if whole {
+            self.claim(now, id);
+            return (before, false);
+        }
+        (before, self.drop_from(id))
+    }
+
+    /// The host lost something that it had last spoken of at `heard_at`: what it had just completed then may be part of
+    /// that.
+    pub(super) fn lose_latest(&mut self, id: &HostId, heard_at: Moment) {
+        if let Some(done_at) = self.done.get(id)
+            && *done_at + FORGETFUL >= heard_at
+        {
+            self.done.remove(id);
+        }
+    }
+
+    /// The host doesn't hold all of it. Returns whether it said so.
+    pub(super) fn drop_from(&mut self, id: &HostId) -> bool {
+        self.done.remove(id).is_some()
+    }
+
+    /// The host isn't part of the fleet any more, or is shunned, or lost all: what it said doesn't count.
+    pub(super) fn forget_host(&mut self, id: &HostId) {
+        self.done.remove(id);
+        self.doubted.remove(id);
+        self.tries.forget_host(id);
+        self.receipts.forget_host(id);
+    }
+
+    /// A chunk of it came.
+    pub(super) const fn moved(&mut self, now: Moment) {
+        self.moved_at = now;
+    }
+
+    /// Chunks come: the next doubt is the first one.
+    pub(super) const fn forget_doubts(&mut self) {
+        self.doubts = 0;
+    }
+
+    /// Hosts that say that they hold all of it are believed.
+    pub(super) fn believe(&mut self) {
+        self.doubted.clear();
+    }
+
+    /// Hosts that say that they hold all of it aren't believed.
+    pub(super) fn disbelieve(&mut self) {
+        self.doubted.extend(self.done.keys().cloned());
+    }
+
+    /// Whether it may be doubted that somebody holds it.
+    pub(super) fn may_be_doubted(&self, now: Moment) -> bool {
+        self.doubt_not_before <= now
+    }
+
+    /// It is doubted that somebody holds it: it is leased again.
+    pub(super) fn doubt(&mut self, now: Moment) {
+        let again = DOUBT_AGAIN
+            .saturating_mul(1 << self.doubts.min(8))
+            .min(DOUBT_AGAIN_MOST);
+        // the first time whoever is thought to hold it is asked, also if it was the last to fetch it
+        if self.doubts == 0 {
+            self.tries.forget_last();
+        }
+        self.doubts = self.doubts.saturating_add(1);
+        self.doubt_not_before = now + again;
+        self.doubted = self.done.keys().cloned().collect();
+    }
+}
+
+/// The contents of the images that are wanted, by digest.
+#[derive(Debug)]
+pub(super) struct Contents {
+    by_digest: BTreeMap<Digest, ContentState>,
+    /// When something last moved anywhere.
+    moved_at: Moment,
+    /// When a chunk last came under a mirror's lease.
+    mirror_moved_at: Moment,
+    /// When hosts last got something of a content that was never leased: they have it from whoever says to hold it.
+    unleased_moved_at: Moment,
+}
+
+impl Contents {
+    pub(super) const fn new() -> Self {
+        Self {
+            by_digest: BTreeMap::new(),
+            moved_at: Moment::START,
+            mirror_moved_at: Moment::START,
+            unleased_moved_at: Moment::START,
+        }
+    }
+
+    pub(super) fn get(&self, digest: &Digest) -> Option<&ContentState> {
+        self.by_digest.get(digest)
+    }
+
+    pub(super) fn get_mut(&mut self, digest: &Digest) -> Option<&mut ContentState> {
+        self.by_digest.get_mut(digest)
+    }
+
+    pub(super) fn contains(&self, digest: &Digest) -> bool {
+        self.by_digest.contains_key(digest)
+    }
+
+    /// These contents are wanted. What is known of them stays.
+    pub(super) fn want(&mut self, now: Moment, contents: &[Content]) {
+        for content in contents {
+            self.by_digest
+                .entry(content.digest)
+                .or_insert_with(|| ContentState::new(now, content));
+        }
+    }
+
+    /// This content has another size than was thought: what is known of it is of something else.
+    pub(super) fn replace(&mut self, now: Moment, content: &Content) {
+        let state = ContentState::new(now, content);
+        self.by_digest.insert(content.digest, state);
+    }
+
+    /// Forgets all contents but these, and what was found wrong with those under this image's name.
+    pub(super) fn keep(&mut self, used: &BTreeSet<Digest>, without: &Digest) {
+        self.by_digest.retain(|digest, _| used.contains(digest));
+        for content in self.by_digest.values_mut() {
+            content.tries.forgive(without);
+        }
+    }
+
+    /// Does this to each of these contents that is known.
+    pub(super) fn each(&mut self, digests: &[Digest], mut change: impl FnMut(&mut ContentState)) {
+        for digest in digests {
+            if let Some(content) = self.by_digest.get_mut(digest) {
+                change(content);
+            }
+        }
+    }
+
+    /// What this host said of any content doesn't count.
+    pub(super) fn forget_host(&mut self, id: &HostId) {
+        for content in self.by_digest.values_mut() {
+            content.forget_host(id);
+        }
+    }
+
+    /// When something last moved anywhere.
+    pub(super) const fn moved_at(&self) -> Moment {
+        self.moved_at
+    }
+
+    /// Something moves somewhere.
+    pub(super) const fn moved(&mut self, now: Moment) {
+        self.moved_at = now;
+    }
+
+    /// When a chunk last came under a mirror's lease.
+    pub(super) const fn mirror_moved_at(&self) -> Moment {
+        self.mirror_moved_at
+    }
+
+    /// A chunk came under a mirror's lease.
+    pub(super) const fn mirror_moved(&mut self, now: Moment) {
+        self.mirror_moved_at = now;
+    }
+
+    /// When hosts last got something of a content that was never leased.
+    pub(super) const fn unleased_moved_at(&self) -> Moment {
+        self.unleased_moved_at
+    }
+
+    /// Hosts got something of a content that was never leased.
+    pub(super) const fn unleased_moved(&mut self, now: Moment) {
+        self.unleased_moved_at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Moment = Moment(1_000_000_000);
+    const MOMENT: Duration = Duration::from_micros(1);
+
+    fn host(number: u32) -> HostId {
+        alloc::format!("host-{number}").parse().unwrap()
+    }
+
+    fn spec() -> Content {
+        Content {
+            digest: Digest::of(b"content"),
+            chunks: 4,
+            size: 4 << 20,
+            origin_bytes: 1_000,
+        }
+    }
+
+    fn content() -> ContentState {
+        ContentState::new(START, &spec())
+    }
+
+    #[test]
+    fn a_host_that_counts_all_chunks_holds_the_content_until_it_counts_fewer() {
+        let mut content = content();
+        assert_eq!(content.count(START, &host(1), 3), (0, false));
+        assert!(!content.is_done_on(&host(1)));
+        assert_eq!(content.count(START, &host(1), 4), (3, false));
+        assert!(content.is_done_on(&host(1)));
+        assert_eq!(content.count(START, &host(1), 2), (4, true));
+        assert_eq!(content.count(START, &host(1), 2), (2, false));
+        assert!(!content.is_done_on(&host(1)));
+    }
+
+    #[test]
+    fn what_a_host_completed_up_to_two_seconds_before_its_last_word_goes_with_what_it_lost() {
+        for (heard_after, kept) in [(FORGETFUL, false), (FORGETFUL + MOMENT, true)] {
+            let mut content = content();
+            content.claim(START, &host(1));
+            content.lose_latest(&host(1), START + heard_after);
+            assert_eq!(content.is_done_on(&host(1)), kept, "{heard_after:?}");
+        }
+    }
+
+    #[test]
+    fn doubts_of_one_content_come_less_and_less_often_until_chunks_come() {
+        let mut content = content();
+        content.claim(START, &host(1));
+        let mut now = START;
+        for seconds in [10, 20, 40, 80, 120, 120] {
+            content.doubt(now);
+            assert_eq!(content.believed().count(), 0);
+            now += Duration::from_secs(seconds);
+            assert!(!content.may_be_doubted(now - MOMENT), "{seconds}");
+            assert!(content.may_be_doubted(now), "{seconds}");
+        }
+        content.believe();
+        assert_eq!(content.believed().count(), 1);
+        content.forget_doubts();
+        content.doubt(now);
+        assert!(content.may_be_doubted(now + DOUBT_AGAIN));
+    }
+
+    #[test]
+    fn the_first_doubt_asks_the_latest_holder_again() {
+        let mut content = content();
+        content.tries_mut().lease(START, &host(1));
+        content.doubt(START);
+        assert!(!content.tries().was_last(&host(1)));
+        content.tries_mut().lease(START, &host(1));
+        content.doubt(START);
+        assert!(content.tries().was_last(&host(1)));
+    }
+
+    #[test]
+    fn who_disbelieves_all_doubts_those_who_claim_now_and_nobody_later() {
+        let mut content = content();
+        content.claim(START, &host(1));
+        content.disbelieve();
+        content.claim(START, &host(2));
+        assert_eq!(
+            content.believed().collect::<alloc::vec::Vec<_>>(),
+            [&host(2)]
+        );
+        content.forget_host(&host(1));
+        content.claim(START, &host(1));
+        assert_eq!(content.believed().count(), 2);
+    }
+
+    #[test]
+    fn a_content_is_known_while_an_image_uses_it_and_anew_when_its_size_changes() {
+        let mut contents = Contents::new();
+        contents.want(START, &[spec()]);
+        let digest = spec().digest;
+        contents.each(&[digest], |content| content.claim(START, &host(1)));
+        contents.want(START, &[spec()]);
+        assert!(contents.get(&digest).unwrap().is_done_on(&host(1)));
+        contents.replace(START, &Content { size: 5, ..spec() });
+        let content = contents.get(&digest).unwrap();
+        assert_eq!((content.size(), content.done().len()), (5, 0));
+        contents.keep(&BTreeSet::from([digest]), &Digest::of(b"image"));
+        assert!(contents.contains(&digest));
+        contents.keep(&BTreeSet::new(), &Digest::of(b"image"));
+        assert!(!contents.contains(&digest));
+    }
+}

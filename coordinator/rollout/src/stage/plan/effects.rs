@@ -1,0 +1,50 @@
+//! What follows from an event: actions for the shell, and whether leases are to be granted anew.
+
+use alloc::collections::VecDeque;
+
+use proto::{Digest, HostId};
+
+use crate::stage::{Action, action::RevokeCause};
+
+/// The effects that the plan's parts have and that nobody has carried out yet.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    actions: VecDeque<Action>,
+    grant: bool,
+}
+
+impl Effects {
+    /// One more thing for the shell to do, after all others.
+    pub(super) fn push(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    /// Takes the lease of a content back from a host.
+    pub(super) fn revoke(&mut self, host: &HostId, content: Digest, cause: RevokeCause) {
+        self.push(Action::Revoke {
+            host: host.clone(),
+            content,
+            cause,
+        });
+    }
+
+    /// Something happened that may let a lease be granted.
+    pub(super) const fn ask_for_grants(&mut self) {
+        self.grant = true;
+    }
+
+    /// Whether something happened since the last call that may let a lease be granted.
+    pub(super) const fn take_ask_for_grants(&mut self) -> bool {
+        core::mem::replace(&mut self.grant, false)
+    }
+
+    /// The next thing for the shell to do.
+    pub(super) fn next(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn is_asked_for_grants(&self) -> bool {
+        self.grant
+    }
+}

@@ -1,0 +1,302 @@
+//! Which contents are leased next, and to whom.
+//!
+//! What nobody holds is leased while there is room: in order, and half each where images and mirrors both want some. A
+//! mirror's client doesn't wait for a layer of gigabytes, so mirrors have one lease in any case.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proto::{Digest, HostId};
+
+use super::{
+    chance::{mix, prefix},
+    contents::ContentState,
+    images::Image,
+    leases::Grant,
+    view::View,
+};
+use crate::stage::event::{Purpose, Standing};
+
+/// A host that came so lately may not have met its peers: it would fetch what they have. So it gets a lease only when
+/// the others have so many more.
+const NEWCOMER: (Duration, usize) = (Duration::from_secs(2), 2);
+
+/// What was granted just now.
+#[derive(Default)]
+struct Given<'a> {
+    contents: BTreeSet<Digest>,
+    hosts: BTreeMap<HostId, usize>,
+    registries: BTreeMap<&'a str, usize>,
+    /// Those of each host that are mirrors', with the ones that run.
+    mirrors: BTreeMap<HostId, usize>,
+}
+
+impl<'a> Given<'a> {
+    fn add(&mut self, grant: &Grant, image: &'a Image) {
+        self.contents.insert(grant.content);
+        *self.hosts.entry(grant.host.clone()).or_default() += 1;
+        if image.is_mirrors() {
+            *self.mirrors.entry(grant.host.clone()).or_default() += 1;
+        }
+        *self.registries.entry(image.registry()).or_default() += 1;
+    }
+
+    fn to(&self, id: &HostId) -> usize {
+        self.hosts.get(id).copied().unwrap_or(0)
+    }
+}
+
+/// The contents of images for one purpose, in order.
+struct Queue<'a> {
+    view: View<'a>,
+    purpose: Purpose,
+    /// For hosts on trial: see `records`.
+    trial: bool,
+    images: core::slice::Iter<'a, Image>,
+    image: Option<&'a Image>,
+    /// The image failed: only what made it fail is tried again.
+    failed: bool,
+    contents: core::slice::Iter<'a, Digest>,
+    /// Of the image, once somebody asked.
+    candidates: Option<Vec<&'a HostId>>,
+}
+
+impl<'a> Queue<'a> {
+    fn new(view: View<'a>, purpose: Purpose, trial: bool) -> Self {
+        Self {
+            view,
+            purpose,
+            trial,
+            images: view.images.iter(),
+            image: None,
+            failed: false,
+            contents: [].iter(),
+            candidates: None,
+        }
+    }
+
+    fn advance(&mut self) -> Option<(&'a Image, Digest)> {
+        loop {
+            if let (Some(image), Some(content)) = (self.image, self.contents.next()) {
+                return Some((image, *content));
+            }
+            let wanted =
+                |image: &&Image| image.purpose() == self.purpose && image.contradicts().is_none();
+            let image = self.images.find(wanted)?;
+            self.image = Some(image);
+            self.contents = image.contents().iter();
+            self.failed = self.view.failure(image).is_some();
+            self.candidates = None;
+        }
+    }
+
+    fn skip_image(&mut self) {
+        self.contents = [].iter();
+    }
+
+    /// The next of these contents that nobody holds and somebody may fetch.
+    fn next_grant(&mut self, given: &mut Given<'a>) -> Option<Grant> {
+        let view = self.view;
+        while let Some((image, digest)) = self.advance() {
+            let asked = given.registries.get(image.registry());
+            if asked.copied().unwrap_or(0) >= view.origin_room(image) {
+                self.skip_image();
+                continue;
+            }
+            let Some(content) = view.contents.get(&digest) else {
+                continue;
+            };
+            if !self.may_ask(image, digest, content) {
+                continue;
+            }
+            // who says first that it stages isn't leased to for that alone
+            if image.is_early(view.now, view.hosts) {
+                self.skip_image();
+                continue;
+            }
+            let waits = image.is_mirrors() && content.tries().rests_for_mirrors(view.now);
+            let leased = view.leases.contains(&digest) || given.contents.contains(&digest);
+            if leased || waits || view.is_done(content) {
+                continue;
+            }
+            let candidates = self
+                .candidates
+                .get_or_insert_with(|| view.candidates(image));
+            let choice = Choice {
+                view,
+                image,
+                digest,
+                content,
+                trial: self.trial,
+            };
+            let Some(host) = choice.pick(candidates, given) else {
+                continue;
+            };
+            // a second lease for one host waits while hosts that could take it are about to say that they stage
+            let more = view.leases.of_host(&host) + given.to(&host);
+            if more > 0 && image.awaits_reports(view.now, view.hosts, view.config) {
+                self.skip_image();
+                continue;
+            }
+            let grant = Grant {
+                host,
+                content: digest,
+                image: image.digest(),
+                registry: image.registry().into(),
+                repository: image.repository().into(),
+                purpose: image.purpose(),
+            };
+            given.add(&grant, image);
+            return Some(grant);
+        }
+        None
+    }
+
+    /// Whether the image's registry may be asked for this content now.
+    fn may_ask(&self, image: &Image, digest: Digest, content: &ContentState) -> bool {
+        let view = self.view;
+        let fails = content.tries().fails(&image.digest()).is_some();
+        (!self.failed || fails)
+            && !view.rests(content, &digest, image)
+            && (!view.origin_fails(image) || view.probe(image) == Some((image.digest(), digest)))
+    }
+}
+
+/// A content that is to be leased, under an image's name.
+struct Choice<'a> {
+    view: View<'a>,
+    image: &'a Image,
+    digest: Digest,
+    content: &'a ContentState,
+    /// To a host on trial.
+    trial: bool,
+}
+
+impl Choice<'_> {
+    /// Whom to lease it to, of these. The first that tells two hosts apart decides:
+    /// 1. None of its links was found false lately.
+    /// 2. Its last leases for mirrors brought something, where it is for one.
+    /// 3. It isn't the one that had it last or asked the failing registry last, and its last lease of it didn't fail.
+    /// 4. It is thought to hold the content itself, and then says so at once.
+    /// 5. It has the fewest leases, and let the fewest fail.
+    /// 6. It stages already, lies in a zone with few leases, and holds most of the image.
+    /// 7. A hash.
+    fn pick(&self, candidates: &[&HostId], given: &Given<'_>) -> Option<HostId> {
+        let Self {
+            view,
+            image,
+            content,
+            ..
+        } = *self;
+        let on_trial = |id: &HostId| view.records.is_on_trial(view.now, id);
+        // what others want as well isn't for those on trial, also where others have to wait for it
+        if self.trial && !candidates.iter().all(|id| on_trial(id)) {
+            return None;
+        }
+        let mirror = image.is_mirrors();
+        let most = match self.trial {
+            true => 1,
+            false => view.config.mirror_share(),
+        };
+        let has_room = |id: &HostId| {
+            let has = given.mirrors.get(id).copied().unwrap_or(0);
+            !mirror || on_trial(id) == self.trial && has < most
+        };
+        let mut by_zone: BTreeMap<&str, usize> = BTreeMap::new();
+        let running = view.leases.iter().map(|(_, lease)| (lease.host(), 1));
+        let granted = given.hosts.iter().map(|(id, count)| (id, *count));
+        for (id, count) in running.chain(granted) {
+            let zone = view.hosts.get(id).map_or("", |host| host.zone());
+            *by_zone.entry(zone).or_default() += count;
+        }
+        let prober = view.prober(image);
+        candidates
+            .iter()
+            .filter_map(|id| Some((*id, view.hosts.get(id)?)))
+            .filter(|(id, host)| {
+                let says_whole =
+                    host.counts() && !content.receipts().own_word() && content.is_done_on(id);
+                has_room(id)
+                    && !view.records.is_unable(view.now, id, image.registry())
+                    && !says_whole
+                    && !content.tries().has_looked(&image.digest(), id, view.now)
+            })
+            .min_by_key(|(id, host)| {
+                let barren = match mirror {
+                    true => view.records.barren(id),
+                    false => 0,
+                };
+                let came_lately = view.now.since(host.since()) < NEWCOMER.0;
+                let handicap = if came_lately { NEWCOMER.1 } else { 0 };
+                (
+                    host.is_last_for_leases(view.now),
+                    barren,
+                    content.tries().was_last(id) || prober == Some(*id),
+                    content.tries().has_failed(id),
+                    host.counts() || !content.is_doubted(id),
+                    view.leases.of_host(id) + given.to(id) + handicap,
+                    view.records.failures(id),
+                    image.standing(id) != Some(Standing::Staging),
+                    by_zone.get(host.zone()).copied().unwrap_or(0),
+                    // an eighth more counts as more; else chance decides
+                    u32::MAX
+                        - image
+                            .held_bytes(id)
+                            .checked_ilog2()
+                            .map_or(0, |log| log + 1),
+                    self.tie(id),
+                )
+            })
+            .map(|(id, _)| id.clone())
+    }
+
+    fn tie(&self, id: &HostId) -> u64 {
+        mix(self.view.seed ^ prefix(self.digest), id.key().0)
+    }
+}
+
+/// What may be leased now, beside the leases that run.
+pub(super) fn next(view: View<'_>) -> Vec<Grant> {
+    let mut queues = [Purpose::Stage, Purpose::Mirror].map(|of| Queue::new(view, of, false));
+    let mut grants = Vec::new();
+    let mut given = Given::default();
+    let mut trials = 0;
+    let all = view.leases.iter().map(|(_, lease)| lease);
+    for lease in all.filter(|lease| lease.is_mirrors()) {
+        *given.mirrors.entry(lease.host().clone()).or_default() += 1;
+        trials += usize::from(lease.is_trial());
+    }
+    let mirrors = view.leases.mirrors();
+    let mut running = [view.leases.len() - mirrors, mirrors - trials];
+    loop {
+        let first = usize::from(running[1] < running[0]);
+        let next = [first, 1 - first].into_iter().find_map(|at| {
+            let room = has_room(view, queues[at].purpose, running);
+            let grant = room.then(|| queues[at].next_grant(&mut given));
+            Some((at, grant??))
+        });
+        let Some((at, grant)) = next else { break };
+        running[at] += 1;
+        grants.push(grant);
+    }
+    let mut queue = Queue::new(view, Purpose::Mirror, true);
+    while trials < view.config.origin_streams
+        && let Some(grant) = queue.next_grant(&mut given)
+    {
+        trials += 1;
+        grants.push(grant);
+    }
+    grants
+}
+
+/// Whether one more lease may run beside these of images and of mirrors.
+const fn has_room(view: View<'_>, purpose: Purpose, [images, mirrors]: [usize; 2]) -> bool {
+    let room = images + mirrors < view.config.origin_streams;
+    match purpose {
+        Purpose::Mirror => room || mirrors == 0,
+        Purpose::Stage => room,
+    }
+}

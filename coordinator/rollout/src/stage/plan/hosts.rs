@@ -1,0 +1,325 @@
+//! The hosts of the fleet: their sessions, whom the fleet shuns, and what each says that it can't get from its peers.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+use super::charges::Charges;
+use crate::stage::Config;
+
+/// One host.
+#[derive(Debug)]
+pub(super) struct Host {
+    zone: String,
+    connected: bool,
+    /// When its session came or went last.
+    since: Moment,
+    /// Contents of which it lacks something that no peer of it has, and since when it says so.
+    without_source: BTreeMap<Digest, Moment>,
+    /// It says how many chunks it holds of each content.
+    counts: bool,
+    /// It has said so in this session.
+    counted: bool,
+    quarantined_until: Option<Moment>,
+    charges: Charges,
+}
+
+impl Host {
+    /// Its zone, empty for none.
+    pub(super) fn zone(&self) -> &str {
+        &self.zone
+    }
+
+    /// When its session came or went last.
+    pub(super) const fn since(&self) -> Moment {
+        self.since
+    }
+
+    pub(super) const fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Whether the fleet doesn't shun it.
+    pub(super) const fn is_trusted(&self) -> bool {
+        self.quarantined_until.is_none()
+    }
+
+    /// Whether it says how many chunks it holds of each content.
+    pub(super) const fn counts(&self) -> bool {
+        self.counts
+    }
+
+    /// Whether leases go to others first.
+    pub(super) fn is_last_for_leases(&self, now: Moment) -> bool {
+        self.charges.is_last_for_leases(now)
+    }
+}
+
+/// What is new about a host that is made known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Nothing.
+    Before,
+    /// Its zone.
+    Moved,
+    /// The host.
+    New,
+}
+
+/// The hosts of the fleet, by id.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    by_id: BTreeMap<HostId, Host>,
+}
+
+impl Hosts {
+    pub(super) fn get(&self, id: &HostId) -> Option<&Host> {
+        self.by_id.get(id)
+    }
+
+    pub(super) fn contains(&self, id: &HostId) -> bool {
+        self.by_id.contains_key(id)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// All hosts, by id.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &HostId> {
+        self.by_id.keys()
+    }
+
+    /// How many hosts have a session.
+    pub(super) fn connected(&self) -> usize {
+        let all = self.by_id.values();
+        all.filter(|host| host.connected).count()
+    }
+
+    pub(super) fn is_connected(&self, id: &HostId) -> bool {
+        self.get(id).is_some_and(Host::is_connected)
+    }
+
+    /// Whether it is of the fleet, and the fleet doesn't shun it.
+    pub(super) fn is_trusted(&self, id: &HostId) -> bool {
+        self.get(id).is_some_and(Host::is_trusted)
+    }
+
+    /// Whether it is connected, and the fleet doesn't shun it.
+    pub(super) fn is_here(&self, id: &HostId) -> bool {
+        self.get(id)
+            .is_some_and(|host| host.connected && host.is_trusted())
+    }
+
+    /// Whether what this host holds can be had: it is here or expected back, and isn't shunned.
+    pub(super) fn is_expected(&self, id: &HostId, now: Moment, config: &Config) -> bool {
+        self.get(id).is_some_and(|host| {
+            host.is_trusted() && (host.connected || now.since(host.since) < config.absent_after)
+        })
+    }
+
+    /// Whether it says how many chunks it holds of each content.
+    pub(super) fn counts(&self, id: &HostId) -> bool {
+        self.get(id).is_some_and(Host::counts)
+    }
+
+    /// The hosts that the fleet shuns.
+    pub(super) fn quarantined(&self) -> impl Iterator<Item = &HostId> {
+        let all = self.by_id.iter();
+        all.filter(|(_, host)| !host.is_trusted()).map(|(id, _)| id)
+    }
+
+    // ---- sessions ---------------------------------------------------------------------------------------------------
+
+    /// A host of the fleet, in this zone.
+    pub(super) fn know(&mut self, now: Moment, id: &HostId, zone: String) -> Known {
+        if let Some(host) = self.by_id.get_mut(id) {
+            if host.zone == zone {
+                return Known::Before;
+            }
+            host.zone = zone;
+            return Known::Moved;
+        }
+        let host = Host {
+            zone,
+            connected: false,
+            since: now,
+            without_source: BTreeMap::new(),
+            counts: false,
+            counted: false,
+            quarantined_until: None,
+            charges: Charges::default(),
+        };
+        self.by_id.insert(id.clone(), host);
+        Known::New
+    }
+
+    /// A host isn't part of the fleet any more: what it said doesn't count.
+    pub(super) fn forget(&mut self, id: &HostId) {
+        self.by_id.remove(id);
+        for host in self.by_id.values_mut() {
+            host.charges.forget_host(id);
+        }
+    }
+
+    /// A host's session is up. Returns whether it wasn't before.
+    pub(super) fn connect(&mut self, now: Moment, id: &HostId) -> bool {
+        let Some(host) = self.by_id.get_mut(id).filter(|host| !host.connected) else {
+            return false;
+        };
+        host.connected = true;
+        host.since = now;
+        true
+    }
+
+    /// A host's session is lost. Its leases run on: it may still fetch and spread, and they expire without news.
+    pub(super) fn disconnect(&mut self, now: Moment, id: &HostId) {
+        if let Some(host) = self.by_id.get_mut(id).filter(|host| host.connected) {
+            host.connected = false;
+            host.since = now;
+            host.counted = false;
+            host.without_source.clear();
+        }
+    }
+
+    /// A connected host says how many chunks it holds of contents. Returns whether these are its first words in this
+    /// session, which tell nothing new; `None` where it isn't connected.
+    pub(super) fn counted(&mut self, id: &HostId) -> Option<bool> {
+        let host = self.by_id.get_mut(id).filter(|host| host.connected)?;
+        host.counts = true;
+        Some(!core::mem::replace(&mut host.counted, true))
+    }
+
+    /// A connected host lacks something of these contents, and of no others, that no peer of it has.
+    pub(super) fn lack_source(
+        &mut self,
+        now: Moment,
+        id: &HostId,
+        contents: impl Iterator<Item = Digest>,
+    ) {
+        let Some(host) = self.by_id.get_mut(id).filter(|host| host.connected) else {
+            return;
+        };
+        host.without_source = contents
+            .map(|content| {
+                let since = host.without_source.get(&content).copied();
+                (content, since.unwrap_or(now))
+            })
+            .collect();
+    }
+
+    /// Contents that trusted hosts have found no source of for so long, and those hosts.
+    pub(super) fn without_source(
+        &self,
+        now: Moment,
+        patience: Duration,
+    ) -> BTreeMap<Digest, BTreeSet<&HostId>> {
+        let mut found: BTreeMap<Digest, BTreeSet<&HostId>> = BTreeMap::new();
+        for (id, host) in self.by_id.iter().filter(|(_, host)| host.is_trusted()) {
+            for (content, since) in &host.without_source {
+                if now.since(*since) >= patience {
+                    found.entry(*content).or_default().insert(id);
+                }
+            }
+        }
+        found
+    }
+
+    // ---- trust ------------------------------------------------------------------------------------------------------
+
+    /// A host blames another for what only the two of them saw. Returns whether so many trusted hosts blame it that the
+    /// fleet shall shun it.
+    pub(super) fn blame(&mut self, now: Moment, by: &HostId, id: &HostId, config: &Config) -> bool {
+        if !self.is_trusted(by) || by == id {
+            return false;
+        }
+        let Some(host) = self.by_id.get_mut(id) else {
+            return false;
+        };
+        host.charges.blame(now, by);
+        let accusers = self.get(id).map_or(0, |host| {
+            let by = host.charges.accusers();
+            by.filter(|by| self.is_trusted(by)).count()
+        });
+        accusers >= config.enough_accusers(self.connected())
+    }
+
+    /// A host that has verified a content says that another made a false link of it. Where enough of those who can
+    /// know say so, leases go to others first.
+    pub(super) fn find_false(
+        &mut self,
+        now: Moment,
+        (by, maker): (&HostId, &HostId),
+        content: Digest,
+        can_know: impl FnOnce(&Self) -> usize,
+        config: &Config,
+    ) {
+        if !self.is_trusted(by) || by == maker {
+            return;
+        }
+        let Some(host) = self.by_id.get_mut(maker) else {
+            return;
+        };
+        host.charges.find_false(now, by, content);
+        let Some(host) = self.get(maker) else { return };
+        let finders = host.charges.finders(content);
+        let finders = finders.iter().filter(|by| self.is_trusted(by)).count();
+        if finders >= config.enough_accusers(can_know(self)) {
+            self.put_last(now, maker, config);
+        }
+    }
+
+    /// Leases go to others first for a while.
+    pub(super) fn put_last(&mut self, now: Moment, id: &HostId, config: &Config) {
+        if let Some(host) = self.by_id.get_mut(id) {
+            host.charges.put_last(now + config.quarantine);
+        }
+    }
+
+    /// Whether one more content counts of which the host takes back what it made.
+    pub(super) fn may_retract(&self, now: Moment, id: &HostId, config: &Config) -> bool {
+        self.get(id)
+            .is_some_and(|host| host.charges.may_retract(now, config.quarantine))
+    }
+
+    /// A host takes back what it made of one more content.
+    pub(super) fn retract(&mut self, now: Moment, id: &HostId, config: &Config) {
+        if let Some(host) = self.by_id.get_mut(id) {
+            host.charges.retract(now, config.quarantine);
+        }
+    }
+
+    /// The fleet shuns a host from now on. Returns whether it didn't before.
+    pub(super) fn quarantine(&mut self, now: Moment, id: &HostId, config: &Config) -> bool {
+        let Some(host) = self.by_id.get_mut(id).filter(|host| host.is_trusted()) else {
+            return false;
+        };
+        host.quarantined_until = Some(now + config.quarantine);
+        true
+    }
+
+    /// Ends the quarantines whose time is over, and returns whose those were.
+    pub(super) fn release(&mut self, now: Moment) -> Vec<HostId> {
+        let mut released = Vec::new();
+        for (id, host) in &mut self.by_id {
+            if host.quarantined_until.is_some_and(|until| until <= now) {
+                host.quarantined_until = None;
+                host.charges.clear();
+                released.push(id.clone());
+            }
+        }
+        released
+    }
+
+    /// Forgets what was said against hosts long ago.
+    pub(super) fn forget_old_charges(&mut self, now: Moment, config: &Config) {
+        for host in self.by_id.values_mut() {
+            host.charges.forget_old(now, config.quarantine);
+        }
+    }
+}

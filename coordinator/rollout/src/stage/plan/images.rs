@@ -1,0 +1,526 @@
+//! The images that are wanted: where, since when, and what hosts report of them.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::{String, ToString as _},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+use super::hosts::Hosts;
+use crate::stage::{
+    Config,
+    event::{Content, Purpose, Selection, Standing},
+};
+
+/// Half of the hosts say within this time that they stage an image, or the others are waited for no longer.
+const HALF_WITHIN: Duration = Duration::from_millis(500);
+
+/// What is wanted.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) image: Digest,
+    pub(super) references: Vec<String>,
+    pub(super) contents: Vec<Content>,
+    /// Sorted, each host once.
+    pub(super) selection: Selection,
+    /// Hosts that keep what they have of it and get no more. None of them is selected.
+    pub(super) keepers: BTreeSet<HostId>,
+    pub(super) purpose: Purpose,
+}
+
+impl Order {
+    /// An order for this image. A host that is selected is no keeper.
+    pub(super) fn new(
+        image: Digest,
+        references: Vec<String>,
+        contents: Vec<Content>,
+        (selection, keepers): (Selection, Vec<HostId>),
+        purpose: Purpose,
+    ) -> Self {
+        let (selection, keepers) = match selection {
+            Selection::All => (Selection::All, BTreeSet::new()),
+            Selection::Hosts(mut hosts) => {
+                hosts.sort_unstable();
+                hosts.dedup();
+                let others = keepers
+                    .into_iter()
+                    .filter(|host| hosts.binary_search(host).is_err());
+                let keepers = others.collect();
+                (Selection::Hosts(hosts), keepers)
+            }
+        };
+        Self {
+            image,
+            references,
+            contents,
+            selection,
+            keepers,
+            purpose,
+        }
+    }
+}
+
+/// What an order changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Nothing was known of the image.
+    pub(super) is_new: bool,
+    /// The image is asked for under other names than before, or is new.
+    pub(super) renamed: bool,
+    /// The name under which hosts ask for it is another than before.
+    pub(super) moved: bool,
+    /// The hosts that it was wanted on before, sorted.
+    pub(super) selected: Vec<HostId>,
+    /// The hosts that were to keep what they have of it before.
+    pub(super) keepers: BTreeSet<HostId>,
+}
+
+/// What is new in a host's report.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// What it reported before, if anything.
+    pub(super) before: Option<(Standing, u64)>,
+    /// It stages, and holds less than when it said so before, at this moment.
+    pub(super) lost_since: Option<Moment>,
+}
+
+impl News {
+    /// Whether the host reported another standing before, or none.
+    pub(super) fn is_change(&self, standing: Standing) -> bool {
+        self.before.is_none_or(|(before, _)| before != standing)
+    }
+
+    /// Whether the host held all of the image before.
+    pub(super) fn was_whole(&self) -> bool {
+        matches!(
+            self.before,
+            Some((Standing::Present | Standing::Installing, _))
+        )
+    }
+}
+
+/// One image.
+#[derive(Debug)]
+pub(super) struct Image {
+    digest: Digest,
+    references: Vec<String>,
+    registry: String,
+    /// With the registry's name.
+    repository: String,
+    contents: Vec<Digest>,
+    /// Its contents as its manifest has them.
+    specs: Vec<Content>,
+    selection: Selection,
+    keepers: BTreeSet<HostId>,
+    purpose: Purpose,
+    /// What each host reported last: where the image stands there, and the raw bytes that are there.
+    standings: BTreeMap<HostId, (Standing, u64)>,
+    /// Bytes that a host held when it last said that it stages, and when that was.
+    staging: BTreeMap<HostId, (u64, Moment)>,
+    wanted_at: Moment,
+    /// A content that an image which goes before this one gives another size.
+    contradicts: Option<Digest>,
+    /// A content that was found not to be what this image says, where another image gives it another size: that one
+    /// goes before.
+    disproved: Option<Digest>,
+}
+
+impl Image {
+    fn new(now: Moment, order: Order) -> Self {
+        let mut seen = BTreeSet::new();
+        let specs: Vec<Content> = order
+            .contents
+            .into_iter()
+            .filter(|content| seen.insert(content.digest))
+            .collect();
+        Self {
+            digest: order.image,
+            registry: registry(order.image, &order.references),
+            repository: repository(order.image, &order.references),
+            references: order.references,
+            contents: specs.iter().map(|content| content.digest).collect(),
+            specs,
+            selection: order.selection,
+            keepers: order.keepers,
+            purpose: order.purpose,
+            standings: BTreeMap::new(),
+            staging: BTreeMap::new(),
+            wanted_at: now,
+            contradicts: None,
+            disproved: None,
+        }
+    }
+
+    pub(super) const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The registry under whose name hosts ask for it.
+    pub(super) fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// The same with the repository's part.
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Its contents, in the order in which they are to be fetched.
+    pub(super) fn contents(&self) -> &[Digest] {
+        &self.contents
+    }
+
+    /// Its contents as its manifest has them.
+    pub(super) fn specs(&self) -> &[Content] {
+        &self.specs
+    }
+
+    pub(super) fn has(&self, content: &Digest) -> bool {
+        self.contents.contains(content)
+    }
+
+    pub(super) const fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    pub(super) fn is_mirrors(&self) -> bool {
+        self.purpose == Purpose::Mirror
+    }
+
+    /// A content that an image which goes before this one gives another size.
+    pub(super) const fn contradicts(&self) -> Option<Digest> {
+        self.contradicts
+    }
+
+    /// A content that was found not to be what this image says.
+    pub(super) const fn disproved(&self) -> Option<Digest> {
+        self.disproved
+    }
+
+    // ---- where it is wanted -----------------------------------------------------------------------------------------
+
+    /// Whether it is wanted on this host.
+    pub(super) fn selects(&self, id: &HostId, hosts: &Hosts) -> bool {
+        match &self.selection {
+            Selection::All => hosts.contains(id),
+            Selection::Hosts(selected) => selected.binary_search(id).is_ok(),
+        }
+    }
+
+    /// The hosts that it is wanted on, sorted.
+    pub(super) fn selected(&self, hosts: &Hosts) -> Vec<HostId> {
+        match &self.selection {
+            Selection::All => hosts.ids().cloned().collect(),
+            Selection::Hosts(selected) => selected.clone(),
+        }
+    }
+
+    /// Hosts that keep what they have of it and get no more.
+    pub(super) const fn keepers(&self) -> &BTreeSet<HostId> {
+        &self.keepers
+    }
+
+    /// Whether this host keeps what it has of it and gets no more.
+    pub(super) fn is_kept_on(&self, id: &HostId) -> bool {
+        self.keepers.contains(id)
+    }
+
+    /// The selected hosts that this is true of, sorted.
+    fn selected_that<'a>(
+        &'a self,
+        hosts: &'a Hosts,
+        is: impl Fn(&HostId) -> bool,
+    ) -> Vec<&'a HostId> {
+        match &self.selection {
+            Selection::All => hosts.ids().filter(|id| is(id)).collect(),
+            Selection::Hosts(selected) => selected.iter().filter(|id| is(id)).collect(),
+        }
+    }
+
+    /// Hosts that may fetch for this image: connected, trusted, selected, and staging it. Where none says so for a
+    /// while, those that haven't said anything or wait for room are asked too.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        now: Moment,
+        hosts: &'a Hosts,
+        config: &Config,
+    ) -> Vec<&'a HostId> {
+        let patient = now.since(self.wanted_at) < config.reports_within;
+        let all = |staging: bool| {
+            self.selected_that(hosts, |id| {
+                hosts.is_here(id)
+                    && match self.standing(id) {
+                        Some(Standing::Staging) => true,
+                        None | Some(Standing::Queued | Standing::Gone) => !staging,
+                        Some(Standing::Present | Standing::Installing | Standing::Failed) => false,
+                    }
+            })
+        };
+        let staging = all(true);
+        if staging.is_empty() && !patient {
+            all(false)
+        } else {
+            staging
+        }
+    }
+
+    /// Whether it was wanted just now, and less than half of the hosts that are here have said anything about it.
+    pub(super) fn is_early(&self, now: Moment, hosts: &Hosts) -> bool {
+        if self.is_mirrors() || now.since(self.wanted_at) >= HALF_WITHIN {
+            return false;
+        }
+        let here = self.selected_that(hosts, |id| hosts.is_connected(id));
+        let said = here.iter().filter(|id| self.standings.contains_key(**id));
+        said.count() * 2 < here.len()
+    }
+
+    /// Whether connected hosts were told to stage it a moment ago and haven't said that they do.
+    pub(super) fn awaits_reports(&self, now: Moment, hosts: &Hosts, config: &Config) -> bool {
+        let silent = |id: &HostId| !self.standings.contains_key(id) && hosts.is_here(id);
+        now.since(self.wanted_at) < config.reports_within
+            && match &self.selection {
+                Selection::All => hosts.ids().any(silent),
+                Selection::Hosts(selected) => selected.iter().any(silent),
+            }
+    }
+
+    // ---- what hosts report ------------------------------------------------------------------------------------------
+
+    /// Where it stands on this host, as far as the host said.
+    pub(super) fn standing(&self, id: &HostId) -> Option<Standing> {
+        let reported = self.standings.get(id);
+        reported.map(|(standing, _)| *standing)
+    }
+
+    /// Raw bytes of it that this host holds, as far as the host said.
+    pub(super) fn held_bytes(&self, id: &HostId) -> u64 {
+        self.standings.get(id).map_or(0, |(_, held)| *held)
+    }
+
+    /// A host says where it stands there.
+    fn report(&mut self, now: Moment, id: &HostId, standing: Standing, held_bytes: u64) -> News {
+        let before = self.standings.insert(id.clone(), (standing, held_bytes));
+        let mut lost_since = None;
+        match standing {
+            Standing::Gone => {
+                self.staging.remove(id);
+            }
+            Standing::Staging if !self.is_mirrors() => {
+                let last = self.staging.insert(id.clone(), (held_bytes, now));
+                let lost = last.filter(|(held, _)| held_bytes < *held);
+                lost_since = lost.map(|(_, heard_at)| heard_at);
+            }
+            _ => {}
+        }
+        News { before, lost_since }
+    }
+
+    /// It was ordered, and wanted on these hosts before. What other hosts said before they were told to stop is over:
+    /// they are leased nothing before they say that they stage.
+    fn renew(&mut self, now: Moment, before: &[HostId]) {
+        self.standings.retain(|host, (standing, _)| {
+            matches!(standing, Standing::Present | Standing::Installing)
+                || before.binary_search(host).is_ok()
+        });
+        if before.is_empty() {
+            self.wanted_at = now;
+        }
+    }
+}
+
+/// What images' contradictions come to: digests of images, in the order in which images go before each other.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// Images that now contradict one that goes before them.
+    pub(super) stopped: Vec<Digest>,
+    /// Images that don't any more.
+    pub(super) freed: Vec<Digest>,
+}
+
+/// The images that are wanted, in the order in which they were.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    all: Vec<Image>,
+}
+
+impl Images {
+    pub(super) fn iter(&self) -> core::slice::Iter<'_, Image> {
+        self.all.iter()
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn get(&self, digest: &Digest) -> Option<&Image> {
+        self.all.iter().find(|image| image.digest == *digest)
+    }
+
+    fn get_mut(&mut self, digest: &Digest) -> Option<&mut Image> {
+        self.all.iter_mut().find(|image| image.digest == *digest)
+    }
+
+    /// Contents of all images.
+    pub(super) fn contents(&self) -> BTreeSet<Digest> {
+        let all = self.all.iter();
+        all.flat_map(|image| image.contents.iter().copied())
+            .collect()
+    }
+
+    /// Contents of the other images that this host stages or holds: it serves them from there.
+    pub(super) fn served_by(&self, id: &HostId, without: &Digest) -> BTreeSet<Digest> {
+        let serves = |image: &&Image| {
+            image.digest != *without
+                && matches!(
+                    image.standing(id),
+                    Some(Standing::Staging | Standing::Installing | Standing::Present)
+                )
+        };
+        let those = self.all.iter().filter(serves);
+        those
+            .flat_map(|image| image.contents.iter().copied())
+            .collect()
+    }
+
+    /// Notes an order. The purpose of an image, and its contents, stay what they were at first.
+    pub(super) fn order(&mut self, now: Moment, order: Order, hosts: &Hosts) -> Change {
+        let Some(image) = self.get_mut(&order.image) else {
+            self.all.push(Image::new(now, order));
+            return Change {
+                is_new: true,
+                renamed: true,
+                moved: false,
+                selected: Vec::new(),
+                keepers: BTreeSet::new(),
+            };
+        };
+        let selected = image.selected(hosts);
+        let change = Change {
+            is_new: false,
+            renamed: image.references != order.references,
+            moved: image.references.first() != order.references.first(),
+            keepers: core::mem::replace(&mut image.keepers, order.keepers),
+            selected,
+        };
+        image.registry = registry(image.digest, &order.references);
+        image.repository = repository(image.digest, &order.references);
+        image.references = order.references;
+        image.selection = order.selection;
+        image.renew(now, &change.selected);
+        change
+    }
+
+    /// An image isn't wanted any more.
+    pub(super) fn cancel(&mut self, digest: &Digest) -> Option<Image> {
+        let at = self.all.iter().position(|image| image.digest == *digest)?;
+        Some(self.all.remove(at))
+    }
+
+    /// A host says where an image stands there. `None` where that isn't wanted.
+    pub(super) fn report(
+        &mut self,
+        now: Moment,
+        (id, image): (&HostId, &Digest),
+        standing: Standing,
+        held_bytes: u64,
+    ) -> Option<News> {
+        let image = self.get_mut(image)?;
+        Some(image.report(now, id, standing, held_bytes))
+    }
+
+    /// The host isn't part of the fleet any more.
+    pub(super) fn forget_host(&mut self, id: &HostId) {
+        for image in &mut self.all {
+            image.standings.remove(id);
+            image.staging.remove(id);
+        }
+    }
+
+    // ---- sizes ------------------------------------------------------------------------------------------------------
+
+    /// The registry's bytes aren't what this image says of a content. Where another image gives that content another
+    /// size, the other one goes before this one from now on. Once for each image: where both are wrong, the one that
+    /// was wanted first is tried again, and slowly. Returns whether there is such an image.
+    pub(super) fn disprove(&mut self, content: Digest, image: &Digest) -> bool {
+        let size = |image: &Image| {
+            let of = image.specs.iter().find(|of| of.digest == content);
+            of.map(|of| of.size)
+        };
+        let Some(claimed) = self.get(image).and_then(size) else {
+            return false;
+        };
+        let mut sizes = self.all.iter().filter_map(size);
+        let contested = sizes.any(|other| other != claimed);
+        if let Some(found) = self.get_mut(image).filter(|_| contested) {
+            found.disproved = Some(content);
+        }
+        contested
+    }
+
+    /// Looks anew at which images contradict others that go before them.
+    pub(super) fn settle(&mut self) -> Settled {
+        let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
+        let mut settled = Settled::default();
+        let mut order: Vec<usize> = (0..self.all.len()).collect();
+        // any host may ask for any blob of a mirror, with any size: that holds up no image
+        order.sort_by_key(|at| {
+            let image = &self.all[*at];
+            (image.purpose, image.disproved.is_some())
+        });
+        for at in order {
+            let image = &mut self.all[at];
+            let other = |content: &&Content| {
+                sizes
+                    .get(&content.digest)
+                    .is_some_and(|size| *size != content.size)
+            };
+            let before = image.contradicts;
+            image.contradicts = image.specs.iter().find(other).map(|of| of.digest);
+            if image.contradicts.is_some() {
+                if before.is_none() {
+                    settled.stopped.push(image.digest);
+                }
+                continue;
+            }
+            sizes.extend(image.specs.iter().map(|of| (of.digest, of.size)));
+            if before.is_some() {
+                settled.freed.push(image.digest);
+            }
+        }
+        settled
+    }
+}
+
+/// The registry's part of an image's first reference, under which hosts ask for it. Of what has no reference (blobs
+/// of mirrors) the registry isn't known here: each stands for itself, so that one registry's trouble doesn't hold up
+/// others.
+fn registry(image: Digest, references: &[String]) -> String {
+    references
+        .first()
+        .and_then(|reference| reference.split_once('/'))
+        .map_or_else(|| image.to_string(), |(registry, _)| registry.to_string())
+}
+
+/// The same with the repository's part: the reference without its tag or digest.
+fn repository(image: Digest, references: &[String]) -> String {
+    let Some(reference) = references
+        .first()
+        .filter(|reference| reference.contains('/'))
+    else {
+        return image.to_string();
+    };
+    let name = reference
+        .split_once('@')
+        .map_or(reference.as_str(), |(name, _)| name);
+    match name.rsplit_once(':') {
+        // else it is the registry's port
+        Some((name, tag)) if !tag.contains('/') => name.to_string(),
+        _ => name.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! What the hosts that receive a content say of it.
+//!
+//! A host's word about itself moves nothing for others: see `witness` for who is believed. A content's receipts are
+//! what that is decided by: who holds how much, who got more, and who says that all was fetched.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+
+use proto::{HostId, Moment};
+
+use crate::stage::event::Content;
+
+/// From the third on, holders of one content that nobody got anything from, one after the other, are believed for
+/// twice as long each time, so often: hosts may be cut off from each other.
+const DISBELIEVED_MOST: u32 = 6;
+
+/// What is known of one content by those who receive it.
+#[derive(Debug)]
+pub(super) struct Receipts {
+    /// Chunks that hosts hold which hold some and not all.
+    counts: BTreeMap<HostId, u32>,
+    /// Hosts that hold more of it than when it was last seen to move.
+    grew: BTreeSet<HostId>,
+    /// Hosts that lack some of it, stage it, and say what they hold; as of the last look.
+    receivers: usize,
+    /// When enough of them got something.
+    seen_at: Moment,
+    /// Since when somebody says that it holds all.
+    claimed_at: Option<Moment>,
+    /// Who said last that it fetched all, and whether for clients of a mirror.
+    finished_by: Option<(HostId, bool)>,
+    /// Holders that nobody got anything from, one after the other.
+    disbelieved: u32,
+    /// Of the blob for each chunk, on average.
+    bytes_per_chunk: u64,
+}
+
+impl Receipts {
+    pub(super) fn new(now: Moment, content: &Content) -> Self {
+        Self {
+            counts: BTreeMap::new(),
+            grew: BTreeSet::new(),
+            receivers: 0,
+            seen_at: now,
+            claimed_at: None,
+            finished_by: None,
+            disbelieved: 0,
+            bytes_per_chunk: content.origin_bytes / u64::from(content.chunks.max(1)),
+        }
+    }
+
+    pub(super) fn forget_host(&mut self, id: &HostId) {
+        self.counts.remove(id);
+        self.grew.remove(id);
+    }
+
+    /// A host holds so many chunks, and not all. Returns how many it held at last.
+    pub(super) fn count(&mut self, id: &HostId, chunks: u32) -> u32 {
+        let before = self.counts.remove(id).unwrap_or(0);
+        if chunks > 0 {
+            self.counts.insert(id.clone(), chunks);
+        }
+        before
+    }
+
+    /// A host holds more than before, and isn't the one that fetches it.
+    pub(super) fn grow(&mut self, id: &HostId) {
+        self.grew.insert(id.clone());
+    }
+
+    /// Hosts that hold more of it than when it was last seen to move.
+    pub(super) const fn grew(&self) -> &BTreeSet<HostId> {
+        &self.grew
+    }
+
+    /// So many hosts lack some of it, stage it, and say what they hold. Only these got more of those that said so.
+    pub(super) fn look(&mut self, receivers: usize, trusted: impl Fn(&HostId) -> bool) {
+        self.receivers = receivers;
+        self.grew.retain(trusted);
+    }
+
+    /// Hosts that lack some of it, stage it, and say what they hold; as of the last look.
+    pub(super) const fn receivers(&self) -> usize {
+        self.receivers
+    }
+
+    /// Whether a holder's own word counts, because nobody could say otherwise.
+    pub(super) const fn own_word(&self) -> bool {
+        self.receivers == 0
+    }
+
+    /// Enough hosts got more of it.
+    pub(super) fn seen(&mut self, now: Moment) {
+        self.grew.clear();
+        self.seen_at = now;
+    }
+
+    /// Somebody says that it holds all.
+    pub(super) fn claimed(&mut self, now: Moment) {
+        self.claimed_at.get_or_insert(now);
+    }
+
+    /// The later of when somebody first said that it holds all, and when enough hosts got something.
+    pub(super) fn claimed_or_seen_at(&self) -> Option<Moment> {
+        self.claimed_at.max(Some(self.seen_at))
+    }
+
+    /// The holder of its lease says that it fetched all.
+    pub(super) fn finished(&mut self, id: &HostId, mirror: bool, now: Moment) {
+        self.claimed_at = Some(now);
+        self.finished_by = Some((id.clone(), mirror));
+    }
+
+    /// Who said last that it fetched all, and whether for clients of a mirror. It isn't said again.
+    pub(super) const fn take_finished_by(&mut self) -> Option<(HostId, bool)> {
+        self.finished_by.take()
+    }
+
+    /// So many hosts hold all that it is beyond doubt.
+    pub(super) fn verified(&mut self) {
+        self.disbelieved = 0;
+        self.finished_by = None;
+    }
+
+    /// One more holder of its lease that nobody got anything from.
+    pub(super) fn disbelieve(&mut self) {
+        self.disbelieved = (self.disbelieved + 1).min(DISBELIEVED_MOST);
+    }
+
+    /// How many times as long as the first the next holder is believed without anybody getting anything.
+    pub(super) const fn patience(&self) -> u32 {
+        1 << self.disbelieved.saturating_sub(1)
+    }
+
+    /// Of the blob for each chunk, on average.
+    pub(super) const fn bytes_per_chunk(&self) -> u64 {
+        self.bytes_per_chunk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Digest;
+
+    use super::*;
+
+    fn host(number: u32) -> HostId {
+        alloc::format!("host-{number}").parse().unwrap()
+    }
+
+    fn receipts() -> Receipts {
+        let content = Content {
+            digest: Digest::of(b"content"),
+            chunks: 4,
+            size: 4 << 20,
+            origin_bytes: 1_000,
+        };
+        Receipts::new(Moment::START, &content)
+    }
+
+    #[test]
+    fn a_holders_own_word_counts_while_nobody_could_say_otherwise() {
+        let mut receipts = receipts();
+        assert!(receipts.own_word());
+        receipts.look(1, |_| true);
+        assert!(!receipts.own_word());
+        receipts.look(0, |_| true);
+        assert!(receipts.own_word());
+    }
+
+    #[test]
+    fn the_third_holder_that_nobody_got_anything_from_has_twice_the_time_and_no_more_than_32_times()
+    {
+        let mut receipts = receipts();
+        let mut patience = alloc::vec![receipts.patience()];
+        for _ in 0..8 {
+            receipts.disbelieve();
+            patience.push(receipts.patience());
+        }
+        assert_eq!(patience, [1, 1, 2, 4, 8, 16, 32, 32, 32]);
+        receipts.verified();
+        assert_eq!(receipts.patience(), 1);
+    }
+
+    #[test]
+    fn what_a_host_held_last_is_told_when_it_says_what_it_holds_now() {
+        let mut receipts = receipts();
+        assert_eq!(receipts.count(&host(1), 2), 0);
+        assert_eq!(receipts.count(&host(1), 3), 2);
+        assert_eq!(receipts.count(&host(1), 0), 3);
+        assert_eq!(receipts.count(&host(1), 1), 0);
+        receipts.forget_host(&host(1));
+        assert_eq!(receipts.count(&host(1), 1), 0);
+    }
+
+    #[test]
+    fn hosts_that_are_shunned_have_received_nothing() {
+        let mut receipts = receipts();
+        receipts.grow(&host(1));
+        receipts.grow(&host(2));
+        receipts.look(3, |id| *id != host(1));
+        assert_eq!(*receipts.grew(), BTreeSet::from([host(2)]));
+        receipts.seen(Moment::START);
+        assert!(receipts.grew().is_empty());
+    }
+
+    #[test]
+    fn the_first_claim_counts_until_a_holder_says_that_it_fetched_all() {
+        let mut receipts = receipts();
+        assert_eq!(receipts.claimed_or_seen_at(), Some(Moment::START));
+        receipts.claimed(Moment(5));
+        receipts.claimed(Moment(9));
+        assert_eq!(receipts.claimed_or_seen_at(), Some(Moment(5)));
+        receipts.finished(&host(1), true, Moment(9));
+        assert_eq!(receipts.claimed_or_seen_at(), Some(Moment(9)));
+        receipts.seen(Moment(12));
+        assert_eq!(receipts.claimed_or_seen_at(), Some(Moment(12)));
+        assert_eq!(receipts.take_finished_by(), Some((host(1), true)));
+        assert_eq!(receipts.take_finished_by(), None);
+    }
+}

@@ -1,0 +1,140 @@
+//! Any events in any order: what always holds.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let any_host = || (0usize..6).prop_map(host);
+    let any_content = || (0usize..7).prop_map(digest);
+    let any_image = || (0usize..3).prop_map(image);
+    let standing = prop_oneof![
+        Just(Standing::Queued),
+        Just(Standing::Staging),
+        Just(Standing::Installing),
+        Just(Standing::Present),
+        Just(Standing::Failed),
+        Just(Standing::Gone),
+    ];
+    let selection = prop_oneof![
+        Just(Selection::All),
+        prop::collection::vec(0usize..8, 0..5)
+            .prop_map(|hosts| Selection::Hosts(hosts.into_iter().map(host).collect())),
+    ];
+    let end = prop_oneof![
+        3 => Just(LeaseEnd::Done),
+        1 => Just(LeaseEnd::OriginFailed),
+        1 => prop_oneof![Just(Fault::Bad), Just(Fault::Missing), Just(Fault::Refused), Just(Fault::Unusable), Just(Fault::CutShort)].prop_map(LeaseEnd::Faulty),
+        1 => Just(LeaseEnd::HostUnable),
+        1 => Just(LeaseEnd::Released),
+    ];
+    let trouble = prop_oneof![
+        4 => Just(None),
+        2 => Just(Some(Trouble::Failing)),
+        1 => Just(Some(Trouble::Silent)),
+        1 => any::<u64>().prop_map(|millis| Some(Trouble::Throttled(Duration::from_millis(millis)))),
+    ];
+    prop_oneof![
+        3 => (any_host(), 0u32..3).prop_map(|(host, zone)| Event::HostKnown { host, zone: format!("{zone}") }),
+        1 => any_host().prop_map(Event::HostForgotten),
+        4 => any_host().prop_map(Event::HostConnected),
+        2 => any_host().prop_map(Event::HostDisconnected),
+        2 => (0usize..3, 0usize..6, selection, prop::collection::vec(0usize..8, 0..4)).prop_map(|(number, from, hosts, held)| {
+            let mut event = with_held(wanted(number, from..from + 3, hosts), &held);
+            if let (2, Event::Wanted { purpose, .. }) = (number, &mut event) {
+                *purpose = Purpose::Mirror;
+            }
+            event
+        }),
+        1 => any_image().prop_map(Event::Cancelled),
+        1 => any_image().prop_map(Event::Urged),
+        5 => (any_host(), any_image(), standing, any::<u64>()).prop_map(|(host, image, standing, held_bytes)| Event::Reported { host, image, standing, held_bytes }),
+        4 => (any_host(), any_content(), any::<u32>(), any::<u64>(), any::<bool>(), trouble).prop_map(|(host, content, chunks, bytes, paced, trouble)| Event::LeaseProgress { host, content, chunks, bytes, paced, trouble }),
+        4 => (any_host(), any_content(), end).prop_map(|(host, content, end)| Event::LeaseEnded { host, content, end }),
+        2 => (any_host(), any_host()).prop_map(|(by, host)| Event::Blamed { by, host }),
+        2 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::LeasesHeld { host, contents }),
+        3 => (any_host(), prop::collection::vec(any_content(), 0..3)).prop_map(|(host, contents)| Event::WithoutSource { host, contents }),
+        5 => (any_host(), prop::collection::vec((any_content(), 0u32..120), 0..4)).prop_map(|(host, contents)| Event::Holds { host, contents }),
+        2 => (any_host(), any_host(), any_content(), any::<bool>()).prop_map(|(by, maker, content, vouched)| Event::FalseLink { by, maker, content, vouched }),
+        1 => (any_host(), any_content(), any::<u32>()).prop_map(|(host, content, from)| Event::Retracted { host, content, from }),
+        1 => (any_host(), any::<bool>()).prop_map(|(maker, lie)| Event::Contradicted { maker, says: if lie { Contradiction::Lie } else { Contradiction::False } }),
+        3 => Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_event_is_legal_in_any_state(seed in any::<u64>(), events in prop::collection::vec((any_event(), 0u64..4_000), 1..200)) {
+        let mut plan = Plan::new(Config { origin_streams: 2, ..Config::default() }, seed);
+        let mut now = 0;
+        let mut leases: BTreeMap<Digest, HostId> = BTreeMap::new();
+        for (event, wait) in events {
+            now += wait;
+            if let Event::LeaseEnded { host, content, .. } = &event
+                && leases.get(content) == Some(host)
+            {
+                leases.remove(content);
+            }
+            if let Event::HostForgotten(host) = &event {
+                leases.retain(|_, holder| holder != host);
+            }
+            if let Event::LeasesHeld { host, contents } = &event {
+                // its program lost them; those of this session stay, and are given back by the checks below
+                let lost = |content: &Digest| !contents.contains(content);
+                let granted_before = |content: &Digest| plan.leases.of(content).is_some_and(|lease| plan.hosts.get(host).is_some_and(|host| lease.granted_at() < host.since()));
+                if plan.hosts.contains(host) {
+                    leases.retain(|content, holder| holder != host || !lost(content) || !granted_before(content));
+                }
+            }
+            for action in feed(&mut plan, now, event) {
+                match action {
+                    Action::Grant { host, content, .. } => {
+                        prop_assert!(plan.hosts.is_connected(&host), "granted to a host that isn't connected");
+                        prop_assert!(plan.hosts.is_trusted(&host), "granted to a shunned host");
+                        prop_assert!(leases.insert(content, host).is_none(), "leased twice");
+                    }
+                    Action::Revoke { host, content, .. } => {
+                        if leases.get(&content) == Some(&host) {
+                            leases.remove(&content);
+                        }
+                    }
+                    Action::Neighbours { host, neighbours } => {
+                        prop_assert!(neighbours.len() <= 24);
+                        prop_assert!(!neighbours.contains(&host));
+                    }
+                    Action::Stage { .. }
+                    | Action::Cancel { .. }
+                    | Action::Hold { .. }
+                    | Action::Quarantine(_)
+                    | Action::Retract { .. } => {}
+                }
+            }
+            let status = plan.status(at(now));
+            let trials = plan.leases.iter().filter(|(_, lease)| lease.is_trial()).count();
+            prop_assert!(trials <= 2, "more hosts on trial than streams");
+            prop_assert!(status.leases.len() - trials <= 3, "more leases than streams and a mirror's");
+            prop_assert!(plan.leases.len() - plan.leases.mirrors() <= 2, "staging took a mirror's place");
+            for lease in &status.leases {
+                // leases that were taken over from before a restart aren't granted
+                if let Some(holder) = leases.get(&lease.content) {
+                    prop_assert_eq!(holder, &lease.host);
+                }
+            }
+            for image in status.images {
+                let lacking = image.hosts.iter().any(|host| host.reason.is_some());
+                prop_assert_eq!(lacking || image.hosts.is_empty() || matches!(image.reason, Some(ImageReason::ContentFaulty(..) | ImageReason::Contradicts(_))), image.reason.is_some());
+                for host in image.hosts {
+                    prop_assert_eq!(host.reason.is_none(), host.standing == Some(Standing::Present));
+                }
+            }
+            prop_assert!(plan.next_timeout().is_none_or(|due| due > at(now)));
+            for id in plan.hosts.ids() {
+                for other in plan.neighbours.of(id) {
+                    prop_assert!(plan.neighbours.of(&other).contains(id), "neighbours are mutual");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What is wanted where: whom that is told, and what becomes of images that are wanted no more, or contradict each
+//! other.
+
+use super::*;
+
+#[test]
+fn what_a_host_stages_that_nobody_wants_is_cancelled_once_all_wants_are_known() {
+    let cancels = |actions: &[Action]| -> Vec<HostId> {
+        let hosts = actions.iter().filter_map(|action| match action {
+            Action::Cancel { host, image: left } if *left == image(0) => Some(host.clone()),
+            _ => None,
+        });
+        hosts.collect()
+    };
+    let mut plan = fleet(2);
+    // it may be wanted still: this coordinator has just started
+    let staging = |host| report(host, 0, Standing::Staging, 7);
+    assert_eq!(cancels(&feed(&mut plan, 2_000, staging(0))), []);
+    feed(&mut plan, 2_100, wanted(1, [1], Selection::All));
+    feed(&mut plan, 2_200, Event::WantsKnown);
+    for standing in [Standing::Queued, Standing::Staging, Standing::Failed] {
+        let left = feed(&mut plan, 3_000, report(0, 0, standing, 7));
+        assert_eq!(cancels(&left), [host(0)], "{standing:?}");
+    }
+    for standing in [Standing::Installing, Standing::Present, Standing::Gone] {
+        assert_eq!(
+            cancels(&feed(&mut plan, 3_000, report(0, 0, standing, 7))),
+            [],
+            "{standing:?}"
+        );
+    }
+    // cancelled on one host while that was away, and staged on by it when it is back
+    feed(&mut plan, 4_000, wanted(0, [0], Selection::All));
+    assert_eq!(cancels(&feed(&mut plan, 4_100, staging(0))), []);
+    feed(&mut plan, 4_200, Event::HostDisconnected(host(0)));
+    let only = Selection::Hosts(vec![host(1)]);
+    feed(&mut plan, 4_300, wanted(0, [0], only));
+    feed(&mut plan, 4_400, Event::HostConnected(host(0)));
+    assert_eq!(cancels(&feed(&mut plan, 4_500, staging(0))), [host(0)]);
+    assert_eq!(cancels(&feed(&mut plan, 4_500, staging(1))), []);
+    // and everywhere
+    feed(&mut plan, 5_000, Event::HostDisconnected(host(1)));
+    feed(&mut plan, 5_100, Event::Cancelled(image(0)));
+    feed(&mut plan, 5_200, Event::HostConnected(host(1)));
+    assert_eq!(cancels(&feed(&mut plan, 5_300, staging(1))), [host(1)]);
+}
+
+#[test]
+fn a_held_host_is_told_to_keep_what_it_has_and_gets_nothing_until_it_is_selected_again() {
+    let some = |hosts: &[usize]| Selection::Hosts(hosts.iter().map(|n| host(*n)).collect());
+    let stops = |actions: &[Action]| -> Vec<(usize, bool)> {
+        let number = |id: &HostId| (0..9).find(|number| host(*number) == *id).unwrap();
+        let stop = |action: &Action| match action {
+            Action::Hold { host, .. } => Some((number(host), true)),
+            Action::Cancel { host, .. } => Some((number(host), false)),
+            _ => None,
+        };
+        actions.iter().filter_map(stop).collect()
+    };
+    let mut plan = fleet(3);
+    let leased = grants(&want(&mut plan, 2_000, wanted(0, [0, 1], some(&[0, 1, 2]))));
+    assert_eq!(leased.len(), 2);
+
+    // all are held: leases end at once, and nobody gets one
+    let held = with_held(wanted(0, [0, 1], some(&[])), &[0, 1, 2]);
+    let actions = feed(&mut plan, 3_000, held.clone());
+    assert_eq!(stops(&actions), [(0, true), (1, true), (2, true)]);
+    let revoked = actions
+        .iter()
+        .filter(|action| matches!(action, Action::Revoke { .. }));
+    assert_eq!(revoked.count(), 2);
+    assert_eq!(stops(&feed(&mut plan, 3_100, held.clone())), []);
+    for millis in (4_000..60_000).step_by(500) {
+        assert_eq!(feed(&mut plan, millis, Event::Tick), []);
+    }
+    let reason = plan.status(at(60_000)).images[0].reason;
+    assert_eq!(reason, Some(ImageReason::Held));
+    // an order that was lost is repeated
+    feed(&mut plan, 60_000, Event::WantsKnown);
+    let says = feed(&mut plan, 60_000, report(2, 0, Standing::Staging, 7));
+    assert_eq!(stops(&says), [(2, true)]);
+    // one that was away may go on by itself with what it finds
+    feed(&mut plan, 60_000, Event::HostDisconnected(host(1)));
+    let back = feed(&mut plan, 61_000, Event::HostConnected(host(1)));
+    assert_eq!(stops(&back), [(1, true)]);
+
+    // one is selected again, one stays held, one has to drop what it has
+    let actions = feed(
+        &mut plan,
+        62_000,
+        with_held(wanted(0, [0, 1], some(&[0])), &[0, 1]),
+    );
+    assert_eq!(stops(&actions), [(2, false)]);
+    assert!(actions.contains(&Action::Stage {
+        host: host(0),
+        image: image(0)
+    }));
+    // nobody wants it any more
+    let over = feed(&mut plan, 63_000, Event::Cancelled(image(0)));
+    assert_eq!(stops(&over), [(0, false), (1, false)]);
+}
+
+#[test]
+fn hosts_that_are_away_are_told_from_a_fleet_without_sessions() {
+    let mut plan = fleet(3);
+    want(&mut plan, 2_000, wanted(0, [0], Selection::All));
+    feed(&mut plan, 3_000, report(0, 0, Standing::Present, 100));
+    feed(&mut plan, 3_000, report(1, 0, Standing::Present, 100));
+    feed(&mut plan, 4_000, Event::HostDisconnected(host(2)));
+    let reason = |plan: &Plan| plan.status(at(5_000)).images[0].reason;
+    assert_eq!(reason(&plan), Some(ImageReason::HostsAway));
+    feed(&mut plan, 5_000, Event::HostDisconnected(host(0)));
+    assert_eq!(reason(&plan), Some(ImageReason::HostsAway));
+    feed(&mut plan, 5_000, Event::HostDisconnected(host(1)));
+    assert_eq!(reason(&plan), Some(ImageReason::NoHostConnected));
+}
+
+#[test]
+fn hosts_that_join_or_are_selected_later_are_told_to_stage() {
+    let mut plan = fleet(2);
+    want(&mut plan, 2_000, wanted(0, [0], Selection::All));
+    feed(
+        &mut plan,
+        2_500,
+        Event::HostKnown {
+            host: host(7),
+            zone: String::new(),
+        },
+    );
+    let actions = feed(&mut plan, 3_000, Event::HostConnected(host(7)));
+    assert!(
+        matches!(actions[0], Action::Neighbours { .. }),
+        "whom it follows comes first"
+    );
+    assert!(actions.contains(&Action::Stage {
+        host: host(7),
+        image: image(0)
+    }));
+    let actions = want(
+        &mut plan,
+        4_000,
+        wanted(0, [0], Selection::Hosts(vec![host(1)])),
+    );
+    assert!(actions.contains(&Action::Cancel {
+        host: host(7),
+        image: image(0)
+    }));
+    let actions = want(
+        &mut plan,
+        5_000,
+        wanted(0, [0], Selection::Hosts(vec![host(1), host(0)])),
+    );
+    assert!(actions.contains(&Action::Stage {
+        host: host(0),
+        image: image(0)
+    }));
+    assert!(!actions.contains(&Action::Stage {
+        host: host(1),
+        image: image(0)
+    }));
+}
+
+#[test]
+fn an_image_that_contradicts_another_is_refused_by_name_until_that_one_goes() {
+    let mut plan = fleet(3);
+    want(&mut plan, 2_000, wanted(0, [5, 6], Selection::All));
+    let mut other = wanted(1, [5, 7], Selection::All);
+    if let Event::Wanted { contents, .. } = &mut other {
+        contents[0].size += 1;
+        contents[0].chunks = 101;
+    }
+    let stages = |actions: &[Action]| {
+        let stage =
+            |action: &&Action| matches!(action, Action::Stage { image: of, .. } if *of == image(1));
+        actions.iter().filter(stage).count()
+    };
+    let actions = want(&mut plan, 3_000, other.clone());
+    assert_eq!((stages(&actions), grants(&actions)), (0, vec![]));
+    let reason = |plan: &Plan, at: usize| plan.status(plan.clock.now()).images[at].reason;
+    // until bytes have shown which of them is wrong
+    assert_eq!(reason(&plan, 1), Some(ImageReason::AwaitingTurn));
+    assert_eq!(reason(&plan, 0), Some(ImageReason::Moving));
+    let holder = plan.leases.holder(&digest(5)).unwrap().clone();
+    feed(&mut plan, 3_050, ended(&holder, digest(5), LeaseEnd::Done));
+    assert_eq!(reason(&plan, 1), Some(ImageReason::Contradicts(digest(5))));
+    // asked again, and by a host that connects, it is no more
+    assert_eq!(stages(&want(&mut plan, 3_100, other)), 0);
+    feed(&mut plan, 3_200, Event::HostDisconnected(host(0)));
+    assert_eq!(
+        stages(&feed(&mut plan, 3_300, Event::HostConnected(host(0)))),
+        0
+    );
+    let actions = feed(&mut plan, 4_000, Event::Cancelled(image(0)));
+    assert_eq!(stages(&actions), 3);
+    assert_eq!(plan.size_of(&digest(5)).unwrap(), (100 << 20) + 1);
+    assert_ne!(reason(&plan, 0), Some(ImageReason::Contradicts(digest(5))));
+}
+
+#[test]
+fn of_two_sizes_of_a_content_the_bytes_decide() {
+    // image 0 came first, and image 1 gives content 5 another size; these are false
+    for (falsehoods, winner) in [
+        ([true, false], Some(1)),
+        ([false, true], Some(0)),
+        ([true, true], None),
+    ] {
+        let mut plan = fleet(3);
+        let mut other = wanted(1, [5, 7], Selection::All);
+        if let Event::Wanted { contents, .. } = &mut other {
+            contents[0].size += 1;
+        }
+        let mut actions = want(&mut plan, 2_000, wanted(0, [5, 6], Selection::All));
+        actions.extend(want(&mut plan, 3_000, other));
+        let (mut ordered, mut tries) = ([true, false], 0);
+        for millis in (3_000..900_000).step_by(500) {
+            actions.extend(feed(&mut plan, millis, Event::Tick));
+            for action in core::mem::take(&mut actions) {
+                match action {
+                    Action::Stage { host, image: of } => {
+                        let number = usize::from(of == image(1));
+                        ordered[number] = true;
+                        let report = Event::Reported {
+                            host,
+                            image: of,
+                            standing: Standing::Staging,
+                            held_bytes: 0,
+                        };
+                        actions.extend(feed(&mut plan, millis, report));
+                    }
+                    Action::Cancel { image: of, .. } => {
+                        ordered[usize::from(of == image(1))] = false
+                    }
+                    Action::Grant {
+                        host,
+                        content,
+                        image: of,
+                        ..
+                    } => {
+                        let number = usize::from(of == image(1));
+                        assert!(ordered[number], "leased for an image that hosts don't have");
+                        let lies = content == digest(5) && falsehoods[number];
+                        tries += u32::from(lies);
+                        let end = if lies {
+                            LeaseEnd::Faulty(Fault::Bad)
+                        } else {
+                            LeaseEnd::Done
+                        };
+                        actions.extend(feed(&mut plan, millis, ended(&host, content, end)));
+                    }
+                    _ => {}
+                }
+            }
+            assert!(ordered != [true, true], "hosts have both");
+        }
+        let status = plan.status(plan.clock.now());
+        let reasons = [0, 1].map(|at| status.images[at].reason);
+        let bad = Some(ImageReason::ContentFaulty(digest(5), Fault::Bad));
+        let moves = Some(ImageReason::Moving);
+        let expected = match winner {
+            Some(0) => [moves, Some(ImageReason::Contradicts(digest(5)))],
+            Some(_) => [bad, moves],
+            None => [bad, bad],
+        };
+        assert_eq!(reasons, expected, "{falsehoods:?}");
+        assert!(tries <= 10, "{tries}");
+    }
+}

@@ -1,0 +1,451 @@
+//! What came of asking a registry for one content.
+//!
+//! A fault counts for the content and the image under whose name it was asked for, and for nothing else. The next
+//! host looks at it at once. When several hosts say the same, or the only one says it twice, the image fails by name.
+//! Its content is then tried again after pauses that grow, while the image's other contents wait. Another image that
+//! has the same content from elsewhere isn't held up, and where it brings the content, the first image goes on.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+use crate::stage::{Config, config::growing, event::Fault};
+
+/// Tries that an hour costs where each gets nearly the whole content.
+const COSTLY_TRIES: usize = 3;
+
+/// A content that a registry fails, while it gives others, is given up after this long: connections that break, and
+/// servers that start anew, take less.
+const UNAVAILABLE_AFTER: Duration = Duration::from_secs(30);
+
+/// What hosts found wrong with one content, asked for under one image's name, since somebody last got it.
+#[derive(Debug)]
+struct Faults {
+    fault: Fault,
+    /// When it was said first.
+    since: Moment,
+    /// Who said so.
+    by: BTreeSet<HostId>,
+    times: u32,
+    /// The image failed for it, and was tried again so many times.
+    rounds: Option<u32>,
+    /// It isn't asked for before.
+    retry_at: Moment,
+    /// Nor by those who said so before this: another host's word says more.
+    again_at: Moment,
+}
+
+/// A host's word that a content is faulty.
+pub(super) struct Word<'a> {
+    pub(super) by: &'a HostId,
+    /// Under whose name it asked.
+    pub(super) image: Digest,
+    pub(super) fault: Fault,
+    /// Hosts that may say what the image's registry has.
+    pub(super) witnesses: usize,
+}
+
+/// What came of asking for one content.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// What hosts found wrong with it, by the image under whose name they asked.
+    faults: BTreeMap<Digest, Faults>,
+    /// Times that its registry, which gave others something, failed it since a chunk of it came, and until when it is
+    /// left alone for that.
+    away: Option<(u32, Moment)>,
+    /// When it was last leased.
+    asked_at: Option<Moment>,
+    /// Who ever had a lease of it: only those made links of it.
+    leased_to: BTreeSet<HostId>,
+    /// Holders that failed, let it expire or gave it back since the last success.
+    tried: BTreeSet<HostId>,
+    /// The latest holder, which is never next.
+    last: Option<HostId>,
+    /// Mirrors' leases of it that the registry failed, one after the other, and when it is leased to one again.
+    mirror_failures: u32,
+    mirror_retry_at: Option<Moment>,
+}
+
+impl Tries {
+    // ---- leases -----------------------------------------------------------------------------------------------------
+
+    /// It is leased to this host.
+    pub(super) fn lease(&mut self, now: Moment, id: &HostId) {
+        self.asked_at = Some(now);
+        self.last = Some(id.clone());
+        self.leased_to.insert(id.clone());
+    }
+
+    /// When it was last leased.
+    pub(super) const fn asked_at(&self) -> Option<Moment> {
+        self.asked_at
+    }
+
+    /// Whether this host ever had a lease of it.
+    pub(super) fn was_leased_to(&self, id: &HostId) -> bool {
+        self.leased_to.contains(id)
+    }
+
+    /// Whether this host had its latest lease.
+    pub(super) fn was_last(&self, id: &HostId) -> bool {
+        self.last.as_ref() == Some(id)
+    }
+
+    /// The latest holder may be next.
+    pub(super) fn forget_last(&mut self) {
+        self.last = None;
+    }
+
+    /// A host's lease came to nothing.
+    pub(super) fn fail(&mut self, id: &HostId) {
+        self.tried.insert(id.clone());
+    }
+
+    /// Whether a lease of this host came to nothing since the last success.
+    pub(super) fn has_failed(&self, id: &HostId) -> bool {
+        self.tried.contains(id)
+    }
+
+    /// Whether no lease came to nothing since the last success.
+    pub(super) fn none_failed(&self) -> bool {
+        self.tried.is_empty()
+    }
+
+    /// No lease came to nothing since now.
+    pub(super) fn forget_failed(&mut self) {
+        self.tried.clear();
+    }
+
+    pub(super) fn forget_host(&mut self, id: &HostId) {
+        self.tried.remove(id);
+    }
+
+    /// Somebody has it: what was said against it was wrong.
+    pub(super) fn succeed(&mut self) {
+        self.tried.clear();
+        self.faults.clear();
+        self.away = None;
+    }
+
+    // ---- its registry fails it --------------------------------------------------------------------------------------
+
+    /// Its registry failed its holder. Another host may try at once, unless there is none; when that one fails too,
+    /// it is left alone for a while that grows.
+    pub(super) fn leave_alone(&mut self, now: Moment, id: &HostId, others: bool, config: &Config) {
+        let failures = self.away.map_or(0, |(failures, _)| failures);
+        let wait = match failures.checked_sub(1) {
+            Some(before) => config.origin_pause(before),
+            None if others => Duration::ZERO,
+            None => config.origin_pause(0),
+        };
+        self.away = Some((failures.saturating_add(1), now + wait));
+        self.fail(id);
+    }
+
+    /// Whether its registry failed it since a chunk of it came.
+    pub(super) const fn is_away(&self) -> bool {
+        self.away.is_some()
+    }
+
+    /// Until when it is left alone because its registry failed it.
+    pub(super) fn away_until(&self, now: Moment) -> Option<Moment> {
+        let (_, until) = self.away?;
+        Some(until).filter(|until| now < *until)
+    }
+
+    /// It is left alone no longer for that. How often it failed is remembered.
+    pub(super) fn wake(&mut self, now: Moment) {
+        if let Some((_, until)) = &mut self.away {
+            *until = now.min(*until);
+        }
+    }
+
+    // ---- faults -----------------------------------------------------------------------------------------------------
+
+    /// A host found it faulty. Returns whether its image fails for it anew, or `None` where another host knows better.
+    pub(super) fn find_faulty(
+        &mut self,
+        now: Moment,
+        word: &Word<'_>,
+        config: &Config,
+    ) -> Option<bool> {
+        let Word {
+            by,
+            image,
+            fault,
+            witnesses,
+        } = *word;
+        // as many more as there are who may lie
+        let share = config.share(witnesses).min(config.bad_witnesses * 2);
+        let mut enough = config.bad_witnesses.max(share).max(1);
+        let mut first = config.fault_retry;
+        let mut most = config.fault_retry_most;
+        if fault == Fault::CutShort {
+            // each of them gets nearly the whole content: three in an hour at most
+            enough = enough.min(COSTLY_TRIES);
+            most = config.costly_retry_most;
+            first = match enough {
+                COSTLY_TRIES => most,
+                _ => config.costly_retry,
+            };
+        }
+        self.fail(by);
+        let before = self.faults.get(&image);
+        let unavailable = before.map(|faults| faults.fault == Fault::Unavailable);
+        match (unavailable, fault == Fault::Unavailable) {
+            // what is known for certain says more
+            (Some(true), false) => drop(self.faults.remove(&image)),
+            (Some(false), true) => return None,
+            _ => {}
+        }
+        let faults = self.faults.entry(image).or_insert(Faults {
+            fault,
+            since: now,
+            by: BTreeSet::new(),
+            times: 0,
+            rounds: None,
+            retry_at: now,
+            again_at: now,
+        });
+        faults.fault = fault;
+        faults.by.insert(by.clone());
+        faults.times = faults.times.saturating_add(1);
+        faults.again_at = now + config.origin_pause(faults.times.saturating_sub(1));
+        let alone = witnesses < enough;
+        let least = match fault {
+            Fault::Unavailable => UNAVAILABLE_AFTER,
+            _ => Duration::ZERO,
+        };
+        let lasts = now.since(faults.since) >= least;
+        let said = faults.by.len() >= enough || (alone && faults.times as usize >= enough);
+        if said && lasts {
+            let rounds = faults.rounds.map_or(0, |rounds| rounds.saturating_add(1));
+            faults.rounds = Some(rounds);
+            faults.retry_at = now + growing(first, most, rounds);
+        }
+        Some(said && lasts)
+    }
+
+    /// Whether it isn't to be asked for under this image's name yet.
+    pub(super) fn rests(&self, image: &Digest, now: Moment) -> bool {
+        let away = self.away_until(now).is_some();
+        away || self.faults.get(image).is_some_and(|of| now < of.retry_at)
+    }
+
+    /// Whether this host has looked, and isn't to look again yet.
+    pub(super) fn has_looked(&self, image: &Digest, id: &HostId, now: Moment) -> bool {
+        let faults = self.faults.get(image);
+        faults.is_some_and(|faults| now < faults.again_at && faults.by.contains(id))
+    }
+
+    /// Why this image fails for it, where it does.
+    pub(super) fn fails(&self, image: &Digest) -> Option<Fault> {
+        let faults = self.faults.get(image)?;
+        faults.rounds.map(|_| faults.fault)
+    }
+
+    /// A chunk of it came under this image's name. Only the end shows whether bytes are false, or come to an end.
+    pub(super) fn came(&mut self, image: &Digest) {
+        self.away = None;
+        if self
+            .faults
+            .get(image)
+            .is_some_and(|faults| !matches!(faults.fault, Fault::Bad | Fault::CutShort))
+        {
+            self.faults.remove(image);
+        }
+    }
+
+    /// What was found wrong with it under this image's name counts no more.
+    pub(super) fn forgive(&mut self, image: &Digest) {
+        if self.faults.remove(image).is_some() {
+            self.tried.clear();
+        }
+    }
+
+    /// Somebody asks for it anew under this image's name: it is tried at once.
+    pub(super) fn urge(&mut self, image: &Digest) {
+        self.forgive(image);
+        self.away = None;
+    }
+
+    // ---- mirrors ----------------------------------------------------------------------------------------------------
+
+    /// A mirror's registry failed a host, refused its client or gave it something false: the next one tries after a
+    /// while.
+    pub(super) fn fail_mirror(&mut self, now: Moment, id: &HostId, config: &Config) {
+        self.fail(id);
+        self.mirror_retry_at = Some(now + config.origin_pause(self.mirror_failures));
+        self.mirror_failures = self.mirror_failures.saturating_add(1);
+    }
+
+    /// A mirror may ask for it at once.
+    pub(super) const fn wake_mirrors(&mut self) {
+        self.mirror_failures = 0;
+        self.mirror_retry_at = None;
+    }
+
+    /// Whether mirrors are leased it again later only.
+    pub(super) fn rests_for_mirrors(&self, now: Moment) -> bool {
+        self.mirror_retry_at.is_some_and(|at| now < at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Moment = Moment(1_000_000_000);
+    const MOMENT: Duration = Duration::from_micros(1);
+
+    fn host(number: u32) -> HostId {
+        alloc::format!("host-{number}").parse().unwrap()
+    }
+
+    fn image() -> Digest {
+        Digest::of(b"image")
+    }
+
+    fn say(
+        tries: &mut Tries,
+        now: Moment,
+        by: u32,
+        fault: Fault,
+        witnesses: usize,
+    ) -> Option<bool> {
+        let by = &host(by);
+        let image = image();
+        let word = Word {
+            by,
+            image,
+            fault,
+            witnesses,
+        };
+        tries.find_faulty(now, &word, &Config::default())
+    }
+
+    #[test]
+    fn an_image_fails_when_two_hosts_say_so_and_is_tried_again_after_pauses_that_grow() {
+        let mut tries = Tries::default();
+        assert_eq!(say(&mut tries, START, 1, Fault::Missing, 3), Some(false));
+        assert_eq!(tries.fails(&image()), None);
+        assert!(!tries.rests(&image(), START));
+        // the same host again says no more
+        assert_eq!(say(&mut tries, START, 1, Fault::Missing, 3), Some(false));
+        let mut now = START;
+        for minutes in [1, 2, 4, 8, 10, 10] {
+            assert_eq!(say(&mut tries, now, 2, Fault::Missing, 3), Some(true));
+            assert_eq!(tries.fails(&image()), Some(Fault::Missing));
+            let until = now + Duration::from_mins(minutes);
+            assert!(tries.rests(&image(), until - MOMENT), "{minutes}");
+            assert!(!tries.rests(&image(), until), "{minutes}");
+            assert!(!tries.rests(&Digest::of(b"another"), now));
+            now = until;
+        }
+    }
+
+    #[test]
+    fn the_only_host_that_could_say_so_says_it_twice() {
+        let mut tries = Tries::default();
+        assert_eq!(say(&mut tries, START, 1, Fault::Bad, 1), Some(false));
+        assert!(tries.has_looked(&image(), &host(1), START));
+        assert!(!tries.has_looked(&image(), &host(2), START));
+        let again = START + Duration::from_secs(1);
+        assert!(!tries.has_looked(&image(), &host(1), again));
+        assert_eq!(say(&mut tries, again, 1, Fault::Bad, 1), Some(true));
+    }
+
+    #[test]
+    fn what_a_registry_seems_to_lack_has_to_last_for_half_a_minute_and_gives_way_to_what_is_certain()
+     {
+        let mut tries = Tries::default();
+        say(&mut tries, START, 1, Fault::Unavailable, 4);
+        let almost = START + UNAVAILABLE_AFTER - MOMENT;
+        assert_eq!(
+            say(&mut tries, almost, 2, Fault::Unavailable, 4),
+            Some(false)
+        );
+        let then = START + UNAVAILABLE_AFTER;
+        assert_eq!(say(&mut tries, then, 2, Fault::Unavailable, 4), Some(true));
+        // a host that was told so begins anew
+        assert_eq!(say(&mut tries, then, 3, Fault::Missing, 4), Some(false));
+        assert_eq!(say(&mut tries, then, 1, Fault::Unavailable, 4), None);
+        assert_eq!(say(&mut tries, then, 4, Fault::Missing, 4), Some(true));
+    }
+
+    #[test]
+    fn a_chunk_shows_that_a_content_is_there_but_not_that_its_bytes_are_true() {
+        for (fault, stays) in [
+            (Fault::Missing, false),
+            (Fault::Refused, false),
+            (Fault::Unusable, false),
+            (Fault::Unavailable, false),
+            (Fault::Bad, true),
+            (Fault::CutShort, true),
+        ] {
+            let mut tries = Tries::default();
+            say(&mut tries, START, 1, fault, 2);
+            say(&mut tries, START + UNAVAILABLE_AFTER, 2, fault, 2);
+            assert_eq!(tries.fails(&image()), Some(fault));
+            tries.came(&image());
+            assert_eq!(tries.fails(&image()).is_some(), stays, "{fault:?}");
+            tries.succeed();
+            assert_eq!(tries.fails(&image()), None);
+        }
+    }
+
+    #[test]
+    fn a_registry_that_fails_a_content_is_asked_by_another_host_at_once_and_then_later_and_later() {
+        let (mut tries, config) = (Tries::default(), Config::default());
+        tries.leave_alone(START, &host(1), true, &config);
+        assert!(tries.is_away() && tries.has_failed(&host(1)));
+        assert_eq!(tries.away_until(START), None);
+        for seconds in [1, 2, 4] {
+            tries.leave_alone(START, &host(2), true, &config);
+            let until = START + Duration::from_secs(seconds);
+            assert_eq!(tries.away_until(until - MOMENT), Some(until));
+            assert_eq!(tries.away_until(until), None);
+        }
+        tries.wake(START);
+        assert_eq!(tries.away_until(START), None);
+        // it is remembered how often it failed
+        tries.leave_alone(START, &host(2), true, &config);
+        assert_eq!(
+            tries.away_until(START),
+            Some(START + Duration::from_secs(8))
+        );
+        // the only host of a fleet waits from the first time on
+        let mut alone = Tries::default();
+        alone.leave_alone(START, &host(1), false, &config);
+        assert_eq!(
+            alone.away_until(START),
+            Some(START + Duration::from_secs(1))
+        );
+    }
+
+    #[test]
+    fn a_mirrors_registry_that_fails_is_asked_for_a_blob_later_and_later() {
+        let (mut tries, config) = (Tries::default(), Config::default());
+        for seconds in [1, 2, 4] {
+            tries.fail_mirror(START, &host(1), &config);
+            let until = START + Duration::from_secs(seconds);
+            assert!(tries.rests_for_mirrors(until - MOMENT));
+            assert!(!tries.rests_for_mirrors(until));
+        }
+        assert!(!tries.rests(&image(), START), "images ask all the same");
+        tries.wake_mirrors();
+        assert!(!tries.rests_for_mirrors(START));
+    }
+
+    #[test]
+    fn forgiving_one_image_lets_everybody_try_again_for_it_alone() {
+        let mut tries = Tries::default();
+        say(&mut tries, START, 1, Fault::Refused, 2);
+        tries.forgive(&Digest::of(b"another"));
+        assert!(tries.has_failed(&host(1)));
+        tries.forgive(&image());
+        assert!(tries.none_failed());
+        assert!(!tries.has_looked(&image(), &host(1), START));
+    }
+}

@@ -1,0 +1,326 @@
+//! What follows when a registry fails a lease, or gives something after all.
+//!
+//! A failure counts for the content first, for the repository where two hosts and two contents met it, and for the
+//! image where its registry gives others something: see `tries` and `origins`.
+
+use alloc::{
+    collections::BTreeSet,
+    string::{String, ToString as _},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+use super::{
+    chance::below,
+    desk::Desk,
+    leases::Lease,
+    origins::{QUIET, Vain},
+    tries::Word,
+    wishes::Told,
+};
+use crate::stage::{
+    action::RevokeCause,
+    event::{Fault, Trouble},
+};
+
+// ---- contents
+// -----------------------------------------------------------------------------------------------------------
+
+/// A host found a content faulty, asked for under an image's name. Returns whether the image fails for it anew. What is
+/// leased without a point now goes on: see [`Desk::revoke_pointless`].
+pub(super) fn find_faulty(
+    desk: &mut Desk<'_>,
+    id: &HostId,
+    content: Digest,
+    image: Digest,
+    fault: Fault,
+) -> Option<bool> {
+    let word = Word {
+        by: id,
+        image,
+        fault,
+        witnesses: desk.view().witnesses(&image),
+    };
+    let content = desk.contents.get_mut(&content)?;
+    content
+        .tries_mut()
+        .find_faulty(desk.now, &word, desk.config)
+}
+
+/// A content's registry, which gives others something, fails this host.
+fn find_unavailable(desk: &mut Desk<'_>, id: &HostId, content: Digest, image: Digest) {
+    if find_faulty(desk, id, content, image, Fault::Unavailable).is_some() {
+        desk.revoke_pointless();
+    }
+}
+
+/// A lease came to nothing. Where its registry gave others something before and after, that counts for the content:
+/// when several hosts met it, or the only one did several times, for half a minute or longer, the image fails by
+/// name. An outage of the whole registry isn't taken for that. Returns whether the image failed for it.
+fn failed_again(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> bool {
+    if lease.is_mirrors() {
+        return false;
+    }
+    let fails = |desk: &Desk<'_>| {
+        let content = desk.contents.get(&content);
+        content.and_then(|content| content.tries().fails(&lease.image()))
+            == Some(Fault::Unavailable)
+    };
+    let since = lease
+        .trouble()
+        .map_or(lease.granted_at(), |(since, _)| since);
+    let origin = desk.origins.get_mut(lease.registry());
+    let gave_at = origin.as_ref().and_then(|origin| origin.gave_at());
+    if fails(desk) || lease.begins_amid_gifts() && gave_at > Some(since) {
+        find_unavailable(desk, lease.host(), content, lease.image());
+    } else if let Some(origin) = desk.origins.get_mut(lease.registry())
+        && lease.begins_amid_gifts()
+    {
+        origin.note_vain(Vain {
+            content,
+            image: lease.image(),
+            host: lease.host().clone(),
+            at: desk.now,
+        });
+    }
+    fails(desk)
+}
+
+/// A registry failed the holder of this content: see [`Tries::leave_alone`](super::tries::Tries::leave_alone).
+fn leave_content_alone(desk: &mut Desk<'_>, content: Digest, id: &HostId) {
+    let others = desk.hosts.connected() >= 2;
+    if let Some(content) = desk.contents.get_mut(&content) {
+        content
+            .tries_mut()
+            .leave_alone(desk.now, id, others, desk.config);
+    }
+}
+
+// ---- leases that end
+// ------------------------------------------------------------------------------------------------------
+
+/// A lease ended because its registry failed it. That counts for the content, and for the repository where that gave
+/// nothing else meanwhile.
+pub(super) fn lease_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
+    if failed_again(desk, content, lease) {
+        return;
+    }
+    let since = lease.trouble().map_or(lease.chunk_at(), |(since, _)| since);
+    let origin = desk.origins.get(lease.registry());
+    let gave = origin.is_some_and(|origin| origin.gave_since(lease.repository(), since));
+    if gave || !repository_failed(desk, content, lease) {
+        leave_content_alone(desk, content, lease.host());
+    }
+}
+
+/// A lease without progress passed on. A holder that is here and got nothing at all says that its registry fails,
+/// with or without words.
+pub(super) fn lease_over(desk: &mut Desk<'_>, content: Digest, lease: &Lease) {
+    let here = desk.hosts.is_connected(lease.host());
+    let nothing = here && !lease.is_mirrors() && lease.never_moved();
+    if lease.trouble().is_some() {
+        lease_failed(desk, content, lease);
+    } else if nothing && !failed_again(desk, content, lease) {
+        leave_content_alone(desk, content, lease.host());
+    }
+}
+
+/// A lease passes on that its holder let run out. For an image that makes others the better holders of any content.
+/// For a mirror it says so of mirrors' leases, and only where nobody got anything of this one.
+pub(super) fn ran_out(desk: &mut Desk<'_>, lease: &Lease) {
+    if !lease.is_mirrors() {
+        desk.records.fail(lease.host());
+    } else if !lease.has_brought() {
+        desk.records
+            .mirror_expired(desk.now, lease.host(), lease.granted_at());
+    }
+}
+
+// ---- repositories
+// -----------------------------------------------------------------------------------------------------
+
+/// A repository failed a host, lastingly. Returns whether it is left alone for that.
+fn repository_failed(desk: &mut Desk<'_>, content: Digest, lease: &Lease) -> bool {
+    let connected = desk.hosts.connected();
+    let Some(origin) = desk.origins.get_mut(lease.registry()) else {
+        return false;
+    };
+    let fails = origin.fail(lease.repository(), lease.host(), content, connected);
+    if fails {
+        leave_alone(desk, lease.registry(), lease.repository());
+    }
+    fails
+}
+
+/// Nobody asks a repository for a while that grows. Leases that it fails end, so that no holder goes on trying.
+fn leave_alone(desk: &mut Desk<'_>, registry: &str, repository: &str) {
+    let now = desk.now;
+    let Some(origin) = desk.origins.get_mut(registry) else {
+        return;
+    };
+    let until = origin.failures(repository, now).map(|failures| {
+        let wait = desk.config.origin_pause(failures);
+        let bound = 1 + usize::try_from(wait.as_micros() / 4).unwrap_or(0);
+        let jitter = u64::try_from(below(desk.rng, bound)).unwrap_or(0);
+        now + (wait + Duration::from_micros(jitter))
+    });
+    origin.leave_alone(now, repository, until);
+    end_troubled(desk, registry, repository);
+}
+
+/// Ends the leases of a repository that it fails.
+fn end_troubled(desk: &mut Desk<'_>, registry: &str, repository: &str) {
+    let troubled = desk.leases.that(|_, lease| {
+        lease.registry() == registry
+            && lease.repository() == repository
+            && lease.trouble().is_some()
+    });
+    for (_, content) in troubled {
+        desk.revoke(content, RevokeCause::OriginFailed);
+    }
+}
+
+/// What a holder says about its registry.
+pub(super) fn hear(desk: &mut Desk<'_>, content: Digest, trouble: Option<Trouble>) {
+    let now = desk.now;
+    let Some(lease) = desk.leases.of_mut(&content) else {
+        return;
+    };
+    lease.suffer(now, trouble);
+    let (registry, repository) = (
+        String::from(lease.registry()),
+        String::from(lease.repository()),
+    );
+    let origin = desk.origins.get(&registry);
+    let waits = origin.is_some_and(|origin| origin.waits_until(&repository, now).is_some());
+    match trouble {
+        Some(Trouble::Throttled(wish)) => refused(desk, content, wish),
+        Some(_) if waits => end_troubled(desk, &registry, &repository),
+        Some(Trouble::Failing) => judge(desk, &registry),
+        Some(Trouble::Silent) | None => {}
+    }
+}
+
+/// Looks at all registries that fail somebody.
+pub(super) fn judge_all(desk: &mut Desk<'_>) {
+    let troubled: BTreeSet<String> = desk
+        .leases
+        .iter()
+        .filter(|(_, lease)| lease.trouble().is_some())
+        .map(|(_, lease)| lease.registry().to_string())
+        .collect();
+    for registry in troubled {
+        judge(desk, &registry);
+    }
+}
+
+/// A connection that breaks is made again within a second or two; what lasts longer counts. Where somebody has found
+/// out before, it counts at once.
+fn judge(desk: &mut Desk<'_>, registry: &str) {
+    let Some(origin) = desk.origins.get(registry) else {
+        return;
+    };
+    let (now, after) = (desk.now, desk.config.trouble_after);
+    let failed = desk.leases.that(|_, lease| {
+        let Some((since, Trouble::Failing)) = lease.trouble() else {
+            return false;
+        };
+        let lasts = origin.has_failed(lease.repository()) || now.since(since) >= after;
+        lease.registry() == registry && lasts
+    });
+    for (_, content) in failed {
+        // the one before may have ended it
+        if let Some(lease) = desk.revoke(content, RevokeCause::OriginFailed) {
+            lease_failed(desk, content, &lease);
+        }
+    }
+}
+
+/// A holder says that its registry asks to be left alone: its lease ends, and as much waits as its word weighs.
+fn refused(desk: &mut Desk<'_>, content: Digest, wish: Duration) {
+    let now = desk.now;
+    let Some(lease) = desk.revoke(content, RevokeCause::OriginFailed) else {
+        return;
+    };
+    let id = lease.host();
+    desk.note_failed(content, id);
+    let hosts = desk.hosts.connected();
+    desk.records.fail(id);
+    if desk.records.is_disbelieved(now, id) {
+        return;
+    }
+    let all = desk.leases.iter().map(|(_, lease)| lease);
+    let streams: Vec<&str> = all
+        .filter(|other| other.registry() == lease.registry() && other.trouble().is_none())
+        .map(Lease::repository)
+        .collect();
+    let Some(origin) = desk.origins.get_mut(lease.registry()) else {
+        return;
+    };
+    let told = Told {
+        by: id.clone(),
+        content,
+        repository: lease.repository(),
+        wish: wish.min(desk.config.origin_wish_most),
+        enough: desk.config.enough_accusers(hosts).min(hosts),
+        streams: &streams,
+    };
+    if origin.wishes_mut().hear(now, &told) {
+        // one tries first
+        origin.try_first(now, lease.repository());
+    }
+}
+
+// ---- registries that give
+// --------------------------------------------------------------------------------------------
+
+/// A chunk of a content came from its registry to a lease that was granted then.
+pub(super) fn came(
+    desk: &mut Desk<'_>,
+    content: Digest,
+    (registry, repository): (&str, &str),
+    granted_at: Moment,
+) {
+    if let Some(origin) = desk.origins.get_mut(registry) {
+        let until = desk.now + desk.config.origin_wish_most;
+        let wishes = origin.wishes_mut();
+        for liar in wishes.disprove(&content, repository, granted_at) {
+            if desk.hosts.contains(&liar) {
+                desk.records.disbelieve(&liar, until);
+            }
+        }
+    }
+    gave(desk, registry, repository);
+}
+
+/// A registry gave something of a repository: what that failed before is forgotten.
+pub(super) fn gave(desk: &mut Desk<'_>, registry: &str, repository: &str) {
+    let now = desk.now;
+    let Some(origin) = desk.origins.get_mut(registry) else {
+        return;
+    };
+    let Some(gift) = origin.give(now, repository) else {
+        return;
+    };
+    // leases of other contents that came to nothing just before count for those contents
+    for of in gift.vain {
+        let content = desk.contents.get(&of.content);
+        let came = content.is_none_or(|content| content.moved_at() >= of.at);
+        if !came && now.since(of.at) <= QUIET {
+            find_unavailable(desk, &of.host, of.content, of.image);
+        }
+    }
+    if !gift.failed && !gift.quiet {
+        return;
+    }
+    desk.effects.ask_for_grants();
+    let those = desk.images.iter().filter(|image| {
+        image.registry() == registry && (gift.quiet || image.repository() == repository)
+    });
+    for image in those {
+        desk.contents
+            .each(image.contents(), |content| content.tries_mut().wake(now));
+    }
+}

@@ -1,0 +1,254 @@
+//! What the plan's parts say together: whether a content is there, whether an image fails, and whether a registry may
+//! be asked. Nothing is changed here.
+
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+use super::{
+    contents::{ContentState, Contents},
+    hosts::Hosts,
+    images::{Image, Images},
+    leases::Leases,
+    origins::{Origin, Origins},
+    records::Records,
+};
+use crate::stage::{
+    Config,
+    event::{Fault, Standing},
+};
+
+/// The plan's parts, at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) now: Moment,
+    /// What ties are broken by.
+    pub(super) seed: u64,
+    pub(super) config: &'a Config,
+    pub(super) hosts: &'a Hosts,
+    pub(super) images: &'a Images,
+    pub(super) contents: &'a Contents,
+    pub(super) leases: &'a Leases,
+    pub(super) origins: &'a Origins,
+    pub(super) records: &'a Records,
+}
+
+/// Until when something isn't asked for, and whether the registry asked for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    pub(super) left: Duration,
+    pub(super) asked: bool,
+}
+
+impl<'a> View<'a> {
+    // ---- contents ---------------------------------------------------------------------------------------------------
+
+    /// Whether somebody holds all of it who is believed, and here or expected back.
+    pub(super) fn is_done(self, content: &ContentState) -> bool {
+        content.believed().any(|id| self.is_expected(id))
+    }
+
+    /// Whether what this host holds can be had: it is here or expected back, and isn't shunned.
+    pub(super) fn is_expected(self, id: &HostId) -> bool {
+        self.hosts.is_expected(id, self.now, self.config)
+    }
+
+    /// The content of this digest that nobody holds.
+    pub(super) fn open(self, digest: &Digest) -> Option<&'a ContentState> {
+        let content = self.contents.get(digest)?;
+        (!self.is_done(content)).then_some(content)
+    }
+
+    /// Whether a host whose client waits for this content has only to go on waiting: chunks of it come, to whomever,
+    /// or it is in the queue while chunks of others do. Else the host is better off by itself.
+    pub(super) fn is_coming(self, host: &HostId, digest: &Digest) -> bool {
+        let trusted = self.hosts.is_trusted(host);
+        let Some(content) = self.contents.get(digest).filter(|_| trusted) else {
+            return false;
+        };
+        let lately = |at: Moment| self.now.since(at) < self.config.lease_timeout;
+        if self.is_done(content) || content.tries().rests_for_mirrors(self.now) {
+            return false;
+        }
+        let moves = lately(content.moved_at());
+        match self.leases.of(digest) {
+            // whoever takes it over from one that brought nothing has to show that it brings something
+            Some(lease) => moves || content.tries().none_failed() && lately(lease.chunk_at()),
+            None => moves || lately(self.contents.mirror_moved_at()),
+        }
+    }
+
+    // ---- images -----------------------------------------------------------------------------------------------------
+
+    /// Hosts that may fetch for this image.
+    pub(super) fn candidates(self, image: &'a Image) -> alloc::vec::Vec<&'a HostId> {
+        image.candidates(self.now, self.hosts, self.config)
+    }
+
+    /// What makes an image fail.
+    pub(super) fn failure(self, image: &Image) -> Option<(Digest, Fault)> {
+        image.contents().iter().find_map(|digest| {
+            let content = self.contents.get(digest)?;
+            let fault = content.tries().fails(&image.digest())?;
+            (!self.is_done(content)).then_some((*digest, fault))
+        })
+    }
+
+    /// Whether contents of this image are to be fetched for it, as long as nothing is wrong with the content itself.
+    pub(super) fn is_live(self, image: &Image) -> bool {
+        image.contradicts().is_none() && self.failure(image).is_none()
+    }
+
+    /// Whether this content is to be fetched for this image: of one that failed, only what made it fail.
+    pub(super) fn wants(self, image: &Image, digest: &Digest) -> bool {
+        let tried = || {
+            let content = self.contents.get(digest);
+            content.is_some_and(|content| content.tries().fails(&image.digest()).is_some())
+        };
+        image.contradicts().is_none()
+            && image.has(digest)
+            && (self.failure(image).is_none() || tried())
+    }
+
+    /// Whether this image waits until bytes show which of two sizes of a content is true.
+    pub(super) fn is_undecided(self, image: &Image) -> bool {
+        let contradicts = image.contradicts();
+        image.disproved().is_none() && contradicts.is_some_and(|of| self.open(&of).is_some())
+    }
+
+    /// Hosts that may say what an image's registry has.
+    pub(super) fn witnesses(self, image: &Digest) -> usize {
+        let Some(image) = self.images.get(image) else {
+            return 0;
+        };
+        let able = |id: &&HostId| {
+            let whole = matches!(
+                image.standing(id),
+                Some(Standing::Present | Standing::Installing | Standing::Failed)
+            );
+            let unable = self.records.is_unable(self.now, id, image.registry());
+            !whole && self.hosts.is_here(id) && !unable
+        };
+        image.selected(self.hosts).iter().filter(able).count()
+    }
+
+    /// Whether hosts could fetch for an image, but none of them can ask its registry.
+    pub(super) fn nobody_can_ask(self, image: &Image) -> bool {
+        let candidates = image.candidates(self.now, self.hosts, self.config);
+        let unable = |id: &&HostId| self.records.was_unable(id, image.registry());
+        !candidates.is_empty() && candidates.iter().all(unable)
+    }
+
+    // ---- registries -------------------------------------------------------------------------------------------------
+
+    fn origin(self, image: &Image) -> Option<&'a Origin> {
+        self.origins.get(image.registry())
+    }
+
+    /// How long nothing is asked for under an image's name.
+    pub(super) fn origin_wait(self, image: &Image) -> Option<Wait> {
+        let origin = self.origin(image)?;
+        let (until, asked) = origin.waits_until(image.repository(), self.now)?;
+        let left = until.since(self.now);
+        Some(Wait { left, asked })
+    }
+
+    /// The same, where that is so because each of its contents that somebody lacks rests.
+    pub(super) fn contents_wait(self, image: &Image) -> Option<Wait> {
+        let origin = self.origin(image)?;
+        let mut first = None;
+        for digest in image.contents() {
+            let Some(content) = self.open(digest) else {
+                continue;
+            };
+            let asked = origin.wishes().rests_until(digest, self.now);
+            let until = content.tries().away_until(self.now).max(asked)?;
+            if first.is_none_or(|(before, _)| until < before) {
+                first = Some((until, asked == Some(until)));
+            }
+        }
+        first.map(|(until, asked)| Wait {
+            left: until.since(self.now),
+            asked,
+        })
+    }
+
+    /// Whether its repository has given nothing since it was left alone.
+    pub(super) fn origin_fails(self, image: &Image) -> bool {
+        let origin = self.origin(image);
+        origin.is_some_and(|origin| origin.fails(image.repository()))
+    }
+
+    /// Leases that may be granted for an image now, beside those that run, as far as its registry is concerned: after a
+    /// failure one tries first.
+    pub(super) fn origin_room(self, image: &Image) -> usize {
+        if self.origin_wait(image).is_some() {
+            return 0;
+        }
+        let Some(origin) = self.origin(image) else {
+            return usize::MAX;
+        };
+        let fails = origin.fails(image.repository());
+        if !fails && !origin.is_away() {
+            return usize::MAX;
+        }
+        // one asks in repositories that fail, and one in others
+        let busy = self.leases.iter().any(|(_, lease)| {
+            lease.registry() == image.registry() && origin.fails(lease.repository()) == fails
+        });
+        usize::from(!busy)
+    }
+
+    /// Who asked the registry last while it fails: another host tries next.
+    pub(super) fn prober(self, image: &Image) -> Option<&'a HostId> {
+        let origin = self.origin(image)?;
+        let fails = origin.fails(image.repository()) || origin.is_away();
+        origin.prober().filter(|_| fails)
+    }
+
+    /// Whether this content isn't to be asked for under an image's name yet.
+    pub(super) fn rests(self, content: &ContentState, digest: &Digest, image: &Image) -> bool {
+        let origin = self.origin(image);
+        let asked = origin.and_then(|origin| origin.wishes().rests_until(digest, self.now));
+        asked.is_some() || content.tries().rests(&image.digest(), self.now)
+    }
+
+    /// What is asked for next in the repositories of a registry that fail, as the image and its content: of the
+    /// images, and of their contents that nobody holds, those that weren't asked for longest. So no image and no
+    /// content stands before the others for long.
+    pub(super) fn probe(self, of: &Image) -> Option<(Digest, Digest)> {
+        let open = |image: &Image, digest: &Digest| {
+            self.open(digest).is_some_and(|content| {
+                !self.leases.contains(digest)
+                    && !self.rests(content, digest, image)
+                    && (self.failure(image).is_none()
+                        || content.tries().fails(&image.digest()).is_some())
+            })
+        };
+        let same = |image: &&Image| {
+            image.registry() == of.registry()
+                && image.purpose() == of.purpose()
+                && image.contradicts().is_none()
+                && self.origin_fails(image)
+                && self.origin_wait(image).is_none()
+        };
+        let all = self.images.iter().filter(same).flat_map(|image| {
+            let contents = image.contents().iter();
+            contents.map(move |digest| (image, *digest))
+        });
+        all.filter(|(image, digest)| open(image, digest))
+            .min_by_key(|(image, digest)| {
+                let content = self.contents.get(digest);
+                let asked = content.map(|content| content.tries().asked_at());
+                (self.leases.asked_at(&image.digest()), asked)
+            })
+            .map(|(image, digest)| (image.digest(), digest))
+    }
+
+    /// What a registry's streams bring, as far as others got it; or what so many holders say, a third of the hosts at
+    /// most.
+    pub(super) fn pace(self, registry: &str) -> Option<u64> {
+        let enough = self.config.share(self.hosts.len());
+        self.origins.get(registry)?.pace(enough)
+    }
+}

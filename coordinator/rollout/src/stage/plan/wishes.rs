@@ -1,0 +1,343 @@
+//! What a registry asks for itself (`Retry-After`).
+//!
+//! Most registries count requests by account or by the address that a whole fleet shares, and the next host that asks
+//! makes the wait longer. But some ask for it per blob or per repository, or the storage that they redirect to does.
+//! And a host may say so that wasn't told, and so may a second and a third.
+//!
+//! So a wish counts for the content that got it. While nothing of the same repository is given to a newer lease,
+//! wishes about two contents count for the repository, and while nothing of the registry is, wishes about two
+//! repositories count for the registry. A first wish has everybody wait for two seconds, in which all streams of a
+//! registry that really wants to be left alone are told.
+//!
+//! A host's word holds up others for seconds, and each further host's for longer, up to a minute. When four hosts say
+//! so within seconds, or a third of the fleet and two at least one after the other, all that was asked for is
+//! believed; of a repository or a registry only where no stream of another runs. When a content comes to a lease that
+//! began after the word and before its time was over, the word wasn't true, and the next words of the same hosts hold
+//! up nobody else.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+use core::time::Duration;
+
+use proto::{Digest, HostId, Moment};
+
+/// Pauses after the words of one host, two and more that a registry asks to be left alone.
+const WORDS: [Duration; 4] = [
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_mins(1),
+];
+/// Words of so many hosts, within this time, are believed.
+const WORDS_ENOUGH: usize = 4;
+const WORDS_WITHIN: Duration = Duration::from_secs(3);
+/// Streams that run are told within this time, where a registry asks all of them.
+const ALL_TOLD: Duration = Duration::from_secs(2);
+
+/// What one registry asked for.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    by_content: BTreeMap<Digest, Wish>,
+    /// Repositories that nobody asks until then.
+    repositories: BTreeMap<String, Moment>,
+    /// Nobody asks the registry until then.
+    until: Option<Moment>,
+}
+
+/// How far a wish reaches that a host was told with one content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    Content,
+    Repository,
+    Registry,
+}
+
+/// What hosts were told when they asked for a content, since that last came.
+#[derive(Debug)]
+struct Wish {
+    repository: String,
+    /// Who was told, and when.
+    by: BTreeMap<HostId, Moment>,
+    told_at: Moment,
+    /// The end of the longest time that was asked for.
+    wish_until: Moment,
+    /// The content isn't asked for before.
+    rests_until: Moment,
+    reach: Reach,
+}
+
+/// A host's word that a registry asks to be left alone.
+pub(super) struct Told<'a> {
+    pub(super) by: HostId,
+    pub(super) content: Digest,
+    pub(super) repository: &'a str,
+    /// For so long from now.
+    pub(super) wish: Duration,
+    /// So many hosts are believed, however long ago they spoke.
+    pub(super) enough: usize,
+    /// The repositories in which streams of the registry run.
+    pub(super) streams: &'a [&'a str],
+}
+
+impl Told<'_> {
+    fn is_believed(&self, now: Moment, told: &BTreeMap<HostId, Moment>) -> bool {
+        let lately = |at: &&Moment| now.since(**at) <= WORDS_WITHIN;
+        let lately = told.values().filter(lately).count();
+        lately >= WORDS_ENOUGH || told.len() >= self.enough
+    }
+
+    fn until(&self, now: Moment, told: &BTreeMap<HostId, Moment>, believed: bool) -> Moment {
+        let pause = WORDS.get(told.len().saturating_sub(1)).or(WORDS.last());
+        now + match pause {
+            Some(pause) if !believed => self.wish.min(*pause),
+            _ => self.wish,
+        }
+    }
+}
+
+impl Wishes {
+    /// Until when nobody asks this repository.
+    pub(super) fn waits_until(&self, repository: &str, now: Moment) -> Option<Moment> {
+        let repository = self.repositories.get(repository).copied();
+        repository.max(self.until).filter(|at| *at > now)
+    }
+
+    /// Until when nobody asks for this content.
+    pub(super) fn rests_until(&self, content: &Digest, now: Moment) -> Option<Moment> {
+        let wish = self.by_content.get(content)?;
+        Some(wish.rests_until).filter(|at| *at > now)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_content.is_empty() && self.repositories.is_empty() && self.until.is_none()
+    }
+
+    /// Forgets what is over, and isn't about a content that is known.
+    pub(super) fn forget(&mut self, now: Moment, known: impl Fn(&Digest) -> bool) {
+        self.by_content
+            .retain(|content, wish| known(content) || wish.rests_until > now);
+        self.repositories.retain(|_, until| *until > now);
+        self.until = self.until.filter(|until| *until > now);
+    }
+
+    /// A holder was told so: as much waits as its word weighs. Returns whether the repository is to be tried by one
+    /// lease first.
+    pub(super) fn hear(&mut self, now: Moment, told: &Told<'_>) -> bool {
+        let repository = told.repository;
+        let here = told.streams.contains(&repository);
+        let said = self.by_content.entry(told.content).or_insert_with(|| Wish {
+            repository: repository.into(),
+            by: BTreeMap::new(),
+            told_at: now,
+            wish_until: now,
+            rests_until: now,
+            reach: Reach::Registry,
+        });
+        said.by.insert(told.by.clone(), now);
+        said.told_at = now;
+        said.wish_until = said.wish_until.max(now + told.wish);
+        let rests_until = told.until(now, &said.by, told.is_believed(now, &said.by));
+        said.rests_until = said.rests_until.max(rests_until);
+        let reach = said.reach;
+        if reach == Reach::Registry {
+            self.until = self.until.max(Some(now + told.wish.min(ALL_TOLD)));
+        }
+        let of_repository =
+            |wish: &Wish| wish.reach >= Reach::Repository && wish.repository == repository;
+        let contents = self.by_content.values();
+        if reach >= Reach::Repository && contents.filter(|wish| of_repository(wish)).count() >= 2 {
+            let by = self.told(of_repository);
+            let believed = !here && told.is_believed(now, &by);
+            let until = told.until(now, &by, believed);
+            let waits = self.repositories.entry(repository.into());
+            let waits = waits.or_insert(until);
+            *waits = until.max(*waits);
+        }
+        let of_registry = |wish: &Wish| wish.reach == Reach::Registry;
+        let all = self.by_content.values().filter(|wish| of_registry(wish));
+        let repositories: BTreeSet<&str> = all.map(|wish| wish.repository.as_str()).collect();
+        if reach == Reach::Registry && repositories.len() >= 2 {
+            let by = self.told(of_registry);
+            let believed = told.streams.is_empty() && told.is_believed(now, &by);
+            self.until = self.until.max(Some(told.until(now, &by, believed)));
+        }
+        reach >= Reach::Repository && !here
+    }
+
+    /// The registry gave a content to a lease. Who said before that lease began that it asked to be left alone for
+    /// longer then lied about this content, or was alone with that; and what it was told of others is about those.
+    /// Returns whose word was false.
+    pub(super) fn disprove(
+        &mut self,
+        content: &Digest,
+        repository: &str,
+        granted_at: Moment,
+    ) -> Vec<HostId> {
+        let mut disproved = false;
+        for wish in self.by_content.values_mut() {
+            if wish.told_at < granted_at {
+                disproved = true;
+                let reach = match wish.repository == repository {
+                    true => Reach::Content,
+                    false => Reach::Repository,
+                };
+                wish.reach = wish.reach.min(reach);
+            }
+        }
+        if !disproved {
+            return Vec::new();
+        }
+        self.until = None;
+        self.repositories.remove(repository);
+        let told = self.by_content.get(content);
+        if told.is_none_or(|wish| wish.told_at >= granted_at) {
+            return Vec::new();
+        }
+        match self.by_content.remove(content) {
+            Some(wish) if granted_at < wish.wish_until => wish.by.into_keys().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Who was told, of those whose wish reaches so far, and when last.
+    fn told(&self, reaches: impl Fn(&Wish) -> bool) -> BTreeMap<HostId, Moment> {
+        let mut told: BTreeMap<HostId, Moment> = BTreeMap::new();
+        for wish in self.by_content.values().filter(|wish| reaches(wish)) {
+            for (id, at) in &wish.by {
+                let last = told.entry(id.clone()).or_insert(*at);
+                *last = (*last).max(*at);
+            }
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Moment = Moment(1_000_000_000);
+    const MOMENT: Duration = Duration::from_micros(1);
+    const SECOND: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn content(number: u32) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    fn host(number: u32) -> HostId {
+        alloc::format!("host-{number}").parse().unwrap()
+    }
+
+    /// A word for an hour about one content of a repository, in a large fleet.
+    fn hear(
+        wishes: &mut Wishes,
+        now: Moment,
+        by: u32,
+        of: u32,
+        repository: &str,
+        streams: &[&str],
+    ) -> bool {
+        let told = Told {
+            by: host(by),
+            content: content(of),
+            repository,
+            wish: HOUR,
+            enough: 10,
+            streams,
+        };
+        wishes.hear(now, &told)
+    }
+
+    #[test]
+    fn a_first_wish_stops_everybody_for_two_seconds_and_its_content_for_five() {
+        let mut wishes = Wishes::default();
+        assert!(hear(&mut wishes, START, 1, 1, "a", &[]));
+        assert_eq!(wishes.waits_until("b", START), Some(START + ALL_TOLD));
+        assert_eq!(wishes.waits_until("b", START + ALL_TOLD), None);
+        let until = START + 5 * SECOND;
+        assert_eq!(wishes.rests_until(&content(1), until - MOMENT), Some(until));
+        assert_eq!(wishes.rests_until(&content(1), until), None);
+        assert_eq!(wishes.rests_until(&content(2), START), None);
+    }
+
+    #[test]
+    fn wishes_about_two_contents_count_for_their_repository_and_about_two_repositories_for_all() {
+        let mut wishes = Wishes::default();
+        hear(&mut wishes, START, 1, 1, "a", &[]);
+        hear(&mut wishes, START, 2, 2, "a", &[]);
+        assert_eq!(wishes.waits_until("a", START), Some(START + 10 * SECOND));
+        assert_eq!(wishes.waits_until("b", START), Some(START + ALL_TOLD));
+        hear(&mut wishes, START, 3, 3, "b", &[]);
+        assert_eq!(wishes.waits_until("c", START), Some(START + 30 * SECOND));
+    }
+
+    #[test]
+    fn four_hosts_are_believed_within_three_seconds_and_not_later() {
+        for (late, until) in [
+            (3 * SECOND, START + 3 * SECOND + HOUR),
+            (
+                3 * SECOND + MOMENT,
+                START + 3 * SECOND + MOMENT + Duration::from_mins(1),
+            ),
+        ] {
+            let mut wishes = Wishes::default();
+            for by in 1..=3 {
+                hear(&mut wishes, START, by, 1, "a", &[]);
+            }
+            hear(&mut wishes, START + late, 4, 1, "a", &[]);
+            assert_eq!(wishes.rests_until(&content(1), START + late), Some(until));
+        }
+    }
+
+    #[test]
+    fn no_word_is_believed_of_a_repository_in_which_a_stream_runs() {
+        for (streams, believed) in [(&["a"][..], false), (&[][..], true)] {
+            let mut wishes = Wishes::default();
+            for by in 1..=4 {
+                let first = hear(&mut wishes, START, by, by % 2, "a", streams);
+                assert_eq!(first, believed);
+            }
+            let until = wishes.waits_until("a", START).unwrap();
+            assert_eq!(until == START + HOUR, believed);
+        }
+    }
+
+    #[test]
+    fn a_content_that_comes_before_the_time_is_over_shows_whose_word_was_false() {
+        let later = START + SECOND;
+        let mut wishes = Wishes::default();
+        hear(&mut wishes, START, 1, 1, "a", &[]);
+        // a lease of before the word says nothing about it
+        assert_eq!(wishes.disprove(&content(1), "a", START), []);
+        assert!(wishes.rests_until(&content(1), START).is_some());
+        assert_eq!(wishes.disprove(&content(1), "a", later), [host(1)]);
+        assert!(wishes.is_empty());
+        // another content of the repository shows only how far the wish reaches
+        hear(&mut wishes, START, 1, 1, "a", &[]);
+        assert_eq!(wishes.disprove(&content(2), "a", later), []);
+        assert_eq!(wishes.waits_until("a", START), None);
+        assert!(wishes.rests_until(&content(1), START).is_some());
+        assert!(
+            !hear(&mut wishes, later, 2, 1, "a", &[]),
+            "it is the content's alone"
+        );
+        // after its time it may have been true
+        assert_eq!(wishes.disprove(&content(1), "a", later + HOUR), []);
+    }
+
+    #[test]
+    fn what_is_over_is_forgotten_with_its_content() {
+        let mut wishes = Wishes::default();
+        hear(&mut wishes, START, 1, 1, "a", &[]);
+        wishes.forget(START + 5 * SECOND - MOMENT, |_| false);
+        assert!(!wishes.is_empty());
+        wishes.forget(START + 5 * SECOND, |_| true);
+        assert!(!wishes.is_empty());
+        wishes.forget(START + 5 * SECOND, |_| false);
+        assert!(wishes.is_empty());
+    }
+}
