@@ -12,11 +12,13 @@ pub mod action;
 pub mod config;
 mod decide;
 pub mod event;
+mod hosts;
 mod pool;
 mod slots;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 pub use action::{Action, Withdrawal};
 pub use config::Config;

@@ -9,7 +9,8 @@ use core::time::Duration;
 
 use proto::{Digest, HostId, Moment};
 
-/// A host's word about what it holds counts for so long, unless configured otherwise. Agents look at their disks every 5 s.
+/// A host's word about what it holds counts for so long, unless configured otherwise. Agents look at their disks
+/// every 5 s.
 pub const MAX_AGE: Duration = Duration::from_secs(30);
 
 /// What a host holds: the references that are ready there, by manifest digest.
@@ -48,7 +49,8 @@ impl Presence {
         host.holdings = holdings;
     }
 
-    /// The host looked again `at` that moment, and nothing changed. Returns how old its word had become, where it had one.
+    /// The host looked again `at` that moment, and nothing changed. Returns how old its word had become, where it had
+    /// one.
     pub fn seen(&mut self, at: Moment, host: &HostId) -> Option<Duration> {
         let host = self.hosts.get_mut(host)?;
         let before = host.seen_at.replace(at)?;

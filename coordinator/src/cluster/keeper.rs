@@ -559,7 +559,7 @@ impl Keeper {
     fn time_start(&mut self, id: &gate::PodId, pod: &gate::Pod) {
         let staged = match &pod.place {
             gate::Place::On(host) => {
-                Some(self.gate.held(&pod.pool, host) == Some(rollout::presence::Held::Fresh))
+                Some(self.gate.presence(&pod.pool, host) == Some(rollout::presence::Held::Fresh))
             }
             gate::Place::Unscheduled | gate::Place::Elsewhere => None,
         };
@@ -723,7 +723,7 @@ impl Keeper {
                     self.write_pod(id, Some(why), PodWrite::Unlabel);
                 }
                 gate::Action::Reap(id) => self.write_pod(id, None, |_| PodWrite::Reap),
-                gate::Action::Held(id, reason) => self.held(&id, reason),
+                gate::Action::Blocked(id, reason) => self.held(&id, reason),
             }
         }
     }

@@ -216,8 +216,8 @@ impl Metrics {
             .set(i64::try_from(oldest_pending_s).unwrap_or(i64::MAX));
         let mut held: BTreeMap<&'static str, i64> = BTreeMap::new();
         for pod in status.pods.iter().filter(|pod| pod.stale) {
-            if let Verdict::Held(reason) = pod.verdict
-                && reason.is_hold()
+            if let Verdict::Blocked(reason) = pod.verdict
+                && reason.is_block()
             {
                 *held.entry(reason.as_str()).or_default() += 1;
             }

@@ -7,7 +7,8 @@ use super::{PodId, status::Reason};
 pub enum Withdrawal {
     /// The node doesn't hold the pool's image (any more).
     PresenceLost,
-    /// The Pod runs the pool's image: the pool rolled back. A label left on it would drain it in the next roll, unasked.
+    /// The Pod runs the pool's image: the pool rolled back. A label left on it would drain it in the next roll,
+    /// unasked.
     Current,
 }
 
@@ -32,5 +33,5 @@ pub enum Action {
     /// Delete this Pending Pod, and its ServiceAccount.
     Reap(PodId),
     /// Not a write: this Pod could drain but for this. Told once for each change of the reason.
-    Held(PodId, Reason),
+    Blocked(PodId, Reason),
 }

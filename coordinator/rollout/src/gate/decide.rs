@@ -1,4 +1,7 @@
-//! The gate's state, and every decision on it.
+//! The gate: its parts, what happens to them, and the one rule by which Pods drain.
+//!
+//! `hosts` knows which hosts take Pods and hold which images, `pool` what a pool is taken to want, `slots` what is
+//! taken of caps although no Pod shows it, and `writes` what was asked for and what was refused.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,12 +12,14 @@ use core::time::Duration;
 use proto::{HostId, Moment};
 
 use super::{
-    Action, Admission, Config, Event, Heartbeat, Mode, OnDeadline, Outcome, Phase, Place, Pod,
-    PodId, PodStatus, Pool, PoolId, PoolStatus, Reason, Template, Verdict, Withdrawal,
+    Action, Admission, Config, Event, Mode, Outcome, Phase, Place, Pod, PodId, PodStatus, Pool,
+    PoolId, PoolStatus, Reason, Template, Verdict, Withdrawal,
+    hosts::Hosts,
     pool::PoolState,
-    slots::{Hold, Left, Slots},
+    slots::{Left, Occupant, Slots},
+    writes::{Write, Writes},
 };
-use crate::presence::{Held, Presence};
+use crate::presence::Held;
 
 /// Ages and slots are looked at this often while a pool rolls.
 const TICK: Duration = Duration::from_secs(1);
@@ -45,31 +50,15 @@ pub struct Gate {
     now: Moment,
     /// Since when everything is known.
     synced: Option<Moment>,
-    presence: Presence,
-    nodes: BTreeMap<HostId, Node>,
+    hosts: Hosts,
     pools: BTreeMap<PoolId, PoolState>,
     pods: BTreeMap<PodId, Pod>,
     slots: Slots,
-    /// Writes that were asked for and not answered.
-    writes: BTreeMap<PodId, Write>,
-    refusals: BTreeMap<PodId, Refusals>,
+    writes: Writes,
     told: BTreeMap<PodId, &'static str>,
     dirty: BTreeSet<PoolId>,
     actions: VecDeque<Action>,
     tick_at: Moment,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Node {
-    ready: bool,
-    schedulable: bool,
-}
-
-/// What a write that wasn't answered yet is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Write {
-    Admission,
-    Withdrawal,
 }
 
 /// What is taken of a pool's cap.
@@ -85,41 +74,9 @@ struct Used {
     missing: u32,
     /// As for [`PoolStatus::away`].
     away: u32,
-    /// The most that may be taken. A pool that hasn't all its Pods has no more than its share of those that are there, or are on
-    /// their way.
+    /// The most that may be taken. A pool that hasn't all its Pods has no more than its share of those that are
+    /// there, or are on their way.
     cap: u32,
-}
-
-#[derive(Clone, Debug)]
-struct Refusals {
-    count: u32,
-    retry_at: Moment,
-}
-
-impl Pod {
-    /// Whether it lives: nobody deletes it and it hasn't ended.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        !self.deleting && self.phase != Phase::Ended
-    }
-
-    fn is_stale(&self, pool: &Pool) -> bool {
-        self.image != pool.image
-    }
-
-    /// Whether it asks for work, or does some.
-    fn serves(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
-        self.phase == Phase::Running && (self.busy || self.is_warm(now, heartbeat_max_age))
-    }
-
-    fn is_warm(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
-        self.phase == Phase::Running
-            && match self.heartbeat {
-                Heartbeat::Absent => true,
-                Heartbeat::Polling(at) => now.since(at) < heartbeat_max_age,
-                Heartbeat::Other => false,
-            }
-    }
 }
 
 impl Gate {
@@ -130,13 +87,11 @@ impl Gate {
             config,
             now: Moment::START,
             synced: None,
-            presence: Presence::default(),
-            nodes: BTreeMap::new(),
+            hosts: Hosts::default(),
             pools: BTreeMap::new(),
             pods: BTreeMap::new(),
             slots: Slots::default(),
-            writes: BTreeMap::new(),
-            refusals: BTreeMap::new(),
+            writes: Writes::default(),
             told: BTreeMap::new(),
             dirty: BTreeSet::new(),
             actions: VecDeque::new(),
@@ -177,20 +132,19 @@ impl Gate {
                 ready,
                 schedulable,
             } => {
-                self.nodes.insert(host, Node { ready, schedulable });
+                self.hosts.set_node(host, ready, schedulable);
                 self.all_dirty();
             }
             Event::NodeGone(host) => {
-                // its agent's word stands: it may go on without the node, and says only once what it holds
-                self.nodes.remove(&host);
+                self.hosts.drop_node(&host);
                 self.all_dirty();
             }
             Event::Holds(host, holdings, age) => {
-                self.presence.report(self.now - age, host, holdings);
+                self.hosts.report(self.now - age, host, holdings);
                 self.all_dirty();
             }
             Event::Seen(host, age) => {
-                let age = self.presence.seen(self.now - age, &host);
+                let age = self.hosts.seen(self.now - age, &host);
                 if age.is_some_and(|age| age > self.config.presence_max_age) {
                     self.all_dirty();
                 }
@@ -206,10 +160,7 @@ impl Gate {
             for id in pools {
                 self.settle(&id);
             }
-            // what was refused long ago starts from the shortest wait again
-            let forget_after = self.config.retry_most;
-            self.refusals
-                .retain(|_, refusals| refusals.retry_at + forget_after > now);
+            self.writes.tick(now, &self.config);
             self.all_dirty();
         }
         for id in core::mem::take(&mut self.dirty) {
@@ -226,7 +177,7 @@ impl Gate {
     #[must_use]
     pub fn next_timeout(&self) -> Option<Moment> {
         let waits = !self.slots.is_empty()
-            || !self.refusals.is_empty()
+            || self.writes.any_refused()
             || self.pods.values().any(|pod| {
                 pod.is_alive()
                     && self
@@ -254,7 +205,7 @@ impl Gate {
     pub fn explain(&self, pod: &PodId) -> Verdict {
         match self.check(pod, None) {
             Ok(admission) => Verdict::Open(admission),
-            Err(reason) => Verdict::Held(reason),
+            Err(reason) => Verdict::Blocked(reason),
         }
     }
 
@@ -281,7 +232,8 @@ impl Gate {
             oldest_pending_unix_s: None,
             pods: Vec::new(),
         };
-        (status.hosts_ready, status.hosts_usable) = self.ready_hosts(pool);
+        let ready = self.hosts.ready(self.now, pool, &self.config);
+        (status.hosts_ready, status.hosts_usable) = (ready.have, ready.usable);
         let rolling = self.is_rolling(state);
         for (id, pod) in self.oldest_first(state) {
             if !pod.is_alive() {
@@ -297,7 +249,7 @@ impl Gate {
             }
             let verdict = match self.check(id, Some(used)) {
                 Ok(admission) => Verdict::Open(admission),
-                Err(reason) => Verdict::Held(reason),
+                Err(reason) => Verdict::Blocked(reason),
             };
             status.pods.push(PodStatus {
                 pod: id.clone(),
@@ -323,16 +275,10 @@ impl Gate {
 
     /// What is known of a pool's image on a host.
     #[must_use]
-    pub fn held(&self, pool: &PoolId, host: &HostId) -> Option<Held> {
-        let pool = &self.pools.get(pool)?.pool;
-        let digest = pool.digest.as_ref()?;
-        Some(self.presence.of(
-            self.now,
-            host,
-            &pool.image,
-            digest,
-            self.config.presence_max_age,
-        ))
+    pub fn presence(&self, pool: &PoolId, host: &HostId) -> Option<Held> {
+        let state = self.pools.get(pool)?;
+        self.hosts
+            .presence(self.now, &state.pool, host, &self.config)
     }
 
     // ---- what is known ------------------------------------------------------------------------------------------
@@ -364,7 +310,7 @@ impl Gate {
         if let Some(state) = self.pools.remove(id) {
             for pod in &state.pods {
                 self.told.remove(pod);
-                self.refusals.remove(pod);
+                self.writes.forget_refusals(pod);
             }
         }
         self.slots.drop_pool(id);
@@ -393,8 +339,8 @@ impl Gate {
         if alive && serves {
             self.slots.warm(&id);
         }
-        if !alive && let Some(hold) = leaves {
-            self.slots.depart(&id, &pool, hold);
+        if !alive && let Some(occupant) = leaves {
+            self.slots.depart(&id, &pool, occupant);
         }
         self.settle(&pool);
         self.dirty.insert(pool);
@@ -421,19 +367,19 @@ impl Gate {
             state.pods.remove(id);
         }
         self.told.remove(id);
-        self.refusals.remove(id);
-        if let Some(hold) = leaves {
-            self.slots.depart(id, &pod.pool, hold);
+        self.writes.forget_refusals(id);
+        if let Some(occupant) = leaves {
+            self.slots.depart(id, &pod.pool, occupant);
         }
         self.settle(&pod.pool);
         self.dirty.insert(pod.pool);
     }
 
     /// The slot that this Pod leaves behind if it goes now: its successor will take its room, but isn't there yet.
-    fn leaves(&self, id: &PodId) -> Option<Hold> {
+    fn leaves(&self, id: &PodId) -> Option<Occupant> {
         let pod = self.pods.get(id)?;
         let state = self.pools.get(&pod.pool)?;
-        let taken = self.slots.of(self.now, id).is_some_and(Hold::is_alive)
+        let taken = self.slots.of(self.now, id).is_some_and(Occupant::is_alive)
             || (pod.is_alive() && pod.labelled && pod.is_stale(&state.pool));
         let until = self.now + self.config.replacement;
         let left = match () {
@@ -444,7 +390,7 @@ impl Gate {
             }
             () => Left::ByItself { until },
         };
-        Some(Hold::Departed {
+        Some(Occupant::Departed {
             since: self.now,
             left,
         })
@@ -497,7 +443,7 @@ impl Gate {
         for at in 0..known.max(lacking.min(cap)) {
             // no uid looks like this
             let left = PodId(alloc::format!("left before {}: {at}", id.0));
-            let hold = Hold::Departed {
+            let occupant = Occupant::Departed {
                 since: self.now,
                 left: match at < known {
                     true => Left::Taken,
@@ -506,7 +452,7 @@ impl Gate {
                     },
                 },
             };
-            self.slots.depart(&left, id, hold);
+            self.slots.depart(&left, id, occupant);
         }
         for (_, pod) in cold.iter().take(as_usize(before.awaited) - known) {
             self.slots.await_warm(pod, id);
@@ -515,31 +461,17 @@ impl Gate {
 
     fn written(&mut self, id: &PodId, outcome: Outcome) {
         // a label's slot isn't freed by what became of taking the label off: the Pod may be on its way out
-        let withdrawal = self.writes.remove(id) == Some(Write::Withdrawal);
+        let withdrawal = self.writes.answered(id, outcome) == Some(Write::Withdrawal);
         match outcome {
-            Outcome::Done => {
-                self.refusals.remove(id);
-                if !withdrawal {
-                    self.slots.prolong(id, self.now + self.config.slot);
-                }
+            _ if withdrawal => {}
+            Outcome::Refused => self.slots.refuse(self.now, id),
+            // one without an answer may have been done: what is seen until then says so
+            Outcome::Done | Outcome::Unknown => {
+                self.slots.prolong(id, self.now + self.config.slot);
             }
-            Outcome::Refused | Outcome::Unknown => {
-                if !withdrawal && outcome == Outcome::Refused {
-                    self.slots.refuse(self.now, id);
-                } else if !withdrawal {
-                    // it may have been done: what is seen until then says so
-                    self.slots.prolong(id, self.now + self.config.slot);
-                }
-                if self.pods.contains_key(id) {
-                    let refusals = self.refusals.entry(id.clone()).or_insert(Refusals {
-                        count: 0,
-                        retry_at: self.now,
-                    });
-                    let wait = self.config.retry * (1 << refusals.count.min(16));
-                    refusals.count += 1;
-                    refusals.retry_at = self.now + wait.min(self.config.retry_most);
-                }
-            }
+        }
+        if outcome != Outcome::Done && self.pods.contains_key(id) {
+            self.writes.refused(self.now, id, &self.config);
         }
         if let Some(pod) = self.pods.get(id) {
             self.dirty.insert(pod.pool.clone());
@@ -579,14 +511,6 @@ impl Gate {
             }
     }
 
-    /// Whether this Pod's Node isn't Ready: nobody knows whether the Pod serves.
-    fn is_away(&self, pod: &Pod) -> bool {
-        match &pod.place {
-            Place::On(host) => self.nodes.get(host).is_some_and(|node| !node.ready),
-            Place::Unscheduled | Place::Elsewhere => false,
-        }
-    }
-
     /// What is taken of a pool's cap.
     fn used(&self, id: &PoolId) -> Used {
         let Some(state) = self.pools.get(id) else {
@@ -597,19 +521,19 @@ impl Gate {
         let letter = self.members(state).filter(|(_, pod)| flying(pod)).count();
         let (mut hidden, mut successors) = (0, 0);
         let (mut departed, mut taken, mut overdue) = (0, 0, 0);
-        for (pod, hold) in self.slots.in_pool(self.now, id) {
-            match hold {
-                Hold::Departed { since, left } => {
+        for (pod, occupant) in self.slots.in_pool(self.now, id) {
+            match occupant {
+                Occupant::Departed { since, left } => {
                     departed += usize::from(!matches!(left, Left::ByItself { .. }));
                     taken += usize::from(left == Left::Taken);
                     overdue += usize::from(
                         left == Left::Taken && self.now.since(since) >= self.config.replacement,
                     );
                 }
-                Hold::Admitted { .. } | Hold::Successor => {
+                Occupant::Admitted { .. } | Occupant::Successor => {
                     let hides = !self.pods.get(pod).is_some_and(flying);
                     hidden += usize::from(hides);
-                    successors += usize::from(hides && hold == Hold::Successor);
+                    successors += usize::from(hides && occupant == Occupant::Successor);
                 }
             }
         }
@@ -619,7 +543,7 @@ impl Gate {
         let alive = self.alive(id);
         let members = i32::try_from(alive + departed.min(lacking)).unwrap_or(i32::MAX);
         let away = self.members(state).filter(|(_, pod)| {
-            pod.is_alive() && pod.phase == Phase::Running && self.is_away(pod) && !flying(pod)
+            pod.is_alive() && pod.phase == Phase::Running && self.hosts.is_away(pod) && !flying(pod)
         });
         Used {
             away: count(away.count()),
@@ -663,10 +587,13 @@ impl Gate {
         if pod.labelled {
             return Err(Reason::AlreadyLabelled);
         }
-        let slot = self.slots.of(self.now, id).filter(|hold| hold.is_alive());
-        let admitted = matches!(slot, Some(Hold::Admitted { .. }));
+        let slot = self
+            .slots
+            .of(self.now, id)
+            .filter(|occupant| occupant.is_alive());
+        let admitted = matches!(slot, Some(Occupant::Admitted { .. }));
         // who asks again for a Pod that was admitted lost the answer, or the race for the write
-        if self.writes.contains_key(id) || (admitted && pool.mode == Mode::Own) {
+        if self.writes.is_asked(id) || (admitted && pool.mode == Mode::Own) {
             return Err(Reason::Admitted);
         }
         let admission = match (pod.phase, pool.mode) {
@@ -683,12 +610,10 @@ impl Gate {
         if state.lags(self.now) {
             return Err(Reason::OwnerLags);
         }
-        if let Some(refusals) = self.refusals.get(id)
-            && refusals.retry_at > self.now
-        {
+        if self.writes.waits(self.now, id) {
             return Err(Reason::RetryWaits);
         }
-        self.image_is_there(pod, pool)?;
+        self.hosts.check(self.now, pod, pool, &self.config)?;
         let used = used.unwrap_or_else(|| self.used(&pod.pool));
         let cap = used.cap;
         let others = used.letter + used.reserved + used.away;
@@ -710,89 +635,20 @@ impl Gate {
         Ok(admission)
     }
 
-    fn proceeds(&self, pool: &Pool) -> bool {
-        pool.on_deadline == OnDeadline::Proceed && pool.deadline.is_some_and(|at| at <= self.now)
-    }
-
-    fn image_is_there(&self, pod: &Pod, pool: &Pool) -> Result<(), Reason> {
-        let proceeds = self.proceeds(pool);
-        match &pod.place {
-            Place::On(host) => {
-                let node = self.nodes.get(host).ok_or(Reason::NodeUnknown)?;
-                if !node.ready {
-                    return Err(Reason::NodeNotReady);
-                }
-                if !node.schedulable {
-                    return Err(Reason::NodeCordoned);
-                }
-                if proceeds {
-                    return Ok(());
-                }
-                match self.held_on(pool, host).ok_or(Reason::ImageUnresolved)? {
-                    Held::Fresh => Ok(()),
-                    Held::Old(age) => Err(Reason::PresenceOld(age)),
-                    Held::Missing => Err(Reason::ImageMissing),
-                    Held::Unheard => Err(Reason::HostUnheard),
-                }
-            }
-            Place::Unscheduled if pod.phase == Phase::Pending => {
-                if proceeds {
-                    return Ok(());
-                }
-                if pool.digest.is_none() {
-                    return Err(Reason::ImageUnresolved);
-                }
-                let (have, usable) = self.ready_hosts(pool);
-                let share = u64::from(usable) * u64::from(self.config.enough_percent.min(100));
-                let need = u32::try_from(share.div_ceil(100)).unwrap_or(usable).max(1);
-                if have < need {
-                    return Err(Reason::TooFewHosts { have, need });
-                }
-                Ok(())
-            }
-            Place::Unscheduled | Place::Elsewhere => Err(Reason::NodeUnknown),
-        }
-    }
-
-    fn held_on(&self, pool: &Pool, host: &HostId) -> Option<Held> {
-        let digest = pool.digest.as_ref()?;
-        let max_age = self.config.presence_max_age;
-        Some(
-            self.presence
-                .of(self.now, host, &pool.image, digest, max_age),
-        )
-    }
-
-    /// Hosts of the pool that are Ready and take Pods: how many hold its image, and how many there are.
-    fn ready_hosts(&self, pool: &Pool) -> (u32, u32) {
-        let mut counts = (0, 0);
-        for host in &pool.hosts {
-            let usable = self
-                .nodes
-                .get(host)
-                .is_some_and(|node| node.ready && node.schedulable);
-            if usable {
-                counts.1 += 1;
-                counts.0 += u32::from(self.held_on(pool, host) == Some(Held::Fresh));
-            }
-        }
-        counts
-    }
-
     /// Why this labelled Pod of an owned pool must lose its label.
     fn withdrawal(&self, pod: &Pod, state: &PoolState) -> Option<Withdrawal> {
         let pool = &state.pool;
         if !pod.is_stale(pool) {
             return Some(Withdrawal::Current);
         }
-        if self.proceeds(pool) {
+        if pool.proceeds(self.now) {
             return None;
         }
         // what isn't known yet isn't lost: a coordinator that just started, or an image that just changed
         let since = self.synced?.max(state.changed_at);
         let waited = self.now.since(since) > self.config.presence_max_age;
         let lost = match &pod.place {
-            Place::On(host) => match self.held_on(pool, host) {
+            Place::On(host) => match self.hosts.presence(self.now, pool, host, &self.config) {
                 Some(Held::Fresh) => false,
                 Some(Held::Missing | Held::Old(_)) => true,
                 Some(Held::Unheard) | None => waited,
@@ -821,8 +677,8 @@ impl Gate {
                 if facts.labelled
                     && facts.is_alive()
                     && !facts.busy
-                    && !self.writes.contains_key(pod)
-                    && !self.retry_waits(pod)
+                    && !self.writes.is_asked(pod)
+                    && !self.writes.waits(self.now, pod)
                     && let Some(why) = self.withdrawal(facts, state)
                 {
                     actions.push(Action::Unlabel(pod.clone(), why));
@@ -839,7 +695,7 @@ impl Gate {
         order.sort_by_key(|(later, _)| *later);
         for action in actions {
             if let Action::Unlabel(pod, _) = &action {
-                self.writes.insert(pod.clone(), Write::Withdrawal);
+                self.writes.ask(pod, Write::Withdrawal);
             }
             self.actions.push_back(action);
         }
@@ -849,7 +705,7 @@ impl Gate {
                 Ok(admission) if mode == Mode::Own => {
                     self.take_slot(&pod);
                     used = self.used(id);
-                    self.writes.insert(pod.clone(), Write::Admission);
+                    self.writes.ask(&pod, Write::Admission);
                     self.told.remove(&pod);
                     self.actions.push_back(match admission {
                         Admission::Label => Action::Label(pod),
@@ -864,16 +720,10 @@ impl Gate {
                 }
                 Err(reason) => {
                     if self.told.insert(pod.clone(), reason.as_str()) != Some(reason.as_str()) {
-                        self.actions.push_back(Action::Held(pod, reason));
+                        self.actions.push_back(Action::Blocked(pod, reason));
                     }
                 }
             }
         }
-    }
-
-    fn retry_waits(&self, id: &PodId) -> bool {
-        self.refusals
-            .get(id)
-            .is_some_and(|refusals| refusals.retry_at > self.now)
     }
 }

@@ -80,6 +80,13 @@ pub struct Pool {
     pub on_deadline: OnDeadline,
 }
 
+impl Pool {
+    /// Whether its deadline has passed, and Pods may drain where the image isn't.
+    pub(super) fn proceeds(&self, now: Moment) -> bool {
+        self.on_deadline == OnDeadline::Proceed && self.deadline.is_some_and(|at| at <= now)
+    }
+}
+
 /// Where a Pod is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -147,8 +154,37 @@ pub struct Pod {
     pub heartbeat: Heartbeat,
     /// When it was made, in Unix seconds: older ones drain first.
     pub created_unix_s: i64,
-    /// When the shell saw it first. By the shell's clock, so that it can be compared with when the pool's image changed.
+    /// When the shell saw it first. By the shell's clock, so that it can be compared with when the pool's image
+    /// changed.
     pub seen: Moment,
+}
+
+impl Pod {
+    /// Whether it lives: nobody deletes it and it hasn't ended.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.deleting && self.phase != Phase::Ended
+    }
+
+    /// Whether it runs another image than its pool's.
+    pub(super) fn is_stale(&self, pool: &Pool) -> bool {
+        self.image != pool.image
+    }
+
+    /// Whether it asks for work, or does some.
+    pub(super) fn serves(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
+        self.phase == Phase::Running && (self.busy || self.is_warm(now, heartbeat_max_age))
+    }
+
+    /// Whether it waits for work.
+    pub(super) fn is_warm(&self, now: Moment, heartbeat_max_age: Duration) -> bool {
+        self.phase == Phase::Running
+            && match self.heartbeat {
+                Heartbeat::Absent => true,
+                Heartbeat::Polling(at) => now.since(at) < heartbeat_max_age,
+                Heartbeat::Other => false,
+            }
+    }
 }
 
 /// How a write ended.
@@ -165,8 +201,8 @@ pub enum Outcome {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Everything that the cluster holds was told once (`true`), or what was told can't be relied on any more (`false`):
-    /// nothing is admitted or withdrawn until it can.
+    /// Everything that the cluster holds was told once (`true`), or what was told can't be relied on any more
+    /// (`false`): nothing is admitted or withdrawn until it can.
     Synced(bool),
     /// A pool is as told.
     Pool(PoolId, Pool),

@@ -1,8 +1,8 @@
 //! What is known of one pool: how many Pods it is taken to have, and whether its owner makes the Pods that it wants.
 //!
-//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so, and a
-//! Pod came when the shell saw it first. Both may be behind, each by its own watch, so for [`Config::owner_lag`] after a
-//! change a Pod of another image proves nothing for good.
+//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so, and
+//! a Pod came when the shell saw it first. Both may be behind, each by its own watch, so for [`Config::owner_lag`]
+//! after a change a Pod of another image proves nothing for good.
 
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;

@@ -16,12 +16,12 @@ pub(super) struct Slots {
 #[derive(Clone, Debug)]
 struct Slot {
     pool: PoolId,
-    hold: Hold,
+    occupant: Occupant,
 }
 
-/// Why a slot is taken.
+/// Whom a slot is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hold {
+pub(super) enum Occupant {
     /// The gate let the Pod go. The slot ends at `until` if the Pod shows nothing of it by then.
     Admitted {
         /// When it ends.
@@ -40,8 +40,8 @@ pub(super) enum Hold {
     },
 }
 
-/// What the leaving of a Pod counts for. In the order in which those who come are taken for successors: where it can't be
-/// told whom a Pod succeeds, it isn't one that the gate took.
+/// What the leaving of a Pod counts for. In the order in which those who come are taken for successors: where it
+/// can't be told whom a Pod succeeds, it isn't one that the gate took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Left {
     /// It ended by itself. It takes no room, but a successor of it is no successor of another.
@@ -58,7 +58,7 @@ pub(super) enum Left {
     Taken,
 }
 
-impl Hold {
+impl Occupant {
     /// Whether the Pod is there.
     pub(super) const fn is_alive(self) -> bool {
         !matches!(self, Self::Departed { .. })
@@ -75,15 +75,15 @@ impl Hold {
                 left: Left::ByItself { until } | Left::InFlight { until },
                 ..
             } if until <= now => None,
-            hold => Some(hold),
+            occupant => Some(occupant),
         }
     }
 }
 
 impl Slots {
-    /// Why this Pod has a slot, if it has one now.
-    pub(super) fn of(&self, now: Moment, pod: &PodId) -> Option<Hold> {
-        self.by_pod.get(pod)?.hold.at(now)
+    /// What this Pod has a slot for, if it has one now.
+    pub(super) fn of(&self, now: Moment, pod: &PodId) -> Option<Occupant> {
+        self.by_pod.get(pod)?.occupant.at(now)
     }
 
     /// The slots of a pool that are taken now.
@@ -91,11 +91,11 @@ impl Slots {
         &self,
         now: Moment,
         pool: &PoolId,
-    ) -> impl Iterator<Item = (&PodId, Hold)> {
+    ) -> impl Iterator<Item = (&PodId, Occupant)> {
         self.by_pod
             .iter()
             .filter(move |(_, slot)| slot.pool == *pool)
-            .filter_map(move |(pod, slot)| Some((pod, slot.hold.at(now)?)))
+            .filter_map(move |(pod, slot)| Some((pod, slot.occupant.at(now)?)))
     }
 
     /// Whether nothing is taken, so that time frees nothing.
@@ -108,20 +108,20 @@ impl Slots {
         let successor = matches!(
             self.of(now, pod),
             Some(
-                Hold::Successor
-                    | Hold::Admitted {
+                Occupant::Successor
+                    | Occupant::Admitted {
                         successor: true,
                         ..
                     }
             )
         );
-        self.insert(pod, pool, Hold::Admitted { until, successor });
+        self.insert(pod, pool, Occupant::Admitted { until, successor });
     }
 
     /// The write that an admission asked for was done, or may have been: its slot counts from now.
     pub(super) fn prolong(&mut self, pod: &PodId, to: Moment) {
         if let Some(Slot {
-            hold: Hold::Admitted { until, .. },
+            occupant: Occupant::Admitted { until, .. },
             ..
         }) = self.by_pod.get_mut(pod)
         {
@@ -132,7 +132,7 @@ impl Slots {
     /// The write that an admission asked for certainly wasn't done: the slot is what it was before.
     pub(super) fn refuse(&mut self, now: Moment, pod: &PodId) {
         if let Some(Slot {
-            hold: Hold::Admitted { until, .. },
+            occupant: Occupant::Admitted { until, .. },
             ..
         }) = self.by_pod.get_mut(pod)
         {
@@ -142,25 +142,26 @@ impl Slots {
 
     /// This Pod is warm: whom it succeeds has its successor.
     pub(super) fn warm(&mut self, pod: &PodId) {
-        match self.by_pod.get_mut(pod).map(|slot| &mut slot.hold) {
-            Some(Hold::Admitted { successor, .. }) => *successor = false,
-            Some(Hold::Successor) => drop(self.by_pod.remove(pod)),
-            Some(Hold::Departed { .. }) | None => {}
+        match self.by_pod.get_mut(pod).map(|slot| &mut slot.occupant) {
+            Some(Occupant::Admitted { successor, .. }) => *successor = false,
+            Some(Occupant::Successor) => drop(self.by_pod.remove(pod)),
+            Some(Occupant::Departed { .. }) | None => {}
         }
     }
 
     /// This Pod left, and its successor will take its room.
-    pub(super) fn depart(&mut self, pod: &PodId, pool: &PoolId, hold: Hold) {
-        self.insert(pod, pool, hold);
+    pub(super) fn depart(&mut self, pod: &PodId, pool: &PoolId, occupant: Occupant) {
+        self.insert(pod, pool, occupant);
     }
 
-    /// A Pod came into a pool: it succeeds one that left. Whether that one's slot is to be kept until the new Pod is warm.
+    /// A Pod came into a pool: it succeeds one that left. Whether that one's slot is to be kept until the new Pod is
+    /// warm.
     pub(super) fn succeed(&mut self, now: Moment, pool: &PoolId) -> bool {
         let first = self
             .in_pool(now, pool)
-            .filter_map(|(pod, hold)| match hold {
-                Hold::Departed { since, left } => Some((left, since, pod)),
-                Hold::Admitted { .. } | Hold::Successor => None,
+            .filter_map(|(pod, occupant)| match occupant {
+                Occupant::Departed { since, left } => Some((left, since, pod)),
+                Occupant::Admitted { .. } | Occupant::Successor => None,
             })
             .min()
             .map(|(_, _, pod)| pod.clone());
@@ -170,8 +171,8 @@ impl Slots {
         let slot = self.by_pod.remove(&first);
         slot.is_some_and(|slot| {
             matches!(
-                slot.hold,
-                Hold::Departed {
+                slot.occupant,
+                Occupant::Departed {
                     left: Left::Taken,
                     ..
                 }
@@ -181,13 +182,13 @@ impl Slots {
 
     /// This Pod succeeds one that the gate took.
     pub(super) fn await_warm(&mut self, pod: &PodId, pool: &PoolId) {
-        self.insert(pod, pool, Hold::Successor);
+        self.insert(pod, pool, Occupant::Successor);
     }
 
     /// The pool has all the Pods that it shall have: nobody is owed a successor.
     pub(super) fn forgive(&mut self, pool: &PoolId) {
         self.by_pod
-            .retain(|_, slot| slot.pool != *pool || slot.hold.is_alive());
+            .retain(|_, slot| slot.pool != *pool || slot.occupant.is_alive());
     }
 
     /// The pool is gone.
@@ -197,17 +198,17 @@ impl Slots {
 
     /// Removes what time has ended.
     pub(super) fn tick(&mut self, now: Moment) {
-        self.by_pod.retain(|_, slot| match slot.hold.at(now) {
-            Some(hold) => {
-                slot.hold = hold;
+        self.by_pod.retain(|_, slot| match slot.occupant.at(now) {
+            Some(occupant) => {
+                slot.occupant = occupant;
                 true
             }
             None => false,
         });
     }
 
-    fn insert(&mut self, pod: &PodId, pool: &PoolId, hold: Hold) {
+    fn insert(&mut self, pod: &PodId, pool: &PoolId, occupant: Occupant) {
         let pool = pool.clone();
-        self.by_pod.insert(pod.clone(), Slot { pool, hold });
+        self.by_pod.insert(pod.clone(), Slot { pool, occupant });
     }
 }

@@ -129,10 +129,10 @@ impl Reason {
         }
     }
 
-    /// Whether it keeps a stale Pod that is free to go until something else changes: the image, its host, or a word of an
-    /// operator.
+    /// Whether it keeps a stale Pod that is free to go until something else changes: the image, its host, or a word
+    /// of an operator.
     #[must_use]
-    pub const fn is_hold(self) -> bool {
+    pub const fn is_block(self) -> bool {
         matches!(
             self,
             Self::NotSynced
@@ -175,7 +175,7 @@ pub enum Verdict {
     /// It may.
     Open(Admission),
     /// It may not.
-    Held(Reason),
+    Blocked(Reason),
 }
 
 /// A Pod as the gate sees it.
@@ -225,7 +225,8 @@ pub struct PoolStatus {
     pub awaited: u32,
     /// Of these: Pods that left so long ago that a successor should be there.
     pub missing: u32,
-    /// Running Pods on Nodes that aren't Ready: nobody knows whether they serve, so they count as the others in flight do.
+    /// Running Pods on Nodes that aren't Ready: nobody knows whether they serve, so they count as the others in
+    /// flight do.
     pub away: u32,
     /// The owner of its Pods makes Pods of another image, as long as that holds it.
     pub lag: Option<Lag>,

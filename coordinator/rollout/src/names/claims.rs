@@ -34,7 +34,8 @@ struct Sides {
 pub struct Claim {
     /// Where; `None`: on all hosts, also those that join later.
     pub hosts: Option<BTreeSet<HostId>>,
-    /// When it was asked for last, in Unix milliseconds. It is kept over restarts: of two claims, the later one has the reference.
+    /// When it was asked for last, in Unix milliseconds. It is kept over restarts: of two claims, the later one has
+    /// the reference.
     pub asked_ms: u64,
     /// Later asks of one life of the coordinator have larger numbers.
     pub number: u64,
@@ -42,8 +43,8 @@ pub struct Claim {
     place: String,
 }
 
-/// What decides which of two claims has a reference: the time of the ask, then the side, then the image. None of them changes with
-/// a restart.
+/// What decides which of two claims has a reference: the time of the ask, then the side, then the image. None of them
+/// changes with a restart.
 type Rank = (u64, bool, Digest);
 
 /// What a text is on a host's disk: two references with one place contend for it.
@@ -72,7 +73,8 @@ pub struct Wanted {
     pub hosts: Option<BTreeSet<HostId>>,
     /// Where what is there is kept.
     pub held: BTreeSet<HostId>,
-    /// Who may have what it holds: every host for which anybody asked for it, whoever has its names there. `None`: all hosts.
+    /// Who may have what it holds: every host for which anybody asked for it, whoever has its names there. `None`:
+    /// all hosts.
     pub entitled: Option<BTreeSet<HostId>>,
 }
 
@@ -112,7 +114,8 @@ impl Claims {
         self.number
     }
 
-    /// The time of an ask that comes now, in Unix milliseconds: later than all before, also where the clock was set back.
+    /// The time of an ask that comes now, in Unix milliseconds: later than all before, also where the clock was set
+    /// back.
     #[must_use]
     pub fn asked_now(&self, now_ms: u64) -> u64 {
         let sides = self.images.values();
@@ -121,9 +124,9 @@ impl Claims {
         newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)))
     }
 
-    /// Operators asked for this image under this reference at this time, there and where they wanted it before. The reference, however
-    /// it is written, is taken from images for which operators asked before; those are returned. Nothing changes where another image
-    /// was asked for later.
+    /// Operators asked for this image under this reference at this time, there and where they wanted it before. The
+    /// reference, however it is written, is taken from images for which operators asked before; those are returned.
+    /// Nothing changes where another image was asked for later.
     pub fn ask(
         &mut self,
         image: Digest,
@@ -196,8 +199,8 @@ impl Claims {
         self.tidy();
     }
 
-    /// Operators don't want this image any more, under one of its references or under any. The references that they wanted it
-    /// under; what the cluster wants stays.
+    /// Operators don't want this image any more, under one of its references or under any. The references that they
+    /// wanted it under; what the cluster wants stays.
     ///
     /// # Errors
     /// When operators didn't ask for it.
@@ -499,7 +502,8 @@ mod tests {
         };
         claims.place(image(1), placement);
         assert_eq!(entitled(&claims), some(&["x", "y", "z"]));
-        // an object of the cluster that takes a name on some hosts changes where the image is wanted, and not who may have it
+        // an object of the cluster that takes a name on some hosts changes where the image is wanted, and not who may
+        // have it
         let other = Placement {
             references: [("r/i:v1".to_string(), u64::MAX)].into(),
             hosts: some(&["x"]),
@@ -692,7 +696,8 @@ mod tests {
             }
         }
 
-        /// Who has a reference doesn't depend on the order in which what was asked for before a start becomes known again.
+        /// Who has a reference doesn't depend on the order in which what was asked for before a start becomes known
+        /// again.
         #[test]
         fn a_start_changes_nobodys_names(
             steps in proptest::collection::vec((0u8..3, 0u8..3, 0u8..2, 0u8..8, 0u8..9), 1..12),

@@ -63,8 +63,9 @@ impl Told {
         self.confirms
     }
 
-    /// These names are wanted there from now on: each with its image and the number of the ask for it. `number` is larger than
-    /// all before; `whole` says that nothing else is wanted there. Whether the host is to be told, by an order with that number.
+    /// These names are wanted there from now on: each with its image and the number of the ask for it. `number` is
+    /// larger than all before; `whole` says that nothing else is wanted there. Whether the host is to be told, by an
+    /// order with that number.
     pub fn tell(
         &mut self,
         now: Moment,

@@ -115,7 +115,7 @@ impl Keeper {
         let verdict = if dry_run {
             match self.gate.explain(&id) {
                 gate::Verdict::Open(_) => Ok(()),
-                gate::Verdict::Held(reason) => Err(reason),
+                gate::Verdict::Blocked(reason) => Err(reason),
             }
         } else {
             self.gate.admit(now, &id).map(drop)

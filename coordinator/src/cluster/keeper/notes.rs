@@ -162,7 +162,7 @@ impl Keeper {
                 continue;
             };
             let (id, node) = (gate::PodId(facts.uid.clone()), facts.node.clone());
-            let gate::Verdict::Held(reason) = self.gate.explain(&id) else {
+            let gate::Verdict::Blocked(reason) = self.gate.explain(&id) else {
                 continue;
             };
             if reason.as_str() != waited {

@@ -205,7 +205,7 @@ impl Keeper {
         let node = facts.and_then(|facts| facts.node.clone());
         let (reason, message) = match verdict {
             Verdict::Open(_) => ("open", "it may drain".to_owned()),
-            Verdict::Held(reason) => {
+            Verdict::Blocked(reason) => {
                 let lag = lag.filter(|_| reason == Reason::OwnerLags);
                 let text = lag.map_or_else(|| reason_text(reason, node.as_deref()), str::to_owned);
                 (reason.as_str(), text)

@@ -533,8 +533,8 @@ fn rolling(conditions: &mut Conditions<'_>, facts: &PrePullFacts, pool: Option<&
 fn holds(pool: &PoolStatus) -> Vec<(&'static str, usize)> {
     let mut many: BTreeMap<&'static str, usize> = BTreeMap::new();
     for pod in pool.pods.iter().filter(|pod| pod.stale) {
-        if let Verdict::Held(reason) = pod.verdict
-            && reason.is_hold()
+        if let Verdict::Blocked(reason) = pod.verdict
+            && reason.is_block()
         {
             *many.entry(reason.as_str()).or_default() += 1;
         }

@@ -371,7 +371,10 @@ impl Stand {
             .gate
             .handle(now, gate::Event::Pool(key.pool(), pool));
         let host = "mac-0".parse().unwrap();
-        assert_eq!(self.keeper.gate.held(&key.pool(), &host), Some(Held::Fresh));
+        assert_eq!(
+            self.keeper.gate.presence(&key.pool(), &host),
+            Some(Held::Fresh)
+        );
         self.keeper.act();
     }
 

@@ -541,7 +541,7 @@ impl World {
                     open.insert(*uid);
                     self.is_guarded(at) || !self.checks.open.contains(uid)
                 }
-                Some(Verdict::Held(reason)) => match reason {
+                Some(Verdict::Blocked(reason)) => match reason {
                     Reason::Busy => facts.busy,
                     Reason::Current => !stale,
                     Reason::AlreadyLabelled => facts.labelled,
@@ -566,7 +566,7 @@ impl World {
                 wrong.push((*uid, verdict, facts.place.clone()));
             }
             // silence is a reason only where the host is silent
-            if let (Some(Verdict::Held(Reason::HostUnheard)), Place::On(host)) =
+            if let (Some(Verdict::Blocked(Reason::HostUnheard)), Place::On(host)) =
                 (verdict, &facts.place)
                 && self.office.words.contains_key(host)
             {
@@ -639,7 +639,7 @@ impl World {
         let named = status.pods.iter().all(|pod| {
             matches!(
                 pod.verdict,
-                Verdict::Held(Reason::NoSuccessor { .. } | Reason::ImageMissing | Reason::Current)
+                Verdict::Blocked(Reason::NoSuccessor { .. } | Reason::ImageMissing | Reason::Current)
             )
         });
         named && (self.taken(at) == most || status.stale == 0)
@@ -656,7 +656,7 @@ impl World {
                 let pods: Vec<String> = status
                     .iter()
                     .flat_map(|status| &status.pods)
-                    .filter(|pod| pod.verdict != Verdict::Held(Reason::Current))
+                    .filter(|pod| pod.verdict != Verdict::Blocked(Reason::Current))
                     .map(|pod| format!("{} on {:?}: {:?}", pod.pod.0, pod.host, pod.verdict))
                     .collect();
                 format!("pool {at}: {}", pods.join("; "))

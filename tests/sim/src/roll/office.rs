@@ -321,7 +321,7 @@ impl World {
         self.office.gate.handle(self.now, event);
         while let Some(action) = self.office.gate.poll() {
             let (id, change) = match action {
-                Action::Held(_, reason) => {
+                Action::Blocked(_, reason) => {
                     *self.outcome.denials.entry(reason.as_str()).or_default() += 1;
                     continue;
                 }

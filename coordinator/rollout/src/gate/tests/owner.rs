@@ -1,5 +1,7 @@
 //! Who makes a pool's Pods: owners that lag, lead, say nothing or make nothing, and the places of Pods that left.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// This many stale Pods on nodes that hold the new image.
@@ -29,7 +31,7 @@ fn a_place_whose_successor_never_comes_stays_taken_and_is_named() {
     for (at, reason, missing) in [(2, reached, 0), (60, reached, 0), (61, never, 1)] {
         seen_by_all(&mut gate, at, 9);
         gate.handle(second(at), Event::Tick);
-        assert_eq!(gate.explain(&id(1)), Verdict::Held(reason), "{at}");
+        assert_eq!(gate.explain(&id(1)), Verdict::Blocked(reason), "{at}");
         let status = gate.status(&pool_id()).unwrap();
         assert_eq!((status.awaited, status.missing), (1, missing));
     }
@@ -109,7 +111,7 @@ fn a_stale_pod_that_comes_after_the_image_shows_an_owner_that_lags() {
     gate.handle(second(2), Event::Pod(id(50), stale.clone()));
     // it isn't reaped, keeps the place of the one that left, and nobody else goes
     assert_eq!(writes(&mut gate), []);
-    let lags = Verdict::Held(Reason::OwnerLags);
+    let lags = Verdict::Blocked(Reason::OwnerLags);
     assert_eq!(gate.explain(&id(50)), lags);
     assert_eq!(gate.explain(&id(1)), lags);
     let status = gate.status(&pool_id()).unwrap();
@@ -197,9 +199,9 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
         gate.handle(second(0), Event::Pod(id(at), pod(at)));
     }
     gate.handle(second(0), Event::Synced(true));
-    assert_eq!(gate.explain(&id(0)), Verdict::Held(Reason::OwnerUnread));
+    assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerUnread));
     gate.handle(second(0), Event::Pool(pool_id(), with(old(), NEW)));
-    assert_eq!(gate.explain(&id(0)), Verdict::Held(Reason::OwnerLags));
+    assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
     let lag = gate.status(&pool_id()).unwrap().lag.unwrap();
     assert_eq!((lag.pod, lag.said), (None, true));
     // that it can't be read for a while, is read again, or an operator lets the pool go on, changes nothing
@@ -214,7 +216,7 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     gate.handle(second(81), Event::Pool(pool_id(), paused));
     gate.handle(second(81), Event::Pool(pool_id(), with(old(), NEW)));
     assert_eq!(writes(&mut gate), []);
-    assert_eq!(gate.explain(&id(0)), Verdict::Held(Reason::OwnerLags));
+    assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
     // it agrees
     gate.handle(second(82), Event::Pool(pool_id(), with(new(), NEW)));
     assert_eq!(writes(&mut gate), [Action::Label(id(0))]);
@@ -222,7 +224,7 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     let mut gate = fleet(9, 5);
     actions(&mut gate);
     gate.handle(second(1), Event::Pool(pool_id(), with(new(), OLD)));
-    assert_eq!(gate.explain(&id(1)), Verdict::Held(Reason::Current));
+    assert_eq!(gate.explain(&id(1)), Verdict::Blocked(Reason::Current));
     let early = Pod {
         image: NEW.into(),
         phase: Phase::Pending,
@@ -231,7 +233,7 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
     };
     gate.handle(second(70), Event::PodGone(id(3)));
     gate.handle(second(70), Event::Pod(id(50), early));
-    assert_eq!(gate.explain(&id(50)), Verdict::Held(Reason::OwnerLags));
+    assert_eq!(gate.explain(&id(50)), Verdict::Blocked(Reason::OwnerLags));
     seen_by_all(&mut gate, 71, 9);
     gate.handle(second(71), Event::Pool(pool_id(), with(new(), NEW)));
     assert_eq!(gate.status(&pool_id()).unwrap().lag, None);
@@ -241,7 +243,7 @@ fn what_an_owner_says_holds_a_pool_before_any_pod_is_lost() {
         away: 0,
         cap: 1,
     };
-    assert_eq!(gate.explain(&id(1)), Verdict::Held(reached));
+    assert_eq!(gate.explain(&id(1)), Verdict::Blocked(reached));
 }
 
 #[test]
@@ -364,7 +366,7 @@ fn a_gate_that_takes_over_knows_who_lagged_and_who_is_awaited() {
             ..pool(9, 34)
         };
         gate.handle(second(1), Event::Pool(pool_id(), same));
-        assert_eq!(gate.explain(&id(0)), Verdict::Held(Reason::OwnerLags));
+        assert_eq!(gate.explain(&id(0)), Verdict::Blocked(Reason::OwnerLags));
     }
 }
 
@@ -669,8 +671,8 @@ impl Owned {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever owner and pool mean, and whoever ends, no more Pods are taken than the cap, unless the pool's image makes
-    /// labelled Pods stale again; and nothing is let go while the owner is known to make another image.
+    /// Whatever owner and pool mean, and whoever ends, no more Pods are taken than the cap, unless the pool's image
+    /// makes labelled Pods stale again; and nothing is let go while the owner is known to make another image.
     #[test]
     fn whatever_owners_make_no_more_pods_are_taken_than_the_cap(
         percent in prop_oneof![Just(5), Just(25), Just(50)],

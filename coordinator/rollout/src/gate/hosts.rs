@@ -1,0 +1,148 @@
+//! The hosts that Pods run on: whether their Nodes take Pods, and which images they hold.
+
+use alloc::collections::BTreeMap;
+use core::time::Duration;
+
+use proto::{HostId, Moment};
+
+use super::{Config, Phase, Place, Pod, Pool, Reason};
+use crate::presence::{Held, Holdings, Presence};
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    ready: bool,
+    schedulable: bool,
+}
+
+/// Hosts of a pool that are Ready and take Pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ready {
+    /// Those that hold the pool's image, and said so lately.
+    pub(super) have: u32,
+    /// All of them.
+    pub(super) usable: u32,
+}
+
+/// The hosts that Pods run on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hosts {
+    nodes: BTreeMap<HostId, Node>,
+    presence: Presence,
+}
+
+impl Hosts {
+    /// A Node is as told.
+    pub(super) fn set_node(&mut self, host: HostId, ready: bool, schedulable: bool) {
+        self.nodes.insert(host, Node { ready, schedulable });
+    }
+
+    /// There is no such Node any more. Its agent's word stands: the agent may go on without the Node, and says only
+    /// once what it holds.
+    pub(super) fn drop_node(&mut self, host: &HostId) {
+        self.nodes.remove(host);
+    }
+
+    /// A host says what it holds, all of it, as it looked `at` that moment.
+    pub(super) fn report(&mut self, at: Moment, host: HostId, holdings: Holdings) {
+        self.presence.report(at, host, holdings);
+    }
+
+    /// A host looked again `at` that moment, and nothing changed. Returns how old its word had become, where it had
+    /// one.
+    pub(super) fn seen(&mut self, at: Moment, host: &HostId) -> Option<Duration> {
+        self.presence.seen(at, host)
+    }
+
+    /// What is known of a pool's image on a host; `None` until the image is resolved.
+    pub(super) fn presence(
+        &self,
+        now: Moment,
+        pool: &Pool,
+        host: &HostId,
+        config: &Config,
+    ) -> Option<Held> {
+        let digest = pool.digest.as_ref()?;
+        let max_age = config.presence_max_age;
+        Some(self.presence.of(now, host, &pool.image, digest, max_age))
+    }
+
+    /// Whether this Pod's Node isn't Ready: nobody knows whether the Pod serves.
+    pub(super) fn is_away(&self, pod: &Pod) -> bool {
+        match &pod.place {
+            Place::On(host) => self.nodes.get(host).is_some_and(|node| !node.ready),
+            Place::Unscheduled | Place::Elsewhere => false,
+        }
+    }
+
+    /// Hosts of the pool that are Ready and take Pods.
+    pub(super) fn ready(&self, now: Moment, pool: &Pool, config: &Config) -> Ready {
+        let mut ready = Ready::default();
+        for host in &pool.hosts {
+            let node = self.nodes.get(host);
+            if node.is_some_and(|node| node.ready && node.schedulable) {
+                let held = self.presence(now, pool, host, config);
+                ready.usable += 1;
+                ready.have += u32::from(held == Some(Held::Fresh));
+            }
+        }
+        ready
+    }
+
+    /// Whether the pool's image is where this Pod's successor would run.
+    ///
+    /// # Errors
+    /// Why it isn't, or isn't known to be.
+    pub(super) fn check(
+        &self,
+        now: Moment,
+        pod: &Pod,
+        pool: &Pool,
+        config: &Config,
+    ) -> Result<(), Reason> {
+        match &pod.place {
+            Place::On(host) => self.check_node(now, host, pool, config),
+            Place::Unscheduled if pod.phase == Phase::Pending => {
+                if pool.proceeds(now) {
+                    return Ok(());
+                }
+                if pool.digest.is_none() {
+                    return Err(Reason::ImageUnresolved);
+                }
+                let Ready { have, usable } = self.ready(now, pool, config);
+                let share = u64::from(usable) * u64::from(config.enough_percent.min(100));
+                let need = u32::try_from(share.div_ceil(100)).unwrap_or(usable).max(1);
+                if have < need {
+                    return Err(Reason::TooFewHosts { have, need });
+                }
+                Ok(())
+            }
+            Place::Unscheduled | Place::Elsewhere => Err(Reason::NodeUnknown),
+        }
+    }
+
+    fn check_node(
+        &self,
+        now: Moment,
+        host: &HostId,
+        pool: &Pool,
+        config: &Config,
+    ) -> Result<(), Reason> {
+        let node = self.nodes.get(host).ok_or(Reason::NodeUnknown)?;
+        if !node.ready {
+            return Err(Reason::NodeNotReady);
+        }
+        if !node.schedulable {
+            return Err(Reason::NodeCordoned);
+        }
+        if pool.proceeds(now) {
+            return Ok(());
+        }
+        let held = self.presence(now, pool, host, config);
+        match held.ok_or(Reason::ImageUnresolved)? {
+            Held::Fresh => Ok(()),
+            Held::Old(age) => Err(Reason::PresenceOld(age)),
+            Held::Missing => Err(Reason::ImageMissing),
+            Held::Unheard => Err(Reason::HostUnheard),
+        }
+    }
+}

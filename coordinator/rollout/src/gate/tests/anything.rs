@@ -1,0 +1,199 @@
+//! Any events in any order: which rules always hold.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Wait(u64),
+    Pod(usize, u8, bool, bool, u8),
+    Gone(usize),
+    Hold(usize, bool),
+    Seen(usize),
+    Node(usize, bool, bool),
+    NodeGone(usize),
+    Pool(i32, i32, bool, bool),
+    Written(usize, u8),
+    Synced(bool),
+}
+
+const PODS: usize = 6;
+const HOSTS: usize = 4;
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0u64..40).prop_map(Step::Wait),
+        (0..PODS, 0u8..8, any::<bool>(), any::<bool>(), 0u8..4)
+            .prop_map(|(a, b, c, d, e)| Step::Pod(a, b, c, d, e)),
+        (0..PODS).prop_map(Step::Gone),
+        (0..HOSTS, any::<bool>()).prop_map(|(a, b)| Step::Hold(a, b)),
+        (0..HOSTS).prop_map(Step::Seen),
+        (0..HOSTS, any::<bool>(), any::<bool>()).prop_map(|(a, b, c)| Step::Node(a, b, c)),
+        (0..HOSTS).prop_map(Step::NodeGone),
+        (0i32..80, 0i32..120, any::<bool>(), any::<bool>())
+            .prop_map(|(a, b, c, d)| Step::Pool(a, b, c, d)),
+        (0..PODS, 0u8..3).prop_map(|(a, b)| Step::Written(a, b)),
+        any::<bool>().prop_map(Step::Synced),
+    ]
+}
+
+fn event(step: &Step, now: Moment) -> Event {
+    match *step {
+        Step::Wait(_) => Event::Tick,
+        Step::Pod(at, state, labelled, busy, place) => Event::Pod(
+            id(at),
+            Pod {
+                image: if state & 1 == 0 { OLD } else { NEW }.into(),
+                phase: [Phase::Running, Phase::Running, Phase::Pending, Phase::Ended]
+                    [usize::from(state >> 1)],
+                labelled,
+                busy,
+                place: match place {
+                    0 => Place::Unscheduled,
+                    1 => Place::Elsewhere,
+                    _ => Place::On(host(at % HOSTS)),
+                },
+                heartbeat: if place == 3 {
+                    Heartbeat::Polling(now)
+                } else {
+                    Heartbeat::Absent
+                },
+                ..pod(at)
+            },
+        ),
+        Step::Gone(at) => Event::PodGone(id(at)),
+        Step::Hold(at, new) => {
+            Event::Holds(host(at), holds(if new { NEW } else { OLD }), Duration::ZERO)
+        }
+        Step::Seen(at) => Event::Seen(host(at), Duration::ZERO),
+        Step::Node(at, ready, schedulable) => Event::Node {
+            host: host(at),
+            ready,
+            schedulable,
+        },
+        Step::NodeGone(at) => Event::NodeGone(host(at)),
+        Step::Pool(replicas, percent, new, own) => {
+            let image = if new { NEW } else { OLD };
+            Event::Pool(
+                pool_id(),
+                Pool {
+                    image: image.into(),
+                    digest: Some(digest(image)),
+                    mode: if own { Mode::Own } else { Mode::Guard },
+                    hosts: (0..HOSTS).map(host).collect(),
+                    ..pool(replicas, percent)
+                },
+            )
+        }
+        Step::Written(at, outcome) => Event::Written(
+            id(at),
+            [Outcome::Done, Outcome::Refused, Outcome::Unknown][usize::from(outcome)],
+        ),
+        Step::Synced(synced) => Event::Synced(synced),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_happens_admissions_keep_the_rules(steps in prop::collection::vec(step(), 1..80)) {
+        let mut gate = Gate::new(Config::default());
+        let mut now = second(0);
+        // what was told, kept apart from the gate's own books
+        let mut pods: BTreeMap<PodId, Pod> = BTreeMap::new();
+        let mut held: BTreeMap<HostId, (Moment, Holdings)> = BTreeMap::new();
+        let mut nodes: BTreeMap<HostId, bool> = BTreeMap::new();
+        let mut rule: Option<Pool> = None;
+        let mut synced = false;
+        for step in &steps {
+            if let Step::Wait(seconds) = step {
+                now += Duration::from_secs(*seconds);
+            }
+            let event = event(step, now);
+            match &event {
+                Event::Pod(id, pod) => { pods.insert(id.clone(), pod.clone()); }
+                Event::PodGone(id) => { pods.remove(id); }
+                Event::Holds(host, holdings, _) => { held.insert(host.clone(), (now, holdings.clone())); }
+                Event::Seen(host, _) => if let Some(word) = held.get_mut(host) { word.0 = now; },
+                Event::Node { host, ready, schedulable } => { nodes.insert(host.clone(), *ready && *schedulable); }
+                // the agent's word outlives the Node, for as long as any word counts
+                Event::NodeGone(host) => { nodes.remove(host); }
+                Event::Pool(_, pool) => rule = Some(pool.clone()),
+                Event::Synced(is) => synced = *is,
+                _ => {}
+            }
+            gate.handle(now, event);
+            let mut admitted = false;
+            for action in actions(&mut gate) {
+                prop_assert!(synced);
+                let rule = rule.as_ref().unwrap();
+                let fresh = |pod: &Pod| match &pod.place {
+                    Place::On(host) => held.get(host).is_some_and(|(at, holdings)| {
+                        now.since(*at) <= Duration::from_secs(30)
+                            && holdings.get(&digest(&rule.image)).is_some_and(|names| names.contains(&rule.image))
+                    }),
+                    _ => false,
+                };
+                match action {
+                    Action::Label(id) => {
+                        admitted = true;
+                        let pod = &pods[&id];
+                        prop_assert_eq!(rule.mode, Mode::Own);
+                        prop_assert!(pod.is_alive() && !pod.busy && !pod.labelled && pod.image != rule.image);
+                        prop_assert_eq!(pod.phase, Phase::Running);
+                        prop_assert!(fresh(pod));
+                        let Place::On(host) = &pod.place else { unreachable!() };
+                        prop_assert_eq!(nodes.get(host), Some(&true));
+                    }
+                    Action::Reap(id) => {
+                        admitted = true;
+                        let pod = &pods[&id];
+                        prop_assert_eq!(rule.mode, Mode::Own);
+                        prop_assert!(pod.is_alive() && !pod.busy && pod.image != rule.image);
+                        prop_assert_eq!(pod.phase, Phase::Pending);
+                    }
+                    Action::Unlabel(id, why) => {
+                        let pod = &pods[&id];
+                        prop_assert_eq!(rule.mode, Mode::Own);
+                        prop_assert!(pod.labelled && !pod.busy && pod.is_alive());
+                        prop_assert_eq!(why == Withdrawal::Current, pod.image == rule.image);
+                        prop_assert!(why == Withdrawal::Current || !fresh(pod));
+                    }
+                    Action::Blocked(id, _) => prop_assert!(pods.contains_key(&id)),
+                }
+            }
+            if let Some(status) = gate.status(&pool_id()) {
+                if admitted {
+                    prop_assert!(status.in_flight + status.reserved <= status.cap);
+                }
+                // to the letter, by another hand
+                let rule = rule.as_ref().unwrap();
+                let alive: Vec<&Pod> = pods.values().filter(|pod| pod.is_alive()).collect();
+                let stale = alive.iter().filter(|pod| pod.image != rule.image).count();
+                let labelled = alive.iter().filter(|pod| pod.image != rule.image && pod.labelled).count();
+                let cold = alive.iter().filter(|pod| {
+                    pod.image == rule.image && !pod.busy && !(pod.phase == Phase::Running && match pod.heartbeat {
+                        Heartbeat::Polling(at) => now.since(at) < Duration::from_secs(300),
+                        _ => true,
+                    })
+                }).count();
+                let letter = labelled + if stale > 0 { cold } else { 0 };
+                prop_assert_eq!(status.in_flight as usize, letter);
+                prop_assert_eq!(status.stale as usize, stale);
+                // progress: who waits has a reason, and it isn't that it could go
+                for pod in &status.pods {
+                    if rule.mode == Mode::Own {
+                        prop_assert!(!matches!(pod.verdict, Verdict::Open(_)));
+                    }
+                }
+            }
+            for at in 0..PODS {
+                let explained = gate.explain(&id(at));
+                let admitted = gate.clone().admit(now, &id(at));
+                prop_assert_eq!(explained, admitted.map_or_else(Verdict::Blocked, Verdict::Open));
+            }
+        }
+    }
+}
