@@ -1,175 +1,245 @@
 //! Rolls: the real gate in a seeded cluster with virtual time.
 //!
-//! The world holds what is true: pools, Pods, nodes, what hosts hold. The office tells the gate what watches and agents
-//! would, late and in another order, and carries out its writes, some of which fail or lose their answers. The checks
-//! go by what is true and by what was told, never by the gate's own books.
+//! The world holds what is true: pools, Pods, nodes, what hosts hold. The office is a coordinator: it tells the gate
+//! what watches and agents would, late and in another order, and carries out the gate's writes, some of which fail or
+//! lose their answers. The checks go by what is true and by what was told, never by the gate's own books.
 
 mod check;
-mod fault;
+mod cluster;
+mod coordinator;
+mod due;
+mod faults;
 mod office;
 mod outcome;
+mod scenario;
+mod tally;
+mod watches;
 mod world;
 
+use std::{cmp::Reverse, time::Duration};
+
+use proto::Digest;
+use rollout::gate::{self, Before, Mode, OnDeadline, PoolId, Template};
+
+use self::{
+    check::{check_places, is_rolled, sample, say_who_waits},
+    cluster::{boot, end, job_done, poll, read_owner, reconcile, remove, warm_up},
+    coordinator::{answer, effect, hear, look, other_controller, see, start, tick, write_statuses},
+    due::Due,
+    faults::{autoscale, fault as happen, plan_faults},
+    world::{Host, IMAGES, Image, Owner, PODS_PER_HOST, POOLS, Pool, ROLL_AT, World},
+};
+
 pub use outcome::Outcome;
+pub use scenario::{Scenario, Setup};
 
-/// What happens during the roll.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
-    /// Nothing but the usual: jobs, late watches, writes that conflict or lose their answers.
-    Roll,
-    /// Pools grow by half in mid-roll.
-    Scale,
-    /// Pools go back to the old image in mid-roll, half of them forward again later.
-    Rollback,
-    /// The new reference names the same digest.
-    Retag,
-    /// Hosts are lost, cordoned, NotReady, and taken out and back in.
-    Hosts,
-    /// A third of the hosts lose the image after it was staged, for a while.
-    Prune,
-    /// A quarter of the agents fall silent, two of them for good.
-    Silent,
-    /// The coordinator is restarted in every second step that writes.
-    GateRestart,
-    /// Replicas are patched every 5 s.
-    Autoscale,
-    /// Every cap is one.
-    CapOne,
-    /// Another controller labels whatever it may, and asks.
-    Guard,
-    /// Pools are paused for a while, their images are resolved late, and deadlines pass: half of them let Pods go.
-    Operator,
-    /// What a pool's owner makes changes seconds to minutes after the pool's image.
-    TemplateLags,
-    /// And before it; Pods end by themselves in between.
-    TemplateLeads,
-    /// Pool and owner spell one digest in two ways, until somebody mends one of them.
-    TwoSpellings,
-    /// Owners make no Pods any more; half of them are back after minutes.
-    NoOwner,
-}
+/// Room that is left for scale-ups, in per cent.
+const FREE_PERCENT: usize = 20;
 
-impl Scenario {
-    /// Every scenario.
-    pub const ALL: [Self; 16] = [
-        Self::Roll,
-        Self::Scale,
-        Self::Rollback,
-        Self::Retag,
-        Self::Hosts,
-        Self::Prune,
-        Self::Silent,
-        Self::GateRestart,
-        Self::Autoscale,
-        Self::CapOne,
-        Self::Guard,
-        Self::Operator,
-        Self::TemplateLags,
-        Self::TemplateLeads,
-        Self::TwoSpellings,
-        Self::NoOwner,
-    ];
+/// One Pod's way at its worst: a slot or place that waits for nobody, poll, exit, reconcile, a boot that pulls.
+const CYCLE: Duration = Duration::from_secs(330);
 
-    /// Whether nobody but the gate takes a Pod, where there are no jobs.
-    pub(crate) const fn is_quiet(self) -> bool {
-        matches!(
-            self,
-            Self::Roll
-                | Self::CapOne
-                | Self::Retag
-                | Self::TemplateLags
-                | Self::TemplateLeads
-                | Self::TwoSpellings
-                | Self::NoOwner
-        )
-    }
+/// And once: the slowest staging, the longest job, the longest wait after refused writes.
+const SETTLE: Duration = Duration::from_secs(700);
 
-    /// Its name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Roll => "roll",
-            Self::Scale => "scale",
-            Self::Rollback => "rollback",
-            Self::Retag => "retag",
-            Self::Hosts => "hosts",
-            Self::Prune => "prune",
-            Self::Silent => "silent",
-            Self::GateRestart => "gate-restart",
-            Self::Autoscale => "autoscale",
-            Self::CapOne => "cap-one",
-            Self::Guard => "guard",
-            Self::Operator => "operator",
-            Self::TemplateLags => "template-lags",
-            Self::TemplateLeads => "template-leads",
-            Self::TwoSpellings => "two-spellings",
-            Self::NoOwner => "no-owner",
-        }
-    }
+const SAMPLE_EVERY: Duration = Duration::from_secs(2);
 
-    /// What happens in it.
-    #[must_use]
-    pub const fn about(self) -> &'static str {
-        match self {
-            Self::Roll => "six pools that share the fleet roll to new images",
-            Self::Scale => "pools grow by half in mid-roll",
-            Self::Rollback => "pools roll back in mid-roll, half of them forward again",
-            Self::Retag => "the new reference names the same digest",
-            Self::Hosts => "hosts are lost, cordoned, NotReady, taken out and back in",
-            Self::Prune => "a third of the hosts lose the image after staging",
-            Self::Silent => "a quarter of the agents fall silent, two for good",
-            Self::GateRestart => "the coordinator restarts in every second step that writes",
-            Self::Autoscale => "replicas are patched every 5 s",
-            Self::CapOne => "every cap is one",
-            Self::Guard => "another controller labels greedily, and asks the gate",
-            Self::Operator => "pools are paused, images are resolved late, deadlines pass",
-            Self::TemplateLags => "what owners make changes long after the pools' images",
-            Self::TemplateLeads => "and long before them, with Pods that end in between",
-            Self::TwoSpellings => "pools and owners spell one digest in two ways, for a while",
-            Self::NoOwner => "owners make no Pods any more, half of them for good",
-        }
-    }
+/// What an owner makes is read this often.
+const READ_EVERY: Duration = Duration::from_secs(5);
 
-    /// The scenario of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|scenario| scenario.name() == name)
-    }
-}
-
-/// A roll's circumstances.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// What happens.
-    pub scenario: Scenario,
-    /// Hosts, each with room for two Pods.
-    pub hosts: usize,
-    /// The seed.
-    pub seed: u64,
-    /// The gate's numbers.
-    pub gate: rollout::gate::Config,
-    /// The gate is told of a warm successor as soon as a Pod left, which isn't there: to see that the checks see it.
-    pub phantoms: bool,
-}
-
-impl Setup {
-    /// The gate's own numbers.
-    #[must_use]
-    pub fn new(scenario: Scenario, hosts: usize, seed: u64) -> Self {
-        Self {
-            scenario,
-            hosts,
-            seed,
-            gate: rollout::gate::Config::default(),
-            phantoms: false,
-        }
+/// What a pool runs at first.
+const fn first_image(scenario: Scenario, pool: usize) -> usize {
+    match scenario {
+        // half of them have rolled before
+        Scenario::TwoSpellings => pool * IMAGES + pool % 2,
+        _ => pool * IMAGES,
     }
 }
 
 /// Runs a roll to its end.
 #[must_use]
 pub fn run(setup: &Setup) -> Outcome {
-    world::World::new(setup).run()
+    let mut world = World::new(setup);
+    populate(&mut world);
+    run_to_end(&mut world)
+}
+
+/// Makes the cluster as it is before the roll, and plans what happens to it.
+fn populate(world: &mut World) {
+    let scenario = world.setup.scenario;
+    world.jobs_percent = *world.one_of(&[0, 1, 5]);
+    if scenario == Scenario::NoOwner {
+        world.jobs_percent = 0;
+    }
+    for at in 0..POOLS {
+        for tag in ["old", "new"] {
+            let reference = format!("registry.test/xcode-{at}:{tag}");
+            let named = if scenario == Scenario::Retag {
+                "old"
+            } else {
+                tag
+            };
+            let digest = Digest::of(format!("{at} {named}").as_bytes());
+            world.images.push(Image { reference, digest });
+        }
+        let digest = world.images[at * IMAGES + 1].digest;
+        let reference = format!("registry.test/xcode-{at}@{digest}");
+        world.images.push(Image { reference, digest });
+    }
+    for at in 0..world.setup.hosts {
+        let id = format!("mini-{at}").parse().expect("a host's name");
+        world.hosts.push(Host {
+            id,
+            exists: true,
+            ready: true,
+            schedulable: true,
+            holds: (0..POOLS).map(|at| first_image(scenario, at)).collect(),
+            speaks_from: Some(world.now),
+        });
+        let first = world.between(0, 5_000);
+        world.push(first, Due::Look(at));
+    }
+    let free = match scenario {
+        Scenario::Scale | Scenario::Autoscale => 2 * FREE_PERCENT + 5,
+        _ => FREE_PERCENT,
+    };
+    let room = world.setup.hosts * PODS_PER_HOST * (100 - free) / 100;
+    let replicas = i32::try_from((room / POOLS).max(1)).unwrap_or(i32::MAX);
+    for at in 0..POOLS {
+        let percent = match scenario {
+            Scenario::CapOne => 5,
+            _ => *world.one_of(&[5, 10, 20, 50]),
+        };
+        let heartbeats = world.below(2) == 0;
+        let image = first_image(scenario, at);
+        let owner = match scenario {
+            Scenario::TemplateLags | Scenario::TemplateLeads | Scenario::TwoSpellings => {
+                let read = match world.below(3) {
+                    0 => Template::Unknown,
+                    _ => Template::Unread,
+                };
+                let first = world.between(0, 5_000);
+                world.push(first, Due::Read(at));
+                Owner::Template { image, read }
+            }
+            _ => Owner::Pool,
+        };
+        world.pools.push(Pool {
+            id: PoolId(format!("runners/xcode-{at}")),
+            image,
+            owner,
+            makes: true,
+            makes_since: world.now,
+            agrees_since: Some(world.now),
+            ended: 0,
+            written: Before::default(),
+            percent,
+            replicas,
+            base: replicas,
+            mode: if scenario == Scenario::Guard {
+                Mode::Guard
+            } else {
+                Mode::Own
+            },
+            heartbeats,
+            paused: false,
+            resolved: true,
+            deadline: None,
+            on_deadline: OnDeadline::Hold,
+            owed: Vec::new(),
+            gaps: 0,
+        });
+        world.push(Duration::ZERO, Due::Reconcile(at));
+    }
+    world.push(Duration::ZERO, Due::Start(0));
+    world.push(SAMPLE_EVERY, Due::Sample);
+    plan_faults(world);
+}
+
+/// Runs the world to the end of the roll.
+fn run_to_end(world: &mut World) -> Outcome {
+    loop {
+        let slowest = world
+            .pools
+            .iter()
+            .map(|pool| {
+                u32::try_from(pool.replicas)
+                    .unwrap_or(0)
+                    .div_ceil(gate::cap(pool.percent, pool.replicas))
+            })
+            .max()
+            .unwrap_or(0);
+        let bound = world.calm_at + SETTLE + CYCLE * slowest;
+        let Some(Reverse(entry)) = world.due.pop() else {
+            break;
+        };
+        world.now = entry.at;
+        world.outcome.steps += 1;
+        let sampled = matches!(entry.due, Due::Sample);
+        let outside = matches!(entry.due, Due::Fault(_) | Due::Autoscale(_));
+        take(world, entry.due);
+        check_places(world, outside);
+        if sampled && world.now > world.calm_at {
+            let complete = (0..world.pools.len())
+                .filter(|at| is_rolled(world, *at))
+                .count();
+            world.outcome.complete = complete;
+            if complete == world.pools.len() || world.now > bound {
+                world.outcome.bound_s = bound.since(ROLL_AT).as_secs();
+                break;
+            }
+        }
+    }
+    world.outcome.roll_s = world.now.since(ROLL_AT).as_secs();
+    if world.outcome.complete < world.outcome.pools {
+        say_who_waits(world);
+    }
+    std::mem::take(&mut world.outcome)
+}
+
+fn take(world: &mut World, due: Due) {
+    match due {
+        Due::Reconcile(pool) => {
+            reconcile(world, pool);
+            let again = world.between(2_000, 8_000);
+            world.push(again, Due::Reconcile(pool));
+        }
+        Due::Read(pool) => {
+            read_owner(world, pool);
+            world.push(READ_EVERY, Due::Read(pool));
+        }
+        Due::Boot(uid) => boot(world, uid),
+        Due::Warm(uid) => warm_up(world, uid),
+        Due::Poll(uid) => poll(world, uid),
+        Due::JobDone(uid) => job_done(world, uid),
+        Due::Exit(uid) => end(world, uid),
+        Due::Removed(uid) => remove(world, uid),
+        Due::Staged(host, image) => {
+            world.hosts[host].holds.insert(image);
+        }
+        Due::Look(host) => look(world, host),
+        Due::Word {
+            term,
+            host,
+            looked,
+            holds,
+        } => hear(world, term, host, looked, holds),
+        Due::Sight(term, sight) => see(world, term, sight),
+        Due::Effect(write) => effect(world, write),
+        Due::Answer(write, outcome) => answer(world, &write, outcome),
+        Due::Tick(term) => tick(world, term),
+        Due::Start(term) => start(world, term),
+        Due::Other(pool) => {
+            other_controller(world, pool);
+            let again = world.between(4_000, 10_000);
+            world.push(again, Due::Other(pool));
+        }
+        Due::Autoscale(pool) => autoscale(world, pool),
+        Due::Fault(fault) => happen(world, fault),
+        Due::Sample => {
+            sample(world);
+            write_statuses(world);
+            world.push(SAMPLE_EVERY, Due::Sample);
+        }
+    }
 }

@@ -1,0 +1,289 @@
+//! The controllers of the cluster: Pods are made, scheduled, run, and end.
+
+use std::time::Duration;
+
+use proto::Moment;
+use rollout::gate::{Heartbeat, Phase, Template};
+
+use super::{
+    due::{Due, Sight},
+    watches::{show, show_pool},
+    world::{Owner, PODS_PER_HOST, Pod, World},
+};
+
+/// The Pod is another than before: its version is, and watches see it.
+pub(super) fn changed(world: &mut World, uid: u32) {
+    if let Some(pod) = world.pods.get_mut(&uid) {
+        pod.version += 1;
+        let pod = pod.clone();
+        let facts = world.facts(uid, &pod);
+        show(world, Sight::Pod(uid, pod.version, facts));
+    }
+}
+
+pub(super) fn remove(world: &mut World, uid: u32) {
+    if let Some(pod) = world.pods.remove(&uid) {
+        left(world, &pod);
+        show(world, Sight::PodGone(uid));
+    }
+}
+
+/// A Pod that lived till now doesn't any more. One that became current after it was labelled ended by itself.
+fn left(world: &mut World, pod: &Pod) {
+    let stale = pod.image != world.pools[pod.pool].image;
+    let let_go = pod.admitted && (stale || !pod.labelled);
+    let pool = &mut world.pools[pod.pool];
+    match pod.alive() {
+        true if let_go || pod.successor => pool.owed.push(world.now),
+        true => pool.gaps += 1,
+        false => {}
+    }
+}
+
+pub(super) fn end(world: &mut World, uid: u32) {
+    let Some(pod) = world.pods.get(&uid).cloned() else {
+        return;
+    };
+    left(world, &pod);
+    if let Some(pod) = world.pods.get_mut(&uid) {
+        pod.phase = Phase::Ended;
+    }
+    changed(world, uid);
+}
+
+pub(super) fn delete(world: &mut World, uid: u32) {
+    let Some(pod) = world.pods.get(&uid).cloned() else {
+        return;
+    };
+    left(world, &pod);
+    if let Some(pod) = world.pods.get_mut(&uid) {
+        pod.deleting = true;
+    }
+    changed(world, uid);
+    let takes = world.between(100, 3_000);
+    world.push(takes, Due::Removed(uid));
+}
+
+pub(super) fn reconcile(world: &mut World, at: usize) {
+    let ended: Vec<u32> = world
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.pool == at && pod.phase == Phase::Ended && !pod.deleting)
+        .map(|(uid, _)| *uid)
+        .collect();
+    for uid in ended {
+        remove(world, uid);
+    }
+    let mut alive: Vec<(bool, bool, Moment, u32)> = world
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.pool == at && pod.alive())
+        .map(|(uid, pod)| (pod.busy, pod.phase == Phase::Running, pod.created, *uid))
+        .collect();
+    alive.sort_unstable();
+    let wanted = usize::try_from(world.pools[at].replicas).unwrap_or(0);
+    if world.pools[at].makes {
+        for _ in alive.len()..wanted {
+            create(world, at);
+        }
+        // it has all that it shall have
+        world.pools[at].owed.clear();
+        world.pools[at].gaps = 0;
+    }
+    for (busy, _, _, uid) in alive.iter().take(alive.len().saturating_sub(wanted)) {
+        if !busy {
+            // the pool wants none in its place
+            if let Some(pod) = world.pods.get_mut(uid) {
+                (pod.admitted, pod.successor) = (false, false);
+            }
+            delete(world, *uid);
+        }
+    }
+    schedule(world);
+}
+
+fn create(world: &mut World, at: usize) {
+    let uid = world.next_uid;
+    world.next_uid += 1;
+    let pool = &mut world.pools[at];
+    let fills = pool.gaps > 0;
+    pool.gaps = pool.gaps.saturating_sub(1);
+    let successor = !fills && !pool.owed.is_empty();
+    if successor {
+        pool.owed.remove(0);
+    }
+    let image = pool.made_from();
+    world.pods.insert(
+        uid,
+        Pod {
+            pool: at,
+            image,
+            host: None,
+            phase: Phase::Pending,
+            deleting: false,
+            labelled: false,
+            busy: false,
+            exiting: false,
+            heartbeat: Heartbeat::Absent,
+            created: world.now,
+            version: 0,
+            successor,
+            admitted: false,
+        },
+    );
+    changed(world, uid);
+}
+
+fn schedule(world: &mut World) {
+    let waiting: Vec<u32> = world
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.alive() && pod.host.is_none())
+        .map(|(uid, _)| *uid)
+        .collect();
+    for uid in waiting {
+        let image = world.pods[&uid].image;
+        let mut used = vec![0; world.hosts.len()];
+        for host in world.pods.values().filter_map(|pod| pod.host) {
+            used[host] += 1;
+        }
+        let turn = usize::try_from(world.below(world.hosts.len() as u64)).unwrap_or(0);
+        let many = world.hosts.len();
+        let chosen = (0..many)
+            .map(|at| (at + turn) % many)
+            .filter(|at| {
+                let host = &world.hosts[*at];
+                host.exists && host.ready && host.schedulable && used[*at] < PODS_PER_HOST
+            })
+            .min_by_key(|at| (!world.hosts[*at].holds.contains(&image), used[*at]));
+        let Some(chosen) = chosen else {
+            return;
+        };
+        if let Some(pod) = world.pods.get_mut(&uid) {
+            pod.host = Some(chosen);
+        }
+        changed(world, uid);
+        let takes = if world.hosts[chosen].holds.contains(&image) {
+            world.between(15_000, 30_000)
+        } else {
+            world.between(120_000, 200_000)
+        };
+        world.push(takes, Due::Boot(uid));
+    }
+}
+
+/// The coordinator reads what a pool's owner makes.
+pub(super) fn read_owner(world: &mut World, at: usize) {
+    let pool = &mut world.pools[at];
+    let Owner::Template { image, read } = &mut pool.owner else {
+        return;
+    };
+    if *read == Template::Unknown {
+        return;
+    }
+    let fresh = Template::Image(world.images[*image].reference.clone());
+    if *read != fresh {
+        *read = fresh;
+        show_pool(world, at);
+    }
+}
+
+pub(super) fn boot(world: &mut World, uid: u32) {
+    let Some((pod, host)) = world.pods.get(&uid).and_then(|pod| Some((pod, pod.host?))) else {
+        return;
+    };
+    if !pod.alive() {
+        return;
+    }
+    if !world.hosts[host].ready {
+        let later = world.between(10_000, 11_000);
+        world.push(later, Due::Boot(uid));
+        return;
+    }
+    let (image, pool) = (pod.image, pod.pool);
+    // where it had to be pulled, it is there now
+    world.hosts[host].holds.insert(image);
+    let heartbeats = world.pools[pool].heartbeats;
+    if let Some(pod) = world.pods.get_mut(&uid) {
+        pod.phase = Phase::Running;
+        pod.heartbeat = if heartbeats {
+            Heartbeat::Other
+        } else {
+            Heartbeat::Absent
+        };
+        pod.successor &= heartbeats;
+    }
+    changed(world, uid);
+    let takes = world.between(2_000, 8_000);
+    world.push(takes, Due::Warm(uid));
+}
+
+pub(super) fn warm_up(world: &mut World, uid: u32) {
+    let now = world.now;
+    let Some(pod) = world.pods.get_mut(&uid).filter(|pod| pod.alive()) else {
+        return;
+    };
+    pod.successor = false;
+    if world.pools[pod.pool].heartbeats {
+        pod.heartbeat = Heartbeat::Polling(now);
+        changed(world, uid);
+    }
+    world.push(Duration::ZERO, Due::Poll(uid));
+}
+
+pub(super) fn poll(world: &mut World, uid: u32) {
+    let now = world.now;
+    let Some(pod) = world.pods.get(&uid).filter(|pod| pod.alive()).cloned() else {
+        return;
+    };
+    let again = world.between(8_000, 15_000);
+    if !pod.host.is_some_and(|host| world.hosts[host].ready) {
+        world.push(again, Due::Poll(uid));
+        return;
+    }
+    if pod.labelled && pod.image != world.pools[pod.pool].image {
+        if let Some(pod) = world.pods.get_mut(&uid) {
+            pod.exiting = true;
+        }
+        let takes = world.between(1_000, 4_000);
+        world.push(takes, Due::Exit(uid));
+        return;
+    }
+    if world.below(100) < world.jobs_percent {
+        if let Some(pod) = world.pods.get_mut(&uid) {
+            pod.busy = true;
+            if pod.heartbeat != Heartbeat::Absent {
+                pod.heartbeat = Heartbeat::Other;
+            }
+        }
+        changed(world, uid);
+        let takes = world.between(20_000, 240_000);
+        world.push(takes, Due::JobDone(uid));
+        return;
+    }
+    if matches!(pod.heartbeat, Heartbeat::Polling(at) if now.since(at) > Duration::from_mins(1)) {
+        if let Some(pod) = world.pods.get_mut(&uid) {
+            pod.heartbeat = Heartbeat::Polling(now);
+        }
+        changed(world, uid);
+    }
+    world.push(again, Due::Poll(uid));
+}
+
+/// A runner serves one job; its successor is made at once.
+pub(super) fn job_done(world: &mut World, uid: u32) {
+    let Some(pool) = world.pods.get(&uid).map(|pod| pod.pool) else {
+        return;
+    };
+    end(world, uid);
+    remove(world, uid);
+    let alive = world
+        .pods
+        .values()
+        .filter(|pod| pod.pool == pool && pod.alive())
+        .count();
+    if world.pools[pool].makes && alive < usize::try_from(world.pools[pool].replicas).unwrap_or(0) {
+        create(world, pool);
+    }
+    schedule(world);
+}
