@@ -31,7 +31,7 @@ use std::{
 
 use link::Endpoint;
 use proto::{
-    ChunkIndex, Digest, HostId, HostKey, Moment,
+    ChunkIndex, Digest, HostId, HostKey, Moment, Reason,
     image::Layout,
     message::{Blame, BlameKind, Hello, LeaseEnd, Report},
 };
@@ -59,7 +59,6 @@ use self::{
     mirror::Mirrored,
     streams::{Offer, PeerTransfers},
     transfers::Transfer,
-    trouble::{ORIGIN_FAILED, ORIGIN_SETTINGS, ORIGIN_TROUBLE},
     walk::Walked,
 };
 pub(crate) use self::{input::Input, jobs::BLOCKING_THREADS};
@@ -867,7 +866,11 @@ impl Driver {
     /// The registry is nobody's trouble here any more: what was said about it on these images is over.
     fn clear_origin_trouble(&mut self, images: &[Digest]) {
         self.with_images(images, |image| {
-            image.clear_trouble_of(&[ORIGIN_TROUBLE, ORIGIN_FAILED, ORIGIN_SETTINGS]);
+            image.clear_trouble_of(&[
+                Reason::OriginTrouble,
+                Reason::OriginFailed,
+                Reason::OriginSettings,
+            ]);
         });
     }
 
@@ -1041,7 +1044,7 @@ impl Driver {
         let message = format!("{error} (next attempt in {wait_ms} ms)");
         let images = content.images();
         self.with_images(&images, |image| {
-            image.trouble(ORIGIN_TROUBLE, message.clone());
+            image.trouble(Reason::OriginTrouble, message.clone());
         });
         let retry_at = retry_after.map(|pause| Instant::now() + pause);
         self.leases.failed(id, error, retry_at);
@@ -1076,7 +1079,7 @@ impl Driver {
             reason,
         } = told;
         if let (Some(content), Some(reason)) = (self.contents.find(id), reason) {
-            error!(content = %content.digest(), reason, error = lease.message, "fetching from the registry failed");
+            error!(content = %content.digest(), reason = reason.as_str(), error = lease.message, "fetching from the registry failed");
             // what one image's repository refuses says nothing of the others
             let images = match asked {
                 Some(image) if matches!(end, FetchEnd::Failed(_)) => vec![image],

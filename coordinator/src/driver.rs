@@ -62,7 +62,7 @@ pub(crate) use claims::stricter;
 pub(crate) use presence::HostPresence;
 pub(crate) use presence::PresenceView;
 pub(crate) use refusals::Refused;
-pub(crate) use show::{CONFIRMING, View};
+pub(crate) use show::View;
 pub(crate) use writer::{WRITES, Write, write};
 
 /// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.

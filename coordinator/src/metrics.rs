@@ -207,14 +207,7 @@ impl Metrics {
             (&self.certificates, &["issued", "renewed", "refused"]),
             (
                 &self.session_ends,
-                &[
-                    "connection_lost",
-                    "finished",
-                    "replaced",
-                    "stuck",
-                    "nonsense",
-                    "stopping",
-                ],
+                &SessionEnd::ALL.map(SessionEnd::as_str)[..],
             ),
         ];
         for (family, outcomes) in outcomes {
@@ -227,6 +220,51 @@ impl Metrics {
     /// Counts something that ended.
     pub(crate) fn count(family: &Family<OutcomeLabel, Counter>, outcome: &'static str) {
         family.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+}
+
+/// How a host's session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SessionEnd {
+    /// The connection broke, or the host closed it.
+    ConnectionLost,
+    /// The host ended its stream of reports.
+    Finished,
+    /// A newer session of the host took this one's place, or the host didn't take its orders and the driver gave it up.
+    Replaced,
+    /// The host didn't read an order in time.
+    Stuck,
+    /// The host sent a report that doesn't decode.
+    Nonsense,
+    /// The host sent far more than a host can need.
+    Excessive,
+    /// The coordinator stops.
+    Stopping,
+}
+
+impl SessionEnd {
+    /// Every end.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::ConnectionLost,
+        Self::Finished,
+        Self::Replaced,
+        Self::Stuck,
+        Self::Nonsense,
+        Self::Excessive,
+        Self::Stopping,
+    ];
+
+    /// The label `outcome` of the metric.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionLost => "connection_lost",
+            Self::Finished => "finished",
+            Self::Replaced => "replaced",
+            Self::Stuck => "stuck",
+            Self::Nonsense => "nonsense",
+            Self::Excessive => "excessive",
+            Self::Stopping => "stopping",
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use proto::{Moment, figure::standing_still, message};
+use proto::{Moment, ToldReason, figure::standing_still, message};
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
@@ -25,7 +25,7 @@ const MAX_TEXT: usize = 500;
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) state: HostState,
-    reason: String,
+    reason: Option<ToldReason>,
     message: String,
     /// For how long the host stood still when it last said so, and when that was.
     still: Option<(Moment, Duration)>,
@@ -121,7 +121,7 @@ impl Progress {
     pub(crate) fn new() -> Self {
         Self {
             state: HostState::Waiting,
-            reason: String::new(),
+            reason: None,
             message: String::new(),
             still: None,
             begun_at_ms: 0,
@@ -177,7 +177,8 @@ impl Progress {
             self.rate = Rate::default();
         }
         self.state = state;
-        self.reason = clean(&report.reason);
+        let reason = clean(&report.reason);
+        self.reason = (!reason.is_empty()).then(|| reason.as_str().into());
         self.message = clean(&report.message);
         self.still = (report.still_ms > 0).then(|| (now, Duration::from_millis(report.still_ms)));
         self.total_bytes = total_bytes.unwrap_or(report.total_bytes);
@@ -212,7 +213,7 @@ impl Progress {
     pub(crate) fn disconnected(&mut self) {
         self.rate = Rate::default();
         self.still = None;
-        self.reason.clear();
+        self.reason = None;
         self.message.clear();
     }
 
@@ -238,7 +239,7 @@ impl Progress {
         HostProgress {
             host: host.to_owned(),
             state: self.state,
-            reason: (stands && !self.reason.is_empty()).then(|| self.reason.clone()),
+            reason: self.reason.clone().filter(|_| stands),
             message: if stands { message } else { String::new() },
             connected,
             total_bytes: self.total_bytes,

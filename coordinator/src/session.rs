@@ -31,7 +31,7 @@ use crate::{
     enrolment::Enrolment,
     fleet::Membership,
     intake::{self, Door},
-    metrics::Metrics,
+    metrics::{Metrics, SessionEnd},
     renewal,
     seldom::Seldom,
 };
@@ -311,7 +311,10 @@ async fn session(
 ) {
     let host = connection.host().clone();
     if let Err(excess) = intake::cut_hello(&mut hello) {
-        Metrics::count(&sessions.metrics.session_ends, "excessive");
+        Metrics::count(
+            &sessions.metrics.session_ends,
+            SessionEnd::Excessive.as_str(),
+        );
         sessions.end_excessive(connection, &excess);
         return;
     }
@@ -339,27 +342,33 @@ async fn session(
             Ok(outcome) => outcome,
             Err(found) => {
                 excess = Some(found);
-                "excessive"
+                SessionEnd::Excessive
             }
         },
         reason = connection.closed() => {
             debug!(%host, %reason, "session's connection ended");
-            "connection_lost"
+            SessionEnd::ConnectionLost
         }
     };
-    Metrics::count(&sessions.metrics.session_ends, outcome);
+    Metrics::count(&sessions.metrics.session_ends, outcome.as_str());
     if let Some(excess) = excess {
         sessions.end_excessive(connection, &excess);
     }
     match outcome {
         // the driver has ended: the endpoint tells all hosts that the coordinator stops
-        "replaced" if sessions.inbox.is_closed() => {}
-        "replaced" => connection.close(
+        SessionEnd::Replaced if sessions.inbox.is_closed() => {}
+        SessionEnd::Replaced => connection.close(
             CloseCode::Replaced,
             "a newer session took this one's place, or it didn't take its orders",
         ),
-        "nonsense" => connection.close(CloseCode::Protocol, "a report doesn't decode"),
-        _ => {}
+        SessionEnd::Nonsense => {
+            connection.close(CloseCode::Protocol, "a report doesn't decode");
+        }
+        SessionEnd::ConnectionLost
+        | SessionEnd::Finished
+        | SessionEnd::Stuck
+        | SessionEnd::Excessive
+        | SessionEnd::Stopping => {}
     }
     let closed = Input::Closed {
         host,
@@ -369,18 +378,18 @@ async fn session(
     drop(sessions.inbox.send(closed).await);
 }
 
-async fn send_orders(sender: &mut Sender, queue: &mut mpsc::Receiver<Arc<Order>>) -> &'static str {
+async fn send_orders(sender: &mut Sender, queue: &mut mpsc::Receiver<Arc<Order>>) -> SessionEnd {
     while let Some(order) = queue.recv().await {
         match timeout(ORDER_TIMEOUT, sender.send(&*order)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 debug!(%error, "order couldn't be sent");
-                return "connection_lost";
+                return SessionEnd::ConnectionLost;
             }
-            Err(_) => return "stuck",
+            Err(_) => return SessionEnd::Stuck,
         }
     }
-    "replaced"
+    SessionEnd::Replaced
 }
 
 impl Sessions {
@@ -402,17 +411,17 @@ async fn receive_reports(
     receiver: &mut Receiver,
     (host, session): (&HostId, u64),
     sessions: &Sessions,
-) -> Result<&'static str, intake::Excess> {
+) -> Result<SessionEnd, intake::Excess> {
     let most_leases = intake::most_leases(sessions.origin_streams);
     loop {
         let mut report = match receiver.receive::<Report>().await {
             Ok(Some(report)) => report,
-            Ok(None) => return Ok("finished"),
+            Ok(None) => return Ok(SessionEnd::Finished),
             Err(link::ReceiveError::Message(error)) => {
                 warn!(%host, %error, "host sent a report that doesn't decode");
-                return Ok("nonsense");
+                return Ok(SessionEnd::Nonsense);
             }
-            Err(_) => return Ok("connection_lost"),
+            Err(_) => return Ok(SessionEnd::ConnectionLost),
         };
         let left_out = intake::cut(&mut report, most_leases)?;
         if left_out > 0 {
@@ -426,11 +435,11 @@ async fn receive_reports(
             handled,
         };
         if sessions.inbox.send(reported).await.is_err() {
-            return Ok("stopping");
+            return Ok(SessionEnd::Stopping);
         }
         // the next one is read when this one was handled: what waits in the inbox is one of each host
         let Ok(took) = took.await else {
-            return Ok("stopping");
+            return Ok(SessionEnd::Stopping);
         };
         sleep(pause(took)).await;
     }

@@ -19,6 +19,7 @@ pub mod image;
 pub mod ledger;
 pub mod message;
 pub mod moment;
+pub mod reason;
 pub mod reference;
 pub mod statement;
 
@@ -31,5 +32,6 @@ pub use host::{HostId, HostKey};
 pub use image::Layout;
 pub use ledger::{Answer, Ledger, Source};
 pub use moment::Moment;
+pub use reason::{Reason, ToldReason};
 pub use reference::{ParseReferenceError, Reference, Version};
 pub use statement::{Signed, Statement, Ticket};

@@ -9,17 +9,14 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest,
+    ChunkIndex, Digest, Reason,
     message::{LeaseEnd, OriginFault},
 };
 use swarm::event::{ContentId, OriginEnd};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    leases::End,
-    trouble::{CONTENT_BAD, ORIGIN_FAILED, ORIGIN_SETTINGS},
-};
+use super::leases::End;
 use crate::{fetch::FetchEnd, registries::Access};
 
 /// A fetch under way.
@@ -153,7 +150,7 @@ pub(super) struct Told {
     pub(super) swarm: OriginEnd,
     pub(super) lease: End,
     /// The trouble of the images that want the content, if any. The lease's message says more.
-    pub(super) reason: Option<&'static str>,
+    pub(super) reason: Option<Reason>,
 }
 
 /// What others are told of a fetch that ended so.
@@ -181,14 +178,14 @@ pub(super) fn told(end: &FetchEnd) -> Result<Told, String> {
         FetchEnd::Disk(error) => return Err(error.clone()),
         FetchEnd::Bad(message) => {
             let said = (LeaseEnd::ContentBad, OriginFault::Unspecified);
-            failed(OriginEnd::Bad, said, CONTENT_BAD, message.clone())
+            failed(OriginEnd::Bad, said, Reason::ContentBad, message.clone())
         }
         FetchEnd::Failed(failure) => {
             let said = failure.as_told();
             let reason = match said {
-                (LeaseEnd::ContentBad, _) => CONTENT_BAD,
-                (_, OriginFault::Host) => ORIGIN_SETTINGS,
-                _ => ORIGIN_FAILED,
+                (LeaseEnd::ContentBad, _) => Reason::ContentBad,
+                (_, OriginFault::Host) => Reason::OriginSettings,
+                _ => Reason::OriginFailed,
             };
             failed(OriginEnd::Failed, said, reason, failure.to_string())
         }
@@ -298,7 +295,7 @@ mod tests {
             (
                 LeaseEnd::OriginFailed,
                 OriginFault::Host,
-                Some(ORIGIN_SETTINGS)
+                Some(Reason::OriginSettings)
             )
         );
         assert_eq!(said.lease.message, "no password");
@@ -306,7 +303,7 @@ mod tests {
         assert_eq!(bad.swarm, OriginEnd::Bad);
         assert_eq!(
             (bad.lease.end, bad.reason),
-            (LeaseEnd::ContentBad, Some(CONTENT_BAD))
+            (LeaseEnd::ContentBad, Some(Reason::ContentBad))
         );
         let done = told(&FetchEnd::Done).unwrap();
         assert_eq!(

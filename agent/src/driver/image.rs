@@ -7,7 +7,7 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest, HostKey,
+    ChunkIndex, Digest, HostKey, Reason,
     figure::Bytes,
     image::{ContentSpec, Layout},
     message::{LeaseEnd, StageOrder, StageState},
@@ -15,11 +15,7 @@ use proto::{
 use swarm::{Event, event::Entitled};
 use tracing::{error, info, warn};
 
-use super::{
-    Driver, Input, Long,
-    leases::End,
-    trouble::{CHECKING, REMOVED, Trouble},
-};
+use super::{Driver, Input, Long, leases::End, trouble::Trouble};
 use crate::{
     metrics::{OutcomeLabel, SourceLabel},
     reconcile::Have,
@@ -31,7 +27,7 @@ use crate::{
 /// Why nothing more may be written to the volume, if so.
 fn below_floor(volume: Volume) -> Option<Trouble> {
     (volume.free_bytes < volume.floor_bytes).then(|| Trouble {
-        reason: "no_room",
+        reason: Reason::NoRoom,
         message: format!(
             "the volume has filled up beside the image: {} are free, and {} have to stay free; it goes on where it \
              stands when there is room for the rest",
@@ -184,7 +180,7 @@ impl Image {
         self.state == StageState::Staging && !self.open.is_empty()
     }
 
-    pub(super) fn trouble(&mut self, reason: &'static str, message: String) {
+    pub(super) fn trouble(&mut self, reason: Reason, message: String) {
         self.trouble = Some(Trouble { reason, message });
     }
 
@@ -193,7 +189,7 @@ impl Image {
     }
 
     /// Clears a trouble of one of these reasons.
-    pub(super) fn clear_trouble_of(&mut self, reasons: &[&str]) {
+    pub(super) fn clear_trouble_of(&mut self, reasons: &[Reason]) {
         self.trouble
             .take_if(|trouble| reasons.contains(&trouble.reason));
     }
@@ -400,7 +396,7 @@ impl Driver {
             self.failed(
                 digest,
                 Trouble {
-                    reason: "contradicts",
+                    reason: Reason::Contradicts,
                     message,
                 },
             );
@@ -474,7 +470,7 @@ impl Driver {
             self.filled(digest);
             return;
         }
-        image.clear_trouble_of(&[CHECKING]);
+        image.clear_trouble_of(&[Reason::Checking]);
         match result {
             Ok(()) => self.filled(digest),
             Err(message) => {
@@ -484,7 +480,7 @@ impl Driver {
                 self.failed(
                     digest,
                     Trouble {
-                        reason: "not_stored",
+                        reason: Reason::NotStored,
                         message: format!("reading what is here: {message}"),
                     },
                 );
@@ -521,7 +517,7 @@ impl Driver {
         warn!(image = %digest, "an image was found damaged on disk; it is read again, and isn't present until it is mended");
         if image.leave_presence() {
             image.trouble(
-                CHECKING,
+                Reason::Checking,
                 "it was found damaged on disk; all of it is read again and mended".into(),
             );
         }
@@ -544,7 +540,7 @@ impl Driver {
                 warn!(image = %digest, "image was removed; presence is withdrawn");
                 self.gone(
                     digest,
-                    REMOVED,
+                    Reason::Removed,
                     "image was removed from tart's cache by tart or somebody else".into(),
                 );
             }
@@ -572,7 +568,7 @@ impl Driver {
             self.failed(
                 digest,
                 Trouble {
-                    reason: REMOVED,
+                    reason: Reason::Removed,
                     message: format!("{message}, again; it is staged anew after a pause"),
                 },
             );
@@ -592,7 +588,7 @@ impl Driver {
             self.failed(
                 digest,
                 Trouble {
-                    reason: "not_stored",
+                    reason: Reason::NotStored,
                     message,
                 },
             );
@@ -629,7 +625,7 @@ impl Driver {
         let Some(image) = self.images.get_mut(&digest) else {
             return;
         };
-        error!(image = %digest, reason = trouble.reason, error = trouble.message, "staging failed; trying again later");
+        error!(image = %digest, reason = trouble.reason.as_str(), error = trouble.message, "staging failed; trying again later");
         self.metrics
             .stage_seconds
             .get_or_create(&OutcomeLabel { outcome: "failed" })
@@ -642,7 +638,7 @@ impl Driver {
     /// The volume failed us while chunks of images arrived: nothing more is taken until it is tried again.
     pub(super) fn storage_failed(&mut self, message: &str) {
         self.hold_staging(&Trouble {
-            reason: "not_stored",
+            reason: Reason::NotStored,
             message: message.to_owned(),
         });
     }
@@ -766,7 +762,7 @@ mod tests {
         };
         assert_eq!(below_floor(volume(150_000)), None);
         let trouble = below_floor(volume(149_999)).unwrap();
-        assert_eq!(trouble.reason, "no_room");
+        assert_eq!(trouble.reason, Reason::NoRoom);
         assert!(
             trouble
                 .message

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::{Digest, message::Names, message::StageState};
+use proto::{Digest, Reason, message::Names, message::StageState};
 use tracing::{info, warn};
 
 use super::{
@@ -195,7 +195,7 @@ impl Driver {
             image.golden |= made.is_ok();
         }
         let made = made.map_err(|message| Trouble {
-            reason: "golden_failed",
+            reason: Reason::GoldenFailed,
             message,
         });
         self.linked(digest, stage, installed, made);
@@ -252,7 +252,7 @@ impl Driver {
             return;
         };
         if image.trouble.is_none() {
-            warn!(image = %digest, reason = trouble.reason, error = trouble.message, "installing waits for tart");
+            warn!(image = %digest, reason = trouble.reason.as_str(), error = trouble.message, "installing waits for tart");
         }
         image.trouble = Some(trouble);
         self.report(false);
@@ -398,7 +398,7 @@ impl Driver {
                 info!(image = %digest, "nothing names the image any more, and nobody wants it");
                 self.gone(
                     digest,
-                    "superseded",
+                    Reason::Superseded,
                     "no name of it is wanted, and none is left".into(),
                 );
             }
@@ -406,7 +406,7 @@ impl Driver {
     }
 
     /// Withdraws presence.
-    pub(super) fn gone(&mut self, digest: Digest, reason: &'static str, message: String) {
+    pub(super) fn gone(&mut self, digest: Digest, reason: Reason, message: String) {
         self.withdraw(digest);
         if let Some(image) = self.images.get_mut(&digest) {
             image.state = StageState::Gone;
@@ -423,9 +423,9 @@ impl Driver {
         if let Some((name, sight, again_at)) = self.reconciler.lost(&image.digest) {
             let left = again_at.since(self.now()).as_secs();
             let (reason, what) = match sight {
-                Sight::Image(other) => ("tag_moved", format!("names {other}")),
-                Sight::Other => ("tag_moved", "names another image".to_owned()),
-                Sight::Nothing => ("name_lost", "or its golden was removed".to_owned()),
+                Sight::Image(other) => (Reason::TagMoved, format!("names {other}")),
+                Sight::Other => (Reason::TagMoved, "names another image".to_owned()),
+                Sight::Nothing => (Reason::NameLost, "or its golden was removed".to_owned()),
             };
             let message =
                 format!("{name} {what}, by tart or somebody else; it is put back in {left} s");
@@ -433,7 +433,7 @@ impl Driver {
         }
         if let Some((name, other)) = self.reconciler.waits_for(&image.digest) {
             return Some(Trouble {
-                reason: "name_busy",
+                reason: Reason::NameBusy,
                 message: format!(
                     "{name} was wanted for {other} and is being linked to that; this one is next"
                 ),
@@ -441,7 +441,7 @@ impl Driver {
         }
         let unnamed = self.reconciler.names(&image.digest).next().is_none();
         (unnamed && image.ready.is_empty()).then(|| Trouble {
-            reason: "bad_reference",
+            reason: Reason::BadReference,
             message: "no reference is wanted for the image, so tart couldn't find it".to_owned(),
         })
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use proto::{
-    ChunkIndex, Digest, HostId, Signed,
+    ChunkIndex, Digest, HostId, Reason, Signed,
     message::{
         Blame, BlameKind, ContentHeld, Held, Hello, ImageState, Load, Report, Retraction,
         SignedLink, StageState, Volume, WithoutSource,
@@ -39,14 +39,14 @@ fn words(
     state: StageState,
     trouble: Option<&Trouble>,
     still: Option<swarm::Standstill>,
-) -> (String, String) {
+) -> (Option<Reason>, String) {
     match (state, trouble, still) {
         (StageState::Staging, _, None) => Default::default(),
-        (_, Some(trouble), _) => (trouble.reason.to_owned(), trouble.message.clone()),
+        (_, Some(trouble), _) => (Some(trouble.reason), trouble.message.clone()),
         // for how long is said beside it: whoever shows it counts on
-        (_, None, Some(still)) => (still.stall.as_str().to_owned(), String::new()),
+        (_, None, Some(still)) => (Some(still.stall.reason()), String::new()),
         (StageState::Queued, None, None) => (
-            "preparing".to_owned(),
+            Some(Reason::Preparing),
             "room is reserved, and what other images of this host hold is copied".to_owned(),
         ),
         (_, None, None) => Default::default(),
@@ -256,7 +256,7 @@ impl Driver {
                 manifest: digest.as_bytes().to_vec(),
                 reference: references.first().cloned().unwrap_or_default(),
                 state: StageState::Failed.into(),
-                reason: "unsupported".into(),
+                reason: Reason::Unsupported.as_str().into(),
                 message: message.clone(),
                 ..ImageState::default()
             });
@@ -279,7 +279,7 @@ impl Driver {
                 manifest: image.digest.as_bytes().to_vec(),
                 reference: image.reference().to_owned(),
                 state: image.state.into(),
-                reason,
+                reason: reason.map_or("", Reason::as_str).to_owned(),
                 message,
                 total_bytes: image.total_bytes(),
                 held_bytes: image.held_bytes,
@@ -486,30 +486,28 @@ mod tests {
     #[test]
     fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
         let trouble = Trouble {
-            reason: "origin_trouble",
+            reason: Reason::OriginTrouble,
             message: "connection refused".into(),
         };
         let still = Some(swarm::Standstill {
             stall: Stall::Throttled,
             since: Duration::from_secs(65),
         });
+        let (troubled, throttled) = (Some(Reason::OriginTrouble), Some(Reason::Throttled));
         let reason = |state, trouble, still| words(state, trouble, still).0;
         // the registry fails one content, and others come
-        assert_eq!(reason(StageState::Staging, Some(&trouble), None), "");
-        assert_eq!(
-            reason(StageState::Staging, Some(&trouble), still),
-            "origin_trouble"
-        );
+        assert_eq!(reason(StageState::Staging, Some(&trouble), None), None);
+        assert_eq!(reason(StageState::Staging, Some(&trouble), still), troubled);
         assert_eq!(
             words(StageState::Staging, None, still),
-            ("throttled".into(), String::new())
+            (throttled, String::new())
         );
+        assert_eq!(reason(StageState::Failed, Some(&trouble), None), troubled);
         assert_eq!(
-            reason(StageState::Failed, Some(&trouble), None),
-            "origin_trouble"
+            reason(StageState::Queued, None, None),
+            Some(Reason::Preparing)
         );
-        assert_eq!(reason(StageState::Queued, None, None), "preparing");
-        assert_eq!(reason(StageState::Present, None, None), "");
+        assert_eq!(reason(StageState::Present, None, None), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use proto::HostKey;
+use proto::{HostKey, Reason};
 
 use crate::event::ContentId;
 
@@ -68,26 +68,32 @@ impl Stall {
         matches!(self, Self::AwaitingLease | Self::NoSource)
     }
 
+    /// The reason that it is shown as.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::AwaitingLease => Reason::AwaitingLease,
+            Self::Paced => Reason::Paced,
+            Self::Fetching => Reason::Fetching,
+            Self::OriginSilent => Reason::OriginSilent,
+            Self::OriginFailed => Reason::OriginFailed,
+            Self::AwaitingTurn => Reason::AwaitingTurn,
+            Self::NoPeers => Reason::NoPeers,
+            Self::NoSource => Reason::NoSource,
+            Self::AwaitingPush => Reason::AwaitingPush,
+            Self::PeersSlow => Reason::PeersSlow,
+            Self::PeersBusy => Reason::PeersBusy,
+            Self::SourcesQuarantined => Reason::SourcesQuarantined,
+            Self::Throttled => Reason::Throttled,
+            Self::NotStored => Reason::NotStored,
+            Self::LostAgain => Reason::LostAgain,
+        }
+    }
+
     /// Its name, for metrics and machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AwaitingLease => "awaiting_lease",
-            Self::Paced => "paced",
-            Self::Fetching => "fetching",
-            Self::OriginSilent => "origin_silent",
-            Self::OriginFailed => "origin_failed",
-            Self::AwaitingTurn => "awaiting_turn",
-            Self::NoPeers => "no_peers",
-            Self::NoSource => "no_source",
-            Self::AwaitingPush => "awaiting_push",
-            Self::PeersSlow => "peers_slow",
-            Self::PeersBusy => "peers_busy",
-            Self::SourcesQuarantined => "sources_quarantined",
-            Self::Throttled => "throttled",
-            Self::NotStored => "not_stored",
-            Self::LostAgain => "lost_again",
-        }
+        self.reason().as_str()
     }
 
     /// How much it says about a host that stands still as a whole: of several contents the one with the lowest number

@@ -1,6 +1,7 @@
 //! The words of the HTTP API: what the coordinator shows and what it is asked, as JSON. Both programs of this crate use
 //! them. Fields are only ever added; readers ignore those that they don't know.
 
+use proto::ToldReason;
 use serde::{Deserialize, Serialize};
 
 /// Where an image stands in the fleet.
@@ -62,8 +63,8 @@ pub struct ImageView {
     pub references: Vec<String>,
     /// Where it stands.
     pub state: ImageState,
-    /// Why it isn't everywhere, a name of a closed set.
-    pub reason: Option<String>,
+    /// Why it isn't everywhere.
+    pub reason: Option<ToldReason>,
     /// The same in a holder's words, naming layer and cause, where it was told.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -143,8 +144,8 @@ pub struct HostProgress {
     pub host: String,
     /// Where it stands.
     pub state: HostState,
-    /// Why it isn't present, a name of a closed set.
-    pub reason: Option<String>,
+    /// Why it isn't present.
+    pub reason: Option<ToldReason>,
     /// The same for people.
     pub message: String,
     /// Whether the host's session is up.
@@ -383,8 +384,8 @@ pub struct PodView {
     pub stale: bool,
     /// Whether it counts as in flight.
     pub in_flight: bool,
-    /// `open`, or why it is held: a name of a closed set.
-    pub reason: String,
+    /// `open`, or why it is held.
+    pub reason: ToldReason,
     /// The same for people.
     pub message: String,
 }

@@ -1,11 +1,17 @@
-//! When waiting for an image ends, and how: the contract of `parbake stage --wait`.
+//! What an answer of the coordinator means for the exit status: the contract of `stage --wait`, `roll` and `why`.
 
-use client::view::{HostProgress, HostState, ImageState, ImageView, StageRequest};
+use client::view::{
+    HostProgress, HostState, HostView, ImageState, ImageView, PodView, PoolView, StageRequest,
+};
+use proto::{Reason, ToldReason};
 
 use crate::text;
 
 /// A host that has been failed for this long isn't waited for any more: agents retry what passes by itself sooner.
 const GIVE_UP_AFTER_SECONDS: u64 = 10;
+
+/// The exit status of a command that came to no answer: an error.
+pub(crate) const NO_ANSWER: u8 = 2;
 
 /// How a command came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +20,48 @@ pub enum Outcome {
     Yes,
     /// No: not staged.
     No,
+}
+
+impl Outcome {
+    /// The exit status of a program that came to this answer. Where there is no answer it is [`NO_ANSWER`].
+    pub(crate) const fn status(self) -> u8 {
+        match self {
+            Self::Yes => 0,
+            Self::No => 1,
+        }
+    }
+
+    const fn of(yes: bool) -> Self {
+        match yes {
+            true => Self::Yes,
+            false => Self::No,
+        }
+    }
+}
+
+/// What `why` answers for a Pod: yes when nothing keeps it. It may drain, runs its pool's image already, or no gate is there
+/// to keep it. A reason of a later version keeps it.
+pub(crate) fn of_pod(pod: &PodView) -> Outcome {
+    Outcome::of(matches!(
+        pod.reason.known(),
+        Some(
+            Reason::Open
+                | Reason::Current
+                | Reason::AlreadyLabelled
+                | Reason::Admitted
+                | Reason::NotGated
+        )
+    ))
+}
+
+/// What `why` answers for a host: yes when nothing is missing there.
+pub(crate) fn of_host(host: &HostView) -> Outcome {
+    Outcome::of(host.why.is_empty())
+}
+
+/// What `roll` answers: yes when no Pod of these pools is left that runs another image than its pool's.
+pub(crate) fn of_pools(pools: &[PoolView]) -> Outcome {
+    Outcome::of(pools.iter().all(|pool| pool.stale == 0))
 }
 
 /// The end of waiting for an image.
@@ -55,7 +103,7 @@ pub(crate) fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended
     }
     // The registry doesn't give what the manifest names, say several hosts: waiting doesn't help.
     if image.state == ImageState::Failed
-        && let Some(story) = image.reason.as_deref().and_then(failed_image)
+        && let Some(story) = known(image.reason.as_ref()).and_then(failed_image)
     {
         return ended(
             Outcome::No,
@@ -74,25 +122,26 @@ pub(crate) fn settled(image: &ImageView, request: &StageRequest) -> Option<Ended
         .flatten()
 }
 
-/// What is wrong with an image that failed as such, and what to do; `None` for other reasons.
-fn failed_image(reason: &str) -> Option<&'static str> {
+/// What is wrong with an image that failed as a whole, and what to do; `None` for other reasons. A reason of a later version
+/// ends no waiting.
+const fn failed_image(reason: Reason) -> Option<&'static str> {
     Some(match reason {
-        "content_bad" => {
+        Reason::ContentBad => {
             "the registry's bytes don't match the manifest; push the image anew, and stage it again"
         }
-        "content_missing" => {
+        Reason::ContentMissing => {
             "the registry lacks a part of the image; push the image anew, and stage it again"
         }
-        "content_refused" => {
+        Reason::ContentRefused => {
             "the registry refuses a part of the image to the hosts; look at the credentials, and stage it again"
         }
-        "content_unusable" => {
+        Reason::ContentUnusable => {
             "the registry answers for a part of the image with something that can't be used; look at the registry"
         }
-        "content_unavailable" => {
+        Reason::ContentUnavailable => {
             "the registry gives other content and not this one, whichever host asks; look at the registry. It is tried again by itself"
         }
-        "contradicts" => "it can't be staged beside another image",
+        Reason::Contradicts => "it can't be staged beside another image",
         _ => return None,
     })
 }
@@ -100,88 +149,12 @@ fn failed_image(reason: &str) -> Option<&'static str> {
 /// tart holds its lock for as long as it pulls, and gives it back by itself. Agents say so of an install under way; earlier ones called
 /// it a failure.
 fn waits_for_tart(host: &HostProgress) -> bool {
-    host.reason.as_deref() == Some("tart_busy")
+    known(host.reason.as_ref()) == Some(Reason::TartBusy)
+}
+
+fn known(told: Option<&ToldReason>) -> Option<Reason> {
+    told.and_then(ToldReason::known)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use client::view::SourceBytes;
-
-    fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgress {
-        HostProgress {
-            host: name.into(),
-            state,
-            reason: None,
-            message: String::new(),
-            connected: true,
-            total_bytes: 10,
-            held_bytes: 0,
-            bytes: SourceBytes::default(),
-            upload_bytes: 0,
-            bytes_per_second: 0,
-            eta_seconds: None,
-            began_at: None,
-            presence_age_ms: None,
-            golden: false,
-            failed_seconds,
-        }
-    }
-
-    fn image(hosts: Vec<HostProgress>) -> ImageView {
-        ImageView {
-            digest: "sha256:x".into(),
-            references: vec!["r.test/image:1".into()],
-            state: ImageState::Staging,
-            reason: None,
-            message: String::new(),
-            disk_bytes: 10,
-            raw_bytes: 10,
-            registry_bytes: 5,
-            contents: 1,
-            contents_done: 0,
-            hosts_selected: hosts.len() as u64,
-            hosts_present: 0,
-            hosts_failed: 0,
-            wanted_at: 0,
-            staged_seconds: None,
-            hosts,
-            leases: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn waiting_ends_when_all_selected_hosts_have_it_or_the_rest_has_failed_for_long() {
-        let outcome = |hosts: Vec<HostProgress>, selected: Option<&[String]>| {
-            let request = StageRequest {
-                reference: "r.test/image:1".into(),
-                hosts: selected.map(<[String]>::to_vec),
-            };
-            settled(&image(hosts), &request).map(|ended| ended.outcome)
-        };
-        let present = || host("a", HostState::Present, None);
-        assert_eq!(outcome(vec![present()], None), Some(Outcome::Yes));
-        assert_eq!(
-            outcome(vec![present(), host("b", HostState::Staging, None)], None),
-            None
-        );
-        let failed = |seconds| host("b", HostState::Failed, Some(seconds));
-        assert_eq!(
-            outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS - 1)], None),
-            None
-        );
-        assert_eq!(
-            outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS)], None),
-            Some(Outcome::No)
-        );
-        let mut busy = failed(10 * GIVE_UP_AFTER_SECONDS);
-        busy.reason = Some("tart_busy".into());
-        assert_eq!(outcome(vec![present(), busy], None), None);
-        let only = ["a".to_owned()];
-        assert_eq!(
-            outcome(vec![present(), failed(0)], Some(&only)),
-            Some(Outcome::Yes)
-        );
-        assert_eq!(outcome(vec![], None), None);
-    }
-}
+mod tests;

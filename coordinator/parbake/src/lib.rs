@@ -137,11 +137,10 @@ pub fn main(cli: Cli) -> ExitCode {
         Err(error) => Err(error.into()),
     };
     match outcome {
-        Ok(Outcome::Yes) => ExitCode::SUCCESS,
-        Ok(Outcome::No) => ExitCode::from(1),
+        Ok(outcome) => ExitCode::from(outcome.status()),
         Err(error) => {
             drop(writeln!(std::io::stderr(), "parbake: {}", causes(&*error)));
-            ExitCode::from(2)
+            ExitCode::from(ended::NO_ANSWER)
         }
     }
 }

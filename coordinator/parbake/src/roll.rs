@@ -11,7 +11,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use crate::{
-    ended::Outcome,
+    ended::{self, Outcome},
     follow::{self, Touch},
     say::{print, tell},
     text,
@@ -41,10 +41,7 @@ pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
     let host: Option<HostView> = client.find(&path).await?;
     if let Some(host) = host {
         print(json, &host, || text::why(&host))?;
-        return Ok(match host.why.is_empty() {
-            true => Outcome::Yes,
-            false => Outcome::No,
-        });
+        return Ok(ended::of_host(&host));
     }
     // outside of a cluster there are no Pods, and no words about them
     let found: Vec<PodView> = client
@@ -64,20 +61,9 @@ pub(crate) async fn why(client: &Client, name: &str, json: bool) -> anyhow::Resu
     }
 }
 
-/// Yes when nothing keeps it: it may drain, runs the image already, or no gate is there to keep it.
 fn shown(pod: &PodView, json: bool) -> anyhow::Result<Outcome> {
     print(json, pod, || text::pod(pod))?;
-    let free = [
-        "open",
-        "current",
-        "already_labelled",
-        "admitted",
-        "not_gated",
-    ];
-    Ok(match free.contains(&pod.reason.as_str()) {
-        true => Outcome::Yes,
-        false => Outcome::No,
-    })
+    Ok(ended::of_pod(pod))
 }
 
 /// The pools that are gated. A coordinator without a cluster says that it has none to gate, in its own words.
@@ -115,7 +101,7 @@ pub(crate) async fn show(
             true => "no pool is gated\n".to_owned(),
             false => pools.iter().map(text::roll).collect(),
         })?;
-        return Ok(outcome(&pools));
+        return Ok(ended::of_pools(&pools));
     };
     let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let first = match wait {
@@ -158,14 +144,7 @@ pub(crate) async fn show(
         }
     }
     print(json, &shown, || text::roll(&shown))?;
-    Ok(outcome(std::slice::from_ref(&shown)))
-}
-
-fn outcome(pools: &[PoolView]) -> Outcome {
-    match pools.iter().all(|pool| pool.stale == 0) {
-        true => Outcome::Yes,
-        false => Outcome::No,
-    }
+    Ok(ended::of_pools(std::slice::from_ref(&shown)))
 }
 
 /// Holds a pool or an ImagePrePull, or lets it go on.

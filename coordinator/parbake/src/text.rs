@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use proto::figure::{Bytes, Span, percent};
+use proto::{
+    Reason, ToldReason,
+    figure::{Bytes, Span, percent},
+};
 
 use client::view::{
     CancelReply, HostProgress, HostState, HostView, ImageState, ImageView, PlanReply, PodView,
@@ -108,8 +111,8 @@ pub fn image_words(image: &ImageView) -> Option<String> {
     if !image.message.is_empty() {
         return Some(image.message.clone());
     }
-    let reason = image.reason.as_deref()?;
-    (reason != "moving").then(|| reason.to_owned())
+    let reason = image.reason.as_ref()?;
+    (*reason != ToldReason::Known(Reason::Moving)).then(|| reason.to_string())
 }
 
 /// An image and its hosts.

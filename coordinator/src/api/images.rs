@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, Reason, ToldReason};
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
@@ -18,7 +18,7 @@ use super::{
     state::{Api, ask},
 };
 use crate::{
-    driver::{Ask, CONFIRMING, View},
+    driver::{Ask, View},
     fleet::Reread,
     view::{HostProgress, HostState, ImageState, ImageView, StageRequest},
 };
@@ -75,7 +75,10 @@ pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Respons
 /// it stands then. `None` when it isn't that alone which keeps it from being present.
 async fn confirmed(api: &Api, image: &ImageView) -> Option<ImageView> {
     let is_confirming = |image: &ImageView| {
-        let confirming = |host: &&HostProgress| host.reason.as_deref() == Some(CONFIRMING);
+        let confirming = |host: &&HostProgress| {
+            let reason = host.reason.as_ref().and_then(ToldReason::known);
+            reason == Some(Reason::Confirming)
+        };
         let hosts = || {
             let hosts = image.hosts.iter();
             hosts.filter(|host| host.state != HostState::Present)

@@ -813,9 +813,9 @@ impl Play {
                 assert!(row.contains(&rate), "{at}\n{row}");
             }
             if let (HostState::Staging, Some(reason)) = (host.state, &host.reason)
-                && reason != "staging"
+                && **reason != *"staging"
             {
-                assert!(row.contains(reason.as_str()), "{at}\n{row}");
+                assert!(row.contains(&**reason), "{at}\n{row}");
             }
         }
         if drawn < shown.hosts.len() {

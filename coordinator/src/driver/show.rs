@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{Digest, HostId, Moment, image::ContentKind};
+use proto::{Digest, HostId, Moment, Reason, image::ContentKind};
 use rollout::stage::{
     event::Fault,
     status::{HostReason, HostStatus, ImageReason, ImageStatus, Status},
@@ -28,8 +28,6 @@ use crate::{
 const REMARK_HOLDS: Duration = Duration::from_secs(30);
 /// What is said of a host that is quarantined.
 const SHUNNED: &str = "the fleet shuns it: several hosts proved that it sent false data";
-/// The reason of a host that was asked whether it still holds the image under its names, and hasn't answered yet.
-pub(crate) const CONFIRMING: &str = "confirming";
 
 /// What the driver shows: a snapshot that readers share.
 #[derive(Clone, Debug, Default)]
@@ -129,7 +127,7 @@ impl Driver {
             reason: image
                 .reason
                 .filter(|_| state != ImageState::Present)
-                .map(|reason| reason.as_str().to_owned()),
+                .map(|reason| reason.reason().into()),
             message: match image.reason {
                 Some(ImageReason::ContentFaulty(content, Fault::Unavailable)) => {
                     let said = wanted.origin_said.as_ref().map(|(_, said)| said.as_str());
@@ -212,16 +210,16 @@ impl Driver {
                     names.all(|name| ready.is_some_and(|ready| ready.contains(name)))
                 });
                 let reason = match named {
-                    true => CONFIRMING,
-                    false => HostReason::Installing.as_str(),
+                    true => Reason::Confirming,
+                    false => Reason::Installing,
                 };
-                shown.reason.get_or_insert_with(|| reason.to_owned());
+                shown.reason.get_or_insert_with(|| reason.into());
             }
             // it did before it was asked for again, and can't say whether it does
             None => {
                 shown.state = HostState::Waiting;
                 shown.presence_age_ms = None;
-                shown.reason = Some(HostReason::Disconnected.as_str().to_owned());
+                shown.reason = Some(Reason::Disconnected.into());
             }
             Some(reason) => {
                 // What the plan doesn't count as present isn't shown as present: its word came from a lost session.
@@ -238,7 +236,7 @@ impl Driver {
                         | HostReason::Installing
                 );
                 if !own || shown.reason.is_none() {
-                    shown.reason = Some(reason.as_str().to_owned());
+                    shown.reason = Some(reason.reason().into());
                 }
                 if reason == HostReason::Quarantined {
                     shown.message = SHUNNED.to_owned();

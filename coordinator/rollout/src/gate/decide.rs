@@ -55,7 +55,7 @@ pub struct Gate {
     pods: BTreeMap<PodId, Pod>,
     slots: Slots,
     writes: Writes,
-    told: BTreeMap<PodId, &'static str>,
+    told: BTreeMap<PodId, proto::Reason>,
     dirty: BTreeSet<PoolId>,
     actions: VecDeque<Action>,
     tick_at: Moment,
@@ -719,7 +719,7 @@ impl Gate {
                     self.told.remove(&pod);
                 }
                 Err(reason) => {
-                    if self.told.insert(pod.clone(), reason.as_str()) != Some(reason.as_str()) {
+                    if self.told.insert(pod.clone(), reason.shown()) != Some(reason.shown()) {
                         self.actions.push_back(Action::Blocked(pod, reason));
                     }
                 }

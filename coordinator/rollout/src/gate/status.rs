@@ -74,59 +74,39 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All names, for metrics.
-    pub const NAMES: [&'static str; 22] = [
-        "not_synced",
-        "not_gated",
-        "not_alive",
-        "current",
-        "busy",
-        "already_labelled",
-        "not_running",
-        "paused",
-        "owner_unread",
-        "owner_lags",
-        "image_unresolved",
-        "node_unknown",
-        "node_not_ready",
-        "node_cordoned",
-        "image_missing",
-        "presence_old",
-        "host_unheard",
-        "too_few_hosts",
-        "cap_reached",
-        "no_successor",
-        "retry_waits",
-        "admitted",
-    ];
+    /// The reason that it is shown as.
+    #[must_use]
+    pub const fn shown(self) -> proto::Reason {
+        match self {
+            Self::NotSynced => proto::Reason::NotSynced,
+            Self::NotGated => proto::Reason::NotGated,
+            Self::NotAlive => proto::Reason::NotAlive,
+            Self::Current => proto::Reason::Current,
+            Self::Busy => proto::Reason::Busy,
+            Self::AlreadyLabelled => proto::Reason::AlreadyLabelled,
+            Self::NotRunning => proto::Reason::NotRunning,
+            Self::Paused => proto::Reason::Paused,
+            Self::OwnerUnread => proto::Reason::OwnerUnread,
+            Self::OwnerLags => proto::Reason::OwnerLags,
+            Self::ImageUnresolved => proto::Reason::ImageUnresolved,
+            Self::NodeUnknown => proto::Reason::NodeUnknown,
+            Self::NodeNotReady => proto::Reason::NodeNotReady,
+            Self::NodeCordoned => proto::Reason::NodeCordoned,
+            Self::ImageMissing => proto::Reason::ImageMissing,
+            Self::PresenceOld(_) => proto::Reason::PresenceOld,
+            Self::HostUnheard => proto::Reason::HostUnheard,
+            Self::TooFewHosts { .. } => proto::Reason::TooFewHosts,
+            Self::CapReached { .. } => proto::Reason::CapReached,
+            Self::NoSuccessor { .. } => proto::Reason::NoSuccessor,
+            Self::RetryWaits => proto::Reason::RetryWaits,
+            Self::Admitted => proto::Reason::Admitted,
+        }
+    }
 
     /// Its name, for metrics and machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NotSynced => "not_synced",
-            Self::NotGated => "not_gated",
-            Self::NotAlive => "not_alive",
-            Self::Current => "current",
-            Self::Busy => "busy",
-            Self::AlreadyLabelled => "already_labelled",
-            Self::NotRunning => "not_running",
-            Self::Paused => "paused",
-            Self::OwnerUnread => "owner_unread",
-            Self::OwnerLags => "owner_lags",
-            Self::ImageUnresolved => "image_unresolved",
-            Self::NodeUnknown => "node_unknown",
-            Self::NodeNotReady => "node_not_ready",
-            Self::NodeCordoned => "node_cordoned",
-            Self::ImageMissing => "image_missing",
-            Self::PresenceOld(_) => "presence_old",
-            Self::HostUnheard => "host_unheard",
-            Self::TooFewHosts { .. } => "too_few_hosts",
-            Self::CapReached { .. } => "cap_reached",
-            Self::NoSuccessor { .. } => "no_successor",
-            Self::RetryWaits => "retry_waits",
-            Self::Admitted => "admitted",
-        }
+        self.shown().as_str()
     }
 
     /// Whether it keeps a stale Pod that is free to go until something else changes: the image, its host, or a word

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use proto::{Digest, HostId};
+use proto::{Digest, HostId, Reason};
 
 use super::event::{Fault, Standing};
 
@@ -36,25 +36,25 @@ pub enum ImageReason {
 }
 
 impl ImageReason {
-    /// Its name, for metrics and machines.
+    /// The reason that it is shown as.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn reason(self) -> Reason {
         match self {
-            Self::Moving => "moving",
-            Self::NoHosts => "no_hosts",
-            Self::Held => "held",
-            Self::NoHostConnected => "no_host_connected",
-            Self::HostsAway => "hosts_away",
-            Self::AwaitingTurn => "awaiting_turn",
-            Self::OriginDown => "origin_down",
-            Self::OriginThrottled => "origin_throttled",
-            Self::ContentFaulty(_, Fault::Bad) => "content_bad",
-            Self::ContentFaulty(_, Fault::Missing) => "content_missing",
-            Self::ContentFaulty(_, Fault::Refused) => "content_refused",
-            Self::ContentFaulty(_, Fault::Unusable | Fault::CutShort) => "content_unusable",
-            Self::ContentFaulty(_, Fault::Unavailable) => "content_unavailable",
-            Self::Contradicts(_) => "contradicts",
-            Self::HostsFailed => "hosts_failed",
+            Self::Moving => Reason::Moving,
+            Self::NoHosts => Reason::NoHosts,
+            Self::Held => Reason::Held,
+            Self::NoHostConnected => Reason::NoHostConnected,
+            Self::HostsAway => Reason::HostsAway,
+            Self::AwaitingTurn => Reason::AwaitingTurn,
+            Self::OriginDown => Reason::OriginDown,
+            Self::OriginThrottled => Reason::OriginThrottled,
+            Self::ContentFaulty(_, Fault::Bad) => Reason::ContentBad,
+            Self::ContentFaulty(_, Fault::Missing) => Reason::ContentMissing,
+            Self::ContentFaulty(_, Fault::Refused) => Reason::ContentRefused,
+            Self::ContentFaulty(_, Fault::Unusable | Fault::CutShort) => Reason::ContentUnusable,
+            Self::ContentFaulty(_, Fault::Unavailable) => Reason::ContentUnavailable,
+            Self::Contradicts(_) => Reason::Contradicts,
+            Self::HostsFailed => Reason::HostsFailed,
         }
     }
 }
@@ -85,20 +85,20 @@ pub enum HostReason {
 }
 
 impl HostReason {
-    /// Its name, for metrics and machines.
+    /// The reason that it is shown as.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn reason(self) -> Reason {
         match self {
-            Self::NotSelected => "not_selected",
-            Self::Disconnected => "disconnected",
-            Self::Quarantined => "quarantined",
-            Self::AwaitingReport => "awaiting_report",
-            Self::Queued => "queued",
-            Self::Staging => "staging",
-            Self::Installing => "installing",
-            Self::Failed => "failed",
-            Self::Gone => "gone",
-            Self::ImageFailed => "image_failed",
+            Self::NotSelected => Reason::NotSelected,
+            Self::Disconnected => Reason::Disconnected,
+            Self::Quarantined => Reason::Quarantined,
+            Self::AwaitingReport => Reason::AwaitingReport,
+            Self::Queued => Reason::Queued,
+            Self::Staging => Reason::Staging,
+            Self::Installing => Reason::Installing,
+            Self::Failed => Reason::Failed,
+            Self::Gone => Reason::Gone,
+            Self::ImageFailed => Reason::ImageFailed,
         }
     }
 }

@@ -12,6 +12,7 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use proto::Reason;
 use rollout::gate;
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::debug;
@@ -44,7 +45,7 @@ pub(super) struct Notes {
     reporter: Reporter,
     said: BTreeMap<String, Instant>,
     /// Pods that are held, why, and since when.
-    waiting: BTreeMap<ObjectKey, (&'static str, Instant)>,
+    waiting: BTreeMap<ObjectKey, (Reason, Instant)>,
     pending: usize,
     writers: Arc<Semaphore>,
 }
@@ -71,15 +72,15 @@ impl Notes {
             self.waiting.remove(&pod);
             return;
         }
-        let name = reason.as_str();
+        let reason = reason.shown();
         let known = self.waiting.get(&pod).map(|(known, _)| *known);
-        if known != Some(name) && (known.is_some() || self.waiting.len() < REMEMBERED) {
-            self.waiting.insert(pod, (name, Instant::now()));
+        if known != Some(reason) && (known.is_some() || self.waiting.len() < REMEMBERED) {
+            self.waiting.insert(pod, (reason, Instant::now()));
         }
     }
 
     #[cfg(test)]
-    pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut (&'static str, Instant)> {
+    pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut (Reason, Instant)> {
         self.waiting.values_mut()
     }
 
@@ -144,13 +145,13 @@ impl Keeper {
 
     /// Tells why Pods are held, where that lasts.
     pub(super) fn note_holds(&mut self) {
-        let due: Vec<(ObjectKey, &'static str)> = self
+        let due: Vec<(ObjectKey, Reason)> = self
             .notes
             .waiting
             .iter()
             .filter(|(_, (reason, since))| {
                 // an agent that hasn't spoken yet may be about to
-                let settled = *reason != "host_unheard"
+                let settled = *reason != Reason::HostUnheard
                     || self.clock.started.elapsed() > rollout::presence::MAX_AGE;
                 settled && since.elapsed() >= HELD_FOR
             })
@@ -165,7 +166,7 @@ impl Keeper {
             let gate::Verdict::Blocked(reason) = self.gate.explain(&id) else {
                 continue;
             };
-            if reason.as_str() != waited {
+            if reason.shown() != waited {
                 continue;
             }
             let image = self.image_of(&key);

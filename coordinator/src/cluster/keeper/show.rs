@@ -204,11 +204,11 @@ impl Keeper {
         let facts = self.index.pods.get(key);
         let node = facts.and_then(|facts| facts.node.clone());
         let (reason, message) = match verdict {
-            Verdict::Open(_) => ("open", "it may drain".to_owned()),
+            Verdict::Open(_) => (proto::Reason::Open, "it may drain".to_owned()),
             Verdict::Blocked(reason) => {
                 let lag = lag.filter(|_| reason == Reason::OwnerLags);
                 let text = lag.map_or_else(|| reason_text(reason, node.as_deref()), str::to_owned);
-                (reason.as_str(), text)
+                (reason.shown(), text)
             }
         };
         PodView {
@@ -219,7 +219,7 @@ impl Keeper {
             node,
             stale,
             in_flight,
-            reason: reason.to_owned(),
+            reason: reason.into(),
             message,
         }
     }

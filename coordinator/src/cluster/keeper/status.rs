@@ -267,7 +267,7 @@ impl Keeper {
                     if status.failing.len() < MAX_FAILING {
                         status.failing.push(FailingHost {
                             host: host.host.clone(),
-                            reason: host.reason.clone().unwrap_or_default(),
+                            reason: host.reason.as_deref().unwrap_or_default().to_owned(),
                             message: host.message.clone(),
                         });
                     }

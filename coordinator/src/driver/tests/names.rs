@@ -1,5 +1,7 @@
 //! Names: what hosts are told of them, and what of their words counts.
 
+use proto::{Reason, ToldReason};
+
 use super::*;
 use crate::wants::{Timed, Timing};
 
@@ -83,7 +85,7 @@ impl World {
     }
 
     /// An image as it is shown now, and its first host; `None` when it isn't wanted.
-    fn shown(&mut self, image: &Digest) -> Option<(ImageState, HostState, Option<String>)> {
+    fn shown(&mut self, image: &Digest) -> Option<(ImageState, HostState, Option<ToldReason>)> {
         self.settle();
         let view = self.view.borrow().clone();
         let shown = view.images.get(image)?;
@@ -92,11 +94,11 @@ impl World {
     }
 }
 
-const PRESENT: Option<(ImageState, HostState, Option<String>)> =
+const PRESENT: Option<(ImageState, HostState, Option<ToldReason>)> =
     Some((ImageState::Present, HostState::Present, None));
 
-fn installing(reason: &str) -> Option<(ImageState, HostState, Option<String>)> {
-    let reason = Some(reason.to_owned());
+fn installing(reason: Reason) -> Option<(ImageState, HostState, Option<ToldReason>)> {
+    let reason = Some(reason.into());
     Some((ImageState::Staging, HostState::Installing, reason))
 }
 
@@ -127,7 +129,10 @@ fn an_image_is_present_on_a_host_once_it_is_ready_under_every_name_that_is_wante
     assert_eq!(report(&mut world, &more, number), PRESENT);
     // it has the bytes, and tart doesn't find them by the name that was asked for
     for names in [&["r.test/other:1"][..], &[]] {
-        assert_eq!(report(&mut world, names, number), installing("installing"));
+        assert_eq!(
+            report(&mut world, names, number),
+            installing(Reason::Installing)
+        );
     }
 }
 
@@ -165,7 +170,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
         let mut report = has(&one);
         report.names = number;
         world.report("mini-1", mini.session, report);
-        assert_eq!(world.shown(&one), installing("confirming"));
+        assert_eq!(world.shown(&one), installing(Reason::Confirming));
         assert!(!counts(&one) && !counts(&other));
     }
     world.report("mini-1", mini.session, says(Vec::new(), back));
@@ -174,7 +179,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
 
     // asked again, it is looked at again; and the gate, for which nothing moved, stays open
     world.ask(a.clone()).unwrap();
-    assert_eq!(world.shown(&one), installing("confirming"));
+    assert_eq!(world.shown(&one), installing(Reason::Confirming));
     assert!(counts(&one));
     let again = mini.number();
     world.report("mini-1", mini.session, says(Vec::new(), again));
@@ -187,7 +192,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
     });
     assert_eq!(world.shown(&one), PRESENT, "nobody asked anything");
     world.ask(a).unwrap();
-    let away = Some("disconnected".to_owned());
+    let away = Some("disconnected".into());
     let expected = Some((ImageState::Staging, HostState::Waiting, away));
     assert_eq!(world.shown(&one), expected);
     let mut hello = message::Hello {
@@ -197,7 +202,7 @@ fn what_a_host_said_before_the_newest_order_is_no_presence() {
     hello.images = vec![ready(&one, &["r.test/i:latest"])];
     let (session, orders) = world.open("mini-1", hello);
     mini = Mini { session, orders };
-    assert_eq!(world.shown(&one), installing("confirming"));
+    assert_eq!(world.shown(&one), installing(Reason::Confirming));
     assert!(
         counts(&one),
         "what it says of itself at first is good for the gate"

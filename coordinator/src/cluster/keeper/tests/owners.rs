@@ -59,7 +59,7 @@ fn say(stand: &Stand, objects: &[(&str, Result<Value, u16>)]) {
 
 fn reason(stand: &Stand) -> String {
     let view = stand.keeper.pod_view(&ObjectKey::new("ns", "p")).unwrap();
-    view.reason
+    view.reason.to_string()
 }
 
 /// What was read is old enough to be read again.

@@ -209,7 +209,7 @@ async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_its
             .pod_view(&ObjectKey::new("ns", "p"))
             .unwrap()
             .reason,
-        "image_unresolved"
+        proto::Reason::ImageUnresolved.into()
     );
     stand.tick(Duration::from_millis(80)).await;
     stand.answer("r.test/i:3", crate::wants::tests::want("third", 1, 1 << 20));

@@ -1,0 +1,264 @@
+//! The table of exit statuses, and that the operators' page has the same one.
+
+use std::collections::BTreeSet;
+
+use client::view::SourceBytes;
+
+use super::*;
+
+/// The page that operators read.
+const OPERATING: &str = include_str!("../../../../docs/OPERATING.md");
+
+/// Reasons for which an image that failed isn't waited for.
+const HOPELESS: [Reason; 6] = [
+    Reason::ContentBad,
+    Reason::ContentMissing,
+    Reason::ContentRefused,
+    Reason::ContentUnusable,
+    Reason::ContentUnavailable,
+    Reason::Contradicts,
+];
+
+/// Reasons of Pods that nothing keeps.
+const FREE: [Reason; 5] = [
+    Reason::Open,
+    Reason::Current,
+    Reason::AlreadyLabelled,
+    Reason::Admitted,
+    Reason::NotGated,
+];
+
+fn host(name: &str, state: HostState, failed_seconds: Option<u64>) -> HostProgress {
+    HostProgress {
+        host: name.into(),
+        state,
+        reason: None,
+        message: String::new(),
+        connected: true,
+        total_bytes: 10,
+        held_bytes: 0,
+        bytes: SourceBytes::default(),
+        upload_bytes: 0,
+        bytes_per_second: 0,
+        eta_seconds: None,
+        began_at: None,
+        presence_age_ms: None,
+        golden: false,
+        failed_seconds,
+    }
+}
+
+fn image(hosts: Vec<HostProgress>) -> ImageView {
+    ImageView {
+        digest: "sha256:x".into(),
+        references: vec!["r.test/image:1".into()],
+        state: ImageState::Staging,
+        reason: None,
+        message: String::new(),
+        disk_bytes: 10,
+        raw_bytes: 10,
+        registry_bytes: 5,
+        contents: 1,
+        contents_done: 0,
+        hosts_selected: hosts.len() as u64,
+        hosts_present: 0,
+        hosts_failed: 0,
+        wanted_at: 0,
+        staged_seconds: None,
+        hosts,
+        leases: Vec::new(),
+    }
+}
+
+#[test]
+fn waiting_ends_when_all_selected_hosts_have_it_or_the_rest_has_failed_for_long() {
+    let outcome = |hosts: Vec<HostProgress>, selected: Option<&[String]>| {
+        let request = StageRequest {
+            reference: "r.test/image:1".into(),
+            hosts: selected.map(<[String]>::to_vec),
+        };
+        settled(&image(hosts), &request).map(|ended| ended.outcome)
+    };
+    let present = || host("a", HostState::Present, None);
+    assert_eq!(outcome(vec![present()], None), Some(Outcome::Yes));
+    assert_eq!(
+        outcome(vec![present(), host("b", HostState::Staging, None)], None),
+        None
+    );
+    let failed = |seconds| host("b", HostState::Failed, Some(seconds));
+    assert_eq!(
+        outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS - 1)], None),
+        None
+    );
+    assert_eq!(
+        outcome(vec![present(), failed(GIVE_UP_AFTER_SECONDS)], None),
+        Some(Outcome::No)
+    );
+    let mut busy = failed(10 * GIVE_UP_AFTER_SECONDS);
+    busy.reason = Some(Reason::TartBusy.into());
+    assert_eq!(outcome(vec![present(), busy], None), None);
+    let only = ["a".to_owned()];
+    assert_eq!(
+        outcome(vec![present(), failed(0)], Some(&only)),
+        Some(Outcome::Yes)
+    );
+    assert_eq!(outcome(vec![], None), None);
+}
+
+/// Every reason of this version, and one of a later.
+fn told() -> Vec<ToldReason> {
+    let known = Reason::ALL.iter().map(|reason| (*reason).into());
+    known.chain(["moon_is_full".into()]).collect()
+}
+
+/// What waiting for an image comes to, and with which exit status; `None` while it is waited for.
+fn status(image: &ImageView) -> Option<u8> {
+    let request = StageRequest {
+        reference: "r.test/image:1".into(),
+        hosts: None,
+    };
+    settled(image, &request).map(|ended| ended.outcome.status())
+}
+
+#[test]
+fn waiting_for_an_image_ends_by_its_reason_only_where_it_failed_as_a_whole() {
+    for reason in told() {
+        for state in [ImageState::Staging, ImageState::Failed] {
+            let mut image = image(vec![host("a", HostState::Staging, None)]);
+            (image.state, image.reason) = (state, Some(reason.clone()));
+            let hopeless = reason
+                .known()
+                .is_some_and(|reason| HOPELESS.contains(&reason));
+            let ends = hopeless && state == ImageState::Failed;
+            assert_eq!(status(&image), ends.then_some(1), "{reason} {state:?}");
+        }
+    }
+}
+
+#[test]
+fn a_host_that_failed_for_long_is_given_up_whatever_its_reason_unless_tart_is_busy_there() {
+    for reason in told() {
+        for (seconds, long) in [
+            (GIVE_UP_AFTER_SECONDS - 1, false),
+            (GIVE_UP_AFTER_SECONDS, true),
+        ] {
+            let mut failed = host("a", HostState::Failed, Some(seconds));
+            failed.reason = Some(reason.clone());
+            let given_up = long && reason.known() != Some(Reason::TartBusy);
+            let status = status(&image(vec![failed]));
+            assert_eq!(status, given_up.then_some(1), "{reason} {seconds}");
+        }
+        // what is under way, or away, is waited for
+        for state in [
+            HostState::Waiting,
+            HostState::Queued,
+            HostState::Staging,
+            HostState::Installing,
+            HostState::Gone,
+        ] {
+            let mut host = host("a", state, None);
+            host.reason = Some(reason.clone());
+            assert_eq!(status(&image(vec![host])), None, "{reason} {state:?}");
+        }
+        let mut present = host("a", HostState::Present, None);
+        present.reason = Some(reason.clone());
+        assert_eq!(status(&image(vec![present])), Some(0), "{reason}");
+    }
+}
+
+#[test]
+fn an_image_that_isnt_wanted_under_its_name_any_more_isnt_waited_for() {
+    let present = || image(vec![host("a", HostState::Present, None)]);
+    assert_eq!(status(&present()), Some(0));
+    let mut cancelled = present();
+    cancelled.state = ImageState::Cancelled;
+    assert_eq!(status(&cancelled), Some(1));
+    let mut moved = present();
+    moved.references = vec!["r.test/image:2".into()];
+    assert_eq!(status(&moved), Some(1));
+}
+
+#[test]
+fn why_a_pod_waits_is_a_yes_only_where_nothing_keeps_it() {
+    for reason in told() {
+        let pod = PodView {
+            namespace: "ci".into(),
+            name: "p".into(),
+            pool: None,
+            image: String::new(),
+            node: None,
+            stale: true,
+            in_flight: false,
+            message: String::new(),
+            reason: reason.clone(),
+        };
+        let free = reason.known().is_some_and(|reason| FREE.contains(&reason));
+        assert_eq!(of_pod(&pod).status(), u8::from(!free), "{reason}");
+    }
+}
+
+#[test]
+fn a_host_lacks_nothing_and_a_roll_is_done_when_nothing_is_left() {
+    let host = |why: &[&str]| HostView {
+        why: why.iter().map(|why| (*why).to_owned()).collect(),
+        ..HostView::default()
+    };
+    assert_eq!(of_host(&host(&[])).status(), 0);
+    assert_eq!(of_host(&host(&["it is away"])).status(), 1);
+    let pool = |stale| PoolView {
+        namespace: "ci".into(),
+        name: "runners".into(),
+        mode: "own".into(),
+        image: String::new(),
+        digest: None,
+        paused: false,
+        alive: 2,
+        stale,
+        labelled: 0,
+        in_flight: 0,
+        reserved: 0,
+        cap: 1,
+        hosts_usable: 2,
+        hosts_ready: 2,
+        pods: Vec::new(),
+    };
+    assert_eq!(of_pools(&[]).status(), 0);
+    assert_eq!(of_pools(&[pool(0), pool(0)]).status(), 0);
+    assert_eq!(of_pools(&[pool(0), pool(1)]).status(), 1);
+}
+
+/// The reasons in the cells of a row of the page; the first cell is what the row is about.
+fn cells(row: &str) -> Vec<BTreeSet<Reason>> {
+    let lines = OPERATING.lines();
+    let found = lines.filter_map(|line| line.strip_prefix(&format!("| {row} |")));
+    let [row] = found.collect::<Vec<_>>()[..] else {
+        panic!("{row} is in the page once");
+    };
+    row.split('|')
+        .map(|cell| {
+            cell.split('`')
+                .filter_map(|text| text.parse().ok())
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn the_operators_page_has_the_same_table_and_explains_every_reason() {
+    let image = &cells("`stage --wait`, an image that failed")[1];
+    assert_eq!(*image, HOPELESS.into());
+    let pod = &cells("`why POD`")[0];
+    assert_eq!(*pod, FREE.into());
+    let explained: BTreeSet<Reason> = OPERATING
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .filter_map(|line| line.split('|').nth(1))
+        .flat_map(|cell| cell.split('`'))
+        .filter_map(|text| text.parse().ok())
+        .collect();
+    let missing: Vec<_> = Reason::ALL
+        .iter()
+        .filter(|reason| !explained.contains(reason) && **reason != Reason::Open)
+        .collect();
+    assert_eq!(missing, Vec::<&Reason>::new());
+}

@@ -1,0 +1,326 @@
+//! Why something isn't as it shall be: one closed set of names for images, hosts and Pods, from a host's report to an exit code.
+//!
+//! Programs decide by [`Reason`]. The text is made where it leaves the program: on the wire, in JSON and in metrics. A name never
+//! changes, because programs of other versions and operators' scripts read it.
+
+use alloc::boxed::Box;
+use core::{fmt, ops::Deref, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A reason that this version knows. A closed set.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// Its name on the wire, in JSON and in metrics.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+
+        impl FromStr for Reason {
+            type Err = UnknownReason;
+
+            fn from_str(text: &str) -> Result<Self, UnknownReason> {
+                match text {
+                    $($text => Ok(Self::$name),)*
+                    _ => Err(UnknownReason),
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    // ---- why an image isn't on all its hosts: the coordinator says so ----
+
+    /// Chunks move.
+    Moving = "moving",
+    /// No selected host is in the fleet.
+    NoHosts = "no_hosts",
+    /// No host is selected for now; some keep what they have of the image.
+    Held = "held",
+    /// No selected host is connected.
+    NoHostConnected = "no_host_connected",
+    /// Every selected host that is connected has the image. The others are away or shunned.
+    HostsAway = "hosts_away",
+    /// The registry failed; the next try waits.
+    OriginDown = "origin_down",
+    /// The registry asked to be left alone for a while.
+    OriginThrottled = "origin_throttled",
+    /// The registry lacks a part of the image.
+    ContentMissing = "content_missing",
+    /// The registry refuses a part of the image to the hosts.
+    ContentRefused = "content_refused",
+    /// The registry answers for a part of the image with something that can't be used.
+    ContentUnusable = "content_unusable",
+    /// The registry gives other contents and not this one, whichever host asks.
+    ContentUnavailable = "content_unavailable",
+    /// Every host that could be served was served. The others can't stage the image for now, and say why.
+    HostsFailed = "hosts_failed",
+
+    // ---- why one host doesn't hold an image: the coordinator says so ----
+
+    /// The host isn't selected.
+    NotSelected = "not_selected",
+    /// The host has no session.
+    Disconnected = "disconnected",
+    /// The fleet shuns the host.
+    Quarantined = "quarantined",
+    /// The host hasn't said anything about the image yet.
+    AwaitingReport = "awaiting_report",
+    /// The host was asked again whether it holds the image under its names, and hasn't answered yet.
+    Confirming = "confirming",
+    /// The host waits for room or its turn.
+    Queued = "queued",
+    /// Chunks move to the host.
+    Staging = "staging",
+    /// The host puts the image into tart's cache.
+    Installing = "installing",
+    /// The host can't stage the image for now, and gave no reason.
+    Failed = "failed",
+    /// The host held the image and lost it.
+    Gone = "gone",
+    /// The image failed, so no host gets it.
+    ImageFailed = "image_failed",
+
+    // ---- why nothing of an image comes to a host: the host says so ----
+
+    /// Room is reserved, and what other images of the host hold is copied.
+    Preparing = "preparing",
+    /// Nobody fetches the content yet.
+    AwaitingLease = "awaiting_lease",
+    /// The host fetches the content, and holds back while what it fetched is being spread.
+    Paced = "paced",
+    /// The registry was asked a moment ago.
+    Fetching = "fetching",
+    /// The registry was asked a while ago and sends nothing.
+    OriginSilent = "origin_silent",
+    /// A fetch from the registry has trouble and goes on trying.
+    OriginTrouble = "origin_trouble",
+    /// A fetch from the registry has failed.
+    OriginFailed = "origin_failed",
+    /// The host can't ask the registry because of its own settings.
+    OriginSettings = "origin_settings",
+    /// The registry's bytes aren't what the manifest says.
+    ContentBad = "content_bad",
+    /// Another image gives a content of this image another size. One of the two manifests is wrong.
+    Contradicts = "contradicts",
+    /// Other images, or other contents of this image, go first.
+    AwaitingTurn = "awaiting_turn",
+    /// No peer is connected.
+    NoPeers = "no_peers",
+    /// No connected peer has a chunk that the host lacks.
+    NoSource = "no_source",
+    /// A push of what the host lacks is expected.
+    AwaitingPush = "awaiting_push",
+    /// Requests are under way and nothing has arrived.
+    PeersSlow = "peers_slow",
+    /// Every peer that has what the host lacks serves as many as it may.
+    PeersBusy = "peers_busy",
+    /// No peer is connected, and some are quarantined.
+    SourcesQuarantined = "sources_quarantined",
+    /// The host's download budget is used up.
+    Throttled = "throttled",
+    /// More of the content than it has was lost again on the host.
+    LostAgain = "lost_again",
+    /// The host couldn't store what arrived.
+    NotStored = "not_stored",
+    /// The host's volume has no room for the image above its floor.
+    NoRoom = "no_room",
+    /// Chunks of the image are missing where all were thought to be there.
+    Incomplete = "incomplete",
+    /// What the host has of the image on its disk is read again before it counts.
+    Checking = "checking",
+    /// tart holds the lock of its cache.
+    TartBusy = "tart_busy",
+    /// Something else stands where a name's link goes.
+    InTheWay = "in_the_way",
+    /// No reference is wanted that tart could find the image by.
+    BadReference = "bad_reference",
+    /// A name is being linked to the image that it was wanted for before.
+    NameBusy = "name_busy",
+    /// A name was removed, or its golden was.
+    NameLost = "name_lost",
+    /// A name was moved to another image.
+    TagMoved = "tag_moved",
+    /// The image's golden couldn't be made.
+    GoldenFailed = "golden_failed",
+    /// The manifest names something that this version can't stage.
+    Unsupported = "unsupported",
+    /// The image's files were removed.
+    Removed = "removed",
+    /// No name of the image is wanted, and none is left.
+    Superseded = "superseded",
+
+    // ---- why a Pod may drain, or may not: the gate says so ----
+
+    /// The Pod may drain.
+    Open = "open",
+    /// Not everything that the cluster holds is known yet, or any more.
+    NotSynced = "not_synced",
+    /// The Pod belongs to no pool that is gated.
+    NotGated = "not_gated",
+    /// The Pod ended, or is being deleted.
+    NotAlive = "not_alive",
+    /// The Pod runs its pool's image already.
+    Current = "current",
+    /// The Pod works for somebody.
+    Busy = "busy",
+    /// The Pod carries the label already.
+    AlreadyLabelled = "already_labelled",
+    /// The Pod is neither Pending nor Running, or Pending in a pool that another controller owns.
+    NotRunning = "not_running",
+    /// An operator paused the roll.
+    Paused = "paused",
+    /// What the owners of the pool's Pods make is being read.
+    OwnerUnread = "owner_unread",
+    /// The owner of the pool's Pods makes Pods of another image than the pool's.
+    OwnerLags = "owner_lags",
+    /// The pool's image isn't resolved to a digest.
+    ImageUnresolved = "image_unresolved",
+    /// The Pod's Node isn't known as a host of the fleet.
+    NodeUnknown = "node_unknown",
+    /// The Pod's Node isn't Ready.
+    NodeNotReady = "node_not_ready",
+    /// The Pod's Node is cordoned.
+    NodeCordoned = "node_cordoned",
+    /// The Pod's Node doesn't hold the image.
+    ImageMissing = "image_missing",
+    /// The Pod's Node said too long ago that it holds the image.
+    PresenceOld = "presence_old",
+    /// The agent of the Pod's Node hasn't spoken since the coordinator started.
+    HostUnheard = "host_unheard",
+    /// The Pod has no Node, and too few hosts hold the image.
+    TooFewHosts = "too_few_hosts",
+    /// As many Pods are in flight as may be.
+    CapReached = "cap_reached",
+    /// Pods that were let go long ago have no successors, and fill the cap.
+    NoSuccessor = "no_successor",
+    /// A write on the Pod was refused; the next try waits.
+    RetryWaits = "retry_waits",
+    /// The Pod was admitted a moment ago.
+    Admitted = "admitted",
+}
+
+/// The text is no reason of this version's set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no reason that this version knows")]
+pub struct UnknownReason;
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A reason as another program told it. A program of a later version may know more reasons: their names stay readable, and
+/// decide nothing. Reads as its text; in JSON it is a string.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "Box<str>", into = "Box<str>")]
+pub enum ToldReason {
+    /// One of this version's set.
+    Known(Reason),
+    /// Another one. Never the text of a known reason.
+    Unknown(Box<str>),
+}
+
+impl ToldReason {
+    /// The reason, where this version knows it.
+    #[must_use]
+    pub const fn known(&self) -> Option<Reason> {
+        match self {
+            Self::Known(reason) => Some(*reason),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl Deref for ToldReason {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Known(reason) => reason.as_str(),
+            Self::Unknown(text) => text,
+        }
+    }
+}
+
+impl fmt::Display for ToldReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl From<Reason> for ToldReason {
+    fn from(reason: Reason) -> Self {
+        Self::Known(reason)
+    }
+}
+
+impl From<&str> for ToldReason {
+    fn from(text: &str) -> Self {
+        text.parse()
+            .map_or_else(|UnknownReason| Self::Unknown(text.into()), Self::Known)
+    }
+}
+
+impl From<Box<str>> for ToldReason {
+    fn from(text: Box<str>) -> Self {
+        text.parse()
+            .map_or_else(|UnknownReason| Self::Unknown(text), Self::Known)
+    }
+}
+
+impl From<ToldReason> for Box<str> {
+    fn from(told: ToldReason) -> Self {
+        match told {
+            ToldReason::Known(reason) => reason.as_str().into(),
+            ToldReason::Unknown(text) => text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_name_is_one_reasons_alone_and_reads_back() {
+        let names: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            let name = reason.as_str();
+            assert!(
+                name.bytes()
+                    .all(|byte| byte == b'_' || byte.is_ascii_lowercase())
+            );
+            assert_eq!(name.parse(), Ok(*reason));
+            assert_eq!(ToldReason::from(name).known(), Some(*reason));
+        }
+    }
+
+    #[test]
+    fn a_later_versions_reason_stays_readable_and_is_told_on_as_it_came() {
+        let told: ToldReason = serde_json::from_str(r#""moon_is_full""#).unwrap();
+        assert_eq!((told.known(), &*told), (None, "moon_is_full"));
+        assert_eq!(serde_json::to_string(&told).unwrap(), r#""moon_is_full""#);
+        let told: ToldReason = serde_json::from_str(r#""tart_busy""#).unwrap();
+        assert_eq!(told, ToldReason::Known(Reason::TartBusy));
+        assert_eq!(serde_json::to_string(&told).unwrap(), r#""tart_busy""#);
+    }
+}
