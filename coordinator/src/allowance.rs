@@ -1,5 +1,5 @@
-//! What each address may do before it has to wait: counts of tries that nobody vouches for, such as tokens that turn out to
-//! be made up.
+//! What each address may do before it has to wait: counts of tries that nobody vouches for, such as tokens that turn
+//! out to be made up.
 
 use std::{
     collections::BTreeMap,

@@ -112,7 +112,8 @@ pub enum ForeignError {
 impl Authority {
     /// The authority that lives in `dir`, made there when there is none. Blocks.
     ///
-    /// The key is written before the certificate: a crash between leaves a key that the next start makes a certificate for.
+    /// The key is written before the certificate: a crash between leaves a key that the next start makes a
+    /// certificate for.
     ///
     /// # Errors
     /// When files can't be read or written, or don't belong together.
@@ -182,8 +183,8 @@ impl Authority {
         Digest::of(&self.certificate)
     }
 
-    /// The secret by which the coordinator tells hosts, after a restart, that their connections are gone. The coordinator's
-    /// own key is another one in every life; the authority's stays, and is the same in all replicas.
+    /// The secret by which the coordinator tells hosts, after a restart, that their connections are gone. The
+    /// coordinator's own key is another one in every life; the authority's stays, and is the same in all replicas.
     #[must_use]
     pub fn reset_secret(&self) -> ResetSecret {
         ResetSecret::derived(self.issuer.key().serialized_der(), b"parbake coordinator")
@@ -216,8 +217,8 @@ impl Authority {
         self.sign(host, csr, None, (SystemTime::now(), lifetime))
     }
 
-    /// A certificate as [`issue`](Self::issue) gives it, as if it were signed at this time, if that is still to come: when
-    /// the host's enrolment counts from, so that no certificate of before is taken for one of after.
+    /// A certificate as [`issue`](Self::issue) gives it, as if it were signed at this time, if that is still to come:
+    /// when the host's enrolment counts from, so that no certificate of before is taken for one of after.
     ///
     /// # Errors
     /// As `issue`.
@@ -232,8 +233,8 @@ impl Authority {
     }
 
     /// A certificate as [`issue`](Self::issue) gives it, for the host and the very key of one that was
-    /// [recognised](Self::recognise): `csr` has to be signed by that key, which proves that who asks holds it. Seen by somebody
-    /// else, request and answer are worth nothing without the key; so neither needs to be fresh.
+    /// [recognised](Self::recognise): `csr` has to be signed by that key, which proves that who asks holds it. Seen
+    /// by somebody else, request and answer are worth nothing without the key; so neither needs to be fresh.
     ///
     /// # Errors
     /// As `issue`, and when the request is of another key.

@@ -107,8 +107,8 @@ pub struct Run {
     /// Address (host:port) that hosts shall use for QUIC, when it differs from where they enrolled.
     #[arg(long, env = "PARBAKE_ADVERTISE")]
     pub advertise: Option<String>,
-    /// Networks of which a host may name an address for its peers (the agent's `advertise`) beyond the one that it comes from,
-    /// separated by commas [default: private ones].
+    /// Networks of which a host may name an address for its peers (the agent's `advertise`) beyond the one that it
+    /// comes from, separated by commas [default: private ones].
     #[arg(long, env = "PARBAKE_PEER_NETWORKS", value_delimiter = ',')]
     pub peer_networks: Vec<String>,
     /// Let any enrolled host join, also one that the fleet file doesn't name.
@@ -160,7 +160,8 @@ pub struct ClusterOptions {
         requires = "kubernetes"
     )]
     pub service_names: Vec<String>,
-    /// Audiences of the tokens that runners show at the drain endpoint, separated by commas [default: the API server's].
+    /// Audiences of the tokens that runners show at the drain endpoint, separated by commas [default: the API
+    /// server's].
     #[arg(
         long,
         env = "PARBAKE_TOKEN_AUDIENCES",

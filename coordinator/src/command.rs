@@ -158,8 +158,8 @@ fn host_id(text: &str) -> anyhow::Result<HostId> {
     text.parse().with_context(|| format!("host `{text}`"))
 }
 
-/// The settings, where a coordinator has run on their state directory. Nothing is made in one where none has: an authority
-/// that comes about by a question in the wrong place is one that no host knows.
+/// The settings, where a coordinator has run on their state directory. Nothing is made in one where none has: an
+/// authority that comes about by a question in the wrong place is one that no host knows.
 fn existing(shared: &Shared) -> anyhow::Result<Config> {
     let config = Config::load(shared, &Run::default())?;
     if !Authority::exists(&config.state_dir.join("authority")) {

@@ -23,8 +23,8 @@ pub const ADMIN_PORT: u16 = 7473;
 /// The largest fleet: what one roster message holds.
 pub const MAX_HOSTS: usize = 4_000;
 
-/// A host's certificate outlives a coordinator that is away for ten days: it is renewed with a third of its life left. Who is
-/// revoked is out within seconds, whatever its certificate says.
+/// A host's certificate outlives a coordinator that is away for ten days: it is renewed with a third of its life
+/// left. Who is revoked is out within seconds, whatever its certificate says.
 const CERTIFICATE_LIFETIME_SECONDS: u64 = 30 * 86_400;
 /// A Mac that lay in a drawer for two months in all comes back by itself.
 const RENEWAL_GRACE_SECONDS: u64 = 30 * 86_400;
@@ -42,7 +42,8 @@ pub struct Config {
     pub api: SocketAddr,
     /// TCP address of health and metrics.
     pub admin: SocketAddr,
-    /// Names by which health and metrics may be asked for where they listen on loopback, beyond `localhost` and addresses.
+    /// Names by which health and metrics may be asked for where they listen on loopback, beyond `localhost` and
+    /// addresses.
     pub admin_names: BTreeSet<String>,
     /// `host:port` that hosts shall use for QUIC.
     pub advertise: Option<String>,

@@ -1,55 +1,82 @@
 //! The one task that owns the plan and all that is known of the fleet.
 //!
-//! `run` selects an [`Input`]; `apply` changes state without waiting and turns the plan's actions into orders, which go
-//! into each session's bounded queue. What it shows of itself is published as a [`View`] at most four times a second.
-//! Files are written by one writer task in the order in which they were asked for; network waits are jobs of one set.
+//! `run` selects an [`Input`]; `apply` changes state without waiting and turns the plan's actions into orders, which
+//! go into each session's bounded queue. State lives in parts, each in a file of its own, which take the time as an
+//! argument and return what follows from a change: events for the plan, orders to hosts. This file is the loop over
+//! the parts: it hands each what it needs of the others, and carries out what they return.
+//!
+//! What the driver shows of itself is published as a [`View`] at most four times a second. Files are written by one
+//! writer in the order in which they were asked for; network waits are jobs of one set.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use link::Signatures;
-use proto::{Digest, HostId, HostKey, Moment, message, statement::LinkKey};
-use rollout::{
-    names::{Claims, NotAsked, Told},
-    stage::{Event, Plan},
-};
+use proto::{Digest, HostId, Moment, message};
+use rollout::stage::{Action, Event, Plan, RevokeCause};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{debug, error, info, warn};
 
-use self::lines::Lines;
+use self::{
+    blames::Blames,
+    effect::{Effect, Effects},
+    hosts::Known,
+    images::{At, Images},
+    limits::Limited,
+    members::Members,
+    mirror::Mirrored,
+    order::{Addressed, bandwidth},
+    presence::Presence,
+    preview::Preview,
+    reporting::Reporting,
+    selection::{selected, short_of_room},
+    show::{Facts, Views},
+    staging::{Staging, TokenAsk},
+    tickets::Tickets,
+    writer::Answer,
+};
 use crate::{
     authority::Authority,
     config::Config,
     fleet::Membership,
-    intake::MAX_IMAGES,
     metrics::Metrics,
-    progress::Progress,
-    resolve::{Granted, PullToken, Registries},
-    view::{BandwidthRequest, CancelReply, ShortOfRoom, StageReply, VolumeView},
-    wants::{Kept, Place, Want},
+    resolve::Registries,
+    view::{ImageState, ShortOfRoom, StageReply},
+    wants::{Kept, Want},
 };
 
 mod ask;
-mod claims;
+mod blames;
+mod effect;
 #[cfg(test)]
 mod histories;
 mod hosts;
+mod images;
+mod input;
+mod leases;
+mod limits;
 mod lines;
+mod members;
 mod mirror;
-mod names;
-mod orders;
+mod order;
 mod presence;
+mod preview;
+mod pull_tokens;
 mod refusals;
+mod reporting;
+mod restages;
 mod roster;
+mod rosters;
+mod selection;
+mod sessions;
 mod show;
+mod stage_orders;
+mod staging;
 #[cfg(test)]
 mod tests;
 mod tickets;
@@ -57,422 +84,33 @@ mod took;
 mod words;
 mod writer;
 
-pub(crate) use claims::stricter;
 #[cfg(test)]
-pub(crate) use presence::HostPresence;
-pub(crate) use presence::PresenceView;
-pub(crate) use refusals::Refused;
-pub(crate) use show::View;
-pub(crate) use writer::{WRITES, Write, write};
+pub(crate) use self::presence::HostPresence;
+pub(crate) use self::{
+    ask::{Ask, CancelError, Limits, Placed, StageError},
+    input::{INBOX, Input, Opened},
+    limits::stricter,
+    order::ORDERS,
+    presence::PresenceView,
+    refusals::Refused,
+    show::View,
+    writer::{WRITES, Write, write},
+};
 
-/// Inputs that wait for the driver: a report of each of 1,000 hosts. Sessions wait when it is full.
-pub(crate) const INBOX: usize = 1_024;
-/// Orders that wait for a session: a whole roll of images and leases. A host that doesn't take them is let go.
-pub(crate) const ORDERS: usize = 256;
-/// The most images wanted at one time; each costs a few hundred kilobytes of manifest in memory and on every host.
-pub(crate) const MAX_WANTS: usize = 64;
-/// What one report holds against other hosts; more is ignored. Nor is more of one host heard in a minute than four times that.
-const MAX_BLAMES: usize = 16;
-const BLAMES_WITHIN: Duration = Duration::from_mins(1);
-/// References of one image.
-const MAX_REFERENCES: usize = 32;
-/// Bytes of the references of all images that are wanted at one time: each host's report of 256 KiB has to hold them.
-const MAX_NAME_BYTES: usize = 96 << 10;
-/// The view is published no more often than this.
-const PUBLISH_EVERY: Duration = Duration::from_millis(250);
-/// A change of the roster waits this long for others, and as many more microseconds as the fleet has hosts squared, two
-/// seconds at most: a thousand hosts that join together cost a few changes each, not a thousand.
-const ROSTER_PAUSE: Duration = Duration::from_millis(20);
-const ROSTER_PAUSE_MOST_MICROS: u64 = 2_000_000;
-/// Where hosts are is kept this long after it changed, at most.
-const ROSTER_KEEP: Duration = Duration::from_secs(1);
-/// The first pause before an image that a host lost is staged there again; four times as long after each loss.
-const RESTAGE_PAUSE: Duration = Duration::from_secs(1);
-const RESTAGE_PAUSE_MOST: Duration = Duration::from_mins(10);
-/// A pull token is renewed when less than this remains of it.
-const TOKEN_MARGIN: Duration = Duration::from_secs(60);
-/// A pull token that the registry refuses is replaced no sooner than this after it was given.
-const TOKEN_RENEWED_AFTER: Duration = Duration::from_secs(3);
-/// After a failed attempt at a pull token, the next one waits.
-const TOKEN_RETRY: Duration = Duration::from_secs(10);
-
-/// An order that waits for a session. Shared: one image's order goes to every host.
-pub(crate) type Orders = mpsc::Sender<Arc<message::Order>>;
-
-/// What the driver is told.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// A host's session is up.
-    Opened(Box<Opened>),
-    /// A host reported.
-    Reported {
-        host: HostId,
-        session: u64,
-        /// As [`intake::cut`](crate::intake::cut) leaves it.
-        report: Box<message::Report>,
-        /// Hears how long it took to handle.
-        handled: oneshot::Sender<Duration>,
-    },
-    /// A session ended.
-    Closed { host: HostId, session: u64 },
-    /// A handshake failed because one side didn't take the other.
-    Refused(Refused),
-    /// An operator asks.
-    Asked(Ask),
-    /// All that operators had asked for before this start was asked for again.
-    Recalled,
-    /// A pull token arrived, or didn't.
-    Token {
-        image: Digest,
-        granted: Option<Granted>,
-    },
-    /// Time passed.
-    Tick,
-}
-
-/// A new session.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) host: HostId,
-    pub(crate) session: u64,
-    /// Where the connection comes from.
-    pub(crate) remote: SocketAddr,
-    pub(crate) hello: message::Hello,
-    pub(crate) orders: Orders,
-}
-
-/// What the cluster's objects limit: the strictest of those that stage now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// Of every host; 0 for none.
-    pub(crate) bandwidth: BandwidthRequest,
-    /// Contents leased at one time; the coordinator's setting without it.
-    pub(crate) origin_streams: Option<usize>,
-}
-
-/// An image that the cluster wants.
-#[derive(Clone, Debug)]
-pub(crate) struct Placed {
-    pub(crate) want: Want,
-    /// Hosts that aren't to go on for now, and keep what they have.
-    pub(crate) held: BTreeSet<HostId>,
-}
-
-/// What operators ask.
-#[derive(Debug)]
-pub(crate) enum Ask {
-    /// Stage this; `references` holds the one asked for.
-    Stage {
-        want: Box<Want>,
-        reply: oneshot::Sender<Result<StageReply, StageError>>,
-    },
-    /// Operators don't want this any more: a reference, or by its bare digest an image under all its references.
-    Cancel {
-        name: String,
-        reply: oneshot::Sender<Result<CancelReply, CancelError>>,
-    },
-    /// Limit every host.
-    Bandwidth {
-        limits: BandwidthRequest,
-        reply: oneshot::Sender<Result<(), crate::wants::StateError>>,
-    },
-    /// The cluster wants exactly these, whatever it wanted before, and limits what moves. What operators want stays.
-    Place {
-        wants: Vec<Placed>,
-        limits: Limits,
-        /// Nothing is missing that only needs to be resolved again after a start.
-        whole: bool,
-    },
-    /// Whoever looks after the cluster's objects asks for this image anew: what failed of it is tried at once.
-    Urge(Digest),
-    /// What staging this would move.
-    Preview {
-        want: Box<Want>,
-        reply: oneshot::Sender<Result<crate::view::PlanReply, StageError>>,
-    },
-}
-
-/// Why an image isn't staged.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StageError {
-    /// A host that was named isn't part of the fleet.
-    #[error("host {0} isn't part of the fleet; see `parbake hosts`")]
-    UnknownHost(HostId),
-    /// A host that was named is revoked.
-    #[error("host {host} can't be chosen: {what}")]
-    Revoked {
-        /// The host.
-        host: HostId,
-        /// Since when and why, and what takes that back.
-        what: String,
-    },
-    /// Nobody to stage it on.
-    #[error(
-        "the fleet has no hosts; add [[hosts]] to the fleet file, or set `open = true` and enrol some"
-    )]
-    NoHosts,
-    /// Too many images at once.
-    #[error("{MAX_WANTS} images are wanted already; cancel some (`parbake cancel IMAGE`)")]
-    TooManyImages,
-    /// Too many names of one image.
-    #[error(
-        "the image has {MAX_REFERENCES} references already; cancel some (`parbake cancel IMAGE`)"
-    )]
-    TooManyReferences,
-    /// Hosts couldn't report all of the names.
-    #[error(
-        "the references of all images that are wanted would have more than {} kB, which hosts can't report; cancel some \
-         (`parbake cancel IMAGE`)",
-        MAX_NAME_BYTES >> 10
-    )]
-    TooManyNames,
-    /// It can't fit on any selected host, empty or not.
-    #[error("image needs {needed_bytes} bytes, more than the volume of any selected host can give: {}", listed(.hosts))]
-    NowhereFits {
-        /// What it needs.
-        needed_bytes: u64,
-        /// The hosts with their figures.
-        hosts: Vec<ShortOfRoom>,
-    },
-    /// It is wanted now, but that couldn't be written down.
-    #[error("image is being staged, but a restart will forget it: {0}")]
-    NotKept(#[from] crate::wants::StateError),
-}
-
-/// Why something isn't cancelled.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CancelError {
-    /// Nobody wants it under this name.
-    #[error("image `{name}` isn't wanted{}; see `parbake status`", but(.others))]
-    Unwanted {
-        /// What was typed.
-        name: String,
-        /// References that its digest is wanted under, where there are some.
-        others: Vec<String>,
-    },
-    /// Operators didn't ask for it: it isn't theirs to cancel.
-    #[error(
-        "image `{0}` is wanted by ImagePrePulls alone; change or delete those (`kubectl get ipp -A`)"
-    )]
-    ByCluster(String),
-    /// It is cancelled now, but that couldn't be written down.
-    #[error("image is cancelled, but a restart will forget that: {0}")]
-    NotKept(#[from] crate::wants::StateError),
-}
-
-fn but(others: &[String]) -> String {
-    match others {
-        [] => String::new(),
-        others => format!(" under that name, but as {}", others.join(", ")),
-    }
-}
-
-impl CancelError {
-    fn new(name: &str, why: NotAsked, others: Vec<String>) -> Self {
-        let name = crate::progress::clean(name);
-        match why {
-            NotAsked::Unwanted => Self::Unwanted { name, others },
-            NotAsked::ByCluster => Self::ByCluster(name),
-        }
-    }
-}
-
-fn listed(hosts: &[ShortOfRoom]) -> String {
-    let one = |host: &ShortOfRoom| {
-        format!(
-            "{} ({} bytes free, floor {})",
-            host.host, host.free_bytes, host.floor_bytes
-        )
-    };
-    let mut text: Vec<String> = hosts.iter().take(5).map(one).collect();
-    if hosts.len() > 5 {
-        text.push(format!("and {} more", hosts.len() - 5));
-    }
-    text.join(", ")
-}
-
-/// A session as the driver holds it.
-#[derive(Debug)]
-struct Session {
-    number: u64,
-    orders: Orders,
-    since: Moment,
-    /// It was told the roster and whom it follows.
-    greeted: bool,
-    /// The epoch of the roster that the host has, 0 for none; `None` for a version that knows whole rosters only.
-    roster: Option<u64>,
-    /// The key with which the host signs links; `None` for a version that doesn't: it takes no part in staging.
-    link_key: Option<LinkKey>,
-    /// When the host is given its next standing ticket.
-    ticket_due: Moment,
-    /// Images whose manifest it has, and the order that it took last for each (see [`orders::StageOrders`]): as it said at the
-    /// beginning, and as it was told since.
-    has: BTreeMap<Digest, u64>,
-}
-
-/// A host as it is known.
-#[derive(Debug)]
-struct Host {
-    zone: String,
-    session: Option<Session>,
-    place: Option<Place>,
-    version: String,
-    volume: Option<VolumeView>,
-    backlog_bytes: u64,
-    upload_bytes_per_second: u64,
-    images: BTreeMap<Digest, Progress>,
-    references: BTreeMap<Digest, String>,
-    blames: u64,
-    /// What it holds against others.
-    blamed: Blamed,
-    /// What the log has lately of its doings.
-    lines: Lines,
-    /// Chunks for whose bytes others blame it: it is asked to look at its disk.
-    suspect: BTreeSet<(Digest, u32)>,
-    neighbours: Vec<HostId>,
-    wholes: roster::Wholes,
-    lost_at: Option<Moment>,
-    word: presence::Word,
-    told: Told,
-}
-
-impl Host {
-    fn new(zone: String) -> Self {
-        Self {
-            zone,
-            session: None,
-            place: None,
-            version: String::new(),
-            volume: None,
-            backlog_bytes: 0,
-            upload_bytes_per_second: 0,
-            images: BTreeMap::new(),
-            references: BTreeMap::new(),
-            blames: 0,
-            blamed: Blamed::default(),
-            lines: Lines::default(),
-            suspect: BTreeSet::new(),
-            neighbours: Vec::new(),
-            wholes: roster::Wholes::new(),
-            lost_at: None,
-            word: presence::Word::default(),
-            told: Told::default(),
-        }
-    }
-}
-
-/// What a host holds against others, as far as it was heard in this minute.
-#[derive(Debug, Default)]
-struct Blamed {
-    since: Moment,
-    count: usize,
-    /// How many links it showed, whom it blames, and what of.
-    said: BTreeSet<(usize, HostId, Option<Digest>)>,
-}
-
-impl Blamed {
-    /// How many more are heard now.
-    fn room(&mut self, now: Moment) -> usize {
-        if now.since(self.since) >= BLAMES_WITHIN {
-            *self = Self {
-                since: now,
-                ..Self::default()
-            };
-        }
-        (4 * MAX_BLAMES).saturating_sub(self.count)
-    }
-}
-
-/// A want as the driver holds it.
-#[derive(Debug)]
-struct Wanted {
-    /// With the references and hosts that are wanted by all who want it.
-    want: Want,
-    /// Hosts that keep what they have and get no more, unless they are selected.
-    held: BTreeSet<HostId>,
-    /// Hosts that may have what it holds; `None`: all.
-    entitled: Option<BTreeSet<HostId>>,
-    /// The plan knows it. It doesn't where other images have all its names.
-    planned: bool,
-    /// By the references that each names.
-    orders: Vec<(Vec<String>, orders::StageOrders)>,
-    ordered: BTreeSet<HostId>,
-    token: Option<(PullToken, Moment)>,
-    /// When the next pull token is asked for; none while one is on its way or none is handed down.
-    token_due: Option<Moment>,
-    /// The registry refuses the token that hosts have.
-    token_refused: bool,
-    took: took::Took,
-    /// What the last lease holder that its registry failed had to say, and when.
-    origin_said: Option<(Moment, String)>,
-    /// The same of one that its registry gives something all the same.
-    origin_remark: Option<(Moment, String)>,
-    /// Hosts that lost it, and when they are ordered to stage it again.
-    restage: BTreeMap<HostId, Restage>,
-}
-
-/// A host that lost an image.
-#[derive(Debug, Default)]
-struct Restage {
-    due: Option<Moment>,
-    tries: u32,
-}
-
-/// Chunks that a host is asked to look at in one order. It looks at no more at one time.
-const MAX_SUSPECT: usize = 64;
-
-/// Bad contents whose story is kept; more are only counted.
-const MAX_BAD_CONTENTS: usize = 256;
-
-/// State and its ways out.
+/// The parts, and their ways out.
 #[derive(Debug)]
 pub(crate) struct Driver {
     started: Instant,
     config: Config,
-    authority: Arc<Authority>,
-    /// Checks what hosts show against others.
-    signatures: Signatures,
-    /// The number of the last ticket.
-    last_ticket: u64,
+    /// Decides what is staged where, by whom, and from where.
     plan: Plan,
-    membership: Arc<Membership>,
-    hosts: BTreeMap<HostId, Host>,
-    keys: BTreeMap<HostKey, HostId>,
-    wants: BTreeMap<Digest, Wanted>,
-    /// Who wants each of them, under which names and where.
-    claims: Claims,
-    /// Hosts whose names may have changed.
-    names_due: BTreeSet<HostId>,
-    /// What the cluster wants beyond the most images, until there is room.
-    waiting: BTreeMap<Digest, Placed>,
-    bandwidth: Option<BandwidthRequest>,
-    limits: Limits,
-    /// Whether what operators, and what the cluster wanted before this start is among the wants.
-    recalled: bool,
-    placed: bool,
+    members: Members,
+    staging: Staging,
     /// Blobs that clients of mirrors wait for.
-    mirror: mirror::Mirrored,
-    /// Contents that a holder found bad, and what it said.
-    bad_contents: BTreeMap<Digest, String>,
-    quarantined: BTreeSet<HostId>,
-    refusals: refusals::Refusals,
-    roster: roster::Roster,
-    /// Hosts whose neighbours changed since they were told.
-    neighbours_due: BTreeSet<HostId>,
-    /// Images of which other hosts may have what they hold than their hosts were told.
-    entitled_due: BTreeSet<Digest>,
-    /// When hosts are told what changed in the roster and among their neighbours.
-    roster_due: Option<Moment>,
-    /// Hosts that wait for a whole roster.
-    rosters_owed: BTreeSet<HostId>,
-    places_due: Option<Moment>,
-    publish: watch::Sender<Arc<View>>,
-    dirty: bool,
-    publish_due: Moment,
-    presence: watch::Sender<Arc<PresenceView>>,
-    presence_changed: bool,
-    presence_heard: bool,
-    presence_due: Moment,
+    mirror: Mirrored,
+    blames: Blames,
+    limited: Limited,
+    views: Views,
     writer: mpsc::Sender<Write>,
     registries: Arc<Registries>,
     metrics: Metrics,
@@ -499,49 +137,25 @@ pub(crate) struct Parts {
 
 impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
-        let since_1970 = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let epoch = u64::try_from(since_1970.as_millis()).unwrap_or(0);
+        let presence = Presence::new(parts.presence);
+        let signatures = parts.authority.signatures();
+        let tickets = Tickets::new(parts.authority, parts.config.certificate_lifetime);
+        // without a cluster there is nothing of it to wait for
+        let images = Images::new(unix_ms(), parts.config.cluster.is_none());
+        let (registries, metrics) = (parts.registries, parts.metrics);
         let mut this = Self {
             started: Instant::now(),
             plan: Plan::new(parts.config.plan.clone(), parts.seed),
-            // without a cluster there is nothing to wait for
-            placed: parts.config.cluster.is_none(),
             config: parts.config,
-            signatures: parts.authority.signatures(),
-            authority: parts.authority,
-            last_ticket: 0,
-            membership: Arc::default(),
-            hosts: BTreeMap::new(),
-            bad_contents: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            wants: BTreeMap::new(),
-            claims: Claims::new(epoch),
-            names_due: BTreeSet::new(),
-            waiting: BTreeMap::new(),
-            bandwidth: parts.kept.bandwidth,
-            limits: Limits::default(),
-            recalled: false,
-            mirror: mirror::Mirrored::default(),
-            quarantined: BTreeSet::new(),
-            refusals: refusals::Refusals::default(),
-            roster: roster::Roster::new(),
-            neighbours_due: BTreeSet::new(),
-            entitled_due: BTreeSet::new(),
-            roster_due: None,
-            rosters_owed: BTreeSet::new(),
-            places_due: None,
-            publish: parts.publish,
-            dirty: true,
-            publish_due: Moment::START,
-            presence: parts.presence,
-            presence_changed: true,
-            presence_heard: false,
-            presence_due: Moment::START,
+            members: Members::new(presence, tickets),
+            staging: Staging::new(images, registries.clone(), metrics.clone()),
+            mirror: Mirrored::default(),
+            blames: Blames::new(signatures, metrics.clone()),
+            limited: Limited::new(parts.kept.bandwidth),
+            views: Views::new(parts.publish),
             writer: parts.writer,
-            registries: parts.registries,
-            metrics: parts.metrics,
+            registries,
+            metrics,
             jobs: JoinSet::new(),
             #[cfg(test)]
             frozen: None,
@@ -550,16 +164,14 @@ impl Driver {
         // in the zones where they were: what each says of itself then moves nobody in the graph
         for (host, place) in &parts.kept.roster {
             if parts.membership.admits(host) {
-                this.know(now, host, place.zone.clone());
+                this.know(now, host, &place.zone);
             }
         }
         this.join(now, parts.membership);
         for (host, place) in parts.kept.roster {
-            if let Some(known) = this.hosts.get_mut(&host) {
-                known.place = Some(place);
-            }
+            this.members.hosts_mut().was_at(&host, place);
         }
-        this.refresh_roster();
+        this.members.refresh_roster();
         for want in parts.kept.wants {
             this.enter(now, want);
         }
@@ -568,6 +180,8 @@ impl Driver {
         this.show(now);
         this
     }
+
+    // ---- the loop --------------------------------------------------------------------------------------------------
 
     /// Runs until `shutdown`, until every sender of `inbox` is gone, or until a job died.
     pub(crate) async fn run(
@@ -612,57 +226,23 @@ impl Driver {
         Moment::START + self.started.elapsed()
     }
 
-    /// The wall clock, in Unix milliseconds: only for what is kept over restarts.
-    fn unix_ms() -> u64 {
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// When something is due, if nothing happens before.
     fn due(&self) -> Moment {
-        let tokens = self.wants.values().filter_map(|wanted| wanted.token_due);
-        let restage = self
-            .wants
-            .values()
-            .flat_map(|wanted| wanted.restage.values());
-        let restage = restage.filter_map(|restage| restage.due);
-        [
+        let parts = [
             self.plan.next_timeout(),
-            self.roster_due,
-            self.places_due,
-            Some(if self.dirty {
-                self.publish_due
-            } else {
-                // Ages and rates change with time alone.
-                self.publish_due + Duration::from_secs(1)
-            }),
-        ]
-        .into_iter()
-        .flatten()
-        .chain(tokens)
-        .chain(restage)
-        .min()
-        .unwrap_or(self.publish_due)
-    }
-
-    /// Tells the plan when nothing that was wanted is missing any more.
-    fn wants_may_be_known(&mut self, now: Moment) {
-        if self.wants_are_known() {
-            self.plan.handle(now, Event::WantsKnown);
-            self.names_changed();
-        }
-    }
-
-    /// Whether all that was wanted before this start is among the wants.
-    const fn wants_are_known(&self) -> bool {
-        self.recalled && self.placed
+            self.members.rosters().due(),
+            self.members.hosts().due(),
+            self.staging.due(),
+        ];
+        let views = self.views.due();
+        parts.into_iter().flatten().fold(views, Moment::min)
     }
 
     /// Changes state by one input, and carries out what the plan makes of it.
     pub(crate) fn apply(&mut self, input: Input) {
         let now = self.now();
         let began = Instant::now();
-        self.dirty = true;
+        self.views.outdate();
         let mut waits = None;
         match input {
             Input::Opened(opened) => self.open(now, *opened),
@@ -672,31 +252,544 @@ impl Driver {
                 report,
                 handled,
             } => {
-                self.report(now, &host, session, &report);
+                if self.members.sessions().is_current(&host, session) {
+                    let orders = self.reporting(now, &host).take(&report);
+                    self.send(now, orders);
+                }
                 waits = Some(handled);
             }
             Input::Closed { host, session } => self.close(now, &host, session),
-            Input::Refused(refused) => self.refused(now, refused),
+            Input::Refused(refused) => self.members.refused(now, refused),
             Input::Asked(ask) => self.answer(now, ask),
             Input::Recalled => {
-                self.recalled = true;
+                self.staging.recalled();
                 self.wants_may_be_known(now);
             }
-            Input::Token { image, granted } => self.take_token(now, image, granted),
+            Input::Token { image, granted } => {
+                let hosts = self.members.hosts();
+                let effects = self.staging.take_token(now, hosts, image, granted);
+                self.carry(now, effects);
+            }
             Input::Tick => {
-                self.tidy_mirror(now);
+                let queues = self.mirror.tidy(now, &mut self.plan);
+                self.send(now, queues);
                 self.plan.handle(now, Event::Tick);
             }
         }
-        self.place_waiting(now);
+        let effects = self.staging.place_waiting(at(now, &self.members));
+        self.carry(now, effects);
         self.act(now);
         self.tell_names(now);
-        self.show_presence(now);
+        self.members.presence_mut().show(now);
         if let Some(handled) = waits {
             // a session that ended meanwhile doesn't wait for it
             handled.send(began.elapsed()).ok();
         }
     }
+
+    /// Does what is due by time: rosters, files, tokens, the view.
+    pub(crate) fn flush(&mut self) {
+        let now = self.now();
+        if let Some(orders) = self.members.tell_roster(now) {
+            self.send(now, orders);
+            self.act(now);
+        }
+        if let Some(places) = self.members.hosts_mut().take_places_due(now) {
+            self.write(Write::Places(places));
+        }
+        let effects = self.staging.restage(now, self.members.hosts());
+        self.carry(now, effects);
+        self.ask_for_tokens(now);
+        let effects = self.members.tell_tickets(now, SystemTime::now());
+        self.carry(now, effects);
+        if self.views.take_due(now) {
+            let suspects = self.blames.take_suspects();
+            self.send(now, suspects);
+            let owed = self.members.rosters_mut().tell_owed(now);
+            self.send(now, owed);
+            self.show(now);
+        }
+    }
+
+    /// Carries out what a part wants done.
+    fn carry(&mut self, now: Moment, effects: Effects) {
+        for effect in effects {
+            match effect {
+                Effect::Tell(event) => self.plan.handle(now, event),
+                Effect::Order(host, order) => self.send_to(now, &host, &order),
+                Effect::Write(write) => self.write(write),
+                Effect::NamesChanged => self.members.presence_mut().names_changed(),
+            }
+        }
+    }
+
+    /// Carries out what the plan wants done.
+    fn act(&mut self, now: Moment) {
+        loop {
+            while let Some(action) = self.plan.poll() {
+                self.carry_out(now, action);
+            }
+            let effects = self.staging.tell_entitled(self.members.hosts());
+            if effects.is_empty() {
+                break;
+            }
+            self.carry(now, effects);
+        }
+        self.mirror.carried_out();
+    }
+
+    fn carry_out(&mut self, now: Moment, action: Action) {
+        match action {
+            Action::Neighbours { host, neighbours } => {
+                let rosters = self.members.rosters_mut();
+                let orders = rosters.follow(now, &host, neighbours);
+                self.send(now, orders);
+            }
+            // hosts know nothing of the images that stand for blobs in the plan
+            Action::Cancel { image, .. }
+            | Action::Hold { image, .. }
+            | Action::Stage { image, .. }
+                if self.mirror.is_blob(&image) => {}
+            Action::Stage { host, image } => {
+                let hosts = self.members.hosts();
+                if let Some(order) = self.staging.stage(hosts, &host, image) {
+                    self.send_to(now, &host, &order);
+                }
+            }
+            Action::Cancel { host, image } => {
+                let stop = self.staging.stop(&host, image, false);
+                self.order(now, &host, stop);
+            }
+            Action::Hold { host, image } => {
+                let stop = self.staging.stop(&host, image, true);
+                self.order(now, &host, stop);
+            }
+            Action::Grant {
+                host,
+                content,
+                image,
+            } => {
+                self.metrics.granted.inc();
+                let content = self.mirror.digest(content);
+                debug!(%host, %content, %image, "lease granted");
+                let tickets = self.members.tickets_mut();
+                let ticket = tickets.ticket(SystemTime::now(), &host, Some(content));
+                self.order(now, &host, order::grant(content, image, ticket));
+            }
+            Action::Revoke {
+                host,
+                content,
+                cause,
+            } => {
+                match cause {
+                    RevokeCause::OriginFailed => {
+                        Metrics::count(&self.metrics.lease_ends, "origin_failed");
+                    }
+                    RevokeCause::Ended => Metrics::count(&self.metrics.lease_ends, "revoked"),
+                    // counted when it ended
+                    RevokeCause::NotHeld => {}
+                }
+                let content = self.mirror.digest(content);
+                debug!(%host, %content, ?cause, "lease revoked");
+                self.order(now, &host, order::revoke(content));
+            }
+            Action::Retract {
+                maker,
+                content,
+                from,
+            } => {
+                let content = self.mirror.digest(content);
+                let order = order::retraction(&maker, content, from);
+                self.send(now, self.members.to_all(order));
+            }
+            Action::Quarantine(host) => {
+                error!(%host, "host is quarantined: its own signatures, or several others, say that it sent false data; look at its disk and memory");
+            }
+        }
+    }
+
+    // ---- orders ----------------------------------------------------------------------------------------------------
+
+    fn order(&mut self, now: Moment, host: &HostId, order: message::Order) {
+        self.send_to(now, host, &Arc::new(order));
+    }
+
+    fn send(&mut self, now: Moment, orders: Vec<Addressed>) {
+        for (host, order) in orders {
+            self.send_to(now, &host, &order);
+        }
+    }
+
+    fn send_to(&mut self, now: Moment, host: &HostId, order: &Arc<message::Order>) {
+        // the session's task sees that its queue is gone; its end, which comes in as an input, is no news then
+        if self.members.send(now, host, order) {
+            self.disconnected(now, host);
+        }
+    }
+
+    /// Tells hosts what their names are, where that changed, after the orders to stage what is named.
+    fn tell_names(&mut self, now: Moment) {
+        let due = self.members.presence_mut().take_names_due();
+        if due.is_empty() {
+            return;
+        }
+        let number = self.staging.next_number();
+        let whole = self.staging.images().are_known();
+        for host in due {
+            let names = self.staging.images().names_on(&host);
+            if whole {
+                let named = |image: &Digest| names.values().any(|(named, _)| named == image);
+                self.staging.named(&host, named);
+            }
+            let presence = self.members.presence_mut();
+            if let Some(order) = presence.tell(now, &host, (number, whole), &names) {
+                self.order(now, &host, order);
+            }
+        }
+    }
+
+    // ---- hosts -----------------------------------------------------------------------------------------------------
+
+    /// These belong to the fleet now.
+    fn join(&mut self, now: Moment, membership: Arc<Membership>) {
+        for host in self.members.strangers(&membership) {
+            self.leave(now, &host);
+        }
+        for (host, entry) in membership.members() {
+            self.know(now, host, entry.map_or("", |entry| &entry.zone));
+        }
+        self.members.belong(now, membership);
+        self.views.outdate();
+    }
+
+    /// Makes a host known. Whether it is.
+    fn know(&mut self, now: Moment, host: &HostId, zone: &str) -> bool {
+        let known = self.members.know(host, zone);
+        if known == Known::New || known == Known::Moved {
+            let event = Event::HostKnown {
+                host: host.clone(),
+                zone: zone.to_owned(),
+            };
+            self.plan.handle(now, event);
+        }
+        if known == Known::New {
+            let effects = self.staging.fleet_changed(at(now, &self.members));
+            self.carry(now, effects);
+        }
+        known != Known::Refused
+    }
+
+    /// The host isn't part of the fleet any more.
+    fn leave(&mut self, now: Moment, host: &HostId) {
+        info!(%host, "host left the fleet");
+        self.mirror.disconnected(now, host, &mut self.plan);
+        self.members.left(now, host);
+        self.staging.left(host);
+        self.blames.left(host);
+        self.plan.handle(now, Event::HostForgotten(host.clone()));
+    }
+
+    /// A session is up.
+    fn open(&mut self, now: Moment, opened: Opened) {
+        let Opened {
+            host,
+            session,
+            remote,
+            hello,
+            orders,
+        } = opened;
+        let Some(zone) = self.members.admit(&host, &hello) else {
+            return;
+        };
+        if !self.know(now, &host, &zone) {
+            return;
+        }
+        self.staging.connected(&host, &hello);
+        let effects = self.members.open(
+            (now, SystemTime::now()),
+            &host,
+            (session, orders),
+            (&hello, remote),
+            &self.config.peer_networks,
+        );
+        self.carry(now, effects);
+        self.reporting(now, &host).images((&hello.images, true), 0);
+        if let Some(limits) = self.limited.bandwidth() {
+            self.order(now, &host, bandwidth(limits));
+        }
+        if let Some(limits) = self.members.rosters().shunned() {
+            self.order(now, &host, limits);
+        }
+    }
+
+    /// A session ended. One that was replaced says goodbye late.
+    fn close(&mut self, now: Moment, host: &HostId, session: u64) {
+        if self.members.close(now, host, session) {
+            self.disconnected(now, host);
+        }
+    }
+
+    /// The host has no session any more.
+    fn disconnected(&mut self, now: Moment, host: &HostId) {
+        self.staging.disconnected(host);
+        self.mirror.disconnected(now, host, &mut self.plan);
+        self.plan.handle(now, Event::HostDisconnected(host.clone()));
+    }
+
+    /// What a host says goes to these parts.
+    const fn reporting<'a>(&'a mut self, now: Moment, host: &'a HostId) -> Reporting<'a> {
+        Reporting {
+            now,
+            host,
+            plan: &mut self.plan,
+            members: &mut self.members,
+            staging: &mut self.staging,
+            mirror: &mut self.mirror,
+            blames: &mut self.blames,
+        }
+    }
+
+    // ---- wants -----------------------------------------------------------------------------------------------------
+
+    fn answer(&mut self, now: Moment, ask: Ask) {
+        match ask {
+            Ask::Stage { want, reply } => match self.stage(now, *want) {
+                Ok((image, short_of_room)) => {
+                    self.act(now);
+                    self.tell_names(now);
+                    let status = self.plan.status(now);
+                    let Some(view) = self.facts(now).image_by(&image, &status) else {
+                        return;
+                    };
+                    self.show(now);
+                    let staged = StageReply {
+                        image: view,
+                        short_of_room,
+                    };
+                    let want = self.staging.images().asked(&image);
+                    if let Some(want) = want {
+                        self.write(Write::Want(Box::new(want), Answer::new(reply, staged)));
+                    }
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Ask::Cancel { name, reply } => {
+                match self.staging.cancel(at(now, &self.members), &name) {
+                    Ok((image, cancelled, effects)) => {
+                        self.carry(now, effects);
+                        self.act(now);
+                        self.tell_names(now);
+                        self.show(now);
+                        let answer = Answer::new(reply, cancelled);
+                        self.write(match self.staging.images().asked(&image) {
+                            Some(want) => Write::Less(Box::new(want), answer),
+                            None => Write::Drop(image, answer),
+                        });
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
+            Ask::Bandwidth { limits, reply } => {
+                self.limited.ask(limits);
+                self.order_bandwidth(now);
+                info!(
+                    upload = limits.upload_bytes_per_second,
+                    download = limits.download_bytes_per_second,
+                    "bandwidth limits changed"
+                );
+                self.write(Write::Bandwidth(limits, Answer::new(reply, ())));
+            }
+            Ask::Place {
+                wants,
+                limits,
+                whole,
+            } => {
+                self.limit(now, limits);
+                let effects = self.staging.place(at(now, &self.members), wants);
+                self.carry(now, effects);
+                if whole {
+                    self.staging.placed();
+                }
+                self.wants_may_be_known(now);
+                self.act(now);
+                self.show(now);
+            }
+            Ask::Urge(image) => {
+                info!(%image, "the cluster asks for an image anew");
+                self.urge(now, image);
+                self.act(now);
+                self.show(now);
+            }
+            Ask::Preview { want, reply } => {
+                let preview = Preview {
+                    membership: self.members.membership(),
+                    hosts: self.members.hosts(),
+                    sessions: self.members.sessions(),
+                    images: self.staging.images(),
+                };
+                drop(reply.send(preview.of(&self.config, &want)));
+            }
+        }
+    }
+
+    fn stage(&mut self, now: Moment, want: Want) -> Result<(Digest, Vec<ShortOfRoom>), StageError> {
+        let image = want.digest();
+        let (hosts, membership) = (self.members.hosts(), self.members.membership());
+        let selected = selected(hosts, membership, want.hosts.as_ref())?;
+        self.staging.images().admit(&want)?;
+        let short = short_of_room(hosts, &want, &selected)?;
+        for host in &short {
+            warn!(
+                host = host.host,
+                %image,
+                needed_bytes = host.needed_bytes,
+                free_bytes = host.free_bytes,
+                floor_bytes = host.floor_bytes,
+                "host lacks room by the coordinator's figures"
+            );
+        }
+        let reference = want.references.first().map_or("", String::as_str);
+        info!(%image, reference, hosts = selected.len(), "image is wanted");
+        self.enter(now, want);
+        self.urge(now, image);
+        Ok((image, short))
+    }
+
+    /// Operators want this, each of its references where it says.
+    fn enter(&mut self, now: Moment, want: Want) {
+        let effects = self.staging.enter(at(now, &self.members), want);
+        self.carry(now, effects);
+    }
+
+    /// Somebody asks for an image again.
+    fn urge(&mut self, now: Moment, image: Digest) {
+        let hosts = self.members.hosts_mut();
+        let effects = self.staging.urge(now, hosts, image);
+        self.carry(now, effects);
+    }
+
+    /// Tells the plan when nothing that was wanted is missing any more.
+    fn wants_may_be_known(&mut self, now: Moment) {
+        if self.staging.images().are_known() {
+            self.plan.handle(now, Event::WantsKnown);
+            self.members.presence_mut().names_changed();
+        }
+    }
+
+    /// The cluster limits what moves from now on.
+    fn limit(&mut self, now: Moment, limits: Limits) {
+        let change = self.limited.place(limits);
+        if let Some(streams) = change.origin_streams {
+            let origin_streams = streams.unwrap_or(self.config.plan.origin_streams);
+            info!(
+                origin_streams,
+                "the cluster changes how many read from the registry"
+            );
+            self.plan.handle(now, Event::Limited { origin_streams });
+        }
+        if change.bandwidth {
+            self.order_bandwidth(now);
+        }
+    }
+
+    /// Tells every host what it may move.
+    fn order_bandwidth(&mut self, now: Moment) {
+        let limits = self.limited.bandwidth().unwrap_or_default();
+        self.send(now, self.members.to_all(bandwidth(limits)));
+    }
+
+    fn ask_for_tokens(&mut self, now: Moment) {
+        for ask in self.staging.tokens_due(now) {
+            let registries = self.registries.clone();
+            let TokenAsk {
+                image,
+                reference,
+                secret,
+            } = ask;
+            self.jobs.spawn(async move {
+                let granted = match reference {
+                    None => None,
+                    Some(reference) => registries
+                        .pull_token(&reference, secret.as_ref())
+                        .await
+                        .inspect_err(|error| warn!(%error, reference, "no pull token for hosts; trying again"))
+                        .ok(),
+                };
+                Input::Token { image, granted }
+            });
+        }
+    }
+
+    // ---- what is shown and kept ------------------------------------------------------------------------------------
+
+    /// Publishes a fresh view and sets the gauges.
+    fn show(&mut self, now: Moment) {
+        let status = self.plan.status(now);
+        let quarantined = status.quarantined.iter().cloned().collect();
+        let orders = self.members.shun(now, quarantined);
+        self.send(now, orders);
+        let mut view = self.facts(now).view(&status);
+        self.note_staged(now, &mut view);
+        self.facts(now).measure(&self.metrics, &view, &status);
+        self.views.publish(view);
+    }
+
+    fn facts(&self, now: Moment) -> Facts<'_> {
+        Facts {
+            now,
+            membership: self.members.membership(),
+            hosts: self.members.hosts(),
+            sessions: self.members.sessions(),
+            presence: self.members.presence(),
+            images: self.staging.images(),
+            leases: self.staging.leases(),
+            rosters: self.members.rosters(),
+            blames: &self.blames,
+            refusals: self.members.refusals(),
+        }
+    }
+
+    /// Notes when an image has come to be everywhere. A restart neither counts it again nor forgets how long it took.
+    fn note_staged(&mut self, now: Moment, view: &mut View) {
+        for (image, shown) in &mut view.images {
+            if shown.state != ImageState::Present {
+                continue;
+            }
+            let Some(took) = self.staging.everywhere(now, image) else {
+                continue;
+            };
+            self.metrics.stage_seconds.observe(took.as_secs_f64());
+            let reference = shown.references.first().map_or("", String::as_str);
+            info!(%image, reference, hosts = shown.hosts_present, elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "image is staged everywhere");
+            Arc::make_mut(shown).staged_seconds = Some(took.as_secs_f64());
+            if let Some(want) = self.staging.images().asked(image) {
+                self.write(Write::Want(Box::new(want), Answer::none()));
+            }
+        }
+    }
+
+    fn write(&self, write: Write) {
+        if let Err(error) = self.writer.try_send(write) {
+            // The answer that it carried is dropped with it: whoever asked hears of it.
+            error!(%error, "state couldn't be queued for writing; a restart may forget the last changes");
+        }
+    }
+}
+
+/// The moment of a change of wants, and what is known of hosts then.
+fn at(now: Moment, members: &Members) -> At<'_> {
+    At {
+        now,
+        unix_ms: unix_ms(),
+        hosts: members.hosts(),
+        presence: members.presence(),
+    }
+}
+
+/// The wall clock, in Unix milliseconds: only for what is kept over restarts.
+fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a job brought. Nothing when it died: who waits for its answer would wait for ever, and a new start asks anew.

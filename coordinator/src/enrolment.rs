@@ -183,8 +183,8 @@ impl Enrolment {
         Ok(host)
     }
 
-    /// Uses the token up, for good even if the machine loses power after this returns: its host, and from when on it counts
-    /// as enrolled, which may be a second ahead. Blocks.
+    /// Uses the token up, for good even if the machine loses power after this returns: its host, and from when on it
+    /// counts as enrolled, which may be a second ahead. Blocks.
     ///
     /// # Errors
     /// When the token isn't good, also when another call used it in the meantime.
@@ -206,15 +206,15 @@ impl Enrolment {
         Ok((host, at))
     }
 
-    /// The host counts as enrolled from the second on that comes after this returns: no certificate that was signed before
-    /// is one of that second. Whoever signs looks at the record after it signed.
+    /// The host counts as enrolled from the second on that comes after this returns: no certificate that was signed
+    /// before is one of that second. Whoever signs looks at the record after it signed.
     fn enrol(&self, host: &HostId, now: SystemTime) -> Result<SystemTime, RecordError> {
         let began = Instant::now();
         let before = self.enrolled_at(host)?.unwrap_or_default();
         loop {
             let seen = unix(now + began.elapsed());
-            // Several in a second; certificates of a minute are dated back by five seconds. A record from a clock that was set
-            // back since can't be exceeded.
+            // Several in a second; certificates of a minute are dated back by five seconds. A record from a clock
+            // that was set back since can't be exceeded.
             let again = before > seen && before <= seen + 4;
             let at_unix = if again { before } else { seen } + 1;
             let record = HostRecord {
@@ -303,8 +303,8 @@ impl Enrolment {
 
     /// Takes a revocation back. Whether there was one. Blocks.
     ///
-    /// The host counts as enrolled from now on only: no certificate of before is accepted any more, because somebody else may
-    /// have its key. The host has to enrol with a token.
+    /// The host counts as enrolled from now on only: no certificate of before is accepted any more, because somebody
+    /// else may have its key. The host has to enrol with a token.
     ///
     /// # Errors
     /// When a record can't be written or removed.

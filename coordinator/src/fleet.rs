@@ -1,4 +1,5 @@
-//! Who belongs to the fleet: the fleet file, the hosts that enrolled, and those that were revoked, followed as they change.
+//! Who belongs to the fleet: the fleet file, the hosts that enrolled, and those that were revoked, followed as they
+//! change.
 //!
 //! The driver knows only [`Membership`]. A cluster's Nodes can become another source of it without the driver changing.
 
@@ -30,7 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Membership {
     pub(crate) fleet: Fleet,
-    /// Since when, in Unix seconds: certificates that were signed before aren't accepted. 0 where the record doesn't tell.
+    /// Since when, in Unix seconds: certificates that were signed before aren't accepted. 0 where the record doesn't
+    /// tell.
     pub(crate) enrolled: BTreeMap<HostId, u64>,
     pub(crate) revoked: BTreeMap<HostId, Revocation>,
 }
@@ -50,7 +52,8 @@ impl Membership {
         self.fleet.admits(host) && !self.revoked.contains_key(host)
     }
 
-    /// What a host is told that isn't admitted. Why it was revoked is the operators' own business: it may have been stolen.
+    /// What a host is told that isn't admitted. Why it was revoked is the operators' own business: it may have been
+    /// stolen.
     pub(crate) fn refusal(&self, host: &HostId) -> String {
         match self.revoked.contains_key(host) {
             true => {
@@ -90,7 +93,7 @@ pub(crate) enum Reread {
 /// Follows the fleet file and the records until `shutdown`, and tells what changed. `reload` skips the wait.
 ///
 /// A fleet file that can't be used is reported and the one before stays in force. Unreadable records keep the last
-/// known revocations in force.
+/// known revocations in force. It returns before `shutdown` only when reading dies.
 pub(crate) async fn follow(
     config: Config,
     shared: Option<(Shared, Run)>,
@@ -120,7 +123,10 @@ pub(crate) async fn follow(
             && (asked || seen != known)
         {
             known = seen;
-            current = read_again(current, shared, run).await;
+            let Some(fresh) = read_again(current, shared, run).await else {
+                return;
+            };
+            current = fresh;
         }
         let (fleet, records) = (current.fleet.clone(), enrolment.clone());
         let read = tokio::task::spawn_blocking(move || Membership::read(fleet, &records)).await;
@@ -140,7 +146,11 @@ pub(crate) async fn follow(
                 error!(%error, "enrolment records can't be read; the last known ones stay in force");
             }
             Ok(Err(_)) => {}
-            Err(error) => error!(%error, "reading enrolment records was cut short"),
+            // whoever is revoked from here on would stay: a new start reads anew
+            Err(error) => {
+                error!(%error, "reading enrolment records died; the coordinator ends");
+                return;
+            }
         }
         if let Some(waiting) = waiting {
             // who asked may have given up
@@ -149,7 +159,8 @@ pub(crate) async fn follow(
     }
 }
 
-async fn read_again(current: Config, shared: &Shared, run: &Run) -> Config {
+/// The settings with the fleet as its file says now; `None` when reading died.
+async fn read_again(current: Config, shared: &Shared, run: &Run) -> Option<Config> {
     let (shared, run) = (shared.clone(), run.clone());
     match tokio::task::spawn_blocking(move || Config::load(&shared, &run)).await {
         Ok(Ok(fresh)) => {
@@ -167,13 +178,16 @@ async fn read_again(current: Config, shared: &Shared, run: &Run) -> Config {
                 open = fresh.fleet.open,
                 "fleet file read again"
             );
-            fixed
+            Some(fixed)
         }
         Ok(Err(error)) => {
             error!(%error, "fleet file can't be used; the one before stays in force");
-            current
+            Some(current)
         }
-        Err(_) => current,
+        Err(error) => {
+            error!(%error, "reading the fleet file died; the coordinator ends");
+            None
+        }
     }
 }
 

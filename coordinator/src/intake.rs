@@ -32,8 +32,8 @@ const MAX_BLAMES: usize = 256;
 pub(crate) const MAX_MIRROR_WANTS: usize = 64;
 /// Contents of which one report takes back what its host made.
 pub(crate) const MAX_RETRACTIONS: usize = 64;
-/// Leases in one report beside those that may run in the whole fleet: those that ended while the host had no session, and
-/// those that an earlier coordinator granted.
+/// Leases in one report beside those that may run in the whole fleet: those that ended while the host had no session,
+/// and those that an earlier coordinator granted.
 const MORE_LEASES: usize = 64;
 /// A host that sends so many times more than that has its session ended.
 const FAR_BEYOND: usize = 10;
@@ -153,8 +153,8 @@ const fn within(of: List, count: usize, most: usize) -> Result<(), Excess> {
 
 /// Whether hosts may open a stream now.
 ///
-/// Each connection is a task of its own, and all of them ask here: hence the lock, which nobody holds while it waits for
-/// anything.
+/// Each connection is a task of its own, and all of them ask here: hence the lock, which nobody holds while it waits
+/// for anything.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
     hosts: Mutex<BTreeMap<HostId, Came>>,

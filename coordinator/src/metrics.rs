@@ -1,4 +1,5 @@
-//! The coordinator's metrics. Labels come from closed sets; `docs/METRICS.md` describes each, and a test compares the two.
+//! The coordinator's metrics. Labels come from closed sets; `docs/METRICS.md` describes each, and a test compares the
+//! two.
 
 use std::sync::atomic::AtomicU64;
 

@@ -9,8 +9,8 @@ pub struct Network {
     bits: u8,
 }
 
-/// Addresses that nobody reaches over the Internet: private ones (RFC 1918, 4193), those of carriers (RFC 6598), link-local
-/// ones and loopback.
+/// Addresses that nobody reaches over the Internet: private ones (RFC 1918, 4193), those of carriers (RFC 6598),
+/// link-local ones and loopback.
 pub(crate) const PRIVATE: [&str; 9] = [
     "10.0.0.0/8",
     "172.16.0.0/12",

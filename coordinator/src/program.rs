@@ -77,8 +77,8 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Opens state and sockets and starts every task. `source` is what the settings came from, to be read again when the
-    /// fleet file changes.
+    /// Opens state and sockets and starts every task. `source` is what the settings came from, to be read again when
+    /// the fleet file changes.
     ///
     /// # Errors
     /// When state or addresses can't be had; nothing runs then.
@@ -336,9 +336,9 @@ pub async fn run(
 /// Connections that carry messages and no chunks, from every host of the fleet.
 fn link_settings() -> Settings {
     Settings {
-        // A host that is gone is noticed after this time. It is long, because a coordinator that gets no processor for a
-        // while would lose every session at once. Hosts notice a coordinator that was restarted at its reset, and one
-        // that is gone by their own look, after 3 s.
+        // A host that is gone is noticed after this time. It is long, because a coordinator that gets no processor
+        // for a while would lose every session at once. Hosts notice a coordinator that was restarted at its reset,
+        // and one that is gone by their own look, after 3 s.
         idle_timeout: Duration::from_secs(10),
         keep_alive: Duration::from_millis(750),
         // A large fleet comes at one moment, and half is for hosts that were here before: 10 KiB each.

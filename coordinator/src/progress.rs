@@ -1,9 +1,9 @@
-//! One image on one host as it was reported, made fit to show: numbers that never fall while one staging lasts, a rate that
-//! ends when nothing moves, and words that don't outlive what they speak of.
+//! One image on one host as it was reported, made fit to show: numbers that never fall while one staging lasts, a
+//! rate that ends when nothing moves, and words that don't outlive what they speak of.
 //!
-//! An agent counts bytes since its own start, drops chunks that were proved false, and may lie. What is shown here only
-//! grows while one staging lasts, and never passes the image's size. The numbers begin anew with another staging (the host
-//! says when it began), and when presence was lost.
+//! An agent counts bytes since its own start, drops chunks that were proved false, and may lie. What is shown here
+//! only grows while one staging lasts, and never passes the image's size. The numbers begin anew with another staging
+//! (the host says when it began), and when presence was lost.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -11,8 +11,8 @@ use proto::{Moment, ToldReason, figure::standing_still, message};
 
 use crate::view::{HostProgress, HostState, SourceBytes};
 
-/// The rate is what came within this time: long enough for chunks of a slow line, short enough that a rate and a time to
-/// go are gone a few seconds after the last chunk.
+/// The rate is what came within this time: long enough for chunks of a slow line, short enough that a rate and a time
+/// to go are gone a few seconds after the last chunk.
 const WINDOW: Duration = Duration::from_secs(5);
 /// Samples of a rate are at least this far apart, so that there are few.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
@@ -187,7 +187,8 @@ impl Progress {
             HostState::Gone => 0,
             _ => report.held_bytes.min(self.total_bytes),
         };
-        // a host that lacks something of what it had whole has found it damaged: it isn't all there, whatever was said before
+        // a host that lacks something of what it had whole has found it damaged: it isn't all there, whatever was
+        // said before
         let is_whole = self.total_bytes > 0 && self.held_bytes >= self.total_bytes;
         self.held_bytes = match state {
             HostState::Staging if is_whole => held,

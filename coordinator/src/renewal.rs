@@ -1,8 +1,8 @@
 //! Whether a host may renew a certificate that has expired.
 //!
-//! A host renews over its session while its certificate is good. One that couldn't, because it or the coordinator was away for
-//! longer than that, shows the old certificate and signs a request with its key. What it was is proved so; whether that still
-//! counts is decided here.
+//! A host renews over its session while its certificate is good. One that couldn't, because it or the coordinator was
+//! away for longer than that, shows the old certificate and signs a request with its key. What it was is proved so;
+//! whether that still counts is decided here.
 
 use std::time::{Duration, SystemTime};
 
@@ -35,8 +35,8 @@ pub(crate) enum LateError {
     },
 }
 
-/// Decides about a certificate of this authority, shown with a request of its key. `enrolled_at` is when its host enrolled last, in
-/// Unix seconds.
+/// Decides about a certificate of this authority, shown with a request of its key. `enrolled_at` is when its host
+/// enrolled last, in Unix seconds.
 pub(crate) fn permit(
     host: &HostId,
     validity: Validity,

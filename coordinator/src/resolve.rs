@@ -1,5 +1,5 @@
-//! From what an operator typed to an image that can be staged: the reference checked, its tag resolved once, its manifest
-//! fetched and laid out. And pull tokens for hosts, so that they hold no credentials.
+//! From what an operator typed to an image that can be staged: the reference checked, its tag resolved once, its
+//! manifest fetched and laid out. And pull tokens for hosts, so that they hold no credentials.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use origin::{
     Access, Backoff, Client, Credentials, Grant, OriginError, PlainHttp, Proxies, Reference,
@@ -22,11 +21,16 @@ use proto::{
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
+use self::pull_secret::Logins;
 use crate::{
     config::Origin,
     enrolment::unix,
     wants::{Timing, Want},
 };
+
+mod pull_secret;
+
+pub(crate) use self::pull_secret::LearnError;
 
 /// A registry answers for a manifest within this time, retries included.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -106,12 +110,10 @@ pub(crate) struct Registries {
     client: Client,
     /// Read and written for a moment, never across an await.
     manifests: Mutex<BTreeMap<Digest, Known>>,
-    /// Those of each pull Secret by its name: they are used for who names that Secret, and nobody else. For a moment too.
+    /// Those of each pull Secret by its name: they are used for who names that Secret, and nobody else. For a moment
+    /// too.
     learned: Mutex<BTreeMap<String, Logins>>,
 }
-
-/// Users and passwords by registry.
-type Logins = BTreeMap<String, (String, String)>;
 
 impl std::fmt::Debug for Registries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -191,33 +193,6 @@ impl ResolveError {
     }
 }
 
-/// Why a pull Secret can't be used. It says nothing of what the Secret holds.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LearnError {
-    /// It isn't the JSON that docker writes.
-    #[error(
-        "its .dockerconfigjson can't be read; make it with `kubectl create secret docker-registry`"
-    )]
-    Json,
-    /// An entry has neither `auth` nor user and password.
-    #[error("its entry for {0} holds no user and password")]
-    Auth(String),
-}
-
-/// What docker writes of registries' credentials.
-#[derive(serde::Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerAuth>,
-}
-
-#[derive(serde::Deserialize)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-}
-
 /// Why the registry client can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistriesError {
@@ -253,29 +228,7 @@ impl Registries {
 
     /// Remembers what a pull Secret holds now (`.dockerconfigjson`).
     pub(crate) fn learn(&self, secret: &str, dockerconfig: &[u8]) -> Result<(), LearnError> {
-        let config: DockerConfig =
-            serde_json::from_slice(dockerconfig).map_err(|_| LearnError::Json)?;
-        let mut found = Logins::new();
-        for (registry, auth) in config.auths {
-            let registry = registry
-                .trim_start_matches("https://")
-                .trim_end_matches('/')
-                .to_owned();
-            let pair = match (auth.auth, auth.username, auth.password) {
-                (_, Some(user), Some(password)) => Some((user, password)),
-                (Some(auth), _, _) => STANDARD
-                    .decode(auth)
-                    .ok()
-                    .and_then(|bytes| String::from_utf8(bytes).ok())
-                    .and_then(|text| {
-                        let (user, password) = text.split_once(':')?;
-                        Some((user.to_owned(), password.to_owned()))
-                    }),
-                _ => None,
-            };
-            let pair = pair.ok_or_else(|| LearnError::Auth(registry.clone()))?;
-            found.insert(registry, pair);
-        }
+        let found = pull_secret::logins(dockerconfig)?;
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         learned.insert(secret.to_owned(), found);
         Ok(())
@@ -314,11 +267,12 @@ impl Registries {
         }
     }
 
-    /// The image that `reference` names now, ready to be wanted on `hosts`. One resolution: the tag may move afterwards.
+    /// The image that `reference` names now, ready to be wanted on `hosts`. One resolution: the tag may move
+    /// afterwards.
     ///
-    /// A manifest that is known isn't fetched again. But knowing a digest gives nobody an image: a repository that hasn't given
-    /// it to these credentials before is asked whether it does. The registry is asked with what `secret` holds for it, where
-    /// that names a pull Secret that was learned; else with the fleet file's credentials.
+    /// A manifest that is known isn't fetched again. But knowing a digest gives nobody an image: a repository that
+    /// hasn't given it to these credentials before is asked whether it does. The registry is asked with what `secret`
+    /// holds for it, where that names a pull Secret that was learned; else with the fleet file's credentials.
     pub(crate) async fn resolve(
         &self,
         reference: &str,
@@ -515,8 +469,8 @@ impl Registries {
     }
 }
 
-/// Asks a registry, and again while it says that this may help. Ends with its last word where it wants to be left alone beyond
-/// `until`.
+/// Asks a registry, and again while it says that this may help. Ends with its last word where it wants to be left
+/// alone beyond `until`.
 async fn patiently<T, F>(until: Instant, ask: impl Fn() -> F) -> Result<T, OriginError>
 where
     F: Future<Output = Result<T, OriginError>>,
@@ -579,8 +533,8 @@ pub(crate) fn by_digest(image: &str, digest: &Digest) -> String {
     }
 }
 
-/// Checks a reference: hosts make paths of it, and tart has to find the image by it. It stays as it was typed, because goldens
-/// are named by a hash of that text. Returned as the registry's client knows it.
+/// Checks a reference: hosts make paths of it, and tart has to find the image by it. It stays as it was typed,
+/// because goldens are named by a hash of that text. Returned as the registry's client knows it.
 fn parse(reference: &str) -> Result<Reference, ResolveError> {
     let refuse = |reason: String| ResolveError::Reference {
         reference: crate::progress::clean(reference)
@@ -600,6 +554,8 @@ fn parse(reference: &str) -> Result<Reference, ResolveError> {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+
     use super::*;
 
     #[test]

@@ -1,8 +1,8 @@
 //! HTTP/1.1 servers for a router: over TLS with the fleet's own certificate, or plain on loopback.
 //!
-//! Anybody who reaches a server's port can connect. What is bounded here for everybody: how many connect at one time, and
-//! who of them gives way ([`link::Crowd`]), and how long a request's head and body take. What a request costs is bounded
-//! where it is answered.
+//! Anybody who reaches a server's port can connect. What is bounded here for everybody: how many connect at one time,
+//! and who of them gives way ([`link::Crowd`]), and how long a request's head and body take. What a request costs is
+//! bounded where it is answered.
 
 use std::{
     convert::Infallible,
@@ -55,7 +55,8 @@ mod exchange;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request's body comes within this time after its head: the largest has 1 MiB.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at one time: 64 operators who follow progress, and a fleet that enrols. Over it who waits longest gives way.
+/// Connections at one time: 64 operators who follow progress, and a fleet that enrols. Over it who waits longest
+/// gives way.
 const CONNECTIONS: usize = 512;
 /// A connection that sent no whole request for so long gives way to another one from its own address. A handshake and a
 /// small request take a few round trips.

@@ -1,6 +1,6 @@
 //! Connections of hosts: one task each, which carries reports in and orders out, and answers renewals beside them.
 //!
-//! Who the host is says its certificate; whether it may be here says the membership, at the beginning and at every
+//! A host's certificate says who it is. The membership says whether the host may be here, at the beginning and at every
 //! change. Nothing is decided here about staging.
 
 use std::{
@@ -40,10 +40,11 @@ use crate::{
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A host takes an order within this time, or its session is given up: a whole manifest over a very slow line.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
-/// A report is taken so long after the one before at the soonest: an agent sends two a second, and a few more where things end.
+/// A report is taken so long after the one before at the soonest: an agent sends two a second, and a few more where
+/// things end.
 const REPORT_EVERY: Duration = Duration::from_millis(10);
-/// And so many times as long after it as that one took to handle: one host has a fifth of the driver's time at most. Others'
-/// reports wait for one of its reports, never for more: its next one is taken when the last one was handled.
+/// And so many times as long after it as that one took to handle: one host has a fifth of the driver's time at most.
+/// Others' reports wait for one of its reports, never for more: its next one is taken when the last one was handled.
 const SHARE: u32 = 4;
 /// The longest such pause: what took that long did so for another reason, such as a machine that was asleep.
 const SHARE_MOST: Duration = Duration::from_millis(500);
@@ -130,7 +131,8 @@ pub(crate) async fn accept(endpoint: Endpoint, sessions: Sessions, shutdown: Can
     connections.shutdown().await;
 }
 
-/// Lets in who belongs to the fleet, with a certificate of its last enrolment: in an open one anybody who isn't revoked.
+/// Lets in who belongs to the fleet, with a certificate of its last enrolment: in an open one anybody who isn't
+/// revoked.
 fn admit(endpoint: &Endpoint, membership: &Membership) {
     let revoked = membership.revoked.keys();
     let revoked = revoked.map(|host| (host.clone(), membership.refusal(host)));

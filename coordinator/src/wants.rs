@@ -1,10 +1,10 @@
 //! What is wanted, kept over restarts: one file per image in `wants/`, and two small ones beside.
 //!
-//! `asked/<manifest digest in hex>` is the same without the manifest: small enough for what replicas share, and enough
-//! to ask the registry again. `wants/<manifest digest in hex>` is JSON: references, selection, and the manifest's own bytes (base64), so that a
-//! file is whole in itself and proves itself: the bytes have the digest that is the file's name. `bandwidth.json` holds
-//! the limits set by operators, `roster.json` where hosts were reached last: after a restart hosts go on with the peers
-//! that they know until each has connected again.
+//! `asked/<manifest digest in hex>` is the same without the manifest: small enough for what replicas share, and
+//! enough to ask the registry again. `wants/<manifest digest in hex>` is JSON: references, selection, and the
+//! manifest's own bytes (base64), so that a file is whole in itself and proves itself: the bytes have the digest that
+//! is the file's name. `bandwidth.json` holds the limits set by operators, `roster.json` where hosts were reached
+//! last: after a restart hosts go on with the peers that they know until each has connected again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,8 @@ pub(crate) struct Want {
     pub(crate) manifest: bytes::Bytes,
     pub(crate) media_type: String,
     pub(crate) references: BTreeSet<String>,
-    /// The pull Secret of a reference, as `namespace/name`, where an object names one. Not kept: the cluster says it again.
+    /// The pull Secret of a reference, as `namespace/name`, where an object names one. Not kept: the cluster says it
+    /// again.
     pub(crate) secrets: BTreeMap<String, String>,
     /// None: all hosts.
     pub(crate) hosts: Option<BTreeSet<HostId>>,

@@ -71,8 +71,8 @@ pub struct ImageView {
     /// Bytes of its disk, raw; 0 from a coordinator that doesn't say.
     #[serde(default)]
     pub disk_bytes: u64,
-    /// Bytes of all its contents, each once, as a host holds them: raw, but for layers whose raw digest the manifest lacks.
-    /// Zeros count, and cost nothing on the way.
+    /// Bytes of all its contents, each once, as a host holds them: raw, but for layers whose raw digest the manifest
+    /// lacks. Zeros count, and cost nothing on the way.
     pub raw_bytes: u64,
     /// Bytes that leave the registry when each blob is fetched once: compressed.
     pub registry_bytes: u64,
@@ -511,7 +511,8 @@ impl std::fmt::Debug for TokenReply {
 pub struct RevokeRequest {
     /// Why, kept with the revocation.
     pub reason: String,
-    /// Revoke a host that nothing is known of, too: it has a certificate that the records don't tell of, or will have one.
+    /// Revoke a host that nothing is known of, too: it has a certificate that the records don't tell of, or will have
+    /// one.
     pub force: bool,
 }
 

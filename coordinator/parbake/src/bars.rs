@@ -1,5 +1,5 @@
-//! Progress on stderr while `--wait` waits: a picture that is drawn over and over on a terminal, a line every few seconds
-//! elsewhere. What is shown is made in [`crate::frame`].
+//! Progress on stderr while `--wait` waits: a picture that is drawn over and over on a terminal, a line every few
+//! seconds elsewhere. What is shown is made in [`crate::frame`].
 
 use std::{io::IsTerminal as _, time::Duration};
 

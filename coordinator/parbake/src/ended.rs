@@ -146,8 +146,8 @@ const fn failed_image(reason: Reason) -> Option<&'static str> {
     })
 }
 
-/// tart holds its lock for as long as it pulls, and gives it back by itself. Agents say so of an install under way; earlier ones called
-/// it a failure.
+/// tart holds its lock for as long as it pulls, and gives it back by itself. Agents say so of an install under way;
+/// earlier ones called it a failure.
 fn waits_for_tart(host: &HostProgress) -> bool {
     known(host.reason.as_ref()) == Some(Reason::TartBusy)
 }

@@ -1,5 +1,5 @@
-//! Waiting for the coordinator and for what it does: a coordinator that is away is waited for, and said to be away; what
-//! means something else ends the waiting.
+//! Waiting for the coordinator and for what it does: a coordinator that is away is waited for, and said to be away;
+//! what means something else ends the waiting.
 
 use std::{pin::pin, time::Duration};
 
@@ -20,8 +20,8 @@ use crate::{
 
 /// A coordinator that is away is asked again after this long.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A coordinator that has never answered may be another address's: without a limit of the operator's own it is waited for
-/// for this long, in which one that restarts is back.
+/// A coordinator that has never answered may be another address's: without a limit of the operator's own it is waited
+/// for for this long, in which one that restarts is back.
 const NEVER_HEARD: Duration = Duration::from_secs(30);
 /// The absence of a coordinator is mentioned after this long: a connection that is made anew at once is no news.
 const MENTIONED: Duration = Duration::from_secs(1);
@@ -82,7 +82,8 @@ impl Touch {
 /// Asks until the coordinator answers, whatever it answers: the first question of a command that waits.
 ///
 /// # Errors
-/// When it answers otherwise, when it can't be reached within `deadline`, or, without one, when nobody has ever answered.
+/// When it answers otherwise, when it can't be reached within `deadline`, or, without one, when nobody has ever
+/// answered.
 pub(crate) async fn ask<T>(
     client: &Client,
     deadline: Option<Instant>,
@@ -117,8 +118,8 @@ pub(crate) async fn ask<T>(
     }
 }
 
-/// Follows an image until it is settled on the selected hosts. A coordinator that is away is waited for: staging goes on
-/// without it, and without us.
+/// Follows an image until it is settled on the selected hosts. A coordinator that is away is waited for: staging goes
+/// on without it, and without us.
 ///
 /// # Errors
 /// When the coordinator doesn't take us, isn't the pinned one any more, or speaks otherwise.

@@ -1,5 +1,5 @@
-//! What is shown of an image that is waited for, as lines of text: from the image as it was last heard of, how long ago that
-//! was, and the room there is. Nothing here draws, asks or knows a clock.
+//! What is shown of an image that is waited for, as lines of text: from the image as it was last heard of, how long
+//! ago that was, and the room there is. Nothing here draws, asks or knows a clock.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,8 +8,8 @@ use proto::figure::{Bytes, Span, percent};
 
 use crate::text;
 
-/// A word of the coordinator comes every 5 s at least. One that is older than this is called old, and what it says of rates
-/// is left out.
+/// A word of the coordinator comes every 5 s at least. One that is older than this is called old, and what it says of
+/// rates is left out.
 pub const FRESH: Duration = Duration::from_secs(7);
 /// Columns of a host's name at most. Of a longer one the middle is cut: machines of one rack differ at the end.
 const MAX_NAME: usize = 24;
@@ -58,8 +58,8 @@ pub struct Room {
     pub rows: usize,
 }
 
-/// What was shown of hosts. The coordinator forgets what it heard when it restarts, and hosts tell it again only when they
-/// are back: until then what they held last is shown, and no number falls while one staging lasts.
+/// What was shown of hosts. The coordinator forgets what it heard when it restarts, and hosts tell it again only when
+/// they are back: until then what they held last is shown, and no number falls while one staging lasts.
 #[derive(Debug, Default)]
 pub struct Memory {
     hosts: BTreeMap<String, HostProgress>,
@@ -211,9 +211,9 @@ fn held(host: &HostProgress) -> u64 {
     }
 }
 
-/// A picture of the image for a terminal: a sentence on the fleet, another on the coordinator or the registry where there is
-/// something to say, and as many hosts as there is room for, first those that need somebody. No line is longer than the
-/// room, and there are no more of them than it has rows.
+/// A picture of the image for a terminal: a sentence on the fleet, another on the coordinator or the registry where
+/// there is something to say, and as many hosts as there is room for, first those that need somebody. No line is
+/// longer than the room, and there are no more of them than it has rows.
 pub fn picture(image: &ImageView, contact: &Contact, room: Room) -> Vec<String> {
     let columns = room.columns.max(20);
     let each = if room.rows < TALL { 1 } else { 2 };
@@ -287,8 +287,8 @@ fn filled(percent: u64, columns: usize) -> String {
     format!("{bar:<columns$}")
 }
 
-/// In as many lines as it takes, broken at spaces but not between a number and what it counts, and in `most` at most: what is
-/// over goes on in the last one.
+/// In as many lines as it takes, broken at spaces but not between a number and what it counts, and in `most` at most:
+/// what is over goes on in the last one.
 fn wrapped(text: &str, columns: usize, most: usize) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     for word in text.split(' ') {

@@ -74,7 +74,8 @@ pub enum Command {
     },
     /// Say what keeps a host from having what it shall have, or a Pod from draining. Exit status 1 when something does.
     Why {
-        /// The host (Node), or the Pod as `namespace/name`; a Pod's name alone does when it is gated and no host has it.
+        /// The host (Node), or the Pod as `namespace/name`; a Pod's name alone does when it is gated and no host has
+        /// it.
         #[arg(value_name = "HOST|POD")]
         name: String,
         /// Print JSON.

@@ -19,8 +19,8 @@ use crate::{
 
 /// How often a roll that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A pool that isn't known any more is looked for this long while its roll is waited for: another coordinator may be taking
-/// over.
+/// A pool that isn't known any more is looked for this long while its roll is waited for: another coordinator may be
+/// taking over.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host's reasons, or a Pod's.

@@ -59,8 +59,8 @@ const fn held(host: &HostProgress) -> u64 {
     }
 }
 
-/// What a host does with an image: how fast it comes while it does, and else why it doesn't. `fresh`: what moves is said;
-/// old words say what was last known only.
+/// What a host does with an image: how fast it comes while it does, and else why it doesn't. `fresh`: what moves is
+/// said; old words say what was last known only.
 pub fn host_words(host: &HostProgress, fresh: bool) -> String {
     let mut text = host.state.as_str().to_owned();
     if fresh && host.bytes_per_second > 0 {
@@ -155,8 +155,8 @@ pub fn image(image: &ImageView) -> String {
     text
 }
 
-/// How large an image is. What its parts come to is less than its disk where parts are equal, or where a part is only known
-/// compressed.
+/// How large an image is. What its parts come to is less than its disk where parts are equal, or where a part is only
+/// known compressed.
 fn size(disk_bytes: u64, raw_bytes: u64) -> String {
     // a coordinator of an earlier version doesn't say how large the disk is; a nvram isn't worth a word
     match disk_bytes {

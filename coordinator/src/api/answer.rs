@@ -1,4 +1,5 @@
-//! How requests are answered when something is wrong: a status and a sentence. Each error of the program has one status.
+//! How requests are answered when something is wrong: a status and a sentence. Each error of the program has one
+//! status.
 
 use axum::{
     Json,

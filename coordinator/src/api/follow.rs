@@ -29,7 +29,8 @@ const LINE_PAUSE: Duration = Duration::from_millis(250);
 /// A line comes at least this often, so that both ends see that the other lives.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Progress of one image: an [`ImageView`] a line. Ends with a line whose state is `cancelled` when it isn't wanted any more.
+/// Progress of one image: an [`ImageView`] a line. Ends with a line whose state is `cancelled` when it isn't wanted
+/// any more.
 pub(super) async fn events(State(api): State<Api>, Path(name): Path<String>) -> Answer<Response> {
     let digest = find(&api.view.borrow().clone(), &name)?;
     let Ok(slot) = api.followers.clone().try_acquire_owned() else {

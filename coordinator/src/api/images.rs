@@ -71,8 +71,8 @@ pub(super) async fn stage(State(api): State<Api>, body: Bytes) -> Answer<Respons
     Ok((status, Json(reply)).into_response())
 }
 
-/// Hosts that hold an image look again when it is asked for again. That takes a moment, which is waited for: the image as
-/// it stands then. `None` when it isn't that alone which keeps it from being present.
+/// Hosts that hold an image look again when it is asked for again. That takes a moment, which is waited for: the
+/// image as it stands then. `None` when it isn't that alone which keeps it from being present.
 async fn confirmed(api: &Api, image: &ImageView) -> Option<ImageView> {
     let is_confirming = |image: &ImageView| {
         let confirming = |host: &&HostProgress| {
@@ -132,7 +132,8 @@ pub(super) fn find(view: &View, name: &str) -> Answer<Digest> {
         .map(|(digest, _)| *digest)
         .ok_or_else(|| {
             let name = crate::progress::clean(name);
-            // after a start not everything is wanted again that was: who waits for an image isn't told that nobody wants it
+            // after a start not everything is wanted again that was: who waits for an image isn't told that nobody
+            // wants it
             if !view.whole {
                 let error = format!(
                     "image `{name}` isn't among what the coordinator knows to be wanted since it started; it is still finding out: ask again"
@@ -157,7 +158,8 @@ pub(super) async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> 
     Ok(Json(reply.await??).into_response())
 }
 
-/// Has the records read again before hosts are chosen: who readmits a host by the command line and stages next means that host too.
+/// Has the records read again before hosts are chosen: who readmits a host by the command line and stages next means
+/// that host too.
 async fn take_in_records(api: &Api) {
     let (answer, read) = oneshot::channel();
     let taken_in = async {

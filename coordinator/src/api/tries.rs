@@ -1,8 +1,8 @@
 //! Enrolments and late renewals: whoever reaches the port may try, so refused tries cost others nothing.
 //!
-//! A few tries are worked on at one time, in the order in which they came. A refusal is answered at once, until its address
-//! has had many: from then on each is answered a second later, so that a connection brings one try a second. A try that
-//! succeeds is never held up, not even from such an address: a fleet may stand behind one.
+//! A few tries are worked on at one time, in the order in which they came. A refusal is answered at once, until its
+//! address has had many: from then on each is answered a second later, so that a connection brings one try a second.
+//! A try that succeeds is never held up, not even from such an address: a fleet may stand behind one.
 
 use std::{
     net::IpAddr,

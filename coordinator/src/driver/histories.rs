@@ -1,9 +1,9 @@
-//! Histories of a staging, played through the views and through what people read of them: nothing that is shown is false
-//! or stale, and no bar goes back.
+//! Histories of a staging, played through the views and through what people read of them: nothing that is shown is
+//! false or stale, and no bar goes back.
 //!
-//! A history is a fleet and what happens to it, second by second. A model of the hosts says what is true: what each holds,
-//! when something of it last came, whether it has a session. It reports as agents do. After each second the image, the hosts and
-//! the lines and pictures made of them are compared with the model.
+//! A history is a fleet and what happens to it, second by second. A model of the hosts says what is true: what each
+//! holds, when something of it last came, whether it has a session. It reports as agents do. After each second the
+//! image, the hosts and the lines and pictures made of them are compared with the model.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,18 @@ use parbake::{
     text,
 };
 use proto::figure::{Bytes, Span, percent};
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::{mpsc::Receiver, oneshot};
 
 use super::{tests::World, *};
 use crate::{
     view::{HostProgress, HostState, ImageState, ImageView},
     wants::tests::want,
 };
+
+mod seen;
+mod truth;
+
+use truth::Truth;
 
 /// The model goes on in steps of this length: as long as agents wait between reports.
 const STEP_MS: u64 = 500;
@@ -61,147 +66,6 @@ impl Hosts {
         match self {
             Self::All => true,
             Self::One(one) => one == number,
-        }
-    }
-}
-
-/// A host as it is.
-struct Truth {
-    name: String,
-    alive: bool,
-    session: Option<(u64, Receiver<Arc<message::Order>>)>,
-    /// Without a session since then, as the coordinator knows it; `None`: it hasn't heard of the host since its start.
-    lost_at: Option<u64>,
-    ordered: bool,
-    state: HostState,
-    held: u64,
-    /// The most that was held in this staging: what is shown doesn't go back.
-    most: u64,
-    /// The most of it that this coordinator was told since its start.
-    told: u64,
-    begun_at_ms: u64,
-    rate: u64,
-    cause: &'static str,
-    failed: Option<(&'static str, &'static str)>,
-    moved_at: u64,
-    received: u64,
-    reported_at: u64,
-    dirty: bool,
-    leases: Vec<Vec<u8>>,
-    /// The newest order about names of this session.
-    names: u64,
-}
-
-impl Truth {
-    fn new(number: usize) -> Self {
-        Self {
-            name: format!("mini-{number:04}"),
-            alive: true,
-            session: None,
-            lost_at: None,
-            ordered: false,
-            state: HostState::Waiting,
-            held: 0,
-            most: 0,
-            told: 0,
-            begun_at_ms: 0,
-            rate: 0,
-            cause: "awaiting_lease",
-            failed: None,
-            moved_at: 0,
-            received: 0,
-            reported_at: 0,
-            dirty: true,
-            leases: Vec::new(),
-            names: 0,
-        }
-    }
-
-    /// A staging begins from nothing.
-    fn begin(&mut self, now: u64) {
-        (self.state, self.held, self.most, self.received) = (HostState::Queued, 0, 0, 0);
-        self.told = 0;
-        self.begun_at_ms = 1_000_000 + now;
-        self.moved_at = now;
-        self.dirty = true;
-    }
-
-    /// A step of its life. `total`: of the image.
-    fn live(&mut self, now: u64, total: u64) {
-        if !self.alive {
-            return;
-        }
-        match self.state {
-            HostState::Queued => (self.state, self.dirty) = (HostState::Staging, true),
-            HostState::Staging if self.failed.is_some() => {
-                (self.state, self.dirty) = (HostState::Failed, true);
-            }
-            HostState::Failed if self.failed.is_none() => {
-                (self.state, self.dirty) = (HostState::Staging, true);
-                self.moved_at = now;
-            }
-            HostState::Staging if self.rate > 0 => {
-                let came = (self.rate * STEP_MS / 1_000).min(total - self.held);
-                self.held += came;
-                self.most = self.most.max(self.held);
-                self.received += came / 2;
-                (self.moved_at, self.dirty) = (now, true);
-                if self.held == total {
-                    self.state = HostState::Installing;
-                }
-            }
-            HostState::Installing => (self.state, self.dirty) = (HostState::Present, true),
-            _ => {}
-        }
-    }
-
-    fn still_ms(&self, now: u64) -> u64 {
-        let still = now - self.moved_at;
-        match self.state == HostState::Staging && still >= STANDS_MS {
-            true => still,
-            false => 0,
-        }
-    }
-
-    fn state(&self, image: &Want, now: u64) -> message::ImageState {
-        let state = match self.state {
-            HostState::Queued => message::StageState::Queued,
-            HostState::Staging => message::StageState::Staging,
-            HostState::Installing => message::StageState::Installing,
-            HostState::Present => message::StageState::Present,
-            HostState::Failed => message::StageState::Failed,
-            HostState::Gone | HostState::Waiting => message::StageState::Gone,
-        };
-        let still_ms = self.still_ms(now);
-        let (reason, message) = match self.failed {
-            Some((reason, message)) if self.state == HostState::Failed => (reason, message),
-            _ if still_ms > 0 => (self.cause, ""),
-            _ => ("", ""),
-        };
-        message::ImageState {
-            manifest: image.digest().as_bytes().to_vec(),
-            reference: image.references.first().unwrap().clone(),
-            state: state.into(),
-            reason: reason.into(),
-            message: message.into(),
-            total_bytes: image.layout.content_bytes(),
-            held_bytes: self.held,
-            origin_bytes: self.received / 4,
-            peer_bytes: self.received - self.received / 4,
-            still_ms,
-            begun_at_ms: self.begun_at_ms,
-            ready_references: match self.state {
-                HostState::Present => image.references.iter().cloned().collect(),
-                _ => Vec::new(),
-            },
-            ..message::ImageState::default()
-        }
-    }
-
-    fn images(&self, image: &Want, now: u64) -> Vec<message::ImageState> {
-        match self.state {
-            HostState::Waiting => Vec::new(),
-            _ => vec![self.state(image, now)],
         }
     }
 }
@@ -366,12 +230,12 @@ impl Play {
         }
     }
 
-    /// As the last file that the coordinator wrote says. The model's clock is no wall clock: what was asked for was asked for
-    /// `now` ago.
+    /// As the last file that the coordinator wrote says. The model's clock is no wall clock: what was asked for was
+    /// asked for `now` ago.
     fn kept_timing(&self) -> crate::wants::Timing {
         use crate::wants::{Timed, Timing};
         Timing::Known(Timed {
-            asked_at_ms: Driver::unix_ms().saturating_sub(self.now),
+            asked_at_ms: unix_ms().saturating_sub(self.now),
             staged_ms: self
                 .staged_seconds
                 .map(|took| u64::try_from(Duration::from_secs_f64(took).as_millis()).unwrap()),
@@ -677,151 +541,6 @@ impl Play {
         let listed = text::image(image);
         let rows = listed.lines().filter(|line| line.contains("mini-")).count();
         assert!(rows >= image.hosts.len(), "{listed}");
-    }
-
-    /// No bar goes back while one staging lasts, whatever happens to agents and coordinator.
-    fn check_bars(&mut self) {
-        let Some(shown) = &self.shown else { return };
-        for (host, truth) in shown.hosts.iter().zip(&self.hosts) {
-            let held = match host.state {
-                HostState::Present => host.total_bytes,
-                _ => host.held_bytes,
-            };
-            let at = format!("{} s: {host:?}", self.now / 1_000);
-            if let Some((before, begun)) = self.before.get(&host.host) {
-                let same = *begun == truth.begun_at_ms && truth.state != HostState::Gone;
-                assert!(held >= *before || !same, "{at}: {before} before");
-            }
-            // nothing is claimed that never was there
-            let most = match truth.state {
-                HostState::Present | HostState::Installing => self.total,
-                _ => truth.most,
-            };
-            if self.heard_at == self.now {
-                assert!(held <= most, "{at}: {most} at most");
-            }
-            self.before
-                .insert(host.host.clone(), (held, truth.begun_at_ms));
-        }
-    }
-
-    fn check_line(&self) {
-        let (shown, contact) = (self.shown.as_ref().unwrap(), self.contact());
-        let line = frame::line(shown, &contact);
-        self.check_words(&line, shown, &contact);
-        assert!(!line.contains('\n'));
-    }
-
-    /// What the first line of a picture and the line of a pipe have in common.
-    fn check_words(&self, line: &str, shown: &ImageView, contact: &Contact) {
-        let at = format!("{} s: {line}", self.now / 1_000);
-        let sum = |of: fn(&HostProgress) -> u64| shown.hosts.iter().map(of).sum::<u64>();
-        let held = sum(|host| match host.state {
-            HostState::Present => host.total_bytes,
-            _ => host.held_bytes,
-        });
-        let total = sum(|host| host.total_bytes);
-        let present = shown
-            .hosts
-            .iter()
-            .filter(|host| host.state == HostState::Present)
-            .count();
-        let head = format!(
-            "{present} of {} hosts, {}% of {}",
-            shown.hosts.len(),
-            percent(held, total),
-            Bytes(total)
-        );
-        assert!(line.starts_with(&head), "{at}; should begin with {head}");
-        assert_eq!(percent(held, total) == 100, held == total, "{at}");
-        let rate = sum(|host| host.bytes_per_second);
-        let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
-        assert_eq!(line.contains("/s, "), fresh && rate > 0, "{at}");
-        assert_eq!(line.contains("to go"), fresh && rate > 0, "{at}");
-        match &contact.away {
-            Some((since, _)) => {
-                let (since, heard) = (Span(*since), Span(contact.heard_ago));
-                let words = format!(
-                    "can't be reached for {since}; staging goes on; last heard {heard} ago"
-                );
-                assert!(line.contains(&words), "{at}");
-            }
-            None => assert!(!line.contains("can't be reached"), "{at}"),
-        }
-        let away = shown.hosts.iter().filter(|host| !host.connected).count();
-        assert_eq!(line.contains(&format!("{away} away")), away > 0, "{at}");
-    }
-
-    fn check_picture(&self, room: Room) {
-        let (shown, contact) = (self.shown.as_ref().unwrap(), self.contact());
-        let picture = frame::picture(shown, &contact, room);
-        let at = format!("{} s, {room:?}:\n{}", self.now / 1_000, picture.join("\n"));
-        assert!(picture.len() < room.rows.max(4), "{at}");
-        for line in &picture {
-            assert!(line.chars().count() <= room.columns, "{at}\n{line}");
-        }
-        // at 80 columns what matters of the fleet and of each host is in sight
-        if room.columns < 80 {
-            return;
-        }
-        let fresh = contact.away.is_none() && contact.heard_ago < FRESH;
-        if !fresh {
-            assert!(!at.contains("/s,"), "{at}");
-        }
-        // what is said of the fleet is in sight as a whole
-        let said: Vec<&str> = picture.iter().take(4).map(String::as_str).collect();
-        let said = said.join(" ");
-        let line = frame::line(shown, &contact);
-        let counts = line
-            .split_once("; ")
-            .map_or(line.as_str(), |(counts, _)| counts);
-        assert!(said.starts_with(counts), "{at}");
-        assert_eq!(said.contains("last heard"), !fresh, "{at}");
-        let rows = picture.iter().filter(|line| line.starts_with("mini-"));
-        let mut drawn = 0;
-        for row in rows {
-            drawn += 1;
-            let (name, rest) = row.split_once(' ').unwrap();
-            let host = shown.hosts.iter().find(|host| host.host == name).unwrap();
-            let (bar, words) = rest
-                .trim_start_matches(['[', ' '])
-                .split_once(']')
-                .map_or(("", ""), |both| both);
-            let held = match host.state {
-                HostState::Present => host.total_bytes,
-                _ => host.held_bytes,
-            };
-            let percent = percent(held, host.total_bytes);
-            assert!(
-                words
-                    .trim_start()
-                    .starts_with(&format!("{percent}% {}", host.state.as_str())),
-                "{at}\n{row}"
-            );
-            // full when all is there, and not before
-            assert_eq!(
-                !bar.is_empty() && bar.chars().all(|c| c == '='),
-                percent == 100,
-                "{at}\n{row}"
-            );
-            if fresh && host.bytes_per_second > 0 {
-                let rate = format!(
-                    "{}/s, {} to go",
-                    Bytes(host.bytes_per_second),
-                    Span::seconds(host.eta_seconds.unwrap())
-                );
-                assert!(row.contains(&rate), "{at}\n{row}");
-            }
-            if let (HostState::Staging, Some(reason)) = (host.state, &host.reason)
-                && **reason != *"staging"
-            {
-                assert!(row.contains(&**reason), "{at}\n{row}");
-            }
-        }
-        if drawn < shown.hosts.len() {
-            let rest = format!("and {} more: ", shown.hosts.len() - drawn);
-            assert!(picture.last().unwrap().starts_with(&rest), "{at}");
-        }
     }
 }
 

@@ -1,11 +1,12 @@
-//! Lines of the log about what a host says: so many of a kind within a while, and how many were left out. A host's reports
-//! alone can't fill the coordinator's disk.
+//! Lines of the log about what a host says: so many of a kind within a while, and how many were left out. A host's
+//! reports alone can't fill the coordinator's disk.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use proto::Moment;
 
-/// Lines of one kind about one host in this time: all that happens to an honest host at once, and one a second on average.
+/// Lines of one kind about one host in this time: all that happens to an honest host at once, and one a second on
+/// average.
 const LINES: u32 = 10;
 const WITHIN: Duration = Duration::from_secs(10);
 

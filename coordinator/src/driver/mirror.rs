@@ -2,34 +2,35 @@
 //!
 //! To the plan such a blob is an image of one content, wanted on the hosts that ask for it now. It lives as long as a
 //! session says that somebody waits, and a minute longer: a host that asks late is to get it from those that have it
-//! rather than a lease. Nothing is kept on disk, and a host that goes away takes its wants along. What hosts may ask for is
-//! bounded; beyond, they fetch by themselves.
+//! rather than a lease. Nothing is kept on disk, and a host that goes away takes its wants along. What hosts may ask
+//! for is bounded; beyond, they fetch by themselves.
 //!
-//! A host says a size with each digest, which its registry named, and nobody can tell here whether that is true. So digest and
-//! size together are a blob: hosts that say another size have one of their own, and neither waits for the other. The plan
-//! knows the first size of a digest under the digest itself, and any other under a name of ours. Whatever a host says of a digest
-//! is about the size that it asked for.
+//! A host says a size with each digest, which its registry named, and nobody can tell here whether that is true. So
+//! digest and size together are a blob: hosts that say another size have one of their own, and neither waits for the
+//! other. The plan knows the first size of a digest under the digest itself, and any other under a name of ours.
+//! Whatever a host says of a digest is about the size that it asked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use proto::{
     Digest, Geometry, HostId, Moment,
-    message::{MirrorQueue, MirrorWants, order},
+    message::{MirrorQueue, MirrorWants, order::Kind},
 };
-use rollout::stage::{Event, event as word};
+use rollout::stage::{Event, Plan, event as word};
 use tracing::debug;
 
-use super::{Driver, orders};
+use super::order::{Addressed, order};
 
 /// Blobs in the whole fleet, those that linger included.
 const MAX_BLOBS: usize = 512;
 /// Who holds a blob is remembered for so long after the last host stopped asking.
 const LINGER: Duration = Duration::from_mins(1);
-/// Hosts are told this often what of their wants comes or has a place in the queue. A fifth of the time after which they
-/// would fetch it by themselves.
+/// Hosts are told this often what of their wants comes or has a place in the queue. A fifth of the time after which
+/// they would fetch it by themselves.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// What hosts ask for.
@@ -43,6 +44,8 @@ pub(super) struct Mirrored {
     names: BTreeSet<Digest>,
     /// Digests of those of another size, by what the plan calls these contents.
     digests: BTreeMap<Digest, Digest>,
+    /// Contents of blobs that are forgotten, and that the plan's last orders may still speak of.
+    forgotten: Vec<Digest>,
     told_at: Option<Moment>,
 }
 
@@ -101,37 +104,56 @@ fn name(content: &Digest) -> Digest {
     Digest::of(&bytes)
 }
 
-impl Driver {
-    /// Time passed.
-    pub(super) fn tidy_mirror(&mut self, now: Moment) {
-        self.forget_lingering(now, LINGER);
-        let told = self.mirror.told_at;
-        if told.is_none_or(|told| now.since(told) >= TELL_EVERY) {
-            self.mirror.told_at = Some(now);
-            self.tell_queue();
+impl Mirrored {
+    /// Time passed. What hosts are told: that what they wait for comes.
+    pub(super) fn tidy(&mut self, now: Moment, plan: &mut Plan) -> Vec<Addressed> {
+        self.forget_lingering(now, LINGER, plan);
+        if self
+            .told_at
+            .is_some_and(|told| now.since(told) < TELL_EVERY)
+        {
+            return Vec::new();
+        }
+        self.told_at = Some(now);
+        self.queue(plan)
+    }
+
+    /// The plan's orders were carried out: none speaks of a blob any more that was forgotten before.
+    pub(super) fn carried_out(&mut self) {
+        for content in std::mem::take(&mut self.forgotten) {
+            // it may be wanted again by now, under the same name
+            if self.blobs.values().all(|blob| blob.content != content) {
+                self.digests.remove(&content);
+                self.names.remove(&name(&content));
+            }
         }
     }
 
-    /// Whoever waits its turn is told so: it would go to the registry by itself, as all others that wait would.
-    fn tell_queue(&mut self) {
+    /// A host that waits its turn is told so: it would go to the registry by itself, as all others that wait would.
+    fn queue(&self, plan: &Plan) -> Vec<Addressed> {
         let mut queues = Vec::new();
-        for (host, wanted) in &self.mirror.hosts {
+        for (host, wanted) in &self.hosts {
             let coming = wanted.keys().filter(|digest| {
-                let content = self.mirror.meant(host, **digest);
-                self.plan.is_coming(host, &content)
+                let content = self.meant(host, **digest);
+                plan.is_coming(host, &content)
             });
             let contents: Vec<_> = coming.map(|digest| digest.as_bytes().to_vec()).collect();
             if !contents.is_empty() {
-                queues.push((host.clone(), MirrorQueue { contents }));
+                let queue = order(Kind::Queue(MirrorQueue { contents }));
+                queues.push((host.clone(), Arc::new(queue)));
             }
         }
-        for (host, queue) in queues {
-            self.order(&host, orders::kind(order::Kind::Queue(queue)));
-        }
+        queues
     }
 
     /// A host says what its clients wait for, all of it.
-    pub(super) fn mirror_wants(&mut self, now: Moment, host: &HostId, wants: &MirrorWants) {
+    pub(super) fn wants(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        wants: &MirrorWants,
+        plan: &mut Plan,
+    ) {
         let mut wanted = BTreeMap::new();
         for want in &wants.wants {
             let digest = Digest::try_from(want.content.as_slice());
@@ -139,69 +161,67 @@ impl Driver {
                 wanted.insert(digest, (geometry, want.number));
             }
         }
-        let before = self.mirror.hosts.remove(host).unwrap_or_default();
+        let before = self.hosts.remove(host).unwrap_or_default();
         let same = |wanted: &BTreeMap<Digest, (Geometry, u64)>, digest, size, number| {
             let now = wanted.get(digest);
             now.is_some_and(|(geometry, now)| (geometry.size(), *now) == (size, number))
         };
         for (digest, (size, number)) in &before {
             if !same(&wanted, digest, *size, *number) {
-                self.mirror_unwanted(now, host, (*digest, *size));
+                self.unwanted(now, host, (*digest, *size), plan);
             }
         }
         let mut kept = BTreeMap::new();
         for (digest, (geometry, number)) in wanted {
             let want = (geometry.size(), number);
             let known = before.get(&digest) == Some(&want);
-            if known || self.mirror_wanted(now, host, digest, geometry) {
+            if known || self.wanted(now, host, (digest, geometry), plan) {
                 kept.insert(digest, want);
             }
         }
         if !kept.is_empty() {
-            self.mirror.hosts.insert(host.clone(), kept);
+            self.hosts.insert(host.clone(), kept);
         }
     }
 
     /// Nobody waits on this host any more.
-    pub(super) fn mirror_left(&mut self, now: Moment, host: &HostId) {
-        self.mirror_wants(now, host, &MirrorWants::default());
+    pub(super) fn disconnected(&mut self, now: Moment, host: &HostId, plan: &mut Plan) {
+        self.wants(now, host, &MirrorWants::default(), plan);
     }
 
-    fn mirror_wanted(
+    /// A host asks for a blob. Whether it is kept track of.
+    fn wanted(
         &mut self,
         now: Moment,
         host: &HostId,
-        digest: Digest,
-        geometry: Geometry,
+        (digest, geometry): (Digest, Geometry),
+        plan: &mut Plan,
     ) -> bool {
         let key = (digest, geometry.size());
-        if !self.mirror.blobs.contains_key(&key)
-            && self.mirror.blobs.len() >= MAX_BLOBS
-            && !self.forget_lingering(now, Duration::ZERO)
+        if !self.blobs.contains_key(&key)
+            && self.blobs.len() >= MAX_BLOBS
+            && !self.forget_lingering(now, Duration::ZERO, plan)
         {
             debug!(%host, limit = MAX_BLOBS, "more blobs are asked for than are kept track of");
             return false;
         }
         // what it said before of that digest was of the size that it asked for then
-        let sizes = self
-            .mirror
-            .blobs
-            .range_mut((digest, 0)..=(digest, u64::MAX));
+        let sizes = self.blobs.range_mut((digest, 0)..=(digest, u64::MAX));
         for (_, blob) in sizes {
             blob.asked.remove(host);
         }
-        let content = match self.mirror.blobs.get(&key) {
+        let content = match self.blobs.get(&key) {
             Some(blob) => blob.content,
             None => {
-                let known = self.plan.size_of(&digest);
-                self.mirror.called(digest, geometry.size(), known)
+                let known = plan.size_of(&digest);
+                self.called(digest, geometry.size(), known)
             }
         };
         if content != digest {
             debug!(%host, content = %digest, bytes = geometry.size(), "a blob is wanted with two sizes");
-            self.mirror.digests.insert(content, digest);
+            self.digests.insert(content, digest);
         }
-        let blob = self.mirror.blobs.entry(key).or_insert_with(|| Blob {
+        let blob = self.blobs.entry(key).or_insert_with(|| Blob {
             content,
             chunks: geometry.chunks(),
             hosts: BTreeSet::new(),
@@ -211,9 +231,9 @@ impl Driver {
         blob.hosts.insert(host.clone());
         blob.asked.insert(host.clone());
         blob.left_at = None;
-        self.tell_mirrored(now, key);
+        self.tell(now, key, plan);
         // it asks, so it is ready to fetch
-        self.plan.handle(
+        plan.handle(
             now,
             Event::Reported {
                 host: host.clone(),
@@ -225,46 +245,44 @@ impl Driver {
         true
     }
 
-    fn mirror_unwanted(&mut self, now: Moment, host: &HostId, key: (Digest, u64)) {
-        let Some(blob) = self.mirror.blobs.get_mut(&key) else {
+    fn unwanted(&mut self, now: Moment, host: &HostId, key: (Digest, u64), plan: &mut Plan) {
+        let Some(blob) = self.blobs.get_mut(&key) else {
             return;
         };
         blob.hosts.remove(host);
         if blob.hosts.is_empty() {
             blob.left_at = Some(now);
         }
-        self.tell_mirrored(now, key);
+        self.tell(now, key, plan);
     }
 
     /// Forgets blobs that nobody asks for any more. Whether there were any.
-    fn forget_lingering(&mut self, now: Moment, after: Duration) -> bool {
-        let over: Vec<((Digest, u64), Digest)> = self
-            .mirror
-            .blobs
-            .iter()
-            .filter(|(_, blob)| blob.left_at.is_some_and(|left| now.since(left) >= after))
-            .map(|(key, blob)| (*key, blob.content))
-            .collect();
-        for (key, content) in &over {
-            self.mirror.blobs.remove(key);
-            self.plan.handle(now, Event::Cancelled(name(content)));
+    fn forget_lingering(&mut self, now: Moment, after: Duration, plan: &mut Plan) -> bool {
+        let mut over = Vec::new();
+        self.blobs.retain(|_, blob| {
+            let goes = blob.left_at.is_some_and(|left| now.since(left) >= after);
+            if goes {
+                over.push(blob.content);
+            }
+            !goes
+        });
+        for content in &over {
+            plan.handle(now, Event::Cancelled(name(content)));
         }
+        let any = !over.is_empty();
         // hosts are told so by the digests that they know
-        self.act(now);
-        for (_, content) in &over {
-            self.mirror.digests.remove(content);
-            self.mirror.names.remove(&name(content));
-        }
-        !over.is_empty()
+        self.forgotten.append(&mut over);
+        any
     }
 
-    fn tell_mirrored(&mut self, now: Moment, key: (Digest, u64)) {
-        let Some(blob) = self.mirror.blobs.get(&key) else {
+    /// Tells the plan who wants a blob.
+    fn tell(&mut self, now: Moment, key: (Digest, u64), plan: &mut Plan) {
+        let Some(blob) = self.blobs.get(&key) else {
             return;
         };
         let size = key.1;
-        self.mirror.names.insert(name(&blob.content));
-        self.plan.handle(
+        self.names.insert(name(&blob.content));
+        plan.handle(
             now,
             Event::Wanted {
                 image: name(&blob.content),

@@ -1,5 +1,8 @@
-//! What hosts hold, verified and ready to use, as the gate wants to know it: by exact reference, with the time at which
-//! the host last looked at its disk.
+//! What hosts hold, verified and ready to use, by their own word, and which names each was told.
+//!
+//! The gate wants to know it by exact reference, with the time at which the host last looked at its disk. A word
+//! counts only where it is younger than the last order about that name: a host that was told of another image since
+//! may have renamed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,9 +11,11 @@ use std::{
 };
 
 use proto::{Digest, HostId, Moment, message, reference::MAX_REFERENCE_BYTES};
-use rollout::presence::Holdings;
+use rollout::{names::Told, presence::Holdings};
+use tokio::sync::watch;
 
-use super::Driver;
+use super::order::order;
+use crate::intake::MAX_IMAGES;
 
 /// Ages alone are published this often; a change of what is held at once.
 const PUBLISH_AGES: Duration = Duration::from_secs(1);
@@ -30,19 +35,229 @@ pub(crate) struct HostPresence {
 /// What every host holds that spoke since the coordinator started.
 pub(crate) type PresenceView = BTreeMap<HostId, HostPresence>;
 
-/// A host's own word.
+/// What each reference shall name on a host, and the number of the ask for it.
+pub(super) type Names = BTreeMap<String, (Digest, u64)>;
+
+/// A host's own word, and what it was told.
 #[derive(Debug, Default)]
-pub(super) struct Word {
-    /// All of it.
-    pub(super) said: Holdings,
+struct Word {
+    /// All that the host said.
+    said: Holdings,
     /// What of it counts.
-    pub(super) holdings: Arc<Holdings>,
+    counted: Arc<Holdings>,
     /// None: never, or longer ago than the machine's clock can tell.
     checked_at: Option<Instant>,
+    told: Told,
 }
 
-/// The references that an image is ready under, as far as they are kept: those that are wanted before others, because an agent
-/// of an earlier version says all that it ever had, in the order of the alphabet.
+impl Word {
+    fn count(&self) -> Holdings {
+        let mut counted = Holdings::new();
+        for (image, said) in &self.said {
+            let names = said.iter();
+            let names = names.filter(|reference| self.told.counts(reference, image));
+            let names: BTreeSet<String> = names.cloned().collect();
+            if !names.is_empty() {
+                counted.insert(*image, names);
+            }
+        }
+        counted
+    }
+}
+
+/// What all hosts hold.
+#[derive(Debug)]
+pub(super) struct Presence {
+    hosts: BTreeMap<HostId, Word>,
+    /// Hosts whose names may have changed.
+    names_due: BTreeSet<HostId>,
+    publish: watch::Sender<Arc<PresenceView>>,
+    /// Something that counts has changed since it was published.
+    changed: bool,
+    /// Some host spoke since it was published.
+    heard: bool,
+    due: Moment,
+}
+
+impl Presence {
+    pub(super) const fn new(publish: watch::Sender<Arc<PresenceView>>) -> Self {
+        Self {
+            hosts: BTreeMap::new(),
+            names_due: BTreeSet::new(),
+            publish,
+            changed: true,
+            heard: false,
+            due: Moment::START,
+        }
+    }
+
+    /// Publishes to this channel from now on.
+    #[cfg(test)]
+    pub(super) fn publish_to(&mut self, publish: watch::Sender<Arc<PresenceView>>) {
+        self.publish = publish;
+    }
+
+    /// The host is part of the fleet.
+    pub(super) fn joined(&mut self, host: &HostId) {
+        self.hosts.entry(host.clone()).or_default();
+        self.names_due.insert(host.clone());
+    }
+
+    /// The host isn't part of the fleet any more.
+    pub(super) fn left(&mut self, host: &HostId) {
+        self.hosts.remove(host);
+        self.names_due.remove(host);
+        self.changed = true;
+    }
+
+    /// A session began: what the host said before doesn't count any more. `confirms`: the host repeats the number of
+    /// the order about names after which it looked.
+    pub(super) fn connected(&mut self, host: &HostId, confirms: bool) {
+        let Some(word) = self.hosts.get_mut(host) else {
+            return;
+        };
+        word.said = Holdings::new();
+        word.counted = Arc::default();
+        word.told.connected(confirms);
+        self.changed = true;
+        self.names_due.insert(host.clone());
+    }
+
+    /// The host spoke of these images; `names` is the newest order about names after which it looked. `full`: it has no
+    /// others. `wanted` are the references that an image is wanted under. `clock` is the same moment as `now`.
+    pub(super) fn heard<'a>(
+        &mut self,
+        (now, clock): (Moment, Instant),
+        host: &HostId,
+        (images, full): (&[message::ImageState], bool),
+        names: u64,
+        wanted: impl Fn(&Digest) -> Option<&'a BTreeSet<String>>,
+    ) {
+        let Some(word) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if full {
+            word.said = Holdings::new();
+        }
+        let (mut age, mut looked) = (Duration::ZERO, false);
+        for image in images {
+            let Ok(digest) = Digest::try_from(image.manifest.as_slice()) else {
+                continue;
+            };
+            let ready = matches!(
+                image.state(),
+                message::StageState::Present
+                    | message::StageState::Installing
+                    | message::StageState::Failed
+            );
+            if !ready || image.ready_references.is_empty() {
+                word.said.remove(&digest);
+                continue;
+            }
+            // a host whose look at its disk hangs ages, however often it reports
+            age = age.max(Duration::from_millis(image.presence_age_ms));
+            looked = true;
+            let references = ready_references(image, wanted(&digest));
+            if word.said.len() < MAX_IMAGES || word.said.contains_key(&digest) {
+                word.said.insert(digest, references);
+            }
+        }
+        word.checked_at = clock.checked_sub(age);
+        let looked_at = Moment::START + now.since(Moment::START).saturating_sub(age);
+        word.told.heard(names, looked.then_some(looked_at));
+        self.heard = true;
+        self.recount(host);
+    }
+
+    /// What is wanted somewhere under some name may have changed.
+    pub(super) fn names_changed(&mut self) {
+        self.names_due.extend(self.hosts.keys().cloned());
+    }
+
+    /// Hosts whose names may have changed, to be told with [`tell`](Self::tell).
+    pub(super) fn take_names_due(&mut self) -> BTreeSet<HostId> {
+        std::mem::take(&mut self.names_due)
+    }
+
+    /// These are the host's names from now on, by the order with this number; `whole` says that nothing else is wanted
+    /// there. The order, where the host is to be told.
+    pub(super) fn tell(
+        &mut self,
+        now: Moment,
+        host: &HostId,
+        (number, whole): (u64, bool),
+        names: &Names,
+    ) -> Option<message::Order> {
+        let word = self.hosts.get_mut(host)?;
+        let news = word.told.tell(now, number, whole, names);
+        // an earlier agent doesn't know the order, and takes its names from those to stage
+        let news = news && word.told.confirms();
+        self.recount(host);
+        news.then(|| names_order(number, whole, names))
+    }
+
+    /// Takes note of what of a host's word counts: not that a reference names an image there, where the host was told
+    /// of another since.
+    fn recount(&mut self, host: &HostId) {
+        if let Some(word) = self.hosts.get_mut(host) {
+            let counted = word.count();
+            if *word.counted != counted {
+                word.counted = counted.into();
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Whether the host has the image, whole, under every name that is wanted there, by a word that is younger than the
+    /// last ask for it.
+    pub(super) fn is_present(&self, host: &HostId, image: &Digest) -> bool {
+        let word = self.hosts.get(host);
+        word.is_some_and(|word| word.told.is_present(image, word.said.get(image)))
+    }
+
+    /// Whether the host says that the image is ready under every name that it was told, whenever it said so.
+    pub(super) fn is_named(&self, host: &HostId, image: &Digest) -> bool {
+        self.hosts.get(host).is_some_and(|word| {
+            let ready = word.said.get(image);
+            let mut names = word.told.references(image);
+            names.all(|name| ready.is_some_and(|ready| ready.contains(name)))
+        })
+    }
+
+    /// The references under which a host has an image, by words that count.
+    pub(super) fn names(&self, host: &HostId, image: &Digest) -> Option<&BTreeSet<String>> {
+        self.hosts.get(host)?.counted.get(image)
+    }
+
+    /// All that counts of a host's word.
+    #[cfg(test)]
+    pub(super) fn holdings(&self, host: &HostId) -> &Holdings {
+        &self.hosts[host].counted
+    }
+
+    /// Publishes what changed.
+    pub(super) fn show(&mut self, now: Moment) {
+        let due = self.changed || (self.heard && self.due <= now);
+        if !due {
+            return;
+        }
+        self.changed = false;
+        self.heard = false;
+        self.due = now + PUBLISH_AGES;
+        let hosts = self.hosts.iter();
+        let view = hosts.filter_map(|(host, word)| {
+            let presence = HostPresence {
+                holdings: word.counted.clone(),
+                checked_at: word.checked_at?,
+            };
+            Some((host.clone(), presence))
+        });
+        self.publish.send_replace(Arc::new(view.collect()));
+    }
+}
+
+/// The references that an image is ready under, as far as they are kept: those that are wanted before others, because
+/// an agent of an earlier version says all that it ever had, in the order of the alphabet.
 fn ready_references(
     image: &message::ImageState,
     wanted: Option<&BTreeSet<String>>,
@@ -57,86 +272,173 @@ fn ready_references(
     first.take(MAX_READY_REFERENCES).cloned().collect()
 }
 
-impl Driver {
-    /// A session began: what the host said before doesn't count any more.
-    pub(super) fn presence_anew(&mut self, host: &HostId) {
-        if let Some(known) = self.hosts.get_mut(host) {
-            known.word.said = Holdings::new();
-            known.word.holdings = Arc::default();
-            self.presence_changed = true;
-        }
+fn names_order(number: u64, whole: bool, names: &Names) -> message::Order {
+    let names = names.iter().map(|(reference, (image, _))| message::Name {
+        reference: reference.clone(),
+        manifest_digest: image.as_bytes().to_vec(),
+    });
+    order(message::order::Kind::Names(message::Names {
+        number,
+        names: names.collect(),
+        whole,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use message::StageState;
+
+    use super::*;
+
+    const TAG: &str = "r.test/i:latest";
+
+    struct Watched {
+        presence: Presence,
+        seen: watch::Receiver<Arc<PresenceView>>,
+        clock: Instant,
+        host: HostId,
     }
 
-    /// The host spoke of these images; `names` is the newest order about names after which it looked.
-    pub(super) fn presence_heard(
-        &mut self,
-        now: Moment,
-        host: &HostId,
-        images: &[message::ImageState],
-        full: bool,
-        names: u64,
-    ) {
-        let Some(known) = self.hosts.get_mut(host) else {
-            return;
-        };
-        let mut said = if full {
-            Holdings::new()
-        } else {
-            std::mem::take(&mut known.word.said)
-        };
-        let (mut age, mut looked) = (Duration::ZERO, false);
-        for image in images {
-            let Ok(digest) = Digest::try_from(image.manifest.as_slice()) else {
-                continue;
+    impl Watched {
+        fn new() -> Self {
+            let (publish, seen) = watch::channel(Arc::default());
+            let mut this = Self {
+                presence: Presence::new(publish),
+                seen,
+                clock: Instant::now() + Duration::from_hours(1),
+                host: "mini-1".parse().unwrap(),
             };
-            let ready = matches!(
-                image.state(),
-                message::StageState::Present
-                    | message::StageState::Installing
-                    | message::StageState::Failed
-            );
-            if !ready || image.ready_references.is_empty() {
-                said.remove(&digest);
-                continue;
-            }
-            // a host whose look at its disk hangs ages, however often it reports
-            age = age.max(Duration::from_millis(image.presence_age_ms));
-            looked = true;
-            let wanted = self.wants.get(&digest);
-            let references = ready_references(image, wanted.map(|wanted| &wanted.want.references));
-            if said.len() < super::MAX_IMAGES || said.contains_key(&digest) {
-                said.insert(digest, references);
-            }
+            this.presence.joined(&this.host);
+            this.presence.connected(&this.host, true);
+            this.presence.show(at(0));
+            this.seen.borrow_and_update();
+            this
         }
-        known.word.said = said;
-        known.word.checked_at = Instant::now().checked_sub(age);
-        let looked_at = Moment::START + now.since(Moment::START).saturating_sub(age);
-        known.told.heard(names, looked.then_some(looked_at));
-        self.presence_heard = true;
-        self.count_presence(host);
+
+        fn hears(&mut self, millis: u64, image: &Digest, names: &[&str], number: u64, age_ms: u64) {
+            let image = message::ImageState {
+                manifest: image.as_bytes().to_vec(),
+                state: StageState::Present.into(),
+                ready_references: names.iter().map(ToString::to_string).collect(),
+                presence_age_ms: age_ms,
+                ..message::ImageState::default()
+            };
+            let clock = self.clock + Duration::from_millis(millis);
+            let images = ([image], false);
+            let images = (&images.0[..], images.1);
+            let host = self.host.clone();
+            self.presence
+                .heard((at(millis), clock), &host, images, number, |_| None);
+        }
+
+        fn tells(&mut self, number: u64, image: &Digest) -> Option<message::Order> {
+            let names = Names::from([(TAG.to_owned(), (*image, number))]);
+            let host = self.host.clone();
+            self.presence.tell(at(0), &host, (number, true), &names)
+        }
+
+        fn published(&mut self) -> Option<HostPresence> {
+            let changed = self.seen.has_changed().unwrap();
+            changed.then(|| self.seen.borrow_and_update()[&self.host].clone())
+        }
     }
 
-    /// Publishes what changed.
-    pub(super) fn show_presence(&mut self, now: Moment) {
-        let due = self.presence_changed || (self.presence_heard && self.presence_due <= now);
-        if !due {
-            return;
-        }
-        self.presence_changed = false;
-        self.presence_heard = false;
-        self.presence_due = now + PUBLISH_AGES;
-        let view = self
-            .hosts
-            .iter()
-            .filter_map(|(host, known)| {
-                let checked_at = known.word.checked_at?;
-                let presence = HostPresence {
-                    holdings: known.word.holdings.clone(),
-                    checked_at,
-                };
-                Some((host.clone(), presence))
-            })
-            .collect();
-        self.presence.send_replace(Arc::new(view));
+    fn at(millis: u64) -> Moment {
+        Moment::START + Duration::from_millis(millis)
+    }
+
+    fn image(seed: &str) -> Digest {
+        Digest::of(seed.as_bytes())
+    }
+
+    #[test]
+    fn a_name_counts_until_the_host_is_told_that_it_names_another_image() {
+        let mut watched = Watched::new();
+        let (a, b) = (image("a"), image("b"));
+        assert!(watched.tells(1, &a).is_some());
+        watched.hears(10, &a, &[TAG], 1, 0);
+        let host = watched.host.clone();
+        assert!(watched.presence.is_present(&host, &a));
+        assert!(watched.presence.names(&host, &a).unwrap().contains(TAG));
+        watched.tells(2, &b);
+        assert!(!watched.presence.is_present(&host, &a));
+        assert_eq!(watched.presence.names(&host, &a), None);
+    }
+
+    #[test]
+    fn a_word_from_before_the_newest_ask_is_named_and_not_present() {
+        let mut watched = Watched::new();
+        let a = image("a");
+        watched.tells(1, &a);
+        watched.hears(10, &a, &[TAG], 0, 0);
+        let host = watched.host.clone();
+        assert!(watched.presence.is_named(&host, &a));
+        assert!(!watched.presence.is_present(&host, &a));
+        watched.hears(20, &a, &[TAG], 1, 0);
+        assert!(watched.presence.is_present(&host, &a));
+        watched.hears(30, &a, &["r.test/other:1"], 1, 0);
+        assert!(!watched.presence.is_named(&host, &a) && !watched.presence.is_present(&host, &a));
+    }
+
+    #[test]
+    fn a_change_is_published_at_once_and_ages_alone_once_a_second() {
+        let mut watched = Watched::new();
+        let a = image("a");
+        watched.tells(1, &a);
+        watched.hears(10, &a, &[TAG], 1, 0);
+        watched.presence.show(at(10));
+        let first = watched.published().unwrap();
+        assert_eq!(first.holdings.len(), 1);
+        watched.hears(500, &a, &[TAG], 1, 0);
+        watched.presence.show(at(1_009));
+        assert_eq!(watched.published(), None);
+        watched.presence.show(at(1_010));
+        let aged = watched.published().unwrap();
+        assert_eq!(
+            aged.checked_at - first.checked_at,
+            Duration::from_millis(490)
+        );
+        // and nothing where nobody spoke
+        watched.presence.show(at(9_000));
+        assert_eq!(watched.published(), None);
+        watched.hears(9_100, &a, &[], 1, 0);
+        watched.presence.show(at(9_100));
+        assert!(watched.published().unwrap().holdings.is_empty());
+    }
+
+    #[test]
+    fn a_host_that_hasnt_looked_for_a_while_is_as_old_as_its_oldest_look() {
+        let mut watched = Watched::new();
+        watched.hears(5_000, &image("a"), &[TAG], 0, 3_000);
+        watched.presence.show(at(5_000));
+        let checked_at = watched.published().unwrap().checked_at;
+        assert_eq!(checked_at, watched.clock + Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_new_session_begins_without_a_word_and_a_host_that_left_is_gone() {
+        let mut watched = Watched::new();
+        watched.hears(10, &image("a"), &[TAG], 0, 0);
+        let host = watched.host.clone();
+        assert!(!watched.presence.holdings(&host).is_empty());
+        watched.presence.take_names_due();
+        watched.presence.connected(&host, true);
+        assert!(watched.presence.holdings(&host).is_empty());
+        assert_eq!(watched.presence.take_names_due(), [host.clone()].into());
+        watched.presence.left(&host);
+        watched.presence.names_changed();
+        assert!(watched.presence.take_names_due().is_empty());
+        watched.presence.show(at(20));
+        assert!(watched.seen.borrow_and_update().is_empty());
+    }
+
+    #[test]
+    fn an_agent_that_doesnt_repeat_numbers_gets_no_order_about_names() {
+        let mut watched = Watched::new();
+        let host = watched.host.clone();
+        watched.presence.connected(&host, false);
+        assert_eq!(watched.tells(1, &image("a")), None);
+        watched.presence.connected(&host, true);
+        assert!(watched.tells(2, &image("a")).is_some());
     }
 }

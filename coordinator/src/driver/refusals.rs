@@ -1,4 +1,5 @@
-//! Handshakes that failed because one side didn't take the other: the last one of each host, for whoever asks why it is away.
+//! Handshakes that failed because one side didn't take the other: the last one of each host, for whoever asks why it
+//! is away.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +34,8 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
-    /// What a failed handshake tells of a host. `None` where neither side refused the other: it broke, or took too long.
+    /// What a failed handshake tells of a host. `None` where neither side refused the other: it broke, or took too
+    /// long.
     pub(crate) fn of(error: &AcceptError) -> Option<Self> {
         match error {
             AcceptError::PeerRefused {
@@ -74,7 +76,8 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Remembers a refusal of this host, or of an address that is no known host's. Whether it is worth a line in the log.
+    /// Remembers a refusal of this host, or of an address that is no known host's. Whether it is worth a line in the
+    /// log.
     pub(super) fn note(&mut self, now: Moment, host: Option<HostId>, refused: Refused) -> bool {
         let recent = |at: Moment| now.since(at) < LOG_AGAIN;
         let Some(host) = host else {

@@ -12,23 +12,23 @@ use std::{
 
 use proto::{Digest, HostId, Moment, message};
 
-use super::orders::kind;
+use super::order::order;
 use crate::wants::Place;
 
-/// Changes that are remembered, in hosts that they were about: a host that was away for longer gets a whole roster. Some
-/// rounds of every host of a large fleet; each costs about a hundred bytes.
+/// Changes that are remembered, in hosts that they were about: a host that was away for longer gets a whole roster.
+/// Some rounds of every host of a large fleet; each costs about a hundred bytes.
 const REMEMBERED: usize = 16_384;
 
-/// Entries of whole rosters that a host gets at once, and how long it takes until it gets one more. An entry has 80 bytes: a
-/// host of a fleet of a thousand gets four rosters of 80 kB, and then one every 5 s.
+/// Entries of whole rosters that a host gets at once, and how long it takes until it gets one more. An entry has 80
+/// bytes: a host of a fleet of a thousand gets four rosters of 80 kB, and then one every 5 s.
 const ENTRIES: u32 = 4_000;
 const ENTRY_EVERY: Duration = Duration::from_millis(5);
-/// A whole roster counts as so many entries at least and at most. A small one costs an order. One of a large fleet isn't to be waited
-/// for longer than 5 s.
+/// A whole roster counts as so many entries at least and at most. A small one costs an order. One of a large fleet
+/// isn't to be waited for longer than 5 s.
 const WHOLE: (u32, u32) = (16, 1_000);
 
-/// Whole rosters that a host may be sent, in entries. A host whose agent is killed again and again needs one each time, and meets
-/// no peer without it.
+/// Whole rosters that a host may be sent, in entries. A host whose agent is killed again and again needs one each
+/// time, and meets no peer without it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wholes {
     left: u32,
@@ -133,7 +133,8 @@ impl Roster {
         from != self.epoch && self.before.iter().all(|(epoch, _)| *epoch != from)
     }
 
-    /// What makes this roster of the one with that epoch: nothing where it is the same, all of it where that one isn't known.
+    /// The change from the roster with that epoch to this one: nothing where both are the same, and the whole roster
+    /// where that epoch isn't known.
     pub(super) fn since(&mut self, from: u64) -> Option<Arc<message::Order>> {
         if from == self.epoch {
             return None;
@@ -161,14 +162,14 @@ impl Roster {
         } else {
             change.hosts = self.list();
         }
-        let made = Arc::new(kind(message::order::Kind::RosterChange(change)));
+        let made = Arc::new(order(message::order::Kind::RosterChange(change)));
         self.made.insert(from, made.clone());
         Some(made)
     }
 
     /// The whole roster, for a host of the version before.
     pub(super) fn whole(&self, neighbours: &[HostId]) -> message::Order {
-        kind(message::order::Kind::Roster(message::Roster {
+        order(message::order::Kind::Roster(message::Roster {
             epoch: self.epoch,
             hosts: self.list(),
             neighbours: names(neighbours),
@@ -184,7 +185,7 @@ impl Roster {
 /// Whom a host follows.
 pub(super) fn neighbours(hosts: &[HostId]) -> message::Order {
     let hosts = names(hosts);
-    kind(message::order::Kind::Neighbours(message::Neighbours {
+    order(message::order::Kind::Neighbours(message::Neighbours {
         hosts,
     }))
 }
@@ -202,8 +203,8 @@ fn entry(host: &HostId, known: &Entry) -> message::RosterEntry {
     }
 }
 
-/// Names these entries: the first eight bytes of a SHA-256. Host ids and addresses have no blank in them, and zones have no
-/// line breaks.
+/// Names these entries: the first eight bytes of a SHA-256. Host ids and addresses have no blank in them, and zones
+/// have no line breaks.
 fn epoch(entries: &BTreeMap<HostId, Entry>) -> u64 {
     let mut text = String::new();
     for (host, Entry { place, enrolled_at }) in entries {

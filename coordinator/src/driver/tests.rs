@@ -1,17 +1,22 @@
 //! The driver without sockets: inputs in, orders out.
 
-use proto::message::order::Kind;
-use tokio::sync::mpsc::Receiver;
+use std::collections::BTreeSet;
 
-use super::*;
-use crate::metrics::KindLabel;
+use prometheus_client::registry::Registry;
+use proto::message::order::Kind;
+use tokio::sync::{mpsc::Receiver, oneshot};
+
+use super::{ask::MAX_WANTS, *};
 use crate::{
     config::Fleet,
-    intake,
-    view::{HostState, HostView, ImageState},
+    intake::{self, MAX_IMAGES},
+    metrics::KindLabel,
+    view::{BandwidthRequest, HostState, HostView, ImageState},
     wants::tests::want,
 };
 
+mod blames;
+mod cluster;
 mod flood;
 mod names;
 mod returns;
@@ -21,6 +26,8 @@ pub(super) struct World {
     pub(super) driver: Driver,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) writer: Receiver<Write>,
+    pub(super) authority: Arc<Authority>,
+    pub(super) registry: Registry,
     sessions: u64,
 }
 
@@ -63,8 +70,10 @@ impl World {
             ..Membership::default()
         };
         let authority = Authority::open(&dir.path().join("authority")).unwrap();
+        let authority = Arc::new(authority);
+        let (metrics, registry) = Metrics::new();
         let driver = Driver::new(Parts {
-            authority: Arc::new(authority),
+            authority: authority.clone(),
             presence: watch::channel(Arc::default()).0,
             registries: Arc::new(Registries::new(config.origin.clone()).unwrap()),
             config,
@@ -72,13 +81,15 @@ impl World {
             membership: Arc::new(membership),
             publish,
             writer,
-            metrics: Metrics::new().0,
+            metrics,
             seed: 1,
         });
         Self {
             driver,
             view,
             writer: writes,
+            authority,
+            registry,
             sessions: 0,
         }
     }
@@ -156,7 +167,8 @@ impl World {
         }
     }
 
-    /// Time passes, and the driver is told so as often as it wants to be: a plan that is told late takes it for held up.
+    /// Time passes, and the driver is told so as often as it wants to be: a plan that is told late takes it for held
+    /// up.
     pub(super) fn pass(&mut self, time: Duration) {
         const STEP: Duration = Duration::from_millis(500);
         let mut left = time;
@@ -326,13 +338,13 @@ async fn an_image_that_a_host_lost_is_staged_there_again_with_growing_pauses() {
         let mut waited = 0;
         while orders(&mut queue) == 0 {
             assert!(
-                waited <= RESTAGE_PAUSE_MOST.as_secs(),
+                waited <= restages::PAUSE_MOST.as_secs(),
                 "never ordered again"
             );
-            world.driver.started -= RESTAGE_PAUSE;
+            world.driver.started -= restages::PAUSE;
             world.driver.apply(Input::Tick);
             world.driver.flush();
-            waited += RESTAGE_PAUSE.as_secs();
+            waited += restages::PAUSE.as_secs();
         }
         again.push(waited);
     }
@@ -387,42 +399,6 @@ async fn hostile_reports_change_nothing() {
     let host = world.host("a");
     assert!(host.images.len() <= MAX_IMAGES + 1);
     assert_eq!((host.blames, host.quarantined), (0, false));
-}
-
-#[tokio::test]
-async fn hosts_that_two_others_prove_to_lie_are_shunned_by_all() {
-    let mut world = World::new();
-    let (one, mut first) = world.open("one", World::hello());
-    let (two, _second) = world.open("two", World::hello());
-    let (_, _liar) = world.open("liar", World::hello());
-    for (host, session) in [("one", one), ("two", two)] {
-        assert!(
-            !world
-                .host_or_none("liar")
-                .is_some_and(|host| host.quarantined)
-        );
-        world.report(
-            host,
-            session,
-            message::Report {
-                blames: vec![message::Blame {
-                    host: "liar".into(),
-                    maker: "liar".into(),
-                    kind: message::BlameKind::Bytes.into(),
-                    ..message::Blame::default()
-                }],
-                ..message::Report::default()
-            },
-        );
-        world.settle();
-    }
-    assert!(world.host("liar").quarantined);
-    world.settle();
-    let shunned = taken(&mut first, |kind| match kind {
-        Kind::Limits(limits) => Some(limits.revoked_hosts.clone()),
-        _ => None,
-    });
-    assert_eq!(shunned.last().unwrap(), &["liar"]);
 }
 
 #[tokio::test]
@@ -507,248 +483,10 @@ fn what_is_left_over_on_a_host_is_cancelled_when_all_that_was_asked_for_is_known
 }
 
 #[test]
-fn a_host_that_is_blamed_for_bytes_is_asked_to_look_at_them_once() {
-    let mut world = World::new();
-    let (_, mut orders) = world.open("mini-1", World::hello());
-    let (accuser, _other) = world.open("mini-2", World::hello());
-    let mut blame = |world: &mut World, chunks: &[u32], kind: message::BlameKind| {
-        let blames = chunks.iter().map(|chunk| message::Blame {
-            host: "mini-1".into(),
-            maker: "mini-1".into(),
-            content: vec![7; 32],
-            chunk: *chunk,
-            kind: kind.into(),
-            ..message::Blame::default()
-        });
-        let report = message::Report {
-            blames: blames.collect(),
-            ..message::Report::default()
-        };
-        world.report("mini-2", accuser, report);
-        world.driver.publish_due = world.driver.now();
-        world.driver.flush();
-        let orders = std::iter::from_fn(|| orders.try_recv().ok());
-        let asked = orders.filter_map(|order| match &order.kind {
-            Some(Kind::Recheck(recheck)) => Some(recheck.chunks.clone()),
-            _ => None,
-        });
-        asked.collect::<Vec<_>>()
-    };
-    let asked = blame(&mut world, &[3, 3, 9], message::BlameKind::Bytes);
-    let chunks: Vec<_> = asked.concat().iter().map(|asked| asked.chunk).collect();
-    assert_eq!((asked.len(), chunks), (1, vec![3, 9]));
-    assert_eq!(asked[0][0].content, vec![7; 32]);
-    // one order however many blames
-    let many: Vec<u32> = (0..500).collect();
-    let asked = blame(&mut world, &many, message::BlameKind::Bytes);
-    assert_eq!((asked.len(), asked[0].len()), (1, MAX_BLAMES));
-    // a false link says nothing of the disk
-    assert!(blame(&mut world, &[3], message::BlameKind::Link).is_empty());
-    // nor is it heard more than so often in a minute: 3, 16 and 1 so far, and 44 more
-    let heard = [16, 16, 12, 0];
-    for (round, heard) in (1..).zip(heard) {
-        let chunks: Vec<u32> = (round * 1_000..round * 1_000 + 100).collect();
-        let asked = blame(&mut world, &chunks, message::BlameKind::Bytes).concat();
-        assert_eq!(asked.len(), heard, "{round}");
-    }
-}
-
-#[test]
-fn a_flood_of_blames_costs_the_coordinator_little() {
-    let mut world = World::new();
-    let hosts: Vec<String> = (0..50).map(|number| format!("mini-{number}")).collect();
-    let opened: Vec<_> = hosts
-        .iter()
-        .map(|host| world.open(host, World::hello()))
-        .collect();
-    let liar = opened[0].0;
-    let began = Instant::now();
-    let mut said = 0;
-    for host in &hosts[1..] {
-        // with more of them its session would end
-        let blames = (0u32..2_560).map(|number| message::Blame {
-            host: host.clone(),
-            maker: host.clone(),
-            content: Digest::of(&number.to_le_bytes()).as_bytes().to_vec(),
-            chunk: number,
-            kind: message::BlameKind::Bytes.into(),
-            ..message::Blame::default()
-        });
-        let report = message::Report {
-            blames: blames.collect(),
-            ..message::Report::default()
-        };
-        said += report.blames.len();
-        world.report("mini-0", liar, report);
-        world.driver.publish_due = world.driver.now();
-        world.driver.flush();
-    }
-    let took = began.elapsed();
-    println!("{said} blames of one host cost {took:?}");
-    assert_eq!(said, 125_440);
-    assert!(took < Duration::from_secs(5), "{took:?}");
-    let view = world.view.borrow().clone();
-    let blames: u64 = view.hosts.values().map(|host| host.blames).sum();
-    assert_eq!(blames, 64);
-    assert!(view.hosts.values().all(|host| !host.quarantined));
-}
-
-#[test]
-fn what_the_cluster_wants_outlives_a_cancel_and_ends_with_its_objects() {
-    let mut world = World::new();
-    let (_one, mut orders) = world.open("mini-1", World::hello());
-    world.open("mini-2", World::hello());
-    drop(world.stage("image"));
-    let image = want("image", 1, 1 << 20);
-    let placed = Want {
-        hosts: Some(["mini-1".parse().unwrap()].into()),
-        references: ["127.0.0.1:5000/image:other".to_owned()].into(),
-        ..image.clone()
-    };
-    place(&mut world, vec![placed.clone()], Limits::default());
-    let selected = |world: &World| {
-        let view = world.view.borrow().clone();
-        let image = view.images.get(&image.digest());
-        image.map(|image| (image.hosts_selected, image.references.len()))
-    };
-    assert_eq!(selected(&world), Some((2, 2)));
-
-    let (reply, _answer) = oneshot::channel();
-    let image_digest = image.digest();
-    world.driver.apply(Input::Asked(Ask::Cancel {
-        name: image_digest.to_string(),
-        reply,
-    }));
-    assert_eq!(selected(&world), Some((1, 1)));
-
-    // what the objects limit reaches hosts, and goes with them
-    while orders.try_recv().is_ok() {}
-    let limits = Limits {
-        bandwidth: BandwidthRequest {
-            upload_bytes_per_second: 7,
-            download_bytes_per_second: 0,
-        },
-        origin_streams: Some(1),
-    };
-    place(&mut world, vec![placed], limits);
-    let told = |orders: &mut Receiver<Arc<message::Order>>| {
-        let mut last = None;
-        while let Ok(order) = orders.try_recv() {
-            if let Some(Kind::Bandwidth(bandwidth)) = &order.kind {
-                last = Some(bandwidth.upload_bytes_per_second);
-            }
-        }
-        last
-    };
-    assert_eq!(told(&mut orders), Some(7));
-    place(&mut world, Vec::new(), Limits::default());
-    assert_eq!(told(&mut orders), Some(0));
-    assert_eq!(selected(&world), None);
-}
-
-#[test]
-fn what_the_cluster_wants_beyond_the_most_images_waits_until_there_is_room() {
-    let mut world = World::new();
-    world.open("mini-1", World::hello());
-    let image = |number: usize| want(&format!("image {number}"), 1, 1 << 20);
-    let all: Vec<Want> = (0..MAX_WANTS + 2).map(image).collect();
-    place(&mut world, all.clone(), Limits::default());
-    let shown = |world: &World| {
-        let view = world.view.borrow().clone();
-        (view.images.len(), view.waiting.len())
-    };
-    assert_eq!(shown(&world), (MAX_WANTS, 2));
-    // told again, nothing changes; with one less, one of them has its turn
-    place(&mut world, all.clone(), Limits::default());
-    assert_eq!(shown(&world), (MAX_WANTS, 2));
-    let waits: Vec<Digest> = world.driver.waiting.keys().copied().collect();
-    let fewer = |gone: usize| {
-        let mut gone = gone;
-        let mut kept = all.clone();
-        kept.retain(|want| {
-            let goes = gone > 0 && !waits.contains(&want.digest());
-            gone -= usize::from(goes);
-            !goes
-        });
-        kept
-    };
-    place(&mut world, fewer(1), Limits::default());
-    assert_eq!(shown(&world), (MAX_WANTS, 1));
-    // nobody wants what waits any more
-    let without: Vec<Want> = all
-        .iter()
-        .filter(|want| !waits.contains(&want.digest()))
-        .cloned()
-        .collect();
-    place(&mut world, without, Limits::default());
-    assert_eq!(shown(&world), (MAX_WANTS, 0));
-
-    // room that operators make is taken as well
-    let mut world = World::new();
-    world.open("mini-1", World::hello());
-    drop(world.stage("asked"));
-    place(&mut world, all[..MAX_WANTS].to_vec(), Limits::default());
-    assert_eq!(shown(&world), (MAX_WANTS, 1));
-    let (reply, _answer) = oneshot::channel();
-    let name = want("asked", 1, 1 << 20).digest().to_string();
-    world
-        .driver
-        .apply(Input::Asked(Ask::Cancel { name, reply }));
-    let now = world.driver.now();
-    world.driver.show(now);
-    assert_eq!(shown(&world), (MAX_WANTS, 0));
-}
-
-#[test]
-fn a_host_that_the_cluster_holds_is_told_to_keep_what_it_has() {
-    let mut world = World::new();
-    let (_one, mut orders) = world.open("mini-1", World::hello());
-    let mini: HostId = "mini-1".parse().unwrap();
-    let image = want("image", 1, 1 << 20);
-    let mut told = || {
-        let mut kinds = Vec::new();
-        while let Ok(order) = orders.try_recv() {
-            match &order.kind {
-                Some(Kind::Stage(_)) => kinds.push("stage"),
-                Some(Kind::Cancel(order)) if order.keep => kinds.push("keep"),
-                Some(Kind::Cancel(_)) => kinds.push("drop"),
-                _ => {}
-            }
-        }
-        kinds
-    };
-    let on = |hosts: &[&HostId], held: &[&HostId]| {
-        let set = |hosts: &[&HostId]| hosts.iter().copied().cloned().collect();
-        vec![Placed {
-            want: Want {
-                hosts: Some(set(hosts)),
-                ..image.clone()
-            },
-            held: set(held),
-        }]
-    };
-    let mut place = |wants| {
-        let limits = Limits::default();
-        let ask = Ask::Place {
-            wants,
-            limits,
-            whole: true,
-        };
-        world.driver.apply(Input::Asked(ask));
-        told()
-    };
-    assert_eq!(place(on(&[&mini], &[])), ["stage"]);
-    assert_eq!(place(on(&[], &[&mini])), ["keep"]);
-    assert_eq!(place(on(&[&mini], &[])), ["stage"]);
-    assert_eq!(place(on(&[], &[&mini])), ["keep"]);
-    assert_eq!(place(Vec::new()), ["drop"]);
-}
-
-#[test]
 fn presence_is_what_a_host_saw_at_its_last_look_and_nothing_older() {
     let mut world = World::new();
     let presence = watch::channel(Arc::default());
-    world.driver.presence = presence.0;
+    world.driver.members.presence_mut().publish_to(presence.0);
     let image = want("image", 1, 1 << 20).digest();
     let state = |ready: &[&str], age_ms| message::ImageState {
         manifest: image.as_bytes().to_vec(),
@@ -853,15 +591,11 @@ fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
         world.report("mini-1", session, report);
     }
     let given = tickets(&mut queue);
-    let key = world.driver.authority.certificate().to_vec();
+    let key = world.authority.certificate().to_vec();
     let root = rustls::pki_types::CertificateDer::from(key);
-    let identity = world
-        .driver
-        .authority
-        .issue_own(Duration::from_hours(1))
-        .unwrap();
+    let identity = world.authority.issue_own(Duration::from_hours(1)).unwrap();
     let credentials = link::Credentials::new(identity.chain, identity.key, vec![root]).unwrap();
-    let signatures = Signatures::of(&credentials);
+    let signatures = link::Signatures::of(&credentials);
     assert!(given.iter().all(|ticket| signatures.ticket(ticket)));
     assert!(
         given
@@ -876,12 +610,20 @@ fn a_host_gets_tickets_with_its_session_and_with_each_lease() {
     let later = now.unwrap().as_secs() + 7 * 86_400;
     assert!(given.iter().all(|ticket| ticket.expires_at() > later));
     // a standing one again when half of its life is over
-    let half = world.driver.ticket_lifetime() / 2;
-    world.driver.renew_tickets(Moment::START + half / 2);
-    assert_eq!(tickets(&mut queue), []);
-    world
+    let half = world
         .driver
-        .renew_tickets(Moment::START + half + Duration::from_mins(1));
+        .config
+        .certificate_lifetime
+        .max(Duration::from_hours(24))
+        / 2;
+    let renew = |world: &mut World, after: Duration| {
+        let now = Moment::START + after;
+        let effects = world.driver.members.tell_tickets(now, SystemTime::now());
+        world.driver.carry(now, effects);
+    };
+    renew(&mut world, half / 2);
+    assert_eq!(tickets(&mut queue), []);
+    renew(&mut world, half + Duration::from_mins(1));
     let given = tickets(&mut queue);
     assert!(matches!(&given[..], [ticket] if ticket.content().is_none()));
 }
@@ -903,8 +645,8 @@ fn a_version_that_signs_no_links_is_told_apart_by_name_and_stages_nothing() {
         let kind = order.kind.as_ref().unwrap();
         assert!(matches!(kind, Kind::Names(_)), "{kind:?}");
     }
-    world.driver.refresh_roster();
-    let roster = world.driver.roster.whole(&[]);
+    world.driver.members.refresh_roster();
+    let roster = world.driver.members.rosters().roster().whole(&[]);
     let Some(Kind::Roster(roster)) = roster.kind else {
         panic!("no roster")
     };
@@ -915,120 +657,6 @@ fn a_version_that_signs_no_links_is_told_apart_by_name_and_stages_nothing() {
     let host: HostId = "mini-2".parse().unwrap();
     let why = view.hosts[&host].why.join("\n");
     assert!(why.contains("0.9.0") && why.contains("upgrade it"), "{why}");
-}
-
-/// A link that this host made under its number, or vouched for (0), with a ticket of the fleet's authority.
-fn signed(
-    world: &World,
-    maker: &str,
-    run: u64,
-    chunk: u32,
-    before: u8,
-    after: u8,
-) -> proto::Signed {
-    use proto::statement::Run;
-
-    let signer = link::LinkSigner::from_seed(&[maker.as_bytes()[0]; 32]);
-    let content = Digest::from_bytes([7; 32]);
-    let of = (run > 0).then_some(content);
-    let (host, hour) = (maker.parse().unwrap(), Duration::from_hours(1));
-    let authority = &world.driver.authority;
-    let ticket = authority.ticket(of, &host, signer.public(), run + 1, hour);
-    let ticket = Arc::new(ticket.unwrap());
-    let run = match run {
-        0 => Run::vouched(ticket),
-        number => Run::made(ticket, number, None),
-    };
-    let link = proto::Link {
-        before: proto::State::from_bytes(&[before; 32]),
-        after: proto::State::from_bytes(&[after; 32]),
-        fingerprint: proto::Fingerprint([0; 16]),
-        resume: None,
-    };
-    let sign = |bytes: &[u8]| signer.sign(bytes);
-    proto::Signed::new(content, proto::ChunkIndex(chunk), link, Arc::new(run), sign)
-}
-
-fn shown(links: &[proto::Signed]) -> message::Report {
-    let evidence = links.iter().map(|signed| message::SignedLink {
-        chunk: signed.chunk.0,
-        link: Some(signed.to_message()),
-    });
-    message::Report {
-        blames: vec![message::Blame {
-            content: vec![7; 32],
-            kind: message::BlameKind::Link.into(),
-            evidence: evidence.collect(),
-            ..message::Blame::default()
-        }],
-        ..message::Report::default()
-    }
-}
-
-fn blamed(world: &mut World, host: &str) -> (u64, bool) {
-    world.driver.apply(Input::Tick);
-    let now = world.driver.now();
-    world.driver.show(now);
-    let host: HostId = host.parse().unwrap();
-    let view = world.view.borrow().clone();
-    (view.hosts[&host].blames, view.hosts[&host].quarantined)
-}
-
-#[test]
-fn two_links_that_a_host_signed_and_that_contradict_each_other_convict_it() {
-    let mut world = World::new();
-    let (_, _liar) = world.open("liar", World::hello());
-    let (session, _one) = world.open("one", World::hello());
-    // what isn't signed by the host, or is true of one another, says nothing
-    let mut forged = signed(&world, "liar", 1, 5, 2, 9);
-    forged.statement.signature[0] ^= 1;
-    let first = signed(&world, "liar", 1, 4, 1, 2);
-    world.report("one", session, shown(&[first.clone(), forged]));
-    let after = signed(&world, "liar", 1, 5, 2, 3);
-    world.report("one", session, shown(&[first.clone(), after]));
-    assert_eq!(blamed(&mut world, "liar"), (0, false));
-    // nor do two hosts' that differ, whoever is blamed for it
-    let (two, _two) = world.open("two", World::hello());
-    let other = signed(&world, "two", 1, 5, 8, 9);
-    world.report("two", two, shown(&[first.clone(), other]));
-    assert_eq!(blamed(&mut world, "liar"), (0, false));
-    // one word that shows them is enough
-    let apart = signed(&world, "liar", 1, 5, 8, 9);
-    world.report("two", two, shown(&[first, apart]));
-    assert_eq!(blamed(&mut world, "liar"), (1, true));
-}
-
-#[test]
-fn false_registry_bytes_blame_no_host() {
-    let mut world = World::new();
-    world.open("maker", World::hello());
-    let made = signed(&world, "maker", 1, 5, 8, 9);
-    let vouched = signed(&world, "maker", 0, 5, 8, 9);
-    for number in 0..5 {
-        let (session, _) = world.open(&format!("other-{number}"), World::hello());
-        world.report(
-            &format!("other-{number}"),
-            session,
-            shown(std::slice::from_ref(&made)),
-        );
-    }
-    assert_eq!(blamed(&mut world, "maker"), (0, false));
-    let kinds = |world: &World, kind| {
-        let label = KindLabel { kind };
-        world.driver.metrics.blames.get_or_create(&label).get()
-    };
-    assert_eq!((kinds(&world, "made"), kinds(&world, "link")), (5, 0));
-    // what it vouched for it says to have verified
-    for number in 5..9 {
-        let (session, _) = world.open(&format!("other-{number}"), World::hello());
-        world.report(
-            &format!("other-{number}"),
-            session,
-            shown(std::slice::from_ref(&vouched)),
-        );
-    }
-    assert_eq!(blamed(&mut world, "maker"), (4, true));
-    assert_eq!((kinds(&world, "made"), kinds(&world, "link")), (5, 4));
 }
 
 #[test]

@@ -1,60 +1,100 @@
 //! Tickets: permission for hosts to answer for links (`proto::statement`).
 //!
-//! A host gets a standing ticket with its session, to vouch for what it has verified, and one with each lease, to make links
-//! of what it fetches. Both are for the key that the host names in its hello. A host whose version names no key keeps its
-//! session, so that what it holds is known, and takes no part in staging.
+//! A host gets a standing ticket with its session, to vouch for what it has verified, and one with each lease, to
+//! make links of what it fetches. Both are for the key that the host names in its hello. A host whose version names
+//! no key keeps its session, so that what it holds is known, and takes no part in staging.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use proto::{Digest, HostId, Moment, message};
-use tracing::{error, warn};
+use proto::{Digest, HostId, Moment, message, statement::LinkKey};
+use tracing::error;
 
-use super::{Driver, orders::kind};
+use super::order::order;
+use crate::authority::Authority;
 
-/// A ticket is good for as long as a certificate, by the receiver's clock, and no shorter than this: a clock that is good enough
-/// for certificates has to be good enough for tickets. That bounds what a key does that is lost or left the fleet, and how long hosts
-/// can be without a coordinator and still serve each other.
+/// A ticket is good for as long as a certificate, by the receiver's clock, and no shorter than this: a clock that is
+/// good enough for certificates has to be good enough for tickets. The lifetime bounds what a key does that is lost
+/// or left the fleet, and how long hosts can be without a coordinator and still serve each other.
 const LEAST_LIFETIME: Duration = Duration::from_hours(24);
 
-impl Driver {
-    /// Gives each host a standing ticket anew when half of the life of the one before is over.
-    pub(super) fn renew_tickets(&mut self, now: Moment) {
-        let due = self.hosts.iter().filter_map(|(host, known)| {
-            let session = known.session.as_ref()?;
-            let due = session.link_key.is_some() && session.ticket_due <= now;
-            due.then(|| host.clone())
-        });
-        for host in due.collect::<Vec<_>>() {
-            self.give_standing_ticket(now, &host);
+/// The tickets of hosts with sessions.
+#[derive(Debug)]
+pub(super) struct Tickets {
+    authority: Arc<Authority>,
+    lifetime: Duration,
+    /// The number of the last ticket.
+    last: u64,
+    hosts: BTreeMap<HostId, Standing>,
+}
+
+#[derive(Debug)]
+struct Standing {
+    key: LinkKey,
+    /// When the host is given its next standing ticket.
+    due: Moment,
+}
+
+impl Tickets {
+    pub(super) fn new(authority: Arc<Authority>, certificate_lifetime: Duration) -> Self {
+        Self {
+            authority,
+            lifetime: certificate_lifetime.max(LEAST_LIFETIME),
+            last: 0,
+            hosts: BTreeMap::new(),
         }
     }
 
-    /// Gives a host that signs links a standing ticket.
-    pub(super) fn give_standing_ticket(&mut self, now: Moment, host: &HostId) {
-        let half = self.ticket_lifetime() / 2;
-        let Some(ticket) = self.ticket(host, None) else {
-            return;
-        };
-        if let Some(session) = self.session_of(host) {
-            session.ticket_due = now + half;
-        }
-        self.order(host, kind(message::order::Kind::Ticket(ticket)));
+    /// A session began, of a host that signs links with this key.
+    pub(super) fn connected(&mut self, now: Moment, host: &HostId, key: LinkKey) {
+        let standing = Standing { key, due: now };
+        self.hosts.insert(host.clone(), standing);
     }
 
-    /// A ticket for the host's key, numbered behind all earlier ones, in earlier lives and by other replicas too.
+    /// The host has no session any more.
+    pub(super) fn disconnected(&mut self, host: &HostId) {
+        self.hosts.remove(host);
+    }
+
+    /// Hosts that are due for a standing ticket: half of the life of the one before is over.
+    pub(super) fn due(&self, now: Moment) -> Vec<HostId> {
+        let hosts = self.hosts.iter();
+        let due = hosts.filter(|(_, standing)| standing.due <= now);
+        due.map(|(host, _)| host.clone()).collect()
+    }
+
+    /// A standing ticket for a host that signs links.
+    pub(super) fn standing(
+        &mut self,
+        (now, clock): (Moment, SystemTime),
+        host: &HostId,
+    ) -> Option<message::Order> {
+        let ticket = self.ticket(clock, host, None)?;
+        if let Some(standing) = self.hosts.get_mut(host) {
+            standing.due = now + self.lifetime / 2;
+        }
+        Some(order(message::order::Kind::Ticket(ticket)))
+    }
+
+    /// A ticket for the host's key, for everything or for one content. Its number is greater than all earlier ones,
+    /// also of earlier lives and of other replicas: it is the clock's microseconds.
     pub(super) fn ticket(
         &mut self,
+        clock: SystemTime,
         host: &HostId,
         content: Option<Digest>,
     ) -> Option<message::Ticket> {
-        let key = self.session_of(host)?.link_key?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let now = u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(u64::MAX);
-        self.last_ticket = now.max(self.last_ticket.saturating_add(1));
-        let lifetime = self.ticket_lifetime();
+        let key = self.hosts.get(host)?.key;
+        let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH);
+        let micros = since_1970.unwrap_or_default().as_micros();
+        let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+        self.last = micros.max(self.last.saturating_add(1));
         let ticket = self
             .authority
-            .ticket(content, host, key, self.last_ticket, lifetime);
+            .ticket(content, host, key, self.last, self.lifetime);
         match ticket {
             Ok(ticket) => Some(ticket.to_message()),
             Err(error) => {
@@ -63,25 +103,70 @@ impl Driver {
             }
         }
     }
+}
 
-    pub(super) fn ticket_lifetime(&self) -> Duration {
-        self.config.certificate_lifetime.max(LEAST_LIFETIME)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn tickets(lifetime: Duration) -> Tickets {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(&dir.path().join("authority")).unwrap();
+        Tickets::new(Arc::new(authority), lifetime)
     }
 
-    fn session_of(&mut self, host: &HostId) -> Option<&mut super::Session> {
-        self.hosts.get_mut(host)?.session.as_mut()
+    fn at(clock: Duration) -> (Moment, SystemTime) {
+        let since_1970 = Duration::from_hours(500_000);
+        (
+            Moment::START + clock,
+            SystemTime::UNIX_EPOCH + since_1970 + clock,
+        )
     }
 
-    /// Whether the host's agent signs links. One that doesn't is told apart by name.
-    pub(super) fn signs_links(&self, host: &HostId) -> bool {
-        let session = self
-            .hosts
-            .get(host)
-            .and_then(|known| known.session.as_ref());
-        session.is_some_and(|session| session.link_key.is_some())
+    #[test]
+    fn a_standing_ticket_is_renewed_after_half_of_its_life() {
+        let mut tickets = tickets(4 * DAY);
+        let host: HostId = "mini-1".parse().unwrap();
+        tickets.connected(Moment::START, &host, [1; 32]);
+        assert_eq!(tickets.due(Moment::START), std::slice::from_ref(&host));
+        assert!(tickets.standing(at(Duration::ZERO), &host).is_some());
+        let half = Moment::START + 2 * DAY;
+        assert!(tickets.due(Moment(half.0 - 1)).is_empty());
+        assert_eq!(tickets.due(half), std::slice::from_ref(&host));
+        tickets.disconnected(&host);
+        assert!(tickets.due(half).is_empty());
+        assert_eq!(tickets.standing(at(2 * DAY), &host), None);
     }
 
-    pub(super) fn warn_of_old_version(&self, host: &HostId, version: &str) {
-        warn!(%host, version, "this host's agent doesn't sign links and takes no part in staging: upgrade it");
+    #[test]
+    fn certificates_of_an_hour_make_tickets_of_a_day() {
+        let mut tickets = tickets(Duration::from_hours(1));
+        let host: HostId = "mini-1".parse().unwrap();
+        tickets.connected(Moment::START, &host, [1; 32]);
+        tickets.standing(at(Duration::ZERO), &host).unwrap();
+        assert!(
+            tickets
+                .due(Moment::START + Duration::from_hours(11))
+                .is_empty()
+        );
+        assert_eq!(tickets.due(Moment::START + DAY / 2).len(), 1);
+    }
+
+    #[test]
+    fn numbers_grow_also_where_the_clock_is_set_back() {
+        let mut tickets = tickets(DAY);
+        let host: HostId = "mini-1".parse().unwrap();
+        tickets.connected(Moment::START, &host, [1; 32]);
+        let mut number = |seconds| {
+            let ticket = tickets.ticket(at(Duration::from_secs(seconds)).1, &host, None);
+            proto::Ticket::parse(&ticket.unwrap()).unwrap().number()
+        };
+        let numbers = [number(100), number(5), number(100), number(101)];
+        assert!(
+            numbers.is_sorted_by(|one, other| one < other),
+            "{numbers:?}"
+        );
     }
 }

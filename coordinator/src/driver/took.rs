@@ -1,4 +1,5 @@
-//! How long it took to bring an image everywhere. That is told, counted and logged once, and outlives the coordinator.
+//! How long it took to bring an image everywhere. The time is told, counted and logged once, and outlives the
+//! coordinator.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
-//! What the driver says in words: of images that aren't everywhere, of hosts that are away, of what keeps a host from having
-//! what is wanted there. Each is made of facts that are handed in; nothing here decides.
+//! What the driver says in words: of images that aren't everywhere, of hosts that are away, of what keeps a host from
+//! having what is wanted there. Each is made of facts that are handed in; nothing here decides.
 
 use std::time::{Duration, SystemTime};
 
 use link::utc;
 use proto::{
-    Digest, HostId, Moment,
+    Digest, HostId,
     figure::{Bytes, Span},
     image::{ContentKind, Layout},
 };
@@ -19,8 +19,9 @@ use crate::{
 /// Hosts that are named in one sentence; more are counted.
 const NAMED: usize = 3;
 
-/// Why an image isn't everywhere, for people; empty while it is only under way. `said`: what the last lease holder that the
-/// registry failed had to say. `away`: hosts that lack it and have no session, and for how long, where that is known.
+/// Why an image isn't everywhere, for people; empty while it is only under way. `said`: what the last lease holder
+/// that the registry failed had to say. `away`: hosts that lack it and have no session, and for how long, where that
+/// is known.
 pub(super) fn image(
     status: &ImageStatus,
     said: Option<&str>,
@@ -62,8 +63,8 @@ pub(super) fn image(
     }
 }
 
-/// Why an image failed with a content that its registry doesn't give, while it gives others. `said`: what the last lease holder
-/// that the registry failed had to say.
+/// Why an image failed with a content that its registry doesn't give, while it gives others. `said`: what the last
+/// lease holder that the registry failed had to say.
 pub(super) fn unavailable(layout: &Layout, content: Digest, said: Option<&str>) -> String {
     let of = layout
         .contents()
@@ -250,9 +251,4 @@ pub(super) fn revoked(
         why,
         ..HostView::default()
     }
-}
-
-/// Since when a host has had no session.
-pub(super) fn since(now: Moment, lost_at: Option<Moment>) -> Option<Duration> {
-    lost_at.map(|at| now.since(at))
 }

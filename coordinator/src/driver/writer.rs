@@ -7,8 +7,8 @@ use proto::{Digest, HostId};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
+use super::ask::{CancelError, StageError};
 use crate::{
-    driver::{CancelError, StageError},
     view::{BandwidthRequest, CancelReply, StageReply},
     wants::{Files, Place, StateError, Want},
 };
@@ -73,8 +73,8 @@ impl<T, E: From<StateError>> Answer<T, E> {
     }
 }
 
-/// Writes until the driver is gone. A write that panics ends the writer, and so the program: the next start reads what is
-/// on the disk.
+/// Writes until the driver is gone. A write that panics ends the writer, and so the program: the next start reads
+/// what is on the disk.
 pub(crate) async fn write(files: Files, mut queue: mpsc::Receiver<Write>) {
     while let Some(next) = queue.recv().await {
         let files = files.clone();

@@ -1,5 +1,5 @@
-//! One request and its answer, as its connection's place sees them: while the request arrives, the connection waits for its
-//! client and may have to give way; from then until the answer has left, the server works for it.
+//! One request and its answer, as its connection's place sees them: while the request arrives, the connection waits
+//! for its client and may have to give way; from then until the answer has left, the server works for it.
 
 use std::{
     io,

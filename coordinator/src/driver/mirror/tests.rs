@@ -25,6 +25,16 @@ fn numbered(number: u64, blobs: &[(Digest, u64)]) -> Report {
     }
 }
 
+/// Lets blobs go that nobody asks for. Whether there were any.
+fn forget(world: &mut World) -> bool {
+    let driver = &mut world.driver;
+    let any = driver
+        .mirror
+        .forget_lingering(Moment(u64::MAX), LINGER, &mut driver.plan);
+    driver.act(driver.now());
+    any
+}
+
 fn leased(kind: &Kind) -> Option<Digest> {
     match kind {
         Kind::Lease(grant) => Digest::try_from(grant.content.as_slice()).ok(),
@@ -132,7 +142,7 @@ async fn what_a_host_may_ask_for_is_bounded_and_nonsense_is_passed_over() {
     };
     world.report("a", a, report);
     assert!(world.driver.mirror.hosts.is_empty());
-    assert!(world.driver.forget_lingering(Moment(u64::MAX), LINGER));
+    assert!(forget(&mut world));
     assert!(world.driver.mirror.blobs.is_empty());
     // others may fill the fleet's bound; those that linger make room
     for host in 0..=MAX_BLOBS / MAX_MIRROR_WANTS {
@@ -231,7 +241,7 @@ async fn hosts_that_say_another_size_have_a_blob_of_their_own_and_wait_for_nobod
     for (host, session) in [("rogue", rogue), ("a", a), ("b", b)] {
         world.report(host, session, wants(&[]));
     }
-    world.driver.forget_lingering(Moment(u64::MAX), LINGER);
+    forget(&mut world);
     assert!(world.driver.mirror.blobs.is_empty() && world.driver.mirror.digests.is_empty());
     assert!(world.driver.mirror.names.is_empty());
 }
@@ -254,7 +264,7 @@ async fn a_host_that_changes_its_mind_about_a_size_is_meant_by_the_last_one() {
     assert_eq!(world.driver.mirror.meant(&id, blob), blob);
     // nobody wants the other size any more: its lease is taken back by the digest that the host knows
     world.settle();
-    world.driver.forget_lingering(Moment(u64::MAX), LINGER);
+    forget(&mut world);
     let revoked = |kind: &Kind| match kind {
         Kind::Revoke(revoke) => Digest::try_from(revoke.content.as_slice()).ok(),
         _ => None,
@@ -284,4 +294,29 @@ async fn a_size_that_contradicts_a_wanted_image_is_a_blob_of_its_own() {
     assert_eq!(taken(&mut to_a, leased), [content]);
     assert_ne!(world.driver.plan.size_of(&content), Some(7));
     assert_eq!(world.driver.mirror.blobs.len(), 1);
+}
+
+#[tokio::test]
+async fn a_host_whose_session_is_given_up_waits_for_nothing_any_more() {
+    let mut world = World::new();
+    let blob = Digest::of(b"blob");
+    let (a, stuck) = world.open("a", World::hello());
+    world.report("a", a, wants(&[(blob, 1)]));
+    assert_eq!(world.driver.mirror.hosts.len(), 1);
+    // it takes no orders, until there is no room for one more
+    let host = "a".parse().unwrap();
+    while world.driver.members.sessions().is_open(&host) {
+        let now = world.driver.now();
+        world
+            .driver
+            .order(now, &host, order(Kind::Queue(MirrorQueue::default())));
+    }
+    assert_eq!(stuck.len(), crate::driver::ORDERS);
+    assert!(world.driver.mirror.hosts.is_empty());
+    // its goodbye comes late, and is no news
+    world
+        .driver
+        .apply(crate::driver::Input::Closed { host, session: a });
+    assert!(forget(&mut world));
+    assert!(world.driver.mirror.blobs.is_empty());
 }

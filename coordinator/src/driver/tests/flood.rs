@@ -114,15 +114,15 @@ async fn leases_that_a_host_never_had_are_neither_logged_nor_counted_nor_remembe
     });
     assert_eq!(log, Vec::<String>::new());
     assert_eq!(ends(&world, "content_missing"), 0);
-    assert!(world.driver.bad_contents.is_empty());
-    let said = |world: &World| {
-        let wanted = world.driver.wants.values();
-        wanted.clone().any(|wanted| wanted.origin_said.is_some())
-    };
+    assert!(world.driver.staging.leases().bad_contents() == 0);
+    let said = |world: &World| world.driver.staging.leases().says_anything();
     assert!(!said(&world));
     // the same words of whoever has the lease count
-    let a = world.driver.hosts[&"a".parse().unwrap()].session.as_ref();
-    let a = a.unwrap().number;
+    let a = world
+        .driver
+        .members
+        .sessions()
+        .number(&"a".parse().unwrap());
     let log = Log::of(|| {
         let of = |lease: LeaseState| Report {
             leases: vec![lease],
@@ -133,7 +133,7 @@ async fn leases_that_a_host_never_had_are_neither_logged_nor_counted_nor_remembe
     });
     assert!(said(&world));
     assert_eq!(ends(&world, "content_missing"), 1);
-    assert_eq!(world.driver.bad_contents.len(), 1);
+    assert_eq!(world.driver.staging.leases().bad_contents(), 1);
     let failed = |line: &&String| line.contains("lease failed on its holder");
     assert_eq!(log.iter().filter(failed).count(), 1, "{log:?}");
 }

@@ -3,7 +3,10 @@
 use proto::{Reason, ToldReason};
 
 use super::*;
-use crate::wants::{Timed, Timing};
+use crate::{
+    view::CancelReply,
+    wants::{Timed, Timing},
+};
 
 mod model;
 
@@ -140,7 +143,7 @@ fn an_image_is_present_on_a_host_once_it_is_ready_under_every_name_that_is_wante
 fn what_a_host_said_before_the_newest_order_is_no_presence() {
     let mut world = World::new();
     let presence = watch::channel(Arc::default());
-    world.driver.presence = presence.0;
+    world.driver.members.presence_mut().publish_to(presence.0);
     let mut mini = Mini::open(&mut world, "mini-1");
     let host: HostId = "mini-1".parse().unwrap();
     let (a, b) = (named("a", "r.test/i:latest"), named("b", "r.test/i:latest"));
@@ -356,7 +359,7 @@ fn what_the_cluster_wanted_before_a_start_is_no_news_after_it() {
         ..Kept::default()
     };
     let mut world = World::after(true, ["mini-1".parse().unwrap()].into(), kept);
-    let timed = |world: &World| world.driver.asked_want(&digest).unwrap().timing;
+    let timed = |world: &World| world.driver.staging.images().asked(&digest).unwrap().timing;
     assert_eq!(timed(&world), timing);
     place(
         &mut world,
@@ -430,7 +433,7 @@ fn no_more_names_are_wanted_than_hosts_can_report() {
             ..want(&format!("image {image}"), 1, 1 << 20)
         }
     };
-    let most = MAX_NAME_BYTES / long_name(0).len();
+    let most = ask::MAX_NAME_BYTES / long_name(0).len();
     for name in 0..most {
         world.ask(next(name / 20)).unwrap();
     }
@@ -470,8 +473,9 @@ fn a_host_with_thousands_of_names_is_present_under_the_one_that_is_wanted() {
         says(vec![ready(&digest, &names)], number),
     );
     let host: HostId = "mini-1".parse().unwrap();
-    let known = &world.driver.hosts[&host];
-    assert!(known.word.said[&digest].contains(&long_name(4_999)));
-    assert!(known.word.said[&digest].len() < 300);
-    assert!(Driver::is_present(known, &digest));
+    let presence = world.driver.members.presence();
+    let names = presence.names(&host, &digest).unwrap();
+    assert!(names.contains(&long_name(4_999)));
+    assert!(names.len() < 300);
+    assert!(presence.is_present(&host, &digest));
 }

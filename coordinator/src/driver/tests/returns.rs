@@ -1,5 +1,7 @@
 //! Hosts that come and go: what they are told when they come back, and what the others hear of it.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 /// A host whose agent takes changes of the roster, and what it has after the orders that came.
@@ -186,12 +188,12 @@ async fn a_host_that_always_asks_for_a_whole_roster_gets_few() {
     assert!((240..400).contains(&whole), "{whole}");
     // what it is owed comes later, by itself
     minis[0].epoch = 0;
-    assert_eq!(world.driver.rosters_owed.len(), 1);
+    assert_eq!(world.driver.members.rosters().owed(), 1);
     world.driver.started -= Duration::from_secs(6);
     world.settle();
     assert_eq!(minis[0].took().whole, 1);
     assert_eq!(minis[0].epoch, minis[1].epoch);
-    assert!(world.driver.rosters_owed.is_empty());
+    assert_eq!(world.driver.members.rosters().owed(), 0);
 }
 
 #[tokio::test]
@@ -261,7 +263,15 @@ async fn a_coordinator_that_starts_again_tells_hosts_nothing_that_they_have() {
     }
     let place = |mini: &Mini| {
         let host: HostId = mini.name.parse().unwrap();
-        let place = world.driver.hosts[&host].place.clone().unwrap();
+        let place = world
+            .driver
+            .members
+            .hosts()
+            .get(&host)
+            .unwrap()
+            .place
+            .clone()
+            .unwrap();
         (host, place)
     };
     let kept = Kept {

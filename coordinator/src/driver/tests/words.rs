@@ -1,5 +1,7 @@
 //! What is said of hosts that are away, turned away or revoked, and of registries.
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::{config::HostEntry, driver::Refused, enrolment::Revocation, metrics::encode};
 
@@ -80,7 +82,7 @@ async fn a_host_that_was_turned_away_says_why_by_its_name_or_its_address() {
 #[tokio::test]
 async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
     let mut world = World::new();
-    let mut membership = (*world.driver.membership).clone();
+    let mut membership = world.driver.members.membership().clone();
     let revocation = Revocation {
         at_unix: 1_795_874_712,
         reason: "disk died\u{1b}[2J".into(),
@@ -114,8 +116,6 @@ async fn a_revoked_host_shows_when_and_why_and_what_takes_it_back() {
 #[tokio::test]
 async fn a_registry_that_fails_is_counted_as_that_and_ends_in_nobodys_revocation() {
     let mut world = World::new();
-    let (metrics, registry) = Metrics::new();
-    world.driver.metrics = metrics;
     let (session, mut queue) = world.open("a", World::hello());
     world.stage("one").unwrap();
     let image = want("one", 1, 1 << 20);
@@ -148,7 +148,9 @@ async fn a_registry_that_fails_is_counted_as_that_and_ends_in_nobodys_revocation
         world.driver.apply(Input::Tick);
     }
     assert!(!leases.is_empty());
-    let shown = world.driver.show_image(world.driver.now(), &image.digest());
+    let now = world.driver.now();
+    let status = world.driver.plan.status(now);
+    let shown = world.driver.facts(now).image_by(&image.digest(), &status);
     let shown = shown.unwrap();
     assert_eq!(shown.reason.as_deref(), Some("origin_down"));
     assert!(
@@ -158,7 +160,7 @@ async fn a_registry_that_fails_is_counted_as_that_and_ends_in_nobodys_revocation
         "{}",
         shown.message
     );
-    let text = encode(&registry);
+    let text = encode(&world.registry);
     let count = |outcome: &str| -> u64 {
         let line = format!("parbake_coordinator_lease_ends_total{{outcome=\"{outcome}\"}} ");
         let line = text.lines().find_map(|found| found.strip_prefix(&line));
@@ -216,7 +218,7 @@ async fn an_image_that_lacks_only_hosts_that_are_away_names_them() {
 #[tokio::test]
 async fn a_host_that_is_revoked_or_never_enrolled_is_said_to_be() {
     let mut world = World::new();
-    let mut membership = (*world.driver.membership).clone();
+    let mut membership = world.driver.members.membership().clone();
     let [there, revoked] = ["mini-1", "mini-2"].map(|host| host.parse::<HostId>().unwrap());
     let never: HostId = "mini-4".parse().unwrap();
     for host in [&there, &revoked, &never] {
@@ -235,9 +237,8 @@ async fn a_host_that_is_revoked_or_never_enrolled_is_said_to_be() {
     world.driver.join(now, Arc::new(membership));
     let choose = |world: &mut World, host: &HostId| {
         let hosts = [host.clone()].into();
-        world
-            .driver
-            .selected(Some(&hosts))
+        let members = &world.driver.members;
+        selected(members.hosts(), members.membership(), Some(&hosts))
             .map_err(|error| error.to_string())
     };
     assert_eq!(

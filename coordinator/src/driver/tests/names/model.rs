@@ -1,7 +1,10 @@
-//! Random asks, cancels, tag moves and mishaps, over this driver, agents' own decisions and their real stores in directories.
+//! Random asks, cancels, tag moves and mishaps, over this driver, agents' own decisions and their real stores in
+//! directories.
 //!
-//! Only sockets, threads and the swarm are missing: orders and reports wait in queues, a host's jobs and looks end when a
-//! step says so, and a stage's chunks come at once.
+//! Only sockets, threads and the swarm are missing: orders and reports wait in queues, a host's jobs and looks end
+//! when a step says so, and a stage's chunks come at once.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent::store::Stage;
 use mac::Mac;
@@ -294,7 +297,7 @@ impl Model {
                 let driver = &self.world.driver;
                 let (step, asked_ms) = match before {
                     Some(before) => (before.asked.step, before.asked_ms),
-                    None => (self.step, driver.claims.asked_now(Driver::unix_ms())),
+                    None => (self.step, driver.staging.images().asked_now(unix_ms())),
                 };
                 let asked = Asked { image, hosts, step };
                 let object = Object {
@@ -327,15 +330,15 @@ impl Model {
         }
         let driver = &self.world.driver;
         let kept = self.samples.iter();
-        let kept = kept.filter_map(|sample| driver.asked_want(&sample.digest()));
+        let kept = kept.filter_map(|sample| driver.staging.images().asked(&sample.digest()));
         let kept = Kept {
             wants: kept.map(kept_want).collect(),
             ..Kept::default()
         };
         let hosts = self.macs.iter().map(|mac| mac.id.clone()).collect();
         // numbers of asks begin with the milliseconds of the start, and no coordinator starts as often
-        let number = self.world.driver.claims.advance();
-        while Driver::unix_ms() <= number {
+        let number = self.world.driver.staging.next_number();
+        while unix_ms() <= number {
             std::thread::yield_now();
         }
         self.world = World::after(true, hosts, kept);
@@ -371,14 +374,14 @@ impl Model {
             .collect()
     }
 
-    /// What is shown as present is there at this moment, under the very names that are wanted; and what the gate goes by.
-    /// Unless somebody else was at it, and the host hasn't looked since and said so.
+    /// What is shown as present is there at this moment, under the very names that are wanted; and what the gate goes
+    /// by. Unless somebody else was at it, and the host hasn't looked since and said so.
     fn check(&self) {
         for mac in self.macs.iter().filter(|mac| mac.heard > mac.tampered) {
-            let known = &self.world.driver.hosts[&mac.id];
+            let presence = self.world.driver.members.presence();
             for sample in &self.samples {
                 let image = sample.digest();
-                if !Driver::is_present(known, &image) {
+                if !presence.is_present(&mac.id, &image) {
                     continue;
                 }
                 for (name, wanted) in self.expected(&mac.id) {
@@ -393,7 +396,7 @@ impl Model {
                     }
                 }
             }
-            for (image, names) in known.word.holdings.iter() {
+            for (image, names) in presence.holdings(&mac.id) {
                 for name in names {
                     let found = mac.resolved(&self.samples, name);
                     assert_eq!(
@@ -409,9 +412,11 @@ impl Model {
 
     fn is_quiet(&self) -> bool {
         let present = |mac: &Mac| {
-            let known = &self.world.driver.hosts[&mac.id];
+            let presence = self.world.driver.members.presence();
             let wanted: BTreeSet<Digest> = self.expected(&mac.id).into_values().collect();
-            wanted.iter().all(|image| Driver::is_present(known, image))
+            wanted
+                .iter()
+                .all(|image| presence.is_present(&mac.id, image))
         };
         self.macs.iter().all(|mac| {
             let orders = mac
@@ -554,8 +559,8 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Whatever is asked for, cancelled, moved, lost and interrupted in whatever order: no host is ever shown to have what it
-    /// hasn't, and at rest each host has exactly what is wanted there.
+    /// Whatever is asked for, cancelled, moved, lost and interrupted in whatever order: no host is ever shown to have
+    /// what it hasn't, and at rest each host has exactly what is wanted there.
     #[test]
     fn at_rest_every_host_has_what_is_wanted_and_never_is_more_shown(
         steps in proptest::collection::vec((0u8..47, 0usize..3, 0usize..5, 0usize..2, any::<bool>()), 1..120),

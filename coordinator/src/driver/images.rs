@@ -1,0 +1,567 @@
+//! Wanted images: who wants each, under which names and where. What is staged is what operators or the cluster's
+//! objects want.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{Digest, HostId, Moment, image::ContentKind};
+use rollout::{
+    names::{Claims, NotAsked, Placement, Wanted as Sum},
+    stage::{Event, event as word},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    ask::{CancelError, MAX_NAME_BYTES, MAX_REFERENCES, MAX_WANTS, Placed, StageError},
+    hosts::Hosts,
+    presence::{Names, Presence},
+    selection::is_everywhere,
+    took::Took,
+};
+use crate::{
+    view::{CancelReply, StillWanted},
+    wants::{Timing, Want},
+};
+
+/// A wanted image. Only [`Images`] changes it.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// With the references and hosts that are wanted by all who want it.
+    want: Want,
+    /// Hosts that keep what they have and get no more, unless they are selected.
+    paused: BTreeSet<HostId>,
+    /// Hosts that may have what the image holds; `None`: all.
+    entitled: Option<BTreeSet<HostId>>,
+    /// The plan knows the image. It doesn't where other images have all its names.
+    planned: bool,
+    took: Took,
+}
+
+impl Wanted {
+    /// An image that is wanted from now on, and that the plan doesn't know yet.
+    fn new(want: Want, took: Took) -> Self {
+        Self {
+            paused: BTreeSet::new(),
+            entitled: want.hosts.clone(),
+            planned: false,
+            took,
+            want,
+        }
+    }
+
+    /// Takes what is wanted of the image in all. Whether anything was added to it, and whether anything changed.
+    fn take(&mut self, sum: Sum) -> (bool, bool) {
+        let Sum {
+            references,
+            hosts,
+            held,
+            entitled,
+        } = sum;
+        self.entitled = entitled;
+        let more_hosts = match (&self.want.hosts, &hosts) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(before), Some(hosts)) => !hosts.is_subset(before),
+        };
+        let more = more_hosts || !references.is_subset(&self.want.references);
+        let changed =
+            (&references, &hosts, &held) != (&self.want.references, &self.want.hosts, &self.paused);
+        (self.want.references, self.want.hosts, self.paused) = (references, hosts, held);
+        (more, changed)
+    }
+
+    /// What the plan is told of the image.
+    fn event(&self) -> Event {
+        let contents = self.want.layout.contents().into_iter();
+        let contents = contents.map(|content| word::Content {
+            digest: content.digest,
+            chunks: content.geometry.chunks(),
+            size: content.geometry.size(),
+            origin_bytes: match content.kind {
+                ContentKind::RawLayer { blob } => blob.size,
+                ContentKind::Blob => content.geometry.size(),
+            },
+        });
+        let hosts = self.want.hosts.as_ref();
+        Event::Wanted {
+            image: self.want.digest(),
+            references: self.want.references.iter().cloned().collect(),
+            contents: contents.collect(),
+            hosts: hosts.map_or(word::Selection::All, |hosts| {
+                word::Selection::Hosts(hosts.iter().cloned().collect())
+            }),
+            held: self.paused.iter().cloned().collect(),
+            purpose: word::Purpose::Stage,
+        }
+    }
+
+    pub(super) const fn want(&self) -> &Want {
+        &self.want
+    }
+
+    /// Hosts that may have what the image holds; `None`: all.
+    pub(super) const fn entitled(&self) -> Option<&BTreeSet<HostId>> {
+        self.entitled.as_ref()
+    }
+
+    /// How long it took to bring the image everywhere, where that is known.
+    pub(super) const fn took(&self) -> Option<std::time::Duration> {
+        self.took.told()
+    }
+
+    /// Whether the image is wanted on a host, also where that host has left.
+    pub(super) fn selects(&self, host: &HostId) -> bool {
+        let hosts = self.want.hosts.as_ref();
+        hosts.is_none_or(|hosts| hosts.contains(host))
+    }
+
+    /// The reference that pull tokens are asked for: one whose object names a pull Secret first, which was given for
+    /// it.
+    pub(super) fn token_reference(&self) -> Option<&String> {
+        let references = &self.want.references;
+        let mut named = self.want.secrets.keys();
+        let named = named.find(|name| references.contains(*name));
+        named.or(references.first())
+    }
+}
+
+/// The moment of a change, and what is known of hosts then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<'a> {
+    pub(super) now: Moment,
+    /// The wall clock, in Unix milliseconds: only for what is kept over restarts.
+    pub(super) unix_ms: u64,
+    pub(super) hosts: &'a Hosts,
+    pub(super) presence: &'a Presence,
+}
+
+/// What a change of wants changes elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// What the plan is told, in this order: what is wanted more comes first, and what isn't wanted any more last.
+    pub(super) events: Vec<Event>,
+    /// Images whose orders say something else now.
+    pub(super) ordered: Vec<Digest>,
+    /// Images that other hosts may have than before.
+    pub(super) entitled: Vec<Digest>,
+    /// Images that nobody wants any more.
+    pub(super) over: Vec<Digest>,
+    /// Images whose pull tokens are to be looked after, and why.
+    pub(super) tokens: Vec<(Digest, Credentials)>,
+    /// Hosts' names may have changed.
+    pub(super) names: bool,
+    /// Images that operators want otherwise now, or no more: that is to be written down.
+    pub(super) asked: Vec<Digest>,
+}
+
+/// Why the pull tokens of an image are looked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Credentials {
+    /// Somebody asks for the image: a token is needed where there is none.
+    Asked,
+    /// Other pull Secrets are named for it.
+    Changed,
+}
+
+/// The wanted images.
+#[derive(Debug)]
+pub(super) struct Images {
+    wants: BTreeMap<Digest, Wanted>,
+    /// Who wants each of them, under which names and where.
+    claims: Claims,
+    /// What the cluster wants beyond the most images, until there is room.
+    waiting: BTreeMap<Digest, Placed>,
+    /// Whether all that operators wanted before this start is among the wants.
+    recalled: bool,
+    /// The same of the cluster.
+    placed: bool,
+}
+
+impl Images {
+    /// Nothing is wanted. Numbers of asks begin after this one. `alone`: there is no cluster whose wants could be
+    /// missing.
+    pub(super) const fn new(number: u64, alone: bool) -> Self {
+        Self {
+            wants: BTreeMap::new(),
+            claims: Claims::new(number),
+            waiting: BTreeMap::new(),
+            recalled: false,
+            placed: alone,
+        }
+    }
+
+    // ---- what operators want ---------------------------------------------------------------------------------------
+
+    /// Whether there is room for another want of operators.
+    ///
+    /// # Errors
+    /// When too many images or names are wanted.
+    pub(super) fn admit(&self, want: &Want) -> Result<(), StageError> {
+        let image = want.digest();
+        if !self.wants.contains_key(&image) && self.wants.len() >= MAX_WANTS {
+            return Err(StageError::TooManyImages);
+        }
+        let before = self.wants.get(&image).map(|wanted| &wanted.want.references);
+        let mut names = before.cloned().unwrap_or_default();
+        names.extend(want.references.iter().cloned());
+        if names.len() > MAX_REFERENCES {
+            return Err(StageError::TooManyReferences);
+        }
+        // those that it has are in hosts' reports already
+        if before.is_none_or(|before| *before != names) && !self.has_room_for(&image, &names) {
+            return Err(StageError::TooManyNames);
+        }
+        Ok(())
+    }
+
+    /// Operators want this, each of its references where it says.
+    pub(super) fn enter(&mut self, at: At<'_>, want: Want) -> Changes {
+        let image = want.digest();
+        let mut changes = Changes {
+            tokens: vec![(image, Credentials::Asked)],
+            ..Changes::default()
+        };
+        for reference in &want.references {
+            let asked_ms = match want.timing {
+                Timing::New => self.claims.asked_now(at.unix_ms),
+                Timing::Known(_) | Timing::Unknown => want.asked_ms_of(reference),
+            };
+            let hosts = want.hosts_of(reference);
+            for other in self.claims.ask(image, reference, hosts, asked_ms) {
+                info!(image = %other, by = %image, reference, "a tag moved to another image");
+                changes.asked.push(other);
+            }
+        }
+        let timing = want.timing;
+        let kept = match self.wants.get(&image) {
+            None => {
+                self.begin(at, want);
+                None
+            }
+            // the cluster wanted it first after a start, and knows no time
+            Some(wanted) if matches!((wanted.took, timing), (Took::Untold, Timing::Known(_))) => {
+                Some(Took::of(timing, at.now, at.unix_ms, false))
+            }
+            Some(_) => None,
+        };
+        self.follow(at, Some(image), &mut changes);
+        if let (Some(took), Some(wanted)) = (kept, self.wants.get_mut(&image)) {
+            wanted.took = took;
+        }
+        // also where nothing changed: hosts are to look again
+        changes.names = true;
+        changes
+    }
+
+    /// What `name` is for isn't wanted by operators any more: a reference, or an image by its bare digest.
+    ///
+    /// # Errors
+    /// When operators don't want it.
+    pub(super) fn cancel(
+        &mut self,
+        at: At<'_>,
+        name: &str,
+    ) -> Result<(Digest, CancelReply, Changes), CancelError> {
+        let unwanted = |others| CancelError::new(name, NotAsked::Unwanted, others);
+        let (image, reference) = match name.parse::<Digest>() {
+            Ok(image) => (image, None),
+            Err(_) => match self.claims.find(name) {
+                Some(image) => (image, Some(name)),
+                None => return Err(unwanted(self.other_names(name))),
+            },
+        };
+        let cancelled = self.claims.cancel(&image, reference);
+        let references = cancelled.map_err(|why| CancelError::new(name, why, Vec::new()))?;
+        info!(%image, ?references, "operators don't want this any more");
+        let mut changes = Changes::default();
+        self.follow(at, None, &mut changes);
+        changes.names = true;
+        let still_wanted = self.claims.claimed(&image).into_iter();
+        let still_wanted = still_wanted.map(|claimed| StillWanted {
+            reference: claimed.reference,
+            operators: claimed.operators,
+            cluster: claimed.cluster,
+        });
+        let reply = CancelReply {
+            digest: image.to_string(),
+            references,
+            still_wanted: still_wanted.collect(),
+        };
+        Ok((image, reply, changes))
+    }
+
+    /// The references of the image that this one names by its digest.
+    fn other_names(&self, name: &str) -> Vec<String> {
+        let digest = name
+            .split_once('@')
+            .and_then(|(_, digest)| digest.parse().ok());
+        let claimed = digest.map(|image| self.claims.claimed(&image));
+        let claimed = claimed.unwrap_or_default().into_iter();
+        claimed.map(|claimed| claimed.reference).collect()
+    }
+
+    /// What operators asked for, as it is kept over restarts. The cluster keeps its own.
+    pub(super) fn asked(&self, image: &Digest) -> Option<Want> {
+        let asked = self.claims.asked(image)?;
+        let wanted = self.wants.get(image)?;
+        let all = asked.values().any(|claim| claim.hosts.is_none());
+        let hosts: BTreeSet<HostId> = asked
+            .values()
+            .flat_map(|claim| claim.hosts.iter().flatten().cloned())
+            .collect();
+        let hosts = (!all).then_some(hosts);
+        let narrowed = asked
+            .iter()
+            .filter(|(_, claim)| claim.hosts != hosts)
+            .filter_map(|(reference, claim)| Some((reference.clone(), claim.hosts.clone()?)));
+        Some(Want {
+            references: asked.keys().cloned().collect(),
+            narrowed: narrowed.collect(),
+            asked_ms: asked
+                .iter()
+                .map(|(reference, claim)| (reference.clone(), claim.asked_ms))
+                .collect(),
+            hosts,
+            timing: wanted.took.timing(),
+            ..wanted.want.clone()
+        })
+    }
+
+    // ---- what the cluster wants ------------------------------------------------------------------------------------
+
+    /// The cluster wants exactly these images.
+    pub(super) fn place(&mut self, at: At<'_>, wants: Vec<Placed>) -> Changes {
+        let mut changes = Changes::default();
+        let wants = wants.into_iter();
+        let wants: BTreeMap<Digest, Placed> =
+            wants.map(|placed| (placed.want.digest(), placed)).collect();
+        for image in self.wants.keys().copied().collect::<Vec<_>>() {
+            if self.claims.is_placed(&image) && !wants.contains_key(&image) {
+                self.claims.unplace(&image);
+            }
+        }
+        self.follow(at, None, &mut changes);
+        let mut waiting = BTreeMap::new();
+        for (image, placed) in wants {
+            if !self.may_be_placed(&image, &placed) {
+                if !self.waiting.contains_key(&image) {
+                    error!(%image, limit = MAX_WANTS, limit_name_bytes = MAX_NAME_BYTES, "image isn't staged yet: too many are wanted already, or with too long names; delete some ImagePrePulls");
+                }
+                waiting.insert(image, placed);
+                continue;
+            }
+            self.place_one(at, image, placed, &mut changes);
+        }
+        self.waiting = waiting;
+        self.follow(at, None, &mut changes);
+        changes.names = true;
+        changes
+    }
+
+    /// Takes up what the cluster wants beyond the most images, where there is room by now.
+    pub(super) fn place_waiting(&mut self, at: At<'_>) -> Option<Changes> {
+        let mut changes = None;
+        while let Some((image, waiting)) = self.waiting.first_key_value()
+            && self.may_be_placed(image, waiting)
+            && let Some((image, waiting)) = self.waiting.pop_first()
+        {
+            let changes = changes.get_or_insert_with(Changes::default);
+            self.place_one(at, image, waiting, changes);
+        }
+        if let Some(changes) = &mut changes {
+            self.follow(at, None, changes);
+        }
+        changes
+    }
+
+    /// Whether there is room for what the cluster wants of an image.
+    fn may_be_placed(&self, image: &Digest, placed: &Placed) -> bool {
+        let wanted = self.wants.get(image);
+        match wanted.map(|wanted| &wanted.want.references) {
+            None if self.wants.len() >= MAX_WANTS => false,
+            Some(before) if placed.want.references.is_subset(before) => true,
+            before => {
+                let mut names = before.cloned().unwrap_or_default();
+                names.extend(placed.want.references.iter().cloned());
+                self.has_room_for(image, &names)
+            }
+        }
+    }
+
+    fn place_one(&mut self, at: At<'_>, image: Digest, placed: Placed, changes: &mut Changes) {
+        let Placed { want, held } = placed;
+        let references = want.references.iter();
+        let placement = Placement {
+            references: references
+                .map(|reference| (reference.clone(), want.asked_ms_of(reference)))
+                .collect(),
+            hosts: want.hosts.clone(),
+            held,
+        };
+        self.claims.place(image, placement);
+        match self.wants.get_mut(&image) {
+            None => {
+                info!(%image, references = ?want.references, "image is wanted by the cluster");
+                // the first that the cluster says after a start was wanted before it, nobody knows since when
+                let timing = match self.placed {
+                    true => Timing::New,
+                    false => Timing::Unknown,
+                };
+                self.begin(at, Want { timing, ..want });
+                changes.tokens.push((image, Credentials::Asked));
+            }
+            Some(wanted) if wanted.want.secrets != want.secrets => {
+                wanted.want.secrets = want.secrets;
+                changes.tokens.push((image, Credentials::Changed));
+            }
+            Some(_) => {}
+        }
+    }
+
+    // ---- what is wanted in all -------------------------------------------------------------------------------------
+
+    /// An image is wanted that wasn't. The plan is told later.
+    fn begin(&mut self, at: At<'_>, want: Want) {
+        let everywhere = is_everywhere(at.hosts, at.presence, &want);
+        let took = Took::of(want.timing, at.now, at.unix_ms, everywhere);
+        self.wants.insert(want.digest(), Wanted::new(want, took));
+    }
+
+    /// Hosts came. Where images share a name, the hosts that each is wanted on are counted.
+    pub(super) fn fleet_changed(&mut self, at: At<'_>) -> Changes {
+        let mut changes = Changes::default();
+        self.follow(at, None, &mut changes);
+        changes
+    }
+
+    /// Brings what is planned up to what is claimed. `asked`: operators asked for this image just now.
+    ///
+    /// What is wanted more is told first, and what isn't wanted any more last: contents that both have stay where
+    /// they are.
+    fn follow(&mut self, at: At<'_>, asked: Option<Digest>, changes: &mut Changes) {
+        let (mut over, mut news) = (Vec::new(), false);
+        for (image, wanted) in &mut self.wants {
+            let sum = self.claims.wanted(image, at.hosts.ids());
+            let Some(sum) = sum.filter(|sum| !sum.references.is_empty()) else {
+                over.push(*image);
+                continue;
+            };
+            let anew = asked == Some(*image) || !wanted.planned;
+            let entitled = wanted.entitled != sum.entitled;
+            let (more, changed) = wanted.take(sum);
+            if entitled {
+                changes.entitled.push(*image);
+            }
+            if !changed && !anew {
+                continue;
+            }
+            news = true;
+            wanted.planned = true;
+            changes.ordered.push(*image);
+            // what the cluster wants becomes known only after a start, and was wanted before it
+            if more && (asked == Some(*image) || self.placed) {
+                let everywhere = is_everywhere(at.hosts, at.presence, &wanted.want);
+                wanted.took.anew(at.now, at.unix_ms, everywhere);
+            }
+            changes.events.push(wanted.event());
+        }
+        changes.names |= news || !over.is_empty();
+        for image in over {
+            if self.claims.claimed(&image).is_empty() {
+                info!(%image, "image isn't wanted any more");
+                let wanted = self.wants.remove(&image);
+                if wanted.is_some_and(|wanted| wanted.planned) {
+                    changes.events.push(Event::Cancelled(image));
+                }
+                changes.over.push(image);
+            } else if let Some(wanted) = self.wants.get_mut(&image)
+                && std::mem::take(&mut wanted.planned)
+            {
+                warn!(%image, "image is staged nowhere: later asks want other images under all its names");
+                changes.events.push(Event::Cancelled(image));
+            }
+        }
+    }
+
+    /// Whether hosts can report all names, where the image has these.
+    fn has_room_for(&self, image: &Digest, names: &BTreeSet<String>) -> bool {
+        let others = self.wants.iter().filter(|(other, _)| *other != image);
+        let others = others.flat_map(|(_, wanted)| &wanted.want.references);
+        let bytes: usize = others.chain(names).map(String::len).sum();
+        bytes <= MAX_NAME_BYTES
+    }
+
+    /// All that operators wanted before this start is among the wants.
+    pub(super) const fn recalled(&mut self) {
+        self.recalled = true;
+    }
+
+    /// All that the cluster wanted before this start is among the wants.
+    pub(super) const fn placed(&mut self) {
+        self.placed = true;
+    }
+
+    /// Whether all that was wanted before this start is among the wants.
+    pub(super) const fn are_known(&self) -> bool {
+        self.recalled && self.placed
+    }
+
+    /// Takes note that an image is everywhere. How long that took, where it is told for the first time.
+    pub(super) fn everywhere(
+        &mut self,
+        now: Moment,
+        image: &Digest,
+    ) -> Option<std::time::Duration> {
+        self.wants.get_mut(image)?.took.everywhere(now)
+    }
+
+    /// A number that is larger than those of all asks before.
+    pub(super) const fn next_number(&mut self) -> u64 {
+        self.claims.advance()
+    }
+
+    /// What each reference shall name on this host.
+    pub(super) fn names_on(&self, host: &HostId) -> Names {
+        self.claims.on(host)
+    }
+
+    /// References of this image that a later ask wants for another image, and that image.
+    pub(super) fn overruled(&self, image: &Digest) -> Vec<(String, Digest)> {
+        self.claims.overruled(image)
+    }
+
+    /// What the cluster wants and waits until fewer images are wanted.
+    pub(super) fn waiting(&self) -> BTreeSet<Digest> {
+        self.waiting.keys().copied().collect()
+    }
+
+    /// The images that have this content.
+    pub(super) fn with(&self, content: &Digest) -> Vec<Digest> {
+        let has = |wanted: &Wanted| {
+            let contents = wanted.want.layout.contents();
+            contents.iter().any(|of| of.digest == *content)
+        };
+        let found = self.wants.iter().filter(|(_, wanted)| has(wanted));
+        found.map(|(image, _)| *image).collect()
+    }
+
+    pub(super) fn get(&self, image: &Digest) -> Option<&Wanted> {
+        self.wants.get(image)
+    }
+
+    pub(super) fn contains(&self, image: &Digest) -> bool {
+        self.wants.contains_key(image)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = &Digest> {
+        self.wants.keys()
+    }
+
+    /// The time of an ask that comes now, in Unix milliseconds.
+    #[cfg(test)]
+    pub(super) fn asked_now(&self, unix_ms: u64) -> u64 {
+        self.claims.asked_now(unix_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests;

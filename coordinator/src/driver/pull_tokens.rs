@@ -1,0 +1,217 @@
+//! Pull tokens for hosts, so that they hold no credentials: when each image's is asked for, and what became of it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proto::{Digest, Moment};
+use tracing::warn;
+
+use crate::resolve::{Granted, PullToken};
+
+/// A pull token is renewed when less than this remains of it.
+const MARGIN: Duration = Duration::from_secs(60);
+/// A pull token that the registry refuses is replaced no sooner than this after it was given.
+const RENEWED_AFTER: Duration = Duration::from_secs(3);
+/// After a failed attempt at a pull token, the next one waits.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The pull tokens of images.
+#[derive(Debug, Default)]
+pub(super) struct PullTokens(BTreeMap<Digest, State>);
+
+/// The token of one image.
+#[derive(Debug, Default)]
+struct State {
+    token: Option<(PullToken, Moment)>,
+    /// When the next one is asked for; none while one is on its way or none is handed down.
+    due: Option<Moment>,
+    /// The registry refuses the token that hosts have.
+    refused: bool,
+}
+
+/// What came of an attempt at a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// Hosts are to get the new token. What was refused for the one before may be had with this one.
+    New { after_refusal: bool },
+    /// There is none.
+    Nothing,
+}
+
+impl PullTokens {
+    /// An image is wanted, and its registry's tokens are handed down.
+    pub(super) fn wanted(&mut self, now: Moment, image: Digest) {
+        let state = self.0.entry(image).or_default();
+        if state.token.is_none() {
+            state.due.get_or_insert(now);
+        }
+    }
+
+    /// Other credentials are given for the image; `handed_down`: its registry's tokens are.
+    pub(super) fn wanted_anew(&mut self, now: Moment, image: Digest, handed_down: bool) {
+        self.0.entry(image).or_default().due = handed_down.then_some(now);
+    }
+
+    /// The image isn't wanted any more.
+    pub(super) fn forget(&mut self, image: &Digest) {
+        self.0.remove(image);
+    }
+
+    /// When the next token is asked for.
+    pub(super) fn due(&self) -> Option<Moment> {
+        self.0.values().filter_map(|state| state.due).min()
+    }
+
+    /// Images whose tokens are to be asked for now; they count as asked for.
+    pub(super) fn take_due(&mut self, now: Moment) -> Vec<Digest> {
+        let mut due = Vec::new();
+        for (image, state) in &mut self.0 {
+            if state.due.take_if(|at| *at <= now).is_some() {
+                due.push(*image);
+            }
+        }
+        due
+    }
+
+    /// Hosts say that the registry refuses the token that they were given for these images, whatever its life was to
+    /// be: another one is fetched at once, and no more often than a registry may be asked.
+    pub(super) fn refused(&mut self, now: Moment, images: impl IntoIterator<Item = Digest>) {
+        for image in images {
+            let Some(state) = self.0.get_mut(&image) else {
+                continue;
+            };
+            let old = |(_, at): &(PullToken, Moment)| now.since(*at) >= RENEWED_AFTER;
+            if state.token.as_ref().is_some_and(old) {
+                state.due = Some(now);
+                state.refused = true;
+            }
+        }
+    }
+
+    /// An attempt at a token ended; `None`: it failed.
+    pub(super) fn take(&mut self, now: Moment, image: &Digest, granted: Option<Granted>) -> Given {
+        let Some(state) = self.0.get_mut(image) else {
+            return Given::Nothing;
+        };
+        let token = match granted {
+            Some(Granted::Token(token)) => token,
+            Some(Granted::Unneeded) => return Given::Nothing,
+            Some(Granted::PasswordOnly) => {
+                warn!(
+                    %image,
+                    "registry gives no tokens, only a password, which isn't handed down: \
+                     set origin.hand_down_passwords = true, or give hosts credentials of their own"
+                );
+                return Given::Nothing;
+            }
+            None => {
+                state.due = Some(now + RETRY);
+                return Given::Nothing;
+            }
+        };
+        // At least half of its life: a registry may give tokens of a minute.
+        let pause = token
+            .expires_in
+            .checked_sub(MARGIN)
+            .unwrap_or_default()
+            .max(token.expires_in / 2)
+            .max(Duration::from_secs(1));
+        state.due = Some(now + pause);
+        state.token = Some((token, now));
+        Given::New {
+            after_refusal: std::mem::take(&mut state.refused),
+        }
+    }
+
+    /// The token that hosts are given for the image.
+    pub(super) fn get(&self, image: &Digest) -> Option<&PullToken> {
+        let (token, _) = self.0.get(image)?.token.as_ref()?;
+        Some(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::START + Duration::from_secs(seconds)
+    }
+
+    fn image() -> Digest {
+        Digest::of(b"image")
+    }
+
+    fn token(seconds: u64) -> Option<Granted> {
+        Some(Granted::Token(PullToken {
+            authorization: "Bearer x".into(),
+            expires_in: Duration::from_secs(seconds),
+        }))
+    }
+
+    const NEW: Given = Given::New {
+        after_refusal: false,
+    };
+
+    #[test]
+    fn a_token_is_asked_for_once_and_renewed_a_minute_before_its_end_or_at_half_of_a_short_life() {
+        for (life, renewed) in [(300, 240), (121, 61), (120, 60), (100, 50), (1, 1)] {
+            let mut tokens = PullTokens::default();
+            tokens.wanted(at(0), image());
+            assert_eq!(tokens.take_due(at(0)), [image()]);
+            assert!(tokens.take_due(at(99)).is_empty(), "one is on its way");
+            assert_eq!(tokens.take(at(100), &image(), token(life)), NEW);
+            // wanted again, it has one
+            tokens.wanted(at(100), image());
+            assert_eq!(tokens.due(), Some(at(100 + renewed)), "{life}");
+            assert!(tokens.get(&image()).is_some());
+        }
+    }
+
+    #[test]
+    fn a_refused_token_is_replaced_once_it_is_three_seconds_old() {
+        let mut tokens = PullTokens::default();
+        tokens.wanted(at(0), image());
+        tokens.take_due(at(0));
+        tokens.refused(at(5), [image()]);
+        assert_eq!(tokens.due(), None, "no token was given yet");
+        tokens.take(at(10), &image(), token(300));
+        tokens.refused(at(12), [image()]);
+        assert_eq!(tokens.due(), Some(at(250)));
+        tokens.refused(at(13), [image()]);
+        assert_eq!(tokens.take_due(at(13)), [image()]);
+        let after = Given::New {
+            after_refusal: true,
+        };
+        assert_eq!(tokens.take(at(14), &image(), token(300)), after);
+        assert_eq!(tokens.take(at(15), &image(), token(300)), NEW);
+    }
+
+    #[test]
+    fn a_failed_attempt_is_made_again_after_ten_seconds_and_what_needs_none_isnt() {
+        let mut tokens = PullTokens::default();
+        tokens.wanted(at(0), image());
+        tokens.take_due(at(0));
+        assert_eq!(tokens.take(at(1), &image(), None), Given::Nothing);
+        assert!(tokens.take_due(at(10)).is_empty());
+        assert_eq!(tokens.take_due(at(11)), [image()]);
+        for granted in [Granted::Unneeded, Granted::PasswordOnly] {
+            assert_eq!(tokens.take(at(12), &image(), Some(granted)), Given::Nothing);
+            assert_eq!(tokens.due(), None);
+        }
+        // other credentials may do better
+        tokens.wanted_anew(at(20), image(), true);
+        assert_eq!(tokens.due(), Some(at(20)));
+        tokens.wanted_anew(at(20), image(), false);
+        assert_eq!(tokens.due(), None);
+    }
+
+    #[test]
+    fn a_token_that_comes_after_its_image_was_cancelled_is_nobodys() {
+        let mut tokens = PullTokens::default();
+        tokens.wanted(at(0), image());
+        tokens.take_due(at(0));
+        tokens.forget(&image());
+        assert_eq!(tokens.take(at(1), &image(), token(300)), Given::Nothing);
+        assert!(tokens.get(&image()).is_none());
+    }
+}

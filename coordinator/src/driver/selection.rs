@@ -1,0 +1,205 @@
+//! The hosts that a selection means: whether they are of the fleet, have room for an image, and have it already.
+
+use std::collections::BTreeSet;
+
+use proto::HostId;
+
+use super::{ask::StageError, hosts::Hosts, presence::Presence, words};
+use crate::{fleet::Membership, progress::Progress, view::ShortOfRoom, wants::Want};
+
+/// The hosts that a selection means now; `None` selects all.
+///
+/// # Errors
+/// When a host isn't of the fleet, or there is none.
+pub(super) fn selected(
+    hosts: &Hosts,
+    membership: &Membership,
+    selection: Option<&BTreeSet<HostId>>,
+) -> Result<Vec<HostId>, StageError> {
+    let selected: Vec<HostId> = match selection {
+        None => hosts.ids().cloned().collect(),
+        Some(selection) => {
+            if let Some(unknown) = selection.iter().find(|host| !hosts.contains(host)) {
+                let host = unknown.clone();
+                return Err(match membership.revoked.get(unknown) {
+                    Some(revocation) => StageError::Revoked {
+                        what: words::revocation(&host, revocation),
+                        host,
+                    },
+                    None => StageError::UnknownHost(host),
+                });
+            }
+            selection.iter().cloned().collect()
+        }
+    };
+    if selected.is_empty() {
+        return Err(StageError::NoHosts);
+    }
+    Ok(selected)
+}
+
+/// The selected hosts whose reported room isn't enough for an image.
+///
+/// # Errors
+/// When none of the hosts could ever hold the image.
+pub(super) fn short_of_room(
+    hosts: &Hosts,
+    want: &Want,
+    selected: &[HostId],
+) -> Result<Vec<ShortOfRoom>, StageError> {
+    let image = want.digest();
+    let whole = want.layout.disk_bytes();
+    let mut short = Vec::new();
+    let mut hopeless = 0;
+    for host in selected {
+        let Some(known) = hosts.get(host) else {
+            continue;
+        };
+        let Some(volume) = &known.volume else {
+            continue;
+        };
+        if known.is_present(&image) {
+            continue;
+        }
+        let held = known.images.get(&image).map_or(0, Progress::held_bytes);
+        let needed_bytes = whole.saturating_sub(held);
+        if volume.free_bytes.saturating_sub(volume.floor_bytes) < needed_bytes {
+            short.push(ShortOfRoom {
+                host: host.to_string(),
+                needed_bytes,
+                free_bytes: volume.free_bytes,
+                floor_bytes: volume.floor_bytes,
+            });
+        }
+        if volume.total_bytes.saturating_sub(volume.floor_bytes) < whole {
+            hopeless += 1;
+        }
+    }
+    if hopeless == selected.len() {
+        return Err(StageError::NowhereFits {
+            needed_bytes: whole,
+            hosts: short,
+        });
+    }
+    Ok(short)
+}
+
+/// Whether every host that shall hold this has it by its own last word, under all its names. A selection that means no
+/// host, or one that isn't of the fleet, has it nowhere.
+pub(super) fn is_everywhere(hosts: &Hosts, presence: &Presence, want: &Want) -> bool {
+    let image = want.digest();
+    let has = |host: &HostId| {
+        let names = presence.names(host, &image);
+        hosts
+            .get(host)
+            .is_some_and(|known| known.is_present(&image))
+            && names.is_some_and(|names| want.references.is_subset(names))
+    };
+    match &want.hosts {
+        None => hosts.len() > 0 && hosts.ids().all(has),
+        Some(selection) => !selection.is_empty() && selection.iter().all(has),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{Moment, message};
+
+    use super::*;
+    use crate::{enrolment::Revocation, wants::tests::want};
+
+    fn id(name: &str) -> HostId {
+        name.parse().unwrap()
+    }
+
+    /// Hosts with a volume of so many bytes, of which so many are free and must stay free.
+    fn fleet(volumes: &[(&str, u64, u64, u64)]) -> Hosts {
+        let mut hosts = Hosts::default();
+        for (name, total_bytes, free_bytes, floor_bytes) in volumes {
+            hosts.know(&id(name), "");
+            let report = message::Report {
+                volume: Some(message::Volume {
+                    total_bytes: *total_bytes,
+                    free_bytes: *free_bytes,
+                    floor_bytes: *floor_bytes,
+                    path: "/".into(),
+                }),
+                ..message::Report::default()
+            };
+            hosts.report(&id(name), &report);
+        }
+        hosts
+    }
+
+    #[test]
+    fn a_selection_of_a_host_that_isnt_there_is_refused_with_the_cause() {
+        let hosts = fleet(&[("a", 1, 1, 0), ("b", 1, 1, 0)]);
+        let mut membership = Membership::default();
+        membership.revoked.insert(id("r"), Revocation::default());
+        let of = |names: &[&str]| {
+            let selection = names.iter().map(|name| id(name)).collect();
+            selected(&hosts, &membership, Some(&selection))
+        };
+        assert_eq!(of(&["b"]).unwrap(), [id("b")]);
+        assert!(matches!(of(&["a", "x"]), Err(StageError::UnknownHost(host)) if host == id("x")));
+        assert!(matches!(of(&["r"]), Err(StageError::Revoked { .. })));
+        assert!(matches!(of(&[]), Err(StageError::NoHosts)));
+        assert_eq!(selected(&hosts, &membership, None).unwrap().len(), 2);
+        let empty = selected(&Hosts::default(), &membership, None);
+        assert!(matches!(empty, Err(StageError::NoHosts)));
+    }
+
+    #[test]
+    fn room_counts_above_the_floor_and_to_the_byte() {
+        let image = want("image", 1, 1 << 20);
+        let needs = image.layout.disk_bytes();
+        let hosts = fleet(&[
+            ("exact", 2 * needs, needs + 7, 7),
+            ("short", 2 * needs, needs + 6, 7),
+            ("small", needs + 6, 0, 7),
+        ]);
+        let short = |names: &[&str]| {
+            let selected: Vec<HostId> = names.iter().map(|name| id(name)).collect();
+            let short = short_of_room(&hosts, &image, &selected);
+            short.map(|short| short.into_iter().map(|one| one.host).collect::<Vec<_>>())
+        };
+        assert_eq!(short(&["exact"]).unwrap(), Vec::<String>::new());
+        assert_eq!(short(&["exact", "short"]).unwrap(), ["short"]);
+        // one that can't ever hold it is short as long as another can
+        assert_eq!(short(&["short", "small"]).unwrap(), ["short", "small"]);
+        assert!(matches!(
+            short(&["small"]),
+            Err(StageError::NowhereFits { .. })
+        ));
+    }
+
+    #[test]
+    fn an_image_is_everywhere_when_each_selected_host_has_all_its_names() {
+        let image = want("image", 1, 1 << 20);
+        let digest = image.digest();
+        let mut hosts = fleet(&[("a", 1, 1, 0), ("b", 1, 1, 0)]);
+        let mut presence = Presence::new(tokio::sync::watch::channel(std::sync::Arc::default()).0);
+        presence.joined(&id("a"));
+        let mut says = |hosts: &mut Hosts, names: Vec<String>| {
+            let state = message::ImageState {
+                manifest: digest.as_bytes().to_vec(),
+                state: message::StageState::Present.into(),
+                ready_references: names,
+                ..message::ImageState::default()
+            };
+            hosts.image(Moment::START, &id("a"), digest, &state, None);
+            let at = (Moment::START, std::time::Instant::now());
+            presence.heard(at, &id("a"), (&[state], true), 0, |_| None);
+            let of = |names: &[&str]| Want {
+                hosts: Some(names.iter().map(|name| id(name)).collect()),
+                ..image.clone()
+            };
+            [of(&["a"]), of(&["a", "b"]), of(&[]), image.clone()]
+                .map(|want| is_everywhere(hosts, &presence, &want))
+        };
+        let all = image.references.iter().cloned().collect();
+        assert_eq!(says(&mut hosts, all), [true, false, false, false]);
+        let other = vec!["r.test/other:1".to_owned()];
+        assert_eq!(says(&mut hosts, other), [false; 4]);
+    }
+}

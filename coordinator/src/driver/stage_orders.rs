@@ -1,0 +1,373 @@
+//! Orders to stage images: what each host was ordered, what each has taken, and one order for all hosts that are told
+//! the same.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use proto::{Digest, HostId, codec, message};
+
+use super::order::order;
+use crate::{resolve::PullToken, view::HostState, wants::Want};
+
+/// What hosts are ordered to stage.
+#[derive(Debug, Default)]
+pub(super) struct StageOrders {
+    images: BTreeMap<Digest, Ordered>,
+    /// Hosts with a session.
+    hosts: BTreeMap<HostId, Taken>,
+    /// Images of which other hosts may have what they hold than their hosts were told.
+    entitled_due: BTreeSet<Digest>,
+}
+
+/// One image.
+#[derive(Debug, Default)]
+struct Ordered {
+    /// By the references that each names.
+    made: Vec<(Vec<String>, Made)>,
+    hosts: BTreeSet<HostId>,
+}
+
+/// What a session has taken.
+#[derive(Debug)]
+struct Taken {
+    /// Images whose manifest the host has, and the order that it took last for each: as it said at the beginning, and
+    /// as it was told since.
+    has: BTreeMap<Digest, u64>,
+    /// Whether the host can say that it lacks a manifest. An earlier version can't, and gets the whole order each time.
+    says: bool,
+}
+
+/// What an order says of an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Said<'a> {
+    pub(super) want: &'a Want,
+    /// The registry is asked by this reference, and the token is for its repository.
+    pub(super) first: Option<&'a String>,
+    /// Hosts that may have what the image holds; `None`: all.
+    pub(super) entitled: Option<&'a BTreeSet<HostId>>,
+    pub(super) token: Option<&'a PullToken>,
+}
+
+/// What hosts are ordered that shall hold an image under the same names.
+#[derive(Clone, Debug)]
+struct Made {
+    /// Names all that the orders say but for the token: a host that has the order needs it no more.
+    number: u64,
+    with_token: bool,
+    whole: Arc<message::Order>,
+    /// The same without the manifest, for hosts that have that.
+    brief: Arc<message::Order>,
+}
+
+impl StageOrders {
+    /// A session began: the host has these images by these orders. `says`: it can say that it lacks a manifest.
+    pub(super) fn connected(&mut self, host: &HostId, has: BTreeMap<Digest, u64>, says: bool) {
+        self.hosts.insert(host.clone(), Taken { has, says });
+        self.nothing_ordered(host);
+    }
+
+    /// The host has no session any more.
+    pub(super) fn disconnected(&mut self, host: &HostId) {
+        self.hosts.remove(host);
+    }
+
+    /// The host isn't part of the fleet any more.
+    pub(super) fn left(&mut self, host: &HostId) {
+        self.hosts.remove(host);
+        self.nothing_ordered(host);
+    }
+
+    fn nothing_ordered(&mut self, host: &HostId) {
+        for ordered in self.images.values_mut() {
+            ordered.hosts.remove(host);
+        }
+    }
+
+    /// What orders say of the image has changed.
+    pub(super) fn changed(&mut self, image: &Digest) {
+        if let Some(ordered) = self.images.get_mut(image) {
+            ordered.made.clear();
+        }
+    }
+
+    /// Other hosts may have what the image holds: those that were ordered to stage it are told.
+    pub(super) fn entitled(&mut self, image: Digest) {
+        self.changed(&image);
+        self.entitled_due.insert(image);
+    }
+
+    /// Images of which hosts are told anew who may have what those hold.
+    pub(super) fn take_entitled(&mut self) -> BTreeSet<Digest> {
+        std::mem::take(&mut self.entitled_due)
+    }
+
+    /// The image isn't wanted any more.
+    pub(super) fn forget(&mut self, image: &Digest) {
+        self.images.remove(image);
+    }
+
+    /// A full report of the host names these images and no others: it has no manifest of others either.
+    pub(super) fn reported(&mut self, host: &HostId, images: &BTreeSet<Digest>) {
+        if let Some(taken) = self.hosts.get_mut(host) {
+            taken.has.retain(|image, _| images.contains(image));
+        }
+    }
+
+    /// The host is told that it has these images under some name. It drops others, which are to be ordered again when
+    /// they are wanted again.
+    pub(super) fn named(&mut self, host: &HostId, named: impl Fn(&Digest) -> bool) {
+        if let Some(taken) = self.hosts.get_mut(host) {
+            taken.has.retain(|image, order| named(image) || *order == 0);
+        }
+    }
+
+    /// Hosts that were ordered to stage the image.
+    pub(super) fn hosts(&self, image: &Digest) -> Vec<HostId> {
+        let ordered = self.images.get(image);
+        ordered.map_or_else(Vec::new, |ordered| ordered.hosts.iter().cloned().collect())
+    }
+
+    /// Orders a host to stage an image under these names, unless it has the order already and goes on. `state` is the
+    /// image's state there. With `news_only` a host that has the order isn't asked to try again.
+    pub(super) fn stage(
+        &mut self,
+        host: &HostId,
+        names: Vec<String>,
+        said: Said<'_>,
+        state: Option<HostState>,
+        news_only: bool,
+    ) -> Option<Arc<message::Order>> {
+        let image = said.want.digest();
+        let ordered = self.images.entry(image).or_default();
+        ordered.hosts.insert(host.clone());
+        let made = ordered.made_for(names, said);
+        let taken = self.hosts.get_mut(host)?;
+        let has = taken.has.get(&image).copied();
+        // a host that can't go on is asked to try again, and one that isn't done needs each new token
+        let goes_on = match state {
+            Some(HostState::Present) => true,
+            Some(HostState::Queued | HostState::Staging | HostState::Installing) => {
+                !made.with_token
+            }
+            Some(HostState::Failed | HostState::Gone | HostState::Waiting) | None => false,
+        };
+        if has == Some(made.number) && (goes_on || news_only) {
+            return None;
+        }
+        let order = match has {
+            Some(_) => made.brief.clone(),
+            None => made.whole.clone(),
+        };
+        if taken.says {
+            taken.has.insert(image, made.number);
+        }
+        Some(order)
+    }
+
+    /// The order to stop staging an image; `keep`: what is there stays.
+    pub(super) fn stop(&mut self, host: &HostId, image: Digest, keep: bool) -> message::Order {
+        if let Some(ordered) = self.images.get_mut(&image) {
+            // a new pull token is nothing to it now
+            ordered.hosts.remove(host);
+        }
+        if let Some(taken) = self.hosts.get_mut(host) {
+            taken.has.remove(&image);
+        }
+        order(message::order::Kind::Cancel(message::CancelOrder {
+            manifest_digest: image.as_bytes().to_vec(),
+            keep,
+        }))
+    }
+}
+
+impl Ordered {
+    /// The orders to hosts where these references name the image. Made once for all such hosts.
+    fn made_for(&mut self, names: Vec<String>, said: Said<'_>) -> &Made {
+        let known = self.made.iter().position(|(known, _)| *known == names);
+        let at = known.unwrap_or_else(|| {
+            let mut references = names.clone();
+            references.sort_by_key(|reference| Some(reference) != said.first);
+            self.made.push((names, Made::new(references, said)));
+            self.made.len() - 1
+        });
+        &self.made[at].1
+    }
+}
+
+impl Made {
+    fn new(references: Vec<String>, said: Said<'_>) -> Self {
+        let Said {
+            want,
+            entitled,
+            token,
+            ..
+        } = said;
+        let entitled = entitled.into_iter().flatten();
+        let mut entitled_hosts: Vec<u64> = entitled.map(|host| host.key().0).collect();
+        entitled_hosts.sort_unstable();
+        let mut stage = message::StageOrder {
+            manifest_digest: want.digest().as_bytes().to_vec(),
+            references,
+            media_type: want.media_type.clone(),
+            plain_http: want.plain_http,
+            entitled_hosts,
+            ..message::StageOrder::default()
+        };
+        // without a manifest it is far below the limit
+        let text = codec::encode(&order(message::order::Kind::Stage(stage.clone())));
+        let digest = Digest::of(&text.unwrap_or_default());
+        let first = digest.as_bytes().first_chunk();
+        stage.order = first.map_or(1, |bytes| u64::from_be_bytes(*bytes).max(1));
+        stage.token = token.map(|token| message::PullToken {
+            authorization: token.authorization.clone(),
+            expires_in_seconds: token.expires_in.as_secs(),
+        });
+        let whole = message::StageOrder {
+            manifest: want.manifest.to_vec(),
+            ..stage.clone()
+        };
+        Self {
+            number: stage.order,
+            with_token: token.is_some(),
+            whole: Arc::new(order(message::order::Kind::Stage(whole))),
+            brief: Arc::new(order(message::order::Kind::Stage(stage))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::wants::tests::want;
+
+    fn id(name: &str) -> HostId {
+        name.parse().unwrap()
+    }
+
+    fn said<'a>(want: &'a Want, token: Option<&'a PullToken>) -> Said<'a> {
+        Said {
+            want,
+            first: want.references.first(),
+            entitled: None,
+            token,
+        }
+    }
+
+    fn names(want: &Want) -> Vec<String> {
+        want.references.iter().cloned().collect()
+    }
+
+    /// Whether an order carries the manifest.
+    fn is_whole(order: &message::Order) -> bool {
+        match &order.kind {
+            Some(message::order::Kind::Stage(stage)) => !stage.manifest.is_empty(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_host_gets_the_manifest_once_and_the_same_order_again_only_where_it_cant_go_on() {
+        let (mut orders, image, host) = (StageOrders::default(), want("a", 1, 1 << 20), id("a"));
+        orders.connected(&host, BTreeMap::new(), true);
+        let mut stage = |state, news_only| {
+            let said = said(&image, None);
+            orders.stage(&host, names(&image), said, state, news_only)
+        };
+        assert!(is_whole(&stage(None, false).unwrap()));
+        for state in [HostState::Present, HostState::Queued, HostState::Staging] {
+            assert_eq!(stage(Some(state), false), None, "{state:?}");
+        }
+        for state in [HostState::Failed, HostState::Gone] {
+            assert!(!is_whole(&stage(Some(state), false).unwrap()));
+            assert_eq!(stage(Some(state), true), None, "it is no news");
+        }
+    }
+
+    #[test]
+    fn every_new_token_reaches_the_hosts_that_arent_done() {
+        let (mut orders, image, host) = (StageOrders::default(), want("a", 1, 1 << 20), id("a"));
+        let token = PullToken {
+            authorization: "Bearer x".into(),
+            expires_in: Duration::from_secs(60),
+        };
+        orders.connected(&host, BTreeMap::new(), true);
+        let mut stage = |state| {
+            let said = said(&image, Some(&token));
+            orders.stage(&host, names(&image), said, Some(state), false)
+        };
+        assert!(stage(HostState::Waiting).is_some());
+        assert!(stage(HostState::Staging).is_some());
+        assert_eq!(stage(HostState::Present), None);
+    }
+
+    #[test]
+    fn hosts_with_the_same_names_share_an_order_until_what_it_says_changes() {
+        let (mut orders, image) = (StageOrders::default(), want("a", 1, 1 << 20));
+        let stage = |orders: &mut StageOrders, host: &str, names: Vec<String>| {
+            orders.connected(&id(host), BTreeMap::new(), true);
+            let said = said(&image, None);
+            orders.stage(&id(host), names, said, None, false).unwrap()
+        };
+        let one = stage(&mut orders, "a", names(&image));
+        assert!(Arc::ptr_eq(&one, &stage(&mut orders, "b", names(&image))));
+        let other = stage(&mut orders, "c", vec!["r.test/other:1".into()]);
+        assert!(!Arc::ptr_eq(&one, &other));
+        orders.changed(&image.digest());
+        let anew = stage(&mut orders, "d", names(&image));
+        assert!(!Arc::ptr_eq(&one, &anew) && one == anew, "it says the same");
+    }
+
+    #[test]
+    fn what_a_host_says_that_it_has_counts_until_it_is_told_to_stop_or_reports_otherwise() {
+        let (mut orders, image, host) = (StageOrders::default(), want("a", 1, 1 << 20), id("a"));
+        let digest = image.digest();
+        let has = BTreeMap::from([(digest, 7)]);
+        let brief = |orders: &mut StageOrders| {
+            let order = orders.stage(&host, names(&image), said(&image, None), None, false);
+            !is_whole(&order.unwrap())
+        };
+        orders.connected(&host, has.clone(), true);
+        assert!(brief(&mut orders));
+        orders.stop(&host, digest, false);
+        assert!(orders.hosts(&digest).is_empty() && !brief(&mut orders));
+        orders.reported(&host, &[digest].into());
+        assert!(brief(&mut orders));
+        orders.reported(&host, &BTreeSet::new());
+        assert!(!brief(&mut orders));
+        orders.named(&host, |_| true);
+        assert!(brief(&mut orders));
+        orders.named(&host, |_| false);
+        assert!(!brief(&mut orders));
+        // and a version that can't say that it lacks the manifest gets it each time
+        orders.connected(&host, BTreeMap::new(), false);
+        assert!(!brief(&mut orders) && !brief(&mut orders));
+    }
+
+    #[test]
+    fn hosts_are_ordered_by_session_and_remembered_until_the_image_is_forgotten() {
+        let (mut orders, image) = (StageOrders::default(), want("a", 1, 1 << 20));
+        let digest = image.digest();
+        for host in ["a", "b"] {
+            orders.connected(&id(host), BTreeMap::new(), true);
+            orders.stage(&id(host), names(&image), said(&image, None), None, false);
+        }
+        // a host without a session isn't told, and is to be told when it comes
+        assert_eq!(
+            orders.stage(&id("c"), names(&image), said(&image, None), None, false),
+            None
+        );
+        assert_eq!(orders.hosts(&digest), ["a", "b", "c"].map(id));
+        orders.connected(&id("a"), BTreeMap::new(), true);
+        orders.left(&id("b"));
+        assert_eq!(orders.hosts(&digest), [id("c")]);
+        orders.entitled(digest);
+        assert_eq!(orders.take_entitled(), [digest].into());
+        assert!(orders.take_entitled().is_empty());
+        orders.forget(&digest);
+        assert!(orders.hosts(&digest).is_empty());
+    }
+}
