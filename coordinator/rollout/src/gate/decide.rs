@@ -183,7 +183,7 @@ impl Gate {
                     && self
                         .pools
                         .get(&pod.pool)
-                        .is_some_and(|state| pod.labelled || pod.is_stale(&state.pool))
+                        .is_some_and(|state| pod.labelled || pod.is_stale(state.pool()))
             });
         waits.then_some(self.tick_at)
     }
@@ -213,7 +213,7 @@ impl Gate {
     #[must_use]
     pub fn status(&self, id: &PoolId) -> Option<PoolStatus> {
         let state = self.pools.get(id)?;
-        let pool = &state.pool;
+        let pool = state.pool();
         let used = self.used(id);
         let mut status = PoolStatus {
             alive: 0,
@@ -278,7 +278,7 @@ impl Gate {
     pub fn presence(&self, pool: &PoolId, host: &HostId) -> Option<Held> {
         let state = self.pools.get(pool)?;
         self.hosts
-            .presence(self.now, &state.pool, host, &self.config)
+            .presence(self.now, state.pool(), host, &self.config)
     }
 
     // ---- what is known ------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ impl Gate {
 
     fn drop_pool(&mut self, id: &PoolId) {
         if let Some(state) = self.pools.remove(id) {
-            for pod in &state.pods {
+            for pod in state.pods() {
                 self.told.remove(pod);
                 self.writes.forget_refusals(pod);
             }
@@ -331,7 +331,7 @@ impl Gate {
         let came = pod.clone();
         self.pods.insert(id.clone(), pod);
         if let Some(state) = self.pools.get_mut(&pool) {
-            state.pods.insert(id.clone());
+            state.add_pod(id.clone());
         }
         if alive && !known {
             self.came(&id, &came, serves);
@@ -364,7 +364,7 @@ impl Gate {
             return;
         };
         if let Some(state) = self.pools.get_mut(&pod.pool) {
-            state.pods.remove(id);
+            state.drop_pod(id);
         }
         self.told.remove(id);
         self.writes.forget_refusals(id);
@@ -380,12 +380,12 @@ impl Gate {
         let pod = self.pods.get(id)?;
         let state = self.pools.get(&pod.pool)?;
         let taken = self.slots.of(self.now, id).is_some_and(Occupant::is_alive)
-            || (pod.is_alive() && pod.labelled && pod.is_stale(&state.pool));
+            || (pod.is_alive() && pod.labelled && pod.is_stale(state.pool()));
         let until = self.now + self.config.replacement;
         let left = match () {
             () if taken => Left::Taken,
             () if !pod.is_alive() => return None,
-            () if self.is_in_flight(pod, &state.pool, self.is_rolling(state)) => {
+            () if self.is_in_flight(pod, state.pool(), self.is_rolling(state)) => {
                 Left::InFlight { until }
             }
             () => Left::ByItself { until },
@@ -413,27 +413,27 @@ impl Gate {
         }
     }
 
-    /// Who left in flight before everything was known isn't known. Where a pool rolls and lacks Pods, their successors
-    /// may be on their way: so many slots are kept for them, for a while. Those that a gate before wrote down are kept
-    /// until the successors are there.
+    /// Nobody knows which Pods left in flight before everything was known. Where a pool rolls and lacks Pods, successors of such
+    /// Pods may be on their way: as many slots are kept for them for a while. Slots that a gate before this one wrote down are
+    /// kept until the successors are there.
     fn keep_slots_of_before(&mut self, id: &PoolId) {
         let Some(state) = self.pools.get_mut(id) else {
             return;
         };
-        let before = core::mem::take(&mut state.before);
+        let before = state.take_before();
         let Some(state) = self.pools.get(id).filter(|state| self.is_rolling(state)) else {
             return;
         };
         let as_usize = |many: u32| usize::try_from(many).unwrap_or(usize::MAX);
         let lacking = state.wanted(self.now).saturating_sub(self.alive(id));
         let known = as_usize(before.awaited).min(lacking);
-        let cap = as_usize(cap(state.pool.percent, state.pool.replicas));
+        let cap = as_usize(cap(state.pool().percent, state.pool().replicas));
         // the rest of them is there, and was made from another image than the pool's: others count as in flight
         let mut cold: Vec<(i64, PodId)> = self
             .members(state)
             .filter(|(_, pod)| {
                 pod.is_alive()
-                    && pod.is_stale(&state.pool)
+                    && pod.is_stale(state.pool())
                     && !pod.labelled
                     && !pod.serves(self.now, self.config.heartbeat_max_age)
             })
@@ -482,7 +482,7 @@ impl Gate {
 
     fn members<'a>(&'a self, state: &'a PoolState) -> impl Iterator<Item = (&'a PodId, &'a Pod)> {
         state
-            .pods
+            .pods()
             .iter()
             .filter_map(|id| Some((id, self.pods.get(id)?)))
     }
@@ -497,7 +497,7 @@ impl Gate {
 
     fn is_rolling(&self, state: &PoolState) -> bool {
         self.members(state)
-            .any(|(_, pod)| pod.is_alive() && pod.is_stale(&state.pool))
+            .any(|(_, pod)| pod.is_alive() && pod.is_stale(state.pool()))
     }
 
     /// In flight as the runners' own controller counts: stale and labelled, or, while the pool rolls, current and idle
@@ -517,7 +517,7 @@ impl Gate {
             return Used::default();
         };
         let rolling = self.is_rolling(state);
-        let flying = |pod: &Pod| self.is_in_flight(pod, &state.pool, rolling);
+        let flying = |pod: &Pod| self.is_in_flight(pod, state.pool(), rolling);
         let letter = self.members(state).filter(|(_, pod)| flying(pod)).count();
         let (mut hidden, mut successors) = (0, 0);
         let (mut departed, mut taken, mut overdue) = (0, 0, 0);
@@ -547,7 +547,7 @@ impl Gate {
         });
         Used {
             away: count(away.count()),
-            cap: cap(state.pool.percent, state.pool.replicas.min(members)),
+            cap: cap(state.pool().percent, state.pool().replicas.min(members)),
             letter: count(letter),
             reserved: count(hidden + departed.min(lacking)),
             awaited: count(successors + taken.min(lacking)),
@@ -568,7 +568,7 @@ impl Gate {
     fn check(&self, id: &PodId, used: Option<Used>) -> Result<Admission, Reason> {
         let pod = self.pods.get(id).ok_or(Reason::NotGated)?;
         let state = self.pools.get(&pod.pool).ok_or(Reason::NotGated)?;
-        let pool = &state.pool;
+        let pool = state.pool();
         if pool.mode == Mode::Off {
             return Err(Reason::NotGated);
         }
@@ -592,7 +592,7 @@ impl Gate {
             .of(self.now, id)
             .filter(|occupant| occupant.is_alive());
         let admitted = matches!(slot, Some(Occupant::Admitted { .. }));
-        // who asks again for a Pod that was admitted lost the answer, or the race for the write
+        // a caller that asks again for a Pod that was admitted lost the answer, or the race for the write
         if self.writes.is_asked(id) || (admitted && pool.mode == Mode::Own) {
             return Err(Reason::Admitted);
         }
@@ -637,7 +637,7 @@ impl Gate {
 
     /// Why this labelled Pod of an owned pool must lose its label.
     fn withdrawal(&self, pod: &Pod, state: &PoolState) -> Option<Withdrawal> {
-        let pool = &state.pool;
+        let pool = state.pool();
         if !pod.is_stale(pool) {
             return Some(Withdrawal::Current);
         }
@@ -645,7 +645,7 @@ impl Gate {
             return None;
         }
         // what isn't known yet isn't lost: a coordinator that just started, or an image that just changed
-        let since = self.synced?.max(state.changed_at);
+        let since = self.synced?.max(state.changed_at());
         let waited = self.now.since(since) > self.config.presence_max_age;
         let lost = match &pod.place {
             Place::On(host) => match self.hosts.presence(self.now, pool, host, &self.config) {
@@ -667,7 +667,7 @@ impl Gate {
         let Some(state) = self.pools.get(id) else {
             return;
         };
-        let mode = state.pool.mode;
+        let mode = state.pool().mode;
         if mode == Mode::Off {
             return;
         }
@@ -689,7 +689,7 @@ impl Gate {
         let mut order: Vec<(bool, PodId)> = self
             .oldest_first(state)
             .into_iter()
-            .filter(|(_, pod)| pod.is_stale(&state.pool))
+            .filter(|(_, pod)| pod.is_stale(state.pool()))
             .map(|(id, pod)| (pod.phase != Phase::Pending, id.clone()))
             .collect();
         order.sort_by_key(|(later, _)| *later);

@@ -146,3 +146,131 @@ impl Hosts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::{
+        collections::BTreeSet,
+        string::{String, ToString as _},
+    };
+
+    use proto::Digest;
+
+    use super::*;
+    use crate::gate::{Heartbeat, Mode, OnDeadline, PodName, PoolId, Template};
+
+    const START: Moment = Moment(1_000_000_000);
+    const MOMENT: Duration = Duration::from_micros(1);
+    const IMAGE: &str = "registry.test/runner:2";
+
+    fn host(number: u32) -> HostId {
+        alloc::format!("host-{number}").parse().unwrap()
+    }
+
+    /// A pool on hosts 0 to 3, whose image is to be there at `START`.
+    fn pool(on_deadline: OnDeadline) -> Pool {
+        Pool {
+            image: IMAGE.into(),
+            digest: Some(Digest::of(IMAGE.as_bytes())),
+            mode: Mode::Own,
+            percent: 50,
+            replicas: 4,
+            template: Template::Unknown,
+            hosts: (0..4).map(host).collect(),
+            paused: false,
+            deadline: Some(START),
+            on_deadline,
+        }
+    }
+
+    fn pod(place: Place, phase: Phase) -> Pod {
+        Pod {
+            pool: PoolId(String::new()),
+            name: PodName {
+                namespace: String::new(),
+                name: String::new(),
+            },
+            image: "registry.test/runner:1".into(),
+            place,
+            phase,
+            deleting: false,
+            labelled: false,
+            busy: false,
+            heartbeat: Heartbeat::Absent,
+            created_unix_s: 0,
+            seen: START,
+        }
+    }
+
+    /// This host holds the image and looked at `START`.
+    fn report(hosts: &mut Hosts, number: u32) {
+        let names = BTreeSet::from([IMAGE.to_string()]);
+        let holdings = [(Digest::of(IMAGE.as_bytes()), names)].into();
+        hosts.report(START, host(number), holdings);
+    }
+
+    #[test]
+    fn a_pod_without_a_node_waits_for_half_of_the_hosts_that_take_pods() {
+        let (mut hosts, config) = (Hosts::default(), Config::default());
+        let pending = pod(Place::Unscheduled, Phase::Pending);
+        let pool = pool(OnDeadline::Hold);
+        let check = |hosts: &Hosts| hosts.check(START, &pending, &pool, &config);
+        for number in 0..4 {
+            hosts.set_node(host(number), true, number < 3);
+        }
+        report(&mut hosts, 0);
+        report(&mut hosts, 3);
+        let few = Reason::TooFewHosts { have: 1, need: 2 };
+        assert_eq!(check(&hosts), Err(few), "a cordoned Node doesn't count");
+        report(&mut hosts, 1);
+        assert_eq!(check(&hosts), Ok(()));
+        let ready = hosts.ready(START, &pool, &config);
+        assert_eq!((ready.have, ready.usable), (2, 3));
+        let elsewhere = pod(Place::Elsewhere, Phase::Pending);
+        let nowhere = hosts.check(START, &elsewhere, &pool, &config);
+        assert_eq!(nowhere, Err(Reason::NodeUnknown));
+    }
+
+    #[test]
+    fn a_host_is_believed_for_as_long_as_its_word_is_young() {
+        let (mut hosts, config) = (Hosts::default(), Config::default());
+        let (pool, running) = (
+            pool(OnDeadline::Hold),
+            pod(Place::On(host(0)), Phase::Running),
+        );
+        hosts.set_node(host(0), true, true);
+        let check = |hosts: &Hosts, now| hosts.check(now, &running, &pool, &config);
+        assert_eq!(check(&hosts, START), Err(Reason::HostUnheard));
+        report(&mut hosts, 0);
+        let last = START + config.presence_max_age;
+        assert_eq!(check(&hosts, last), Ok(()));
+        let old = Reason::PresenceOld(config.presence_max_age + MOMENT);
+        assert_eq!(check(&hosts, last + MOMENT), Err(old));
+        hosts.seen(last, &host(0));
+        assert_eq!(check(&hosts, last + MOMENT), Ok(()));
+        // its word stands while its Node is away
+        hosts.drop_node(&host(0));
+        assert_eq!(check(&hosts, last), Err(Reason::NodeUnknown));
+        hosts.set_node(host(0), true, true);
+        assert_eq!(check(&hosts, last), Ok(()));
+    }
+
+    #[test]
+    fn a_deadline_lets_pods_go_without_the_image_but_not_without_a_node_that_takes_them() {
+        let (mut hosts, config) = (Hosts::default(), Config::default());
+        let (pool, running) = (
+            pool(OnDeadline::Proceed),
+            pod(Place::On(host(0)), Phase::Running),
+        );
+        let check = |hosts: &Hosts, now| hosts.check(now, &running, &pool, &config);
+        assert_eq!(check(&hosts, START), Err(Reason::NodeUnknown));
+        hosts.set_node(host(0), false, true);
+        assert_eq!(check(&hosts, START), Err(Reason::NodeNotReady));
+        assert!(hosts.is_away(&running));
+        hosts.set_node(host(0), true, false);
+        assert_eq!(check(&hosts, START), Err(Reason::NodeCordoned));
+        hosts.set_node(host(0), true, true);
+        assert_eq!(check(&hosts, START), Ok(()));
+        assert_eq!(check(&hosts, START - MOMENT), Err(Reason::HostUnheard));
+    }
+}

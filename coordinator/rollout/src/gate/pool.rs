@@ -1,8 +1,8 @@
 //! What is known of one pool: how many Pods it is taken to have, and whether its owner makes the Pods that it wants.
 //!
-//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so, and
-//! a Pod came when the shell saw it first. Both may be behind, each by its own watch, so for [`Config::owner_lag`]
-//! after a change a Pod of another image proves nothing for good.
+//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so. A Pod came
+//! when the shell saw it first. Each of the two may be late, because each has a watch of its own. So a Pod of another image
+//! that comes within [`Config::owner_lag`] after a change proves nothing for good.
 
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
@@ -17,11 +17,12 @@ const APART: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(super) struct PoolState {
-    pub(super) pool: Pool,
+    pool: Pool,
     /// When what it shall run changed.
-    pub(super) changed_at: Moment,
-    pub(super) pods: BTreeSet<PodId>,
-    pub(super) before: Before,
+    changed_at: Moment,
+    pods: BTreeSet<PodId>,
+    /// What a gate before this one left to remember, until that was looked at.
+    before: Before,
     /// How many Pods it has when none is missing: its replicas, or more where they are too few to be true.
     meant: usize,
     /// How many it had in mind a moment ago, and until when that still counts.
@@ -58,6 +59,36 @@ impl PoolState {
         };
         this.hear_owner(now);
         this
+    }
+
+    /// The pool, as it was told last.
+    pub(super) const fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// When what it shall run changed.
+    pub(super) const fn changed_at(&self) -> Moment {
+        self.changed_at
+    }
+
+    /// Its Pods.
+    pub(super) const fn pods(&self) -> &BTreeSet<PodId> {
+        &self.pods
+    }
+
+    /// A Pod is in it.
+    pub(super) fn add_pod(&mut self, id: PodId) {
+        self.pods.insert(id);
+    }
+
+    /// A Pod isn't in it any more.
+    pub(super) fn drop_pod(&mut self, id: &PodId) {
+        self.pods.remove(id);
+    }
+
+    /// What a gate before this one left to remember. It is told once.
+    pub(super) fn take_before(&mut self) -> Before {
+        core::mem::take(&mut self.before)
     }
 
     /// It is as told from now on.

@@ -322,89 +322,55 @@ fn what_keeps_a_pod_is_named() {
             None => Reason::NotAlive,
         }
     };
-    let fine = || pool(1, 5);
-    assert_eq!(
-        case(fine(), pod(0), true, true, Some(NEW)),
-        Reason::Admitted
-    );
-    assert_eq!(
-        case(fine(), pod(0), false, true, Some(NEW)),
-        Reason::NodeNotReady
-    );
-    assert_eq!(
-        case(fine(), pod(0), true, false, Some(NEW)),
-        Reason::NodeCordoned
-    );
-    assert_eq!(
-        case(fine(), pod(0), true, true, Some(OLD)),
-        Reason::ImageMissing
-    );
-    assert_eq!(case(fine(), pod(0), true, true, None), Reason::HostUnheard);
-    assert_eq!(case(fine(), pod(1), true, true, None), Reason::NodeUnknown);
-    let elsewhere = Pod {
-        place: Place::Elsewhere,
-        ..pod(0)
+    let (fine, good) = (|| pool(1, 5), Some(NEW));
+    for (ready, schedulable, image, reason) in [
+        (true, true, good, Reason::Admitted),
+        (false, true, good, Reason::NodeNotReady),
+        (true, false, good, Reason::NodeCordoned),
+        (true, true, Some(OLD), Reason::ImageMissing),
+        (true, true, None, Reason::HostUnheard),
+    ] {
+        assert_eq!(case(fine(), pod(0), ready, schedulable, image), reason);
+    }
+    let changed = |change: fn(&mut Pod)| {
+        let mut pod = pod(0);
+        change(&mut pod);
+        pod
     };
-    assert_eq!(
-        case(fine(), elsewhere, true, true, Some(NEW)),
-        Reason::NodeUnknown
-    );
-    let busy = Pod {
-        busy: true,
-        ..pod(0)
+    for (pod, reason) in [
+        (pod(1), Reason::NodeUnknown),
+        (
+            changed(|pod| pod.place = Place::Elsewhere),
+            Reason::NodeUnknown,
+        ),
+        (changed(|pod| pod.busy = true), Reason::Busy),
+        (changed(|pod| pod.image = NEW.into()), Reason::Current),
+        (
+            changed(|pod| pod.phase = Phase::Unknown),
+            Reason::NotRunning,
+        ),
+        (changed(|pod| pod.phase = Phase::Ended), Reason::NotAlive),
+    ] {
+        assert_eq!(case(fine(), pod, true, true, good), reason);
+    }
+    let changed = |change: fn(&mut Pool)| {
+        let mut pool = fine();
+        change(&mut pool);
+        pool
     };
-    assert_eq!(case(fine(), busy, true, true, Some(NEW)), Reason::Busy);
-    let current = Pod {
-        image: NEW.into(),
-        ..pod(0)
-    };
-    assert_eq!(
-        case(fine(), current, true, true, Some(NEW)),
-        Reason::Current
-    );
-    let unknown = Pod {
-        phase: Phase::Unknown,
-        ..pod(0)
-    };
-    assert_eq!(
-        case(fine(), unknown, true, true, Some(NEW)),
-        Reason::NotRunning
-    );
-    let ended = Pod {
-        phase: Phase::Ended,
-        ..pod(0)
-    };
-    assert_eq!(case(fine(), ended, true, true, Some(NEW)), Reason::NotAlive);
-    let paused = Pool {
-        paused: true,
-        ..fine()
-    };
-    assert_eq!(case(paused, pod(0), true, true, Some(NEW)), Reason::Paused);
-    let unresolved = Pool {
-        digest: None,
-        ..fine()
-    };
-    assert_eq!(
-        case(unresolved, pod(0), true, true, Some(NEW)),
-        Reason::ImageUnresolved
-    );
-    let off = Pool {
-        mode: Mode::Off,
-        ..fine()
-    };
-    assert_eq!(case(off, pod(0), true, true, Some(NEW)), Reason::NotGated);
-    let guard = || Pool {
-        mode: Mode::Guard,
-        ..fine()
-    };
+    for (pool, reason) in [
+        (changed(|pool| pool.paused = true), Reason::Paused),
+        (changed(|pool| pool.digest = None), Reason::ImageUnresolved),
+        (changed(|pool| pool.mode = Mode::Off), Reason::NotGated),
+    ] {
+        assert_eq!(case(pool, pod(0), true, true, good), reason);
+    }
+    let guard = changed(|pool| pool.mode = Mode::Guard);
     let pending = Pod {
         phase: Phase::Pending,
         ..pod(0)
     };
-    assert_eq!(
-        case(guard(), pending, true, true, Some(NEW)),
-        Reason::NotRunning
-    );
+    assert_eq!(case(guard, pending, true, true, good), Reason::NotRunning);
 }
 
 #[test]

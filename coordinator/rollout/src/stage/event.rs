@@ -32,8 +32,8 @@ pub enum Selection {
 pub enum Purpose {
     /// To be staged.
     Stage,
-    /// Clients of hosts' mirrors wait for it, of whatever registry: what that one does says nothing of the images
-    /// that are staged, nor of their registry.
+    /// Clients of hosts' mirrors wait for it. Its registry may be any: what that registry does says nothing of the images that
+    /// are staged, nor of their registry.
     Mirror,
 }
 
@@ -68,8 +68,8 @@ pub enum Fault {
     /// The registry gives no parts of it, and its connections end before the content does: a try costs all that comes
     /// until then, and brings nothing that wasn't here.
     CutShort,
-    /// It hangs, breaks off or is answered with errors, with one host after another, while the registry gives others.
-    /// No host says so of itself: it is found out from how leases end.
+    /// The registry hangs, breaks off or answers with errors, with one host after another, while it gives other contents. No
+    /// host says so by itself: it is found out from how leases end.
     Unavailable,
 }
 
@@ -121,8 +121,8 @@ pub enum Event {
     HostConnected(HostId),
     /// The host's session is lost.
     HostDisconnected(HostId),
-    /// An image is wanted. Repeating it with another selection or another reference changes those. A host that leaves
-    /// the selection drops what it had of the image, unless it is held.
+    /// An image is wanted. The same image with another selection or other references changes those. A host that leaves the
+    /// selection drops what it had of the image, unless it is in `held`.
     Wanted {
         /// Its manifest digest.
         image: Digest,
@@ -141,8 +141,8 @@ pub enum Event {
     Cancelled(Digest),
     /// Somebody asks for this image anew: what can't be had of it is tried at once.
     Urged(Digest),
-    /// Everything has been told that was wanted when this coordinator started: what hosts stage besides is left over
-    /// from before, and is cancelled when they report it.
+    /// Everything that was wanted when this coordinator started has been told. What hosts stage besides is left over from an
+    /// earlier coordinator, and is cancelled when they report it.
     WantsKnown,
     /// A host reported where an image stands.
     Reported {
@@ -179,29 +179,29 @@ pub enum Event {
         /// How.
         end: LeaseEnd,
     },
-    /// All leases that a host has, as it says: what it was granted in an earlier session and isn't named is lost.
+    /// All leases that a host has, as it says. A lease that it was granted in an earlier session and doesn't name is lost.
     LeasesHeld {
         /// The host.
         host: HostId,
         /// The contents.
         contents: Vec<Digest>,
     },
-    /// A host lacks chunks of these contents that no peer has which it is connected with. Replaces what it said before.
+    /// A host lacks chunks of these contents that none of its connected peers has. Replaces what it said before.
     WithoutSource {
         /// The host.
         host: HostId,
         /// The contents; empty when there are none any more.
         contents: Vec<Digest>,
     },
-    /// A host says how many chunks it holds of contents where that changed, or all of them at the start of a session.
-    /// It is what others are believed by: see `witness`.
+    /// A host says how many chunks it holds of each content: of all at the start of a session, then of those where the number
+    /// changed. Other hosts are believed by what it says.
     Holds {
         /// The host.
         host: HostId,
         /// The contents, and the chunks of each.
         contents: Vec<(Digest, u32)>,
     },
-    /// A host blames another for what only the two of them saw: bytes that didn't fit their link.
+    /// A host blames another for something that only the two of them saw: bytes that didn't fit their link.
     Blamed {
         /// Who says so.
         by: HostId,
@@ -215,7 +215,7 @@ pub enum Event {
         by: HostId,
         /// Who signed it.
         maker: HostId,
-        /// What of.
+        /// Of which content.
         content: Digest,
         /// The maker vouched for it: it can't be the registry's fault.
         vouched: bool,

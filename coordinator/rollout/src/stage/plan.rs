@@ -26,6 +26,8 @@ mod origins;
 mod receipts;
 mod records;
 mod report;
+#[cfg(test)]
+mod stand;
 mod tries;
 mod trouble;
 mod view;

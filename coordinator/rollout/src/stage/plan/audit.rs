@@ -1,9 +1,10 @@
 //! Contents that are thought to be complete somewhere and may not be: their holder was killed and lost the last
-//! second, or can't serve them.
+//! second, or it can't serve them.
 //!
-//! Where hosts that stage find no source of a content, it is leased again, whatever else moves; first to whoever is
-//! thought to hold it, and gives the lease back if it does. The hosts' word moves little: one lease, whose holder
-//! asks its peers first. The next doubt of the same content waits for twice as long unless chunks came.
+//! A content is leased again when hosts that stage find no source of it, whatever else moves. The lease goes first to
+//! the host that is thought to hold the content, which gives the lease back if it does. The word of the hosts without
+//! a source moves little: it costs one lease, whose holder asks its peers first. The next doubt of the same content
+//! waits for twice as long, unless chunks came.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::time::Duration;
@@ -87,3 +88,6 @@ pub(super) fn lacking(view: View<'_>) -> BTreeSet<Digest> {
         .flat_map(|image| image.contents().iter().copied())
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -300,3 +300,6 @@ const fn has_room(view: View<'_>, purpose: Purpose, [images, mirrors]: [usize; 2
         Purpose::Stage => room,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -323,3 +323,142 @@ impl Hosts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Moment = Moment(10_000_000_000);
+    const MOMENT: Duration = Duration::from_micros(1);
+
+    fn host(number: u32) -> HostId {
+        alloc::format!("host-{number}").parse().unwrap()
+    }
+
+    fn content(number: u32) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    /// Hosts 1 to `count`, connected.
+    fn fleet(count: u32) -> Hosts {
+        let mut hosts = Hosts::default();
+        for number in 1..=count {
+            hosts.know(START, &host(number), String::new());
+            hosts.connect(START, &host(number));
+        }
+        hosts
+    }
+
+    #[test]
+    fn a_host_is_new_once_and_moves_when_its_zone_changes() {
+        let mut hosts = Hosts::default();
+        assert_eq!(hosts.know(START, &host(1), "a".into()), Known::New);
+        assert_eq!(hosts.know(START, &host(1), "a".into()), Known::Before);
+        assert_eq!(hosts.know(START, &host(1), "b".into()), Known::Moved);
+        assert_eq!(hosts.get(&host(1)).map(Host::zone), Some("b"));
+        assert!(!hosts.connect(START, &host(2)), "nobody knows it");
+        assert!(hosts.connect(START, &host(1)));
+        assert!(!hosts.connect(START, &host(1)), "it was connected before");
+    }
+
+    #[test]
+    fn a_host_that_is_away_is_expected_back_for_a_while_unless_it_is_shunned() {
+        let (mut hosts, config) = (fleet(2), Config::default());
+        hosts.disconnect(START, &host(1));
+        let over = START + config.absent_after;
+        assert!(hosts.is_expected(&host(1), over - MOMENT, &config));
+        assert!(!hosts.is_expected(&host(1), over, &config));
+        assert!(hosts.is_expected(&host(2), over, &config));
+        hosts.quarantine(START, &host(2), &config);
+        assert!(!hosts.is_expected(&host(2), START, &config));
+    }
+
+    #[test]
+    fn what_a_host_holds_at_the_start_of_a_session_is_no_news() {
+        let mut hosts = fleet(1);
+        assert!(!hosts.counts(&host(1)));
+        assert_eq!(hosts.counted(&host(1)), Some(true));
+        assert_eq!(hosts.counted(&host(1)), Some(false));
+        hosts.disconnect(START, &host(1));
+        assert_eq!(hosts.counted(&host(1)), None);
+        assert!(hosts.counts(&host(1)), "it is of a version that counts");
+        hosts.connect(START, &host(1));
+        assert_eq!(hosts.counted(&host(1)), Some(true));
+    }
+
+    #[test]
+    fn a_content_without_source_counts_from_when_a_host_said_so_first() {
+        let (mut hosts, patience) = (fleet(3), Duration::from_secs(5));
+        let lacks = |hosts: &mut Hosts, now, number, contents: &[Digest]| {
+            hosts.lack_source(now, &host(number), contents.iter().copied());
+        };
+        lacks(&mut hosts, START, 1, &[content(1), content(2)]);
+        lacks(&mut hosts, START + MOMENT, 1, &[content(1)]);
+        lacks(&mut hosts, START + MOMENT, 2, &[content(1)]);
+        let late = START + patience;
+        assert!(hosts.without_source(late - MOMENT, patience).is_empty());
+        let found = hosts.without_source(late, patience);
+        assert_eq!(found[&content(1)], BTreeSet::from([&host(1)]));
+        assert!(!found.contains_key(&content(2)), "it has found one");
+        let found = hosts.without_source(late + MOMENT, patience);
+        assert_eq!(found[&content(1)].len(), 2);
+        // whoever is shunned or away has no word
+        hosts.quarantine(late, &host(1), &Config::default());
+        hosts.disconnect(late, &host(2));
+        assert!(hosts.without_source(late + MOMENT, patience).is_empty());
+    }
+
+    #[test]
+    fn a_third_of_the_connected_hosts_and_two_at_least_shun_a_host() {
+        let config = Config::default();
+        for (count, needed) in [(3, 2), (5, 2), (6, 3), (8, 3), (9, 4)] {
+            let mut hosts = fleet(count);
+            let liar = host(count);
+            let mut blames = |by| hosts.blame(START, &host(by), &liar, &config);
+            let shuns: Vec<bool> = (1..count).map(&mut blames).collect();
+            let first = shuns.iter().position(|shun| *shun);
+            assert_eq!(first, Some(needed - 1), "{count}");
+        }
+    }
+
+    #[test]
+    fn nobody_blames_itself_and_shunned_hosts_blame_nobody() {
+        let (mut hosts, config) = (fleet(3), Config::default());
+        assert!(!hosts.blame(START, &host(1), &host(1), &config));
+        hosts.quarantine(START, &host(2), &config);
+        assert!(!hosts.blame(START, &host(2), &host(1), &config));
+        assert!(!hosts.blame(START, &host(3), &host(1), &config));
+        // the word of a host counts that is shunned no more
+        let over = START + config.quarantine;
+        assert!(hosts.release(over - MOMENT).is_empty());
+        assert_eq!(hosts.release(over), [host(2)]);
+        assert!(hosts.blame(over, &host(2), &host(1), &config));
+    }
+
+    #[test]
+    fn whose_links_enough_hosts_found_false_goes_last_for_an_hour() {
+        let (mut hosts, config) = (fleet(9), Config::default());
+        let mut found = |by, content, can_know| {
+            let of = (&host(by), &host(9));
+            hosts.find_false(START, of, content, |_| can_know, &config);
+            hosts.get(&host(9)).unwrap().is_last_for_leases(START)
+        };
+        assert!(!found(1, content(1), 5));
+        assert!(!found(2, content(2), 5), "that is another content");
+        assert!(!found(2, content(1), 6), "two of six are too few");
+        assert!(found(3, content(1), 6));
+        let over = START + config.quarantine;
+        let is_last = |now| hosts.get(&host(9)).unwrap().is_last_for_leases(now);
+        assert!(is_last(over - MOMENT) && !is_last(over));
+    }
+
+    #[test]
+    fn a_host_that_is_forgotten_accused_nobody() {
+        let (mut hosts, config) = (fleet(4), Config::default());
+        assert!(!hosts.blame(START, &host(1), &host(4), &config));
+        hosts.forget(&host(1));
+        hosts.know(START, &host(1), String::new());
+        assert!(!hosts.blame(START, &host(2), &host(4), &config));
+        assert!(hosts.blame(START, &host(1), &host(4), &config));
+    }
+}

@@ -108,7 +108,7 @@ pub(super) struct Image {
     digest: Digest,
     references: Vec<String>,
     registry: String,
-    /// With the registry's name.
+    /// The repository, with the registry's name.
     repository: String,
     contents: Vec<Digest>,
     /// Its contents as its manifest has them.
@@ -163,7 +163,7 @@ impl Image {
         &self.registry
     }
 
-    /// The same with the repository's part.
+    /// The repository under whose name hosts ask for it, with the registry's name.
     pub(super) fn repository(&self) -> &str {
         &self.repository
     }
@@ -504,7 +504,7 @@ fn registry(image: Digest, references: &[String]) -> String {
         .map_or_else(|| image.to_string(), |(registry, _)| registry.to_string())
 }
 
-/// The same with the repository's part: the reference without its tag or digest.
+/// The repository of an image's first reference, with the registry's name: the reference without its tag or digest.
 fn repository(image: Digest, references: &[String]) -> String {
     let Some(reference) = references
         .first()

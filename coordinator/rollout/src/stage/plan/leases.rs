@@ -20,7 +20,7 @@ pub(super) struct Grant {
     pub(super) image: Digest,
     /// Where its holder asks.
     pub(super) registry: String,
-    /// With the registry's name.
+    /// The repository in which its holder asks, with the registry's name.
     pub(super) repository: String,
     pub(super) purpose: Purpose,
 }
@@ -47,16 +47,19 @@ pub(super) struct Lease {
     chunks: u32,
     /// Blob bytes that its holder got, as far as it says.
     bytes: u64,
-    /// Those when the last chunk came, and at the last news that counts as progress.
+    /// What `bytes` was when the last chunk came.
     chunk_bytes: u64,
+    /// What `bytes` was at the last news that counts as progress.
     progress_bytes: u64,
     /// The last news that counts as progress.
     progress_at: Moment,
     /// The last new chunk.
     chunk_at: Moment,
-    /// When other hosts last got some of it, the chunks that it had then, and when the last of them had come.
+    /// When other hosts last got some of it.
     seen_at: Moment,
+    /// The chunks that it had then.
     seen_chunks: u32,
+    /// When the last of those chunks had come.
     seen_chunk_at: Moment,
     /// Since when it has whole chunks that nobody got.
     unseen_since: Option<Moment>,
@@ -98,7 +101,7 @@ impl Lease {
         &self.grant.registry
     }
 
-    /// The same with the repository's part.
+    /// The repository in which its holder asks, with the registry's name.
     pub(super) fn repository(&self) -> &str {
         &self.grant.repository
     }
@@ -226,12 +229,12 @@ impl Lease {
         }
     }
 
-    /// Nobody can say whether others got something: what its holder says counts.
+    /// Nobody can say whether others got something: what its holder says of bytes counts.
     pub(super) const fn believe_bytes(&mut self, now: Moment) {
         self.seen_at = now;
     }
 
-    /// The same of whole chunks.
+    /// Nobody can say whether others got chunks: what its holder says of chunks counts.
     pub(super) const fn believe_chunks(&mut self, now: Moment) {
         self.seen_at = now;
         self.seen_chunks = self.chunks;

@@ -1,14 +1,15 @@
 //! Registries: whether they can be asked, and when again.
 //!
 //! A host may have trouble of its own, and a registry may have trouble with one content or one repository alone. So a
-//! failure counts for as little as it can. A lease that fails makes its content rest, and another host tries it at
-//! once. When two hosts fail with two contents of one repository, and nothing of that came meanwhile, everybody
-//! leaves the repository alone for a while that grows; then one lease tries first. A repository that hasn't failed is
-//! asked all the same: it shows whether the whole registry is away. Where that is so, one lease at a time asks in
-//! repositories that failed, and one in others.
+//! failure counts for as little as it can:
+//! - A lease that fails makes its content rest. Another host tries the content at once.
+//! - A repository is left alone for a while that grows when two hosts fail with two of its contents and nothing of it
+//!   came meanwhile. After the pause one lease tries first.
+//! - A repository that hasn't failed is asked all the same: it shows whether the whole registry is away. Where the
+//!   registry is away, one lease at a time asks in the repositories that failed, and one in the others.
 //!
-//! When a registry gives something after it gave nothing for a while, what it failed before is asked for at once.
-//! What it asks for itself (`Retry-After`) is weighed in `wishes`.
+//! A registry that gives something after it gave nothing for a while is asked at once for what it failed before. What a
+//! registry asks for itself (`Retry-After`) is weighed in `wishes`.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -58,7 +59,7 @@ pub(super) struct Gift {
 /// What is known of one registry.
 #[derive(Debug, Default)]
 pub(super) struct Origin {
-    /// By name, with the registry's.
+    /// Its repositories, by their names with the registry's name.
     repositories: BTreeMap<String, Repository>,
     /// Who was last leased something of it.
     prober: Option<HostId>,
@@ -76,11 +77,13 @@ pub(super) struct Origin {
 struct Repository {
     /// When it last gave somebody something.
     gave_at: Option<Moment>,
-    /// Hosts that it failed since it last gave something, and with what.
+    /// Hosts that it failed since it last gave something.
     failed_on: BTreeSet<HostId>,
+    /// The contents that it failed since it last gave something.
     failed_with: BTreeSet<Digest>,
-    /// Times that it was left alone since it last gave something, and when it was last.
+    /// Times that it was left alone since it last gave something.
     failures: u32,
+    /// When it was last left alone.
     failed_at: Moment,
     /// Left alone until then.
     retry_at: Option<Moment>,
@@ -95,8 +98,9 @@ impl Repository {
 /// What each stream of a registry brings.
 #[derive(Debug, Default)]
 struct Pace {
-    /// What each of its streams brought lately, bytes per second, and when others last got something of one.
+    /// What each of its streams brought lately, bytes per second.
     seen: Option<u64>,
+    /// When others last got something of one of its streams.
     seen_at: Moment,
     /// Holders that say that their stream is slow, which nobody else can see before a chunk is whole, and what it
     /// brings (bytes per second).

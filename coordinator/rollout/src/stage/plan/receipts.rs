@@ -1,7 +1,5 @@
-//! What the hosts that receive a content say of it.
-//!
-//! A host's word about itself moves nothing for others: see `witness` for who is believed. A content's receipts are
-//! what that is decided by: who holds how much, who got more, and who says that all was fetched.
+//! What the hosts that receive a content say of it: which host holds how much, which hosts got more, and which say
+//! that they hold all. `witness` decides by this who is believed.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 

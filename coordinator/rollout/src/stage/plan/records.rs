@@ -36,9 +36,11 @@ const FAILURES_MOST: u32 = 8;
 struct Yield {
     /// Leases that brought nothing.
     barren: u32,
-    /// Trials, since when the last one counts, and until when it lasts.
+    /// How often it was on trial.
     trials: u32,
+    /// When the last trial began.
     trial_since: Moment,
+    /// When the last trial ends.
     trial_until: Option<Moment>,
 }
 

@@ -1,9 +1,10 @@
 //! What came of asking a registry for one content.
 //!
-//! A fault counts for the content and the image under whose name it was asked for, and for nothing else. The next
-//! host looks at it at once. When several hosts say the same, or the only one says it twice, the image fails by name.
-//! Its content is then tried again after pauses that grow, while the image's other contents wait. Another image that
-//! has the same content from elsewhere isn't held up, and where it brings the content, the first image goes on.
+//! A fault counts for the content and the image under whose name it was asked for, and for nothing else. Another host
+//! looks at the content at once. When several hosts find the same fault, or the only host finds it twice, the image
+//! fails by name. The content is then tried again after pauses that grow, and the image's other contents wait.
+//! Another image that has the same content from elsewhere isn't held up. Where that image brings the content, the
+//! first image goes on.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
@@ -30,9 +31,9 @@ struct Faults {
     times: u32,
     /// The image failed for it, and was tried again so many times.
     rounds: Option<u32>,
-    /// It isn't asked for before.
+    /// Nobody asks for it before this time.
     retry_at: Moment,
-    /// Nor by those who said so before this: another host's word says more.
+    /// The hosts that said so don't ask for it before this time: another host's word says more.
     again_at: Moment,
 }
 
@@ -62,8 +63,9 @@ pub(super) struct Tries {
     tried: BTreeSet<HostId>,
     /// The latest holder, which is never next.
     last: Option<HostId>,
-    /// Mirrors' leases of it that the registry failed, one after the other, and when it is leased to one again.
+    /// Mirrors' leases of it that the registry failed, one after the other.
     mirror_failures: u32,
+    /// When it is leased to a mirror again.
     mirror_retry_at: Option<Moment>,
 }
 

@@ -1,7 +1,7 @@
 //! What follows when a registry fails a lease, or gives something after all.
 //!
-//! A failure counts for the content first, for the repository where two hosts and two contents met it, and for the
-//! image where its registry gives others something: see `tries` and `origins`.
+//! A failure counts first for the content. It counts for the repository where two hosts met it with two contents. It
+//! counts for the image where the registry gives other contents meanwhile. See `tries` and `origins`.
 
 use alloc::{
     collections::BTreeSet,
@@ -324,3 +324,6 @@ pub(super) fn gave(desk: &mut Desk<'_>, registry: &str, repository: &str) {
             .each(image.contents(), |content| content.tries_mut().wake(now));
     }
 }
+
+#[cfg(test)]
+mod tests;

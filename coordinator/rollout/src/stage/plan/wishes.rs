@@ -1,19 +1,24 @@
-//! What a registry asks for itself (`Retry-After`).
+//! What a registry asks for itself (`Retry-After`): how long nobody shall ask it, and how far that reaches.
 //!
-//! Most registries count requests by account or by the address that a whole fleet shares, and the next host that asks
-//! makes the wait longer. But some ask for it per blob or per repository, or the storage that they redirect to does.
-//! And a host may say so that wasn't told, and so may a second and a third.
+//! Most registries count requests by account, or by the address that a whole fleet shares: the next host that asks
+//! makes the wait longer. But some registries count per blob or per repository, and so does some storage that
+//! registries redirect to. And a host may claim a wish that its registry never had. So may a second host and a third.
 //!
-//! So a wish counts for the content that got it. While nothing of the same repository is given to a newer lease,
-//! wishes about two contents count for the repository, and while nothing of the registry is, wishes about two
-//! repositories count for the registry. A first wish has everybody wait for two seconds, in which all streams of a
-//! registry that really wants to be left alone are told.
+//! So a wish reaches as far as nothing speaks against:
+//! - It counts for the content that the host asked for.
+//! - Wishes about two contents of one repository count for the repository, while the repository gives nothing to
+//!   newer leases.
+//! - Wishes about two repositories count for the registry, while the registry gives nothing to newer leases.
+//! - The first wish stops everybody for two seconds. A registry that really wants to be left alone tells all its
+//!   streams in that time.
 //!
-//! A host's word holds up others for seconds, and each further host's for longer, up to a minute. When four hosts say
-//! so within seconds, or a third of the fleet and two at least one after the other, all that was asked for is
-//! believed; of a repository or a registry only where no stream of another runs. When a content comes to a lease that
-//! began after the word and before its time was over, the word wasn't true, and the next words of the same hosts hold
-//! up nobody else.
+//! And it lasts as long as its witnesses weigh. One host's word holds up the others for seconds, each further host's
+//! word for longer, up to a minute. All that was asked for is believed when four hosts say so within seconds, or when
+//! a third of the fleet, two hosts at least, say so one after the other. For a repository or a registry it is
+//! believed only where no stream of another host runs.
+//!
+//! A word is false when its content comes to a lease that began after the word and before the wished time was over.
+//! The next words of the same host then hold up nobody else.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},

@@ -1,12 +1,12 @@
-//! Who is believed about what moves: those who receive it.
+//! Who is believed about what moves: the hosts that receive it.
 //!
 //! A host's word about itself moves nothing for others. A lease brings something when enough of the other hosts that
-//! lack the content hold more of it than before. A content is held elsewhere when enough hosts say that they hold all
-//! of it; until then the word of a few counts for seconds, and for as long as others get the content without a lease.
-//! "Enough" is the same share that it takes to shun a host: more than ever lie together.
+//! lack the content hold more of it than before. A content is complete somewhere when enough hosts say that they hold
+//! all of it. Until then the word of a few hosts counts for seconds, or for as long as other hosts get the content
+//! without a lease. "Enough" is the same share that it takes to shun a host: more hosts than ever lie together.
 //!
-//! Where nobody could say otherwise (a host alone, hosts of a version that doesn't say what it holds), a holder's own
-//! word counts.
+//! A holder's own word counts where nobody could say otherwise: a host is alone, or the other hosts are of a version
+//! that doesn't say what it holds.
 
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::time::Duration;
@@ -281,3 +281,6 @@ fn is_unseen(view: View<'_>, content: &ContentState, lease: &Lease) -> bool {
     });
     kept || view.now.since(lease.seen_at()) >= slow * times
 }
+
+#[cfg(test)]
+mod tests;
