@@ -880,6 +880,9 @@ impl Driver {
         let of_image = |image: &Digest| Some(images.get(image)?.entitled.clone());
         let effects = self.contents.introduce(id, order, of_image);
         self.follow_contents(effects);
+        if let Some(digest) = self.contents.find(id).map(Content::digest) {
+            self.tell_wanted(&digest, false);
+        }
     }
 
     /// Tells the swarm anew of an image's contents: who may have them may have changed.
@@ -961,6 +964,9 @@ impl Driver {
             if let Shelf::Blob(blob) = shelf {
                 blob.comes_from(registry);
             }
+        }
+        if !self.leases.holds(id) && self.mirror.alone_after(&job.content).is_some() {
+            info!(content = %job.content, "nothing comes of a blob that a client wants; fetching it without a lease");
         }
         info!(content = %job.content, image = job.reference, "fetching from the registry");
         let (origin, number, token) = (self.origin.clone(), reins.number, reins.token);

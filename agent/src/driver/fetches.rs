@@ -17,7 +17,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::leases::End;
-use crate::{fetch::FetchEnd, registries::Access};
+use crate::{
+    fetch::{Failure, FetchEnd},
+    mirror::is_refusal,
+    registries::Access,
+};
 
 /// A fetch under way.
 #[derive(Debug)]
@@ -187,7 +191,11 @@ pub(super) fn told(end: &FetchEnd) -> Result<Told, String> {
                 (_, OriginFault::Host) => Reason::OriginSettings,
                 _ => Reason::OriginFailed,
             };
-            failed(OriginEnd::Failed, said, reason, failure.to_string())
+            let swarm = match failure {
+                Failure::Origin(error) if is_refusal(error) => OriginEnd::Refused,
+                _ => OriginEnd::Failed,
+            };
+            failed(swarm, said, reason, failure.to_string())
         }
     })
 }

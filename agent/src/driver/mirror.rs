@@ -1,10 +1,9 @@
-//! The mirror's blobs as contents of the swarm: what clients of this host want, what the coordinator is told of it, and
-//! when this host goes to the registry by itself.
+//! The mirror's blobs as contents of the swarm: what clients of this host want, and what the coordinator and the swarm are
+//! told of it.
 //!
 //! A blob that a client wants is reported to the coordinator, which leases it to one of the hosts that want it; the others
-//! get its chunks from peers. As long as the coordinator says that a blob comes to somebody or has a place in the queue,
-//! this host waits. Where nothing comes for a while and nobody says so (no coordinator, a dead peer), it fetches the blob
-//! without a lease, one host after the other: a client waits here, and gives up after a minute.
+//! get its chunks from peers. Where nothing comes for a while and the coordinator doesn't say that something will, the swarm
+//! fetches the blob without a lease.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -39,8 +38,6 @@ const MAX_WANTS: usize = 256;
 const MAX_REPORTED: usize = 64;
 /// Whole blobs that are served to peers, those used last.
 const MAX_SEEDS: usize = 512;
-/// Without a coordinator nobody else is leased anything, so there is less to wait for.
-const ALONE: Duration = Duration::from_millis(500);
 /// How often wants are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Chunks that are read again at a time, every 5 s, as of images.
@@ -73,11 +70,8 @@ struct Wanted {
     renewed: bool,
     /// Tells it from a want of the same blob before.
     number: u64,
-    /// News of the blob that were seen, and when they came.
-    revision: u64,
-    progress_at: Instant,
-    /// We go to the registry without a lease, since.
-    own: Option<Instant>,
+    /// Since when every byte is here and true, and the blob isn't in its place.
+    closed_at: Option<Instant>,
     /// It is a content of an image here: copied from its stage once that is verified.
     follows: bool,
     copying: bool,
@@ -98,6 +92,11 @@ impl Mirrored {
         let wanted = self.wants.get_mut(digest)?;
         wanted.renewed = false;
         Some((wanted.reference.clone(), wanted.access.clone()))
+    }
+
+    /// How long a client of this blob waits until the blob is fetched without a lease; `None` for what no client wants.
+    pub(super) fn alone_after(&self, digest: &Digest) -> Option<Duration> {
+        self.wants.contains_key(digest).then_some(self.stall)
     }
 
     /// When wants are looked at next.
@@ -205,7 +204,7 @@ impl Driver {
             }
             // the upstream refused the credentials of before, and has just accepted these
             if refused {
-                self.fetch_alone(&digest);
+                self.tell_wanted(&digest, true);
             }
             return;
         }
@@ -225,15 +224,14 @@ impl Driver {
             access,
             renewed: false,
             number: self.mirror.wanted,
-            revision: 0,
-            progress_at: now,
-            own: None,
+            closed_at: None,
             follows,
             copying: false,
         };
         self.mirror.wants.insert(digest, wanted);
         self.mirror.last_look.get_or_insert(now);
         if follows {
+            self.tell_wanted(&digest, false);
             self.copy_from_image(&digest);
         } else {
             info!(content = %digest, bytes = blob.size(), "a client of the mirror wants a blob");
@@ -250,7 +248,20 @@ impl Driver {
             self.report(false);
         }
         if refused {
-            self.fetch_alone(&digest);
+            self.tell_wanted(&digest, true);
+        }
+    }
+
+    /// Tells the swarm that a client waits for a blob. `admitted`: its registry refused it before, and has let a client in.
+    pub(super) fn tell_wanted(&mut self, digest: &Digest, admitted: bool) {
+        let id = self.contents.by_digest(digest).map(Content::id);
+        let alone_after = self.mirror.alone_after(digest);
+        if let (Some(id), Some(alone_after)) = (id, alone_after) {
+            self.tell(Event::Wanted {
+                id,
+                alone_after,
+                admitted,
+            });
         }
     }
 
@@ -269,20 +280,15 @@ impl Driver {
         }
     }
 
-    /// Looks at what is wanted: done, abandoned, or stuck.
+    /// Looks at what is wanted: done, abandoned, or here and not in its place.
     pub(super) fn look_at_wants(&mut self) {
         let now = Instant::now();
         self.mirror.last_look = Some(now);
         let stall = self.mirror.stall;
         let mut done = Vec::new();
         let mut abandoned = Vec::new();
-        let mut stuck = Vec::new();
+        let mut misplaced = Vec::new();
         for (digest, wanted) in &mut self.mirror.wants {
-            let (revision, trouble) = wanted.blob.progress();
-            if revision != wanted.revision {
-                wanted.revision = revision;
-                wanted.progress_at = now;
-            }
             let (readers, last) = wanted.blob.readers();
             let whole = wanted.blob.is_whole();
             let left = readers == 0 && last.elapsed() > self.mirror.grace;
@@ -290,25 +296,14 @@ impl Driver {
                 abandoned.push(*digest);
             } else if whole {
                 done.push(*digest);
-            } else if matches!(trouble, Some(Trouble::Refused(_) | Trouble::Bad(_)))
-                || wanted.own.is_some_and(|since| since.elapsed() <= stall)
-            {
-                // answered, or tried a moment ago
-            } else {
-                // where somebody was leased it once, that fetch may go on although the coordinator is away
-                let patience = if self.session.is_some() || revision > 0 {
-                    stall
-                } else {
-                    ALONE
-                };
-                // one after the other: what the first one fetches comes to all others, and their turn doesn't
-                let turn = self
-                    .contents
-                    .by_digest(digest)
-                    .map_or(0, |content| self.swarm.turn(content.id()));
-                if wanted.progress_at.elapsed() > patience + stall.saturating_mul(turn) {
-                    stuck.push(*digest);
+            } else if wanted.blob.is_closed() {
+                let since = *wanted.closed_at.get_or_insert(now);
+                if now.duration_since(since) > stall {
+                    wanted.closed_at = Some(now);
+                    misplaced.push(wanted.blob.clone());
                 }
+            } else {
+                wanted.closed_at = None;
             }
         }
         for digest in done {
@@ -323,20 +318,33 @@ impl Driver {
             self.stop_wanting(&digest);
             self.drop_content(&digest);
         }
-        for digest in stuck {
-            self.fetch_alone(&digest);
+        for blob in misplaced {
+            self.put_in_place(blob);
         }
+    }
+
+    /// Every byte of a blob is here and true, but the volume failed when the blob was to be put where whole ones lie.
+    fn put_in_place(&mut self, blob: Arc<Blob>) {
+        self.spawn_blocking(move || {
+            if let Err(error) = blob.walk() {
+                warn!(content = %blob.digest(), %error, "a verified blob can't be put in its place");
+                blob.set_trouble(Some(Trouble::Disk(error.to_string())));
+            }
+            Input::Nothing
+        });
     }
 
     /// The coordinator says which of our wants come or have their place in the queue.
     pub(super) fn wants_are_coming(&mut self, queue: &MirrorQueue) {
         for content in &queue.contents {
-            let digest = Digest::try_from(content.as_slice());
-            if let Some(wanted) = digest
-                .ok()
-                .and_then(|digest| self.mirror.wants.get(&digest))
-            {
+            let Ok(digest) = Digest::try_from(content.as_slice()) else {
+                continue;
+            };
+            if let Some(wanted) = self.mirror.wants.get(&digest) {
                 wanted.blob.promise();
+                if let Some(id) = self.contents.by_digest(&digest).map(Content::id) {
+                    self.tell(Event::Coming(id));
+                }
             }
         }
     }
@@ -346,6 +354,9 @@ impl Driver {
             wanted.blob.set_wanted(false);
             self.mirror.changed = true;
             self.report_due = true;
+            if let Some(id) = self.contents.by_digest(digest).map(Content::id) {
+                self.tell(Event::Unwanted(id));
+            }
         }
     }
 
@@ -367,36 +378,7 @@ impl Driver {
         self.tell(Event::Dropped(id));
     }
 
-    /// Goes to the registry without a lease.
-    fn fetch_alone(&mut self, digest: &Digest) {
-        let Some(wanted) = self.mirror.wants.get_mut(digest) else {
-            return;
-        };
-        wanted.own = Some(Instant::now());
-        wanted.progress_at = Instant::now();
-        if wanted.blob.is_closed() {
-            // every byte is here and true, but the volume failed when it was to be put where whole blobs lie
-            let blob = wanted.blob.clone();
-            self.spawn_blocking(move || {
-                if let Err(error) = blob.walk() {
-                    warn!(content = %blob.digest(), %error, "a verified blob can't be put in its place");
-                    blob.set_trouble(Some(Trouble::Disk(error.to_string())));
-                }
-                Input::Nothing
-            });
-            return;
-        }
-        let Some(id) = self.contents.by_digest(digest).map(Content::id) else {
-            return;
-        };
-        if !self.leases.holds(id) {
-            info!(content = %digest, "nothing comes of a blob that a client wants; fetching it without a lease");
-        }
-        // not a lease of the coordinator's, so nothing is reported of it
-        self.tell(Event::Leased(id));
-    }
-
-    /// Fetching a blob that clients want ended.
+    /// Fetching a blob that clients want ended; the swarm was told so.
     pub(super) fn mirror_fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
         let Some(digest) = self.contents.find(id).map(Content::digest) else {
             return;
@@ -408,12 +390,11 @@ impl Driver {
             // a volume that failed is told of apart from here
             FetchEnd::Done | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
             FetchEnd::Failed(failure) => {
-                wanted.own = None;
                 let trouble = match failure {
                     Failure::Origin(error) if is_refusal(&error) => {
                         // who came since then may be let in
                         if wanted.renewed {
-                            self.fetch_alone(&digest);
+                            self.tell_wanted(&digest, true);
                             return;
                         }
                         Trouble::Refused(error)

@@ -550,12 +550,6 @@ impl Blob {
         self.news.send_modify(|news| news.revision += 1);
     }
 
-    /// How many news there were, and whether nothing comes.
-    pub(crate) fn progress(&self) -> (u64, Option<Trouble>) {
-        let news = self.news.borrow();
-        (news.revision, news.trouble.clone())
-    }
-
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         self.news.borrow().trouble.clone()
     }

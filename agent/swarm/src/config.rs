@@ -78,6 +78,9 @@ pub struct Config {
     pub headless_after: Duration,
     /// Contents fetched from the origin at one time in the whole fleet, when headless (DESIGN §4).
     pub origin_streams: usize,
+    /// Contents that clients of this host want and that it fetches without a lease, at one time. 64 clients at once are
+    /// what an agent's memory is measured with (`sixty_four_clients_at_once_fit_into_memory`).
+    pub lone_fetches: usize,
     /// Strikes (bad chunks, silence) until a peer is quarantined.
     pub strikes: u32,
     /// First quarantine; doubles each time.
@@ -124,6 +127,7 @@ impl Default for Config {
             push_assumed: Duration::from_millis(2_500),
             headless_after: Duration::from_secs(15),
             origin_streams: 4,
+            lone_fetches: 64,
             strikes: 3,
             quarantine: Duration::from_secs(30),
             quarantine_most: Duration::from_hours(1),

@@ -32,6 +32,8 @@ pub(crate) enum Grantor {
     Coordinator,
     /// We ourselves, without a coordinator.
     Headless,
+    /// We ourselves, since a client of ours has waited long enough.
+    Client,
 }
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! What the swarm is told.
 
 use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
+use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, HostKey};
 
@@ -79,8 +80,10 @@ pub enum Delivery {
 pub enum OriginEnd {
     /// Every chunk came.
     Done,
-    /// The registry is down, throttles for long, or refuses us.
+    /// The registry is down, throttles for long, or this host can't ask it.
     Failed,
+    /// The registry says no: it has no such content, or none for the credentials that this host brought.
+    Refused,
     /// The registry's bytes don't match the manifest.
     Bad,
 }
@@ -113,6 +116,23 @@ pub enum Event {
     },
     /// The content isn't wanted or held any more.
     Dropped(ContentId),
+    /// A client of this host waits for a content that was told by `Content`, and not for ever. Where neither a chunk of it
+    /// nor word of one comes for long enough, this host fetches it without a lease. The want lasts until `Unwanted` or
+    /// `Dropped`; repeating it changes `alone_after`, and doesn't begin the wait anew.
+    Wanted {
+        /// The content.
+        id: ContentId,
+        /// How long somebody who may be fetching the content is waited for. Each host that goes to the registry before this
+        /// one is waited for as long again.
+        alone_after: Duration,
+        /// The registry refused the content to this host before, and has let this client in: nothing is waited for.
+        admitted: bool,
+    },
+    /// No client of this host waits for the content any more.
+    Unwanted(ContentId),
+    /// The coordinator says that chunks of a content come to some host, or that the content has its place in the queue:
+    /// who wants it goes on waiting.
+    Coming(ContentId),
     /// A held chunk was proved false or lost from disk.
     ChunkLost {
         /// The content.

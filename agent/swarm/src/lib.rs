@@ -18,6 +18,7 @@ mod peer;
 mod promise;
 pub mod status;
 mod swarm;
+mod want;
 
 pub use action::Action;
 pub use config::Config;

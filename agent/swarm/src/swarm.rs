@@ -31,6 +31,7 @@ use crate::{
     content::Content,
     event::{ContentId, Delivery, Entitled, Failure, Spread, Ticket},
     peer::{Keys, Peer, PeerIndex},
+    want::Wants,
 };
 
 /// How often time-outs, announcements and retries are looked at. Well below every time that matters to them.
@@ -68,6 +69,7 @@ pub struct Swarm {
     /// Contents of which peers offered links that aren't taken, and since when.
     disproved: BTreeMap<ContentId, Moment>,
     leased: BTreeSet<ContentId>,
+    wants: Wants,
 
     requests: Vec<Request>,
     incoming: Vec<Incoming>,
@@ -196,6 +198,7 @@ impl Swarm {
             unannounced: BTreeSet::new(),
             disproved: BTreeMap::new(),
             leased: BTreeSet::new(),
+            wants: Wants::default(),
             requests: Vec::new(),
             incoming: Vec::new(),
             uploads: Vec::new(),
@@ -258,6 +261,13 @@ impl Swarm {
                 entitled,
             } => self.set_content(id, key, size, held, order, entitled),
             Event::Dropped(id) => self.drop_content(id),
+            Event::Wanted {
+                id,
+                alone_after,
+                admitted,
+            } => self.want(id, alone_after, admitted),
+            Event::Unwanted(id) => self.unwant(id),
+            Event::Coming(id) => self.wants.heard(self.now, id),
             Event::ChunkLost { id, chunk } => self.lose_chunk(id, chunk),
             Event::Announced {
                 peer,
@@ -271,7 +281,7 @@ impl Swarm {
                 upload_bytes_per_second,
             } => self.hear_load(peer, backlog_bytes, upload_bytes_per_second),
             Event::Leased(id) => self.take_lease(id),
-            Event::LeaseLost(id) => self.end_lease(id),
+            Event::LeaseLost(id) => self.lose_lease(id),
             Event::OriginChunk {
                 id,
                 chunk,
@@ -387,6 +397,7 @@ impl Swarm {
         self.watch_uploads();
         self.turn_grace();
         self.watch_coordinator();
+        self.fetch_alone();
         self.announce();
         if self.forget_unwanted_at <= self.now {
             self.forget_unwanted_at = self.now + UNWANTED_FOR;
@@ -441,6 +452,7 @@ impl Swarm {
 
     fn drop_content(&mut self, id: ContentId) {
         self.end_lease(id);
+        self.wants.end(id);
         let Some(content) = self.contents.remove(&id) else {
             return;
         };
@@ -505,6 +517,7 @@ impl Swarm {
         content.grown_at = self.now;
         content.news_at = self.now;
         content.was_stored();
+        self.wants.heard(self.now, id);
         if let Some(lease) = &mut content.lease
             && chunk.0 < lease.until
         {

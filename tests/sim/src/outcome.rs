@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::world::Waits;
+
 /// What came out of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -47,6 +49,8 @@ pub struct Outcome {
     pub violations: Vec<(String, u64)>,
     /// Longest stalls by reason, in seconds.
     pub stalls: Vec<(String, f64)>,
+    /// How long clients of mirrors waited, where there were any.
+    pub waits: Option<Waits>,
     /// Mean use of the registry's line, the uplinks and the downlinks until the last host ended, from 0 to 1.
     pub utilisation: (f64, f64, f64),
     /// Events processed.
@@ -125,7 +129,7 @@ impl Outcome {
     /// As one JSON object.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut told = json!({
             "scenario": self.scenario,
             "seed": self.seed,
             "hosts": self.hosts,
@@ -157,7 +161,17 @@ impl Outcome {
                 "downlinks": round(self.utilisation.2),
             },
             "steps": self.steps,
-        })
+        });
+        if let Some(waits) = &self.waits {
+            let span = |(median, worst): (f64, f64)| json!({ "median": round(median), "worst": round(worst) });
+            told["clients"] = json!({
+                "served": waits.clients,
+                "fetches_alone": waits.alone,
+                "first_byte_s": span(waits.first_byte_s),
+                "last_byte_s": span(waits.last_byte_s),
+            });
+        }
+        told
     }
 
     /// For people.
@@ -209,6 +223,18 @@ impl Outcome {
                 self.utilisation.0, self.utilisation.1, self.utilisation.2
             ),
         );
+        if let Some(waits) = &self.waits {
+            line(
+                "clients served",
+                format!("{}, {} fetches alone", waits.clients, waits.alone),
+            );
+            for (name, (median, worst)) in [
+                ("first byte", waits.first_byte_s),
+                ("last byte", waits.last_byte_s),
+            ] {
+                line(name, format!("median {median:.2} s, worst {worst:.2} s"));
+            }
+        }
         for (reason, longest) in &self.stalls {
             line("longest stall", format!("{longest:.1} s {reason}"));
         }

@@ -52,6 +52,12 @@ pub enum Scenario {
     SlowRegistry,
     /// Each connection to the registry ends after 300 kB.
     ShortConnections,
+    /// Clients of half of the hosts' mirrors want blobs, before and while an image is staged and after that.
+    Mirror,
+    /// The same in a registry that gives each stream 62 kB/s.
+    MirrorSlow,
+    /// They do without a coordinator and without staging, and a host that fetches leaves for ever.
+    MirrorAlone,
     /// The coordinator stands still for 5 and 12 s, then falls behind what it is told, and last stands still for so long that all
     /// sessions are lost. What it is told meanwhile it hears afterwards.
     Starved,
@@ -59,7 +65,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Fanout,
         Self::Faults,
         Self::Liars,
@@ -81,6 +87,9 @@ impl Scenario {
         Self::DiskFails,
         Self::SlowRegistry,
         Self::ShortConnections,
+        Self::Mirror,
+        Self::MirrorSlow,
+        Self::MirrorAlone,
         Self::Starved,
     ];
 
@@ -109,6 +118,9 @@ impl Scenario {
             Self::DiskFails => "disk-fails",
             Self::SlowRegistry => "slow-registry",
             Self::ShortConnections => "short-connections",
+            Self::Mirror => "mirror",
+            Self::MirrorSlow => "mirror-slow",
+            Self::MirrorAlone => "mirror-alone",
             Self::Starved => "starved",
         }
     }
@@ -145,6 +157,13 @@ impl Scenario {
             Self::Held => "the image is held everywhere for a while, midway",
             Self::SlowRegistry => "the registry gives each stream 62 kB/s",
             Self::ShortConnections => "each connection to the registry ends after 300 kB",
+            Self::Mirror => {
+                "clients of mirrors on half of the hosts want blobs before and during staging and after it"
+            }
+            Self::MirrorSlow => "the same with 62 kB/s for each stream of the registry",
+            Self::MirrorAlone => {
+                "clients of mirrors want blobs without a coordinator or staging, and a host that fetches leaves"
+            }
             Self::Starved => {
                 "the coordinator stands still for seconds, falls behind, and stands still until all sessions are lost"
             }

@@ -6,6 +6,7 @@
 mod act;
 mod check;
 mod fault;
+mod mirror;
 mod office;
 mod registry;
 mod rogue;
@@ -30,9 +31,11 @@ use crate::{
     scenario::{Rogue, Scenario, Setup},
 };
 
+pub use self::mirror::Waits;
 use self::{
     check::Checks,
     fault::Fault,
+    mirror::Mirrors,
     office::Office,
     registry::{Refused, Registry},
 };
@@ -73,8 +76,52 @@ struct Spec {
 struct Image {
     digest: Digest,
     ordered_at: Option<Nanos>,
-    /// The registry lacks a content of it for ever: nobody can hold it.
-    hopeless: bool,
+    kind: ImageKind,
+}
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImageKind {
+    /// It is staged.
+    Staged,
+    /// It is to be staged, and the registry lacks a content of it for ever: nobody can hold it.
+    Hopeless,
+    /// It is a blob that clients of mirrors want, which the coordinator knows under a name of its own.
+    Mirrored,
+}
+
+impl Image {
+    fn new(name: &str, kind: ImageKind) -> Self {
+        Self {
+            digest: Digest::of(name.as_bytes()),
+            ordered_at: None,
+            kind,
+        }
+    }
+
+    /// Whether hosts know it as an image.
+    fn is_known_to_hosts(&self) -> bool {
+        self.kind != ImageKind::Mirrored
+    }
+
+    /// Whether hosts are to end with it.
+    fn is_staged(&self) -> bool {
+        self.kind == ImageKind::Staged
+    }
+}
+
+impl Spec {
+    fn new(name: &str, size: u64, image: usize) -> Self {
+        let digest = Digest::of(name.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest.as_bytes()[..8]);
+        Self {
+            digest,
+            key: u64::from_be_bytes(first),
+            geometry: Geometry::new(size).expect("a content below the limit"),
+            image,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -291,6 +338,13 @@ enum Due {
         life: u32,
     },
     Sample,
+    /// A client of this host's mirror wants a blob.
+    Client {
+        host: u32,
+        content: u32,
+    },
+    /// The coordinator says what comes to clients of mirrors.
+    Queue,
     Fault(usize),
 }
 
@@ -336,6 +390,7 @@ pub struct World {
     offer: Option<(Ticket, TransferId)>,
     office: Office,
     registry: Registry,
+    mirrors: Mirrors,
     cut: bool,
     lies: bool,
     /// All runs.
@@ -407,9 +462,14 @@ impl World {
             (0, _) => 1,
             (pieces, _) => pieces,
         };
-        let mut specs: Vec<Spec> = specs(setup.image_bytes / scale, setup.content_bytes / scale);
-        let images = images(&setup, &mut specs);
-        let lacking = specs.iter().position(|spec| images[spec.image].hopeless);
+        let (image_bytes, blob_bytes) = mirror::shares(setup.scenario, setup.image_bytes / scale);
+        let mut specs: Vec<Spec> = specs(image_bytes, setup.content_bytes / scale);
+        let mut images = images(&setup, &mut specs);
+        if blob_bytes > 0 {
+            mirror::blobs(blob_bytes, &mut specs, &mut images);
+        }
+        let hopeless = |spec: &Spec| images[spec.image].kind == ImageKind::Hopeless;
+        let lacking = specs.iter().position(hopeless);
         let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
         let count = setup.hosts;
         let mut nodes = Vec::with_capacity(count);
@@ -454,6 +514,7 @@ impl World {
             offer: None,
             office,
             registry: Registry::Up,
+            mirrors: Mirrors::default(),
             refused: 0,
             cut: false,
             lies: false,
@@ -478,6 +539,9 @@ impl World {
             setup,
         };
         world.plan_faults();
+        if blob_bytes > 0 {
+            world.plan_clients();
+        }
         world.unfinished = world.nodes.iter().filter(|node| node.wanted).count();
         world
     }
@@ -491,10 +555,19 @@ impl World {
                 self.begin_life(index(host));
             }
         }
-        self.at(WARM_UP, Due::Fault(usize::MAX));
+        let first = if self.mirrors_first() {
+            mirror::ORDERED_AFTER
+        } else {
+            0
+        };
+        if self.setup.scenario != Scenario::MirrorAlone {
+            self.at(WARM_UP + first, Due::Fault(usize::MAX));
+        }
         self.at(WARM_UP + SAMPLE_EVERY, Due::Sample);
         let patience = WARM_UP + seconds(20.0 * self.bound_s() + 900.0);
-        while (self.unfinished > 0 || self.faults_left > 0) && self.now < patience {
+        while (self.unfinished > 0 || self.faults_left > 0 || self.clients_left() > 0)
+            && self.now < patience
+        {
             if !self.step() {
                 break;
             }
@@ -503,10 +576,18 @@ impl World {
             self.checks.note("not every wanted host completed");
             self.explain_unfinished();
         }
+        if self.clients_left() > 0 {
+            self.checks.note("a client never had what it wanted");
+        }
         if self.office.unwanted.values().any(|told| !told) {
             self.checks.note("a host stages on what isn't wanted there");
         }
         self.outcome()
+    }
+
+    /// Whether clients of mirrors come before the image is ordered.
+    fn mirrors_first(&self) -> bool {
+        matches!(self.setup.scenario, Scenario::Mirror | Scenario::MirrorSlow)
     }
 
     fn step(&mut self) -> bool {
@@ -608,6 +689,8 @@ impl World {
                 }
             }
             Due::Sample => self.sample(),
+            Due::Client { host, content } => self.client_comes(host, content),
+            Due::Queue => self.tell_queue(),
             Due::Fault(usize::MAX) => {
                 self.ordered_at = self.now;
                 self.order(|at| at != LATER);
@@ -758,7 +841,7 @@ impl World {
 
     /// The contents that can be had.
     fn had(&self) -> impl Iterator<Item = &Spec> {
-        let had = |spec: &&Spec| !self.images[spec.image].hopeless;
+        let had = |spec: &&Spec| self.images[spec.image].is_staged();
         self.specs.iter().filter(had)
     }
 
@@ -770,7 +853,7 @@ impl World {
             Some(precise(last.saturating_sub(image.ordered_at?)) / 1e9)
         };
         let images = self.images.iter().enumerate();
-        let had = images.filter(|(_, image)| !image.hopeless);
+        let had = images.filter(|(_, image)| image.is_staged());
         had.filter_map(took).sum()
     }
 
@@ -813,6 +896,7 @@ impl World {
             shunned_honest: self.checks.shunned_honest(),
             violations: self.checks.violations(),
             stalls: self.checks.stalls(),
+            waits: self.mirrors.waits(),
             utilisation: (
                 precise(self.uplinks[self.nodes.len()].used) / all,
                 precise(ups) / all / count,
@@ -863,7 +947,7 @@ impl Node {
                 .collect(),
             missing: specs
                 .iter()
-                .filter(|spec| !images[spec.image].hopeless)
+                .filter(|spec| images[spec.image].is_staged())
                 .map(|spec| u64::from(spec.geometry.chunks()))
                 .sum(),
             false_links: BTreeMap::new(),
@@ -898,15 +982,7 @@ fn specs(image_bytes: u64, content_bytes: u64) -> Vec<Spec> {
         let size = left.min(content_bytes);
         left -= size;
         let name = format!("content {}", specs.len());
-        let digest = Digest::of(name.as_bytes());
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest.as_bytes()[..8]);
-        specs.push(Spec {
-            digest,
-            key: u64::from_be_bytes(first),
-            geometry: Geometry::new(size).expect("a content below the limit"),
-            image: 0,
-        });
+        specs.push(Spec::new(&name, size, 0));
     }
     specs
 }
@@ -919,12 +995,7 @@ const HOPELESS_CONTENTS: usize = 4;
 /// The images that these contents make. With a missing layer: one half of the contents is wanted at the beginning, the other
 /// later, and a third image stands before both, whose first content the registry doesn't have.
 fn images(setup: &Setup, specs: &mut Vec<Spec>) -> Vec<Image> {
-    let image = |name: &str, hopeless: bool| Image {
-        digest: Digest::of(name.as_bytes()),
-        ordered_at: None,
-        hopeless,
-    };
-    let mut images = vec![image("image", false)];
+    let mut images = vec![Image::new("image", ImageKind::Staged)];
     if setup.scenario != Scenario::MissingLayer {
         return images;
     }
@@ -932,21 +1003,13 @@ fn images(setup: &Setup, specs: &mut Vec<Spec>) -> Vec<Image> {
     for spec in &mut specs[half..] {
         spec.image = LATER;
     }
-    images.push(image("later", false));
+    images.push(Image::new("later", ImageKind::Staged));
     if !setup.spared {
-        let geometry = specs[0].geometry;
+        let size = specs[0].geometry.size();
         for at in 0..HOPELESS_CONTENTS {
-            let digest = Digest::of(format!("hopeless {at}").as_bytes());
-            let mut first = [0; 8];
-            first.copy_from_slice(&digest.as_bytes()[..8]);
-            specs.push(Spec {
-                digest,
-                key: u64::from_be_bytes(first),
-                geometry,
-                image: images.len(),
-            });
+            specs.push(Spec::new(&format!("hopeless {at}"), size, images.len()));
         }
-        images.push(image("hopeless", true));
+        images.push(Image::new("hopeless", ImageKind::Hopeless));
     }
     images
 }

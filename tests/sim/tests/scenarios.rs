@@ -287,3 +287,29 @@ fn a_registry_that_is_slow_or_ends_connections_is_fetched_from_once_and_in_time(
         assert!(outcome.origin_over_image() <= 1.1, "{}", outcome.to_text());
     }
 }
+
+/// Clients of mirrors have what they want, and the registry gives little more than one copy: beside staging, and where hosts
+/// go to the registry by themselves one after the other.
+#[test]
+fn clients_of_mirrors_wait_within_bounds_and_cost_one_copy() {
+    for (scenario, bytes, copies, worst_s) in [
+        (Scenario::Mirror, 2_000_000_000, 1.05, 30.0),
+        (Scenario::MirrorAlone, 1_000_000_000, 1.15, 45.0),
+        (Scenario::MirrorSlow, 96 << 20, 1.2, 120.0),
+    ] {
+        for seed in [1, 2] {
+            let mut setup = Setup::new(scenario, 20, bytes, seed);
+            setup.content_bytes = bytes / 16;
+            let outcome = run(&setup);
+            assert!(outcome.passed(), "{}", outcome.to_text());
+            let waits = outcome.waits.unwrap();
+            assert!(waits.clients >= 12, "{}", outcome.to_text());
+            assert!(
+                outcome.origin_over_image() <= copies,
+                "{}",
+                outcome.to_text()
+            );
+            assert!(waits.first_byte_s.1 <= worst_s, "{}", outcome.to_text());
+        }
+    }
+}

@@ -53,8 +53,59 @@ impl Swarm {
             origin_at: now,
         });
         self.leased.insert(id);
+        self.wants.began(now, id);
         self.pull_wanted = true;
         self.order_wanted = true;
+    }
+
+    /// The coordinator took its lease back. What we fetch on our own account goes on.
+    pub(super) fn lose_lease(&mut self, id: ContentId) {
+        let ours = self
+            .lease_mut(id)
+            .is_some_and(|lease| lease.grantor == Grantor::Client);
+        if !ours {
+            // whoever took it back leases it to another host, or leaves the registry alone for a while
+            self.wants.heard(self.now, id);
+            self.end_lease(id);
+        }
+    }
+
+    pub(super) fn want(&mut self, id: ContentId, alone_after: Duration, admitted: bool) {
+        if self.contents.contains_key(&id) {
+            self.wants.begin(self.now, id, alone_after, admitted);
+            self.fetch_alone();
+            self.wake();
+        }
+    }
+
+    /// No client waits any more: what is fetched for clients alone ends.
+    pub(super) fn unwant(&mut self, id: ContentId) {
+        self.wants.end(id);
+        let lease = self.lease_mut(id);
+        if lease.is_some_and(|lease| lease.grantor == Grantor::Client) {
+            self.end_lease(id);
+        }
+    }
+
+    /// Fetches without a lease what clients of this host have waited for long enough.
+    pub(super) fn fetch_alone(&mut self) {
+        if self.wants.is_empty() {
+            return;
+        }
+        let alone = self.leased.iter().filter(|id| {
+            let lease = self.contents.get(id).and_then(|of| of.lease.as_ref());
+            lease.is_some_and(|lease| lease.grantor == Grantor::Client)
+        });
+        let room = self.config.lone_fetches.saturating_sub(alone.count());
+        let turn = |id: ContentId| {
+            let content = self.contents.get(&id)?;
+            let waits = content.lease.is_none() && !content.held.is_full();
+            (waits && !content.is_paused(self.now)).then(|| self.turn(content))
+        };
+        let due = self.wants.due(self.now, self.coordinator, turn);
+        for id in due.into_iter().take(room) {
+            self.grant(id, Grantor::Client);
+        }
     }
 
     pub(super) fn lease_mut(&mut self, id: ContentId) -> Option<&mut Lease> {
@@ -119,9 +170,12 @@ impl Swarm {
         content.origin_failed = end != OriginEnd::Done;
         content.origin_retry_at = match end {
             OriginEnd::Done => Some(self.now),
-            OriginEnd::Failed => Some(self.now + HEADLESS_AGAIN),
+            OriginEnd::Failed | OriginEnd::Refused => Some(self.now + HEADLESS_AGAIN),
             OriginEnd::Bad => None,
         };
+        if end == OriginEnd::Refused {
+            self.wants.refused(id);
+        }
         let had = content.lease.take().map(|lease| lease.grantor);
         let full = content.held.is_full();
         self.leased.remove(&id);
@@ -215,11 +269,7 @@ impl Swarm {
     /// How many of those who are known to want this content, and lack some of it, come before us where it is fetched without
     /// a lease. Who is connected and no neighbour of ours isn't known: in a fleet of more than a few dozen hosts several
     /// come first.
-    #[must_use]
-    pub fn turn(&self, id: ContentId) -> u32 {
-        let Some(content) = self.contents.get(&id) else {
-            return 0;
-        };
+    fn turn(&self, content: &Content) -> u32 {
         let mine = mix(self.me.0, content.key);
         let before = self.neighbours.iter().filter(|index| {
             let peer = &self.peers[index.at()];

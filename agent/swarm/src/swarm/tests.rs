@@ -1,4 +1,5 @@
 mod rogues;
+mod wants;
 
 use std::{collections::BTreeSet, sync::Arc, vec};
 
@@ -1326,6 +1327,7 @@ struct Model {
     held: BTreeMap<ContentId, ChunkSet>,
     entitled: BTreeMap<ContentId, Entitled>,
     leased: BTreeSet<ContentId>,
+    wanted: BTreeSet<ContentId>,
     coordinator_lost: Option<u64>,
     asked: Vec<(HostKey, ContentId, ChunkIndex)>,
     uploads: Vec<(HostKey, ContentId, ChunkIndex, Option<Ticket>)>,
@@ -1409,8 +1411,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => (peer(), any::<u64>(), any::<u64>()).prop_map(|(peer, backlog_bytes, upload_bytes_per_second)| Event::Load { peer, backlog_bytes, upload_bytes_per_second }),
         3 => id().prop_map(Event::Leased),
         1 => id().prop_map(Event::LeaseLost),
+        2 => (id(), 0u64..20_000, any::<bool>()).prop_map(|(id, after, admitted)| Event::Wanted { id, alone_after: Duration::from_millis(after), admitted }),
+        1 => id().prop_map(Event::Unwanted),
+        1 => id().prop_map(Event::Coming),
         6 => (id(), chunk()).prop_map(|(id, chunk)| Event::OriginChunk { id, chunk, wire_bytes: CHUNK }),
-        1 => (id(), prop_oneof![Just(OriginEnd::Done), Just(OriginEnd::Failed), Just(OriginEnd::Bad)]).prop_map(|(id, end)| Event::OriginEnded { id, end }),
+        1 => (id(), prop_oneof![Just(OriginEnd::Done), Just(OriginEnd::Failed), Just(OriginEnd::Refused), Just(OriginEnd::Bad)]).prop_map(|(id, end)| Event::OriginEnded { id, end }),
         6 => (any::<u64>(), peer(), id(), chunk(), spread).prop_map(|(ticket, peer, id, chunk, spread)| Event::Offered { ticket: Ticket(ticket), peer, id, chunk, spread }),
         6 => (peer(), id(), chunk()).prop_map(|(peer, id, chunk)| Event::Arrived { peer, id, chunk, wire_bytes: CHUNK }),
         4 => (peer(), id(), chunk(), failure).prop_map(|(peer, id, chunk, failure)| Event::NotArrived { peer, id, chunk, failure }),
@@ -1470,6 +1475,7 @@ fn check(
         Event::Dropped(id) => {
             model.held.remove(id);
             model.leased.remove(id);
+            model.wanted.remove(id);
             model.asked.retain(|(_, other, _)| other != id);
         }
         Event::ChunkLost { id, chunk } => {
@@ -1479,6 +1485,12 @@ fn check(
         }
         Event::Leased(id) => {
             model.leased.insert(*id);
+        }
+        Event::Wanted { id, .. } => {
+            model.wanted.insert(*id);
+        }
+        Event::Unwanted(id) => {
+            model.wanted.remove(id);
         }
         Event::LeaseLost(id) => {
             model.leased.remove(id);
@@ -1599,7 +1611,7 @@ fn check(
                     .is_some_and(|since| now - since >= 15_000)
                     || model.coordinator_lost.is_none();
                 prop_assert!(
-                    model.leased.contains(&id) || headless,
+                    model.leased.contains(&id) || model.wanted.contains(&id) || headless,
                     "fetched without a lease"
                 );
             }

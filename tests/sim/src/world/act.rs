@@ -127,7 +127,10 @@ impl World {
                 self.check_announced(host, id.0, &chunks);
                 if let Some(peer) = self.check_peer(host, key) {
                     let me = self.node(host).key;
-                    if self.node(host).connected[peer as usize] && self.stages(peer, id.0) {
+                    let connected = self.node(host).connected[peer as usize];
+                    if connected && !self.stages(peer, id.0) && self.is_mirrored(id.0) {
+                        self.mirrors.remember((host, peer), id.0, &chunks);
+                    } else if connected && self.stages(peer, id.0) {
                         self.tell(
                             peer,
                             swarm::Event::Announced {
@@ -704,6 +707,9 @@ impl World {
 
     fn fetch(&mut self, host: u32, content: u32, until: u32) {
         self.check_fetch(host, content);
+        if !self.node(host).fetches.contains_key(&content) {
+            self.client_fetches(host, content);
+        }
         let run = self.new_run(host, content);
         let fetching = self
             .node_mut(host)
@@ -857,6 +863,9 @@ impl World {
             *fetched += 1;
         }
         self.store(host, content, chunk, Some(run), false_link);
+        if chunk == 0 {
+            self.mirrors.began(self.now, host, content);
+        }
         self.feed(
             host,
             swarm::Event::OriginChunk {
@@ -898,12 +907,12 @@ impl World {
         false_link: Option<FalseLink>,
     ) {
         let now = self.now;
-        let (lies, hopeless) = (self.lies, self.is_hopeless(content));
+        let (lies, staged) = (self.lies, self.is_staged(content));
         let node = self.node_mut(host);
         if !node.held[content as usize].insert(ChunkIndex(chunk)) {
             return;
         }
-        node.missing -= u64::from(!hopeless);
+        node.missing -= u64::from(staged);
         node.grown_at = now;
         if node.keeps_recent {
             node.recent.push_back((now, content, chunk));
@@ -924,6 +933,7 @@ impl World {
                     .insert(chunk, link);
             }
         }
+        self.client_hears(host, content);
     }
 
     /// A host begins a run, under the ticket that it has.
@@ -1145,12 +1155,12 @@ impl World {
     }
 
     fn drop_chunk(&mut self, host: u32, content: u32, chunk: u32) {
-        let hopeless = self.is_hopeless(content);
+        let staged = self.is_staged(content);
         let node = self.node_mut(host);
         if !node.held[content as usize].remove(ChunkIndex(chunk)) {
             return;
         }
-        node.missing += u64::from(!hopeless);
+        node.missing += u64::from(staged);
         if let Some(links) = node.false_links.get_mut(&content) {
             links.remove(&chunk);
         }
@@ -1253,8 +1263,8 @@ impl World {
         self.node(host).stages[self.specs[content as usize].image]
     }
 
-    fn is_hopeless(&self, content: u32) -> bool {
-        self.images[self.specs[content as usize].image].hopeless
+    fn is_staged(&self, content: u32) -> bool {
+        self.images[self.specs[content as usize].image].is_staged()
     }
 
     /// All of a content is there: perhaps of its image too.
@@ -1270,6 +1280,7 @@ impl World {
             let now = self.now;
             self.node_mut(host).whole_at[image] = Some(now);
         }
+        self.client_served(host, content);
     }
 
     fn maybe_finished(&mut self, host: u32) {

@@ -70,17 +70,26 @@ impl World {
     pub(super) fn check_request(&mut self, host: u32, peer: u32, content: u32, chunk: u32) {
         let node = self.node_mut(host);
         let held = node.held[content as usize].contains(ChunkIndex(chunk));
-        let missing = node.missing;
         let asked = node.requested.entry((content, chunk)).or_default();
         asked.push(peer);
-        let twice = asked.len() > 1 && missing > NEAR_THE_END;
+        let twice = asked.len() > 1;
         if held {
             self.checks.note("requested a chunk that is held");
         }
-        if twice {
+        if twice && self.missing(host) > NEAR_THE_END {
             self.checks
                 .note("asked two peers for one chunk before the end");
         }
+    }
+
+    /// Chunks that a host lacks of what it knows of and can have.
+    fn missing(&self, host: u32) -> u64 {
+        let node = self.node(host);
+        let known = self.specs.iter().zip(&node.held).filter(|(spec, _)| {
+            node.stages[spec.image] && self.images[spec.image].kind != ImageKind::Hopeless
+        });
+        let missing = known.map(|(_, held)| u64::from(held.chunks() - held.count()));
+        missing.sum()
     }
 
     pub(super) fn settle_request(&mut self, host: u32, peer: u32, content: u32, chunk: u32) {
@@ -124,7 +133,7 @@ impl World {
             .headless_since
             .is_some_and(|since| self.now >= since + grace)
             || (!node.session && node.headless_since.is_none());
-        if !leased && !headless {
+        if !leased && !headless && !self.may_fetch_alone(host, content) {
             self.checks.note("fetched without a lease");
         }
     }
@@ -140,7 +149,9 @@ impl World {
     }
 
     pub(super) fn check_leases(&mut self) {
-        if self.office.leases.len() > self.setup.plan.origin_streams {
+        // mirrors have one in any case
+        let most = self.setup.plan.origin_streams + usize::from(self.mirrors_first());
+        if self.office.leases.len() > most {
             self.checks.note("more leases than origin streams");
         }
     }
@@ -167,7 +178,7 @@ impl World {
     pub(super) fn check_installed(&mut self, host: u32) {
         let node = self.node(host);
         let held = self.specs.iter().zip(&node.held);
-        let mut had = held.filter(|(spec, _)| !self.images[spec.image].hopeless);
+        let mut had = held.filter(|(spec, _)| self.images[spec.image].is_staged());
         let whole = had.all(|(_, held)| held.is_full());
         let lies = node.false_links.values().any(|links| !links.is_empty());
         if !whole || lies {
@@ -178,6 +189,7 @@ impl World {
     /// Looks at some hosts: who gains nothing says why.
     pub(super) fn sample(&mut self) {
         self.at(self.now + SAMPLE_EVERY, Due::Sample);
+        self.check_clients();
         let count = self.nodes.len();
         let start = self.random(count);
         let moment = self.moment();
@@ -191,7 +203,8 @@ impl World {
                 continue;
             }
             let status = node.swarm.status(moment);
-            let ids: Vec<_> = status.contents.iter().map(|content| content.id).collect();
+            let ids = status.contents.iter().map(|content| content.id);
+            let ids: Vec<_> = ids.filter(|id| !self.is_mirrored(id.0)).collect();
             match status.standstill(&ids) {
                 Some(still) => {
                     let longest = self.checks.stalls.entry(still.stall.as_str()).or_default();

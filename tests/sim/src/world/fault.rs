@@ -13,6 +13,8 @@ pub(super) enum Fault {
     Join(u32),
     /// Some lease holder leaves for ever.
     HolderVanishes,
+    /// Some host that fetches leaves for ever.
+    FetcherVanishes,
     /// The disk of some lease holder fails.
     DiskFails,
     Cut,
@@ -184,6 +186,14 @@ impl World {
             }
             // what their registry gives is slow from the beginning
             Scenario::SlowRegistry | Scenario::ShortConnections => {}
+            Scenario::Mirror | Scenario::MirrorSlow => {}
+            Scenario::MirrorAlone => {
+                for node in &mut self.nodes {
+                    node.wanted = false;
+                }
+                self.fault(0.5, Fault::CoordinatorGone);
+                self.fault(4.0, Fault::FetcherVanishes);
+            }
             Scenario::MissingLayer => self.fault(60.0, Fault::Order(LATER)),
             Scenario::Storm => {
                 let bound = self.bound_s();
@@ -263,7 +273,12 @@ impl World {
                 self.node_mut(host).alive = true;
                 self.begin_life(host);
             }
-            Fault::HolderVanishes => self.vanish(),
+            Fault::HolderVanishes => self.vanish(self.some_holder()),
+            Fault::FetcherVanishes => {
+                let fetches = |host: &u32| !self.node(*host).fetches.is_empty();
+                let fetcher = (0..index(self.nodes.len())).find(fetches);
+                self.vanish(fetcher);
+            }
             Fault::DiskFails => self.disk_fails(),
             Fault::Cut => {
                 self.cut = true;
@@ -423,8 +438,8 @@ impl World {
         self.office.leases.values().next().map(|id| self.by_id[id])
     }
 
-    fn vanish(&mut self) {
-        let Some(host) = self.some_holder() else {
+    fn vanish(&mut self, host: Option<u32>) {
+        let Some(host) = host else {
             return;
         };
         self.crash(host);

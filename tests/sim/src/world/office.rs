@@ -57,6 +57,12 @@ impl Office {
             leases: BTreeMap::new(),
         }
     }
+
+    /// Whether it says to a host that a content comes.
+    pub(super) fn is_coming(&self, host: &HostId, content: &Digest) -> bool {
+        let plan = self.plan.as_ref();
+        plan.is_some_and(|plan| plan.is_coming(host, content))
+    }
 }
 
 impl World {
@@ -165,7 +171,7 @@ impl World {
     pub(super) fn plan_wanted(&mut self) {
         // the one that can't be had stands before the others
         let mut wanted: Vec<usize> = (0..self.images.len()).collect();
-        wanted.sort_by_key(|at| !self.images[*at].hopeless);
+        wanted.sort_by_key(|at| self.images[*at].kind != ImageKind::Hopeless);
         for image in wanted {
             if self.images[image].ordered_at.is_some() {
                 self.plan_image(image);
@@ -375,11 +381,14 @@ impl World {
                     let after = self.random(usize::try_from(STAGGER).unwrap_or(1)) as u64;
                     let life = self.node(host).life;
                     let of = |known: &Image| known.digest == image;
-                    if let Some(image) = self.images.iter().position(of) {
+                    // a blob is no image to the host
+                    let image = self.images.iter().position(of);
+                    if let Some(image) = image.filter(|at| self.images[*at].is_known_to_hosts()) {
                         self.at(self.now + after, Due::Stage { host, life, image });
                     }
                 }
             }
+            stage::Action::Cancel { image, .. } if self.is_blob(image) => {}
             stage::Action::Cancel { host, .. } => {
                 let host = self.by_id[&host];
                 match self.office.unwanted.get_mut(&host) {
@@ -426,6 +435,7 @@ impl World {
                     self.check_revoked(host, content);
                     self.node_mut(host).leases.remove(&content);
                     self.node_mut(host).hoarded.remove(&content);
+                    self.client_hears(host, content);
                     self.tell(host, swarm::Event::LeaseLost(ContentId(content)));
                 }
             }
@@ -483,6 +493,12 @@ impl World {
         }
     }
 
+    /// Whether the plan means a blob of mirrors by this image.
+    fn is_blob(&self, image: Digest) -> bool {
+        let mut images = self.images.iter();
+        images.any(|of| of.digest == image && !of.is_known_to_hosts())
+    }
+
     fn content_of(&self, digest: Digest) -> Option<u32> {
         self.specs
             .iter()
@@ -496,7 +512,8 @@ impl World {
             return;
         }
         self.at(self.now + REPORT_EVERY, Due::Report { host, life });
-        if !self.node(host).session || !self.node(host).staged {
+        let node = self.node(host);
+        if !node.session || !node.stages.contains(&true) {
             return;
         }
         if self.node(host).liar {
@@ -604,7 +621,7 @@ impl World {
 
     pub(super) fn report_standing(&mut self, host: u32) {
         for image in 0..self.images.len() {
-            if self.node(host).stages[image] {
+            if self.node(host).stages[image] && self.images[image].is_known_to_hosts() {
                 self.report_image(host, image);
             }
         }

@@ -192,7 +192,10 @@ impl World {
 
     /// What the registry gives each stream, where that is little.
     pub(super) fn stream_rate(&self) -> Option<u64> {
-        let slow = self.setup.scenario == Scenario::SlowRegistry;
+        let slow = matches!(
+            self.setup.scenario,
+            Scenario::SlowRegistry | Scenario::MirrorSlow
+        );
         slow.then(|| (STREAM_RATE / self.scale).max(1))
     }
 
