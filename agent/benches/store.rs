@@ -20,7 +20,7 @@ use std::{
 
 use agent::{
     apple_lz4,
-    store::{Options, Store, verify},
+    store::{Options, Store, install, verify},
 };
 use proto::{CHUNK_BYTES, ChunkIndex, Digest, HostId, Layout, Link, Source, State, image};
 use serde_json::json;
@@ -184,7 +184,7 @@ fn main() {
     let stage = store.stage(layout.digest()).unwrap();
     assert!(stage.is_complete());
     let timer = Timer::start();
-    stage.install(&[]).unwrap();
+    install(&stage, &[]).unwrap();
     timer.print("install", mib << 20);
     let timer = Timer::start();
     for (content, chunk, ..) in &chunks {

@@ -74,7 +74,7 @@ use crate::{
     registries::Origin,
     session::Heard,
     shelf::{Shelf, retract},
-    store::{Store, Volume, held::Look},
+    store::{Look, Store, Volume},
     transfer::{Cache, Receipt, Shipment, Subject},
 };
 

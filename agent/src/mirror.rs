@@ -16,6 +16,7 @@ mod range;
 mod request;
 mod serve;
 mod stream;
+mod taints;
 mod token;
 mod upstream;
 mod wish;

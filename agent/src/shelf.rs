@@ -9,7 +9,7 @@ use proto::{
 
 use crate::{
     mirror::blob::Blob,
-    store::{DecodeLayerError, HeldChunk, Stage, WriteError, held::Look},
+    store::{DecodeLayerError, HeldChunk, Look, Stage, WriteError},
 };
 
 /// A chunk as it comes: its bytes were found to fit its link.

@@ -23,7 +23,7 @@
 //!   journal vouches for nothing that isn't on disk. After `kill -9` alone (no power loss) the same holds.
 //! - *Dropping a chunk*, false or rotten: the drop is in the journal before its place is written again (`held`).
 //! - *Decoding a blob*: not journaled until the disk is synced; it is decoded again.
-//! - *Installing*, in this order; each step can be repeated, and [`Stage::install`] repeats them all:
+//! - *Installing*, in this order; each step can be repeated, and [`install`] repeats them all:
 //!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
 //!   2. `image/` renamed into the cache (or exchanged with what tart put there): the inode in `status.json` tells the
 //!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone although
@@ -33,14 +33,26 @@
 //!   5. `status.json` says installed.
 //! - *Forgetting*: directories are removed bottom up, `status.json` first, so a rest is no stage any more.
 
+pub(crate) mod chunks;
+pub(crate) mod claim;
 mod doubt;
 mod files;
 pub(crate) mod held;
 mod install;
 pub(crate) mod journal;
+mod layers;
+mod names;
+mod news;
+pub(crate) mod place;
 mod recover;
+mod references;
+mod room;
+mod shared;
 mod stage;
 mod status;
+mod steps;
+pub(crate) mod sync;
+mod tree;
 mod twin;
 mod verify;
 
@@ -48,127 +60,54 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use proto::{ChunkIndex, Digest, HostId, Layout, figure::Bytes};
+use proto::{Digest, HostId, Layout};
 use swarm::event::Entitled;
 
+pub(crate) use self::claim::Look;
 pub use self::{
-    held::{HeldChunk, WriteError},
-    install::InstallError,
-    stage::{DecodeLayerError, Stage},
+    claim::{HeldChunk, WriteError},
+    install::{InstallError, install, install_as},
+    layers::DecodeLayerError,
+    news::News,
+    references::ReferenceError,
+    room::{NoRoomError, Volume},
+    shared::Options,
+    stage::Stage,
     verify::{Verified, VerifyError, doubt, verify},
 };
 use self::{
-    held::{Hosts, hold},
-    recover::{Loaded, load, remove},
-    stage::IMAGE,
+    recover::{Loaded, load},
+    references::parse_references,
+    room::Builder as _,
+    shared::Shared,
     status::Status,
+    tree::{ROOT, io_at, remove},
 };
 use crate::{
-    platform::{self, DirectoryLock, LockError, Space},
-    tart::{ParseReferenceError, Reference, Version},
+    lock::lock,
+    platform::{self, DirectoryLock, LockError},
+    tart::Reference,
 };
 
-/// Our directory in tart's home.
-const ROOT: &str = ".parbake";
-
-/// What was purgeable then counts for so long: a few questions later it is gone, or asking fails.
-const PURGEABLE_FOR: Duration = Duration::from_mins(5);
 /// Chunks that are copied from other images are journaled this often, once a content is through.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
-
-/// What may be set about the store.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Share of the volume that staging leaves free, in percent.
-    pub floor_percent: u8,
-    /// How long an installation waits for tart to release a registry's directory. Longer pulls are waited for by
-    /// installing again.
-    pub lock_wait: Duration,
-    /// Where the volume's room is read; tests make it up.
-    pub space: fn(&Path) -> io::Result<Space>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            floor_percent: 15,
-            lock_wait: Duration::from_secs(30),
-            space: platform::space,
-        }
-    }
-}
-
-/// Room on tart's volume, and what staging leaves of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Volume {
-    /// Bytes of the volume.
-    pub total_bytes: u64,
-    /// Bytes free now.
-    pub free_bytes: u64,
-    /// Bytes that stay free.
-    pub floor_bytes: u64,
-}
 
 /// Everything that this host holds. One per tart home, in one process.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
+    /// Read and changed by the driver's blocking jobs; locked for look-ups only.
+    stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
     /// On our directory, for as long as that is the one that was locked.
     lock: Mutex<DirectoryLock>,
     /// One beginning, abandoning or presence check at a time: they look at directories and then change them.
     changing: Mutex<()>,
-    /// Who may have what images hold, as it was ordered last. Held for a look.
+    /// Who may have what images hold, as it was ordered last. Locked for a look.
     entitled: Mutex<BTreeMap<Digest, Entitled>>,
-}
-
-/// What stages and store share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    home: PathBuf,
-    options: Options,
-    hosts: Arc<Hosts>,
-    /// Read and changed by the driver's blocking jobs; held for look-ups only.
-    stages: Mutex<BTreeMap<Digest, Arc<Stage>>>,
-    /// What would be free after a purge, beyond what is, and since when that is known. Held for a look.
-    purgeable: Mutex<Option<(u64, Instant)>>,
-    /// What was found on the disk and isn't told yet.
-    news: Mutex<Vec<News>>,
-    has_news: AtomicBool,
-    /// What takes long ends early.
-    stopping: AtomicBool,
-    /// This host, where somebody said who it is: it makes links.
-    host: OnceLock<HostId>,
-}
-
-/// What the store finds out by itself: whoever stages images has to act on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// The bytes of a chunk aren't what they were when they were verified, or can't be read. It isn't held any more.
-    Rotted {
-        /// The image in whose files it lies.
-        image: Digest,
-        /// The content.
-        content: Digest,
-        /// The chunk.
-        chunk: ChunkIndex,
-    },
-    /// Somebody found the image damaged ([`doubt`]). Nothing of it counts until [`Stage::read_again`] has read it.
-    Doubted {
-        /// The image.
-        image: Digest,
-    },
-    /// The files of an image were removed. Its stage is gone.
-    Removed {
-        /// The image.
-        image: Digest,
-    },
 }
 
 /// An image that a process before this one left here.
@@ -233,45 +172,6 @@ pub enum OpenStoreError {
     },
 }
 
-/// Why a reference can't name this image here.
-#[derive(Debug, thiserror::Error)]
-pub enum ReferenceError {
-    /// tart's cache can't hold it.
-    #[error("reference {reference:?}: {error}")]
-    Malformed {
-        /// The reference, cut after 120 characters.
-        reference: String,
-        /// The cause.
-        error: ParseReferenceError,
-    },
-    /// It names another image, by digest.
-    #[error("reference {reference} names another image than {image}")]
-    OtherImage {
-        /// The reference.
-        reference: String,
-        /// The image.
-        image: Digest,
-    },
-}
-
-/// There is no room on the volume above its floor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "image needs {}, but of {} that are free {} have to stay free and {} are promised to other images; make room, and \
-     it goes on by itself",
-    Bytes(*need_bytes), Bytes(*free_bytes), Bytes(*floor_bytes), Bytes(*reserved_bytes)
-)]
-pub struct NoRoomError {
-    /// What the whole image takes at most, less what it has taken already.
-    pub need_bytes: u64,
-    /// What other unfinished images may still take.
-    pub reserved_bytes: u64,
-    /// What is free.
-    pub free_bytes: u64,
-    /// What has to stay free.
-    pub floor_bytes: u64,
-}
-
 /// Why an image isn't begun.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
@@ -320,7 +220,7 @@ impl Store {
             other => other.map_err(failed("creating", &root))?,
         }
         let pid = root.join("pid");
-        let lock = match platform::lock_directory(&root, Duration::ZERO) {
+        let locked = match platform::lock_directory(&root, Duration::ZERO) {
             Ok(lock) => lock,
             Err(LockError::Busy { path, .. }) => {
                 let owner = fs::read_to_string(&pid).unwrap_or_default();
@@ -333,27 +233,21 @@ impl Store {
             Err(LockError::Io { path, error }) => return Err(failed("locking", &path)(error)),
         };
         fs::write(&pid, std::process::id().to_string()).map_err(failed("writing", &pid))?;
-        let shared = Arc::new(Shared {
-            home,
-            options,
-            hosts: Arc::default(),
+        let this = Self {
+            shared: Arc::new(Shared::new(home, &options)),
             stages: Mutex::default(),
-            purgeable: Mutex::default(),
-            news: Mutex::default(),
-            has_news: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            host: OnceLock::new(),
-        });
+            lock: Mutex::new(locked),
+            changing: Mutex::default(),
+            entitled: Mutex::default(),
+        };
         for entry in fs::read_dir(&root).map_err(failed("reading", &root))? {
             let path = entry.map_err(failed("reading", &root))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
             let Some(image) = name.and_then(|name| format!("sha256:{name}").parse().ok()) else {
                 continue;
             };
-            match load(&shared, &path, image) {
-                Ok(Loaded::Stage(stage)) => {
-                    hold(&shared.stages).insert(image, Arc::new(*stage));
-                }
+            match load(&this.shared, &path, image) {
+                Ok(Loaded::Stage(stage)) => this.keep(Arc::new(*stage)),
                 Ok(unusable) => {
                     unusable.log(&image);
                     remove(&path).map_err(failed("removing", &path))?;
@@ -363,12 +257,7 @@ impl Store {
                 }
             }
         }
-        Ok(Self {
-            shared,
-            lock: Mutex::new(lock),
-            changing: Mutex::default(),
-            entitled: Mutex::default(),
-        })
+        Ok(this)
     }
 
     /// [`open`](Self::open), on a thread that may block.
@@ -391,8 +280,8 @@ impl Store {
     #[must_use]
     pub fn recovered(&self) -> Vec<Recovered> {
         let recover = |stage: Arc<Stage>| {
-            let named = stage.present_references();
-            let wanted = stage.wanted();
+            let named = stage.names().present();
+            let wanted = stage.names().wanted();
             let references: Vec<String> = wanted.iter().map(ToString::to_string).collect();
             let present = stage.is_installed()
                 && stage.is_complete()
@@ -400,8 +289,8 @@ impl Store {
                 && references.iter().all(|reference| named.contains(reference));
             let known = !references.is_empty() || present && !named.is_empty();
             known.then(|| Recovered {
-                layout: stage.layout.clone(),
-                manifest: stage.manifest.clone(),
+                layout: stage.layout().clone(),
+                manifest: stage.manifest().to_vec(),
                 references,
                 present,
                 stage,
@@ -413,7 +302,7 @@ impl Store {
     /// Begins to stage an image, or goes on with it: reserves room, makes or takes up its directory, and copies what
     /// other images of this host hold of it. Returns the stage and how many bytes were copied.
     ///
-    /// An image that is installed already comes back complete; [`Stage::install`] then only adds references.
+    /// An image that is installed already comes back complete; [`install`] then only adds references.
     ///
     /// Blocks for as long as the copying takes, about a second per GB.
     ///
@@ -426,26 +315,26 @@ impl Store {
         references: &[String],
     ) -> Result<(Arc<Stage>, u64), BeginError> {
         let references = parse_references(layout.digest(), references)?;
-        let changing = hold(&self.changing);
+        let changing = lock(&self.changing);
         self.keep_root()?;
         self.take_names(layout.digest(), &references)?;
         let (stage, base) = match self.stage(layout.digest()) {
-            Some(stage) if stage.is_there() => {
-                self.shared
-                    .reserve(stage.outstanding_bytes(), layout.digest())?;
-                stage.add_references(&references)?;
+            Some(stage) if stage.names().is_there() => {
+                let room = self.shared.room();
+                room.admit(stage.outstanding_bytes(), layout.digest())?;
+                stage.names().add(&references)?;
                 (stage, None)
             }
             found => {
                 if found.is_some() {
                     self.drop_stage(layout.digest())?;
                 }
-                self.shared
-                    .reserve(stage::needed_bytes(layout), layout.digest())?;
+                let room = self.shared.room();
+                room.admit(stage::needed_bytes(layout), layout.digest())?;
                 let base = self.most_similar(layout);
                 let (stage, cloned) = self.create(layout, manifest, references, base.as_deref())?;
                 let stage = Arc::new(stage);
-                hold(&self.shared.stages).insert(*layout.digest(), stage.clone());
+                self.keep(stage.clone());
                 (stage, base.filter(|_| cloned))
             }
         };
@@ -462,18 +351,19 @@ impl Store {
     /// Makes our directory again where it was removed, with tart's home: tart would make that again, too. What it lies in has to be
     /// there, or a volume that isn't mounted would be filled beside its mount point.
     fn keep_root(&self) -> io::Result<()> {
-        let root = self.shared.home.join(ROOT);
-        let mut lock = hold(&self.lock);
-        if lock.is_on(&root) {
+        let home = self.shared.home();
+        let root = home.join(ROOT);
+        let mut locked = lock(&self.lock);
+        if locked.is_on(&root) {
             return Ok(());
         }
-        for directory in [&self.shared.home, &root] {
+        for directory in [home, &root] {
             match fs::create_dir(directory) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => other.map_err(|error| io_at("creating", directory, error))?,
             }
         }
-        *lock = platform::lock_directory(&root, Duration::ZERO).map_err(io::Error::other)?;
+        *locked = platform::lock_directory(&root, Duration::ZERO).map_err(io::Error::other)?;
         let pid = root.join("pid");
         fs::write(&pid, std::process::id().to_string())
             .map_err(|error| io_at("writing", &pid, error))?;
@@ -487,10 +377,10 @@ impl Store {
         let mut copied = 0;
         let mut flushed_at = Instant::now();
         for other in self.all() {
-            if other.layout.digest() == layout.digest() {
+            if other.layout().digest() == layout.digest() {
                 continue;
             }
-            let cloned = base.is_some_and(|base| base.layout.digest() == other.layout.digest());
+            let cloned = base.is_some_and(|base| base.layout().digest() == other.layout().digest());
             for content in layout.contents() {
                 if stage.is_closed(content.digest) || !other.is_closed(content.digest) {
                     continue;
@@ -537,8 +427,7 @@ impl Store {
     /// What the images under construction will still take of the room that looks free.
     #[must_use]
     pub fn outstanding_bytes(&self) -> u64 {
-        let all = self.all().into_iter();
-        all.map(|stage| stage.outstanding_bytes()).sum()
+        self.shared.room().outstanding_bytes()
     }
 
     /// Writes down under which references an image is wanted from now on: exactly these, and no other image under them.
@@ -548,10 +437,10 @@ impl Store {
     /// When a reference is no good, or the volume fails.
     pub fn want(&self, image: &Digest, references: &[String]) -> Result<(), BeginError> {
         let references = parse_references(image, references)?;
-        let _changing = hold(&self.changing);
+        let _changing = lock(&self.changing);
         self.take_names(image, &references)?;
         if let Some(stage) = self.stage(image) {
-            stage.want_if_there(&references)?;
+            stage.want(&references)?;
         }
         Ok(())
     }
@@ -559,7 +448,7 @@ impl Store {
     /// These hosts may have what an image holds. A stage that begins later has it in its notes; for one that is there,
     /// [`keep_entitled`](Self::keep_entitled) writes it down. Doesn't block.
     pub fn entitle(&self, image: Digest, entitled: Entitled) {
-        hold(&self.entitled).insert(image, entitled);
+        lock(&self.entitled).insert(image, entitled);
     }
 
     /// Writes down who may have what an image holds, as it was said last.
@@ -567,23 +456,23 @@ impl Store {
     /// # Errors
     /// When the volume fails.
     pub fn keep_entitled(&self, image: &Digest) -> io::Result<()> {
-        let _changing = hold(&self.changing);
+        let _changing = lock(&self.changing);
         match (self.stage(image), self.entitled_to(image)) {
-            (Some(stage), Some(entitled)) => stage.entitle(entitled),
+            (Some(stage), Some(entitled)) => stage.names().entitle(entitled),
             _ => Ok(()),
         }
     }
 
     /// What was said of that in this life.
     fn entitled_to(&self, image: &Digest) -> Option<Entitled> {
-        hold(&self.entitled).get(image).cloned()
+        lock(&self.entitled).get(image).cloned()
     }
 
     /// A reference names one image: others aren't wanted under these any more.
     fn take_names(&self, image: &Digest, references: &[Reference]) -> io::Result<()> {
         for other in self.all() {
-            let wanted = other.wanted();
-            if other.layout.digest() == image
+            let wanted = other.names().wanted();
+            if other.layout().digest() == image
                 || !wanted.iter().any(|name| references.contains(name))
             {
                 continue;
@@ -592,7 +481,7 @@ impl Store {
                 .into_iter()
                 .filter(|name| !references.contains(name))
                 .collect();
-            other.want_if_there(&left)?;
+            other.want(&left)?;
         }
         Ok(())
     }
@@ -613,7 +502,7 @@ impl Store {
             entitled: self.entitled_to(layout.digest()).flatten(),
             ..Status::default()
         };
-        let base = base.and_then(Stage::disk_path);
+        let base = base.and_then(|base| base.names().disk_path());
         let shared = self.shared.clone();
         let created = Stage::create(
             shared,
@@ -624,9 +513,7 @@ impl Store {
             base.as_deref(),
         )
         .and_then(|(stage, cloned)| {
-            platform::sync_directory(&directory.join(IMAGE))?;
-            hold(&stage.status).write(&directory)?;
-            platform::sync_directory(&self.shared.home.join(ROOT))?;
+            platform::sync_directory(&self.shared.home().join(ROOT))?;
             Ok((stage, cloned))
         });
         if created.is_err()
@@ -651,15 +538,13 @@ impl Store {
     /// The room on tart's volume. Zeros when it can't be read, so that nothing is begun.
     #[must_use]
     pub fn volume(&self) -> Volume {
-        self.shared.volume()
+        self.shared.room().volume()
     }
 
     /// The system says that the volume would take so many bytes if it purged what it can: from now on, for a few minutes, the
     /// difference to what is free now counts as free. Less than what is free says nothing.
     pub fn set_capacity(&self, capacity_bytes: u64) {
-        let space = (self.shared.options.space)(&self.shared.home).unwrap_or_default();
-        let purgeable = capacity_bytes.saturating_sub(space.free_bytes);
-        *hold(&self.shared.purgeable) = Some((purgeable, Instant::now()));
+        self.shared.room().set_capacity(capacity_bytes);
     }
 
     /// Flushes every stage ([`Stage::flush`]). One whose files were removed while it was built is gone then: what was written would
@@ -682,33 +567,28 @@ impl Store {
 
     /// Says which host this is: the links that are made here have it as their maker.
     pub fn set_host(&self, host: HostId) {
-        // once and for all, as the program is one host
-        drop(self.shared.host.set(host));
+        self.shared.set_host(host);
     }
 
     /// Ends what takes long, early: the program stops.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.stop();
     }
 
     /// Whether somebody removed the stage's files; it is dropped then, and told. Under `changing`.
     fn is_removed(&self, stage: &Stage) -> bool {
         // an installation moves them
-        let Ok(_installing) = stage.installing.try_lock() else {
+        let Some(_installing) = stage.try_installing() else {
             return false;
         };
-        if stage.is_gone() || stage.is_there() {
+        if stage.is_gone() || stage.names().is_there() {
             return false;
         }
         stage.set_gone();
-        let image = *stage.layout.digest();
-        let mut stages = hold(&self.shared.stages);
-        if stages
-            .get(&image)
-            .is_some_and(|held| std::ptr::eq(&**held, stage))
-        {
-            stages.remove(&image);
-            drop(stages);
+        let image = *stage.layout().digest();
+        let kept = self.stage(&image);
+        if kept.is_some_and(|kept| std::ptr::eq(&*kept, stage)) {
+            self.let_go(&image);
             if let Err(error) = remove(&self.shared.directory(&image)) {
                 tracing::warn!(%image, %error, "removing what is left of an image failed; the next start does it");
             }
@@ -720,16 +600,13 @@ impl Store {
     /// What was found out since the last call, in order. Costs nothing where there is none.
     #[must_use]
     pub fn take_news(&self) -> Vec<News> {
-        if !self.shared.has_news.swap(false, Ordering::AcqRel) {
-            return Vec::new();
-        }
-        std::mem::take(&mut *hold(&self.shared.news))
+        self.shared.take_news()
     }
 
     /// What is held of this image.
     #[must_use]
     pub fn stage(&self, image: &Digest) -> Option<Arc<Stage>> {
-        hold(&self.shared.stages).get(image).cloned()
+        lock(&self.stages).get(image).cloned()
     }
 
     /// Looks at the disk: which installed images tart finds, and under which references. A few system calls for each,
@@ -737,26 +614,27 @@ impl Store {
     /// stage. An image that somebody found damaged is among them, and told.
     #[must_use]
     pub fn presence(&self) -> Vec<Presence> {
-        let _changing = hold(&self.changing);
+        let _changing = lock(&self.changing);
         let mut presence = Vec::new();
         for stage in self.all() {
             if self.is_removed(&stage) || !stage.is_installed() {
                 continue;
             }
-            stage.held.files().drop_removed_bodies();
+            stage.files().drop_removed_bodies();
             if stage.notice_doubt() {
                 self.shared.tell(News::Doubted {
-                    image: *stage.layout.digest(),
+                    image: *stage.layout().digest(),
                 });
             }
             presence.push(Presence {
-                digest: *stage.layout.digest(),
+                digest: *stage.layout().digest(),
                 references: match stage.is_doubted() {
                     true => Vec::new(),
-                    false => stage.present_references(),
+                    false => stage.names().present(),
                 },
                 moved: stage
-                    .lost_references()
+                    .names()
+                    .lost()
                     .iter()
                     .map(ToString::to_string)
                     .collect(),
@@ -770,12 +648,12 @@ impl Store {
     /// # Errors
     /// When its directory can't be removed; the next start tries again.
     pub fn abandon(&self, image: Digest) -> io::Result<()> {
-        let _changing = hold(&self.changing);
+        let _changing = lock(&self.changing);
         let Some(stage) = self.stage(&image) else {
             return Ok(());
         };
         // An installation under way is waited for, and then stays.
-        drop(hold(&stage.installing));
+        drop(stage.installing());
         if stage.is_installed() {
             return Ok(());
         }
@@ -787,131 +665,36 @@ impl Store {
     /// # Errors
     /// As [`abandon`](Self::abandon).
     pub fn forget(&self, image: Digest) -> io::Result<()> {
-        let _changing = hold(&self.changing);
+        let _changing = lock(&self.changing);
         self.drop_stage(&image)
     }
 
     fn drop_stage(&self, image: &Digest) -> io::Result<()> {
-        let stage = hold(&self.shared.stages).remove(image);
-        if let Some(stage) = stage {
+        if let Some(stage) = self.let_go(image) {
             // Not while it is being installed: what is renamed then is found and kept by the next beginning.
-            let _installing = hold(&stage.installing);
+            let _installing = stage.installing();
             stage.set_gone();
         }
         remove(&self.shared.directory(image))
     }
 
     fn all(&self) -> Vec<Arc<Stage>> {
-        self.shared.all()
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        // each of them knows what it shares with the others
-        hold(&self.shared.stages).clear();
-    }
-}
-
-impl Shared {
-    fn directory(&self, image: &Digest) -> PathBuf {
-        self.home.join(ROOT).join(image.hex().to_string())
+        lock(&self.stages).values().cloned().collect()
     }
 
-    fn all(&self) -> Vec<Arc<Stage>> {
-        hold(&self.stages).values().cloned().collect()
+    /// The stage is one of this store from now on.
+    fn keep(&self, stage: Arc<Stage>) {
+        let image = *stage.layout().digest();
+        let builder = Arc::downgrade(&stage);
+        self.shared.room().enter(image, builder);
+        lock(&self.stages).insert(image, stage);
     }
 
-    fn volume(&self) -> Volume {
-        let space = (self.options.space)(&self.home).unwrap_or_else(|error| {
-            tracing::warn!(home = %self.home.display(), %error, "the volume's room can't be read");
-            Space::default()
-        });
-        let percent = u64::from(self.options.floor_percent.min(100));
-        let purgeable = hold(&self.purgeable)
-            .filter(|(_, since)| since.elapsed() < PURGEABLE_FOR)
-            .map_or(0, |(bytes, _)| bytes);
-        let free_bytes = space.free_bytes.saturating_add(purgeable);
-        Volume {
-            total_bytes: space.total_bytes,
-            free_bytes: free_bytes.min(space.total_bytes),
-            floor_bytes: space.total_bytes / 100 * percent,
-        }
+    /// The stage isn't one of this store any more.
+    fn let_go(&self, image: &Digest) -> Option<Arc<Stage>> {
+        self.shared.room().leave(image);
+        lock(&self.stages).remove(image)
     }
-
-    /// Whether an image may take so much, beside what others may still take and the floor.
-    fn reserve(&self, need_bytes: u64, image: &Digest) -> Result<(), NoRoomError> {
-        let volume = self.volume();
-        let others = self.all().into_iter();
-        let others = others.filter(|stage| stage.layout.digest() != image);
-        let reserved_bytes = others.map(|stage| stage.outstanding_bytes()).sum();
-        if has_room(volume, need_bytes, reserved_bytes) {
-            return Ok(());
-        }
-        Err(NoRoomError {
-            need_bytes,
-            reserved_bytes,
-            free_bytes: volume.free_bytes,
-            floor_bytes: volume.floor_bytes,
-        })
-    }
-
-    fn host(&self) -> HostId {
-        let unnamed = || "this-host".parse().expect("a host id");
-        self.host.get().cloned().unwrap_or_else(unnamed)
-    }
-
-    /// An error when the program stops.
-    fn go_on(&self) -> io::Result<()> {
-        if self.stopping.load(Ordering::Acquire) {
-            return Err(io::Error::new(
-                io::ErrorKind::Interrupted,
-                "the agent stops",
-            ));
-        }
-        Ok(())
-    }
-
-    fn tell(&self, news: News) {
-        hold(&self.news).push(news);
-        self.has_news.store(true, Ordering::Release);
-    }
-}
-
-/// Whether an image fits. What others may still take and the floor are set aside first.
-const fn has_room(volume: Volume, need_bytes: u64, reserved_bytes: u64) -> bool {
-    let promised = need_bytes
-        .saturating_add(reserved_bytes)
-        .saturating_add(volume.floor_bytes);
-    volume.free_bytes >= promised
-}
-
-fn parse_references(
-    image: &Digest,
-    references: &[String],
-) -> Result<Vec<Reference>, ReferenceError> {
-    let parse = |text: &String| {
-        let reference: Reference = text.parse().map_err(|error| ReferenceError::Malformed {
-            reference: text.chars().take(120).collect(),
-            error,
-        })?;
-        match reference.version() {
-            Version::Digest(digest) if digest != image => Err(ReferenceError::OtherImage {
-                reference: reference.to_string(),
-                image: *image,
-            }),
-            _ => Ok(reference),
-        }
-    };
-    references.iter().map(parse).collect()
-}
-
-/// The same error, with what was attempted on what.
-fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("{action} {}: {error}", path.display()),
-    )
 }
 
 #[cfg(test)]

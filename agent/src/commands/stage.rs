@@ -25,7 +25,7 @@ use crate::{
     metrics::Metrics,
     registries::{Access, Origin},
     shelf::Shelf,
-    store::{Options, Stage, Store},
+    store::{Options, Stage, Store, install},
     tart::Tart,
     transfer::Cache,
 };
@@ -77,7 +77,7 @@ pub(crate) async fn stage(config: &Config, image: &str, json: bool) -> anyhow::R
     tokio::task::spawn_blocking(move || flushing.flush()).await??;
     let origin_bytes = fetched?;
     let named = stage.clone();
-    tokio::task::spawn_blocking(move || stage.install(&references)).await??;
+    tokio::task::spawn_blocking(move || install(&stage, &references)).await??;
     if let Some(prefix) = config.golden_prefix.clone() {
         let tart = Tart::new(config.tart_binary.clone(), config.tart_home.clone());
         Goldens::new(prefix, config.tart_home.clone(), tart, Metrics::new().0)

@@ -29,7 +29,7 @@ use crate::{
     },
     registries::Access,
     shelf::Shelf,
-    store::{Stage, held::Look},
+    store::{Look, Stage},
 };
 
 /// Blobs that clients want at one time; wishes beyond are turned away. 256 connections can't want more.

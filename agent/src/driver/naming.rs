@@ -20,7 +20,7 @@ use crate::{
     metrics::OutcomeLabel,
     platform,
     reconcile::{Have, Job, Sight},
-    store::{InstallError, Stage},
+    store::{InstallError, Stage, install_as},
 };
 
 /// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls, and presence may come
@@ -148,7 +148,7 @@ impl Driver {
         image.whole.get_or_insert_with(Instant::now);
         self.report_due = true;
         self.spawn_long(Long::Install, move || {
-            let (placed, result) = stage.install_as(&names);
+            let (placed, result) = install_as(&stage, &names);
             Input::Installed {
                 image: digest,
                 stage,

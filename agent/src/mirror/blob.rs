@@ -11,17 +11,17 @@
 //! (`docs/decisions/0004-bytes-before-the-end.md`).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use origin::OriginError;
@@ -33,89 +33,20 @@ use proto::{
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::taints::Taints;
 use crate::{
+    lock::lock,
     platform,
     store::{
         HeldChunk, WriteError,
-        held::{Access, Chunks, Files, Held, Hosts, Look, hold},
+        chunks::Chunks,
+        claim::{Hosts, Look},
+        held::Held,
         journal::Journal,
+        place::{Access, Files},
+        sync::sync_data,
     },
 };
-
-/// How long resuming a blob is refused after bytes of it that had left turned out false. Longer than any client goes on
-/// trying; a new attempt from the first byte is served meanwhile.
-const TAINT: Duration = Duration::from_hours(1);
-
-/// Blobs whose earlier bytes were false, and until when resuming them is refused. Shared by all blobs, because a blob's
-/// file may be dropped while clients still hold its bytes, and kept in a file, because they do over a restart too: a line
-/// of digest and Unix seconds for each.
-#[derive(Debug)]
-pub(crate) struct Taints {
-    path: PathBuf,
-    until: Mutex<BTreeMap<Digest, Instant>>,
-}
-
-impl Taints {
-    /// What is known from before. Lines that can't be read are passed over. Blocks.
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let (now, clock) = (Instant::now(), SystemTime::now());
-        let until = String::from_utf8_lossy(&text)
-            .lines()
-            .filter_map(|line| {
-                let (digest, seconds) = line.split_once(' ')?;
-                let until = UNIX_EPOCH.checked_add(Duration::from_secs(seconds.parse().ok()?))?;
-                // a clock that was set mustn't refuse for ever
-                let left = until.duration_since(clock).ok()?.min(TAINT);
-                Some((digest.parse().ok()?, now + left))
-            })
-            .collect();
-        Ok(Self {
-            path,
-            until: Mutex::new(until),
-        })
-    }
-
-    /// Blocks: after a crash it still holds.
-    fn add(&self, digest: Digest) {
-        let mut taints = hold(&self.until);
-        let (now, clock) = (Instant::now(), SystemTime::now());
-        taints.retain(|_, until| *until > now);
-        taints.insert(digest, now + TAINT);
-        let mut text = String::new();
-        for (digest, until) in &*taints {
-            let until = clock + until.saturating_duration_since(now);
-            let seconds = until
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |at| at.as_secs());
-            text += &format!("{digest} {seconds}\n");
-        }
-        if let Err(error) = self.write(&text) {
-            // as long as this process lives it is refused all the same
-            warn!(content = %digest, %error, "that a blob's earlier bytes were false can't be written down");
-        }
-    }
-
-    fn write(&self, text: &str) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        platform::sync_full(&file)?;
-        fs::rename(&new, &self.path)?;
-        let directory = self.path.parent().unwrap_or(&self.path);
-        platform::sync_directory(directory)
-    }
-
-    pub(super) fn covers(&self, digest: &Digest) -> bool {
-        hold(&self.until)
-            .get(digest)
-            .is_some_and(|until| *until > Instant::now())
-    }
-}
 
 /// Why nothing comes of a blob, for those who wait for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,12 +99,9 @@ pub(crate) struct Blob {
     common: Arc<Common>,
     /// Where its bytes are while it arrives. When it is whole they rest elsewhere.
     arriving: PathBuf,
-    whole: AtomicBool,
-    gone: AtomicBool,
-    parked: AtomicBool,
     file: Arc<BlobFile>,
-    /// Absent for a whole blob whose links nobody needed yet, and for one that is parked.
-    held: Mutex<Option<Arc<Held<Arc<BlobFile>>>>>,
+    /// Locked for a look.
+    life: Mutex<Life>,
     /// End of the bytes that left without being proved to the end.
     given: AtomicU64,
     /// The registry that the chunks of `run` came from; absent where they are of more than one, or that isn't known.
@@ -181,8 +109,67 @@ pub(crate) struct Blob {
     readers: AtomicUsize,
     wanted: AtomicBool,
     /// When it was last asked for or read, for the order in which blobs go.
-    pub(super) used: Mutex<Instant>,
+    used: Mutex<Instant>,
     news: watch::Sender<News>,
+}
+
+/// The chunks of a blob.
+type BlobChunks = Held<Arc<BlobFile>>;
+
+/// Where a blob is in its life.
+#[derive(Debug)]
+enum Life {
+    /// Chunks arrive.
+    Coming(Arc<BlobChunks>),
+    /// It has arrived in part, and its files are closed. Who wants it begins it anew.
+    Parked,
+    /// Every byte is here and verified. Without links nobody has needed them yet.
+    Whole(Option<Arc<BlobChunks>>),
+    /// It was removed from the disk. Who reads a whole blob still has its file.
+    Gone {
+        was_whole: bool,
+        chunks: Option<Arc<BlobChunks>>,
+    },
+}
+
+impl Life {
+    const fn is_whole(&self) -> bool {
+        matches!(
+            self,
+            Self::Whole(_)
+                | Self::Gone {
+                    was_whole: true,
+                    ..
+                }
+        )
+    }
+
+    fn chunks(&self) -> Option<Arc<BlobChunks>> {
+        match self {
+            Self::Coming(chunks) => Some(chunks.clone()),
+            Self::Whole(chunks) | Self::Gone { chunks, .. } => chunks.clone(),
+            Self::Parked => None,
+        }
+    }
+
+    /// All of it is here and verified now.
+    fn complete(&mut self) {
+        *self = match std::mem::replace(self, Self::Parked) {
+            Self::Coming(chunks) => Self::Whole(Some(chunks)),
+            // it was removed meanwhile
+            Self::Gone { chunks, .. } => Self::Gone {
+                was_whole: true,
+                chunks,
+            },
+            other => other,
+        };
+    }
+
+    /// It is removed from the disk.
+    fn end(&mut self) {
+        let (was_whole, chunks) = (self.is_whole(), self.chunks());
+        *self = Self::Gone { was_whole, chunks };
+    }
 }
 
 /// A blob's file, and how far it may leave before its chain is closed.
@@ -202,7 +189,7 @@ struct BlobFile {
 
 impl BlobFile {
     fn open(&self) -> io::Result<Arc<File>> {
-        let mut file = hold(&self.file);
+        let mut file = lock(&self.file);
         if let Some(file) = &*file {
             return Ok(file.clone());
         }
@@ -221,7 +208,7 @@ impl Files for Arc<BlobFile> {
     }
 
     fn sync(&self, _contents: &BTreeSet<usize>) -> io::Result<()> {
-        crate::store::held::sync_data(&*self.open()?)
+        sync_data(&*self.open()?)
     }
 
     fn rotted(&self, _content: usize, _chunk: ChunkIndex) {
@@ -262,7 +249,7 @@ pub(crate) struct Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        *hold(&self.blob.used) = Instant::now();
+        *lock(&self.blob.used) = Instant::now();
         self.blob.readers.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -305,7 +292,7 @@ impl Blob {
         paths: Paths,
         common: &Arc<Common>,
     ) -> io::Result<Self> {
-        let blob = Self::new(digest, geometry, paths, common, false);
+        let blob = Self::new(digest, geometry, paths, common, Life::Parked);
         let journal_path = links(&blob.arriving);
         let opened = if blob.arriving.exists() {
             Journal::open(&journal_path, &digest)?
@@ -319,7 +306,7 @@ impl Blob {
             .truncate(opened.is_none())
             .open(&blob.arriving)?;
         file.set_len(geometry.size())?;
-        *hold(&blob.file.file) = Some(Arc::new(file));
+        *lock(&blob.file.file) = Some(Arc::new(file));
         let (journal, records) = match opened {
             Some(opened) => {
                 if let Some(reason) = &opened.damage {
@@ -333,10 +320,10 @@ impl Blob {
             // clients of the process before may hold any of it
             blob.given.store(geometry.size(), Ordering::Release);
         }
-        let held = blob.hold_chunks();
+        let held = blob.new_chunks();
         held.set_journal(Some(journal));
         held.replay(records);
-        *hold(&blob.held) = Some(Arc::new(held));
+        *lock(&blob.life) = Life::Coming(Arc::new(held));
         Ok(blob)
     }
 
@@ -347,7 +334,7 @@ impl Blob {
         paths: Paths,
         common: &Arc<Common>,
     ) -> Self {
-        Self::new(digest, geometry, paths, common, true)
+        Self::new(digest, geometry, paths, common, Life::Whole(None))
     }
 
     fn new(
@@ -355,7 +342,7 @@ impl Blob {
         geometry: Geometry,
         paths: Paths,
         common: &Arc<Common>,
-        whole: bool,
+        life: Life,
     ) -> Self {
         let file = BlobFile {
             geometry,
@@ -369,11 +356,8 @@ impl Blob {
             digest,
             common: common.clone(),
             arriving: paths.arriving,
-            whole: AtomicBool::new(whole),
-            gone: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
             file: Arc::new(file),
-            held: Mutex::default(),
+            life: Mutex::new(life),
             given: AtomicU64::new(0),
             registry: Mutex::default(),
             readers: AtomicUsize::new(0),
@@ -383,13 +367,13 @@ impl Blob {
         }
     }
 
-    fn hold_chunks(&self) -> Held<Arc<BlobFile>> {
+    fn new_chunks(&self) -> BlobChunks {
         let content = [(self.digest, self.geometry())];
         Held::new(self.file.clone(), content, self.common.hosts.clone())
     }
 
-    fn chunks(&self) -> Option<Arc<Held<Arc<BlobFile>>>> {
-        hold(&self.held).clone()
+    fn chunks(&self) -> Option<Arc<BlobChunks>> {
+        lock(&self.life).chunks()
     }
 
     pub(crate) const fn digest(&self) -> Digest {
@@ -406,16 +390,21 @@ impl Blob {
 
     /// Whether every byte is here and verified.
     pub(crate) fn is_whole(&self) -> bool {
-        self.whole.load(Ordering::Acquire)
+        lock(&self.life).is_whole()
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+        matches!(*lock(&self.life), Life::Gone { .. })
     }
 
     /// Those who read it now, and when the last of them left or the blob was last asked for.
     pub(crate) fn readers(&self) -> (usize, Instant) {
-        (self.readers.load(Ordering::Acquire), *hold(&self.used))
+        (self.readers.load(Ordering::Acquire), *lock(&self.used))
+    }
+
+    /// It was used at this time, in an earlier process.
+    pub(super) fn was_used(&self, at: Instant) {
+        *lock(&self.used) = at;
     }
 
     /// Whether nobody reads it and nothing is fetched of it: the driver notices later that the last byte came.
@@ -431,7 +420,7 @@ impl Blob {
     /// Begins to read. The fetch isn't begun by this.
     pub(crate) fn read_on(self: &Arc<Self>) -> Reading {
         self.readers.fetch_add(1, Ordering::AcqRel);
-        *hold(&self.used) = Instant::now();
+        *lock(&self.used) = Instant::now();
         let news = self.news.subscribe();
         let epoch = news.borrow().epoch;
         Reading {
@@ -444,7 +433,7 @@ impl Blob {
 
     /// This host fetches it from this registry from now on; `None`: it comes from elsewhere.
     pub(crate) fn comes_from(&self, registry: Option<&str>) {
-        let mut source = hold(&self.registry);
+        let mut source = lock(&self.registry);
         let begun = self.file.run.load(Ordering::Acquire) > 0;
         if !begun || source.as_deref() != registry {
             *source = registry.filter(|_| !begun).map(str::to_owned);
@@ -453,7 +442,7 @@ impl Blob {
 
     /// As [`ready`](Self::ready), of what this host had from this registry alone.
     fn ready_of(&self, registry: &str, offset: u64) -> u64 {
-        if hold(&self.registry).as_deref() != Some(registry) {
+        if lock(&self.registry).as_deref() != Some(registry) {
             return offset;
         }
         let run = u64::from(self.file.run.load(Ordering::Acquire));
@@ -503,7 +492,7 @@ impl Blob {
 
     /// The file to read from; it stays readable when the blob is evicted.
     pub(crate) fn file(&self) -> io::Result<Arc<File>> {
-        if self.is_gone() && hold(&self.file.file).is_none() {
+        if self.is_gone() && lock(&self.file.file).is_none() {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
         self.file.open()
@@ -512,25 +501,23 @@ impl Blob {
     /// Closes the file of a whole blob that nobody reads: a process may have few files open on macOS.
     pub(super) fn rest(&self) {
         if self.is_whole() && self.readers.load(Ordering::Acquire) == 0 {
-            *hold(&self.file.file) = None;
+            *lock(&self.file.file) = None;
         }
     }
 
     /// Closes the files of a blob that has arrived in part, and that nobody else knows of. It is of no use from then on: who
     /// wants it begins it anew.
     pub(super) fn park(&self) {
-        let mut held = hold(&self.held);
-        // what isn't flushed yet is before the next time
-        if self.is_whole() || held.as_ref().is_some_and(|held| !held.is_flushed()) {
-            return;
+        let mut life = lock(&self.life);
+        // data that aren't flushed yet are flushed by the next tick: the blob is parked then
+        if matches!(&*life, Life::Coming(chunks) if chunks.is_flushed()) {
+            *life = Life::Parked;
+            *lock(&self.file.file) = None;
         }
-        *held = None;
-        *hold(&self.file.file) = None;
-        self.parked.store(true, Ordering::Release);
     }
 
     pub(super) fn is_parked(&self) -> bool {
-        self.parked.load(Ordering::Acquire)
+        matches!(*lock(&self.life), Life::Parked)
     }
 
     /// Tells those who wait that nothing comes, or (`None`) that it is tried again. Of a blob that is gone nothing comes.
@@ -561,18 +548,18 @@ impl Blob {
     /// # Errors
     /// When they can't be read now: that says nothing of the blob.
     pub(crate) fn load_links(&self) -> io::Result<bool> {
-        let mut held = hold(&self.held);
-        if held.is_some() {
-            return Ok(true);
-        }
+        let mut life = lock(&self.life);
+        let Life::Whole(loaded @ None) = &mut *life else {
+            return Ok(life.chunks().is_some());
+        };
         let Some(opened) = Journal::open(&links(&self.file.resting), &self.digest)? else {
             return Ok(false);
         };
-        let chunks = self.hold_chunks();
+        let chunks = self.new_chunks();
         chunks.replay(opened.records);
         let closed = chunks.is_closed(0);
         if closed {
-            *held = Some(Arc::new(chunks));
+            *loaded = Some(Arc::new(chunks));
         }
         Ok(closed)
     }
@@ -768,7 +755,7 @@ impl Blob {
         if let Some(chunks) = self.chunks() {
             chunks.set_journal(None);
         }
-        self.whole.store(true, Ordering::Release);
+        lock(&self.life).complete();
         self.news.send_modify(|news| {
             news.revision += 1;
             news.trouble = None;
@@ -784,7 +771,7 @@ impl Blob {
 
     /// Removes it from the disk. Clients that hold a part of it that wasn't proved can't go on. Blocks.
     pub(super) fn remove(&self) -> io::Result<()> {
-        self.gone.store(true, Ordering::Release);
+        lock(&self.life).end();
         if let Some(chunks) = self.chunks() {
             chunks.set_gone();
         }

@@ -17,7 +17,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -26,8 +26,14 @@ use std::{
 use proto::{Digest, Geometry, HostId, figure::Bytes};
 use tracing::{info, warn};
 
-use super::blob::{Blob, Common, Paths, Reading, Taints};
-use crate::platform::{self, DirectoryLock, LockError, Space};
+use super::{
+    blob::{Blob, Common, Paths, Reading},
+    taints::Taints,
+};
+use crate::{
+    lock::lock,
+    platform::{self, DirectoryLock, LockError, Space},
+};
 
 const WHOLE: &str = "whole";
 const ARRIVING: &str = "arriving";
@@ -42,7 +48,7 @@ pub(crate) struct Blobs {
     floor_percent: u8,
     space: fn(&Path) -> io::Result<Space>,
     _lock: DirectoryLock,
-    /// Changed by connections and the driver's jobs; held for look-ups, and while a blob's files are made or removed.
+    /// Changed by connections and the driver's jobs; locked for look-ups, and while a blob's files are made or removed.
     inner: Mutex<Inner>,
     /// Of the room that looks free: images under construction will take it.
     spoken_for_bytes: AtomicU64,
@@ -112,7 +118,7 @@ impl Blobs {
         for directory in [WHOLE, ARRIVING] {
             fs::create_dir_all(root.join(directory)).map_err(at)?;
         }
-        let lock = match platform::lock_directory(root, Duration::ZERO) {
+        let locked = match platform::lock_directory(root, Duration::ZERO) {
             Ok(lock) => lock,
             Err(LockError::Busy { .. }) => return Err(OpenError::InUse(root.into())),
             Err(LockError::Io { error, .. }) => return Err(at(error)),
@@ -128,7 +134,7 @@ impl Blobs {
             budget_bytes: limits.budget_bytes,
             floor_percent: limits.floor_percent,
             space: limits.space,
-            _lock: lock,
+            _lock: locked,
             inner: Mutex::default(),
             spoken_for_bytes: AtomicU64::new(0),
         };
@@ -137,7 +143,7 @@ impl Blobs {
     }
 
     fn load(&self) -> io::Result<()> {
-        let mut inner = self.hold();
+        let mut inner = lock(&self.inner);
         let now = (Instant::now(), SystemTime::now());
         for (directory, whole) in [(WHOLE, true), (ARRIVING, false)] {
             for entry in fs::read_dir(self.root.join(directory))? {
@@ -181,10 +187,8 @@ impl Blobs {
                     .ok()
                     .and_then(|at| now.1.duration_since(at).ok())
                     .unwrap_or_default();
-                if let Some(used) = now.0.checked_sub(age)
-                    && let Ok(mut held) = blob.used.lock()
-                {
-                    *held = used;
+                if let Some(used) = now.0.checked_sub(age) {
+                    blob.was_used(used);
                 }
                 inner.bytes += found.len();
                 inner.blobs.insert(digest, Arc::new(blob));
@@ -194,7 +198,7 @@ impl Blobs {
     }
 
     pub(crate) fn find(&self, digest: &Digest) -> Option<Arc<Blob>> {
-        self.hold().blobs.get(digest).cloned()
+        lock(&self.inner).blobs.get(digest).cloned()
     }
 
     /// Whether a client that holds a part of this blob may go on from there.
@@ -205,7 +209,7 @@ impl Blobs {
     /// Begins to read the blob, made where it isn't here. Others go, where it needs their room. Blocks.
     pub(crate) fn begin(&self, digest: Digest, size: u64) -> Result<Reading, BeginError> {
         let geometry = Geometry::new(size).map_err(|_| BeginError::TooLarge(size))?;
-        let mut inner = self.hold();
+        let mut inner = lock(&self.inner);
         if let Some(blob) = inner.blobs.get(&digest) {
             if blob.size() == size {
                 if !blob.is_parked() {
@@ -275,7 +279,7 @@ impl Blobs {
         if !self.lies_on(volume) {
             return false;
         }
-        let mut inner = self.hold();
+        let mut inner = lock(&self.inner);
         let idle: u64 = inner.idle().map(|blob| blob.size()).sum();
         if idle < bytes {
             return false;
@@ -324,7 +328,7 @@ impl Blobs {
 
     /// Drops a blob that isn't what it should be, whoever reads it. Blocks.
     pub(crate) fn discard(&self, digest: &Digest) -> io::Result<()> {
-        let mut inner = self.hold();
+        let mut inner = lock(&self.inner);
         if let Some(blob) = inner.blobs.get(digest) {
             blob.condemn();
         }
@@ -333,13 +337,12 @@ impl Blobs {
 
     /// These stay although nobody reads them: blobs of images that are being staged.
     pub(crate) fn pin(&self, pinned: BTreeSet<Digest>) {
-        self.hold().pinned = pinned;
+        lock(&self.inner).pinned = pinned;
     }
 
     /// The whole blobs, those used last first.
     pub(crate) fn whole(&self) -> Vec<Arc<Blob>> {
-        let mut whole: Vec<_> = self
-            .hold()
+        let mut whole: Vec<_> = lock(&self.inner)
             .blobs
             .values()
             .filter(|blob| blob.is_whole())
@@ -351,7 +354,7 @@ impl Blobs {
 
     /// The whole blob after this one, and around: the scrub's order.
     pub(crate) fn next_whole(&self, after: Option<Digest>) -> Option<Arc<Blob>> {
-        let inner = self.hold();
+        let inner = lock(&self.inner);
         let whole = |blob: &&Arc<Blob>| blob.is_whole();
         let later = inner
             .blobs
@@ -363,7 +366,7 @@ impl Blobs {
 
     /// Closes files that nobody reads, and says how many bytes the cache takes, and in how many blobs.
     pub(crate) fn tidy(&self) -> (u64, usize) {
-        let inner = self.hold();
+        let inner = lock(&self.inner);
         for blob in inner.blobs.values() {
             blob.rest();
             if blob.is_idle() && Arc::strong_count(blob) == 1 {
@@ -375,8 +378,7 @@ impl Blobs {
 
     /// Flushes every blob that is arriving. Blocks.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        let arriving: Vec<_> = self
-            .hold()
+        let arriving: Vec<_> = lock(&self.inner)
             .blobs
             .values()
             .filter(|blob| !blob.is_whole())
@@ -395,10 +397,6 @@ impl Blobs {
             arriving: self.root.join(ARRIVING).join(&name),
             resting: self.root.join(WHOLE).join(&name),
         }
-    }
-
-    fn hold(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

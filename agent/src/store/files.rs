@@ -19,14 +19,13 @@ use proto::{
 };
 
 use super::{
-    News, Shared,
-    held::{Access, Files, sync_data},
-    io_at,
+    news::News,
+    place::{Access, Files},
+    shared::Shared,
+    sync::sync_data,
+    tree::{BLOBS, io_at},
 };
 use crate::{platform, tart::cache};
-
-/// Blobs of layers without a raw digest, in the stage's own directory.
-const BLOBS: &str = "blobs";
 
 /// The files of one directory that holds the image.
 #[derive(Debug)]
@@ -103,14 +102,9 @@ impl Body {
         })
     }
 
-    /// Whether the files in a directory are the ones of this body, and have the sizes of this layout. What somebody put in the place of
+    /// Whether the files in a directory are the ones of this body, and have these sizes. What somebody put in the place of
     /// one of them, made longer or made shorter isn't the image: tart would use it.
-    fn lies_in(&self, directory: &Path, layout: &Layout) -> bool {
-        let sizes = [
-            layout.disk_bytes(),
-            layout.config().size,
-            layout.nvram().size,
-        ];
+    fn lies_in(&self, directory: &Path, sizes: [u64; 3]) -> bool {
         let parts = [cache::DISK, cache::CONFIG, cache::NVRAM].iter();
         parts
             .zip(self.inodes)
@@ -190,6 +184,8 @@ pub(crate) struct ImageFiles {
     image: Digest,
     /// `.parbake/<hex>`.
     directory: PathBuf,
+    /// Of the disk, the config and the NVRAM, by the layout.
+    sizes: [u64; 3],
     contents: Vec<(Digest, Vec<Where>)>,
     /// The first is read. Never empty.
     bodies: RwLock<Vec<Arc<Body>>>,
@@ -207,6 +203,11 @@ impl ImageFiles {
             shared,
             image: *layout.digest(),
             directory: directory.to_owned(),
+            sizes: [
+                layout.disk_bytes(),
+                layout.config().size,
+                layout.nvram().size,
+            ],
             contents: contents
                 .iter()
                 .map(|spec| (spec.digest, places_of(spec)))
@@ -231,9 +232,11 @@ impl ImageFiles {
     }
 
     /// Whether a directory holds one of the bodies, whole.
-    pub(super) fn lie_in(&self, directory: &Path, layout: &Layout) -> bool {
+    pub(super) fn lie_in(&self, directory: &Path) -> bool {
         let bodies = self.bodies.read().unwrap_or_else(PoisonError::into_inner);
-        bodies.iter().any(|body| body.lies_in(directory, layout))
+        bodies
+            .iter()
+            .any(|body| body.lies_in(directory, self.sizes))
     }
 
     /// Another body, written and compared already.
@@ -283,7 +286,7 @@ impl ImageFiles {
     }
 }
 
-impl Files for ImageFiles {
+impl Files for Arc<ImageFiles> {
     fn each(
         &self,
         content: usize,

@@ -13,185 +13,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     fs::File,
     io,
     os::unix::fs::FileExt as _,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use proto::{
-    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Ledger, Link, Source, State,
+    Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
     Statement,
     ledger::{Entered, RejectLinkError, Verdict},
 };
 
-use super::journal::{Journal, Record};
-use crate::platform;
-
-/// Where the bytes of contents lie. Contents go by their number in the order in which [`Held::new`] was given them.
-pub(crate) trait Files: fmt::Debug {
-    /// Runs on each place of a content, with the place's number and the offset at which the content starts in the file.
-    /// The first place is the one that is read. Stops at the first error.
-    fn each(
-        &self,
-        content: usize,
-        access: Access,
-        run: &mut dyn FnMut(usize, &File, u64) -> io::Result<()>,
-    ) -> io::Result<()>;
-
-    /// Makes what was written to these contents survive a crash.
-    fn sync(&self, contents: &BTreeSet<usize>) -> io::Result<()>;
-
-    /// A chunk isn't held any more because its bytes aren't what its link says, or can't be read. Called without a lock.
-    fn rotted(&self, content: usize, chunk: ChunkIndex);
-
-    /// Chunks came, were compared, or (`lost`) were dropped. Called under the content's lock: it has to be quick.
-    fn changed(&self, content: usize, chunks: &Chunks, lost: Option<ChunkIndex>) {
-        let _ = (content, chunks, lost);
-    }
-}
-
-/// What a place is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
-}
-
-/// The ids of hosts that made links, by the keys under which ledgers know them. Shared by all that stand on one volume.
-#[derive(Debug, Default)]
-pub(crate) struct Hosts(Mutex<BTreeMap<HostKey, HostId>>);
-
-impl Hosts {
-    fn know(&self, host: &HostId) {
-        hold(&self.0)
-            .entry(host.key())
-            .or_insert_with(|| host.clone());
-    }
-
-    fn find(&self, key: HostKey) -> Option<HostId> {
-        hold(&self.0).get(&key).cloned()
-    }
-}
-
-/// Why a chunk wasn't stored.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The link can't be true: its sender lies. The bytes are dropped.
-    #[error(transparent)]
-    Rejected(#[from] RejectLinkError),
-    /// The image has no such content.
-    #[error("image has no content {0}")]
-    UnknownContent(Digest),
-    /// The chunk's bytes aren't as many as its geometry says: the caller hasn't checked the link.
-    #[error("chunk {chunk} of {content} has {bytes} bytes")]
-    Length {
-        /// The content.
-        content: Digest,
-        /// The chunk.
-        chunk: ChunkIndex,
-        /// What was given.
-        bytes: usize,
-    },
-    /// The image was abandoned or removed meanwhile.
-    #[error("image is gone from this host")]
-    Gone,
-    /// The volume is full. What is held stays; writing can go on when there is room.
-    #[error(
-        "volume is full while storing chunk {chunk} of {content}; make room, and it goes on by itself"
-    )]
-    NoRoom {
-        /// The content.
-        content: Digest,
-        /// The chunk.
-        chunk: ChunkIndex,
-    },
-    /// The volume failed.
-    #[error("storing chunk {chunk} of {content}: {error}")]
-    Io {
-        /// The content.
-        content: Digest,
-        /// The chunk.
-        chunk: ChunkIndex,
-        /// The cause.
-        error: io::Error,
-    },
-}
-
-/// A chunk as it is held.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldChunk {
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    /// Its link, which holds for them.
-    pub link: Link,
-    /// Who sent it here, and who made it.
-    pub source: Source,
-    /// The maker's id.
-    pub maker: HostId,
-    /// Who answers for the link.
-    pub answer: Answer,
-}
-
-/// What is known of a held chunk without its bytes.
-#[derive(Clone, Debug)]
-pub(crate) struct Claim {
-    pub(crate) link: Link,
-    pub(crate) source: Source,
-    pub(crate) maker: HostId,
-    pub(crate) answer: Answer,
-    /// All its bytes are zero.
-    pub(crate) zero: bool,
-    /// It is known by the word of an earlier process alone.
-    unread: bool,
-}
-
-impl Claim {
-    /// Whether these bytes are the claimed ones.
-    pub(crate) fn fits(&self, geometry: Geometry, chunk: ChunkIndex, bytes: &[u8]) -> bool {
-        // that the link holds for zeros was found when they came: to look for others is ten times as fast
-        if self.zero && !self.unread {
-            return is_zero(bytes);
-        }
-        (!self.zero || is_zero(bytes)) && self.link.holds(geometry, chunk, bytes)
-    }
-
-    fn with(self, bytes: Vec<u8>) -> HeldChunk {
-        HeldChunk {
-            bytes,
-            link: self.link,
-            source: self.source,
-            maker: self.maker,
-            answer: self.answer,
-        }
-    }
-}
-
-/// What became of a chunk whose bytes should lie at some of its places already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Adopted {
-    /// It is held, and was before.
-    Held,
-    /// It is held now. `differed`: not every place had its bytes, and those that hadn't have them now.
-    New { differed: bool },
-    /// No place had its bytes. Nothing was changed.
-    Differs,
-}
-
-/// What a look at a chunk's bytes on the disk found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// The bytes are those of the link, at every place.
-    Sound(Box<HeldChunk>),
-    /// They aren't, or can't be read. The chunk isn't held any more.
-    Rotten,
-    /// The chunk isn't held.
-    Missing,
-}
+use super::{
+    chunks::{Chunks, Turn},
+    claim::{Adopted, Claim, HeldChunk, Hosts, Look, WriteError, not_stored},
+    journal::{Journal, Record},
+    place::{Access, Files, is_lost, is_zero, put},
+};
+use crate::lock::lock;
 
 /// The chunks of some contents that share a journal. Shared by threads; calls that touch bytes block on the disk.
 #[derive(Debug)]
@@ -199,7 +42,7 @@ pub(crate) struct Held<F> {
     files: F,
     contents: Vec<Content>,
     index: BTreeMap<Digest, usize>,
-    hosts: std::sync::Arc<Hosts>,
+    hosts: Arc<Hosts>,
     /// Absent where nothing more is written. Locked before a content's state where both are.
     journal: Mutex<Option<Journal>>,
     /// What happened since the last flush. Filled by every writing thread, emptied by whoever flushes; locked after a
@@ -218,21 +61,6 @@ struct Content {
     written: Condvar,
 }
 
-/// What is known of a content's chunks.
-#[derive(Debug)]
-pub(crate) struct Chunks {
-    ledger: Ledger,
-    zero: ChunkSet,
-    /// Held by the word of an earlier process; their bytes weren't compared since.
-    unread: ChunkSet,
-    /// Their bytes on disk are changing: nobody else writes them, and they aren't held.
-    writing: BTreeSet<ChunkIndex>,
-    /// Dropped, and the journal doesn't say so yet: nobody writes them.
-    barred: BTreeSet<ChunkIndex>,
-    /// Counts drops, so that a reader notices one that came between looking and reading.
-    drops: u64,
-}
-
 #[derive(Debug, Default)]
 struct Pending {
     records: Vec<Record>,
@@ -242,21 +70,12 @@ struct Pending {
     failures: u64,
 }
 
-/// A place in the order of writers: this chunk is the caller's to write.
-struct Turn<'a> {
+/// A chunk that is the caller's to write.
+struct Writing<'a> {
     content: &'a Content,
     at: usize,
     chunk: ChunkIndex,
     failures: u64,
-}
-
-impl Chunks {
-    /// The link of a chunk that is held and whose bytes were compared with it in this process.
-    pub(crate) fn read_link(&self, chunk: ChunkIndex) -> Option<(Link, Source)> {
-        self.ledger
-            .link(chunk)
-            .filter(|_| !self.unread.contains(chunk))
-    }
 }
 
 impl<F: Files> Held<F> {
@@ -264,7 +83,7 @@ impl<F: Files> Held<F> {
     pub(crate) fn new(
         files: F,
         contents: impl IntoIterator<Item = (Digest, Geometry)>,
-        hosts: std::sync::Arc<Hosts>,
+        hosts: Arc<Hosts>,
     ) -> Self {
         let contents: Vec<_> = contents
             .into_iter()
@@ -287,7 +106,7 @@ impl<F: Files> Held<F> {
 
     /// Journals into this one from now on.
     pub(crate) fn set_journal(&self, journal: Option<Journal>) {
-        *hold(&self.journal) = journal;
+        *lock(&self.journal) = journal;
     }
 
     /// Believes the records of an earlier process; what they say is held is unread. What isn't of these contents is passed
@@ -311,24 +130,15 @@ impl<F: Files> Held<F> {
                         sender,
                         maker: maker.key(),
                     };
-                    let mut chunks = hold(&content.chunks);
-                    // a record that can't be true is left out: its chunk is fetched again
-                    if let Ok(Entered::New) = chunks.ledger.enter_stated(
-                        chunk,
-                        link,
-                        source,
-                        statement.map(|statement| *statement),
-                    ) {
-                        chunks.unread.insert(chunk);
-                        if zero {
-                            chunks.zero.insert(chunk);
-                        }
+                    let statement = statement.map(|statement| *statement);
+                    let mut chunks = lock(&content.chunks);
+                    if chunks.believe(chunk, (link, source), zero, statement) {
                         self.hosts.know(&maker);
                     }
                 }
                 Record::Dropped { content, chunk } => {
                     if let Some(at) = self.find(&content) {
-                        hold(&self.contents[at].chunks).forget(chunk);
+                        lock(&self.contents[at].chunks).forget(chunk);
                     }
                 }
                 Record::Decoded { .. } => {}
@@ -362,47 +172,46 @@ impl<F: Files> Held<F> {
 
     /// The chunks that are on disk and fit their links.
     pub(crate) fn held(&self, at: usize) -> ChunkSet {
-        self.chunks(at).ledger.held().clone()
+        self.chunks(at).held().clone()
     }
 
     pub(crate) fn is_held(&self, at: usize, chunk: ChunkIndex) -> bool {
-        self.chunks(at).ledger.held().contains(chunk)
+        self.chunks(at).held().contains(chunk)
     }
 
     /// Whether the content is complete and its chain closed.
     pub(crate) fn is_closed(&self, at: usize) -> bool {
-        self.chunks(at).ledger.is_closed()
+        self.chunks(at).is_closed()
     }
 
     pub(crate) fn is_proved(&self, at: usize, chunk: ChunkIndex) -> bool {
-        self.chunks(at).ledger.is_proved(chunk)
+        self.chunks(at).is_proved(chunk)
     }
 
     pub(crate) fn link(&self, at: usize, chunk: ChunkIndex) -> Option<(Link, Source)> {
-        self.chunks(at).ledger.link(chunk)
+        self.chunks(at).link(chunk)
     }
 
     /// This host made a held link once more, and answers for it under its new run. No journal has that: after a restart it
     /// answers under the run before.
     pub(crate) fn restate(&self, at: usize, chunk: ChunkIndex, link: Link, statement: Statement) {
-        self.chunks(at).ledger.restate(chunk, link, statement);
+        self.chunks(at).restate(chunk, link, statement);
     }
 
     /// Who answers for the link of a chunk.
     pub(crate) fn answer(&self, at: usize, chunk: ChunkIndex) -> Answer {
-        self.chunks(at).ledger.answer(chunk)
+        self.chunks(at).answer(chunk)
     }
 
     /// The chunks that are held by the word of an earlier process alone.
     pub(crate) fn unread(&self, at: usize) -> ChunkSet {
-        self.chunks(at).unread.clone()
+        self.chunks(at).unread().clone()
     }
 
     /// Believes nothing that isn't read again.
     pub(crate) fn doubt(&self) {
         for content in &self.contents {
-            let mut chunks = hold(&content.chunks);
-            chunks.unread = chunks.ledger.held().clone();
+            lock(&content.chunks).doubt();
         }
     }
 
@@ -422,14 +231,14 @@ impl<F: Files> Held<F> {
     }
 
     fn claim_of(&self, chunks: &Chunks, chunk: ChunkIndex) -> Option<Claim> {
-        let (link, source) = chunks.ledger.link(chunk)?;
+        let (link, source) = chunks.link(chunk)?;
         Some(Claim {
             link,
             source,
             maker: self.hosts.find(source.maker)?,
-            answer: chunks.ledger.answer(chunk),
-            zero: chunks.zero.contains(chunk),
-            unread: chunks.unread.contains(chunk),
+            answer: chunks.answer(chunk),
+            zero: chunks.is_zero(chunk),
+            unread: chunks.unread().contains(chunk),
         })
     }
 
@@ -539,67 +348,65 @@ impl<F: Files> Held<F> {
     }
 
     /// Waits until the chunk may be written by the caller; `None` where it is held.
-    fn take_turn(&self, at: usize, chunk: ChunkIndex) -> Result<Option<Turn<'_>>, WriteError> {
+    fn take_turn(&self, at: usize, chunk: ChunkIndex) -> Result<Option<Writing<'_>>, WriteError> {
         let content = &self.contents[at];
+        let mut chunks = lock(&content.chunks);
         loop {
-            let mut chunks = hold(&content.chunks);
-            while chunks.writing.contains(&chunk) {
-                chunks = content
-                    .written
-                    .wait(chunks)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if self.is_gone() {
+            let turn = chunks.take_turn(chunk);
+            if turn != Turn::Another && self.is_gone() {
+                chunks.end_turn(chunk);
+                content.written.notify_all();
                 return Err(WriteError::Gone);
             }
-            if chunks.ledger.held().contains(chunk) {
-                return Ok(None);
+            match turn {
+                Turn::Yours => break,
+                Turn::Held => return Ok(None),
+                Turn::Another => {
+                    let waited = content.written.wait(chunks);
+                    chunks = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+                Turn::Barred => {
+                    drop(chunks);
+                    self.flush()
+                        .map_err(|error| not_stored(content.digest, chunk, error))?;
+                    chunks = lock(&content.chunks);
+                }
             }
-            if !chunks.barred.contains(&chunk) {
-                chunks.writing.insert(chunk);
-                break;
-            }
-            drop(chunks);
-            self.flush()
-                .map_err(|error| not_stored(content.digest, chunk, error))?;
         }
-        Ok(Some(Turn {
+        drop(chunks);
+        Ok(Some(Writing {
             content,
             at,
             chunk,
-            failures: hold(&self.pending).failures,
+            failures: lock(&self.pending).failures,
         }))
     }
 
-    fn leave_turn(&self, turn: &Turn<'_>) {
-        hold(&turn.content.chunks).writing.remove(&turn.chunk);
+    fn leave_turn(&self, turn: &Writing<'_>) {
+        lock(&turn.content.chunks).end_turn(turn.chunk);
         turn.content.written.notify_all();
     }
 
     fn end_turn(
         &self,
-        turn: &Turn<'_>,
+        turn: &Writing<'_>,
         written: io::Result<()>,
         claim: &Claim,
     ) -> Result<Entered, WriteError> {
         let (digest, chunk) = (turn.content.digest, turn.chunk);
-        let mut chunks = hold(&turn.content.chunks);
-        chunks.writing.remove(&chunk);
+        let mut chunks = lock(&turn.content.chunks);
+        chunks.end_turn(chunk);
         turn.content.written.notify_all();
         written.map_err(|error| not_stored(digest, chunk, error))?;
         // a sync that fails from here on sees the chunk among those that it has to drop
-        let mut pending = hold(&self.pending);
+        let mut pending = lock(&self.pending);
         if pending.failures != turn.failures {
             let lost = io::Error::other("the volume failed while it was written");
             return Err(not_stored(digest, chunk, lost));
         }
         let statement = claim.answer.statement().cloned();
-        let entered = chunks
-            .ledger
-            .enter_stated(chunk, claim.link, claim.source, statement)?;
-        if claim.zero {
-            chunks.zero.insert(chunk);
-        }
+        let link = (claim.link, claim.source);
+        let entered = chunks.enter(chunk, link, claim.zero, statement)?;
         self.hosts.know(&claim.maker);
         pending.dirty.insert(turn.at);
         pending.records.push(Record::Held {
@@ -625,8 +432,8 @@ impl<F: Files> Held<F> {
     pub(crate) fn read(&self, at: usize, chunk: ChunkIndex) -> io::Result<Option<HeldChunk>> {
         let content = &self.contents[at];
         let (claim, drops) = {
-            let chunks = hold(&content.chunks);
-            if chunks.unread.contains(chunk) {
+            let chunks = lock(&content.chunks);
+            if chunks.unread().contains(chunk) {
                 drop(chunks);
                 return Ok(match self.look(at, chunk)? {
                     Look::Sound(held) => Some(*held),
@@ -636,7 +443,7 @@ impl<F: Files> Held<F> {
             let Some(claim) = self.claim_of(&chunks, chunk) else {
                 return Ok(None);
             };
-            (claim, chunks.drops)
+            (claim, chunks.drops())
         };
         let offset = content.geometry.offset(chunk);
         let mut bytes = vec![0; content.geometry.len(chunk) as usize];
@@ -647,7 +454,7 @@ impl<F: Files> Held<F> {
                     _ => Ok(()),
                 })?;
         }
-        if hold(&content.chunks).drops != drops || self.is_gone() {
+        if lock(&content.chunks).drops() != drops || self.is_gone() {
             return Ok(None);
         }
         Ok(Some(claim.with(bytes)))
@@ -662,23 +469,23 @@ impl<F: Files> Held<F> {
         let content = &self.contents[at];
         loop {
             let (claim, drops) = {
-                let chunks = hold(&content.chunks);
+                let chunks = lock(&content.chunks);
                 let Some(claim) = self.claim_of(&chunks, chunk) else {
                     return Ok(Look::Missing);
                 };
-                (claim, chunks.drops)
+                (claim, chunks.drops())
             };
             let found = self.compare(at, chunk, &claim)?;
             if self.is_gone() {
                 return Ok(Look::Missing);
             }
-            let mut chunks = hold(&content.chunks);
-            if chunks.drops != drops {
+            let mut chunks = lock(&content.chunks);
+            if chunks.drops() != drops {
                 // perhaps of this chunk, which has been written again since
                 continue;
             }
             if let Some(bytes) = found {
-                if chunks.unread.remove(chunk) {
+                if chunks.was_read(chunk) {
                     self.files.changed(at, &chunks, None);
                 }
                 return Ok(Look::Sound(Box::new(claim.with(bytes))));
@@ -688,6 +495,19 @@ impl<F: Files> Held<F> {
             self.files.rotted(at, chunk);
             return Ok(Look::Rotten);
         }
+    }
+
+    /// Compares every held chunk of a content with its link, and drops what rotted. What was dropped is journaled.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub(crate) fn look_at_all(&self, at: usize) -> io::Result<()> {
+        for chunk in self.held(at).iter() {
+            if self.look(at, chunk)? == Look::Rotten {
+                self.flush()?;
+            }
+        }
+        Ok(())
     }
 
     /// The chunk's bytes, where every place has those that the claim says.
@@ -764,7 +584,7 @@ impl<F: Files> Held<F> {
         let mut chunks = self.chunks(at);
         for (chunk, link, zero, same) in links {
             let states = |link: &Link| (link.before, link.after);
-            if let Some((held, _)) = chunks.ledger.link(chunk)
+            if let Some((held, _)) = chunks.link(chunk)
                 && (!same || states(&held) != states(&link))
             {
                 self.lose(at, &mut chunks, chunk);
@@ -772,11 +592,8 @@ impl<F: Files> Held<F> {
             if !same {
                 continue;
             }
-            if let Ok(Entered::New) = chunks.ledger.enter(chunk, link, source) {
-                if zero {
-                    chunks.zero.insert(chunk);
-                }
-                hold(&self.pending).records.push(Record::Held {
+            if let Ok(Entered::New) = chunks.enter(chunk, (link, source), zero, None) {
+                lock(&self.pending).records.push(Record::Held {
                     content: content.digest,
                     chunk,
                     link,
@@ -786,11 +603,11 @@ impl<F: Files> Held<F> {
                     statement: None,
                 });
             }
-            chunks.unread.remove(chunk);
+            chunks.was_read(chunk);
         }
-        hold(&self.pending).dirty.insert(at);
-        chunks.ledger.walk();
-        Ok(chunks.ledger.is_closed())
+        lock(&self.pending).dirty.insert(at);
+        chunks.walk();
+        Ok(chunks.is_closed())
     }
 
     // ---- dropping -------------------------------------------------------------------------------------------------
@@ -798,7 +615,7 @@ impl<F: Files> Held<F> {
     /// Walks back from the content's digest and drops what this proves false ([`Ledger::walk`]). The caller flushes.
     pub(crate) fn drop_false(&self, at: usize) -> Vec<Verdict> {
         let mut chunks = self.chunks(at);
-        let verdicts = chunks.ledger.walk();
+        let verdicts = chunks.walk();
         for verdict in &verdicts {
             self.lose(at, &mut chunks, verdict.chunk);
         }
@@ -809,7 +626,7 @@ impl<F: Files> Held<F> {
     /// held. The caller flushes.
     pub(crate) fn forget(&self, at: usize, chunk: ChunkIndex) -> bool {
         let mut chunks = self.chunks(at);
-        let held = chunks.ledger.held().contains(chunk);
+        let held = chunks.held().contains(chunk);
         if held {
             self.lose(at, &mut chunks, chunk);
         }
@@ -819,7 +636,7 @@ impl<F: Files> Held<F> {
     /// Drops the unproved chunks from `from` on that this host made: it took them back. The caller flushes.
     pub(crate) fn retract(&self, at: usize, maker: HostKey, from: ChunkIndex) -> Vec<ChunkIndex> {
         let mut chunks = self.chunks(at);
-        let doubtful = chunks.ledger.doubtful(maker, from);
+        let doubtful = chunks.doubtful(maker, from);
         for chunk in &doubtful {
             self.lose(at, &mut chunks, *chunk);
         }
@@ -828,9 +645,8 @@ impl<F: Files> Held<F> {
 
     /// The chunk isn't held any more, and its place isn't written before the journal says so.
     fn lose(&self, at: usize, chunks: &mut Chunks, chunk: ChunkIndex) {
-        chunks.forget(chunk);
-        chunks.barred.insert(chunk);
-        hold(&self.pending).records.push(Record::Dropped {
+        chunks.bar(chunk);
+        lock(&self.pending).records.push(Record::Dropped {
             content: self.contents[at].digest,
             chunk,
         });
@@ -841,16 +657,16 @@ impl<F: Files> Held<F> {
 
     /// Bytes of a content changed otherwise than by chunks.
     pub(crate) fn touch(&self, at: usize) {
-        hold(&self.pending).dirty.insert(at);
+        lock(&self.pending).dirty.insert(at);
     }
 
     /// A fact that isn't about a chunk, and whose data are synced already.
     pub(crate) fn note(&self, record: Record) {
-        hold(&self.pending).records.push(record);
+        lock(&self.pending).records.push(record);
     }
 
     pub(crate) fn is_flushed(&self) -> bool {
-        let pending = hold(&self.pending);
+        let pending = lock(&self.pending);
         pending.records.is_empty() && pending.dirty.is_empty()
     }
 
@@ -864,9 +680,9 @@ impl<F: Files> Held<F> {
         if self.is_gone() {
             return Ok(());
         }
-        let mut journal = hold(&self.journal);
+        let mut journal = lock(&self.journal);
         let (records, dirty) = {
-            let mut pending = hold(&self.pending);
+            let mut pending = lock(&self.pending);
             (
                 std::mem::take(&mut pending.records),
                 std::mem::take(&mut pending.dirty),
@@ -883,7 +699,7 @@ impl<F: Files> Held<F> {
         if let Some(journal) = journal.as_mut()
             && let Err(error) = journal.append(&records)
         {
-            let mut pending = hold(&self.pending);
+            let mut pending = lock(&self.pending);
             let later = std::mem::replace(&mut pending.records, records);
             pending.records.extend(later);
             return Err(error);
@@ -892,7 +708,7 @@ impl<F: Files> Held<F> {
             if let Record::Dropped { content, chunk } = record
                 && let Some(at) = self.find(content)
             {
-                self.chunks(at).barred.remove(chunk);
+                self.chunks(at).unbar(*chunk);
             }
         }
         Ok(())
@@ -901,7 +717,7 @@ impl<F: Files> Held<F> {
     /// Drops what a failed sync covered: these records' chunks, and those that came while it ran. Drops stay to be journaled.
     fn unvouch(&self, mut records: Vec<Record>) {
         {
-            let mut pending = hold(&self.pending);
+            let mut pending = lock(&self.pending);
             pending.failures += 1;
             records.append(&mut pending.records);
             pending.dirty.clear();
@@ -919,13 +735,13 @@ impl<F: Files> Held<F> {
                     };
                     let mut chunks = self.chunks(at);
                     // one that was dropped since has its own record
-                    if chunks.ledger.link(chunk).is_some_and(|(held, _)| {
+                    if chunks.link(chunk).is_some_and(|(held, _)| {
                         (held.before, held.after) == (link.before, link.after)
                     }) {
                         self.lose(at, &mut chunks, chunk);
                     }
                 }
-                Record::Dropped { .. } => hold(&self.pending).records.push(record),
+                Record::Dropped { .. } => lock(&self.pending).records.push(record),
                 // it is decoded again
                 Record::Decoded { .. } => {}
             }
@@ -933,105 +749,18 @@ impl<F: Files> Held<F> {
     }
 
     fn chunks(&self, at: usize) -> MutexGuard<'_, Chunks> {
-        hold(&self.contents[at].chunks)
+        lock(&self.contents[at].chunks)
     }
 }
 
 impl Content {
     fn new(digest: Digest, geometry: Geometry) -> Self {
-        let none = ChunkSet::empty(geometry.chunks());
         Self {
             digest,
             geometry,
-            chunks: Mutex::new(Chunks {
-                ledger: Ledger::new(digest, geometry),
-                zero: none.clone(),
-                unread: none,
-                writing: BTreeSet::new(),
-                barred: BTreeSet::new(),
-                drops: 0,
-            }),
+            chunks: Mutex::new(Chunks::new(digest, geometry)),
             written: Condvar::new(),
         }
-    }
-}
-
-impl Chunks {
-    fn forget(&mut self, chunk: ChunkIndex) {
-        self.ledger.forget(chunk);
-        self.zero.remove(chunk);
-        self.unread.remove(chunk);
-        self.drops += 1;
-    }
-}
-
-fn not_stored(content: Digest, chunk: ChunkIndex, error: io::Error) -> WriteError {
-    if error.kind() == io::ErrorKind::StorageFull {
-        WriteError::NoRoom { content, chunk }
-    } else {
-        WriteError::Io {
-            content,
-            chunk,
-            error,
-        }
-    }
-}
-
-/// Whether the error says that the bytes themselves are lost: the file is shorter or gone, or a sector can't be read. Other errors
-/// (no more memory, files or network) say nothing of the bytes.
-fn is_lost(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound
-    ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
-}
-
-/// Writes bytes, or makes a hole where they are zeros. Always punched, never skipped: the disk may have begun as a
-/// clone, and a dropped chunk may have left its bytes.
-pub(super) fn put(file: &File, offset: u64, bytes: &[u8], zero: bool) -> io::Result<()> {
-    if zero {
-        platform::punch_hole(file, offset, bytes.len() as u64)
-    } else {
-        file.write_all_at(bytes, offset)
-    }
-}
-
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    let quiet = |chunk: &[u8; 64]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
-    words.iter().all(quiet) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// Makes what was written to the file reach the disk before the journal says so.
-pub(crate) fn sync_data(file: &File) -> io::Result<()> {
-    #[cfg(test)]
-    failing::strike()?;
-    platform::sync_data(file)
-}
-
-/// Locks a mutex whose state is whole between statements: a panic elsewhere doesn't take it along.
-pub(crate) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-pub(crate) mod failing {
-    use std::{cell::Cell, io};
-
-    thread_local! {
-        /// Syncs of data and journals that go well in this thread before one fails.
-        pub(crate) static SYNCS_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
-    }
-
-    pub(crate) fn strike() -> io::Result<()> {
-        let left = SYNCS_LEFT.get();
-        SYNCS_LEFT.set(left.checked_sub(1).unwrap_or(usize::MAX));
-        if left == 0 {
-            return Err(io::Error::from_raw_os_error(
-                rustix::io::Errno::IO.raw_os_error(),
-            ));
-        }
-        Ok(())
     }
 }
 

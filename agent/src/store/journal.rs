@@ -31,7 +31,7 @@ use proto::{
     statement::Run,
 };
 
-use super::held::sync_data;
+use super::sync::sync_data;
 use crate::platform;
 
 const MAGIC: &[u8; 16] = b"parbake journal\x01";

@@ -5,19 +5,19 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use proto::{Digest, Layout};
 
 use super::{
-    Shared, doubt,
+    doubt,
     files::Body,
-    install::write_new,
-    io_at,
     journal::{Journal, Record},
-    stage::{IMAGE, JOURNAL, Stage},
-    status::{self, Status},
+    shared::Shared,
+    stage::{Parts, Stage},
+    status::Status,
+    tree::{IMAGE, JOURNAL, STATUS, write_new},
 };
 use crate::tart::{Reference, cache};
 
@@ -57,14 +57,14 @@ impl Loaded {
 /// When it can't be read now, which says nothing of it.
 pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io::Result<Loaded> {
     let damaged = |file: PathBuf, reason: String| Ok(Loaded::Damaged { file, reason });
-    let status_path = directory.join(status::STATUS);
+    let status_path = directory.join(STATUS);
     let status = match Status::read(directory) {
         Ok(Some(status)) if status.references.is_empty() => return Ok(Loaded::Leftover),
         Ok(Some(status)) => status,
         Ok(None) => return Ok(Loaded::Leftover),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             let reason = error.to_string();
-            match status_again(&shared.home, directory, image, &reason)? {
+            match status_again(shared.home(), directory, image, &reason)? {
                 Some(status) => status,
                 None => return damaged(status_path, reason),
             }
@@ -81,7 +81,7 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
     let in_cache: BTreeSet<PathBuf> = status
         .references
         .iter()
-        .map(|reference| cache::image_directory(&shared.home, reference, &image))
+        .map(|reference| cache::image_directory(shared.home(), reference, &image))
         .filter(is_ours)
         .collect();
     let installed = !in_cache.is_empty();
@@ -115,18 +115,13 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
         installed,
         ..status
     };
-    let stage = Stage::assemble(
-        shared.clone(),
-        layout,
-        &manifest,
+    let parts = Parts {
+        directory: directory.to_owned(),
         status,
-        directory.to_owned(),
         bodies,
         journal,
-    );
-    stage.held.replay(records);
-    stage.links_lost.store(damaged, Ordering::Release);
-    stage.notice_doubt();
+    };
+    let stage = Stage::recover(shared.clone(), layout, &manifest, parts, (records, damaged));
     Ok(Loaded::Stage(Box::new(stage)))
 }
 
@@ -151,7 +146,7 @@ fn manifest(
         Err(error) => return Err(error),
     };
     for reference in &status.references {
-        let installed = cache::image_directory(&shared.home, reference, &image);
+        let installed = cache::image_directory(shared.home(), reference, &image);
         let found = fs::read(installed.join(cache::MANIFEST)).ok();
         let Some(bytes) = found else { continue };
         if let Ok(layout) = Layout::parse(&bytes, &image) {
@@ -186,7 +181,7 @@ fn status_again(
     if inodes.is_empty() {
         return Ok(None);
     }
-    let file = directory.join(status::STATUS);
+    let file = directory.join(STATUS);
     tracing::warn!(%image, file = %file.display(), reason, "the notes on an installed image are damaged; all of it is read again");
     let status = Status {
         references,
@@ -231,15 +226,4 @@ fn open_journal(
         "it is missing"
     });
     Ok((Journal::create(&path, layout.digest())?, Vec::new(), true))
-}
-
-/// Removes a directory of ours, the status first.
-pub(super) fn remove(directory: &Path) -> io::Result<()> {
-    let missing_is_fine = |result: io::Result<()>| match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    missing_is_fine(fs::remove_file(directory.join(status::STATUS)))?;
-    missing_is_fine(fs::remove_dir_all(directory))
-        .map_err(|error| io_at("removing", directory, error))
 }

@@ -2,12 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt as _,
+    fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -17,30 +15,29 @@ use std::{
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
     Statement,
-    image::{ContentSpec, DiskLayer, LayerName, Place},
+    image::Place,
     ledger::{Entered, Verdict},
 };
+use swarm::event::Entitled;
 
 use super::{
-    Shared,
+    claim::{Adopted, HeldChunk, Look, WriteError},
+    doubt::Doubt,
     files::{Body, ImageFiles, Where},
-    held::{Adopted, Held, HeldChunk, Look, WriteError, hold, is_zero, put},
-    io_at,
+    held::Held,
     journal::{Journal, Record},
+    layers::{DecodeLayerError, decode_content},
+    names::Names,
+    room::{Builder, NoRoomError},
+    shared::Shared,
     status::Status,
+    tree::{IMAGE, JOURNAL, TWIN, io_at, remove_any, write_new},
 };
 use crate::{
-    apple_lz4::{DecodeError, Decoder},
+    lock::lock,
     platform,
-    tart::cache,
+    tart::{Reference, cache},
 };
-
-/// The directory that becomes the image's, inside the stage's own.
-pub(super) const IMAGE: &str = "image";
-pub(super) const JOURNAL: &str = "journal";
-
-/// Bytes that are gathered before decoded ones are written.
-const DECODE_BYTES: usize = 1 << 20;
 
 /// Threads that read at a time what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a Mac's disk
 /// gives about 3.
@@ -51,53 +48,61 @@ const READERS: usize = 4;
 /// It stays readable after its installation, so that the host goes on seeding.
 #[derive(Debug)]
 pub struct Stage {
-    pub(super) shared: Arc<Shared>,
-    pub(super) layout: Layout,
-    pub(super) manifest: Vec<u8>,
+    shared: Arc<Shared>,
+    layout: Layout,
+    manifest: Vec<u8>,
     /// `.parbake/<hex>`.
-    pub(super) directory: PathBuf,
-    pub(super) held: Held<ImageFiles>,
+    directory: PathBuf,
+    files: Arc<ImageFiles>,
+    held: Held<Arc<ImageFiles>>,
     /// Contents whose blobs this process decoded onto the disk.
-    pub(super) decoded: Mutex<BTreeSet<usize>>,
+    decoded: Mutex<BTreeSet<usize>>,
     /// The journal was damaged when it was opened, and the links that it lost weren't made again yet.
-    pub(super) links_lost: AtomicBool,
-    /// The doubt under which the image is read again ([`super::doubt`]).
-    pub(super) doubt: Mutex<Option<Vec<u8>>>,
-    pub(super) status: Mutex<Status>,
-    /// One installation at a time.
-    pub(super) installing: Mutex<()>,
-    /// The last installation did all that it could before tart's lock, and didn't get that.
-    pub(super) waits_for_tart: AtomicBool,
+    links_lost: AtomicBool,
+    /// The doubt under which the image is read again.
+    doubt: Doubt,
+    names: Names,
+    /// Locked by the one installation at a time.
+    installing: Mutex<Installing>,
     /// Bytes that a copy for another repository may take.
-    pub(super) copying_bytes: AtomicU64,
+    copying_bytes: AtomicU64,
 }
 
-/// Why a layer that travels as a blob isn't on the disk.
-#[derive(Debug, thiserror::Error)]
-pub enum DecodeLayerError {
-    /// The blob has the digest that the manifest names, and doesn't decode to what the manifest says: the image itself
-    /// is bad.
-    #[error("{layer} doesn't decode: {error}")]
-    Bad {
-        /// The layer.
-        layer: LayerName,
-        /// The cause.
-        error: DecodeError,
-    },
-    /// The blob's bytes changed on disk. What of it isn't held any more has to come again.
-    #[error("blob {content} has changed on disk")]
-    Rotten {
-        /// The blob.
-        content: Digest,
-    },
-    /// The volume failed.
-    #[error("decoding {layer}: {error}")]
-    Io {
-        /// The layer.
-        layer: LayerName,
-        /// The cause.
-        error: io::Error,
-    },
+/// What one installation leaves for the next.
+#[derive(Debug, Default)]
+pub(super) struct Installing {
+    /// It did all that it could before tart's lock, and didn't get that.
+    pub(super) waits_for_tart: bool,
+}
+
+/// What a stage is made of: its directory of ours, and what lies there.
+pub(super) struct Parts {
+    pub(super) directory: PathBuf,
+    pub(super) status: Status,
+    /// As the status says.
+    pub(super) bodies: Vec<Body>,
+    pub(super) journal: Journal,
+}
+
+/// A promise of room on the volume, for as long as a copy is made.
+pub(super) struct Promise<'a>(&'a Stage);
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.0.copying_bytes.store(0, Ordering::Release);
+    }
+}
+
+impl Builder for Stage {
+    fn outstanding_bytes(&self) -> u64 {
+        let copying = self.copying_bytes.load(Ordering::Acquire);
+        if self.names.is_installed() {
+            return copying;
+        }
+        needed_bytes(&self.layout)
+            .saturating_sub(self.files.taken_bytes())
+            .saturating_add(copying)
+    }
 }
 
 impl Stage {
@@ -126,56 +131,64 @@ impl Stage {
         }
         let body = Body::create(&image, &layout)?;
         let journal = Journal::create(&directory.join(JOURNAL), layout.digest())?;
-        let path = directory.join(cache::MANIFEST);
         // synced before the status names the stage: one without its manifest is pruned with all that it holds
-        File::create(&path)
-            .and_then(|mut file| {
-                io::Write::write_all(&mut file, manifest)?;
-                platform::sync_full(&file)
-            })
-            .map_err(|error| io_at("writing", &path, error))?;
+        write_new(&directory.join(cache::MANIFEST), manifest)?;
         let status = Status {
             disk_inode: body.inode,
             ..status
         };
-        let stage = Self::assemble(
-            shared,
-            layout,
-            manifest,
-            status,
+        platform::sync_directory(&image)?;
+        let parts = Parts {
             directory,
-            vec![body],
+            status,
+            bodies: vec![body],
             journal,
-        );
+        };
+        let stage = Self::assemble(shared, layout, manifest, parts);
+        stage.names.write()?;
         Ok((stage, cloned))
     }
 
-    /// A stage of these bodies, which are as its status says.
-    pub(super) fn assemble(
+    /// What an earlier process left, with what its journal says. `damaged`: the journal lost links.
+    pub(super) fn recover(
         shared: Arc<Shared>,
         layout: Layout,
         manifest: &[u8],
-        status: Status,
-        directory: PathBuf,
-        bodies: Vec<Body>,
-        journal: Journal,
+        parts: Parts,
+        (records, damaged): (Vec<Record>, bool),
     ) -> Self {
+        let stage = Self::assemble(shared, layout, manifest, parts);
+        stage.held.replay(records);
+        stage.links_lost.store(damaged, Ordering::Release);
+        stage.notice_doubt();
+        stage
+    }
+
+    fn assemble(shared: Arc<Shared>, layout: Layout, manifest: &[u8], parts: Parts) -> Self {
+        let Parts {
+            directory,
+            status,
+            bodies,
+            journal,
+        } = parts;
         let files = ImageFiles::new(shared.clone(), &layout, &directory, bodies);
+        let files = Arc::new(files);
         let contents = layout.contents();
         let contents = contents.iter().map(|spec| (spec.digest, spec.geometry));
-        let held = Held::new(files, contents, shared.hosts.clone());
+        let held = Held::new(files.clone(), contents, shared.hosts().clone());
         held.set_journal(Some(journal));
+        let image = *layout.digest();
         Self {
+            doubt: Doubt::new(&directory),
+            names: Names::new(shared.home(), image, &directory, files.clone(), status),
             shared,
             manifest: manifest.to_vec(),
             directory,
+            files,
             held,
             decoded: Mutex::default(),
             links_lost: AtomicBool::new(false),
-            doubt: Mutex::default(),
-            status: Mutex::new(status),
             installing: Mutex::default(),
-            waits_for_tart: AtomicBool::new(false),
             copying_bytes: AtomicU64::new(0),
             layout,
         }
@@ -196,17 +209,28 @@ impl Stage {
     /// The references that shall name, or name, the image here.
     #[must_use]
     pub fn references(&self) -> Vec<String> {
-        hold(&self.status)
-            .references
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        let references = self.names.known();
+        references.iter().map(ToString::to_string).collect()
+    }
+
+    /// Whether tart finds the image by this reference now.
+    #[must_use]
+    pub fn is_named(&self, reference: &str) -> bool {
+        reference
+            .parse()
+            .is_ok_and(|reference| self.names.names(&reference))
+    }
+
+    /// The hosts that may have what the image holds.
+    #[must_use]
+    pub fn entitled(&self) -> Entitled {
+        self.names.entitled()
     }
 
     /// Whether the image was installed. Whether it is still there is for [`Store::presence`](super::Store::presence).
     #[must_use]
     pub fn is_installed(&self) -> bool {
-        hold(&self.status).installed
+        self.names.is_installed()
     }
 
     /// The geometry of this content; `None` for a content of another image.
@@ -414,9 +438,9 @@ impl Stage {
             return Ok(0);
         };
         let geometry = self.held.geometry(ours);
-        let their_places = other.held.files().places(theirs);
+        let their_places = other.files.places(theirs);
         // places by their numbers: a new stage has one body
-        let in_body = self.held.files().places(ours).iter();
+        let in_body = self.files.places(ours).iter();
         let there: Vec<bool> = in_body
             .filter(|place| **place != Where::Blob)
             .map(|place| cloned && matches!(place, Where::Disk(_)) && their_places.contains(place))
@@ -471,7 +495,7 @@ impl Stage {
         let layers = layout.layers().iter().filter(|layer| {
             layer.raw.is_some_and(|raw| {
                 other.held.find(&raw).is_some_and(|at| {
-                    let places = other.held.files().places(at);
+                    let places = other.files.places(at);
                     places.contains(&Where::Disk(layer.offset)) && other.held.is_closed(at)
                 })
             })
@@ -485,35 +509,35 @@ impl Stage {
     /// # Errors
     /// [`DecodeLayerError::Rotten`] where a blob's bytes aren't its digest's any more.
     pub(super) fn decode_layers(&self) -> Result<(), DecodeLayerError> {
-        let bodies = self.held.files().bodies();
-        for (at, spec) in self.layout.contents().iter().enumerate() {
-            if hold(&self.decoded).contains(&at) {
+        let bodies = self.files.bodies();
+        for at in 0..self.held.len() {
+            if lock(&self.decoded).contains(&at) {
                 continue;
             }
             let bodies = bodies.iter().map(|body| &**body);
-            let Some((layer, _)) = self.decode_content(at, spec, bodies)? else {
+            let decoded = decode_content(&self.held, &self.layout, at, bodies)?;
+            let Some((layer, _)) = decoded else {
                 continue;
             };
             let failed = |error| DecodeLayerError::Io {
                 layer: Layout::name(layer),
                 error,
             };
+            let content = self.held.digest(at);
             self.held.touch(at);
             self.flush().map_err(failed)?;
-            self.held.note(Record::Decoded {
-                content: spec.digest,
-            });
-            hold(&self.decoded).insert(at);
+            self.held.note(Record::Decoded { content });
+            lock(&self.decoded).insert(at);
             self.flush().map_err(failed)?;
-            tracing::debug!(content = %spec.digest, at, "layer decoded");
+            tracing::debug!(%content, at, "layer decoded");
         }
         Ok(())
     }
 
     /// The same onto the disk of another body.
     pub(super) fn decode_into(&self, body: &Body) -> Result<(), DecodeLayerError> {
-        for (at, spec) in self.layout.contents().iter().enumerate() {
-            self.decode_content(at, spec, [body].into_iter())?;
+        for at in 0..self.held.len() {
+            decode_content(&self.held, &self.layout, at, [body].into_iter())?;
         }
         Ok(())
     }
@@ -532,10 +556,10 @@ impl Stage {
         if !self.is_installed() {
             return Ok(false);
         }
-        let bodies = self.held.files().bodies();
+        let bodies = self.files.bodies();
         let bodies = bodies.iter().map(|body| &**body);
-        let spec = &self.layout.contents()[at];
-        let Some((layer, true)) = self.decode_content(at, spec, bodies)? else {
+        let decoded = decode_content(&self.held, &self.layout, at, bodies)?;
+        let Some((layer, true)) = decoded else {
             return Ok(false);
         };
         let layer = Layout::name(layer);
@@ -544,50 +568,6 @@ impl Stage {
         self.flush()
             .map_err(|error| DecodeLayerError::Io { layer, error })?;
         Ok(true)
-    }
-
-    /// Decodes a content whose layers travel as a blob; the last of them, if there are any, and whether the disk was another.
-    fn decode_content<'a>(
-        &self,
-        at: usize,
-        spec: &ContentSpec,
-        bodies: impl Iterator<Item = &'a Body> + Clone,
-    ) -> Result<Option<(&DiskLayer, bool)>, DecodeLayerError> {
-        let (mut last, mut changed) = (None, false);
-        for place in &spec.places {
-            let Place::Encoded { layer } = place else {
-                continue;
-            };
-            let layer = &self.layout.layers()[*layer];
-            let failed = |error| DecodeLayerError::Io {
-                layer: Layout::name(layer),
-                error,
-            };
-            if last.is_none() {
-                self.look_at_all(at).map_err(failed)?;
-                if !self.held.is_closed(at) {
-                    return Err(DecodeLayerError::Rotten {
-                        content: spec.digest,
-                    });
-                }
-            }
-            let blob = File::open(self.held.files().blob_path(at)).map_err(failed)?;
-            for body in bodies.clone() {
-                changed |= decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
-            }
-            last = Some(layer);
-        }
-        Ok(last.map(|layer| (layer, changed)))
-    }
-
-    /// Compares every held chunk of a content with its link, and drops what rotted.
-    fn look_at_all(&self, at: usize) -> io::Result<()> {
-        for chunk in self.held.held(at).iter() {
-            if self.held.look(at, chunk)? == Look::Rotten {
-                self.flush()?;
-            }
-        }
-        Ok(())
     }
 
     /// Compares what an earlier process left with its links: what rotted isn't held any more, and told as
@@ -662,7 +642,7 @@ impl Stage {
                 linked += 1;
             } else {
                 // the bytes aren't the content's, somewhere: keep what the links that are left prove
-                self.look_at_all(at)?;
+                self.held.look_at_all(at)?;
                 lost += 1;
             }
         }
@@ -673,20 +653,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Bytes that this stage may still take from the volume.
-    pub(super) fn outstanding_bytes(&self) -> u64 {
-        let copying = self.copying_bytes.load(Ordering::Acquire);
-        if hold(&self.status).installed {
-            return copying;
-        }
-        needed_bytes(&self.layout)
-            .saturating_sub(self.held.files().taken_bytes())
-            .saturating_add(copying)
-    }
-
     /// Syncs every file of the image to the disk.
     pub(super) fn sync_files(&self) -> io::Result<()> {
-        let bodies = self.held.files().bodies();
+        let bodies = self.files.bodies();
         bodies.iter().try_for_each(|body| body.sync())
     }
 
@@ -695,6 +664,111 @@ impl Stage {
         (0..self.held.len())
             .find(|at| !self.held.is_closed(*at))
             .map(|at| self.held.digest(at))
+    }
+
+    // ---- for what stands on a stage ---------------------------------------------------------------------------------
+
+    pub(super) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) const fn files(&self) -> &Arc<ImageFiles> {
+        &self.files
+    }
+
+    /// The chunks of the image's contents.
+    pub(super) const fn chunks(&self) -> &Held<Arc<ImageFiles>> {
+        &self.held
+    }
+
+    /// Where tart finds the image, and where it is to.
+    pub(super) const fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Waits for an installation that runs, and keeps others from beginning.
+    pub(super) fn installing(&self) -> MutexGuard<'_, Installing> {
+        lock(&self.installing)
+    }
+
+    /// The same, unless one runs.
+    pub(super) fn try_installing(&self) -> Option<MutexGuard<'_, Installing>> {
+        self.installing.try_lock().ok()
+    }
+
+    /// Sets room aside for a copy of the image, until the promise is dropped.
+    pub(super) fn promise_room(&self) -> Result<Promise<'_>, NoRoomError> {
+        let bodies = self.files.bodies();
+        let need_bytes = bodies.first().map_or(0, |body| body.taken_bytes());
+        self.shared.room().admit(need_bytes, self.layout.digest())?;
+        self.copying_bytes.store(need_bytes, Ordering::Release);
+        Ok(Promise(self))
+    }
+
+    /// Exactly these references are to name the image from now on, lastingly, unless our directory was removed: the next look
+    /// finds that.
+    pub(super) fn want(&self, references: &[Reference]) -> io::Result<()> {
+        self.names.want_if_there(references)?;
+        self.drop_twin(references)
+    }
+
+    /// Removes a twin that waits to be moved where no reference is wanted any more.
+    fn drop_twin(&self, wanted: &[Reference]) -> io::Result<()> {
+        let twin = self.directory.join(TWIN);
+        let Some(_installing) = self.try_installing() else {
+            return Ok(());
+        };
+        if twin.exists() && self.names.are_placed(wanted) {
+            remove_any(&twin)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the image counts for nothing until it is installed again.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_known()
+    }
+
+    /// Looks for a doubt that isn't known yet, and believes nothing any more where there is one. The files are opened anew: an
+    /// editor may have put others in their place.
+    pub(super) fn notice_doubt(&self) -> bool {
+        if !self.is_installed() || !self.doubt.notice() {
+            return false;
+        }
+        let directories = self.names.installed_directories();
+        let bodies: Vec<Body> = directories
+            .iter()
+            .filter_map(|directory| Body::open(directory, true, &self.layout).ok())
+            .collect();
+        if !bodies.is_empty() {
+            self.files.replace_bodies(bodies);
+        }
+        self.doubt_all();
+        true
+    }
+
+    /// Everything was read, and is complete.
+    pub(super) fn end_doubt(&self) -> io::Result<()> {
+        self.doubt.end(|| {
+            for directory in self.names.installed_directories() {
+                let manifest = directory.join(cache::MANIFEST);
+                if fs::read(&manifest).ok().as_ref() != Some(&self.manifest) {
+                    write_new(&manifest, &self.manifest)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Nothing that is on disk counts until it is read.
+    fn doubt_all(&self) {
+        self.held.doubt();
+        lock(&self.decoded).clear();
     }
 
     /// Whether the image was given up, or its files removed: nothing is read or written any more.
@@ -726,73 +800,4 @@ pub(super) fn needed_bytes(layout: &Layout) -> u64 {
         bytes += u64::from(content.geometry.chunks()) * RECORD_BYTES;
     }
     bytes
-}
-
-/// Decodes a blob onto the disk at its layer's place.
-fn decode_layer(
-    blob: &File,
-    blob_bytes: u64,
-    disk: &File,
-    layer: &DiskLayer,
-) -> Result<bool, DecodeLayerError> {
-    let failed = |error| DecodeLayerError::Io {
-        layer: Layout::name(layer),
-        error,
-    };
-    let mut offset = layer.offset;
-    let mut raw = Vec::with_capacity(DECODE_BYTES);
-    let mut there = Vec::new();
-    let mut changed = false;
-    let mut flush = |raw: &mut Vec<u8>, offset: &mut u64| {
-        there.resize(raw.len(), 0);
-        disk.read_exact_at(&mut there, *offset)?;
-        if there != *raw {
-            changed = true;
-            put(disk, *offset, raw, is_zero(raw))?;
-        }
-        *offset += raw.len() as u64;
-        raw.clear();
-        Ok::<_, io::Error>(())
-    };
-    decode_blob(blob, blob_bytes, layer.raw_bytes, |block| {
-        if raw.len() + block.len() > DECODE_BYTES {
-            flush(&mut raw, &mut offset)?;
-        }
-        raw.extend_from_slice(block);
-        Ok(())
-    })
-    .map_err(failed)?
-    .map_err(|error| DecodeLayerError::Bad {
-        layer: Layout::name(layer),
-        error,
-    })?;
-    flush(&mut raw, &mut offset).map_err(failed)?;
-    Ok(changed)
-}
-
-/// Decodes a blob, a block at a time, into `take`.
-pub(super) fn decode_blob(
-    blob: &File,
-    blob_bytes: u64,
-    raw_bytes: u64,
-    mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<Result<(), DecodeError>> {
-    let mut decoder = Decoder::new(raw_bytes);
-    let mut piece = vec![0; DECODE_BYTES];
-    let mut read = 0;
-    while read < blob_bytes {
-        let length =
-            usize::try_from(blob_bytes - read).map_or(piece.len(), |left| left.min(piece.len()));
-        blob.read_exact_at(&mut piece[..length], read)?;
-        read += length as u64;
-        let mut input = &piece[..length];
-        loop {
-            match decoder.feed(&mut input) {
-                Ok(Some(block)) => take(block.raw)?,
-                Ok(None) => break,
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-    }
-    Ok(decoder.finish())
 }

@@ -6,10 +6,8 @@ use proto::HostKey;
 use serde::{Deserialize, Serialize};
 use swarm::event::Entitled;
 
-use super::io_at;
+use super::tree::{STATUS, io_at};
 use crate::{platform, tart::Reference};
-
-pub(super) const STATUS: &str = "status.json";
 
 const VERSION: u32 = 1;
 

@@ -2,6 +2,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::{FileExt as _, MetadataExt as _, symlink},
+    sync::OnceLock,
 };
 
 use proptest::prelude::*;
@@ -11,8 +12,12 @@ use proto::{
 };
 use tempfile::TempDir;
 
-use super::{install::interrupted::STEPS_LEFT, *};
-use crate::{apple_lz4, tart::cache};
+use super::{
+    steps::STEPS_LEFT,
+    tree::{IMAGE, JOURNAL, STATUS},
+    *,
+};
+use crate::{apple_lz4, platform::Space, tart::cache};
 
 mod damage;
 mod model;
@@ -178,7 +183,7 @@ fn fill(stage: &Stage, sample: &Sample) {
 
 fn install(stage: &Stage, references: &[&str]) -> Result<(), InstallError> {
     let references: Vec<_> = references.iter().map(ToString::to_string).collect();
-    stage.install(&references)
+    super::install(stage, &references)
 }
 
 fn image_dir(home: &TempDir, repository: &str, sample: &Sample) -> PathBuf {
@@ -536,7 +541,7 @@ fn a_twin_that_waits_for_tarts_lock_is_kept_until_nobody_wants_it() {
     let twin = ours(&home, &sample).join("twin/disk.img");
     let inode = || fs::metadata(&twin).ok().map(|disk| disk.ino());
     let busy = || {
-        let (placed, result) = stage.install_as(&[TAG.to_owned(), elsewhere.to_owned()]);
+        let (placed, result) = install_as(&stage, &[TAG.to_owned(), elsewhere.to_owned()]);
         assert!(matches!(result, Err(InstallError::Busy(_))), "{result:?}");
         // the name that it has stays good
         assert_eq!(placed, [TAG]);
@@ -551,7 +556,7 @@ fn a_twin_that_waits_for_tarts_lock_is_kept_until_nobody_wants_it() {
     assert_eq!(inode(), None);
     drop(pull);
     assert_eq!(store.presence()[0].references, [TAG]);
-    let (placed, result) = stage.install_as(&wanted);
+    let (placed, result) = install_as(&stage, &wanted);
     result.unwrap();
     assert_eq!(placed, wanted);
     assert_eq!(inode(), None);
@@ -976,15 +981,6 @@ fn a_second_agent_is_refused_by_name() {
 
 #[test]
 fn the_floor_holds_on_both_sides() {
-    let volume = |free_bytes| Volume {
-        total_bytes: 1000,
-        free_bytes,
-        floor_bytes: 150,
-    };
-    assert!(has_room(volume(450), 200, 100));
-    assert!(!has_room(volume(449), 200, 100));
-    assert!(!has_room(volume(u64::MAX - 1), u64::MAX - 150, 0));
-
     fn roomy(_: &Path) -> io::Result<Space> {
         Ok(Space {
             total_bytes: 100 << 30,
@@ -1207,7 +1203,7 @@ proptest! {
             }
         }
         drop((stage, store));
-        let path = ours(&home, sample).join(stage::JOURNAL);
+        let path = ours(&home, sample).join(JOURNAL);
         let mut journal = fs::read(&path).unwrap();
         journal.truncate(cut.index(journal.len() + 1));
         if let Some((at, flip)) = flip && !journal.is_empty() {
@@ -1308,7 +1304,7 @@ fn who_may_have_an_image_outlives_a_restart_and_is_nobody_where_the_notes_are_da
     assert_eq!(store.recovered()[0].stage.entitled(), hosts(&["mac-3"]));
     drop(store);
     let notes = home.path().join(ROOT).join(digest.hex().to_string());
-    fs::write(notes.join(status::STATUS), "{").unwrap();
+    fs::write(notes.join(STATUS), "{").unwrap();
     let store = open(&home);
     let stage = store.stage(&digest).unwrap();
     assert_eq!(stage.entitled(), hosts(&[]));

@@ -14,11 +14,11 @@ use proto::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    ROOT,
     doubt::mark,
     journal::{Journal, Record},
-    stage::{JOURNAL, decode_blob},
+    layers::decode_blob,
     status::Status,
+    tree::{BLOBS, JOURNAL, ROOT},
 };
 use crate::tart::{ParseReferenceError, Reference, Version, cache};
 
@@ -182,7 +182,7 @@ pub fn verify(
                     });
                 }
             }
-            None => check_encoded(&disk, layer, &ours.join("blobs"), &path)?,
+            None => check_encoded(&disk, layer, &ours.join(BLOBS), &path)?,
         }
         advance(layer.raw_bytes);
     }

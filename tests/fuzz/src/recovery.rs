@@ -7,7 +7,7 @@
 
 use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
-use agent::store::{Options, Stage, Store};
+use agent::store::{Options, Stage, Store, install};
 use proto::{
     CHUNK_BYTES, ChunkIndex, Digest, Geometry, HostId, Layout, Link, Source, State,
     image::{
@@ -68,7 +68,7 @@ pub(crate) fn run(input: &[u8]) {
             assert!(rounds <= 2 + geometry.chunks(), "it never closes");
         }
     }
-    stage.install(&[]).expect("it is whole");
+    install(&stage, &[]).expect("it is whole");
     for (file, bytes) in [
         ("disk.img", &sample.contents[0].bytes),
         ("config.json", &sample.contents[1].bytes),

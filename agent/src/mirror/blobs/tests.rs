@@ -1,7 +1,7 @@
 use proto::{ChunkIndex, Link, Source, State};
 
 use super::*;
-use crate::{mirror::blob::Trouble, store::held::Look};
+use crate::{mirror::blob::Trouble, store::Look};
 
 fn me() -> HostId {
     "mac-1".parse().unwrap()

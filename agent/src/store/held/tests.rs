@@ -1,6 +1,10 @@
-use std::sync::{Arc, OnceLock, Weak};
+use std::{
+    fmt,
+    sync::{OnceLock, Weak},
+};
 
-use super::{failing::SYNCS_LEFT, *};
+use super::*;
+use crate::store::sync::{failing::SYNCS_LEFT, sync_data};
 
 /// One content in one file. After each write to it something may happen, before the chunk counts as held.
 #[derive(Default)]
@@ -37,7 +41,7 @@ impl Files for OneFile {
     }
 
     fn rotted(&self, _content: usize, chunk: ChunkIndex) {
-        hold(&self.rotted).push(chunk);
+        lock(&self.rotted).push(chunk);
     }
 }
 
@@ -280,7 +284,7 @@ fn what_an_earlier_process_left_is_compared_before_it_leaves() {
     assert!(held.read(0, ChunkIndex(0)).unwrap().is_some());
     assert!(held.read(0, ChunkIndex(1)).unwrap().is_none());
     assert!(!held.is_closed(0) && !held.is_held(0, ChunkIndex(1)));
-    assert_eq!(*hold(&held.files().rotted), [ChunkIndex(1)]);
+    assert_eq!(*lock(&held.files().rotted), [ChunkIndex(1)]);
     let unread: Vec<_> = held.unread(0).iter().collect();
     assert_eq!(unread, [ChunkIndex(2), ChunkIndex(3)]);
     // a file that is too short now has lost what was there

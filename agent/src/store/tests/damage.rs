@@ -1,7 +1,7 @@
 //! What is damaged or removed on the disk, one kind at a time: what it costs, and what is said of it.
 
 use super::*;
-use crate::{platform::cloning, store::stage::JOURNAL};
+use crate::platform::cloning;
 
 /// Changes a byte of a file.
 fn flip(path: &Path, at: u64) {
@@ -335,7 +335,7 @@ fn what_is_thrown_away_is_named() {
     assert!(file.ends_with(cache::MANIFEST) && !reason.is_empty());
     fs::remove_file(&manifest).unwrap();
     assert_eq!(load(&store).1, "it is missing");
-    let status = ours(&home, &sample).join(status::STATUS);
+    let status = ours(&home, &sample).join(STATUS);
     fs::write(&status, "{").unwrap();
     let (file, reason) = load(&store);
     assert_eq!(file, fs::canonicalize(&status).unwrap());
@@ -437,7 +437,7 @@ fn damaged_notes_of_an_installed_image_cost_a_look_at_it_and_no_byte() {
             drop((stage, store));
             let notes = ours(&home, &sample);
             if damage != "manifest" {
-                fs::write(notes.join(status::STATUS), "{").unwrap();
+                fs::write(notes.join(STATUS), "{").unwrap();
             }
             if damage != "status" {
                 flip(&notes.join(cache::MANIFEST), 4);

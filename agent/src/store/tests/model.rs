@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{platform::cloning, store::held::failing::SYNCS_LEFT};
+use crate::{platform::cloning, store::sync::failing::SYNCS_LEFT};
 
 /// One thing that happens. Numbers pick among what is there.
 #[derive(Clone, Debug)]
@@ -233,7 +233,7 @@ impl World {
         let directories = [0, 1].map(|reference| self.directory(image, reference));
         let before = directories.each_ref().map(inode);
         let was_installed = stage.is_installed();
-        let installed = stage.install(&[Self::reference(image, reference)]);
+        let installed = crate::store::install(&stage, &[Self::reference(image, reference)]);
         for (directory, before) in directories.iter().zip(before) {
             let after = inode(directory);
             let excused = !was_installed && self.changed.contains(&image);

@@ -1,0 +1,123 @@
+//! Blobs that nobody may resume for a while: bytes of them that had left turned out false.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::PathBuf,
+    sync::Mutex,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use proto::Digest;
+use tracing::warn;
+
+use crate::{lock::lock, platform};
+
+/// How long resuming a blob is refused after bytes of it that had left turned out false. Longer than any client goes on
+/// trying; a new attempt from the first byte is served meanwhile.
+const TAINT: Duration = Duration::from_hours(1);
+
+/// Blobs whose earlier bytes were false, and until when resuming them is refused. Shared by all blobs, because a blob's
+/// file may be dropped while clients still hold its bytes, and kept in a file, because they do over a restart too: a line
+/// of digest and Unix seconds for each.
+#[derive(Debug)]
+pub(crate) struct Taints {
+    path: PathBuf,
+    until: Mutex<BTreeMap<Digest, Instant>>,
+}
+
+impl Taints {
+    /// What is known from before. Lines that can't be read are passed over. Blocks.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let until = String::from_utf8_lossy(&text)
+            .lines()
+            .filter_map(|line| {
+                let (digest, seconds) = line.split_once(' ')?;
+                let until = UNIX_EPOCH.checked_add(Duration::from_secs(seconds.parse().ok()?))?;
+                // a clock that was set mustn't refuse for ever
+                let left = until.duration_since(clock).ok()?.min(TAINT);
+                Some((digest.parse().ok()?, now + left))
+            })
+            .collect();
+        Ok(Self {
+            path,
+            until: Mutex::new(until),
+        })
+    }
+
+    /// Bytes of this blob that had left were false. Blocks: after a crash that still holds.
+    pub(super) fn add(&self, digest: Digest) {
+        let mut taints = lock(&self.until);
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        taints.retain(|_, until| *until > now);
+        taints.insert(digest, now + TAINT);
+        let mut text = String::new();
+        for (digest, until) in &*taints {
+            let until = clock + until.saturating_duration_since(now);
+            let seconds = until
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |at| at.as_secs());
+            text += &format!("{digest} {seconds}\n");
+        }
+        if let Err(error) = self.write(&text) {
+            // as long as this process lives it is refused all the same
+            warn!(content = %digest, %error, "that a blob's earlier bytes were false can't be written down");
+        }
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        platform::sync_full(&file)?;
+        fs::rename(&new, &self.path)?;
+        let directory = self.path.parent().unwrap_or(&self.path);
+        platform::sync_directory(directory)
+    }
+
+    /// Whether resuming this blob is refused now.
+    pub(super) fn covers(&self, digest: &Digest) -> bool {
+        lock(&self.until)
+            .get(digest)
+            .is_some_and(|until| *until > Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taint_outlives_the_process_and_no_other_blob_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tainted");
+        let (false_one, other) = (Digest::of(b"false"), Digest::of(b"other"));
+        let taints = Taints::open(path.clone()).unwrap();
+        assert!(!taints.covers(&false_one));
+        taints.add(false_one);
+        for taints in [taints, Taints::open(path).unwrap()] {
+            assert!(taints.covers(&false_one) && !taints.covers(&other));
+        }
+    }
+
+    #[test]
+    fn what_is_over_or_is_no_line_of_ours_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tainted");
+        let (over, bounded) = (Digest::of(b"over"), Digest::of(b"bounded"));
+        // one that ended, one that a clock that was set would keep for ever, and nonsense
+        let text = format!("{over} 1\nnonsense\n{bounded} {}\n", u32::MAX);
+        fs::write(&path, text).unwrap();
+        let taints = Taints::open(path).unwrap();
+        assert!(!taints.covers(&over) && taints.covers(&bounded));
+        let left = lock(&taints.until)[&bounded].saturating_duration_since(Instant::now());
+        assert!(left <= TAINT);
+    }
+}

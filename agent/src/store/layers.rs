@@ -1,0 +1,151 @@
+//! Layers that travel as a blob: decoded from it onto the disk.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
+
+use proto::{
+    Digest, Layout,
+    image::{DiskLayer, LayerName, Place},
+};
+
+use super::{
+    files::{Body, ImageFiles},
+    held::Held,
+    place::{is_zero, put},
+};
+use crate::apple_lz4::{DecodeError, Decoder};
+
+/// Bytes that are gathered before decoded ones are written.
+const DECODE_BYTES: usize = 1 << 20;
+
+/// Why a layer that travels as a blob isn't on the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeLayerError {
+    /// The blob has the digest that the manifest names, and doesn't decode to what the manifest says: the image itself
+    /// is bad.
+    #[error("{layer} doesn't decode: {error}")]
+    Bad {
+        /// The layer.
+        layer: LayerName,
+        /// The cause.
+        error: DecodeError,
+    },
+    /// The blob's bytes changed on disk. What of it isn't held any more has to come again.
+    #[error("blob {content} has changed on disk")]
+    Rotten {
+        /// The blob.
+        content: Digest,
+    },
+    /// The volume failed.
+    #[error("decoding {layer}: {error}")]
+    Io {
+        /// The layer.
+        layer: LayerName,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+/// Decodes a content whose layers travel as a blob; the last of them, if there are any, and whether the disk was another.
+pub(super) fn decode_content<'a, 'b>(
+    held: &Held<Arc<ImageFiles>>,
+    layout: &'b Layout,
+    at: usize,
+    bodies: impl Iterator<Item = &'a Body> + Clone,
+) -> Result<Option<(&'b DiskLayer, bool)>, DecodeLayerError> {
+    let contents = layout.contents();
+    let spec = &contents[at];
+    let (mut last, mut changed) = (None, false);
+    for place in &spec.places {
+        let Place::Encoded { layer } = place else {
+            continue;
+        };
+        let layer = &layout.layers()[*layer];
+        let failed = |error| DecodeLayerError::Io {
+            layer: Layout::name(layer),
+            error,
+        };
+        if last.is_none() {
+            held.look_at_all(at).map_err(failed)?;
+            if !held.is_closed(at) {
+                return Err(DecodeLayerError::Rotten {
+                    content: spec.digest,
+                });
+            }
+        }
+        let blob = File::open(held.files().blob_path(at)).map_err(failed)?;
+        for body in bodies.clone() {
+            changed |= decode_layer(&blob, spec.geometry.size(), &body.disk, layer)?;
+        }
+        last = Some(layer);
+    }
+    Ok(last.map(|layer| (layer, changed)))
+}
+
+/// Decodes a blob onto the disk at its layer's place.
+fn decode_layer(
+    blob: &File,
+    blob_bytes: u64,
+    disk: &File,
+    layer: &DiskLayer,
+) -> Result<bool, DecodeLayerError> {
+    let failed = |error| DecodeLayerError::Io {
+        layer: Layout::name(layer),
+        error,
+    };
+    let mut offset = layer.offset;
+    let mut raw = Vec::with_capacity(DECODE_BYTES);
+    let mut there = Vec::new();
+    let mut changed = false;
+    let mut flush = |raw: &mut Vec<u8>, offset: &mut u64| {
+        there.resize(raw.len(), 0);
+        disk.read_exact_at(&mut there, *offset)?;
+        if there != *raw {
+            changed = true;
+            put(disk, *offset, raw, is_zero(raw))?;
+        }
+        *offset += raw.len() as u64;
+        raw.clear();
+        Ok::<_, io::Error>(())
+    };
+    decode_blob(blob, blob_bytes, layer.raw_bytes, |block| {
+        if raw.len() + block.len() > DECODE_BYTES {
+            flush(&mut raw, &mut offset)?;
+        }
+        raw.extend_from_slice(block);
+        Ok(())
+    })
+    .map_err(failed)?
+    .map_err(|error| DecodeLayerError::Bad {
+        layer: Layout::name(layer),
+        error,
+    })?;
+    flush(&mut raw, &mut offset).map_err(failed)?;
+    Ok(changed)
+}
+
+/// Decodes a blob, a block at a time, into `take`.
+pub(super) fn decode_blob(
+    blob: &File,
+    blob_bytes: u64,
+    raw_bytes: u64,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<Result<(), DecodeError>> {
+    let mut decoder = Decoder::new(raw_bytes);
+    let mut piece = vec![0; DECODE_BYTES];
+    let mut read = 0;
+    while read < blob_bytes {
+        let length =
+            usize::try_from(blob_bytes - read).map_or(piece.len(), |left| left.min(piece.len()));
+        blob.read_exact_at(&mut piece[..length], read)?;
+        read += length as u64;
+        let mut input = &piece[..length];
+        loop {
+            match decoder.feed(&mut input) {
+                Ok(Some(block)) => take(block.raw)?,
+                Ok(None) => break,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+    Ok(decoder.finish())
+}

@@ -1,0 +1,337 @@
+//! Where tart finds an image, and where it is to: the notes on that, and what the file system says.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use proto::Digest;
+use swarm::event::Entitled;
+
+use super::{
+    files::{Body, ImageFiles},
+    status::Status,
+    tree::{GUARD, IMAGE, STATUS, io_at},
+};
+use crate::{
+    lock::lock,
+    tart::{Reference, Version, cache},
+};
+
+/// The references of one image.
+#[derive(Debug)]
+pub(super) struct Names {
+    home: PathBuf,
+    image: Digest,
+    /// Our directory of the image.
+    directory: PathBuf,
+    files: Arc<ImageFiles>,
+    /// The notes. What changes them holds this while it writes them: other images' beginnings change what is wanted of this
+    /// one.
+    status: Mutex<Status>,
+}
+
+impl Names {
+    pub(super) fn new(
+        home: &Path,
+        image: Digest,
+        directory: &Path,
+        files: Arc<ImageFiles>,
+        status: Status,
+    ) -> Self {
+        Self {
+            home: home.to_owned(),
+            image,
+            directory: directory.to_owned(),
+            files,
+            status: Mutex::new(status),
+        }
+    }
+
+    /// Writes the notes so that they survive a crash.
+    pub(super) fn write(&self) -> io::Result<()> {
+        lock(&self.status).write(&self.directory)
+    }
+
+    /// The references that shall name, or name, the image.
+    pub(super) fn known(&self) -> Vec<Reference> {
+        lock(&self.status).references.clone()
+    }
+
+    /// Whether the image was installed, by the notes.
+    pub(super) fn is_installed(&self) -> bool {
+        lock(&self.status).installed
+    }
+
+    /// The image stands in tart's cache, lastingly.
+    pub(super) fn set_installed(&self) -> io::Result<()> {
+        let mut status = lock(&self.status);
+        if !status.installed {
+            let mut new = status.clone();
+            new.installed = true;
+            new.write(&self.directory)?;
+            *status = new;
+        }
+        Ok(())
+    }
+
+    /// Another body, which is on its way into the cache. It is known by its inode before it moves: a start after a crash
+    /// finds both directories.
+    pub(super) fn adopt(&self, body: Body) -> io::Result<()> {
+        self.files.drop_removed_bodies();
+        let mut current = lock(&self.status);
+        let mut status = current.clone();
+        let mut inodes: Vec<u64> = self.files.bodies().iter().map(|body| body.inode).collect();
+        inodes.push(body.inode);
+        status.disk_inode = inodes.remove(0);
+        status.twin_inodes = inodes;
+        status.write(&self.directory)?;
+        *current = status;
+        drop(current);
+        self.files.add_body(body);
+        Ok(())
+    }
+
+    /// Whether the image's directory in this reference's repository is also to be found by its digest: then the marker stays.
+    pub(super) fn keeps_marker(&self, reference: &Reference) -> bool {
+        let home = &self.home;
+        let repository = cache::repository_directory(home, reference);
+        let references = lock(&self.status).references.clone();
+        references.iter().any(|other| {
+            matches!(other.version(), Version::Digest(_))
+                && cache::repository_directory(home, other) == repository
+        })
+    }
+
+    /// Whether tart finds the image by this reference, and the marker is as it is to be.
+    pub(super) fn is_in_place(&self, reference: &Reference, keep_marker: bool) -> bool {
+        let home = &self.home;
+        let marker = cache::image_directory(home, reference, &self.image);
+        let marker = fs::read(marker.join(cache::MARKER));
+        let is_guard = marker.as_ref().is_ok_and(|bytes| bytes == GUARD);
+        self.names(reference) && !is_guard && (marker.is_ok() || !keep_marker)
+    }
+
+    /// What to install under: what is wanted, and what was wanted before, less the tags that another image took over since
+    /// this one was installed. Otherwise repeating an old installation would take them back.
+    pub(super) fn own(&self, wanted: &[Reference]) -> Vec<Reference> {
+        let lost = if self.is_installed() {
+            self.lost()
+        } else {
+            Vec::new()
+        };
+        let mut references = lock(&self.status).wanted().to_vec();
+        references.retain(|reference| wanted.contains(reference) || !lost.contains(reference));
+        references
+    }
+
+    /// The references that shall name the image. Of an image that an earlier version installed, those that it hasn't lost.
+    pub(super) fn wanted(&self) -> Vec<Reference> {
+        let status = lock(&self.status).clone();
+        let lost = match (&status.wanted, status.installed) {
+            (None, true) => self.lost(),
+            _ => Vec::new(),
+        };
+        let mut references = status.wanted().to_vec();
+        references.retain(|reference| !lost.contains(reference));
+        references
+    }
+
+    /// Exactly these references are to name the image from now on, lastingly. Others that do go on naming it, but nobody keeps
+    /// that up.
+    fn want(&self, references: &[Reference]) -> io::Result<()> {
+        loop {
+            let before = lock(&self.status).clone();
+            if before.wanted.as_deref() == Some(references) {
+                return Ok(());
+            }
+            let kept = self.kept(&before.references, references);
+            self.unguard(&kept, references)?;
+            let mut status = lock(&self.status);
+            // an installation may have added some meanwhile
+            if *status == before {
+                status.references = kept;
+                status.wanted = Some(references.to_vec());
+                return status.write(&self.directory);
+            }
+        }
+    }
+
+    /// The hosts that may have what the image holds.
+    pub(super) fn entitled(&self) -> Entitled {
+        lock(&self.status).entitled.clone()
+    }
+
+    /// Exactly these hosts may have it from now on, lastingly. Nothing is written where our directory was removed.
+    pub(super) fn entitle(&self, entitled: Entitled) -> io::Result<()> {
+        let mut status = lock(&self.status);
+        if status.entitled == entitled {
+            return Ok(());
+        }
+        status.entitled = entitled;
+        match status.write(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.directory.exists() => {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// The same, unless our directory was removed.
+    pub(super) fn want_if_there(&self, references: &[Reference]) -> io::Result<()> {
+        match self.want(references) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.directory.exists() => {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the repository of each reference has the image.
+    pub(super) fn are_placed(&self, references: &[Reference]) -> bool {
+        let placed = |reference: &Reference| {
+            self.is_ours(&cache::image_directory(&self.home, reference, &self.image))
+        };
+        references.iter().all(placed)
+    }
+
+    /// The references to remember: those that are wanted, those that name the image, and one of each other repository where its
+    /// files lie, by which they are found again.
+    fn kept(&self, known: &[Reference], wanted: &[Reference]) -> Vec<Reference> {
+        let home = &self.home;
+        let repository = |reference: &Reference| cache::repository_directory(home, reference);
+        let mut places: BTreeSet<PathBuf> = wanted.iter().map(repository).collect();
+        let mut kept: Vec<Reference> = Vec::new();
+        for reference in known.iter().chain(wanted) {
+            if kept.contains(reference) {
+                continue;
+            }
+            let target = cache::image_directory(home, reference, &self.image);
+            let is_place = !places.contains(&repository(reference)) && self.is_ours(&target);
+            if wanted.contains(reference) || self.names(reference) || is_place {
+                places.insert(repository(reference));
+                kept.push(reference.clone());
+            }
+        }
+        kept
+    }
+
+    /// Takes the guard from directories that nothing names and nothing is to name: tart may collect them.
+    fn unguard(&self, known: &[Reference], wanted: &[Reference]) -> io::Result<()> {
+        let home = &self.home;
+        let repository = |reference: &Reference| cache::repository_directory(home, reference);
+        for reference in known {
+            if wanted
+                .iter()
+                .any(|wanted| repository(wanted) == repository(reference))
+            {
+                continue;
+            }
+            let target = cache::image_directory(home, reference, &self.image);
+            let marker = target.join(cache::MARKER);
+            if self.is_ours(&target) && fs::read(&marker).is_ok_and(|bytes| bytes == GUARD) {
+                fs::remove_file(&marker).map_err(|error| io_at("removing", &marker, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// References by tags that name another image now, which tart has whole.
+    pub(super) fn lost(&self) -> Vec<Reference> {
+        let home = &self.home;
+        let references = lock(&self.status).references.clone();
+        let lost = references.into_iter().filter(|reference| {
+            let ours = cache::image_directory(home, reference, &self.image);
+            cache::tag_link(home, reference)
+                .and_then(|link| fs::read_link(link).ok())
+                .is_some_and(|target| target != ours && cache::is_complete(&target))
+        });
+        lost.collect()
+    }
+
+    /// Adds to the references, lastingly.
+    pub(super) fn add(&self, references: &[Reference]) -> io::Result<()> {
+        let mut wanted = self.wanted();
+        let mut status = lock(&self.status);
+        let mut known = status.references.clone();
+        for list in [&mut wanted, &mut known] {
+            for reference in references {
+                if !list.contains(reference) {
+                    list.push(reference.clone());
+                }
+            }
+        }
+        if known != status.references || Some(&wanted) != status.wanted.as_ref() {
+            (status.references, status.wanted) = (known, Some(wanted));
+            status.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this directory holds the image's own files, whole.
+    pub(super) fn is_ours(&self, directory: &Path) -> bool {
+        self.files.lie_in(directory)
+    }
+
+    /// A directory of tart's cache that holds the image.
+    pub(super) fn installed_directory(&self) -> Option<PathBuf> {
+        let mut candidates = self.candidates().into_iter();
+        candidates.find(|directory| self.is_ours(directory))
+    }
+
+    /// All of them.
+    pub(super) fn installed_directories(&self) -> Vec<PathBuf> {
+        let mut directories = self.candidates();
+        directories.retain(|directory| self.is_ours(directory));
+        directories
+    }
+
+    /// Where the image would lie, each once: one directory in the repository of each reference.
+    fn candidates(&self) -> Vec<PathBuf> {
+        let references = lock(&self.status).references.clone();
+        let mut candidates = Vec::new();
+        for reference in &references {
+            let directory = cache::image_directory(&self.home, reference, &self.image);
+            if !candidates.contains(&directory) {
+                candidates.push(directory);
+            }
+        }
+        candidates
+    }
+
+    /// Whether the image's files are still here, under construction or in tart's cache, and our notes on it.
+    pub(super) fn is_there(&self) -> bool {
+        self.disk_path().is_some() && self.directory.join(STATUS).exists()
+    }
+
+    /// Where the disk is.
+    pub(super) fn disk_path(&self) -> Option<PathBuf> {
+        let building = self.directory.join(IMAGE);
+        let directory = if self.is_ours(&building) {
+            building
+        } else {
+            self.installed_directory()?
+        };
+        Some(directory.join(cache::DISK))
+    }
+
+    /// The references under which tart finds the image now.
+    pub(super) fn present(&self) -> Vec<String> {
+        let references = lock(&self.status).references.clone();
+        let present = references.iter().filter(|reference| self.names(reference));
+        present.map(ToString::to_string).collect()
+    }
+
+    /// Whether tart finds the image by this reference now.
+    pub(super) fn names(&self, reference: &Reference) -> bool {
+        let home = &self.home;
+        let target = cache::image_directory(home, reference, &self.image);
+        let named = match cache::tag_link(home, reference) {
+            Some(link) => fs::read_link(link).is_ok_and(|to| to == target),
+            None => target.join(cache::MARKER).exists(),
+        };
+        named && self.is_ours(&target)
+    }
+}

@@ -1,0 +1,129 @@
+//! What a store shares with its stages.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use proto::{Digest, HostId};
+
+use super::{
+    claim::Hosts,
+    news::{News, NewsBox},
+    room::Room,
+    tree::ROOT,
+};
+use crate::platform::{self, Space};
+
+/// What may be set about the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Share of the volume that staging leaves free, in percent.
+    pub floor_percent: u8,
+    /// How long an installation waits for tart to release a registry's directory. Longer pulls are waited for by
+    /// installing again.
+    pub lock_wait: Duration,
+    /// Where the volume's room is read; tests make it up.
+    pub space: fn(&Path) -> io::Result<Space>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            floor_percent: 15,
+            lock_wait: Duration::from_secs(30),
+            space: platform::space,
+        }
+    }
+}
+
+/// What stages and store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    home: PathBuf,
+    lock_wait: Duration,
+    hosts: Arc<Hosts>,
+    room: Room,
+    news: NewsBox,
+    /// What takes long ends early.
+    stopping: AtomicBool,
+    /// This host, where somebody said who it is: it makes links.
+    host: OnceLock<HostId>,
+}
+
+impl Shared {
+    pub(super) fn new(home: PathBuf, options: &Options) -> Self {
+        Self {
+            room: Room::new(home.clone(), options.floor_percent, options.space),
+            home,
+            lock_wait: options.lock_wait,
+            hosts: Arc::default(),
+            news: NewsBox::default(),
+            stopping: AtomicBool::new(false),
+            host: OnceLock::new(),
+        }
+    }
+
+    /// tart's home.
+    pub(super) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Our directory of an image.
+    pub(super) fn directory(&self, image: &Digest) -> PathBuf {
+        self.home.join(ROOT).join(image.hex().to_string())
+    }
+
+    /// How long an installation waits for tart's lock.
+    pub(super) const fn lock_wait(&self) -> Duration {
+        self.lock_wait
+    }
+
+    pub(super) const fn hosts(&self) -> &Arc<Hosts> {
+        &self.hosts
+    }
+
+    pub(super) const fn room(&self) -> &Room {
+        &self.room
+    }
+
+    pub(super) fn tell(&self, news: News) {
+        self.news.put(news);
+    }
+
+    pub(super) fn take_news(&self) -> Vec<News> {
+        self.news.take()
+    }
+
+    pub(super) fn set_host(&self, host: HostId) {
+        // once and for all, as the program is one host
+        drop(self.host.set(host));
+    }
+
+    /// The host that makes links here.
+    pub(super) fn host(&self) -> HostId {
+        let unnamed = || "this-host".parse().expect("a host id");
+        self.host.get().cloned().unwrap_or_else(unnamed)
+    }
+
+    /// What takes long ends with an error from now on.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// An error when the program stops.
+    pub(super) fn go_on(&self) -> io::Result<()> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(io::Error::new(
+                io::ErrorKind::Interrupted,
+                "the agent stops",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! Our directories in tart's home: the names in them, and how files there are made and removed.
+
+use std::{fs, io, path::Path};
+
+use crate::platform;
+
+/// Our directory in tart's home.
+pub(super) const ROOT: &str = ".parbake";
+/// The directory that becomes the image's, inside the stage's own.
+pub(super) const IMAGE: &str = "image";
+/// Which chunks are on the disk, and by which links.
+pub(super) const JOURNAL: &str = "journal";
+/// A stage's lasting facts.
+pub(super) const STATUS: &str = "status.json";
+/// Blobs of layers without a raw digest.
+pub(super) const BLOBS: &str = "blobs";
+/// A second directory of the image, on its way to another repository.
+pub(super) const TWIN: &str = "twin";
+/// What stood in the image's place in the cache.
+pub(super) const REPLACED: &str = "replaced";
+
+/// What a marker says while it only guards an image whose tag isn't linked yet. tart's own markers are empty; tart looks at
+/// their existence alone.
+pub(super) const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
+
+/// The same error, with what was attempted on what.
+pub(super) fn io_at(action: &str, path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("{action} {}: {error}", path.display()),
+    )
+}
+
+/// Writes a whole file and syncs it. Its name isn't synced.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = fs::File::create(path).and_then(|mut file| {
+        io::Write::write_all(&mut file, bytes)?;
+        platform::sync_full(&file)
+    });
+    written.map_err(|error| io_at("writing", path, error))
+}
+
+/// Creates directories below `home`, each synced into its parent.
+pub(super) fn create_directories(home: &Path, directory: &Path) -> io::Result<()> {
+    if directory.is_dir() || !directory.starts_with(home) {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        create_directories(home, parent)?;
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io_at("creating", directory, error)),
+            Ok(()) => platform::sync_directory(parent)?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory of ours, the status first: what is left after a crash is no stage any more.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    let missing_is_fine = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    missing_is_fine(fs::remove_file(directory.join(STATUS)))?;
+    missing_is_fine(fs::remove_dir_all(directory))
+        .map_err(|error| io_at("removing", directory, error))
+}
+
+/// Removes a file, a link or a directory, where there is one.
+pub(super) fn remove_any(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => remove(path),
+        Ok(_) => fs::remove_file(path).map_err(|error| io_at("removing", path, error)),
+        Err(_) => Ok(()),
+    }
+}
