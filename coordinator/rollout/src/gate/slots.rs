@@ -212,3 +212,78 @@ impl Slots {
         self.by_pod.insert(pod.clone(), Slot { pool, occupant });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::*;
+
+    const START: Moment = Moment(1_000_000_000);
+    const MINUTE: Duration = Duration::from_mins(1);
+    const MOMENT: Duration = Duration::from_micros(1);
+
+    fn pool() -> PoolId {
+        PoolId("pool".into())
+    }
+
+    fn pod(name: &str) -> PodId {
+        PodId(name.into())
+    }
+
+    fn left(left: Left) -> Occupant {
+        Occupant::Departed { since: START, left }
+    }
+
+    #[test]
+    fn an_admission_that_nothing_came_of_leaves_what_the_pod_had_before() {
+        let (mut slots, until) = (Slots::default(), START + MINUTE);
+        slots.admit(START, &pod("new"), &pool(), until);
+        slots.await_warm(&pod("successor"), &pool());
+        slots.admit(START, &pod("successor"), &pool(), until);
+        let of = |slots: &Slots, now, name| slots.of(now, &pod(name));
+        assert!(of(&slots, until - MOMENT, "new").is_some());
+        assert_eq!(of(&slots, until, "new"), None);
+        assert_eq!(of(&slots, until, "successor"), Some(Occupant::Successor));
+        // a write that was done, or may have been, counts from its answer
+        slots.prolong(&pod("new"), until + MINUTE);
+        assert!(of(&slots, until, "new").is_some());
+        slots.refuse(until, &pod("new"));
+        slots.tick(until);
+        assert_eq!(of(&slots, START, "new"), None, "it is gone");
+        slots.warm(&pod("successor"));
+        assert_eq!(of(&slots, until, "successor"), None);
+        assert!(slots.is_empty());
+    }
+
+    #[test]
+    fn who_comes_succeeds_first_whom_the_gate_did_not_take() {
+        let (mut slots, until) = (Slots::default(), START + MINUTE);
+        slots.depart(&pod("a"), &pool(), left(Left::Taken));
+        slots.depart(&pod("b"), &pool(), left(Left::InFlight { until }));
+        slots.depart(&pod("c"), &pool(), left(Left::ByItself { until }));
+        let other = PoolId("other".into());
+        assert!(!slots.succeed(START, &other), "that is another pool");
+        assert!(!slots.succeed(START, &pool()));
+        assert_eq!(slots.of(START, &pod("c")), None);
+        assert!(!slots.succeed(START, &pool()));
+        assert_eq!(slots.of(START, &pod("b")), None);
+        assert!(slots.succeed(START, &pool()), "the gate took it");
+        assert!(!slots.succeed(START, &pool()), "nobody is missing");
+    }
+
+    #[test]
+    fn whom_the_gate_took_is_awaited_until_the_pool_is_whole_and_others_for_a_time() {
+        let (mut slots, until) = (Slots::default(), START + MINUTE);
+        slots.depart(&pod("a"), &pool(), left(Left::Taken));
+        slots.depart(&pod("b"), &pool(), left(Left::InFlight { until }));
+        slots.await_warm(&pod("c"), &pool());
+        assert_eq!(slots.in_pool(until - MOMENT, &pool()).count(), 3);
+        assert_eq!(slots.in_pool(until, &pool()).count(), 2);
+        slots.forgive(&pool());
+        let left: alloc::vec::Vec<_> = slots.in_pool(START, &pool()).collect();
+        assert_eq!(left, [(&pod("c"), Occupant::Successor)]);
+        slots.drop_pool(&pool());
+        assert!(slots.is_empty());
+    }
+}

@@ -335,3 +335,6 @@ pub(super) fn drop_lost(desk: &mut Desk<'_>, id: &HostId, has: &[Digest]) {
         desk.end(digest);
     }
 }
+
+#[cfg(test)]
+mod tests;
