@@ -4,6 +4,7 @@
 //! plan): these modules carry facts in and decisions out.
 
 mod access;
+mod clock;
 pub mod crd;
 mod follower;
 mod index;
@@ -11,9 +12,10 @@ mod keeper;
 mod leader_label;
 pub mod lease;
 pub(crate) mod metrics;
+mod prepull_gate;
 pub mod program;
 mod review;
-pub mod state;
+pub mod shared_secret;
 mod term;
 mod tokens;
 mod trouble;

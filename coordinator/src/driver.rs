@@ -84,14 +84,12 @@ mod took;
 mod words;
 mod writer;
 
-#[cfg(test)]
-pub(crate) use self::presence::HostPresence;
 pub(crate) use self::{
     ask::{Ask, CancelError, Limits, Placed, StageError},
     input::{INBOX, Input, Opened},
     limits::stricter,
     order::ORDERS,
-    presence::PresenceView,
+    presence::{HostPresence, PresenceView},
     refusals::Refused,
     show::View,
     writer::{WRITES, Write, write},

@@ -1,7 +1,7 @@
 //! The door to whoever keeps the enrolment records where they survive this process.
 //!
-//! In a cluster the leader writes the state directory into a Secret; see `cluster::state`. A coordinator alone has its
-//! records in files already, and nothing is waited for.
+//! In a cluster the leader writes the state directory into a Secret; see `cluster::shared_secret`. A coordinator alone
+//! has its records in files already, and nothing is waited for.
 
 use tokio::sync::{mpsc, oneshot};
 

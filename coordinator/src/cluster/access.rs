@@ -58,8 +58,8 @@ impl Access {
     }
 }
 
-/// Who asks, as the API server's audit log has it. What writes without naming itself as a field manager is managed by the
-/// part before the slash.
+/// Who asks, as the API server's audit log has it. What writes without naming itself as a field manager is managed by
+/// the part before the slash.
 pub(crate) const AGENT: &str = concat!(
     "parbake/",
     env!("CARGO_PKG_VERSION"),
@@ -70,8 +70,8 @@ pub(crate) const AGENT: &str = concat!(
 ///
 /// By itself kube sends a request that is answered 429, 503 or 504 up to fifteen times, and waits as long as the server
 /// says. A label that was put on and answered 504 would be sent again with a version that is old by then, and a refusal
-/// be heard of a write that was done; a lease might have been lost in between; and a watch that fails would look like one
-/// that sees. Whoever asks here tries again by itself, by what it knows then.
+/// be heard of a write that was done; a lease might have been lost in between; and a watch that fails would look like
+/// one that sees. Whoever asks here tries again by itself, by what it knows then.
 pub(crate) fn client(mut config: kube::Config) -> kube::Result<Client> {
     config
         .headers

@@ -22,7 +22,8 @@ pub const DRAIN_LABEL: &str = "tuist.dev/drain-eligible";
 pub const DEFAULT_PERCENT: i32 = 5;
 /// The most hosts that `status.failing` names.
 pub const MAX_FAILING: usize = 10;
-/// The annotation of an `ImagePrePull` by which somebody asks for its image anew: another value has what failed tried again at once.
+/// The annotation of an `ImagePrePull` by which somebody asks for its image anew: another value has what failed tried
+/// again at once.
 pub const RETRY_ANNOTATION: &str = "parbake.dev/retry-at";
 /// The annotation by which a `RunnerPool` opts in: `own`, `guard` or `none`.
 pub const GATE_ANNOTATION: &str = "parbake.dev/gate";

@@ -1,4 +1,5 @@
-//! What a replica answers that doesn't lead: 503 with the leader's name, and admission reviews as the leader judges them.
+//! What a replica answers that doesn't lead: 503 with the leader's name, and admission reviews as the leader judges
+//! them.
 //!
 //! Only the leader knows which hosts hold what. A review is passed on to it; where that fails, a label that may be a
 //! drain label is refused, for the other controller to try again, and everything else passes.
@@ -128,8 +129,8 @@ fn elsewhere(leader: Option<String>) -> Response {
     unavailable(error)
 }
 
-/// A label that is newly `true` is refused where the leader can't be asked. The webhook's selector only sends Pods that carry
-/// the drain label, whatever its name is.
+/// A label that is newly `true` is refused where the leader can't be asked. The webhook's selector only sends Pods that
+/// carry the drain label, whatever its name is.
 async fn answer(
     review: &Review,
     key: Option<&Secret>,

@@ -1,77 +1,91 @@
 //! The one task that owns the gate and what is known of the cluster.
 //!
-//! `run` selects an [`Input`]; `apply` changes state without waiting, feeds the gate and turns what it wants into jobs
-//! of one set. Every job asks whether this coordinator still leads before it writes. What the objects say is derived
-//! anew from the [`Index`] whenever it changes; nothing here remembers what the cluster can say again.
+//! `run` selects an [`Input`]; `apply` lets the parts take it in without waiting, tells the gate, and turns what the
+//! parts want into jobs. Each part owns its state; methods of parts take the time and what they need of other parts,
+//! and return what is to be done. What the objects say is derived anew from the [`Index`] whenever it changes: nothing
+//! here remembers what the cluster can say again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use kube::Client;
-use proto::{HostId, Moment};
-use rollout::gate::{self, Gate};
+use rollout::gate;
+use serde_json::json;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
+    clock::{Clock, Now},
     crd::GateMode,
-    index::{Change, Index, Kind, ObjectKey, PodFacts, Rule, Scope, Unreadable},
+    index::{Change, Index, Kind, ObjectKey, PrePullFacts},
     metrics::Metrics,
-    watch::{Seen, follow},
-    write::{self, MayWrite, PodWrite, PodWritten, Target, WriteError, Writer},
+    review,
+    watch::follow,
+    write::{MayWrite, PodWritten},
 };
 use crate::{
-    driver::{self, PresenceView, View},
+    driver::{self, Ask, PresenceView, View},
     resolve::Registries,
 };
-use retry::Retries;
+use accounts::Accounts;
+use ask::Paused;
+use conditions::Trouble;
+use gating::{Gating, Order, Step, Told};
+use hosts::Hosts;
+use input::Input;
+use jobs::Jobs;
+use labels::NodeLabels;
+use notes::Notes;
+use owners::Owners;
+use placing::Placing;
+use pools::{Life, Pools};
+use resolving::Resolving;
+use secrets::Secrets;
+use status::Stands;
+use statuses::Statuses;
+use watches::Watches;
 
 mod accounts;
 mod ask;
+mod conditions;
+mod gating;
 mod guard;
+mod hosts;
+mod input;
+mod jobs;
 mod labels;
 mod notes;
+mod once;
 mod owners;
-mod retry;
+mod placing;
+mod pools;
+mod resolving;
 mod secrets;
 mod show;
-mod stage;
+mod starts;
 mod status;
+mod statuses;
 #[cfg(test)]
 mod tests;
+mod watches;
+mod writes;
 
-pub(crate) use ask::{Admission, Drain, Question};
+pub(crate) use ask::{Admission, Question};
+pub(crate) use gating::Drain;
 pub(crate) use guard::Guarded;
 
 /// Questions that wait for the keeper: a fleet's runners that poll together.
 pub(crate) const QUESTIONS: usize = 1_024;
 /// Sights that wait for the keeper: a list of every Pod of a large cluster comes in pages of 500.
 const INBOX: usize = 1_024;
-/// Writes on Pods under way at one time: gentle to an API server that others need too. Whatever else is written waits for
-/// places of its own, so that no drain label waits for what the API server takes slowly.
-const POD_WRITERS: usize = 16;
-/// Other writes under way at one time: labels of Nodes, statuses, objects, ServiceAccounts.
-const WRITERS: usize = 8;
-/// The longest pause before a write that failed is tried again: of a Node's labels, which a webhook may refuse for a thousand
-/// Nodes at once; of a pool's object; and of a status, by which who takes over knows what is awaited.
-const NODE_RETRY: Duration = Duration::from_mins(5);
-const PREPULL_RETRY: Duration = Duration::from_mins(1);
-const STATUS_RETRY: Duration = Duration::from_secs(10);
-/// A watch that sees nothing for this long makes what is known too old to act on.
-const BLIND: Duration = Duration::from_secs(30);
 /// Labels, statuses and gauges are brought up to date this often.
 const TICK: Duration = Duration::from_secs(1);
-/// The gate's clock starts this far from zero, so that times before this program's start can be told.
-const BEFORE: Duration = Duration::from_hours(24);
-/// Objects that can't be read are named once each, up to so many.
-const MAX_COMPLAINTS: usize = 1_000;
 
 /// What was meant: the settings of the Kubernetes side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,203 +109,62 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
 }
 
-/// What the keeper is told.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// A watch sees something.
-    Seen(Scope, Seen),
-    /// Hosts hold something else, or looked again.
-    Presence(Arc<PresenceView>),
-    /// Staging went on.
-    View(Arc<View>),
-    /// A write on a Pod ended.
-    PodWritten {
-        id: gate::PodId,
-        key: ObjectKey,
-        write: PodWrite,
-        why: Option<gate::Withdrawal>,
-        written: PodWritten,
-    },
-    /// A reference was resolved, or wasn't.
-    Resolved(Box<stage::Resolved>),
-    /// A Node's labels were written.
-    NodeWritten {
-        name: String,
-        result: Result<Option<Box<k8s_openapi::api::core::v1::Node>>, WriteError>,
-    },
-    /// A status was written.
-    StatusWritten {
-        key: ObjectKey,
-        result: Result<(), WriteError>,
-    },
-    /// An ImagePrePull was made, changed or deleted.
-    PrePullWritten {
-        key: ObjectKey,
-        result: Result<(), WriteError>,
-    },
-    /// ServiceAccounts were listed.
-    Accounts(Result<Vec<kube::api::ObjectMeta>, WriteError>),
-    /// A pull Secret was read, or not.
-    Secret {
-        key: ObjectKey,
-        result: Result<(), secrets::SecretError>,
-    },
-    /// An owner of gated Pods was read, or not.
-    Owner {
-        key: owners::OwnerKey,
-        asked: Instant,
-        result: Result<owners::Makes, owners::OwnerError>,
-    },
-    /// An Event was written, or not: it isn't tried again.
-    Noted,
-    /// Somebody asks.
-    Asked(Question),
-    /// Time passed.
-    Tick,
-}
-
-/// Two clocks that started together.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    started: Instant,
-}
-
-impl Clock {
-    fn now(self) -> Moment {
-        Moment::START + BEFORE + self.started.elapsed()
-    }
-
-    /// The moment of an instant; what lies before all moments is the first.
-    fn at(self, instant: Instant) -> Moment {
-        let epoch = Moment::START + BEFORE;
-        match instant.checked_duration_since(self.started) {
-            Some(since) => epoch + since,
-            None => epoch - self.started.duration_since(instant),
-        }
-    }
-
-    fn instant(self, moment: Moment) -> Instant {
-        let since = moment.since(Moment::START + BEFORE);
-        self.started + since
-    }
-
-    /// A time of the wall clock, by its distance from now: a jump of that clock moves only what is read after it.
-    fn moment(self, time: SystemTime) -> Moment {
-        let now = self.now();
-        match SystemTime::now().duration_since(time) {
-            Ok(age) => now - age,
-            Err(ahead) => now + ahead.duration(),
-        }
-    }
-}
-
-/// How one watch fares.
-#[derive(Debug, Default)]
-struct Watch {
-    listed: bool,
-    blind_since: Option<Instant>,
-    absent: bool,
-}
-
-/// State and its ways out.
+/// The parts, what is known of the cluster, and the ways out.
 pub(crate) struct Keeper {
-    config: Config,
-    client: Client,
-    writer: Writer,
-    driver: mpsc::Sender<driver::Input>,
-    registries: Arc<Registries>,
-    guarded: watch::Receiver<Guarded>,
-    metrics: Metrics,
     clock: Clock,
-    gate: Gate,
     index: Index,
-    watches: BTreeMap<Scope, Watch>,
-    synced: bool,
-    rules: BTreeMap<gate::PoolId, Rule>,
-    /// Rules in the order in which they have a say.
-    order: Vec<Rule>,
-    /// Pools and Pods as the gate was told.
-    pods_told: BTreeMap<ObjectKey, gate::PodId>,
-    pod_keys: BTreeMap<gate::PodId, ObjectKey>,
-    rules_due: bool,
-    view: Arc<View>,
-    presence: Arc<PresenceView>,
-    stages: BTreeMap<ObjectKey, stage::Stage>,
-    placed: Vec<stage::Placed>,
-    placed_whole: bool,
-    left: BTreeMap<proto::Digest, stage::Left>,
-    limits: driver::Limits,
-    owned_due: bool,
-    prepull_writes: BTreeSet<ObjectKey>,
-    prepull_retries: Retries<ObjectKey>,
-    status_writes: BTreeSet<ObjectKey>,
-    status_retries: Retries<ObjectKey>,
-    node_writes: BTreeSet<String>,
-    node_retries: Retries<String>,
-    notes: notes::Notes,
-    accounts: accounts::Accounts,
-    owners: owners::Owners,
-    secrets: secrets::Secrets,
-    /// Pods seen Pending, whose start is to be timed; and whether their Node held the image when it was seen that they
-    /// are there.
-    starting: BTreeMap<String, Option<bool>>,
-    complaints: BTreeSet<String>,
-    pod_writers: Arc<Semaphore>,
-    writers: Arc<Semaphore>,
-    jobs: JoinSet<Input>,
+    watches: Watches,
+    hosts: Hosts,
+    guarded: watch::Receiver<Guarded>,
+
+    gating: Gating,
+    owners: Owners,
+    images: Resolving,
+    placing: Placing,
+    statuses: Statuses,
+    pools: Pools,
+    labels: NodeLabels,
+    notes: Notes,
+    accounts: Accounts,
+    secrets: Secrets,
+
+    jobs: Jobs,
+    driver: mpsc::Sender<driver::Input>,
+    metrics: Metrics,
+    /// The gate is to be told the ImagePrePulls anew.
+    gates_due: bool,
+    /// When everything is brought up to date next.
     due: Instant,
 }
 
 impl Keeper {
+    /// A keeper that knows nothing of the cluster yet.
     pub(crate) fn new(parts: Parts) -> Self {
-        let notes = notes::Notes::new(parts.client.clone(), &parts.config.instance);
-        let watches = scopes(&parts.config)
-            .into_iter()
-            .map(|scope| (scope, Watch::default()))
-            .collect();
+        let Config {
+            namespaces,
+            default_gate,
+            instance,
+        } = parts.config;
         Self {
-            config: parts.config,
-            writer: Writer::new(parts.client.clone(), parts.may_write),
-            client: parts.client,
-            driver: parts.driver,
-            registries: parts.registries,
-            guarded: parts.guarded,
-            metrics: parts.metrics,
-            clock: Clock {
-                started: Instant::now(),
-            },
-            gate: Gate::new(gate::Config::default()),
+            clock: Clock::start(),
             index: Index::default(),
-            watches,
-            synced: false,
-            rules: BTreeMap::new(),
-            order: Vec::new(),
-            pods_told: BTreeMap::new(),
-            pod_keys: BTreeMap::new(),
-            rules_due: false,
-            view: Arc::default(),
-            presence: Arc::default(),
-            stages: BTreeMap::new(),
-            placed: Vec::new(),
-            placed_whole: false,
-            left: BTreeMap::new(),
-            limits: driver::Limits::default(),
-            owned_due: false,
-            prepull_writes: BTreeSet::new(),
-            prepull_retries: Retries::new(PREPULL_RETRY),
-            status_writes: BTreeSet::new(),
-            status_retries: Retries::new(STATUS_RETRY),
-            node_writes: BTreeSet::new(),
-            node_retries: Retries::new(NODE_RETRY),
-            notes,
-            accounts: accounts::Accounts::default(),
-            owners: owners::Owners::default(),
-            secrets: secrets::Secrets::default(),
-            starting: BTreeMap::new(),
-            complaints: BTreeSet::new(),
-            pod_writers: Arc::new(Semaphore::new(POD_WRITERS)),
-            writers: Arc::new(Semaphore::new(WRITERS)),
-            jobs: JoinSet::new(),
+            watches: Watches::new(&namespaces),
+            hosts: Hosts::default(),
+            guarded: parts.guarded,
+            gating: Gating::default(),
+            owners: Owners::default(),
+            images: Resolving::default(),
+            placing: Placing::default(),
+            statuses: Statuses::new(),
+            pools: Pools::new(default_gate),
+            labels: NodeLabels::new(),
+            notes: Notes::default(),
+            accounts: Accounts::default(),
+            secrets: Secrets::default(),
+            jobs: Jobs::new(parts.client, parts.may_write, parts.registries, instance),
+            driver: parts.driver,
+            metrics: parts.metrics,
+            gates_due: false,
             due: Instant::now(),
         }
     }
@@ -306,8 +179,8 @@ impl Keeper {
     ) {
         let (seen, mut sights) = mpsc::channel(INBOX);
         let mut watches = JoinSet::new();
-        for scope in self.watches.keys() {
-            let (client, scope) = (self.client.clone(), scope.clone());
+        for scope in self.watches.scopes() {
+            let (client, scope) = (self.jobs.client(), scope.clone());
             watches.spawn(follow(client, scope, seen.clone(), shutdown.clone()));
         }
         drop(seen);
@@ -321,7 +194,7 @@ impl Keeper {
                 Some(question) = questions.recv() => Input::Asked(question),
                 Ok(()) = presence.changed() => Input::Presence(presence.borrow_and_update().clone()),
                 Ok(()) = view.changed() => Input::View(view.borrow_and_update().clone()),
-                Some(job) = self.jobs.join_next() => match job {
+                Some(job) = self.jobs.next() => match job {
                     Ok(input) => input,
                     // what waits for its answer would wait for ever: a new start asks anew
                     Err(error) => {
@@ -341,537 +214,457 @@ impl Keeper {
             self.apply(input);
         }
         // what was begun ends by its own time-outs
-        while self.jobs.join_next().await.is_some() {}
+        while self.jobs.next().await.is_some() {}
         while watches.join_next().await.is_some() {}
     }
 
     /// When something is due, if nothing happens before.
     fn next(&self) -> Instant {
-        let gate = self
-            .gate
-            .next_timeout()
-            .map(|moment| self.clock.instant(moment));
+        let gate = self.gating.next_timeout();
+        let gate = gate.map(|moment| self.clock.now().instant_of(moment));
         gate.map_or(self.due, |gate| gate.min(self.due))
     }
 
-    /// Changes state by one input, and starts what follows from it.
+    /// Lets the parts take in one input, and starts what follows from it.
     fn apply(&mut self, input: Input) {
         let now = self.clock.now();
         // what the gate decides on this input mustn't rest on watches that were blind for too long by now
         self.sync(now);
-        match input {
-            Input::Seen(scope, seen) => self.seen(&scope, seen),
-            Input::Presence(presence) => self.take_presence(now, presence),
-            Input::View(view) => {
-                self.view = view;
-                self.stage_due();
-            }
-            Input::PodWritten {
-                id,
-                key,
-                write,
-                why,
-                written,
-            } => self.pod_written(now, &id, &key, &write, why, written),
-            Input::Resolved(resolved) => self.resolved(*resolved),
-            Input::NodeWritten { name, result } => self.node_written(&name, result),
-            Input::StatusWritten { key, result } => self.status_written(&key, result),
-            Input::PrePullWritten { key, result } => self.prepull_written(&key, result),
-            Input::Accounts(listed) => self.accounts_listed(listed),
-            Input::Secret { key, result } => self.secret_read(key, result),
-            Input::Owner { key, asked, result } => self.owner_read(&key, asked, result),
-            Input::Noted => self.noted(),
-            Input::Asked(question) => self.answer(now, question),
-            Input::Tick => self.gate.handle(now, gate::Event::Tick),
-        }
-        if std::mem::take(&mut self.rules_due) {
-            self.tell_pools(now);
+        self.take_in(now, input);
+        if std::mem::take(&mut self.gates_due) {
+            self.tell_gates(now);
         }
         self.sync(now);
-        self.act();
-        if self.due <= Instant::now() {
-            self.due = Instant::now() + TICK;
-            self.keep_up();
+        self.act(now);
+        if self.due <= now.instant {
+            self.due = now.instant + TICK;
+            self.keep_up(now);
         }
     }
 
-    /// What is brought up to date every second.
-    fn keep_up(&mut self) {
-        self.follow_pools();
-        self.stage();
-        if std::mem::take(&mut self.rules_due) {
-            self.tell_pools(self.clock.now());
-            self.act();
-        }
-        if self.synced {
-            self.label_nodes();
-        }
-        self.write_statuses();
-        self.sweep_accounts();
-        self.read_secrets();
-        self.read_owners();
-        self.note_holds();
-        self.measure();
-    }
-
-    // ---- watching -----------------------------------------------------------------------------------------------
-
-    fn seen(&mut self, scope: &Scope, seen: Seen) {
-        let Some(watch) = self.watches.get_mut(scope) else {
-            return;
-        };
-        // not before the list is whole: until then what was missed stays missed
-        if matches!(seen, Seen::Listed)
-            && (std::mem::take(&mut watch.absent) | watch.blind_since.take().is_some())
-        {
-            info!(kind = scope.kind.as_str(), "watch sees again");
-        }
-        let changes = match seen {
-            Seen::Listing => {
-                self.index.begin(scope.clone());
-                Vec::new()
-            }
-            Seen::Applied(object) => match self.index.apply(scope, &object) {
-                Ok(change) => change.into_iter().collect(),
-                Err(unreadable) => {
-                    let changes = self.changed_by(&unreadable);
-                    self.complain(&unreadable);
-                    changes
+    fn take_in(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Seen(scope, seen) => {
+                let watches = &mut self.watches;
+                for change in watches.see(now.instant, &mut self.index, &scope, seen) {
+                    self.take(now, change);
                 }
-            },
-            Seen::Gone(object) => {
-                let key = ObjectKey::new(
-                    object.metadata.namespace.as_deref().unwrap_or_default(),
-                    object.metadata.name.as_deref().unwrap_or_default(),
-                );
-                let uid = object.metadata.uid.as_deref();
-                self.index
-                    .remove(scope.kind, &key, uid)
-                    .into_iter()
-                    .collect()
             }
-            Seen::Listed => {
-                watch.listed = true;
-                self.index.finish(scope)
-            }
-            Seen::Blind { error, absent } => {
-                if absent && scope.kind == Kind::RunnerPools {
-                    // a cluster without runner pools: nothing to follow, and nothing wrong
-                    watch.absent = true;
-                    watch.listed = true;
-                    watch.blind_since = None;
-                    self.index.begin(scope.clone());
-                    self.index.finish(scope)
-                } else {
-                    if watch.blind_since.is_none() {
-                        watch.blind_since = Some(Instant::now());
-                        warn!(
-                            kind = scope.kind.as_str(),
-                            error, "watch sees nothing; it is tried again"
-                        );
+            Input::Presence(presence) => {
+                for event in self.hosts.hear(now, presence) {
+                    if matches!(event, gate::Event::Holds(..)) {
+                        self.due = now.instant;
                     }
-                    Vec::new()
+                    self.gating.tell(now, event);
                 }
             }
-        };
-        for change in changes {
-            self.take(change);
-        }
-    }
-
-    /// What an object that can't be read any more changes: it says nothing now.
-    fn changed_by(&self, unreadable: &Unreadable) -> Vec<Change> {
-        match unreadable.kind {
-            Kind::PrePulls => vec![Change::PrePull(unreadable.key.clone())],
-            Kind::RunnerPools => vec![Change::RunnerPool(unreadable.key.clone())],
-            Kind::Pods | Kind::Nodes => Vec::new(),
-        }
-    }
-
-    fn complain(&mut self, unreadable: &Unreadable) {
-        let text = unreadable.to_string();
-        if self.complaints.len() < MAX_COMPLAINTS && self.complaints.insert(text.clone()) {
-            warn!(
-                object = text,
-                "object can't be read; it is passed over until it changes"
-            );
-        }
-    }
-
-    fn take(&mut self, change: Change) {
-        let now = self.clock.now();
-        match change {
-            Change::Pod(key) => self.tell_pod(now, &key),
-            Change::Node(name) => {
-                if let Ok(host) = name.parse::<HostId>() {
-                    let event = match self.index.nodes.get(&name) {
-                        Some(node) => gate::Event::Node {
-                            host,
-                            ready: node.ready,
-                            schedulable: node.schedulable,
-                        },
-                        None => gate::Event::NodeGone(host),
-                    };
-                    self.gate.handle(now, event);
-                }
-                self.rules_due = true;
+            Input::View(view) => {
+                self.hosts.show(view);
+                self.due = now.instant;
             }
-            Change::PrePull(_) => {
-                self.rules_due = true;
-                self.stage_due();
-            }
-            Change::RunnerPool(_) => {
-                self.rules_due = true;
-                self.owned_due = true;
-                self.stage_due();
-            }
-        }
-    }
-
-    fn tell_pod(&mut self, now: Moment, key: &ObjectKey) {
-        let clock = self.clock;
-        let told = self.index.gate_pod(
-            key,
-            &self.order,
-            |time| clock.moment(time),
-            |seen| clock.at(seen),
-        );
-        let before = self.pods_told.get(key).cloned();
-        let id = told.as_ref().map(|(id, _)| id.clone());
-        if let Some(before) = before.filter(|before| Some(before) != id.as_ref()) {
-            self.pods_told.remove(key);
-            self.pod_keys.remove(&before);
-            self.starting.remove(&before.0);
-            self.gate.handle(now, gate::Event::PodGone(before));
-        }
-        if let Some((id, pod)) = told {
-            self.time_start(&id, &pod);
-            if !self.pods_told.contains_key(key) {
-                self.owner_came(&pod.pool, key);
-            }
-            self.pods_told.insert(key.clone(), id.clone());
-            self.pod_keys.insert(id.clone(), key.clone());
-            self.gate.handle(now, gate::Event::Pod(id, pod));
-        }
-    }
-
-    /// Observes how long a Pod took from its creation to running, once and only when it got there.
-    fn time_start(&mut self, id: &gate::PodId, pod: &gate::Pod) {
-        let staged = match &pod.place {
-            gate::Place::On(host) => {
-                Some(self.gate.presence(&pod.pool, host) == Some(rollout::presence::Held::Fresh))
-            }
-            gate::Place::Unscheduled | gate::Place::Elsewhere => None,
-        };
-        match pod.phase {
-            gate::Phase::Pending => {
-                // a Pod that had to wait for its pull finds the image there when it runs: what it met counts
-                let met = self.starting.entry(id.0.clone()).or_default();
-                *met = met.or(staged);
-            }
-            gate::Phase::Running => {
-                let Some(met) = self.starting.remove(&id.0) else {
-                    return;
-                };
-                let key = ObjectKey::new(&pod.name.namespace, &pod.name.name);
-                let created = self.index.pods.get(&key).and_then(|facts| facts.created);
-                let took = created.and_then(|at| SystemTime::now().duration_since(at).ok());
-                if let (Some(took), Some(staged)) = (took, met.or(staged)) {
-                    self.metrics.provisioned(staged, took);
+            Input::PodWritten(order, written) => self.pod_written(now, &order, written),
+            Input::Resolved(resolved) => {
+                if self.images.answered(now.instant, *resolved) {
+                    self.gates_due = true;
+                    self.due = now.instant;
                 }
             }
-            gate::Phase::Ended | gate::Phase::Unknown => {
-                self.starting.remove(&id.0);
+            Input::NodeWritten { node, result } => {
+                let written = self.labels.written(now.instant, &node, result);
+                // the watch may be behind the answer: without this the same labels would be written again
+                if let Some(written) = written.filter(|_| self.index.nodes.contains_key(&node)) {
+                    self.index.apply_node(&written);
+                    self.take(now, Change::Node(node));
+                }
             }
+            Input::StatusWritten { key, result } => {
+                self.statuses.written(now.instant, &key, result);
+            }
+            Input::PrePullWritten { key, result } => {
+                self.pools.written(now.instant, &key, result);
+            }
+            Input::Accounts(Ok(listed)) => {
+                // while the cluster isn't known, a Pod that isn't seen may be there
+                if self.watches.synced() {
+                    let gates = self.gating.gates();
+                    let accounts = &mut self.accounts;
+                    for (key, seen) in accounts.listed(now.time, listed, &self.index, gates) {
+                        self.jobs.delete_account(key, seen);
+                    }
+                }
+            }
+            Input::Accounts(Err(error)) => {
+                debug!(%error, "ServiceAccounts can't be listed; it is tried again later");
+            }
+            Input::Secret { key, result } => self.secrets.read(key, result),
+            Input::Owner { key, asked, result } => {
+                self.gates_due |= self.owners.read(now.instant, &key, asked, result);
+            }
+            Input::Noted => self.notes.ended(),
+            Input::Asked(question) => self.answer(now, question),
+            Input::Tick => self.gating.tell(now, gate::Event::Tick),
         }
     }
 
-    fn tell_pools(&mut self, now: Moment) {
-        let order = self.index.rules();
-        let same = order.len() == self.order.len()
-            && order
-                .iter()
-                .zip(&self.order)
-                .all(|(a, b)| a.selects_like(b));
-        self.order = order;
-        let known = std::mem::take(&mut self.rules);
-        for rule in &self.order {
-            if self.index.prepulls.contains_key(&rule.key) {
-                self.rules.insert(rule.key.pool(), rule.clone());
+    /// Everything that is brought up to date every second.
+    fn keep_up(&mut self, now: Now) {
+        let synced = self.watches.synced();
+        if synced {
+            let absent = self.watches.is_kind_absent();
+            for (key, own) in self.pools.due(now.instant, &self.index, absent) {
+                self.jobs.write_prepull(key, own);
             }
+            self.stage(now);
         }
-        for (id, rule) in &known {
-            if !self.rules.contains_key(id) {
-                self.metrics.forget_pool(&rule.key);
-                self.gate.handle(now, gate::Event::PoolGone(id.clone()));
-                self.find_owners(id);
+        if std::mem::take(&mut self.gates_due) {
+            self.tell_gates(now);
+            self.act(now);
+        }
+        if synced {
+            for write in self.labels.due(now, &self.index, &self.hosts) {
+                self.jobs.label_node(write);
             }
+            self.write_statuses(now);
+            self.sweep_accounts(now);
+            self.read_secrets(now);
         }
-        // before their pools: a gate that knew half of a pool's Pods would take that for all of them
-        if !same {
-            let keys: Vec<ObjectKey> = self.index.pods.keys().cloned().collect();
-            for key in keys {
-                self.tell_pod(now, &key);
-            }
-        }
-        let rules: Vec<(gate::PoolId, Rule)> = self
-            .rules
-            .iter()
-            .map(|(id, rule)| (id.clone(), rule.clone()))
-            .collect();
-        for (id, rule) in rules {
-            self.tell_pool(now, id, &rule, &known);
-        }
+        self.read_owners(now);
+        self.tell_waits(now);
+        self.measure(now);
     }
 
-    fn tell_pool(
-        &mut self,
-        now: Moment,
-        id: gate::PoolId,
-        rule: &Rule,
-        known: &BTreeMap<gate::PoolId, Rule>,
-    ) {
-        self.find_owners(&id);
-        let before = known.get(&id);
-        if before.is_some_and(|before| before.image != rule.image) {
-            self.ask_owners_anew(&id);
-        }
-        let Some(facts) = self.index.prepulls.get(&rule.key) else {
-            return;
-        };
-        let hosts = self
-            .index
-            .selected(&facts.spec)
-            .into_iter()
-            .filter_map(|(name, _)| name.parse().ok())
-            .collect();
-        let mut pool = rule.pool(facts, hosts);
-        pool.digest = self.digest_of(&rule.key, &rule.image);
-        pool.deadline = self
-            .deadline_of(&rule.key, facts)
-            .map(|at| self.clock.moment(at));
-        pool.template = self.template_of(&id, &rule.image);
-        if pool.template == gate::Template::Unread {
-            self.due = Instant::now();
-        }
-        let memory = facts.status.gate.filter(|_| before.is_none());
-        self.gate.handle(now, gate::Event::Pool(id.clone(), pool));
-        if let Some(memory) = memory {
-            let before = gate::Before {
-                awaited: memory.awaited.try_into().unwrap_or(0),
-                lags: memory.owner_lags,
-            };
-            self.gate.handle(now, gate::Event::Before(id, before));
-        }
-    }
+    // ---- the gate ------------------------------------------------------------------------------------------------
 
-    fn take_presence(&mut self, now: Moment, presence: Arc<PresenceView>) {
-        let before = std::mem::replace(&mut self.presence, presence.clone());
-        for (host, word) in presence.iter() {
-            let known = before.get(host);
-            if known == Some(word) {
-                continue;
-            }
-            let age = word.checked_at.elapsed();
-            let same = known.is_some_and(|known| known.holdings == word.holdings);
-            let event = if same {
-                gate::Event::Seen(host.clone(), age)
-            } else {
-                gate::Event::Holds(host.clone(), (*word.holdings).clone(), age)
-            };
-            self.gate.handle(now, event);
-            if !same {
-                self.due = Instant::now();
-            }
-        }
-    }
-
-    /// Whether everything is known, and no watch has been blind for too long.
-    fn sync(&mut self, now: Moment) {
-        let synced = self.watches.values().all(|watch| {
-            watch.listed
-                && watch
-                    .blind_since
-                    .is_none_or(|since| since.elapsed() < BLIND)
-        });
-        if synced != self.synced {
-            self.synced = synced;
-            if synced {
-                info!(
-                    pods = self.index.pods.len(),
-                    nodes = self.index.nodes.len(),
-                    prepulls = self.index.prepulls.len(),
-                    pools = self.index.runner_pools.len(),
-                    "the cluster is known"
-                );
-            } else {
-                error!("the cluster can't be watched; the gate is shut until it can");
-            }
+    /// Looks whether everything is known, and no watch has been blind for too long.
+    fn sync(&mut self, now: Now) {
+        if let Some(synced) = self.watches.look(now.instant, &self.index) {
             self.metrics.synced.set(i64::from(synced));
-            self.gate.handle(now, gate::Event::Synced(synced));
+            self.gating.tell(now, gate::Event::Synced(synced));
         }
     }
 
-    // ---- acting -------------------------------------------------------------------------------------------------
+    /// An object changed.
+    fn take(&mut self, now: Now, change: Change) {
+        match change {
+            Change::Pod(key) => {
+                let mut told = Told::default();
+                self.gating
+                    .tell_pod(now, &self.index, &key, &mut self.owners, &mut told);
+                self.follow(now, told);
+            }
+            Change::Node(name) => {
+                self.gating.tell_node(now, &self.index, &name);
+                self.gates_due = true;
+            }
+            Change::PrePull(_) | Change::RunnerPool(_) => {
+                self.gates_due = true;
+                self.due = now.instant;
+            }
+        }
+    }
+
+    /// Tells the gate the ImagePrePulls anew.
+    fn tell_gates(&mut self, now: Now) {
+        let mut told = Told::default();
+        self.gating
+            .tell_prepulls(now, &self.index, &self.images, &mut self.owners, &mut told);
+        self.follow(now, told);
+    }
+
+    /// Does what follows from what the gate was told.
+    fn follow(&mut self, now: Now, told: Told) {
+        for prepull in told.gone {
+            self.metrics.forget_pool(&prepull);
+        }
+        for start in told.started {
+            self.metrics.provisioned(start.staged, start.took);
+        }
+        self.gates_due |= told.owner_came;
+        if told.unread {
+            self.due = now.instant;
+        }
+    }
 
     /// Carries out what the gate wants.
-    fn act(&mut self) {
-        while let Some(action) = self.gate.poll() {
-            match action {
-                gate::Action::Label(id) => self.write_pod(id, None, PodWrite::Label),
-                gate::Action::Unlabel(id, why) => {
-                    self.write_pod(id, Some(why), PodWrite::Unlabel);
+    fn act(&mut self, now: Now) {
+        while let Some(step) = self.gating.poll(&self.index) {
+            match step {
+                Step::Write(order) => self.jobs.write_pod(order),
+                Step::Gone(id) => {
+                    debug!(pod = id.0, "the Pod is gone; nothing is written on it");
+                    let refused = gate::Event::Written(id, gate::Outcome::Refused);
+                    self.gating.tell(now, refused);
                 }
-                gate::Action::Reap(id) => self.write_pod(id, None, |_| PodWrite::Reap),
-                gate::Action::Blocked(id, reason) => self.held(&id, reason),
+                Step::Blocked {
+                    pod,
+                    prepull,
+                    reason,
+                } => {
+                    self.metrics.denied(&prepull, reason);
+                    debug!(%pod, pool = %prepull, reason = reason.as_str(), "Pod is held");
+                    self.notes.wait(now.instant, pod, reason);
+                }
             }
         }
     }
 
-    fn held(&mut self, id: &gate::PodId, reason: gate::Reason) {
-        let Some(key) = self.pod_keys.get(id).cloned() else {
-            return;
-        };
-        let Some(rule) = self.rule_of(&key) else {
-            return;
-        };
-        self.metrics.denied(&rule, reason);
-        debug!(pod = %key, pool = %rule, reason = reason.as_str(), "Pod is held");
-        self.notes.wait(key, reason);
-    }
-
-    /// The ImagePrePull that gates a Pod.
-    fn rule_of(&self, key: &ObjectKey) -> Option<ObjectKey> {
-        let pod = self.index.pods.get(key)?;
-        let rule = self.order.iter().find(|rule| rule.selects(key, pod))?;
-        Some(rule.key.clone())
-    }
-
-    /// Carries out what the gate decided, which `write` makes of the pool's drain label.
-    fn write_pod(
-        &mut self,
-        id: gate::PodId,
-        why: Option<gate::Withdrawal>,
-        write: fn(String) -> PodWrite,
-    ) {
-        let facts = self
-            .pod_keys
-            .get(&id)
-            .and_then(|key| Some((key.clone(), self.index.pods.get(key)?)));
-        let refused = |error: &str, key: ObjectKey, write| Input::PodWritten {
-            id: id.clone(),
-            key,
+    /// A write on a Pod ended.
+    fn pod_written(&mut self, now: Now, order: &Order, written: PodWritten) {
+        let Order {
+            id,
+            target,
             write,
             why,
-            written: PodWritten::refused(error),
-        };
-        let Some((key, facts)) = facts else {
-            let key = ObjectKey::new("", "");
-            let input = refused("the Pod is gone", key, PodWrite::Reap);
-            self.jobs.spawn(async move { input });
-            return;
-        };
-        let write = write(self.drain_label(&key, facts));
-        let target = Target {
-            key: key.clone(),
-            uid: facts.uid.clone(),
-            resource_version: facts.resource_version.clone(),
-            owner: facts.owner.as_ref().map(|owner| owner.uid.clone()),
-        };
-        let (writer, writers) = (self.writer.clone(), self.pod_writers.clone());
-        self.jobs.spawn(async move {
-            let _permit = writers.acquire().await;
-            let written = write::pod(writer, target, write.clone()).await;
-            Input::PodWritten {
-                id,
-                key,
-                write,
-                why,
-                written,
-            }
-        });
-    }
-
-    fn drain_label(&self, key: &ObjectKey, facts: &PodFacts) -> String {
-        let rule = self.order.iter().find(|rule| rule.selects(key, facts));
-        rule.map_or_else(
-            || super::crd::DRAIN_LABEL.to_owned(),
-            |rule| rule.drain_label.clone(),
-        )
-    }
-
-    fn pod_written(
-        &mut self,
-        now: Moment,
-        id: &gate::PodId,
-        key: &ObjectKey,
-        write: &PodWrite,
-        why: Option<gate::Withdrawal>,
-        written: PodWritten,
-    ) {
+        } = order;
         // what the answer shows is told first: the gate goes by it from here on
         let change = match written.pod {
-            Some(pod) => self.index.apply_pod(&pod),
-            None if written.gone => self.index.remove(Kind::Pods, key, Some(&id.0)),
+            Some(pod) => self.index.apply_pod(&pod, now.instant),
+            None if written.gone => self.index.remove(Kind::Pods, &target.key, Some(&id.0)),
             None => None,
         };
         if let Some(change) = change {
-            self.take(change);
+            self.take(now, change);
         }
         self.metrics.wrote(write, written.outcome);
         match (written.outcome, &written.error) {
-            (gate::Outcome::Done, _) => self.note_written(key, write, why),
+            (gate::Outcome::Done, _) => {
+                let image = image_of(&self.gating, &self.index, &target.key);
+                let pod = self.index.pods.get(&target.key);
+                let note = self.notes.written(&target.key, pod, &image, write, *why);
+                note.into_iter().for_each(|note| self.jobs.publish(note));
+            }
             (outcome, Some(error)) => {
-                warn!(pod = %key, ?write, ?outcome, error, "write on a Pod didn't go through; it is decided anew");
+                warn!(pod = %target.key, ?write, ?outcome, error, "write on a Pod didn't go through; it is decided anew");
             }
             _ => {}
         }
-        self.gate
-            .handle(now, gate::Event::Written(id.clone(), written.outcome));
+        let event = gate::Event::Written(id.clone(), written.outcome);
+        self.gating.tell(now, event);
     }
 
-    /// Runs a write when there is room for it, unless this coordinator doesn't lead then.
-    fn spawn_write<T: Send + 'static>(
-        &mut self,
-        work: impl Future<Output = T> + Send + 'static,
-        done: impl FnOnce(Option<T>) -> Input + Send + 'static,
-    ) {
-        self.spawn_write_in(self.writers.clone(), work, done);
+    // ---- staging -------------------------------------------------------------------------------------------------
+
+    /// Brings what is resolved, and what the driver stages, up to what the objects say.
+    fn stage(&mut self, now: Now) {
+        let looked = self.images.look(now, &self.index);
+        for gone in &looked.gone {
+            self.metrics.forget_prepull(gone);
+        }
+        self.gates_due |= looked.known;
+        for ask in looked.ask {
+            self.jobs.resolve(ask);
+        }
+        let facts = placing::Facts {
+            now,
+            index: &self.index,
+            images: &self.images,
+            hosts: &self.hosts,
+        };
+        let placement = self.placing.due(facts, |key| self.gating.rolls(key));
+        // what the driver has no room for is told at the next look
+        if let Some(placement) = placement
+            && self.tell_driver(placement.ask())
+        {
+            self.placing.told(placement);
+        }
+        for (key, digest) in self.images.urged(&self.index) {
+            if self.tell_driver(Ask::Urge(digest))
+                && let Some(facts) = self.index.prepulls.get(&key)
+            {
+                self.images.heeded(&key, facts);
+            }
+        }
     }
 
-    /// The same, when there is room among these.
-    fn spawn_write_in<T: Send + 'static>(
-        &mut self,
-        writers: Arc<Semaphore>,
-        work: impl Future<Output = T> + Send + 'static,
-        done: impl FnOnce(Option<T>) -> Input + Send + 'static,
-    ) {
-        let writer = self.writer.clone();
-        self.jobs.spawn(async move {
-            let _permit = writers.acquire().await;
-            done(if writer.leads() {
-                Some(work.await)
-            } else {
-                None
-            })
-        });
+    /// Whether the driver had room for this.
+    fn tell_driver(&self, ask: Ask) -> bool {
+        self.driver.try_send(driver::Input::Asked(ask)).is_ok()
+    }
+
+    /// Writes the statuses that changed, and tells metrics and Events.
+    fn write_statuses(&mut self, now: Now) {
+        let prepulls = &self.index.prepulls;
+        self.statuses.keep(|key| prepulls.contains_key(key));
+        self.notes.keep(|key| prepulls.contains_key(key));
+        for (key, facts) in &self.index.prepulls {
+            let Some(stands) = self.stands(now, key, facts) else {
+                continue;
+            };
+            let status = &stands.status;
+            self.metrics.prepull(key, &status.hosts, stands.late);
+            if stands.everywhere {
+                self.images.staged(key, now.time);
+            }
+            let about = (key, facts);
+            let notes = &mut self.notes;
+            for note in notes.staging(now.instant, &self.index, about, status, stands.stage) {
+                self.jobs.publish(note);
+            }
+            let rolls = self.gating.rolls(key);
+            match self.pools.life(now, key, facts, status, rolls) {
+                Life::Stays => {}
+                Life::Ends => continue,
+                Life::End(own) => {
+                    self.jobs.write_prepull(key.clone(), own);
+                    continue;
+                }
+            }
+            let patch = self.statuses.due(now.instant, key, status, &facts.status);
+            if let Some(patch) = patch {
+                self.jobs
+                    .write_status(key.clone(), facts.uid.clone(), patch);
+            }
+        }
+    }
+
+    /// Where an ImagePrePull stands. `None` while its image isn't asked for.
+    fn stands(&self, now: Now, key: &ObjectKey, prepull: &PrePullFacts) -> Option<Stands> {
+        let facts = status::Facts {
+            now,
+            prepull,
+            image: self.images.get(key)?,
+            nodes: self.index.selected(&prepull.spec),
+            hosts: &self.hosts,
+            roll: show::roll(self.shown(now), key),
+            troubles: self.troubles(key, prepull),
+        };
+        Some(status::of(&facts))
+    }
+
+    /// What is amiss with an ImagePrePull, beside its image and its roll.
+    fn troubles(&self, key: &ObjectKey, prepull: &PrePullFacts) -> Vec<(Trouble, String)> {
+        let mut troubles = Vec::new();
+        if self.gating.is_overlapped(&self.index, key) {
+            let text = "an older ImagePrePull gates its Pods".to_owned();
+            troubles.push((Trouble::OverlappingGate, text));
+        }
+        let secret = prepull.secret(key);
+        if let Some(text) = secret.and_then(|secret| self.secrets.trouble(&secret)) {
+            troubles.push((Trouble::PullSecret, text));
+        }
+        let gate = prepull.spec.gate.as_ref();
+        if let Some(text) = gate.and_then(|gate| self.guarded.borrow().misses(gate)) {
+            troubles.push((Trouble::NotGuarded, text));
+        }
+        troubles
+    }
+
+    // ---- the rest ------------------------------------------------------------------------------------------------
+
+    /// Looks for ServiceAccounts that stayed when their Pods went, when it is time.
+    fn sweep_accounts(&mut self, now: Now) {
+        if let Some(namespaces) = self.accounts.look(now.instant, self.gating.gates()) {
+            self.jobs.list_accounts(namespaces);
+        }
+    }
+
+    /// Reads the pull Secrets that are due, and forgets those that nobody names.
+    fn read_secrets(&mut self, now: Now) {
+        let named = secrets::named(&self.index);
+        self.jobs.keep_secrets(&named);
+        for key in self.secrets.due(now.instant, named) {
+            self.jobs.read_secret(key);
+        }
+    }
+
+    /// Reads the owners that are due, and forgets those of Pods that don't roll.
+    fn read_owners(&mut self, now: Now) {
+        let gates = self.gating.gates().iter();
+        let rolling: Vec<_> = gates.filter(|gate| self.gating.rolls(&gate.key)).collect();
+        for gate in &rolling {
+            self.gates_due |= self.owners.find(&self.index, gate);
+        }
+        for key in self.owners.due(now.instant, &rolling) {
+            self.jobs.read_owner(now.instant, key);
+        }
+    }
+
+    /// Tells why Pods are blocked, where that lasts.
+    fn tell_waits(&mut self, now: Now) {
+        let (gating, index) = (&self.gating, &self.index);
+        let image = |key: &ObjectKey| image_of(gating, index, key);
+        let notes = self
+            .notes
+            .waiting(now, index, image, |id| gating.explain(id));
+        for note in notes {
+            self.jobs.publish(note);
+        }
+    }
+
+    /// Sets the gauges.
+    fn measure(&self, now: Now) {
+        let since_1970 = now.time.duration_since(std::time::SystemTime::UNIX_EPOCH);
+        let now_unix_s = since_1970.unwrap_or_default().as_secs();
+        for gate in self.gating.gates() {
+            if let Some(status) = self.gating.status(&gate.key) {
+                let oldest = status.oldest_pending_unix_s.map_or(0, |created| {
+                    now_unix_s.saturating_sub(u64::try_from(created).unwrap_or(0))
+                });
+                self.metrics.pool(gate, &status, oldest);
+            }
+        }
+    }
+
+    fn answer(&mut self, now: Now, question: Question) {
+        // whoever asked may have gone: there is nobody to tell
+        match question {
+            Question::Admit { change, reply } => drop(reply.send(self.admit(now, &change))),
+            Question::Drain { key, reply } => drop(reply.send(self.drain(&key))),
+            Question::Pools(reply) => drop(reply.send(show::pools(self.shown(now)))),
+            Question::Pod { key, reply } => drop(reply.send(show::pod(self.shown(now), &key))),
+            Question::Pause { key, paused, reply } => self.pause(key, paused, reply),
+        }
+    }
+
+    fn admit(&mut self, now: Now, change: &review::Change) -> Admission {
+        let synced = self.watches.synced();
+        let (pod, dry_run) = (&change.pod, change.dry_run);
+        let refusal = match self.gating.admit(now, &self.index, synced, change) {
+            Ok(None) => return Admission::Allowed,
+            Ok(Some(pool)) => {
+                info!(%pod, %pool, dry_run, "label is admitted");
+                return Admission::Allowed;
+            }
+            Err(refusal) => refusal,
+        };
+        let reason = refusal.reason;
+        if let Some(pool) = refusal.prepull {
+            self.metrics.denied(&pool, reason);
+            self.notes.wait(now.instant, pod.clone(), reason);
+            // a greedy controller asks all the time; the counter has it
+            debug!(%pod, %pool, dry_run, reason = reason.as_str(), "label is refused");
+        }
+        Admission::Refused(show::reason_text(reason, refusal.node.as_deref()))
+    }
+
+    fn drain(&self, pod: &ObjectKey) -> Drain {
+        let synced = self.watches.synced();
+        self.gating.drain(&self.index, synced, pod)
+    }
+
+    fn pause(&mut self, key: ObjectKey, paused: bool, reply: Paused) {
+        let Some(facts) = self.index.prepulls.get(&key) else {
+            drop(reply.send(Ok(false)));
+            return;
+        };
+        let patch = json!({ "metadata": { "uid": facts.uid }, "spec": { "paused": paused } });
+        info!(prepull = %key, paused, "operator changes a roll");
+        self.jobs.pause(key, patch, reply);
+    }
+
+    fn shown(&self, now: Now) -> show::Facts<'_> {
+        show::Facts {
+            now,
+            index: &self.index,
+            gating: &self.gating,
+            owners: &self.owners,
+            images: &self.images,
+        }
     }
 }
 
-fn scopes(config: &Config) -> Vec<Scope> {
-    let mut scopes = Vec::new();
-    for kind in Kind::ALL {
-        if config.namespaces.is_empty() || kind == Kind::Nodes {
-            scopes.push(Scope {
-                kind,
-                namespace: None,
-            });
-            continue;
-        }
-        scopes.extend(config.namespaces.iter().map(|namespace| Scope {
-            kind,
-            namespace: Some(namespace.clone()),
-        }));
-    }
-    scopes
+/// What a Pod shall run, for people.
+fn image_of(gating: &Gating, index: &Index, pod: &ObjectKey) -> String {
+    let gate = gating.gate_of(index, pod);
+    gate.map_or_else(|| "its pool's image".to_owned(), |gate| gate.image.clone())
 }

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    state,
+    shared_secret,
     term::{Term, clock},
     trouble,
     write::post_params,
@@ -178,7 +178,7 @@ async fn ask(
     step: &Step,
 ) -> kube::Result<()> {
     if *step == Step::Take {
-        election.claimed(state::claimed(secrets).await?);
+        election.claimed(shared_secret::claimed(secrets).await?);
     }
     let known = election.record();
     let transitions = match step {

@@ -18,11 +18,7 @@ use prometheus_client::{
 };
 use rollout::gate::{Outcome, PoolStatus, Reason, Verdict};
 
-use super::{
-    crd::HostCounts,
-    index::{ObjectKey, Rule},
-    write::PodWrite,
-};
+use super::{crd::HostCounts, index::ObjectKey, prepull_gate::PrePullGate, write::PodWrite};
 
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,7 +74,7 @@ pub(crate) struct Metrics {
     warm: Family<PoolLabel, Gauge>,
     replicas: Family<PoolLabel, Gauge>,
     oldest_pending: Family<PoolLabel, Gauge>,
-    held: Family<ReasonLabel, Gauge>,
+    blocked: Family<ReasonLabel, Gauge>,
     denials: Family<ReasonLabel, Counter>,
     late: Family<LateLabel, Gauge>,
     hosts: Family<PrePullLabel, Gauge>,
@@ -107,7 +103,7 @@ impl Metrics {
             warm: Family::default(),
             replicas: Family::default(),
             oldest_pending: Family::default(),
-            held: Family::default(),
+            blocked: Family::default(),
             denials: Family::default(),
             late: Family::default(),
             hosts: Family::default(),
@@ -152,7 +148,7 @@ impl Metrics {
         pool.register(
             "held_pods",
             "Stale idle Pods that don't only wait for their turn, by what keeps them",
-            this.held.clone(),
+            this.blocked.clone(),
         );
         pool.register(
             "gate_denials",
@@ -199,8 +195,8 @@ impl Metrics {
         this
     }
 
-    pub(crate) fn pool(&self, rule: &Rule, status: &PoolStatus, oldest_pending_s: u64) {
-        let key = &rule.key;
+    pub(crate) fn pool(&self, prepull: &PrePullGate, status: &PoolStatus, oldest_pending_s: u64) {
+        let key = &prepull.key;
         let label = pool_label(key);
         self.rolling
             .get_or_create(&label)
@@ -210,24 +206,24 @@ impl Metrics {
         self.warm.get_or_create(&label).set(status.warm.into());
         self.replicas
             .get_or_create(&label)
-            .set(rule.replicas.into());
+            .set(prepull.replicas.into());
         self.oldest_pending
             .get_or_create(&label)
             .set(i64::try_from(oldest_pending_s).unwrap_or(i64::MAX));
-        let mut held: BTreeMap<&'static str, i64> = BTreeMap::new();
+        let mut blocked: BTreeMap<&'static str, i64> = BTreeMap::new();
         for pod in status.pods.iter().filter(|pod| pod.stale) {
             if let Verdict::Blocked(reason) = pod.verdict
                 && reason.is_block()
             {
-                *held.entry(reason.as_str()).or_default() += 1;
+                *blocked.entry(reason.as_str()).or_default() += 1;
             }
         }
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        denied.extend(held.keys().map(|reason| (key.clone(), *reason)));
+        denied.extend(blocked.keys().map(|reason| (key.clone(), *reason)));
         // what nobody is held for any more is 0, not what it was
         for (_, reason) in denied.iter().filter(|(pool, _)| pool == key) {
-            let many = held.get(reason).copied().unwrap_or(0);
-            self.held
+            let many = blocked.get(reason).copied().unwrap_or(0);
+            self.blocked
                 .get_or_create(&reason_label(key, reason))
                 .set(many);
         }
@@ -245,7 +241,7 @@ impl Metrics {
         denied.retain(|(pool, reason)| {
             if pool == key {
                 self.denials.remove(&reason_label(key, reason));
-                self.held.remove(&reason_label(key, reason));
+                self.blocked.remove(&reason_label(key, reason));
             }
             pool != key
         });
@@ -297,7 +293,7 @@ impl Metrics {
         }
         self.denied(&key, Reason::Paused);
         drop(
-            self.held
+            self.blocked
                 .get_or_create(&reason_label(&key, Reason::Paused.as_str())),
         );
         self.prepull(&key, &HostCounts::default(), false);

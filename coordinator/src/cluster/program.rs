@@ -1,9 +1,10 @@
 //! A coordinator in a cluster: one of several replicas, of which one leads.
 //!
-//! Every replica shares the state of [`state`], serves health, and answers on the API's port; who doesn't lead answers
-//! 503 there with the leader's name. The leader is a [`Coordinator`] as everywhere else, and the [`keeper`](super)
-//! beside it. A replica leads at most once: when it loses the lease, its writers find their term over, everything stops,
-//! and the process ends with an error for Kubernetes to start it anew. That way nothing of one term is left in the next.
+//! Every replica shares the state of [`shared_secret`], serves health, and answers on the API's port; who doesn't lead
+//! answers 503 there with the leader's name. The leader is a [`Coordinator`] as everywhere else, and the
+//! [`keeper`](super) beside it. A replica leads at most once: when it loses the lease, its writers find their term
+//! over, everything stops, and the process ends with an error for Kubernetes to start it anew. That way nothing of one
+//! term is left in the next.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use super::{
     leader_label,
     lease::{self, Leadership, LostError},
     review,
-    state::{self, Mirror, SharedStateError},
+    shared_secret::{self, SharedSecret, SharedStateError},
     term::Term,
     tokens::Tokens,
     web::{self, Web},
@@ -68,7 +69,7 @@ pub async fn run(
     let lock = state_dir::lock(&config.state_dir).map_err(RunError::from)?;
     let access = Access::find(&settings).await?;
     let secrets: Api<Secret> = Api::namespaced(access.client.clone(), &access.namespace);
-    let mirror = Mirror::open(secrets, config.state_dir.clone()).await?;
+    let shared = SharedSecret::open(secrets, config.state_dir.clone()).await?;
     let (leadership, led) = watch::channel(Leadership::Following(None));
     // The replica's own parts end after the leader's: nobody writes when the lease is given back.
     let stop = CancellationToken::new();
@@ -127,7 +128,7 @@ pub async fn run(
             let leading = Leading {
                 access,
                 settings,
-                mirror,
+                shared,
                 term,
                 stop: stop.clone(),
             };
@@ -183,7 +184,7 @@ fn lost(ended: Option<Result<Result<(), LostError>, tokio::task::JoinError>>) ->
 struct Leading {
     access: Access,
     settings: Cluster,
-    mirror: Mirror,
+    shared: SharedSecret,
     term: Term,
     /// Ends everything, the API's port too.
     stop: CancellationToken,
@@ -200,12 +201,12 @@ async fn lead(
     let Leading {
         access,
         settings,
-        mut mirror,
+        mut shared,
         term,
         stop,
     } = leading;
     let pin = base.authority.pin();
-    mirror.claim(&term).await?;
+    shared.claim(&term).await?;
     let dir = config.state_dir.join("authority");
     let authority = tokio::task::spawn_blocking(move || Authority::open(&dir)).await;
     let authority = match authority {
@@ -220,7 +221,7 @@ async fn lead(
     let mut tasks = JoinSet::new();
     let (saver, asks) = Saver::new();
     // The last to stop: what the API still does is kept.
-    let keep = state::keep(mirror, term.clone(), asks, stop.clone());
+    let keep = shared_secret::keep(shared, term.clone(), asks, stop.clone());
     tasks.spawn(async move {
         keep.await;
         "shared state"

@@ -1,7 +1,7 @@
 //! Admission reviews, read into what is asked of them: nobody has shown who he is when one is read.
 //!
-//! Of a review's two Pods only a few fields matter. Everything else is passed over without being kept: as JSON values, a
-//! body of 4 MiB becomes 64 MiB and more.
+//! Of a review's two Pods only a few fields matter. Everything else is passed over without being kept: as JSON values,
+//! a body of 4 MiB becomes 64 MiB and more.
 
 use std::{
     collections::BTreeSet,
@@ -31,8 +31,8 @@ use crate::{secret::Secret, serve::Remote, view::Problem};
 pub(super) const PATH: &str = "/v1/webhook/pods";
 /// The same with a key, as a route.
 pub(super) const KEYED_PATH: &str = "/v1/webhook/pods/{key}";
-/// Reviews that are read at one time, of at most [`MAX_BYTES`] each. Over it the one gives way that has come longest, of the
-/// address from which most come: the API server isn't kept from asking by others.
+/// Reviews that are read at one time, of at most [`MAX_BYTES`] each. Over it the one gives way that has come longest,
+/// of the address from which most come: the API server isn't kept from asking by others.
 const AT_ONCE: usize = 64;
 /// A review that has come for so long gives way to another one from its own address.
 const GRACE: Duration = Duration::from_millis(500);
@@ -108,8 +108,8 @@ impl Intake {
     }
 }
 
-/// What the webhook's path ends in where the API server is to be told from others. It follows from the API's token, so that
-/// all replicas know the same one, and tells nothing of it.
+/// What the webhook's path ends in where the API server is to be told from others. It follows from the API's token, so
+/// that all replicas know the same one, and tells nothing of it.
 pub(super) fn key(token: &Secret) -> Secret {
     let text = format!("parbake admission webhook {}", token.expose());
     let digest = Secret::from_text(&text).digest().hex().to_string();
@@ -162,7 +162,7 @@ struct Metadata {
 }
 
 /// What a review asks.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) pod: ObjectKey,
     pub(crate) uid: String,

@@ -1,8 +1,8 @@
 //! Whose token a runner shows, as the API server says.
 //!
-//! Each token that isn't known yet is a question to the API server, and whoever reaches the coordinator can make tokens up.
-//! So what can't be a token isn't asked about, answers are remembered, the good ones apart from the others, and each address
-//! has an allowance of questions, which a good token gives back.
+//! Each token that isn't known yet is a question to the API server, and whoever reaches the coordinator can make tokens
+//! up. So what can't be a token isn't asked about, answers are remembered, the good ones apart from the others, and
+//! each address has an allowance of questions, which a good token gives back.
 
 use std::{
     collections::BTreeMap,
@@ -97,8 +97,8 @@ impl Tokens {
         }
     }
 
-    /// Whose token this is, shown by who comes from this address; `None` when the API server doesn't know it, or it isn't a
-    /// ServiceAccount's.
+    /// Whose token this is, shown by who comes from this address; `None` when the API server doesn't know it, or it
+    /// isn't a ServiceAccount's.
     pub(super) async fn caller(
         &self,
         token: &Secret,
@@ -241,7 +241,8 @@ mod tests {
 
     const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
-    /// An API server that knows the tokens that begin with `good.`, each as one for this audience, and counts questions.
+    /// An API server that knows the tokens that begin with `good.`, each as one for this audience, and counts
+    /// questions.
     fn server(audience: Option<&'static str>) -> (Client, Arc<AtomicUsize>) {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();

@@ -9,8 +9,8 @@ use std::{
 /// are told to end.
 const DENIED_FOR: Duration = Duration::from_secs(3);
 
-/// What went wrong, for people: the API server's own sentence and its status, or the cause under kube's words. kube prints
-/// a whole status object instead, twice.
+/// What went wrong, for people: the API server's own sentence and its status, or the cause under kube's words. kube
+/// prints a whole status object instead, twice.
 pub(crate) fn plain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => of_status(&status.message, status.code),

@@ -1,9 +1,9 @@
 //! What a leader answers about the cluster: the API server's webhook, runners that ask whether to leave, and operators.
 //!
-//! What the API server asks changes nothing that matters: facts come from the watch, and an answer takes at most a place
-//! under the cap, for half a minute. It is told from others by a key in the webhook's path, where the coordinator keeps
-//! the webhook's configuration. Runners show their own ServiceAccount's token and may ask about their own Pod; operators
-//! show the API's token.
+//! What the API server asks changes nothing that matters: facts come from the watch, and an answer takes at most a
+//! place under the cap, for half a minute. It is told from others by a key in the webhook's path, where the coordinator
+//! keeps the webhook's configuration. Runners show their own ServiceAccount's token and may ask about their own Pod;
+//! operators show the API's token.
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -102,7 +102,8 @@ async fn ask<T>(web: &Web, make: impl FnOnce(oneshot::Sender<T>) -> Question) ->
     timeout(ANSWER, asked).await.ok()?
 }
 
-// ---- operators --------------------------------------------------------------------------------------------------------
+// ---- operators
+// --------------------------------------------------------------------------------------------------------
 
 async fn operator(State(web): State<Web>, request: Request, next: Next) -> Response {
     if !bearer(request.headers()).is_some_and(|given| given.matches(&web.token)) {
@@ -157,7 +158,8 @@ async fn set_paused(
     }
 }
 
-// ---- the webhook ------------------------------------------------------------------------------------------------------
+// ---- the webhook
+// ------------------------------------------------------------------------------------------------------
 
 /// Answers an admission review. What it doesn't ask about is let through: the webhook guards one label, nothing else.
 async fn webhook(State(web): State<Web>, request: Request) -> Response {
@@ -185,7 +187,8 @@ async fn webhook(State(web): State<Web>, request: Request) -> Response {
     Json(review.answer(refused)).into_response()
 }
 
-// ---- runners ----------------------------------------------------------------------------------------------------------
+// ---- runners
+// ----------------------------------------------------------------------------------------------------------
 
 /// 410 when the Pod shall leave, 204 when it may stay, 404 when there is no such Pod, 503 while that isn't known.
 async fn drain(

@@ -1,5 +1,5 @@
-//! The webhook's configuration: the leader writes the fleet's authority into it, and a key into its path, by which the API
-//! server's questions are told from those of others. Only who may read webhook configurations knows the key.
+//! The webhook's configuration: the leader writes the fleet's authority into it, and a key into its path, by which the
+//! API server's questions are told from those of others. Only who may read webhook configurations knows the key.
 
 use std::time::{Duration, Instant};
 
@@ -26,11 +26,11 @@ use super::{
 };
 use crate::secret::Secret;
 
-/// A key is put into a path that has none this long after a leader began: by then no replica of a version before runs, which
-/// would answer nothing there.
+/// A key is put into a path that has none this long after a leader began: by then no replica of a version before runs,
+/// which would answer nothing there.
 const KEY_AFTER: Duration = Duration::from_mins(2);
-/// When the key was taken out again so often within [`RESETS_IN`], somebody else keeps the path, and for that long nobody is
-/// told apart by it.
+/// When the key was taken out again so often within [`RESETS_IN`], somebody else keeps the path, and for that long
+/// nobody is told apart by it.
 const MOST_RESETS: u32 = 3;
 const RESETS_IN: Duration = Duration::from_mins(10);
 
@@ -174,8 +174,8 @@ impl Webhook {
     /// What of a webhook has to be written.
     fn patch(&self, webhook: &ValidatingWebhook, keys: bool) -> Option<serde_json::Value> {
         let mut config = json!({});
-        let held = webhook.client_config.ca_bundle.as_ref();
-        if held.is_none_or(|held| held.0 != self.pem.as_bytes()) {
+        let bundle = webhook.client_config.ca_bundle.as_ref();
+        if bundle.is_none_or(|bundle| bundle.0 != self.pem.as_bytes()) {
             let bundle = k8s_openapi::ByteString(self.pem.as_bytes().to_vec());
             config["caBundle"] = json!(bundle);
         }
@@ -225,19 +225,19 @@ mod tests {
                 "sideEffects": "None",
             })
         });
-        let held = Arc::new(Mutex::new(json!({
+        let stored = Arc::new(Mutex::new(json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "ValidatingWebhookConfiguration",
             "metadata": { "name": NAME },
             "webhooks": webhooks.collect::<Vec<_>>(),
         })));
-        let (read, written) = (held.clone(), held.clone());
+        let (read, written) = (stored.clone(), stored.clone());
         let show = move || async move { Json(read.lock().unwrap().clone()) };
         let patch = move |body: axum::body::Bytes| async move {
             let patch: Value = serde_json::from_slice(&body).unwrap();
-            let mut held = written.lock().unwrap();
+            let mut stored = written.lock().unwrap();
             for change in patch["webhooks"].as_array().unwrap() {
-                let webhooks = held["webhooks"].as_array_mut().unwrap();
+                let webhooks = stored["webhooks"].as_array_mut().unwrap();
                 let webhook = webhooks
                     .iter_mut()
                     .find(|webhook| webhook["name"] == change["name"])
@@ -253,12 +253,12 @@ mod tests {
                     }
                 }
             }
-            Json(held.clone())
+            Json(stored.clone())
         };
         let path =
             format!("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/{NAME}");
         let router = Router::new().route(&path, get(show).patch(patch));
-        (Client::new(router, "default"), held)
+        (Client::new(router, "default"), stored)
     }
 
     fn kept(client: Client) -> (Webhook, watch::Receiver<bool>) {
@@ -280,14 +280,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_key_is_put_into_the_path_once_old_replicas_are_gone() {
-        let (client, held) = server(&[
+        let (client, stored) = server(&[
             service(review::PATH),
             json!({ "url": format!("https://localhost:1{}", review::PATH) }),
         ]);
         let (webhook, keyed) = kept(client);
         let mut resets = Resets::default();
         webhook.look(false, &mut resets, || true).await.unwrap();
-        let client_of = |at: usize| held.lock().unwrap()["webhooks"][at]["clientConfig"].clone();
+        let client_of = |at: usize| stored.lock().unwrap()["webhooks"][at]["clientConfig"].clone();
         assert_eq!(
             client_of(0)["caBundle"],
             json!(k8s_openapi::ByteString(b"PEM".to_vec()))
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(client_of(1)["url"], format!("https://localhost:1{path}"));
         assert!(*keyed.borrow());
         // the next leader finds it so, and doesn't wait
-        let (client, _held) = server(&[service(&path)]);
+        let (client, _stored) = server(&[service(&path)]);
         let (next, keyed) = kept(client);
         next.look(false, &mut Resets::default(), || true)
             .await
@@ -317,21 +317,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_path_that_is_reset_is_put_right_until_somebody_insists() {
-        let (client, held) = server(&[service(review::PATH)]);
+        let (client, stored) = server(&[service(review::PATH)]);
         let (webhook, keyed) = kept(client);
         let mut resets = Resets::default();
         webhook.look(true, &mut resets, || true).await.unwrap();
         for _ in 1..MOST_RESETS {
-            held.lock().unwrap()["webhooks"][0]["clientConfig"] = service(review::PATH);
+            stored.lock().unwrap()["webhooks"][0]["clientConfig"] = service(review::PATH);
             webhook.look(false, &mut resets, || true).await.unwrap();
             assert!(*keyed.borrow());
         }
-        held.lock().unwrap()["webhooks"][0]["clientConfig"] = service(review::PATH);
+        stored.lock().unwrap()["webhooks"][0]["clientConfig"] = service(review::PATH);
         webhook.look(true, &mut resets, || true).await.unwrap();
         assert!(!*keyed.borrow());
-        let held = held.lock().unwrap();
+        let stored = stored.lock().unwrap();
         assert_eq!(
-            held["webhooks"][0]["clientConfig"]["service"]["path"],
+            stored["webhooks"][0]["clientConfig"]["service"]["path"],
             review::PATH
         );
     }
@@ -339,15 +339,18 @@ mod tests {
     #[tokio::test]
     async fn a_path_of_somebody_elses_is_left_alone() {
         for path in ["/elsewhere", "/v1/webhook/podsters"] {
-            let (client, held) = server(&[service(path)]);
+            let (client, stored) = server(&[service(path)]);
             let (webhook, keyed) = kept(client);
             webhook
                 .look(true, &mut Resets::default(), || true)
                 .await
                 .unwrap();
             assert!(!*keyed.borrow());
-            let held = held.lock().unwrap();
-            assert_eq!(held["webhooks"][0]["clientConfig"]["service"]["path"], path);
+            let stored = stored.lock().unwrap();
+            assert_eq!(
+                stored["webhooks"][0]["clientConfig"]["service"]["path"],
+                path
+            );
         }
     }
 }

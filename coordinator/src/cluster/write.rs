@@ -1,5 +1,5 @@
-//! Writes to the cluster. Each says exactly what it changes, and only on the object that was decided about: uid and, for
-//! Pods, resource version go along as preconditions, so a decision that was overtaken is refused, not carried out.
+//! Writes to the cluster. Each says exactly what it changes, and only on the object that was decided about: uid and,
+//! for Pods, resource version go along as preconditions, so a decision that was overtaken is refused, not carried out.
 //!
 //! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`]. Each is sent once:
 //! who decided it decides whether it is tried again, by what is seen then.
@@ -60,8 +60,8 @@ impl Writer {
         (self.may_write)().is_some()
     }
 
-    /// The answer to one request. None is begun after the term, and none is waited for beyond it: what isn't answered by
-    /// then is given up, so that a packet that still waits in this process doesn't leave in another's term.
+    /// The answer to one request. None is begun after the term, and none is waited for beyond it: what isn't answered
+    /// by then is given up, so that a packet that still waits in this process doesn't leave in another's term.
     async fn answered<T>(
         &self,
         request: impl Future<Output = Result<T, kube::Error>>,
@@ -102,18 +102,6 @@ pub(crate) struct PodWritten {
     /// The Pod is gone: deleted, or another of its name is there.
     pub(crate) gone: bool,
     pub(crate) error: Option<String>,
-}
-
-impl PodWritten {
-    /// It wasn't tried.
-    pub(crate) fn refused(error: &str) -> Self {
-        Self {
-            outcome: Outcome::Refused,
-            pod: None,
-            gone: false,
-            error: Some(error.to_owned()),
-        }
-    }
 }
 
 /// Carries out a write on a Pod.

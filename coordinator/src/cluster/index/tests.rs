@@ -1,8 +1,12 @@
 //! The index without a cluster.
 
+use std::time::{Duration, SystemTime};
+
+use rollout::gate;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cluster::{clock::Now, crd::GateMode, prepull_gate::gates};
 
 fn object(value: Value) -> DynamicObject {
     serde_json::from_value(value).unwrap()
@@ -59,7 +63,7 @@ fn pool(spec: Value, gate: &str) -> Value {
 }
 
 fn shown(index: &mut Index, kind: Kind, value: Value) -> Result<Option<Change>, Unreadable> {
-    index.apply(&everywhere(kind), &object(value))
+    index.apply(&everywhere(kind), object(value), Instant::now())
 }
 
 fn key(name: &str) -> ObjectKey {
@@ -146,19 +150,14 @@ fn the_older_of_two_gates_has_the_say_and_names_break_ties() {
     ] {
         shown(&mut index, Kind::PrePulls, prepull(name, created, gate())).unwrap();
     }
-    let rules = index.rules();
-    let order: Vec<&str> = rules.iter().map(|rule| rule.key.name.as_str()).collect();
+    let all = gates(&index);
+    let order: Vec<&str> = all.iter().map(|gate| gate.key.name.as_str()).collect();
     assert_eq!(order, ["c", "a", "b"]);
     shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
-    let (_, told) = index
-        .gate_pod(
-            &key("p"),
-            &rules,
-            |_| proto::Moment::START,
-            |_| proto::Moment::START,
-        )
-        .unwrap();
-    assert_eq!(told.pool, key("c").pool());
+    let pod = &index.pods[&key("p")];
+    let first = all.iter().find(|gate| gate.selects(&key("p"), pod));
+    let (_, told) = first.unwrap().pod(&key("p"), pod, Now::start());
+    assert_eq!(told.pool, key("c").gate_pool());
     // one that is being deleted, or gates nothing, has none
     let mut deleting = prepull("c", "2026-01-01T00:00:00Z", gate());
     deleting["metadata"]["deletionTimestamp"] = "2026-01-03T00:00:00Z".into();
@@ -171,8 +170,8 @@ fn the_older_of_two_gates_has_the_say_and_names_break_ties() {
         prepull("a", "2026-01-02T00:00:00Z", off),
     )
     .unwrap();
-    assert_eq!(index.rules().len(), 1);
-    assert_eq!(index.rules()[0].key, key("b"));
+    assert_eq!(gates(&index).len(), 1);
+    assert_eq!(gates(&index)[0].key, key("b"));
 }
 
 #[test]
@@ -189,7 +188,7 @@ fn a_gate_that_would_select_everything_or_whose_pool_is_absent_gates_nothing() {
             prepull("a", "2026-01-01T00:00:00Z", gate),
         )
         .unwrap();
-        assert!(index.rules().is_empty());
+        assert!(gates(&index).is_empty());
     }
 }
 
@@ -206,14 +205,14 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
     shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
     let good = json!({ "image": "r/i:3", "replicas": 100 });
     let paused = |index: &Index| {
-        let rules = index.rules();
+        let all = gates(index);
         let facts = &index.prepulls[&key("pool")];
-        assert!(rules[0].selects(&key("p"), &index.pods[&key("p")]));
-        rules[0].pool(facts, BTreeSet::new()).paused
+        assert!(all[0].selects(&key("p"), &index.pods[&key("p")]));
+        all[0].pool(facts, BTreeSet::new()).paused
     };
     shown(&mut index, Kind::RunnerPools, pool(good.clone(), "guard")).unwrap();
     assert!(!paused(&index));
-    assert_eq!(index.rules()[0].image, "r/i:3");
+    assert_eq!(gates(&index)[0].image, "r/i:3");
     // a spec that doesn't parse and an annotation that means nothing are as bad
     let bad = json!({ "image": "r/i:3", "replicas": "many" });
     for (spec, mode) in [(bad, "guard"), (good.clone(), "always")] {
@@ -234,7 +233,7 @@ fn a_pool_that_cannot_be_read_any_more_holds_its_pods() {
             Vec::from_iter(index.remove(Kind::RunnerPools, &key("pool"), None))
         };
         assert_eq!(changes, [Change::RunnerPool(key("pool"))]);
-        assert!(index.rules().is_empty());
+        assert!(gates(&index).is_empty());
     }
 }
 
@@ -283,22 +282,22 @@ fn the_pods_of_a_prepull_that_was_never_read_are_held_as_far_as_its_gate_can_be_
         bad["spec"]["completionPolicy"] = "Later".into();
         let unreadable = shown(&mut index, Kind::PrePulls, bad).unwrap_err();
         assert_eq!(unreadable.key, key("a"));
-        let rules = index.rules();
-        let found = rules
+        let all = gates(&index);
+        let found = all
             .first()
-            .map(|rule| (rule.mode, rule.drain_label.as_str()));
+            .map(|gate| (gate.mode, gate.drain_label.as_str()));
         assert_eq!(found, expected, "{gate}");
-        let Some(rule) = rules.first() else { continue };
+        let Some(gate) = all.first() else { continue };
         shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
         let facts = &index.prepulls[&key("a")];
-        assert!(facts.unread && rule.pool(facts, BTreeSet::new()).paused);
-        assert!(rule.selects(&key("p"), &index.pods[&key("p")]));
+        assert!(facts.unread && gate.pool(facts, BTreeSet::new()).paused);
+        assert!(gate.selects(&key("p"), &index.pods[&key("p")]));
         // it stages nothing
         assert!(index.selected(&facts.spec).is_empty());
         // read at last, it is what it says
         let good = prepull("a", "2026-01-01T00:00:00Z", json!({ "mode": "None" }));
         shown(&mut index, Kind::PrePulls, good).unwrap();
-        assert!(!index.prepulls[&key("a")].unread && index.rules().is_empty());
+        assert!(!index.prepulls[&key("a")].unread && gates(&index).is_empty());
     }
 }
 
@@ -313,13 +312,18 @@ fn the_pods_of_an_owned_prepull_that_was_never_read_are_held_by_its_pool() {
     }]);
     shown(&mut index, Kind::PrePulls, bad).unwrap_err();
     shown(&mut index, Kind::Pods, pod("p", "p", "1")).unwrap();
-    let rules = index.rules();
-    assert_eq!(rules[0].mode, GateMode::Guard);
-    assert!(rules[0].selects(&key("p"), &index.pods[&key("p")]));
+    let all = gates(&index);
+    assert_eq!(all[0].mode, GateMode::Guard);
+    assert!(all[0].selects(&key("p"), &index.pods[&key("p")]));
 }
 
 #[test]
 fn a_heartbeat_is_read_as_its_writers_mean_it() {
+    let hour = Duration::from_hours(1);
+    let now = Now {
+        time: SystemTime::UNIX_EPOCH + hour,
+        ..Now::start()
+    };
     let beat = |annotations: Value| {
         let mut value = pod("p", "p", "1");
         value["metadata"]["annotations"] = annotations;
@@ -336,18 +340,13 @@ fn a_heartbeat_is_read_as_its_writers_mean_it() {
             prepull("a", "2026-01-01T00:00:00Z", gate),
         )
         .unwrap();
-        let rules = index.rules();
-        let moment = |at: SystemTime| {
-            proto::Moment::START + at.duration_since(SystemTime::UNIX_EPOCH).unwrap()
-        };
-        let (_, told) = index
-            .gate_pod(&key("p"), &rules, moment, |_| proto::Moment::START)
-            .unwrap();
+        let gate = &gates(&index)[0];
+        let (_, told) = gate.pod(&key("p"), &index.pods[&key("p")], now);
         told.heartbeat
     };
     let state = "tuist.dev/runner-heartbeat-state";
     let at = "tuist.dev/runner-heartbeat-at";
-    let second = |seconds| proto::Moment::START + std::time::Duration::from_secs(seconds);
+    let second = |seconds| now.moment() - (hour - Duration::from_secs(seconds));
     for (annotations, expected) in [
         (json!({}), gate::Heartbeat::Absent),
         // a time without a state is none
@@ -361,7 +360,7 @@ fn a_heartbeat_is_read_as_its_writers_mean_it() {
         ),
         (
             json!({ state: "polling", at: "1970-01-01T01:01:00.5+01:00" }),
-            gate::Heartbeat::Polling(second(60) + std::time::Duration::from_millis(500)),
+            gate::Heartbeat::Polling(second(60) + Duration::from_millis(500)),
         ),
         (json!({ state: "polling" }), gate::Heartbeat::Other),
         (

@@ -1,10 +1,10 @@
 //! ServiceAccounts that stayed when their Pods went.
 //!
-//! A Pod is reaped before its ServiceAccount: the other way round, a Pod whose deletion is refused, because it came to run
-//! meanwhile, would be left without one. So a cut between the two, or an answer that is lost, leaves an account behind,
-//! and nothing else looks for it. Every few minutes this does: an account goes when its owner is one whose Pods this
-//! coordinator reaps, no Pod of its name is there at two looks in a row, and it isn't young. Whoever makes a runner makes
-//! its account first.
+//! A Pod is reaped before its ServiceAccount: the other way round, a Pod whose deletion is refused, because it came to
+//! run meanwhile, would be left without one. So a cut between the two, or an answer that is lost, leaves an account
+//! behind, and nothing else looks for it. Every few minutes this part does. An account goes when its owner is one whose
+//! Pods this coordinator reaps, no Pod of its name is there at two looks in a row, and the account isn't young: whoever
+//! makes a runner makes its account first.
 
 use std::{
     collections::BTreeSet,
@@ -12,13 +12,12 @@ use std::{
 };
 
 use kube::api::ObjectMeta;
-use tracing::{debug, info, warn};
+use tracing::info;
 
-use super::{Input, Keeper};
 use crate::cluster::{
     crd::GateMode,
-    index::{ObjectKey, Rule},
-    write::{self, WriteError},
+    index::{Index, ObjectKey},
+    prepull_gate::PrePullGate,
 };
 
 /// Between two looks.
@@ -29,94 +28,184 @@ const YOUNG: Duration = Duration::from_mins(10);
 /// What is known of accounts that nobody has a use for.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
-    pub(super) due: Option<Instant>,
-    /// Without a Pod at the last look.
+    due: Option<Instant>,
+    /// Uids of accounts that had no Pod at the last look.
     alone: BTreeSet<String>,
 }
 
-impl Keeper {
-    /// Looks for accounts, when it is time.
-    pub(super) fn sweep_accounts(&mut self) {
-        let due = self.accounts.due.is_none_or(|due| due <= Instant::now());
-        if !self.synced || !due {
-            return;
+impl Accounts {
+    /// The namespaces whose accounts are to be listed, when it is time.
+    pub(super) fn look(&mut self, now: Instant, gates: &[PrePullGate]) -> Option<BTreeSet<String>> {
+        if self.due.is_some_and(|due| now < due) {
+            return None;
         }
-        let rules = self.order.iter().filter(|rule| rule.mode == GateMode::Own);
-        let namespaces: BTreeSet<String> = rules.map(|rule| rule.key.namespace.clone()).collect();
+        let own = gates.iter().filter(|gate| gate.mode == GateMode::Own);
+        let namespaces: BTreeSet<String> = own.map(|gate| gate.key.namespace.clone()).collect();
         // the right to list them comes with mode own
         if namespaces.is_empty() {
-            return;
+            return None;
         }
-        self.accounts.due = Some(Instant::now() + LOOK_EVERY);
-        let work = write::accounts(self.writer.clone(), namespaces);
-        self.spawn_write(work, |result| {
-            Input::Accounts(result.unwrap_or(Ok(Vec::new())))
-        });
+        self.due = Some(now + LOOK_EVERY);
+        Some(namespaces)
     }
 
-    pub(super) fn accounts_listed(&mut self, listed: Result<Vec<ObjectMeta>, WriteError>) {
-        let listed = match listed {
-            Ok(listed) => listed,
-            Err(error) => {
-                debug!(%error, "ServiceAccounts can't be listed; it is tried again later");
-                return;
-            }
-        };
-        // a Pod that isn't seen may be there
-        if !self.synced {
-            return;
-        }
-        let owners = self.reaped_owners();
-        let before = std::mem::take(&mut self.accounts.alone);
-        for account in listed {
-            let key = ObjectKey::new(
-                account.namespace.as_deref().unwrap_or_default(),
-                account.name.as_deref().unwrap_or_default(),
-            );
-            let owned = account.owner_references.iter().flatten();
-            let ours = owned.into_iter().any(|owner| owners.contains(&owner.uid));
-            let age = account
-                .creation_timestamp
-                .as_ref()
-                .and_then(|at| SystemTime::now().duration_since(at.0.into()).ok());
+    /// These accounts are there. Returns those that are to be deleted.
+    pub(super) fn listed(
+        &mut self,
+        time: SystemTime,
+        accounts: Vec<ObjectMeta>,
+        index: &Index,
+        gates: &[PrePullGate],
+    ) -> Vec<(ObjectKey, ObjectMeta)> {
+        let owners = reaped_owners(index, gates);
+        let before = std::mem::take(&mut self.alone);
+        let mut left = Vec::new();
+        for account in accounts {
+            let key = ObjectKey::of(&account);
+            let mut owned = account.owner_references.iter().flatten();
+            let ours = owned.any(|owner| owners.contains(&owner.uid));
+            let made = account.creation_timestamp.as_ref();
+            let age = made.and_then(|at| time.duration_since(at.0.into()).ok());
             if !ours
                 || age.is_none_or(|age| age < YOUNG)
                 || account.deletion_timestamp.is_some()
-                || self.index.pods.contains_key(&key)
+                || index.pods.contains_key(&key)
             {
                 continue;
             }
             let Some(uid) = account.uid.clone() else {
                 continue;
             };
-            if !before.contains(&uid) {
-                self.accounts.alone.insert(uid);
-                continue;
+            if before.contains(&uid) {
+                info!(account = %key, "ServiceAccount of a Pod that is gone is deleted");
+                left.push((key, account));
+            } else {
+                self.alone.insert(uid);
             }
-            info!(account = %key, "ServiceAccount of a Pod that is gone is deleted");
-            let work = write::account(self.writer.clone(), key.clone(), account);
-            self.spawn_write(work, move |result| {
-                if let Some(Err(error)) = result {
-                    warn!(account = %key, %error, "ServiceAccount can't be deleted; it is tried again later");
-                }
-                Input::Tick
-            });
         }
+        left
     }
 
-    /// Owners of Pods that this coordinator reaps.
-    fn reaped_owners(&self) -> BTreeSet<String> {
-        let own = |rule: &&Rule| rule.mode == GateMode::Own;
-        let pools = self.order.iter().filter(own).filter_map(|rule| {
-            let gate = self.index.prepulls.get(&rule.key)?.spec.gate.as_ref()?;
-            let pool = ObjectKey::new(&rule.key.namespace, &gate.pool_ref.as_ref()?.name);
-            Some(self.index.runner_pools.get(&pool)?.uid.clone())
-        });
-        let pods = self.index.pods.iter().filter_map(|(key, pod)| {
-            let rule = self.order.iter().find(|rule| rule.selects(key, pod))?;
-            let owner = pod.owner.as_ref().filter(|_| rule.mode == GateMode::Own)?;
-            Some(owner.uid.clone())
-        });
-        pools.chain(pods).collect()
+    /// As if the next look were due.
+    #[cfg(test)]
+    pub(super) const fn look_again(&mut self) {
+        self.due = None;
+    }
+}
+
+/// Owners of Pods that this coordinator reaps.
+fn reaped_owners(index: &Index, gates: &[PrePullGate]) -> BTreeSet<String> {
+    let own = |gate: &&PrePullGate| gate.mode == GateMode::Own;
+    let pools = gates.iter().filter(own).filter_map(|gate| {
+        let spec = index.prepulls.get(&gate.key)?.spec.gate.as_ref()?;
+        let pool = ObjectKey::new(&gate.key.namespace, &spec.pool_ref.as_ref()?.name);
+        Some(index.runner_pools.get(&pool)?.uid.clone())
+    });
+    let pods = index.pods.iter().filter_map(|(key, pod)| {
+        let gate = gates.iter().find(|gate| gate.selects(key, pod))?;
+        let owner = pod.owner.as_ref().filter(|_| own(&gate))?;
+        Some(owner.uid.clone())
+    });
+    pools.chain(pods).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cluster::{
+        clock::Now,
+        index::{Kind, Scope},
+        prepull_gate::gates,
+    };
+
+    fn index(mode: &str) -> Index {
+        let mut index = Index::default();
+        let mut show = |kind, object: Value| {
+            let scope = Scope {
+                kind,
+                namespace: None,
+            };
+            let object = serde_json::from_value(object).unwrap();
+            index.apply(&scope, object, Instant::now()).unwrap();
+        };
+        show(
+            Kind::PrePulls,
+            json!({
+                "apiVersion": "parbake.dev/v1alpha1",
+                "kind": "ImagePrePull",
+                "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
+                "spec": {
+                    "image": "r/i:2",
+                    "nodeSelector": { "matchLabels": { "a": "b" } },
+                    "gate": { "mode": mode, "podSelector": { "matchLabels": { "app": "x" } } },
+                },
+            }),
+        );
+        show(
+            Kind::Pods,
+            json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": "there",
+                    "namespace": "ns",
+                    "uid": "there",
+                    "labels": { "app": "x" },
+                    "ownerReferences": [{ "apiVersion": "x/v1", "kind": "X", "name": "x", "uid": "owner" }],
+                },
+            }),
+        );
+        index
+    }
+
+    fn account(now: Now, name: &str, owner: &str, age: Duration) -> ObjectMeta {
+        let created = k8s_openapi::jiff::Timestamp::try_from(now.time - age).unwrap();
+        serde_json::from_value(json!({
+            "name": name,
+            "namespace": "ns",
+            "uid": format!("uid of {name}"),
+            "creationTimestamp": created,
+            "ownerReferences": [{ "apiVersion": "x/v1", "kind": "X", "name": "x", "uid": owner }],
+        }))
+        .unwrap()
+    }
+
+    /// Whether this account goes at the second look.
+    fn goes(now: Now, account: &ObjectMeta) -> bool {
+        let (mut accounts, index) = (Accounts::default(), index("Own"));
+        let gates = gates(&index);
+        let mut look = || accounts.listed(now.time, vec![account.clone()], &index, &gates);
+        assert!(look().is_empty(), "its Pod may be about to be seen");
+        let left = look();
+        // what couldn't be deleted is seen alone anew
+        assert!(look().is_empty());
+        !left.is_empty()
+    }
+
+    #[test]
+    fn an_account_goes_when_it_is_old_ours_and_without_a_pod() {
+        let now = Now::start();
+        assert!(goes(now, &account(now, "left", "owner", YOUNG)));
+        let young = YOUNG - Duration::from_secs(1);
+        assert!(!goes(now, &account(now, "left", "owner", young)));
+        assert!(!goes(now, &account(now, "left", "somebody", YOUNG)));
+        assert!(!goes(now, &account(now, "there", "owner", YOUNG)));
+        let mut nameless = account(now, "left", "owner", YOUNG);
+        nameless.uid = None;
+        assert!(!goes(now, &nameless));
+    }
+
+    #[test]
+    fn accounts_are_looked_for_every_five_minutes_where_pods_are_reaped() {
+        let (mut accounts, now) = (Accounts::default(), Instant::now());
+        let guarded = gates(&index("Guard"));
+        assert_eq!(accounts.look(now, &guarded), None);
+        let own = gates(&index("Own"));
+        assert_eq!(accounts.look(now, &own), Some(["ns".to_owned()].into()));
+        let last = now + LOOK_EVERY - Duration::from_millis(1);
+        assert_eq!(accounts.look(last, &own), None);
+        assert!(accounts.look(now + LOOK_EVERY, &own).is_some());
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,14 +11,20 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use proto::Reason;
 use rollout::gate;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Input, Keeper};
+use super::{
+    conditions::{Stage, Type},
+    hosts::all_had_time,
+    show::reason_text,
+};
 use crate::cluster::{
-    crd::ImagePrePullStatus, index::ObjectKey, keeper::show::reason_text, write::PodWrite,
+    clock::Now,
+    crd::ImagePrePullStatus,
+    index::{Index, ObjectKey, PodFacts, PrePullFacts},
+    write::PodWrite,
 };
 
 /// The same Event isn't written again within this time.
@@ -28,288 +33,491 @@ const QUIET: Duration = Duration::from_mins(5);
 const REMEMBERED: usize = 4_096;
 /// Events under way at one time; more are dropped.
 const PENDING: usize = 64;
-/// Events that are being written at one time. They have places of their own: nothing else waits for them.
-const WRITERS: usize = 4;
 /// An Event is given up after this.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest note: the API server takes 1 kB.
-const MAX_NOTE: usize = 900;
+/// Longest text: the API server takes 1 kB.
+const MAX_TEXT: usize = 900;
+/// A Pod that is blocked is told after it was for the same reason for this long. What passes by itself (an image that
+/// is being resolved, a host that is about to speak) isn't worth an Event, and would keep the true reason from being
+/// said.
+const BLOCKED_FOR: Duration = Duration::from_secs(5);
 
-/// A Pod that is held is told after it was held for the same reason for this long. What passes by itself (an image that is
-/// being resolved, a host that is about to speak) isn't worth an Event, and would keep the true reason from being said.
-const HELD_FOR: Duration = Duration::from_secs(5);
-
-/// Who writes Events, and what was said lately.
+/// What was said lately, and what is to be said if it lasts.
+#[derive(Debug, Default)]
 pub(super) struct Notes {
-    client: Client,
-    reporter: Reporter,
     said: BTreeMap<String, Instant>,
-    /// Pods that are held, why, and since when.
-    waiting: BTreeMap<ObjectKey, (Reason, Instant)>,
+    /// Pods that are blocked, why, and since when.
+    waiting: BTreeMap<ObjectKey, (gate::Reason, Instant)>,
+    /// How staging did when it was told last, with the image, by ImagePrePull.
+    staging: BTreeMap<ObjectKey, (String, Option<Stage>)>,
     pending: usize,
-    writers: Arc<Semaphore>,
 }
 
-impl Notes {
-    pub(super) fn new(client: Client, instance: &str) -> Self {
-        let reporter = Reporter {
-            controller: "parbake-coordinator".into(),
-            instance: Some(instance.to_owned()),
-        };
-        Self {
-            client,
-            reporter,
-            said: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            pending: 0,
-            writers: Arc::new(Semaphore::new(WRITERS)),
+/// An Event to be written.
+#[derive(Debug)]
+pub(super) struct Note {
+    about: ObjectReference,
+    reason: NoteReason,
+    text: String,
+}
+
+/// An Event's reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoteReason {
+    DrainEligible,
+    DrainWithdrawn,
+    GateHeld,
+    Staging,
+    Staged,
+    StageFailed,
+}
+
+impl NoteReason {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::DrainEligible => "DrainEligible",
+            Self::DrainWithdrawn => "DrainWithdrawn",
+            Self::GateHeld => "GateHeld",
+            Self::Staging => "Staging",
+            Self::Staged => "Staged",
+            Self::StageFailed => "StageFailed",
         }
     }
 
-    /// This Pod is held; it is told if that lasts, and is more than its turn.
-    pub(super) fn wait(&mut self, pod: ObjectKey, reason: gate::Reason) {
+    const fn action(self) -> &'static str {
+        match self {
+            Self::DrainEligible | Self::DrainWithdrawn | Self::GateHeld => "Gate",
+            Self::Staging | Self::Staged | Self::StageFailed => "Stage",
+        }
+    }
+
+    const fn type_(self) -> EventType {
+        match self {
+            Self::StageFailed => EventType::Warning,
+            _ => EventType::Normal,
+        }
+    }
+}
+
+impl Notes {
+    /// This Pod is blocked; it is told if that lasts, and is more than its turn.
+    pub(super) fn wait(&mut self, now: Instant, pod: ObjectKey, reason: gate::Reason) {
         if reason.is_turn() {
             self.waiting.remove(&pod);
             return;
         }
-        let reason = reason.shown();
-        let known = self.waiting.get(&pod).map(|(known, _)| *known);
-        if known != Some(reason) && (known.is_some() || self.waiting.len() < REMEMBERED) {
-            self.waiting.insert(pod, (reason, Instant::now()));
+        match self.waiting.get(&pod) {
+            Some((known, _)) if known.shown() == reason.shown() => return,
+            None if self.waiting.len() >= REMEMBERED => return,
+            _ => {}
         }
+        self.waiting.insert(pod, (reason, now));
     }
 
-    #[cfg(test)]
-    pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut (Reason, Instant)> {
-        self.waiting.values_mut()
-    }
-
-    fn may_say(&mut self, what: String) -> bool {
-        if self.pending >= PENDING {
-            return false;
-        }
-        let now = Instant::now();
-        if self.said.len() >= REMEMBERED {
-            self.said.retain(|_, at| at.elapsed() < QUIET);
-            if self.said.len() >= REMEMBERED {
-                return false;
-            }
-        }
-        if self.said.get(&what).is_some_and(|at| at.elapsed() < QUIET) {
-            return false;
-        }
-        self.said.insert(what, now);
-        true
-    }
-}
-
-impl Keeper {
-    /// What was written on a Pod.
-    pub(super) fn note_written(
+    /// This was written on a Pod, which shall run that image. `pod` is `None` where it is gone by now.
+    pub(super) fn written(
         &mut self,
         key: &ObjectKey,
+        pod: Option<&PodFacts>,
+        image: &str,
         write: &PodWrite,
         why: Option<gate::Withdrawal>,
-    ) {
-        let node = self.index.pods.get(key).and_then(|pod| pod.node.clone());
-        let node = node.unwrap_or_else(|| "no node".into());
-        let image = self.image_of(key);
-        let (reason, note) = match write {
-            PodWrite::Label(_) => ("DrainEligible", format!("may drain: {node} holds {image}")),
-            PodWrite::Unlabel(_) => (
-                "DrainWithdrawn",
-                match why {
-                    Some(gate::Withdrawal::Current) => {
-                        format!("may not drain any more: it runs {image}, its pool's image again")
-                    }
-                    _ => format!("may not drain any more: {node} doesn't hold {image}"),
-                },
+    ) -> Option<Note> {
+        let node = pod.and_then(|pod| pod.node.as_deref());
+        let node = node.unwrap_or("no node");
+        let (reason, text) = match (write, why) {
+            (PodWrite::Label(_), _) => (
+                NoteReason::DrainEligible,
+                format!("may drain: {node} holds {image}"),
             ),
-            PodWrite::Reap => (
-                "DrainEligible",
+            (PodWrite::Unlabel(_), Some(gate::Withdrawal::Current)) => (
+                NoteReason::DrainWithdrawn,
+                format!("may not drain any more: it runs {image}, its pool's image again"),
+            ),
+            (PodWrite::Unlabel(_), _) => (
+                NoteReason::DrainWithdrawn,
+                format!("may not drain any more: {node} doesn't hold {image}"),
+            ),
+            (PodWrite::Reap, _) => (
+                NoteReason::DrainEligible,
                 format!("was Pending with another image than {image}, and is replaced"),
             ),
         };
-        tracing::info!(pod = %key, reason, note, "gate");
-        self.notes.waiting.remove(key);
+        tracing::info!(pod = %key, reason = reason.as_str(), note = text, "gate");
+        self.waiting.remove(key);
         // each of these happened once: none is a repetition
-        self.note_pod(key, reason, None, note);
+        let about = about_pod(key, pod?);
+        self.begin(Note {
+            about,
+            reason,
+            text,
+        })
     }
 
-    /// What a Pod's pool shall run.
-    fn image_of(&self, key: &ObjectKey) -> String {
-        let rule = self.rule_of(key);
-        let rule = rule.and_then(|rule| self.rules.get(&rule.pool()));
-        rule.map_or_else(|| "its pool's image".to_owned(), |rule| rule.image.clone())
-    }
-
-    /// Tells why Pods are held, where that lasts.
-    pub(super) fn note_holds(&mut self) {
-        let due: Vec<(ObjectKey, Reason)> = self
-            .notes
+    /// Tells why Pods are blocked, where that lasts. `image` says what a Pod shall run, `explain` what keeps it now.
+    pub(super) fn waiting(
+        &mut self,
+        now: Now,
+        index: &Index,
+        image: impl Fn(&ObjectKey) -> String,
+        explain: impl Fn(&gate::PodId) -> gate::Verdict,
+    ) -> Vec<Note> {
+        let due: Vec<(ObjectKey, gate::Reason)> = self
             .waiting
             .iter()
             .filter(|(_, (reason, since))| {
                 // an agent that hasn't spoken yet may be about to
-                let settled = *reason != Reason::HostUnheard
-                    || self.clock.started.elapsed() > rollout::presence::MAX_AGE;
-                settled && since.elapsed() >= HELD_FOR
+                let settled = !matches!(reason, gate::Reason::HostUnheard) || all_had_time(now.up);
+                settled && now.since(*since) >= BLOCKED_FOR
             })
             .map(|(key, (reason, _))| (key.clone(), *reason))
             .collect();
+        let mut notes = Vec::new();
         for (key, waited) in due {
-            self.notes.waiting.remove(&key);
-            let Some(facts) = self.index.pods.get(&key) else {
+            self.waiting.remove(&key);
+            let Some(pod) = index.pods.get(&key) else {
                 continue;
             };
-            let (id, node) = (gate::PodId(facts.uid.clone()), facts.node.clone());
-            let gate::Verdict::Blocked(reason) = self.gate.explain(&id) else {
+            let gate::Verdict::Blocked(reason) = explain(&gate::PodId(pod.uid.clone())) else {
                 continue;
             };
-            if reason.shown() != waited {
+            if reason.shown() != waited.shown() {
                 continue;
             }
-            let image = self.image_of(&key);
-            let note = format!(
-                "held on its way to {image}: {}",
-                reason_text(reason, node.as_deref())
-            );
-            let quiet = format!("Pod {key} {waited} {image}");
-            self.note_pod(&key, "GateHeld", Some(quiet), note);
+            let image = image(&key);
+            let why = reason_text(reason, pod.node.as_deref());
+            let note = Note {
+                about: about_pod(&key, pod),
+                reason: NoteReason::GateHeld,
+                text: format!("held on its way to {image}: {why}"),
+            };
+            let quiet = format!("Pod {key} {} {image}", reason.as_str());
+            notes.extend(self.begin_new(now.instant, quiet, note));
         }
+        notes
     }
 
-    /// Writes an Event on a Pod; with `quiet`, not again under that name for minutes.
-    fn note_pod(
+    /// How far staging is for an ImagePrePull: told where that changed, and on Nodes that fail.
+    pub(super) fn staging(
         &mut self,
-        key: &ObjectKey,
-        reason: &'static str,
-        quiet: Option<String>,
-        note: String,
-    ) {
-        let Some(pod) = self.index.pods.get(key) else {
-            return;
-        };
-        let reference = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            namespace: Some(key.namespace.clone()),
-            name: Some(key.name.clone()),
-            uid: Some(pod.uid.clone()),
-            ..ObjectReference::default()
-        };
-        self.note(reference, quiet, reason, EventType::Normal, note);
-    }
-
-    /// How far staging is, when that changed.
-    pub(super) fn note_stage(
-        &mut self,
-        key: &ObjectKey,
+        now: Instant,
+        index: &Index,
+        (key, facts): (&ObjectKey, &PrePullFacts),
         status: &ImagePrePullStatus,
-        state: &'static str,
-    ) {
-        let Some(facts) = self.index.prepulls.get(key) else {
-            return;
-        };
-        let reference = ObjectReference {
-            api_version: Some("parbake.dev/v1alpha1".into()),
-            kind: Some("ImagePrePull".into()),
-            namespace: Some(key.namespace.clone()),
-            name: Some(key.name.clone()),
-            uid: Some(facts.uid.clone()),
-            ..ObjectReference::default()
-        };
-        let image = facts.spec.image.clone();
+        stage: Stage,
+    ) -> Vec<Note> {
+        let image = &facts.spec.image;
         // by what it is where that is known: a tag that was pushed anew is another image
-        let what = status.digest.clone().unwrap_or_else(|| image.clone());
-        let failing: Vec<(String, Option<String>, String)> = status
-            .failing
-            .iter()
-            .map(|host| {
-                let uid = self
-                    .index
-                    .nodes
-                    .get(&host.host)
-                    .map(|node| node.uid.clone());
-                (host.host.clone(), uid, host.message.clone())
-            })
-            .collect();
-        let message = |type_: &str| {
-            status
-                .conditions
-                .iter()
-                .find(|condition| condition.type_ == type_)
-                .map_or_else(String::new, |condition| condition.message.clone())
-        };
-        let told = self.stages.get_mut(key);
-        let changed = told.is_some_and(|stage| stage.told.replace(state) != Some(state));
-        for (host, uid, why) in failing {
-            let node = ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Node".into()),
-                name: Some(host.clone()),
-                uid,
-                ..ObjectReference::default()
+        let what = status.digest.as_ref().unwrap_or(image);
+        let mut notes = Vec::new();
+        for failing in &status.failing {
+            let note = Note {
+                about: ObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Node".into()),
+                    name: Some(failing.host.clone()),
+                    uid: index.nodes.get(&failing.host).map(|node| node.uid.clone()),
+                    ..ObjectReference::default()
+                },
+                reason: NoteReason::StageFailed,
+                text: format!("{image} can't be staged: {}", failing.message),
             };
-            let note = format!("{image} can't be staged: {why}");
-            let quiet = format!("Node {host} {what}");
-            self.note(node, Some(quiet), "StageFailed", EventType::Warning, note);
+            let quiet = format!("Node {} {what}", failing.host);
+            notes.extend(self.begin_new(now, quiet, note));
         }
-        if !changed {
-            return;
+        if !self.is_news(key, facts, stage) {
+            return notes;
         }
-        let (reason, type_, note) = match state {
-            "staging" => ("Staging", EventType::Normal, message("Staged")),
-            "staged" => ("Staged", EventType::Normal, message("Staged")),
-            "failed" => ("StageFailed", EventType::Warning, message("Staged")),
-            "unresolved" => ("StageFailed", EventType::Warning, message("Resolved")),
-            _ => return,
+        let (reason, type_) = match stage {
+            Stage::Staging => (NoteReason::Staging, Type::Staged),
+            Stage::Staged => (NoteReason::Staged, Type::Staged),
+            Stage::Failed => (NoteReason::StageFailed, Type::Staged),
+            Stage::Unresolved => (NoteReason::StageFailed, Type::Resolved),
+            Stage::Resolving | Stage::Waiting => return notes,
         };
-        let quiet = format!("ImagePrePull {key} {state} {what}");
-        let note = format!("{image}: {note}");
-        self.note(reference, Some(quiet), reason, type_, note);
+        let message = type_.of(status).map_or("", |found| found.message.as_str());
+        let note = Note {
+            about: about_prepull(key, facts),
+            reason,
+            text: format!("{image}: {message}"),
+        };
+        let quiet = format!("ImagePrePull {key} {stage} {what}");
+        notes.extend(self.begin_new(now, quiet, note));
+        notes
     }
 
-    fn note(
-        &mut self,
-        reference: ObjectReference,
-        quiet: Option<String>,
-        reason: &'static str,
-        type_: EventType,
-        note: String,
-    ) {
-        let may_say = match quiet {
-            Some(what) => self.notes.may_say(what),
-            None => self.notes.pending < PENDING,
+    /// An Event was written, or not.
+    pub(super) const fn ended(&mut self) {
+        self.pending = self.pending.saturating_sub(1);
+    }
+
+    /// Forgets ImagePrePulls that aren't there any more.
+    pub(super) fn keep(&mut self, is_there: impl Fn(&ObjectKey) -> bool) {
+        self.staging.retain(|key, _| is_there(key));
+    }
+
+    /// Whether this isn't what was told last of an ImagePrePull's image, by this coordinator or the one before.
+    fn is_news(&mut self, key: &ObjectKey, facts: &PrePullFacts, stage: Stage) -> bool {
+        let image = &facts.spec.image;
+        let before = match self.staging.remove(key) {
+            Some((known, told)) => told.filter(|_| known == *image),
+            None => facts.standing_status().and_then(Stage::told_by),
         };
-        if !may_say {
-            return;
+        self.staging
+            .insert(key.clone(), (image.clone(), Some(stage)));
+        before != Some(stage)
+    }
+
+    fn begin(&mut self, note: Note) -> Option<Note> {
+        if self.pending >= PENDING {
+            return None;
         }
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(MAX_NOTE).collect()),
-            action: match reason {
-                "Staging" | "Staged" | "StageFailed" => "Stage".to_owned(),
-                _ => "Gate".to_owned(),
-            },
-            secondary: None,
-        };
-        self.notes.pending += 1;
-        // One for each Event: a recorder that was used before counts a second Event of the same reason as a repetition
-        // of the first, with the first one's text.
-        let recorder = Recorder::new(self.notes.client.clone(), self.notes.reporter.clone());
-        let work = async move {
-            match timeout(TIMEOUT, recorder.publish(&event, &reference)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(reason = event.reason, %error, "Event isn't written"),
-                Err(_) => debug!(reason = event.reason, "Event isn't written: no answer"),
+        self.pending += 1;
+        Some(note)
+    }
+
+    /// Begins an Event that isn't said again under the name `quiet` for minutes.
+    fn begin_new(&mut self, now: Instant, quiet: String, note: Note) -> Option<Note> {
+        if self.pending >= PENDING {
+            return None;
+        }
+        let lately = |at: &Instant| now.saturating_duration_since(*at) < QUIET;
+        if self.said.len() >= REMEMBERED {
+            self.said.retain(|_, at| lately(at));
+            if self.said.len() >= REMEMBERED {
+                return None;
             }
-        };
-        self.spawn_write_in(self.notes.writers.clone(), work, |_| Input::Noted);
+        }
+        if self.said.get(&quiet).is_some_and(lately) {
+            return None;
+        }
+        self.said.insert(quiet, now);
+        self.begin(note)
     }
 
-    pub(super) fn noted(&mut self) {
-        self.notes.pending = self.notes.pending.saturating_sub(1);
+    /// As if what is waited for had been so much earlier.
+    #[cfg(test)]
+    pub(super) fn age(&mut self, time: Duration) {
+        for (_, since) in self.waiting.values_mut() {
+            *since -= time;
+        }
+    }
+}
+
+fn about_pod(key: &ObjectKey, pod: &PodFacts) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(key.namespace.clone()),
+        name: Some(key.name.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+fn about_prepull(key: &ObjectKey, facts: &PrePullFacts) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("parbake.dev/v1alpha1".into()),
+        kind: Some("ImagePrePull".into()),
+        namespace: Some(key.namespace.clone()),
+        name: Some(key.name.clone()),
+        uid: Some(facts.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+/// Writes an Event. One that can't be written is dropped.
+pub(super) async fn publish(client: Client, reporter: Reporter, note: Note) {
+    let reason = note.reason.as_str();
+    let event = Event {
+        type_: note.reason.type_(),
+        reason: reason.to_owned(),
+        note: Some(note.text.chars().take(MAX_TEXT).collect()),
+        action: note.reason.action().to_owned(),
+        secondary: None,
+    };
+    // A recorder of its own: one that was used before counts a second Event of the same reason as a repetition of the
+    // first, with the first one's text.
+    let recorder = Recorder::new(client, reporter);
+    match timeout(TIMEOUT, recorder.publish(&event, &note.about)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(reason, %error, "Event isn't written"),
+        Err(_) => debug!(reason, "Event isn't written: no answer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cluster::{
+        crd::FailingHost,
+        index::{Kind, Scope},
+    };
+
+    const IMAGE: &str = "r/i:2";
+
+    fn key() -> ObjectKey {
+        ObjectKey::new("ns", "a")
+    }
+
+    /// A Pod and an ImagePrePull of the same name.
+    fn index() -> Index {
+        let mut index = Index::default();
+        for (kind, object) in [
+            (
+                Kind::Pods,
+                json!({
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": { "name": "a", "namespace": "ns", "uid": "pod" },
+                    "spec": { "nodeName": "mac-0", "containers": [] },
+                }),
+            ),
+            (
+                Kind::PrePulls,
+                json!({
+                    "apiVersion": "parbake.dev/v1alpha1",
+                    "kind": "ImagePrePull",
+                    "metadata": { "name": "a", "namespace": "ns", "uid": "prepull" },
+                    "spec": { "image": IMAGE, "nodeSelector": {} },
+                }),
+            ),
+        ] {
+            let scope = Scope {
+                kind,
+                namespace: None,
+            };
+            let object = serde_json::from_value(object).unwrap();
+            index.apply(&scope, object, Instant::now()).unwrap();
+        }
+        index
+    }
+
+    fn waiting(notes: &mut Notes, now: Now, reason: gate::Reason) -> Vec<Note> {
+        let image = |_: &ObjectKey| IMAGE.to_owned();
+        notes.waiting(now, &index(), image, |_| gate::Verdict::Blocked(reason))
+    }
+
+    #[test]
+    fn a_pod_is_told_what_keeps_it_when_that_has_lasted_for_five_seconds() {
+        let (mut notes, now) = (Notes::default(), Now::start());
+        let reason = gate::Reason::ImageMissing;
+        notes.wait(now.instant, key(), reason);
+        let last = now.after(BLOCKED_FOR - Duration::from_millis(1));
+        assert!(waiting(&mut notes, last, reason).is_empty());
+        // the same again doesn't begin anew
+        notes.wait(last.instant, key(), reason);
+        let due = now.after(BLOCKED_FOR);
+        let told = waiting(&mut notes, due, reason);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].reason, NoteReason::GateHeld);
+        assert!(told[0].text.contains(IMAGE) && told[0].text.contains("mac-0"));
+        // and not again for minutes
+        notes.wait(due.instant, key(), reason);
+        let later = due.after(QUIET - Duration::from_millis(1));
+        assert!(waiting(&mut notes, later, reason).is_empty());
+        notes.wait(later.instant, key(), reason);
+        let later = later.after(BLOCKED_FOR);
+        assert_eq!(waiting(&mut notes, later, reason).len(), 1);
+    }
+
+    #[test]
+    fn what_changed_meanwhile_or_is_only_a_turn_or_may_pass_by_itself_is_not_told() {
+        let (now, missing) = (Now::start(), gate::Reason::ImageMissing);
+        let due = now.after(BLOCKED_FOR);
+        let mut notes = Notes::default();
+        notes.wait(now.instant, key(), missing);
+        assert!(waiting(&mut notes, due, gate::Reason::Paused).is_empty());
+        notes.wait(now.instant, key(), missing);
+        notes.wait(now.instant, key(), gate::Reason::RetryWaits);
+        assert!(waiting(&mut notes, due, missing).is_empty());
+        // an agent has half a minute to speak
+        let unheard = gate::Reason::HostUnheard;
+        notes.wait(now.instant, key(), unheard);
+        assert!(waiting(&mut notes, due, unheard).is_empty());
+        let late = now.after(rollout::presence::MAX_AGE + Duration::from_millis(1));
+        assert_eq!(waiting(&mut notes, late, unheard).len(), 1);
+    }
+
+    #[test]
+    fn a_stage_is_told_when_it_changes_and_a_change_of_leader_is_no_change() {
+        let (mut notes, now, index) = (Notes::default(), Instant::now(), index());
+        let mut facts = index.prepulls[&key()].clone();
+        let status = ImagePrePullStatus::default();
+        let tell = |notes: &mut Notes, facts: &PrePullFacts, stage| {
+            let told = notes.staging(now, &index, (&key(), facts), &status, stage);
+            told.into_iter().map(|note| note.reason).collect::<Vec<_>>()
+        };
+        assert_eq!(tell(&mut notes, &facts, Stage::Resolving), []);
+        assert_eq!(
+            tell(&mut notes, &facts, Stage::Staging),
+            [NoteReason::Staging]
+        );
+        assert_eq!(tell(&mut notes, &facts, Stage::Staging), []);
+        assert_eq!(
+            tell(&mut notes, &facts, Stage::Failed),
+            [NoteReason::StageFailed]
+        );
+        // of the same image the same isn't said again within minutes; of another one it is
+        assert_eq!(tell(&mut notes, &facts, Stage::Staging), []);
+        facts.spec.image = "r/i:3".into();
+        assert_eq!(
+            tell(&mut notes, &facts, Stage::Staging),
+            [NoteReason::Staging]
+        );
+        // the next leader finds what was told in the status
+        facts.status.observed_generation = Some(facts.generation);
+        let mut conditions = super::super::conditions::Conditions::new(
+            &status,
+            facts.generation,
+            k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+        );
+        conditions.add(Type::Resolved, Some(true), "Resolved", String::new());
+        conditions.add(Type::Staged, Some(false), "Staging", String::new());
+        facts.status.conditions = conditions.into_list();
+        assert_eq!(tell(&mut Notes::default(), &facts, Stage::Staging), []);
+        facts.generation += 1;
+        let told = tell(&mut Notes::default(), &facts, Stage::Staging);
+        assert_eq!(
+            told,
+            [NoteReason::Staging],
+            "another generation's status tells nothing"
+        );
+    }
+
+    #[test]
+    fn a_host_that_fails_is_told_on_its_node_once_for_each_image() {
+        let (mut notes, now, index) = (Notes::default(), Instant::now(), index());
+        let facts = &index.prepulls[&key()];
+        let mut status = ImagePrePullStatus {
+            failing: vec![FailingHost {
+                host: "mac-0".into(),
+                reason: "full".into(),
+                message: "the disk is full".into(),
+            }],
+            ..ImagePrePullStatus::default()
+        };
+        let mut tell = |status: &ImagePrePullStatus| {
+            let told = notes.staging(now, &index, (&key(), facts), status, Stage::Waiting);
+            told.len()
+        };
+        assert_eq!((tell(&status), tell(&status)), (1, 0));
+        status.digest = Some("sha256:another".into());
+        assert_eq!((tell(&status), tell(&status)), (1, 0));
+    }
+
+    #[test]
+    fn no_more_events_are_under_way_than_there_is_room_for() {
+        let (mut notes, index) = (Notes::default(), index());
+        let pod = index.pods.get(&key());
+        let write = PodWrite::Label("drain".into());
+        let mut begun = || notes.written(&key(), pod, IMAGE, &write, None).is_some();
+        assert!((0..PENDING).all(|_| begun()));
+        assert!(!begun());
+        notes.ended();
+        let note = notes.written(&key(), pod, IMAGE, &write, None).unwrap();
+        assert_eq!(note.reason, NoteReason::DrainEligible);
     }
 }

@@ -1,8 +1,8 @@
-//! What the owners of gated Pods make: a roll that an owner's template doesn't go along with would bring stale Pods back
-//! for ever, so the gate is told what the template says before it lets anything go.
+//! What the owners of gated Pods make: a roll that an owner's template doesn't go along with would bring stale Pods
+//! back for ever, so the gate is told what the template says before it lets anything go.
 //!
 //! A RunnerPool is watched. What else replaces Pods (ReplicaSets and the Deployments above them, StatefulSets,
-//! DaemonSets, ReplicationControllers) is read while a pool rolls, every few seconds. Other owners, such as a Job, make
+//! DaemonSets, ReplicationControllers) is read while Pods roll, every few seconds. Other owners, such as a Job, make
 //! one Pod and never another: what they say means nothing for successors, and the gate goes by the Pods that come.
 
 use std::{
@@ -10,22 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
-    core::v1::{PodTemplateSpec, ReplicationController},
-};
-use kube::{Api, Client};
-use rollout::gate::{self, Template};
-use tokio::time::timeout;
+use rollout::gate::{Phase, Template};
 use tracing::{info, warn};
 
-use super::{Input, Keeper};
+use super::once::Once;
 use crate::cluster::{
-    index::{ObjectKey, Owner, PodFacts},
-    trouble,
+    clock::Now,
+    index::{Index, ObjectKey, Owner, PodFacts},
+    prepull_gate::PrePullGate,
 };
 
-/// An owner is read again after this long, while its pool rolls.
+pub(super) mod read;
+
+/// An owner is read again after this long, while its Pods roll.
 const READ_EVERY: Duration = Duration::from_secs(5);
 /// What was read counts for this long.
 const FRESH: Duration = Duration::from_secs(15);
@@ -33,9 +30,7 @@ const FRESH: Duration = Duration::from_secs(15);
 const DENIED_FOR: Duration = Duration::from_mins(1);
 /// Failures in a row after which an owner counts as one that can't be read.
 const FAILURES: u32 = 4;
-/// The API server answers for one within this time.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Owners read at one time, and kept: more than a pool has that anybody rolls.
+/// Owners read at one time, and kept: more than the gated Pods of any one roll have.
 const MOST: usize = 256;
 
 /// An owner in its namespace.
@@ -58,9 +53,9 @@ impl OwnerKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Makes {
     /// Who says so: the owner, or who makes it.
-    by: String,
+    pub(super) by: String,
     /// Pods of this image.
-    image: String,
+    pub(super) image: String,
 }
 
 /// Why an owner isn't read.
@@ -98,21 +93,32 @@ struct Known {
     failures: u32,
 }
 
-/// Whose Pods pools have, and what those that roll make.
-#[derive(Debug, Default)]
+/// Whose Pods each ImagePrePull gates, and what the owners of those that roll make.
+#[derive(Debug)]
 pub(super) struct Owners {
-    of: BTreeMap<gate::PoolId, BTreeSet<OwnerKey>>,
+    of: BTreeMap<ObjectKey, BTreeSet<OwnerKey>>,
     known: BTreeMap<OwnerKey, Known>,
-    warned: BTreeSet<String>,
+    denied: Once,
 }
 
-impl Keeper {
-    /// What the owners of a pool's Pods make. Of several, one that makes another image than the pool's counts.
-    pub(super) fn template_of(&self, pool: &gate::PoolId, image: &str) -> Template {
+impl Default for Owners {
+    fn default() -> Self {
+        Self {
+            of: BTreeMap::new(),
+            known: BTreeMap::new(),
+            denied: Once::new(MOST),
+        }
+    }
+}
+
+impl Owners {
+    /// What the owners of the Pods that an ImagePrePull gates make. Of several, one that makes another image than the
+    /// gate's counts.
+    pub(super) fn template(&self, now: Now, index: &Index, gate: &PrePullGate) -> Template {
         let mut template = None;
-        for key in self.owners.of.get(pool).into_iter().flatten() {
-            let this = self.makes(key);
-            let differs = matches!(&this, Template::Image(made) if made != image);
+        for key in self.of.get(&gate.key).into_iter().flatten() {
+            let this = self.makes(now, index, key);
+            let differs = matches!(&this, Template::Image(made) if *made != gate.image);
             template = match (template, this) {
                 (_, this) if differs => return this,
                 (None, this) => Some(this),
@@ -124,162 +130,109 @@ impl Keeper {
         template.unwrap_or(Template::Unknown)
     }
 
-    /// Who says that a pool's Pods are made from another image, and from which.
-    pub(super) fn lagging_owner(
-        &self,
-        pool: &gate::PoolId,
-        image: &str,
-    ) -> Option<(String, String)> {
-        let mut owners = self.owners.of.get(pool).into_iter().flatten();
+    /// Who says that the Pods that an ImagePrePull gates are made from another image.
+    pub(super) fn lagging(&self, index: &Index, gate: &PrePullGate) -> Option<Makes> {
+        let mut owners = self.of.get(&gate.key).into_iter().flatten();
         owners.find_map(|key| {
-            let (by, made) = match self.runner_pool(key) {
-                Some(made) => (key.owner.to_string(), made),
-                None => {
-                    let makes = self.owners.known.get(key)?.makes.clone()?;
-                    (makes.by, makes.image)
-                }
+            let makes = match runner_pool(index, key) {
+                Some(image) => Makes {
+                    by: key.owner.to_string(),
+                    image,
+                },
+                None => self.known.get(key)?.makes.clone()?,
             };
-            (made != image).then_some((by, made))
+            (makes.image != gate.image).then_some(makes)
         })
     }
 
-    /// Finds the owners of a pool's Pods. Whether they are others than before.
-    pub(super) fn find_owners(&mut self, pool: &gate::PoolId) -> bool {
-        let Some(rule) = self.rules.get(pool) else {
-            return self.owners.of.remove(pool).is_some();
-        };
-        let mine = self.index.pods.iter().filter(|(key, pod)| {
-            !pod.deleting && pod.phase != gate::Phase::Ended && rule.selects(key, pod)
+    /// Finds the owners of the Pods that an ImagePrePull gates. Whether they are others than before.
+    pub(super) fn find(&mut self, index: &Index, gate: &PrePullGate) -> bool {
+        let mine = index.pods.iter().filter(|(key, pod)| {
+            !pod.deleting && pod.phase != Phase::Ended && gate.selects(key, pod)
         });
         let found: BTreeSet<OwnerKey> = mine
             .filter_map(|(key, pod)| OwnerKey::of(key, pod))
             .collect();
-        let before = self.owners.of.insert(pool.clone(), found);
-        before.as_ref() != self.owners.of.get(pool)
+        let differs = self.of.get(&gate.key) != Some(&found);
+        self.of.insert(gate.key.clone(), found);
+        differs
     }
 
-    /// A Pod came into a pool: it may have brought an owner that nobody has asked.
-    pub(super) fn owner_came(&mut self, pool: &gate::PoolId, key: &ObjectKey) {
-        let owner = self
-            .index
-            .pods
-            .get(key)
-            .and_then(|pod| OwnerKey::of(key, pod));
-        if let (Some(owner), Some(known)) = (owner, self.owners.of.get_mut(pool)) {
-            self.rules_due |= known.insert(owner);
+    /// An ImagePrePull gates nothing any more.
+    pub(super) fn forget(&mut self, prepull: &ObjectKey) {
+        self.of.remove(prepull);
+    }
+
+    /// A Pod came under an ImagePrePull's gate. Whether it brought an owner that nobody has asked.
+    pub(super) fn came(&mut self, prepull: &ObjectKey, key: &ObjectKey, pod: &PodFacts) -> bool {
+        match (OwnerKey::of(key, pod), self.of.get_mut(prepull)) {
+            (Some(owner), Some(known)) => known.insert(owner),
+            _ => false,
         }
     }
 
-    fn makes(&self, key: &OwnerKey) -> Template {
-        if let Some(image) = self.runner_pool(key) {
-            return Template::Image(image);
-        }
-        if !replaces(&key.owner) {
-            return Template::Unknown;
-        }
-        match self.owners.known.get(key) {
-            Some(Known {
-                makes: Some(makes),
-                read_at: Some(at),
-                ..
-            }) if at.elapsed() < FRESH => Template::Image(makes.image.clone()),
-            Some(known) if known.makes.is_none() && known.read_at.is_some() => Template::Unknown,
-            Some(known) if known.failures >= FAILURES => Template::Unknown,
-            _ => Template::Unread,
-        }
-    }
-
-    /// What a RunnerPool's controller makes: what it has heard of, where it says so.
-    fn runner_pool(&self, key: &OwnerKey) -> Option<String> {
-        let pool = ObjectKey::new(&key.namespace, &key.owner.name);
-        let pool = self.index.runner_pools.get(&pool)?;
-        let is = key.owner.kind == "RunnerPool" && key.owner.uid == pool.uid;
-        is.then(|| {
-            let heard = pool.observed.as_ref();
-            heard.unwrap_or(&pool.spec.image).clone()
-        })
-    }
-
-    /// A pool's image was said anew: what its owners said before that isn't their answer.
-    pub(super) fn ask_owners_anew(&mut self, pool: &gate::PoolId) {
-        for key in self.owners.of.get(pool).into_iter().flatten() {
-            if let Some(known) = self.owners.known.get_mut(key) {
-                (known.read_at, known.due) = (None, Instant::now());
+    /// An ImagePrePull's image was said anew: what owners said before that isn't their answer.
+    pub(super) fn ask_anew(&mut self, now: Instant, prepull: &ObjectKey) {
+        for key in self.of.get(prepull).into_iter().flatten() {
+            if let Some(known) = self.known.get_mut(key) {
+                (known.read_at, known.due) = (None, now);
             }
         }
-        self.due = Instant::now();
     }
 
-    /// Reads the owners that are due, and forgets those of pools that don't roll.
-    pub(super) fn read_owners(&mut self) {
-        let rolling: Vec<gate::PoolId> = self
-            .rules
-            .keys()
-            .filter(|pool| self.gate.rolls(pool))
-            .cloned()
-            .collect();
-        for pool in &rolling {
-            self.rules_due |= self.find_owners(pool);
-        }
+    /// The owners that are to be read now, while the Pods under these gates roll. Forgets those of others. Each that is
+    /// returned counts as being read.
+    pub(super) fn due(&mut self, now: Instant, rolling: &[&PrePullGate]) -> Vec<OwnerKey> {
         let wanted: BTreeSet<OwnerKey> = rolling
             .iter()
-            .filter_map(|pool| self.owners.of.get(pool))
+            .filter_map(|gate| self.of.get(&gate.key))
             .flatten()
             .filter(|key| replaces(&key.owner))
             .take(MOST)
             .cloned()
             .collect();
-        self.owners
-            .known
+        self.known
             .retain(|key, known| known.reading || wanted.contains(key));
+        let mut due = Vec::new();
         for key in wanted {
-            let known = self
-                .owners
-                .known
-                .entry(key.clone())
-                .or_insert_with(|| Known {
-                    makes: None,
-                    read_at: None,
-                    due: Instant::now(),
-                    reading: false,
-                    failures: 0,
-                });
-            if known.reading || known.due > Instant::now() {
-                continue;
-            }
-            known.reading = true;
-            let client = self.client.clone();
-            self.jobs.spawn(async move {
-                let asked = Instant::now();
-                let result = timeout(TIMEOUT, read(client, &key)).await;
-                let result = result.unwrap_or_else(|_| {
-                    Err(OwnerError::Failed {
-                        owner: key.owner.clone(),
-                        error: "the API server doesn't answer in time".into(),
-                    })
-                });
-                Input::Owner { key, asked, result }
+            let known = self.known.entry(key.clone()).or_insert_with(|| Known {
+                makes: None,
+                read_at: None,
+                due: now,
+                reading: false,
+                failures: 0,
             });
+            if !known.reading && known.due <= now {
+                known.reading = true;
+                due.push(key);
+            }
         }
+        due
     }
 
-    pub(super) fn owner_read(
+    /// An owner that was asked at `asked` was read, or not. Whether what gates are told may have changed.
+    pub(super) fn read(
         &mut self,
+        now: Instant,
         key: &OwnerKey,
         asked: Instant,
         result: Result<Makes, OwnerError>,
-    ) {
-        let Some(known) = self.owners.known.get_mut(key) else {
-            return;
+    ) -> bool {
+        let Some(known) = self.known.get_mut(key) else {
+            return false;
         };
         known.reading = false;
         // it was asked before somebody wanted to know anew
         if known.read_at.is_none() && known.due > asked {
-            return;
+            return false;
         }
-        let before = known.makes.clone();
+        let namespace = &key.namespace;
         match result {
             Ok(makes) => {
+                if known.makes.as_ref() != Some(&makes) {
+                    let (owner, image) = (&makes.by, &makes.image);
+                    info!(namespace, owner, image, "owner's template is read");
+                }
                 known.makes = Some(makes);
                 (known.read_at, known.due) = (Some(asked), asked + READ_EVERY);
                 known.failures = 0;
@@ -287,34 +240,60 @@ impl Keeper {
             Err(error @ (OwnerError::Denied { .. } | OwnerError::Gone(_))) => {
                 known.makes = None;
                 (known.read_at, known.due) = (Some(asked), asked + DENIED_FOR);
-                let text = error.to_string();
-                if matches!(error, OwnerError::Denied { .. })
-                    && self.owners.warned.len() < MOST
-                    && self.owners.warned.insert(text.clone())
-                {
-                    warn!(
-                        namespace = key.namespace,
-                        error = text,
-                        "owner of gated Pods can't be read"
-                    );
+                let denied = matches!(error, OwnerError::Denied { .. });
+                let error = error.to_string();
+                if denied && self.denied.is_new(&error) {
+                    warn!(namespace, error, "owner of gated Pods can't be read");
                 }
             }
             Err(error) => {
                 known.failures += 1;
-                known.due = Instant::now() + READ_EVERY;
+                known.due = now + READ_EVERY;
                 if known.failures == FAILURES {
-                    warn!(namespace = key.namespace, %error, "owner of gated Pods can't be read for now");
+                    warn!(namespace, %error, "owner of gated Pods can't be read for now");
                 }
             }
         }
-        if let Some(known) = self.owners.known.get(key)
-            && known.makes != before
-            && let Some(makes) = &known.makes
-        {
-            info!(namespace = key.namespace, owner = %makes.by, image = makes.image, "owner's template is read");
-        }
-        self.rules_due = true;
+        true
     }
+
+    fn makes(&self, now: Now, index: &Index, key: &OwnerKey) -> Template {
+        if let Some(image) = runner_pool(index, key) {
+            return Template::Image(image);
+        }
+        if !replaces(&key.owner) {
+            return Template::Unknown;
+        }
+        match self.known.get(key) {
+            Some(Known {
+                makes: Some(makes),
+                read_at: Some(at),
+                ..
+            }) if now.since(*at) < FRESH => Template::Image(makes.image.clone()),
+            Some(known) if known.makes.is_none() && known.read_at.is_some() => Template::Unknown,
+            Some(known) if known.failures >= FAILURES => Template::Unknown,
+            _ => Template::Unread,
+        }
+    }
+
+    /// As if what was read had been read so long ago that it is due, and nobody were reading it.
+    #[cfg(test)]
+    pub(super) fn read_at_once(&mut self, now: Instant) {
+        for known in self.known.values_mut() {
+            (known.due, known.reading) = (now, false);
+        }
+    }
+}
+
+/// What a RunnerPool's controller makes: the image that it has heard of, where it says so.
+fn runner_pool(index: &Index, key: &OwnerKey) -> Option<String> {
+    let pool = ObjectKey::new(&key.namespace, &key.owner.name);
+    let pool = index.runner_pools.get(&pool)?;
+    let is = key.owner.kind == "RunnerPool" && key.owner.uid == pool.uid;
+    is.then(|| {
+        let heard = pool.observed.as_ref();
+        heard.unwrap_or(&pool.spec.image).clone()
+    })
 }
 
 /// Whether an owner of this kind replaces a Pod that left by one of its template.
@@ -330,82 +309,177 @@ fn replaces(owner: &Owner) -> bool {
         .any(|(group, kind)| owner.api_version.starts_with(group) && owner.kind == *kind)
 }
 
-/// Reads what an owner makes; of a ReplicaSet that a Deployment makes, what that has in mind.
-async fn read(client: Client, key: &OwnerKey) -> Result<Makes, OwnerError> {
-    let owner = &key.owner;
-    let template = match owner.kind.as_str() {
-        "ReplicaSet" => {
-            let found: ReplicaSet = get(&client, &key.namespace, owner).await?;
-            let above = Owner::of(&found.metadata).filter(|above| {
-                above.kind == "Deployment" && above.api_version.starts_with("apps/")
-            });
-            if let Some(above) = above {
-                let found: Deployment = get(&client, &key.namespace, &above).await?;
-                let template = found.spec.map(|spec| spec.template);
-                return makes(&above, template);
-            }
-            found.spec.and_then(|spec| spec.template)
-        }
-        "StatefulSet" => {
-            let found: StatefulSet = get(&client, &key.namespace, owner).await?;
-            found.spec.map(|spec| spec.template)
-        }
-        "DaemonSet" => {
-            let found: DaemonSet = get(&client, &key.namespace, owner).await?;
-            found.spec.map(|spec| spec.template)
-        }
-        _ => {
-            let found: ReplicationController = get(&client, &key.namespace, owner).await?;
-            found.spec.and_then(|spec| spec.template)
-        }
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cluster::{
+        index::{Kind, Scope},
+        prepull_gate::gates,
     };
-    makes(owner, template)
-}
 
-fn makes(owner: &Owner, template: Option<PodTemplateSpec>) -> Result<Makes, OwnerError> {
-    let image = template
-        .and_then(|template| template.spec)
-        .and_then(|spec| spec.containers.into_iter().next()?.image);
-    let image = image.ok_or_else(|| OwnerError::Failed {
-        owner: owner.clone(),
-        error: "its template names no image".into(),
-    })?;
-    Ok(Makes {
-        by: owner.to_string(),
-        image,
-    })
-}
+    /// An ImagePrePull of image `new` whose Pods belong to these ReplicaSets.
+    fn index(owners: &[&str]) -> Index {
+        let mut index = Index::default();
+        let mut show = |kind, object| {
+            let scope = Scope {
+                kind,
+                namespace: None,
+            };
+            let object = serde_json::from_value(object).unwrap();
+            index.apply(&scope, object, Instant::now()).unwrap();
+        };
+        show(
+            Kind::PrePulls,
+            json!({
+                "apiVersion": "parbake.dev/v1alpha1",
+                "kind": "ImagePrePull",
+                "metadata": { "name": "pool", "namespace": "ns", "uid": "pool" },
+                "spec": {
+                    "image": "new",
+                    "nodeSelector": { "matchLabels": { "a": "b" } },
+                    "gate": { "mode": "Own", "podSelector": { "matchLabels": { "app": "x" } } },
+                },
+            }),
+        );
+        for name in owners {
+            let owner =
+                json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": name });
+            let meta = json!({
+                "name": format!("pod of {name}"),
+                "namespace": "ns",
+                "uid": name,
+                "labels": { "app": "x" },
+                "ownerReferences": [owner],
+            });
+            let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": meta });
+            show(Kind::Pods, pod);
+        }
+        index
+    }
 
-async fn get<K>(client: &Client, namespace: &str, owner: &Owner) -> Result<K, OwnerError>
-where
-    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    match api.get_opt(&owner.name).await {
-        Ok(Some(found)) if found.meta().uid.as_ref() == Some(&owner.uid) => Ok(found),
-        Ok(_) => Err(OwnerError::Gone(owner.clone())),
-        Err(error) => {
-            let owner = owner.clone();
-            let denied =
-                matches!(&error, kube::Error::Api(status) if [401, 403].contains(&status.code));
-            let error = trouble::plain(&error);
-            Err(match denied {
-                true => OwnerError::Denied { owner, error },
-                false => OwnerError::Failed { owner, error },
-            })
+    struct Stand {
+        index: Index,
+        gate: PrePullGate,
+        owners: Owners,
+    }
+
+    impl Stand {
+        fn new(owners: &[&str]) -> Self {
+            let index = index(owners);
+            let gate = gates(&index).remove(0);
+            let mut owners = Owners::default();
+            assert!(owners.find(&index, &gate) && !owners.find(&index, &gate));
+            Self {
+                index,
+                gate,
+                owners,
+            }
+        }
+
+        fn template(&self, now: Now) -> Template {
+            self.owners.template(now, &self.index, &self.gate)
+        }
+
+        fn due(&mut self, now: Now) -> Vec<OwnerKey> {
+            self.owners.due(now.instant, &[&self.gate])
+        }
+
+        fn say(&mut self, now: Now, key: &OwnerKey, image: &str) -> bool {
+            let makes = Makes {
+                by: key.owner.to_string(),
+                image: image.to_owned(),
+            };
+            self.owners.read(now.instant, key, now.instant, Ok(makes))
         }
     }
-}
 
-#[cfg(test)]
-impl Keeper {
-    /// As if what was read had been read so long ago that it is due, and nobody were reading it.
-    pub(super) fn read_owners_at_once(&mut self) {
-        for known in self.owners.known.values_mut() {
-            (known.due, known.reading) = (Instant::now(), false);
+    #[test]
+    fn an_owner_is_read_every_five_seconds_and_its_word_counts_for_fifteen() {
+        let (mut stand, now) = (Stand::new(&["set"]), Now::start());
+        assert_eq!(stand.template(now), Template::Unread);
+        let due = stand.due(now);
+        assert_eq!(
+            (due.len(), stand.due(now).len()),
+            (1, 0),
+            "it is being read"
+        );
+        assert!(stand.say(now, &due[0], "new"));
+        let image = Template::Image("new".into());
+        assert_eq!(stand.template(now), image);
+        let tick = Duration::from_millis(1);
+        assert_eq!(stand.due(now.after(READ_EVERY - tick)).len(), 0);
+        assert_eq!(stand.due(now.after(READ_EVERY)).len(), 1);
+        assert_eq!(stand.template(now.after(FRESH - tick)), image);
+        assert_eq!(stand.template(now.after(FRESH)), Template::Unread);
+    }
+
+    #[test]
+    fn of_several_owners_the_one_that_makes_another_image_counts() {
+        let (mut stand, now) = (Stand::new(&["one", "two"]), Now::start());
+        let due = stand.due(now);
+        stand.say(now, &due[0], "new");
+        assert_eq!(stand.template(now), Template::Unread);
+        assert_eq!(stand.owners.lagging(&stand.index, &stand.gate), None);
+        stand.say(now, &due[1], "old");
+        assert_eq!(stand.template(now), Template::Image("old".into()));
+        let lagging = stand.owners.lagging(&stand.index, &stand.gate).unwrap();
+        assert_eq!(lagging.by, "ReplicaSet two");
+    }
+
+    #[test]
+    fn what_was_asked_before_the_image_was_said_anew_is_no_answer() {
+        let (mut stand, now) = (Stand::new(&["set"]), Now::start());
+        let due = stand.due(now);
+        let later = now.after(Duration::from_secs(1));
+        stand.owners.ask_anew(later.instant, &stand.gate.key);
+        assert!(!stand.say(now, &due[0], "new"));
+        assert_eq!(stand.template(later), Template::Unread);
+        let due = stand.due(later);
+        assert!(stand.say(later, &due[0], "new"));
+        assert_eq!(stand.template(later), Template::Image("new".into()));
+    }
+
+    #[test]
+    fn an_owner_that_fails_is_waited_for_four_times_and_one_that_is_gone_is_not() {
+        let (mut stand, mut now) = (Stand::new(&["set"]), Now::start());
+        for failure in 1..=FAILURES {
+            let due = stand.due(now);
+            let error = OwnerError::Failed {
+                owner: due[0].owner.clone(),
+                error: "503".into(),
+            };
+            stand
+                .owners
+                .read(now.instant, &due[0], now.instant, Err(error));
+            let unknown = stand.template(now) == Template::Unknown;
+            assert_eq!(unknown, failure == FAILURES, "{failure}");
+            now = now.after(READ_EVERY);
         }
+        let (mut stand, now) = (Stand::new(&["set"]), Now::start());
+        let due = stand.due(now);
+        let gone = Err(OwnerError::Gone(due[0].owner.clone()));
+        stand.owners.read(now.instant, &due[0], now.instant, gone);
+        assert_eq!(stand.template(now), Template::Unknown);
+        let tick = Duration::from_millis(1);
+        assert_eq!(stand.due(now.after(DENIED_FOR - tick)).len(), 0);
+        assert_eq!(stand.due(now.after(DENIED_FOR)).len(), 1);
+    }
+
+    #[test]
+    fn owners_of_what_does_not_roll_are_forgotten_and_a_pod_may_bring_a_new_one() {
+        let (mut stand, now) = (Stand::new(&["set"]), Now::start());
+        let due = stand.due(now);
+        stand.say(now, &due[0], "new");
+        assert_eq!(stand.owners.due(now.instant, &[]), []);
+        assert_eq!(stand.template(now), Template::Unread);
+        let more = index(&["set", "another"]);
+        let (came, again) = more.pods.iter().fold((0, 0), |(came, again), (key, pod)| {
+            let first = stand.owners.came(&stand.gate.key, key, pod);
+            let second = stand.owners.came(&stand.gate.key, key, pod);
+            (came + u32::from(first), again + u32::from(second))
+        });
+        assert_eq!((came, again), (1, 0));
     }
 }

@@ -1,6 +1,6 @@
-//! Pull Secrets that ImagePrePulls name: each is used for the objects of its namespace that name it. They are read when an
-//! image is resolved, and every minute after, so that a password that was changed is used before the next pull token is
-//! asked for, and one that was taken back isn't.
+//! Pull Secrets that ImagePrePulls name: each is used for the objects of its namespace that name it. They are read when
+//! an image is resolved, and every minute after: a password that was changed is used before the next pull token is
+//! asked for, and one that was taken back isn't used.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,9 +12,11 @@ use kube::{Api, Client};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Input, Keeper};
 use crate::{
-    cluster::{index::ObjectKey, trouble},
+    cluster::{
+        index::{Index, ObjectKey},
+        trouble,
+    },
     resolve::{LearnError, Registries},
 };
 
@@ -47,51 +49,45 @@ pub(super) struct Secrets {
     troubles: BTreeMap<ObjectKey, String>,
 }
 
+/// The Secrets that ImagePrePulls name.
+pub(super) fn named(index: &Index) -> BTreeSet<ObjectKey> {
+    let prepulls = index.prepulls.iter();
+    prepulls
+        .filter_map(|(key, facts)| facts.secret(key))
+        .collect()
+}
+
 impl Secrets {
     /// What is wrong with this one.
     pub(super) fn trouble(&self, key: &ObjectKey) -> Option<String> {
         self.troubles.get(key).cloned()
     }
-}
 
-impl Keeper {
-    /// Reads the Secrets that are due, and forgets those that nobody names.
-    pub(super) fn read_secrets(&mut self) {
-        if !self.synced {
-            return;
-        }
-        let prepulls = self.index.prepulls.iter();
-        let named: BTreeSet<ObjectKey> = prepulls
-            .filter_map(|(key, facts)| facts.secret(key))
-            .collect();
-        self.secrets.looked.retain(|key, _| named.contains(key));
-        self.secrets.troubles.retain(|key, _| named.contains(key));
-        let names: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
-        self.registries
-            .keep_secrets(|secret| names.contains(secret));
+    /// These are named: forgets all others, and returns those that are to be read now.
+    pub(super) fn due(&mut self, now: Instant, named: BTreeSet<ObjectKey>) -> Vec<ObjectKey> {
+        self.looked.retain(|key, _| named.contains(key));
+        self.troubles.retain(|key, _| named.contains(key));
+        let mut due = Vec::new();
         for key in named {
-            let looked = self.secrets.looked.get(&key);
-            if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
-                continue;
+            let looked = self.looked.get(&key);
+            if looked.is_none_or(|at| now.saturating_duration_since(*at) >= LOOK_EVERY) {
+                self.looked.insert(key.clone(), now);
+                due.push(key);
             }
-            self.secrets.looked.insert(key.clone(), Instant::now());
-            let (client, registries) = (self.client.clone(), self.registries.clone());
-            self.jobs.spawn(async move {
-                let result = learn(client, &key, &registries).await;
-                Input::Secret { key, result }
-            });
         }
+        due
     }
 
-    pub(super) fn secret_read(&mut self, key: ObjectKey, result: Result<(), SecretError>) {
-        if !self.secrets.looked.contains_key(&key) {
+    /// One was read, or not.
+    pub(super) fn read(&mut self, key: ObjectKey, result: Result<(), SecretError>) {
+        if !self.looked.contains_key(&key) {
             return;
         }
         match result {
-            Ok(()) => drop(self.secrets.troubles.remove(&key)),
+            Ok(()) => drop(self.troubles.remove(&key)),
             Err(error) => {
                 let text = error.to_string();
-                let before = self.secrets.troubles.insert(key.clone(), text.clone());
+                let before = self.troubles.insert(key.clone(), text.clone());
                 if before.as_ref() != Some(&text) {
                     warn!(secret = %key, error = text, "pull Secret can't be used");
                 }
@@ -126,4 +122,47 @@ pub(super) async fn learn(
         registries.keep_secrets(|secret| secret != name);
     }
     learned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("ns", name)
+    }
+
+    #[test]
+    fn a_secret_is_read_when_it_is_named_and_every_minute_after() {
+        let (mut secrets, now) = (Secrets::default(), Instant::now());
+        let named = || BTreeSet::from([key("a")]);
+        assert_eq!(secrets.due(now, named()), [key("a")]);
+        let last = now + LOOK_EVERY - Duration::from_millis(1);
+        assert_eq!(secrets.due(last, named()), []);
+        let both = named().into_iter().chain([key("b")]).collect();
+        assert_eq!(secrets.due(last, both), [key("b")]);
+        assert_eq!(secrets.due(now + LOOK_EVERY, named()), [key("a")]);
+        // forgotten meanwhile
+        assert_eq!(secrets.due(now + LOOK_EVERY, BTreeSet::new()), []);
+        assert_eq!(secrets.due(now + LOOK_EVERY, named()), [key("a")]);
+    }
+
+    #[test]
+    fn a_trouble_stands_until_the_secret_can_be_used_or_nobody_names_it() {
+        let (mut secrets, now) = (Secrets::default(), Instant::now());
+        let gone = || Err(SecretError::Gone(key("a")));
+        secrets.read(key("a"), gone());
+        assert_eq!(secrets.trouble(&key("a")), None, "nobody named it");
+        secrets.due(now, [key("a")].into());
+        secrets.read(key("a"), gone());
+        assert_eq!(
+            secrets.trouble(&key("a")).as_deref(),
+            Some("Secret ns/a doesn't exist")
+        );
+        secrets.read(key("a"), Ok(()));
+        assert_eq!(secrets.trouble(&key("a")), None);
+        secrets.read(key("a"), gone());
+        secrets.due(now, BTreeSet::new());
+        assert_eq!(secrets.trouble(&key("a")), None);
+    }
 }

@@ -1,20 +1,184 @@
-//! What the keeper shows: pools and Pods with the gate's own reasons, and gauges.
+//! What the keeper shows: rolls and Pods with the gate's own reasons.
 
-use std::time::{Duration, SystemTime};
+use rollout::gate::{PodId, PodStatus, PoolStatus, Reason, Template, Verdict};
 
-use rollout::gate::{self, Reason, Verdict};
-
-use super::Keeper;
+use super::{gating::Gating, owners::Owners, resolving::Resolving, status::Roll};
 use crate::{
     cluster::{
+        clock::Now,
         crd::GateMode,
-        index::{ObjectKey, PodFacts},
+        index::{Index, ObjectKey, PodFacts},
+        prepull_gate::PrePullGate,
     },
     view::{PodView, PoolView},
 };
 
+/// What is looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) now: Now,
+    pub(super) index: &'a Index,
+    pub(super) gating: &'a Gating,
+    pub(super) owners: &'a Owners,
+    pub(super) images: &'a Resolving,
+}
+
+/// All rolls, in the order in which their gates have a say.
+pub(super) fn pools(facts: Facts<'_>) -> Vec<PoolView> {
+    let gates = facts.gating.gates().iter();
+    gates.filter_map(|gate| pool(facts, gate)).collect()
+}
+
+fn pool(facts: Facts<'_>, gate: &PrePullGate) -> Option<PoolView> {
+    let prepull = facts.index.prepulls.get(&gate.key)?;
+    let status = facts.gating.status(&gate.key)?;
+    let lag = lag_of(facts, gate, &status);
+    let digest = facts.images.digest_of(&gate.key, &gate.image);
+    Some(PoolView {
+        namespace: gate.key.namespace.clone(),
+        name: gate.key.name.clone(),
+        mode: match gate.mode {
+            GateMode::Own => "own",
+            GateMode::Guard => "guard",
+            GateMode::None => "none",
+        }
+        .to_owned(),
+        image: gate.image.clone(),
+        digest: digest.map(|digest| digest.to_string()),
+        paused: prepull.spec.paused,
+        alive: status.alive,
+        stale: status.stale,
+        labelled: status.labelled,
+        in_flight: status.in_flight,
+        reserved: status.reserved,
+        cap: status.cap,
+        hosts_usable: status.hosts_usable,
+        hosts_ready: status.hosts_ready,
+        pods: status
+            .pods
+            .iter()
+            .filter_map(|pod| {
+                let key = facts.gating.key(&pod.pod)?;
+                Some(pod_of(facts, key, Some(pod), pod.verdict, &lag))
+            })
+            .collect(),
+    })
+}
+
+/// One Pod; `None` where there is none of this name.
+pub(super) fn pod(facts: Facts<'_>, key: &ObjectKey) -> Option<PodView> {
+    let pod = facts.index.pods.get(key)?;
+    let id = PodId(pod.uid.clone());
+    let gate = facts.gating.gate_of(facts.index, key);
+    let roll = gate.and_then(|gate| Some((gate, facts.gating.status(&gate.key)?)));
+    if let Some((gate, status)) = &roll
+        && let Some(found) = status.pods.iter().find(|pod| pod.pod == id)
+    {
+        let lag = lag_of(facts, gate, status);
+        return Some(pod_of(facts, key, Some(found), found.verdict, &lag));
+    }
+    // not gated, or not alive
+    Some(pod_of(facts, key, None, facts.gating.explain(&id), ""))
+}
+
+fn pod_of(
+    facts: Facts<'_>,
+    key: &ObjectKey,
+    status: Option<&PodStatus>,
+    verdict: Verdict,
+    lag: &str,
+) -> PodView {
+    let pod = facts.index.pods.get(key);
+    let node = pod.and_then(|pod| pod.node.clone());
+    let (reason, message) = match verdict {
+        Verdict::Open(_) => (proto::Reason::Open, "it may drain".to_owned()),
+        Verdict::Blocked(reason) => {
+            let text = match reason {
+                Reason::OwnerLags if !lag.is_empty() => lag.to_owned(),
+                reason => reason_text(reason, node.as_deref()),
+            };
+            (reason.shown(), text)
+        }
+    };
+    let gate = facts.gating.gate_of(facts.index, key);
+    PodView {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        pool: gate.map(|gate| gate.key.to_string()),
+        image: pod.map(|pod| pod.image.clone()).unwrap_or_default(),
+        node,
+        stale: status.is_some_and(|status| status.stale),
+        in_flight: status.is_some_and(|status| status.in_flight),
+        reason: reason.into(),
+        message,
+    }
+}
+
+/// Where a roll stands, with what people are told of it.
+pub(super) fn roll(facts: Facts<'_>, prepull: &ObjectKey) -> Option<Roll> {
+    let status = facts.gating.status(prepull)?;
+    let gate = facts.gating.gate(prepull);
+    let template = gate.map(|gate| facts.owners.template(facts.now, facts.index, gate));
+    Some(Roll {
+        lag: gate.map_or_else(String::new, |gate| lag_of(facts, gate, &status)),
+        is_owner_unread: template == Some(Template::Unread),
+        status,
+    })
+}
+
+/// Who makes Pods of which other image, by which Pod that shows, and what lets the roll go on. Empty while nobody does.
+fn lag_of(facts: Facts<'_>, gate: &PrePullGate, status: &PoolStatus) -> String {
+    let Some(lag) = &status.lag else {
+        return String::new();
+    };
+    let wanted = &gate.image;
+    let says = facts.owners.lagging(facts.index, gate);
+    // the Pod that showed it, or the youngest that could have
+    let shown = lag.pod.as_ref().or_else(|| {
+        let mut stale = status.pods.iter().filter(|pod| pod.stale);
+        stale.next_back().map(|pod| &pod.pod)
+    });
+    let pod = shown.and_then(|id| {
+        let key = facts.gating.key(id)?;
+        Some((key, facts.index.pods.get(key)?))
+    });
+    let owner = |pod: &PodFacts| match &pod.owner {
+        Some(owner) => owner.to_string(),
+        None => "somebody without a name".to_owned(),
+    };
+    let what = match (&says, pod) {
+        (Some(makes), Some((key, pod))) => format!(
+            "{} makes Pods of {} (Pod {key}, of {}, runs {}), and this object says {wanted}",
+            makes.by,
+            makes.image,
+            owner(pod),
+            pod.image
+        ),
+        (Some(makes), None) => format!(
+            "{} makes Pods of {}, and this object says {wanted}",
+            makes.by, makes.image
+        ),
+        (None, Some((key, pod))) => format!(
+            "Pod {key}, which {} made after this object's image was set, runs {}, and this object says {wanted}",
+            owner(pod),
+            pod.image
+        ),
+        (None, None) => format!("the Pods' owner makes another image than {wanted}"),
+    };
+    let next = match says {
+        Some(_) => "when they agree, the roll goes on by itself",
+        None => {
+            "it goes on with the first Pod of this object's image: mend the owner and delete one idle stale Pod, or \
+             `parbake pause` and `resume` to try again"
+        }
+    };
+    format!(
+        "{what}. Nothing drains meanwhile; {next}. Images are compared as text: one digest spelled in two ways is two"
+    )
+}
+
 /// A reason for people: what keeps the Pod, and what would change it.
-pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> String {
+pub(super) fn reason_text(reason: Reason, node: Option<&str>) -> String {
     let node = node.unwrap_or("its node");
     match reason {
         Reason::NotSynced => {
@@ -70,173 +234,5 @@ pub(in crate::cluster) fn reason_text(reason: Reason, node: Option<&str>) -> Str
         ),
         Reason::RetryWaits => "a write on it was refused; the next try waits a moment".into(),
         Reason::Admitted => "it was admitted a moment ago; the label is being written".into(),
-    }
-}
-
-impl Keeper {
-    /// Who makes Pods of which other image, by which Pod that shows, and what lets the roll go on.
-    pub(super) fn lag_text(&self, pool: &gate::PoolId, status: &gate::PoolStatus) -> String {
-        let Some(rule) = self.rules.get(pool) else {
-            return String::new();
-        };
-        let wanted = &rule.image;
-        let says = self.lagging_owner(pool, wanted);
-        // the Pod that showed it, or the youngest that could have
-        let shown = status.lag.as_ref().and_then(|lag| lag.pod.as_ref());
-        let shown = shown.or_else(|| {
-            let mut stale = status.pods.iter().filter(|pod| pod.stale);
-            stale.next_back().map(|pod| &pod.pod)
-        });
-        let pod = shown.and_then(|id| {
-            let key = self.pod_keys.get(id)?;
-            Some((key, self.index.pods.get(key)?))
-        });
-        let owner = |facts: &PodFacts| match &facts.owner {
-            Some(owner) => owner.to_string(),
-            None => "somebody without a name".to_owned(),
-        };
-        let what = match (&says, pod) {
-            (Some((by, made)), Some((key, facts))) => format!(
-                "{by} makes Pods of {made} (Pod {key}, of {}, runs {}), and this object says {wanted}",
-                owner(facts),
-                facts.image
-            ),
-            (Some((by, made)), None) => {
-                format!("{by} makes Pods of {made}, and this object says {wanted}")
-            }
-            (None, Some((key, facts))) => format!(
-                "Pod {key}, which {} made after this object's image was set, runs {}, and this object says {wanted}",
-                owner(facts),
-                facts.image
-            ),
-            (None, None) => format!("the Pods' owner makes another image than {wanted}"),
-        };
-        let next = match says {
-            Some(_) => "when they agree, the roll goes on by itself",
-            None => {
-                "it goes on with the first Pod of this object's image: mend the owner and delete one idle stale Pod, or \
-                 `parbake pause` and `resume` to try again"
-            }
-        };
-        format!(
-            "{what}. Nothing drains meanwhile; {next}. Images are compared as text: one digest spelled in two ways is two"
-        )
-    }
-
-    /// Whether what the owners of a pool's Pods make is being read.
-    pub(super) fn is_owner_unread(&self, pool: &gate::PoolId) -> bool {
-        self.rules
-            .get(pool)
-            .is_some_and(|rule| self.template_of(pool, &rule.image) == gate::Template::Unread)
-    }
-
-    pub(super) fn pool_views(&self) -> Vec<PoolView> {
-        self.order
-            .iter()
-            .filter_map(|rule| {
-                let facts = self.index.prepulls.get(&rule.key)?;
-                let status = self.gate.status(&rule.key.pool())?;
-                let lag = self.lag_of(&rule.key.pool(), &status);
-                Some(PoolView {
-                    namespace: rule.key.namespace.clone(),
-                    name: rule.key.name.clone(),
-                    mode: match rule.mode {
-                        GateMode::Own => "own",
-                        GateMode::Guard => "guard",
-                        GateMode::None => "none",
-                    }
-                    .to_owned(),
-                    image: rule.image.clone(),
-                    digest: self
-                        .digest_of(&rule.key, &rule.image)
-                        .map(|digest| digest.to_string()),
-                    paused: facts.spec.paused,
-                    alive: status.alive,
-                    stale: status.stale,
-                    labelled: status.labelled,
-                    in_flight: status.in_flight,
-                    reserved: status.reserved,
-                    cap: status.cap,
-                    hosts_usable: status.hosts_usable,
-                    hosts_ready: status.hosts_ready,
-                    pods: status
-                        .pods
-                        .iter()
-                        .filter_map(|pod| self.pod_shown(pod, lag.as_deref()))
-                        .collect(),
-                })
-            })
-            .collect()
-    }
-
-    pub(super) fn pod_view(&self, key: &ObjectKey) -> Option<PodView> {
-        let facts = self.index.pods.get(key)?;
-        let id = gate::PodId(facts.uid.clone());
-        let pool = self.rule_of(key).map(|rule| rule.pool());
-        let status = pool.as_ref().and_then(|pool| self.gate.status(pool));
-        let lag = pool.zip(status.as_ref());
-        let lag = lag.and_then(|(pool, status)| self.lag_of(&pool, status));
-        let found = status.and_then(|status| status.pods.into_iter().find(|pod| pod.pod == id));
-        match found {
-            Some(pod) => self.pod_shown(&pod, lag.as_deref()),
-            // not gated, or not alive
-            None => Some(self.view_of(key, (false, false), self.gate.explain(&id), None)),
-        }
-    }
-
-    /// What holds a pool whose owner lags.
-    fn lag_of(&self, pool: &gate::PoolId, status: &gate::PoolStatus) -> Option<String> {
-        status.lag.is_some().then(|| self.lag_text(pool, status))
-    }
-
-    fn pod_shown(&self, pod: &gate::PodStatus, lag: Option<&str>) -> Option<PodView> {
-        let key = self.pod_keys.get(&pod.pod)?;
-        Some(self.view_of(key, (pod.stale, pod.in_flight), pod.verdict, lag))
-    }
-
-    fn view_of(
-        &self,
-        key: &ObjectKey,
-        (stale, in_flight): (bool, bool),
-        verdict: Verdict,
-        lag: Option<&str>,
-    ) -> PodView {
-        let facts = self.index.pods.get(key);
-        let node = facts.and_then(|facts| facts.node.clone());
-        let (reason, message) = match verdict {
-            Verdict::Open(_) => (proto::Reason::Open, "it may drain".to_owned()),
-            Verdict::Blocked(reason) => {
-                let lag = lag.filter(|_| reason == Reason::OwnerLags);
-                let text = lag.map_or_else(|| reason_text(reason, node.as_deref()), str::to_owned);
-                (reason.shown(), text)
-            }
-        };
-        PodView {
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
-            pool: self.rule_of(key).map(|rule| rule.to_string()),
-            image: facts.map(|facts| facts.image.clone()).unwrap_or_default(),
-            node,
-            stale,
-            in_flight,
-            reason: reason.into(),
-            message,
-        }
-    }
-
-    /// Sets the gauges.
-    pub(super) fn measure(&self) {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO)
-            .as_secs();
-        for rule in &self.order {
-            if let Some(status) = self.gate.status(&rule.key.pool()) {
-                let oldest = status.oldest_pending_unix_s.map_or(0, |created| {
-                    now.saturating_sub(u64::try_from(created).unwrap_or(0))
-                });
-                self.metrics.pool(rule, &status, oldest);
-            }
-        }
     }
 }

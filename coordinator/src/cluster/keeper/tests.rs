@@ -1,6 +1,9 @@
 //! The keeper with an API server that answers as it is told: every write is cut between decision and answer.
 
-use std::{collections::VecDeque, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Mutex,
+};
 
 use axum::{
     Router,
@@ -12,14 +15,30 @@ use http::{Method, StatusCode};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::core::DynamicObject;
 use proto::Digest;
-use rollout::presence::Held;
+use rollout::{gate::Outcome, presence::Held};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Origin;
+use crate::{
+    cluster::{
+        crd::ImagePrePullStatus,
+        index::Scope,
+        watch::Seen,
+        write::{self, PodWrite, Target, Writer},
+    },
+    config::Origin,
+    view::PodView,
+    wants::Want,
+};
+use conditions::{Unresolved, UnresolvedReason};
+use resolving::Resolved;
 
+mod accounts;
 mod owners;
+mod staging;
 mod told;
+mod watching;
+mod writes;
 
 /// How one write is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -351,31 +370,70 @@ impl Stand {
         this
     }
 
+    fn now(&self) -> Now {
+        self.keeper.clock.now()
+    }
+
+    /// What the gate is told beside objects.
+    fn tell(&mut self, event: gate::Event) {
+        let now = self.now();
+        self.keeper.gating.tell(now, event);
+    }
+
+    fn act(&mut self) {
+        let now = self.now();
+        self.keeper.act(now);
+    }
+
+    /// What the keeper does every second.
+    fn keep_up(&mut self) {
+        let now = self.now();
+        self.keeper.keep_up(now);
+    }
+
+    /// As another coordinator that takes over: what this one learned and told itself is forgotten.
+    fn forget(&mut self) {
+        self.keeper.images = Resolving::default();
+        self.keeper.statuses = Statuses::new();
+        self.keeper.notes = Notes::default();
+    }
+
     /// The host looked, and holds the image.
     fn hold(&mut self) {
         let holdings = [(digest(), ["r.test/i:2".to_owned()].into())].into();
-        let event = gate::Event::Holds("mac-0".parse().unwrap(), holdings, Duration::ZERO);
-        let now = self.keeper.clock.now();
-        self.keeper.gate.handle(now, event);
+        self.tell(gate::Event::Holds(
+            "mac-0".parse().unwrap(),
+            holdings,
+            Duration::ZERO,
+        ));
     }
 
     /// As if the registry had answered.
     fn resolve(&mut self, digest: Digest) {
         let key = ObjectKey::new("ns", "pool");
-        let rule = self.keeper.rules[&key.pool()].clone();
+        let gate = self.keeper.gating.gate(&key).unwrap();
         let facts = &self.keeper.index.prepulls[&key];
-        let mut pool = rule.pool(facts, ["mac-0".parse().unwrap()].into());
+        let mut pool = gate.pool(facts, ["mac-0".parse().unwrap()].into());
         pool.digest = Some(digest);
-        let now = self.keeper.clock.now();
-        self.keeper
-            .gate
-            .handle(now, gate::Event::Pool(key.pool(), pool));
+        self.tell(gate::Event::Pool(key.gate_pool(), pool));
         let host = "mac-0".parse().unwrap();
-        assert_eq!(
-            self.keeper.gate.presence(&key.pool(), &host),
-            Some(Held::Fresh)
-        );
-        self.keeper.act();
+        assert_eq!(self.keeper.gating.presence(&key, &host), Some(Held::Fresh));
+        self.act();
+    }
+
+    /// The status as it would be written now.
+    fn status(&mut self) -> ImagePrePullStatus {
+        let (key, now) = (ObjectKey::new("ns", "pool"), self.now());
+        let stands = self
+            .keeper
+            .stands(now, &key, &self.keeper.index.prepulls[&key]);
+        stands.unwrap().status
+    }
+
+    /// What operators see of the Pod.
+    fn pod(&self) -> PodView {
+        let shown = self.keeper.shown(self.now());
+        show::pod(shown, &ObjectKey::new("ns", "p")).unwrap()
     }
 
     fn see(&mut self, kind: Kind, seen: Seen) {
@@ -401,7 +459,7 @@ impl Stand {
 
     /// Ends every job that is under way.
     async fn settle(&mut self) {
-        while let Some(job) = self.keeper.jobs.join_next().await {
+        while let Some(job) = self.keeper.jobs.next().await {
             self.keeper.due = Instant::now() + Duration::from_hours(1);
             self.keeper.apply(job.unwrap());
         }
@@ -412,23 +470,21 @@ impl Stand {
         while !time.is_zero() {
             let step = time.min(Duration::from_secs(10));
             time -= step;
-            self.keeper.clock.started -= step;
+            self.keeper.clock.skip(step);
             self.keeper.due = Instant::now() + Duration::from_hours(1);
             self.keeper.apply(Input::Tick);
             self.hold();
-            self.keeper.act();
+            self.act();
             self.settle().await;
         }
     }
 
     /// Time passes for the keeper too: what it does every second is done, and what follows from it.
     async fn tick(&mut self, time: Duration) {
-        self.keeper.clock.started -= time;
-        for (_, since) in self.keeper.notes.waiting_mut() {
-            *since -= time;
-        }
-        self.keeper.keep_up();
-        self.keeper.act();
+        self.keeper.clock.skip(time);
+        self.keeper.notes.age(time);
+        self.keep_up();
+        self.act();
         self.settle().await;
     }
 
@@ -438,8 +494,7 @@ impl Stand {
 
     /// The condition of this type as it would be written now: status, reason, message.
     fn condition(&mut self, type_: &str) -> (String, String, String) {
-        let key = ObjectKey::new("ns", "pool");
-        let status = self.keeper.status_of(&key).unwrap().0;
+        let status = self.status();
         let found = status.conditions.iter().find(|c| c.type_ == type_).unwrap();
         (
             found.status.clone(),
@@ -452,7 +507,7 @@ impl Stand {
     fn placed(&mut self) -> Option<(usize, usize)> {
         let mut last = None;
         while let Ok(input) = self.driver.try_recv() {
-            if let driver::Input::Asked(driver::Ask::Place { wants, .. }) = input {
+            if let driver::Input::Asked(Ask::Place { wants, .. }) = input {
                 let count = |wants: &[driver::Placed]| {
                     let hosts = wants.iter().flat_map(|placed| &placed.want.hosts);
                     let held = wants.iter().map(|placed| placed.held.len());
@@ -487,15 +542,13 @@ impl Stand {
         }
         prepull["metadata"]["generation"] = generation.into();
         self.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
-        self.keeper.keep_up();
+        self.keep_up();
     }
 
     /// The registry answered so.
-    fn answer(&mut self, image: &str, want: crate::wants::Want) {
-        let key = ObjectKey::new("ns", "pool");
-        let resolved = stage::Resolved::of(key, image, Ok(want));
-        self.keeper.apply(Input::Resolved(Box::new(resolved)));
-        self.keeper.keep_up();
+    fn answer(&mut self, image: &str, want: Want) {
+        self.keeper.apply(resolved(image, Ok(want)));
+        self.keep_up();
     }
 
     fn writes(&self) -> Vec<String> {
@@ -512,630 +565,24 @@ impl Stand {
     }
 }
 
+/// An answer of the registry about this image.
+fn resolved(image: &str, result: Result<Want, UnresolvedReason>) -> Input {
+    let key = ObjectKey::new("ns", "pool");
+    let result = result.map_err(|reason| Unresolved {
+        message: reason.as_str().to_owned(),
+        reason,
+    });
+    Input::Resolved(Box::new(Resolved {
+        key,
+        reference: image.to_owned(),
+        result,
+    }))
+}
+
 fn digest() -> Digest {
     format!("sha256:{}", "0".repeat(64)).parse().unwrap()
 }
 
 fn dynamic(value: &Value) -> DynamicObject {
     serde_json::from_value(value.clone()).unwrap()
-}
-
-#[tokio::test]
-async fn a_label_is_written_once_and_its_answer_is_believed_before_the_watch() {
-    let mut stand = Stand::new("Running", &[]);
-    stand.settle().await;
-    assert_eq!(stand.writes(), ["PATCH Done"]);
-    assert!(stand.is_labelled());
-    // the watch is behind: what it shows is older than the answer
-    stand.see(
-        Kind::Pods,
-        Seen::Applied(Box::new(dynamic(&the_pod("Running")))),
-    );
-    stand.pass(Duration::from_secs(5)).await;
-    stand.watch();
-    stand.pass(Duration::from_secs(90)).await;
-    assert_eq!(stand.writes(), ["PATCH Done"]);
-}
-
-#[tokio::test]
-async fn a_label_that_is_refused_is_decided_anew_after_a_moment() {
-    for code in [400, 403, 404, 409, 422, 429] {
-        let mut stand = Stand::new("Running", &[Answer::Status(code)]);
-        stand.settle().await;
-        assert!(!stand.is_labelled());
-        stand.pass(Duration::from_millis(200)).await;
-        assert_eq!(stand.writes().len(), 1, "{code}: it waits");
-        stand.pass(Duration::from_secs(2)).await;
-        stand.settle().await;
-        assert!(stand.is_labelled(), "{code}: {:?}", stand.writes());
-        assert_eq!(stand.writes().len(), 2);
-    }
-}
-
-#[tokio::test]
-async fn a_label_whose_answer_is_lost_keeps_its_room_until_what_is_seen_tells() {
-    for answer in [Answer::Unheard, Answer::Status(500), Answer::Status(504)] {
-        let mut stand = Stand::new("Running", &[answer]);
-        stand.settle().await;
-        // it may have been done: no second Pod takes the place, and this one isn't written to again
-        stand.pass(Duration::from_secs(20)).await;
-        assert_eq!(stand.writes().len(), 1, "{answer:?}");
-        stand.pass(Duration::from_secs(20)).await;
-        assert!(stand.is_labelled(), "{answer:?}: {:?}", stand.writes());
-        assert_eq!(stand.writes().len(), 2);
-    }
-    let mut stand = Stand::new("Running", &[Answer::DoneUnheard]);
-    stand.settle().await;
-    stand.watch();
-    stand.pass(Duration::from_secs(90)).await;
-    assert!(stand.is_labelled());
-    assert_eq!(stand.writes().len(), 1);
-}
-
-#[tokio::test]
-async fn a_label_that_was_put_on_and_answered_badly_is_sent_once_and_keeps_its_room() {
-    for code in [503, 504] {
-        let stop = CancellationToken::new();
-        let shared = shared("Running", &[Answer::DoneStatus(code)]);
-        let (client, mut server) = served(&shared, &stop).await;
-        let mut stand = Stand::with("Running", shared, client, Duration::from_mins(1));
-        stand.settle().await;
-        // sent again by itself it would be refused as old, and its place given to another Pod before the label is seen
-        assert_eq!(stand.writes().len(), 1, "{:?}", stand.writes());
-        let pool = ObjectKey::new("ns", "pool").pool();
-        let status = stand.keeper.gate.status(&pool).unwrap();
-        assert_eq!((status.in_flight, status.reserved), (0, 1));
-        stand.watch();
-        let status = stand.keeper.gate.status(&pool).unwrap();
-        assert_eq!((status.in_flight, status.reserved), (1, 0));
-        stand.pass(Duration::from_secs(90)).await;
-        assert_eq!(stand.writes().len(), 1);
-        stop.cancel();
-        server.join_next().await;
-    }
-}
-
-#[tokio::test]
-async fn a_watch_that_is_told_to_come_later_is_blind_until_it_sees() {
-    for code in [429, 503, 504] {
-        let stop = CancellationToken::new();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let busy = Router::new().fallback(move || async move { failure(code) });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(crate::serve::serve(listener, None, busy, stop.clone()));
-        let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-        let client = crate::cluster::access::client(config).unwrap();
-        let (seen, mut sights) = mpsc::channel(8);
-        let scope = Scope {
-            kind: Kind::Pods,
-            namespace: None,
-        };
-        tasks.spawn(follow(client, scope, seen, stop.clone()));
-        let mut sight = async || sights.recv().await.map(|(_, sight)| sight);
-        assert!(matches!(sight().await, Some(Seen::Listing)));
-        assert!(
-            matches!(sight().await, Some(Seen::Blind { absent: false, .. })),
-            "{code}"
-        );
-        stop.cancel();
-        while tasks.join_next().await.is_some() {}
-    }
-}
-
-#[tokio::test]
-async fn no_write_is_waited_for_beyond_the_term() {
-    let shared = shared("Running", &[Answer::Silence]);
-    let client = fake(&shared);
-    let mut stand = Stand::with("Running", shared, client, Duration::from_millis(20));
-    let begun = Instant::now();
-    stand.settle().await;
-    assert!(begun.elapsed() < Duration::from_secs(4));
-    // it may have been done
-    let pool = ObjectKey::new("ns", "pool").pool();
-    let status = stand.keeper.gate.status(&pool).unwrap();
-    assert_eq!((status.in_flight, status.reserved), (0, 1));
-}
-
-#[tokio::test]
-async fn a_pod_that_is_gone_or_made_anew_under_the_write_is_let_go() {
-    let mut stand = Stand::new("Running", &[Answer::Status(404)]);
-    stand.settle().await;
-    stand.shared.lock().unwrap().pod = None;
-    stand.watch();
-    stand.pass(Duration::from_secs(90)).await;
-    assert_eq!(stand.writes().len(), 1);
-    assert!(stand.keeper.pods_told.is_empty() && stand.keeper.pod_keys.is_empty());
-}
-
-#[tokio::test]
-async fn a_pending_pod_is_reaped_whatever_becomes_of_the_answer() {
-    for answer in [
-        Answer::Done,
-        Answer::DoneUnheard,
-        Answer::Unheard,
-        Answer::Status(404),
-        Answer::Status(409),
-        Answer::Status(429),
-        Answer::Status(500),
-    ] {
-        let mut stand = Stand::new("Pending", &[answer]);
-        stand.settle().await;
-        if answer == Answer::Status(404) {
-            // what was to be deleted is gone: it isn't asked for again
-            assert!(stand.keeper.index.pods.is_empty());
-            continue;
-        }
-        stand.watch();
-        stand.pass(Duration::from_secs(40)).await;
-        stand.watch();
-        assert!(stand.shared.lock().unwrap().pod.is_none(), "{answer:?}");
-        let tries = stand.writes().len();
-        let once = matches!(answer, Answer::Done | Answer::DoneUnheard);
-        assert_eq!(tries, if once { 1 } else { 2 }, "{answer:?}");
-        stand.pass(Duration::from_secs(90)).await;
-        assert_eq!(stand.writes().len(), tries);
-    }
-}
-
-#[tokio::test]
-async fn who_does_not_lead_any_more_writes_nothing() {
-    let mut stand = Stand::new("Running", &[]);
-    // the lease is lost between the decision and the write
-    stand
-        .leads
-        .store(false, std::sync::atomic::Ordering::Relaxed);
-    stand.settle().await;
-    stand.pass(Duration::from_secs(90)).await;
-    assert_eq!(stand.writes(), Vec::<String>::new());
-    assert!(!stand.is_labelled());
-}
-
-#[tokio::test]
-async fn what_was_staged_is_kept_while_it_is_paused_resolved_anew_or_unselected_for_a_while() {
-    let mut stand = Stand::new("Running", &[]);
-    let image = || crate::wants::tests::want("image", 1, 1 << 20);
-    stand.enrol();
-    stand.edit(&json!({}), 1);
-    stand.answer("r.test/i:2", image());
-    assert_eq!(stand.placed(), Some((1, 0)));
-    stand.edit(&json!({ "paused": true }), 2);
-    assert_eq!(stand.placed(), Some((0, 1)));
-    stand.edit(&json!({}), 3);
-    assert_eq!(stand.placed(), Some((1, 0)));
-
-    // another name of the same image
-    let renamed = json!({ "image": "r.test/i:3" });
-    stand.edit(&renamed, 4);
-    assert_eq!(stand.placed(), Some((0, 1)));
-    stand.answer("r.test/i:3", image());
-    assert_eq!(stand.placed(), Some((1, 0)));
-
-    // the Node is made anew
-    stand.see(Kind::Nodes, Seen::Gone(Box::new(dynamic(&the_node()))));
-    stand.keeper.keep_up();
-    assert_eq!(stand.placed(), Some((0, 1)));
-    stand.see(Kind::Nodes, Seen::Applied(Box::new(dynamic(&the_node()))));
-    stand.keeper.keep_up();
-    assert_eq!(stand.placed(), Some((1, 0)));
-
-    // another image takes its place: the old one is let go when that is known
-    stand.edit(&json!({ "image": "r.test/i:4" }), 5);
-    assert_eq!(stand.placed(), Some((0, 1)));
-    stand.answer("r.test/i:4", crate::wants::tests::want("other", 1, 1 << 20));
-    assert_eq!(stand.placed(), Some((1, 0)));
-
-    // not selected for long
-    stand.edit(
-        &json!({ "image": "r.test/i:4", "nodeSelector": { "matchLabels": { "a": "c" } } }),
-        6,
-    );
-    assert_eq!(stand.placed(), Some((0, 1)));
-    for left in stand.keeper.left.values_mut() {
-        left.age(stage::KEPT_FOR);
-    }
-    stand.keeper.keep_up();
-    assert_eq!(stand.placed(), Some((0, 0)));
-    stand.keeper.keep_up();
-    assert_eq!(stand.placed(), None, "and it stays so");
-}
-
-#[tokio::test]
-async fn what_is_staged_once_is_staged_again_where_a_roll_needs_it() {
-    for (image, wanted) in [("r.test/i:2", 1), ("r.test/i:1", 0)] {
-        let mut stand = Stand::new("Running", &[]);
-        stand.enrol();
-        // a Node that came later, or whose image was pruned
-        let mut prepull = the_prepull();
-        prepull["metadata"]["generation"] = 1.into();
-        prepull["spec"]["completionPolicy"] = "Once".into();
-        prepull["spec"]["image"] = image.into();
-        prepull["status"] = json!({
-            "observedGeneration": 1,
-            "digest": crate::wants::tests::want("image", 1, 1 << 20).digest().to_string(),
-            "stagedAt": "2020-01-01T00:00:00Z",
-            "startedAt": "2020-01-01T00:00:00Z",
-        });
-        stand.keeper.stages.clear();
-        stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
-        stand.keeper.keep_up();
-        stand.answer(image, crate::wants::tests::want("image", 1, 1 << 20));
-        let rolls = stand
-            .keeper
-            .gate
-            .rolls(&ObjectKey::new("ns", "pool").pool());
-        assert_eq!(rolls, wanted == 1);
-        assert_eq!(stand.placed(), Some((wanted, 0)), "{image}");
-    }
-}
-
-#[tokio::test]
-async fn a_new_leader_goes_on_by_the_digest_of_the_one_before_while_the_registry_is_away() {
-    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
-    stand.settle().await;
-    stand.enrol();
-    let key = ObjectKey::new("ns", "pool");
-    let mut prepull = the_prepull();
-    prepull["metadata"]["generation"] = 3.into();
-    prepull["status"] = json!({
-        "observedGeneration": 3,
-        "digest": digest().to_string(),
-        "sizeBytes": 7,
-        "startedAt": "2020-01-01T00:00:00Z",
-    });
-    // what this coordinator learned itself is forgotten
-    stand.keeper.stages.clear();
-    stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
-    stand.keeper.keep_up();
-    let facts = |stand: &Stand| stand.keeper.digest_of(&key, "r.test/i:2");
-    assert_eq!(facts(&stand), Some(digest()));
-    for _ in 0..3 {
-        let failed = stage::Resolved::of(key.clone(), "r.test/i:2", Err("RegistryFailed"));
-        stand.keeper.apply(Input::Resolved(Box::new(failed)));
-        stand.keeper.keep_up();
-        assert_eq!(facts(&stand), Some(digest()));
-    }
-    let status = stand.keeper.status_of(&key).unwrap().0;
-    let text = digest().to_string();
-    assert_eq!(status.digest.as_ref(), Some(&text));
-    assert_eq!(status.size_bytes, Some(7));
-    // hosts that hold it let their Pods go
-    stand.keeper.jobs.detach_all();
-    stand.pass(Duration::from_secs(40)).await;
-    assert!(stand.is_labelled());
-    assert_eq!(stand.writes().len(), 2);
-    // another image is another digest
-    stand.edit(&json!({ "image": "r.test/i:3" }), 4);
-    assert_eq!(stand.keeper.digest_of(&key, "r.test/i:3"), None);
-}
-
-#[tokio::test]
-async fn a_start_counts_as_staged_by_what_the_pod_met_on_its_node() {
-    for (there, expected) in [(true, (1, 0)), (false, (0, 1))] {
-        let mut stand = Stand::new("Running", &[]);
-        let pod = |version: &str, node: Option<&str>, phase: &str| {
-            let mut pod = the_pod(phase);
-            pod["metadata"]["name"] = "q".into();
-            pod["metadata"]["uid"] = "q".into();
-            pod["metadata"]["resourceVersion"] = version.into();
-            pod["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z".into();
-            pod["spec"]["containers"][0]["image"] = "r.test/i:2".into();
-            pod["spec"]["nodeName"] = json!(node);
-            Seen::Applied(Box::new(dynamic(&pod)))
-        };
-        let holds = |stand: &mut Stand, there: bool| {
-            let holdings = match there {
-                true => [(digest(), ["r.test/i:2".to_owned()].into())].into(),
-                false => BTreeMap::new(),
-            };
-            let event = gate::Event::Holds("mac-0".parse().unwrap(), holdings, Duration::ZERO);
-            let now = stand.keeper.clock.now();
-            stand.keeper.gate.handle(now, event);
-        };
-        holds(&mut stand, there);
-        stand.see(Kind::Pods, pod("20", None, "Pending"));
-        stand.see(Kind::Pods, pod("21", Some("mac-0"), "Pending"));
-        // it pulls, or somebody prunes: neither changes what it met
-        holds(&mut stand, !there);
-        stand.see(Kind::Pods, pod("22", Some("mac-0"), "Pending"));
-        stand.see(Kind::Pods, pod("23", Some("mac-0"), "Running"));
-        assert_eq!(stand.keeper.metrics.provisions(), expected);
-        stand.see(Kind::Pods, pod("24", Some("mac-0"), "Running"));
-        assert_eq!(stand.keeper.metrics.provisions(), expected, "once");
-    }
-}
-
-#[tokio::test]
-async fn a_pull_secret_is_read_again_and_its_trouble_told_until_it_is_over() {
-    let mut stand = Stand::new("Running", &[]);
-    stand.enrol();
-    let key = ObjectKey::new("ns", "pool");
-    let named = "ns/pull".to_owned();
-    let config = |password: &str| {
-        Ok(format!(
-            r#"{{"auths":{{"r.test":{{"username":"u","password":"{password}"}}}}}}"#
-        ))
-    };
-    stand.shared.lock().unwrap().secret = Some(config("one"));
-    stand.edit(&json!({ "pullSecretRef": { "name": "pull" } }), 1);
-    stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
-    let look = async |stand: &mut Stand, secret| {
-        // the registry is no part of this
-        stand.keeper.jobs.detach_all();
-        stand.shared.lock().unwrap().secret = secret;
-        stand.keeper.secrets = secrets::Secrets::default();
-        stand.keeper.read_secrets();
-        stand.settle().await;
-        let known = stand.keeper.registries.knows(&named);
-        let status = stand.keeper.status_of(&key).unwrap().0;
-        let degraded = status.conditions.iter().find(|c| c.type_ == "Degraded");
-        (known, degraded.unwrap().reason == "PullSecret")
-    };
-    assert_eq!(look(&mut stand, Some(config("one"))).await, (true, false));
-    // what can't be read for now is what it was
-    assert_eq!(look(&mut stand, Some(Err(503))).await, (true, true));
-    assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
-    assert_eq!(look(&mut stand, Some(Ok("{".into()))).await, (false, true));
-    assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
-    assert_eq!(look(&mut stand, None).await, (false, true));
-    assert_eq!(look(&mut stand, Some(config("two"))).await, (true, false));
-    // nobody names it any more
-    stand.edit(&json!({}), 2);
-    assert!(!stand.keeper.registries.knows(&named));
-}
-
-fn the_account(name: &str, owner: &str, created: &str) -> Value {
-    json!({
-        "name": name,
-        "namespace": "ns",
-        "uid": format!("uid of {name}"),
-        "resourceVersion": "3",
-        "creationTimestamp": created,
-        "ownerReferences": [{ "apiVersion": "x/v1", "kind": "X", "name": "x", "uid": owner }],
-    })
-}
-
-fn owned_pod(phase: &str) -> Value {
-    let mut pod = the_pod(phase);
-    pod["metadata"]["ownerReferences"] =
-        json!([{ "apiVersion": "x/v1", "kind": "X", "name": "x", "uid": "owner" }]);
-    pod
-}
-
-#[tokio::test]
-async fn an_account_that_a_cut_left_behind_goes_when_nobody_can_need_it() {
-    const OLD: &str = "2020-01-01T00:00:00Z";
-    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
-    stand.settle().await;
-    stand.see(
-        Kind::Pods,
-        Seen::Applied(Box::new(dynamic(&owned_pod("Running")))),
-    );
-    let now = Timestamp::now().to_string();
-    stand.shared.lock().unwrap().accounts = vec![
-        the_account("left", "owner", OLD),
-        the_account("young", "owner", &now),
-        the_account("foreign", "somebody", OLD),
-        // the Pod of this name is there
-        the_account("p", "owner", OLD),
-    ];
-    let look = async |stand: &mut Stand| {
-        stand.keeper.accounts.due = None;
-        stand.keeper.sweep_accounts();
-        stand.settle().await;
-        stand.shared.lock().unwrap().accounts.len()
-    };
-    assert_eq!(look(&mut stand).await, 4, "its Pod may be about to be seen");
-    stand.shared.lock().unwrap().answers = [Answer::Status(500)].into();
-    assert_eq!(look(&mut stand).await, 4);
-    assert_eq!(look(&mut stand).await, 4, "it is seen alone anew");
-    assert_eq!(look(&mut stand).await, 3);
-    assert_eq!(look(&mut stand).await, 3);
-    assert_eq!(look(&mut stand).await, 3);
-    let writes = stand.writes();
-    assert_eq!(
-        writes[1..],
-        ["DELETE left Status(500)", "DELETE left Done"],
-        "{writes:?}"
-    );
-}
-
-#[tokio::test]
-async fn an_account_outlives_its_pod_no_longer_than_the_term_allows() {
-    // the lease is lost between the Pod's deletion and the account's
-    let shared = shared("Pending", &[]);
-    shared.lock().unwrap().accounts = vec![the_account("p", "owner", "2020-01-01T00:00:00Z")];
-    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counted = asked.clone();
-    let may: MayWrite = Arc::new(move || {
-        let before = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        (before < 2).then_some(Duration::from_mins(1))
-    });
-    let target = Target {
-        key: ObjectKey::new("ns", "p"),
-        uid: "uid".into(),
-        resource_version: "10".into(),
-        owner: Some("owner".into()),
-    };
-    let writer = Writer::new(fake(&shared), may);
-    let written = write::pod(writer, target, PodWrite::Reap).await;
-    assert_eq!(written.outcome, gate::Outcome::Done);
-    assert_eq!(shared.lock().unwrap().writes, ["DELETE Done"]);
-    assert_eq!(shared.lock().unwrap().accounts.len(), 1);
-}
-
-#[tokio::test]
-async fn a_pod_is_told_to_ask_again_while_the_cluster_is_not_known() {
-    let mut stand = Stand::new("Running", &[]);
-    stand.settle().await;
-    stand.watch();
-    let drain = |stand: &mut Stand, name: &str| {
-        let (reply, mut answer) = tokio::sync::oneshot::channel();
-        let key = ObjectKey::new("ns", name);
-        let question = Question::Drain { key, reply };
-        stand.keeper.apply(Input::Asked(question));
-        answer.try_recv().unwrap()
-    };
-    assert_eq!(drain(&mut stand, "p"), Drain::Leave);
-    assert_eq!(drain(&mut stand, "q"), Drain::NoSuchPod);
-    let scope = Scope {
-        kind: Kind::Pods,
-        namespace: None,
-    };
-    // as a coordinator that has just begun to lead
-    stand.keeper.watches.get_mut(&scope).unwrap().listed = false;
-    for name in ["p", "q"] {
-        assert_eq!(drain(&mut stand, name), Drain::Unknown, "{name}");
-    }
-}
-
-#[tokio::test]
-async fn a_watch_that_sees_nothing_for_long_shuts_the_gate_until_everything_is_listed_anew() {
-    let mut stand = Stand::new("Running", &[Answer::Status(429)]);
-    stand.settle().await;
-    let blind = |error: &str| Seen::Blind {
-        error: error.into(),
-        absent: false,
-    };
-    // as a watch that is too old is told: 410 Gone
-    stand.see(Kind::Pods, blind("too old resource version"));
-    assert!(stand.keeper.synced, "a moment is no harm");
-    let scope = Scope {
-        kind: Kind::Pods,
-        namespace: None,
-    };
-    let watch = stand.keeper.watches.get_mut(&scope).unwrap();
-    watch.blind_since = Some(Instant::now() - BLIND);
-    stand.pass(Duration::from_secs(5)).await;
-    assert!(!stand.keeper.synced);
-    assert_eq!(stand.writes().len(), 1);
-    // the Pod went while nobody looked
-    stand.see(Kind::Pods, Seen::Listing);
-    stand.see(Kind::Pods, Seen::Listed);
-    assert!(stand.keeper.synced);
-    stand.pass(Duration::from_secs(5)).await;
-    assert_eq!(stand.writes().len(), 1);
-    assert!(stand.keeper.pods_told.is_empty());
-}
-
-#[tokio::test]
-async fn a_job_that_panics_ends_the_keeper_and_nothing_waits_for_its_answer() {
-    let mut stand = Stand::new("Running", &[]);
-    stand.settle().await;
-    let (waits, mut answer) = tokio::sync::oneshot::channel::<()>();
-    stand.keeper.jobs.spawn(async move {
-        let _waits = waits;
-        panic!("injected");
-    });
-    let (_questions, asked) = mpsc::channel(1);
-    let (_view, viewed) = watch::channel(Arc::default());
-    let (_presence, seen) = watch::channel(Arc::default());
-    let shutdown = CancellationToken::new();
-    let run = stand.keeper.run(asked, viewed, seen, shutdown.clone());
-    let ended = tokio::time::timeout(Duration::from_secs(10), run).await;
-    assert!(ended.is_ok(), "it goes on without the answer");
-    assert!(!shutdown.is_cancelled());
-    assert!(answer.try_recv().is_err());
-}
-
-/// The README's sentence, by its name.
-#[tokio::test]
-async fn a_pod_gets_the_drain_label_only_when_its_node_holds_its_pools_image_verified_by_a_word_at_most_30_s_old_and_fewer_pods_than_the_cap_are_in_flight_and_the_label_is_taken_back_when_presence_is_lost_first()
- {
-    let holds = |stand: &mut Stand, holdings: &[(Digest, &str)], age: u64| {
-        let holdings = holdings
-            .iter()
-            .map(|(digest, image)| (*digest, [(*image).to_owned()].into()))
-            .collect();
-        let age = Duration::from_secs(age);
-        let event = gate::Event::Holds("mac-0".parse().unwrap(), holdings, age);
-        let now = stand.keeper.clock.now();
-        stand.keeper.gate.handle(now, event);
-        stand.keeper.act();
-    };
-    let other = Digest::of(b"other");
-    let whole = [(digest(), "r.test/i:2")];
-    // not by another digest under its name, nor under another name, nor by an old word, nor by none
-    let wrong: [(&[(Digest, &str)], u64); 5] = [
-        (&[(other, "r.test/i:2")], 0),
-        (&[(digest(), "r.test/i:1")], 0),
-        (&whole, 31),
-        (&[], 0),
-        (&whole, 3_600),
-    ];
-    for (holdings, age) in wrong {
-        let mut stand = Stand::new("Pending", &[Answer::Status(429)]);
-        stand.settle().await;
-        holds(&mut stand, holdings, age);
-        let running = the_pod("Running");
-        stand.shared.lock().unwrap().pod = Some(running.clone());
-        stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(&running))));
-        for _ in 0..40 {
-            stand.keeper.clock.started -= Duration::from_secs(2);
-            holds(&mut stand, holdings, age);
-            stand.settle().await;
-        }
-        assert_eq!(stand.writes().len(), 1, "{holdings:?} {age}");
-        assert!(!stand.is_labelled());
-        // and by a word that stays under 30 s while the test looks
-        holds(&mut stand, &whole, 28);
-        stand.settle().await;
-        let view = stand.keeper.pod_view(&ObjectKey::new("ns", "p"));
-        assert!(stand.is_labelled(), "{view:?} {:?}", stand.writes());
-        // lost before it drained: the label is taken back
-        stand.watch();
-        holds(&mut stand, &[(other, "r.test/i:2")], 0);
-        stand.settle().await;
-        assert!(!stand.is_labelled());
-        assert_eq!(
-            stand
-                .events()
-                .iter()
-                .filter(|(reason, _)| reason == "DrainWithdrawn")
-                .count(),
-            1
-        );
-    }
-    // fewer than the cap: of two Pods that could go, one does
-    let mut stand = Stand::new("Running", &[]);
-    let mut second = the_pod("Running");
-    second["metadata"]["name"] = "q".into();
-    second["metadata"]["uid"] = "q".into();
-    stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(&second))));
-    stand.settle().await;
-    stand.watch();
-    stand.pass(Duration::from_secs(90)).await;
-    assert_eq!(stand.writes(), ["PATCH Done"]);
-    let status = stand
-        .keeper
-        .gate
-        .status(&ObjectKey::new("ns", "pool").pool())
-        .unwrap();
-    assert_eq!((status.labelled, status.in_flight, status.cap), (1, 1, 1));
-}
-
-/// Events and Node labels that the API server takes slowly, more of each than may be under way at one time.
-#[tokio::test]
-async fn a_drain_label_waits_for_no_other_write() {
-    let mut stand = Stand::new("Running", &[Answer::Done]);
-    // what the gate wants on its own is out of the way
-    stand.keeper.jobs.abort_all();
-    while stand.keeper.jobs.join_next().await.is_some() {}
-    stand.shared.lock().unwrap().slow = true;
-    let key = ObjectKey::new("ns", "p");
-    for _ in 0..64 {
-        let write = PodWrite::Label("drain".into());
-        stand.keeper.note_written(&key, &write, None);
-        let work = std::future::pending::<()>();
-        stand.keeper.spawn_write(work, |_| Input::Tick);
-    }
-    // all of them have begun as far as they may
-    tokio::task::yield_now().await;
-    let before = stand.shared.lock().unwrap().writes.len();
-    let id = gate::PodId("uid".into());
-    stand.keeper.write_pod(id, None, PodWrite::Label);
-    let first = tokio::time::timeout(Duration::from_secs(2), stand.keeper.jobs.join_next());
-    let first = first.await.expect("a write on a Pod went through").unwrap();
-    assert!(matches!(first, Ok(Input::PodWritten { .. })), "{first:?}");
-    assert_eq!(stand.shared.lock().unwrap().writes.len(), before + 1);
 }

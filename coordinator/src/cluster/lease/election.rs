@@ -182,8 +182,8 @@ impl Election {
         }
     }
 
-    /// How long after it took a new lease its holder has to wait until it leads. Whoever held one before stops two thirds
-    /// of the duration after its last renewal, which was before this.
+    /// How long after it took a new lease its holder has to wait until it leads. Whoever held one before stops two
+    /// thirds of the duration after its last renewal, which was before this.
     fn fence(&self) -> Duration {
         let duration = match self.longest {
             // Another version of this program, or another setting, may have written a longer one.

@@ -38,14 +38,10 @@ async fn stand_of(pod: &Value, objects: &[(&str, Result<Value, u16>)]) -> Stand 
     say(&stand, objects);
     stand.enrol();
     stand.edit(&json!({}), 1);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(pod))));
-    stand
-        .keeper
-        .stages
-        .values_mut()
-        .for_each(|stage| stage.digest = Some(digest()));
-    stand.keeper.rules_due = true;
+    stand.keeper.images.resolve_all(digest());
+    stand.keeper.gates_due = true;
     stand.see(Kind::Pods, Seen::Applied(Box::new(dynamic(pod))));
     stand
 }
@@ -58,13 +54,13 @@ fn say(stand: &Stand, objects: &[(&str, Result<Value, u16>)]) {
 }
 
 fn reason(stand: &Stand) -> String {
-    let view = stand.keeper.pod_view(&ObjectKey::new("ns", "p")).unwrap();
+    let view = stand.pod();
     view.reason.to_string()
 }
 
 /// What was read is old enough to be read again.
 async fn later(stand: &mut Stand) {
-    stand.keeper.read_owners_at_once();
+    stand.keeper.owners.read_at_once(Instant::now());
     stand.hold();
     stand.tick(Duration::from_secs(5)).await;
     stand.hold();
@@ -87,7 +83,7 @@ async fn nothing_goes_while_a_template_has_another_image_and_all_of_it_is_named(
     assert_eq!(stand.writes().len(), 1);
     let (status, why, text) = stand.condition("Degraded");
     assert_eq!((status.as_str(), why.as_str()), ("True", "OwnerLags"));
-    let view = stand.keeper.pod_view(&ObjectKey::new("ns", "p")).unwrap();
+    let view = stand.pod();
     for text in [text, view.message] {
         for part in [
             "ns/p",
@@ -125,7 +121,7 @@ async fn a_tag_in_the_template_and_the_digest_in_the_object_are_two_images_and_t
     let mut stand = stand_of(&pod_of("ReplicaSet", "apps/v1"), &[(SET, Ok(tag))]).await;
     let spelled = format!("r.test/i@{}", digest());
     stand.edit(&json!({ "image": spelled }), 2);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     later(&mut stand).await;
     later(&mut stand).await;
     let (_, why, text) = stand.condition("Degraded");
@@ -177,7 +173,7 @@ async fn an_owner_that_may_not_be_read_or_replaces_nothing_holds_nothing() {
 async fn an_owner_that_cannot_be_asked_for_now_is_waited_for_and_then_counts_as_unknown() {
     let mut stand = stand_of(&pod_of("ReplicaSet", "apps/v1"), &[(SET, Err(503))]).await;
     for _ in 0..3 {
-        stand.keeper.read_owners_at_once();
+        stand.keeper.owners.read_at_once(Instant::now());
         stand.hold();
         stand.tick(Duration::from_secs(5)).await;
         assert_eq!(reason(&stand), "owner_unread");
@@ -228,10 +224,10 @@ async fn a_coordinator_that_takes_over_knows_from_the_status_who_lagged_and_who_
         Seen::Gone(Box::new(dynamic(&the_pod("Running")))),
     );
     let key = ObjectKey::new("ns", "pool");
-    let memory = stand.keeper.status_of(&key).unwrap().0.gate.unwrap();
+    let memory = stand.status().gate.unwrap();
     assert_eq!((memory.awaited, memory.owner_lags), (1, false));
     // a minute later it is named
-    stand.keeper.clock.started -= Duration::from_secs(60);
+    stand.keeper.clock.skip(Duration::from_secs(60));
     stand.keeper.apply(Input::Tick);
     let (status, why, text) = stand.condition("Degraded");
     assert_eq!(
@@ -242,18 +238,17 @@ async fn a_coordinator_that_takes_over_knows_from_the_status_who_lagged_and_who_
     // the next one is told of it
     let mut next = Stand::new("Pending", &[Answer::Status(429)]);
     next.settle().await;
-    next.keeper.rules.clear();
     let mut prepull = the_prepull();
     prepull["spec"]["gate"]["replicas"] = 2.into();
     prepull["status"] = json!({ "gate": { "awaited": 1, "ownerLags": true } });
-    next.keeper.gate = Gate::new(gate::Config::default());
-    next.keeper.synced = false;
+    next.keeper.gating = Gating::default();
+    next.keeper.watches.forget_sync();
     next.see(
         Kind::Pods,
         Seen::Applied(Box::new(dynamic(&the_pod("Running")))),
     );
     next.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
-    let status = next.keeper.gate.status(&key.pool()).unwrap();
+    let status = next.keeper.gating.status(&key).unwrap();
     assert!(status.lag.is_some());
     assert_eq!(status.awaited, 1);
 }

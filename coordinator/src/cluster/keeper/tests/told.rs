@@ -1,7 +1,7 @@
-//! What operators are told: conditions that don't flap, Events that are true, and a change of leader that unsays nothing.
+//! What operators are told: conditions that don't flap, Events that are true, and a change of leader that unsays
+//! nothing.
 
 use super::*;
-use crate::cluster::crd::ImagePrePullStatus;
 
 /// The object with the status that was written last, as its watch shows it.
 fn show(stand: &mut Stand, status: &ImagePrePullStatus, spec: &Value, generation: i64) {
@@ -12,14 +12,6 @@ fn show(stand: &mut Stand, status: &ImagePrePullStatus, spec: &Value, generation
     prepull["metadata"]["generation"] = generation.into();
     prepull["status"] = serde_json::to_value(status).unwrap();
     stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
-}
-
-fn status_now(stand: &mut Stand) -> ImagePrePullStatus {
-    stand
-        .keeper
-        .status_of(&ObjectKey::new("ns", "pool"))
-        .unwrap()
-        .0
 }
 
 /// The host says that it holds this, as the driver passes it on.
@@ -35,14 +27,14 @@ fn presence(stand: &mut Stand, digest: Digest, image: &str) {
 /// A keeper that has staged the image on its only host, and the status that it would write.
 fn staged() -> (Stand, ImagePrePullStatus, Digest) {
     let mut stand = Stand::new("Running", &[]);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     stand.enrol();
     stand.edit(&json!({}), 1);
     let want = crate::wants::tests::want("image", 1, 1 << 20);
     let digest = want.digest();
     stand.answer("r.test/i:2", want);
     presence(&mut stand, digest, "r.test/i:2");
-    let status = status_now(&mut stand);
+    let status = stand.status();
     assert_eq!(status.state.as_deref(), Some("Rolling"));
     assert_eq!(status.hosts.staged, 1);
     (stand, status, digest)
@@ -51,11 +43,11 @@ fn staged() -> (Stand, ImagePrePullStatus, Digest) {
 /// Another coordinator that takes over: it has listed the cluster, and no host has spoken.
 fn next(before: &ImagePrePullStatus) -> Stand {
     let mut stand = Stand::new("Running", &[]);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     stand.enrol();
-    stand.keeper.stages.clear();
+    stand.forget();
     show(&mut stand, before, &json!({}), 1);
-    stand.keeper.keep_up();
+    stand.keep_up();
     stand
 }
 
@@ -64,7 +56,7 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
     let (_, before, digest) = staged();
     let mut stand = next(&before);
     let same = |stand: &mut Stand, when: &str| {
-        let now = status_now(stand);
+        let now = stand.status();
         assert_eq!(now.hosts, before.hosts, "{when}");
         assert_eq!(now.digest, before.digest, "{when}");
         for before in before.conditions.iter().filter(|c| c.type_ != "Rolling") {
@@ -78,9 +70,8 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
     };
     same(&mut stand, "nobody has spoken");
     // the registry is away, and back
-    let key = ObjectKey::new("ns", "pool");
-    let failed = stage::Resolved::of(key, "r.test/i:2", Err("RegistryFailed"));
-    stand.keeper.apply(Input::Resolved(Box::new(failed)));
+    let failed = resolved("r.test/i:2", Err(UnresolvedReason::RegistryFailed));
+    stand.keeper.apply(failed);
     assert_eq!(stand.condition("Resolved").0, "True");
     stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
     same(&mut stand, "the image is resolved again");
@@ -88,8 +79,11 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
     same(&mut stand, "the host has spoken");
     // who has had time to speak and hasn't doesn't hold it
     let mut stand = next(&before);
-    stand.keeper.clock.started -= rollout::presence::MAX_AGE + Duration::from_secs(1);
-    let now = status_now(&mut stand);
+    stand
+        .keeper
+        .clock
+        .skip(rollout::presence::MAX_AGE + Duration::from_secs(1));
+    let now = stand.status();
     assert_eq!(now.hosts.staged, 0);
     assert_eq!(stand.condition("Staged").0, "False");
     // no Event said what wasn't so, or what was said before
@@ -102,46 +96,46 @@ async fn a_change_of_leader_unsays_nothing_and_tells_nothing_again() {
 #[tokio::test]
 async fn conditions_do_not_flap_while_an_image_cannot_be_resolved() {
     let mut stand = Stand::new("Running", &[]);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     stand.enrol();
     let spec = json!({ "image": "r.test/i:nope" });
     stand.edit(&spec, 1);
     assert_eq!(stand.condition("Resolved").0, "Unknown");
     let key = ObjectKey::new("ns", "pool");
     let fail = |stand: &mut Stand| {
-        let failed = stage::Resolved::of(key.clone(), "r.test/i:nope", Err("NotFound"));
-        stand.keeper.jobs.detach_all();
-        stand.keeper.apply(Input::Resolved(Box::new(failed)));
+        let failed = resolved("r.test/i:nope", Err(UnresolvedReason::NotFound));
+        stand.keeper.jobs.detach();
+        stand.keeper.apply(failed);
     };
     fail(&mut stand);
-    let mut before = status_now(&mut stand);
+    let mut before = stand.status();
     for condition in &mut before.conditions {
         // as if it had been so for long
         let long_ago = Timestamp::from_second(1_000_000).unwrap();
         condition.last_transition_time.0 = long_ago;
     }
     let is_same = |stand: &mut Stand, when: &str| {
-        assert_eq!(status_now(stand).conditions, before.conditions, "{when}");
+        assert_eq!(stand.status().conditions, before.conditions, "{when}");
     };
     show(&mut stand, &before, &spec, 1);
     is_same(&mut stand, "it failed");
     for _ in 0..3 {
         // it is tried again
-        stand.keeper.stages.get_mut(&key).unwrap().retry_now();
-        stand.keeper.stage();
-        let asks = matches!(stand.keeper.stages[&key].state, stage::State::Asking { .. });
-        assert!(asks);
+        let now = stand.now();
+        stand.keeper.images.retry_now(now.instant);
+        stand.keeper.stage(now);
+        assert!(stand.keeper.images.get(&key).unwrap().is_asking());
         is_same(&mut stand, "it is asked again");
         fail(&mut stand);
         is_same(&mut stand, "it failed again");
     }
     // by the next leader too
     let mut next = Stand::new("Running", &[]);
-    next.keeper.jobs.detach_all();
+    next.keeper.jobs.detach();
     next.enrol();
-    next.keeper.stages.clear();
+    next.forget();
     show(&mut next, &before, &spec, 1);
-    next.keeper.keep_up();
+    next.keep_up();
     is_same(&mut next, "another coordinator took over");
     next.settle().await;
     let told = next.events();
@@ -155,18 +149,18 @@ async fn conditions_do_not_flap_while_an_image_cannot_be_resolved() {
 async fn a_second_roll_within_minutes_has_its_own_events_which_name_the_image() {
     let (mut stand, ..) = staged();
     stand.settle().await;
-    stand.keeper.keep_up();
+    stand.keep_up();
     stand.settle().await;
     for (generation, seed) in [(2, "second"), (3, "third")] {
         let image = format!("r.test/i:{seed}");
         stand.edit(&json!({ "image": image }), generation);
-        stand.keeper.jobs.detach_all();
+        stand.keeper.jobs.detach();
         let want = crate::wants::tests::want(seed, 1, 1 << 20);
         let digest = want.digest();
         stand.answer(&image, want);
         stand.settle().await;
         presence(&mut stand, digest, &image);
-        stand.keeper.keep_up();
+        stand.keep_up();
         stand.settle().await;
         let told = stand.events();
         for reason in ["Staging", "Staged"] {
@@ -180,7 +174,7 @@ async fn a_second_roll_within_minutes_has_its_own_events_which_name_the_image() 
     // and the one before isn't told again within minutes
     let before = stand.events().len();
     stand.edit(&json!({ "image": "r.test/i:second" }), 4);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     let want = crate::wants::tests::want("second", 1, 1 << 20);
     stand.answer("r.test/i:second", want);
     stand.settle().await;
@@ -199,18 +193,11 @@ async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_its
     stand.enrol();
     // a new image: for a moment it isn't resolved, and then the host doesn't hold it
     stand.edit(&json!({ "image": "r.test/i:3" }), 2);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     // the wait after the refusal is over
-    stand.keeper.clock.started -= Duration::from_secs(2);
+    stand.keeper.clock.skip(Duration::from_secs(2));
     stand.keeper.apply(Input::Tick);
-    assert_eq!(
-        stand
-            .keeper
-            .pod_view(&ObjectKey::new("ns", "p"))
-            .unwrap()
-            .reason,
-        proto::Reason::ImageUnresolved.into()
-    );
+    assert_eq!(stand.pod().reason, proto::Reason::ImageUnresolved.into());
     stand.tick(Duration::from_millis(80)).await;
     stand.answer("r.test/i:3", crate::wants::tests::want("third", 1, 1 << 20));
     stand.hold();
@@ -251,29 +238,25 @@ async fn a_pod_is_told_why_it_is_held_when_that_lasts_and_not_what_passes_by_its
 #[tokio::test]
 async fn a_status_that_the_cluster_does_not_keep_is_not_written_all_the_time() {
     let mut stand = Stand::new("Running", &[]);
-    stand.keeper.jobs.detach_all();
+    stand.keeper.jobs.detach();
     stand.enrol();
     stand.edit(&json!({ "paused": true }), 1);
-    stand.keeper.jobs.detach_all();
-    stand.keeper.status_writes.clear();
+    stand.keeper.jobs.detach();
+    stand.keeper.statuses = Statuses::new();
     stand.answer("r.test/i:2", crate::wants::tests::want("image", 1, 1 << 20));
     for _ in 0..20 {
         stand.settle().await;
-        stand.keeper.keep_up();
+        stand.keep_up();
     }
     let written = stand.shared.lock().unwrap().statuses;
     assert!((1..=2).contains(&written), "{written}");
     // what is new is written at once all the same
     stand.edit(&json!({ "image": "r.test/i:nope" }), 2);
-    stand.keeper.jobs.detach_all();
-    stand.keeper.status_writes.clear();
-    let failed = stage::Resolved::of(
-        ObjectKey::new("ns", "pool"),
-        "r.test/i:nope",
-        Err("NotFound"),
-    );
-    stand.keeper.apply(Input::Resolved(Box::new(failed)));
-    stand.keeper.keep_up();
+    stand.keeper.jobs.detach();
+    stand.keeper.statuses = Statuses::new();
+    let failed = resolved("r.test/i:nope", Err(UnresolvedReason::NotFound));
+    stand.keeper.apply(failed);
+    stand.keep_up();
     stand.settle().await;
     assert!(stand.shared.lock().unwrap().statuses > written);
 }
@@ -327,11 +310,11 @@ async fn no_message_only_repeats_its_reason() {
     let (mut stand, status, _) = staged();
     let mut all = vec![status];
     stand.edit(&json!({ "image": "r.test/i:9" }), 2);
-    stand.keeper.jobs.detach_all();
-    all.push(status_now(&mut stand));
-    let failed = stage::Resolved::of(ObjectKey::new("ns", "pool"), "r.test/i:9", Err("NotFound"));
-    stand.keeper.apply(Input::Resolved(Box::new(failed)));
-    all.push(status_now(&mut stand));
+    stand.keeper.jobs.detach();
+    all.push(stand.status());
+    let failed = resolved("r.test/i:9", Err(UnresolvedReason::NotFound));
+    stand.keeper.apply(failed);
+    all.push(stand.status());
     for (state, status) in ["Rolling", "Resolving", "Unresolved"].iter().zip(&all) {
         assert_eq!(status.state.as_deref(), Some(*state));
     }
@@ -352,11 +335,11 @@ async fn an_image_that_is_asked_for_anew_is_tried_at_once() {
     let urged = |stand: &mut Stand| {
         let mut urged = 0;
         while let Ok(input) = stand.driver.try_recv() {
-            urged += usize::from(matches!(input, driver::Input::Asked(driver::Ask::Urge(_))));
+            urged += usize::from(matches!(input, driver::Input::Asked(Ask::Urge(_))));
         }
         urged
     };
-    stand.keeper.keep_up();
+    stand.keep_up();
     assert_eq!(urged(&mut stand), 0);
     let annotate = |stand: &mut Stand, value: &str, replicas: u32| {
         let mut prepull = the_prepull();
@@ -364,8 +347,8 @@ async fn an_image_that_is_asked_for_anew_is_tried_at_once() {
         prepull["metadata"]["generation"] = replicas.into();
         prepull["spec"]["gate"]["replicas"] = replicas.into();
         stand.see(Kind::PrePulls, Seen::Applied(Box::new(dynamic(&prepull))));
-        stand.keeper.keep_up();
-        stand.keeper.keep_up();
+        stand.keep_up();
+        stand.keep_up();
     };
     annotate(&mut stand, "now", 1);
     assert_eq!(urged(&mut stand), 1);

@@ -162,17 +162,23 @@ fn a_leader_whose_lease_is_taken_or_deleted_has_lost() {
     assert_eq!(a.step(at(1)), Step::Lose(LostError::Deleted));
 }
 
+/// How long a request takes there and back, in milliseconds, and whether its answer is lost.
+type Fate = (u64, u64, bool);
+
+/// A candidate's request, with the version that it goes by. One whose answer is lost was sent at no time.
+struct Request {
+    step: Step,
+    number: u32,
+    new: bool,
+    version: Option<String>,
+    sent: Duration,
+}
+
 /// What happens to one candidate at one moment.
 enum Moment {
     Acts,
-    /// Its request reaches the server, with the version that it goes by.
-    Arrives {
-        step: Step,
-        number: u32,
-        new: bool,
-        version: Option<String>,
-        sent: Duration,
-    },
+    /// Its request reaches the server.
+    Arrives(Request),
     /// The answer reaches it: what the server has, and whether that is its own doing.
     Answered {
         record: Option<Record>,
@@ -185,6 +191,20 @@ enum Moment {
     Deleted,
     /// Somebody restores a Secret of a later term.
     Restored,
+}
+
+/// What is to happen, in order, and how requests will fare.
+struct Course<F> {
+    fates: F,
+    queue: BTreeMap<(Duration, u64), (usize, Moment)>,
+    sequence: u64,
+}
+
+impl<F> Course<F> {
+    fn then(&mut self, at: Duration, who: usize, moment: Moment) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), (who, moment));
+    }
 }
 
 /// Two candidates and a server. Who leads writes from the claim of the Secret on.
@@ -223,164 +243,172 @@ impl World {
         self.leads[who] = None;
     }
 
-    fn arrives(
-        &mut self,
-        who: usize,
-        step: &Step,
-        (transitions, new): (u32, bool),
-        version: Option<&String>,
-    ) -> bool {
-        let held = self
-            .server
-            .as_ref()
-            .and_then(|record| record.version.as_ref());
-        let won = held == version && matches!(step, Step::Take | Step::Renew);
-        if won {
-            self.beats += 1;
-            let name = self.both[who].settings.identity.clone();
-            self.server = Some(Record {
-                transitions,
-                new,
-                ..record(&name, self.beats)
-            });
-        }
-        won
-    }
-
     fn writes(&mut self, who: usize, from: Duration) {
         let until = self.both[who].end().expect("it leads");
         self.terms.push((who, from, until));
     }
 
-    fn run(&mut self, mut fates: impl Iterator<Item = (u64, u64, bool)>, odd: &[(u64, bool)]) {
-        let mut sequence = 2;
-        let mut queue = BTreeMap::new();
-        queue.insert((T0, 0), (0, Moment::Acts));
-        queue.insert((T0, 1), (1, Moment::Acts));
+    fn run(&mut self, fates: impl Iterator<Item = Fate>, odd: &[(u64, bool)]) {
+        let mut course = Course {
+            fates,
+            queue: BTreeMap::new(),
+            sequence: 0,
+        };
+        for who in [0, 1] {
+            course.then(T0, who, Moment::Acts);
+        }
         for (at, restored) in odd {
             let event = if *restored {
                 Moment::Restored
             } else {
                 Moment::Deleted
             };
-            sequence += 1;
-            queue.insert((T0 + Duration::from_millis(*at), sequence), (0, event));
+            course.then(T0 + Duration::from_millis(*at), 0, event);
         }
-        while let Some(((now, _), (who, moment))) = queue.pop_first() {
-            let mut next = |after: Duration, moment: Moment| {
-                sequence += 1;
-                queue.insert((now + after, sequence), (who, moment));
-            };
-            match moment {
-                Moment::Acts => {
-                    let step = self.both[who].step(now);
-                    if self.both[who].renewed.is_none() {
-                        self.leads[who] = None;
-                    }
-                    match step {
-                        Step::Wait(until) => next(until - now, Moment::Acts),
-                        Step::Lose(_) => {
-                            self.restart(who);
-                            next(Duration::from_secs(1), Moment::Acts);
-                        }
-                        step => {
-                            let Some((there, _, lost)) = fates.next() else {
-                                break;
-                            };
-                            let version = self.both[who]
-                                .record()
-                                .and_then(|record| record.version.clone());
-                            let number = match step {
-                                Step::Take => {
-                                    self.both[who].claimed = self.secret;
-                                    self.both[who].next_number()
-                                }
-                                _ => self.both[who]
-                                    .record()
-                                    .map_or(0, |record| record.transitions),
-                            };
-                            let new = self.both[who].is_new(&step, now);
-                            if lost {
-                                // given up after a time-out; the request may arrive all the same
-                                next(Duration::from_secs(5), Moment::Acts);
-                            }
-                            let sent = if lost { Duration::MAX } else { now };
-                            next(
-                                Duration::from_millis(there),
-                                Moment::Arrives {
-                                    step,
-                                    number,
-                                    new,
-                                    version,
-                                    sent,
-                                },
-                            );
-                        }
-                    }
-                }
-                Moment::Arrives {
-                    step,
-                    number,
-                    new,
-                    version,
-                    sent,
-                } => {
-                    let won = self.arrives(who, &step, (number, new), version.as_ref());
-                    if sent == Duration::MAX {
-                        continue;
-                    }
-                    let Some((_, back, _)) = fates.next() else {
-                        break;
-                    };
-                    let record = self.server.clone();
-                    next(
-                        Duration::from_millis(back),
-                        Moment::Answered { record, won, sent },
-                    );
-                }
+        while let Some(((now, _), (who, moment))) = course.queue.pop_first() {
+            let goes_on = match moment {
+                Moment::Acts => self.acts(now, who, &mut course),
+                Moment::Arrives(request) => self.arrives(now, who, request, &mut course),
                 Moment::Answered { record, won, sent } => {
-                    if won {
-                        let record = record.expect("just written");
-                        let number = record.transitions;
-                        self.both[who].won(record, sent, now);
-                        match self.leads[who] {
-                            Some((_, true)) => self.writes(who, now),
-                            Some((_, false)) => {}
-                            None => {
-                                let Some((there, ..)) = fates.next() else {
-                                    break;
-                                };
-                                self.leads[who] = Some((number, false));
-                                let begins = self.both[who].from.saturating_sub(now);
-                                next(
-                                    begins + Duration::from_millis(there),
-                                    Moment::Claims(number),
-                                );
-                            }
-                        }
-                    } else {
-                        self.both[who].see(record, now);
-                    }
-                    next(Duration::ZERO, Moment::Acts);
+                    self.answered(now, who, (record, won, sent), &mut course)
                 }
-                Moment::Claims(number) => {
-                    let leads = self.both[who].leads(now).is_some_and(|end| now < end);
-                    if self.leads[who] != Some((number, false)) || !leads {
-                        continue;
-                    }
-                    if self.secret >= number {
-                        self.refused += 1;
-                        self.restart(who);
-                    } else {
-                        self.secret = number;
-                        self.leads[who] = Some((number, true));
-                        self.writes(who, now);
-                    }
+                Moment::Claims(number) => self.claims(now, who, number),
+                Moment::Deleted => {
+                    self.server = None;
+                    Some(())
                 }
-                Moment::Deleted => self.server = None,
-                Moment::Restored => self.secret += 50,
+                Moment::Restored => {
+                    self.secret += 50;
+                    Some(())
+                }
+            };
+            if goes_on.is_none() {
+                break;
             }
         }
+    }
+
+    fn acts(
+        &mut self,
+        now: Duration,
+        who: usize,
+        course: &mut Course<impl Iterator<Item = Fate>>,
+    ) -> Option<()> {
+        let step = self.both[who].step(now);
+        if self.both[who].renewed.is_none() {
+            self.leads[who] = None;
+        }
+        match step {
+            Step::Wait(until) => {
+                course.then(until, who, Moment::Acts);
+                return Some(());
+            }
+            Step::Lose(_) => {
+                self.restart(who);
+                course.then(now + Duration::from_secs(1), who, Moment::Acts);
+                return Some(());
+            }
+            Step::Look | Step::Take | Step::Renew => {}
+        }
+        let (there, _, lost) = course.fates.next()?;
+        if step == Step::Take {
+            self.both[who].claimed = self.secret;
+        }
+        let candidate = &self.both[who];
+        let known = candidate.record();
+        let request = Request {
+            number: match step {
+                Step::Take => candidate.next_number(),
+                _ => known.map_or(0, |record| record.transitions),
+            },
+            new: candidate.is_new(&step, now),
+            version: known.and_then(|record| record.version.clone()),
+            sent: if lost { Duration::MAX } else { now },
+            step,
+        };
+        if lost {
+            // given up after a time-out; the request may arrive all the same
+            course.then(now + Duration::from_secs(5), who, Moment::Acts);
+        }
+        let arrives = Moment::Arrives(request);
+        course.then(now + Duration::from_millis(there), who, arrives);
+        Some(())
+    }
+
+    fn arrives(
+        &mut self,
+        now: Duration,
+        who: usize,
+        request: Request,
+        course: &mut Course<impl Iterator<Item = Fate>>,
+    ) -> Option<()> {
+        let there = self.server.as_ref();
+        let there = there.and_then(|record| record.version.as_ref());
+        let won =
+            there == request.version.as_ref() && matches!(request.step, Step::Take | Step::Renew);
+        if won {
+            self.beats += 1;
+            let name = self.both[who].settings.identity.clone();
+            self.server = Some(Record {
+                transitions: request.number,
+                new: request.new,
+                ..record(&name, self.beats)
+            });
+        }
+        let sent = request.sent;
+        if sent == Duration::MAX {
+            return Some(());
+        }
+        let (_, back, _) = course.fates.next()?;
+        let record = self.server.clone();
+        let answered = Moment::Answered { record, won, sent };
+        course.then(now + Duration::from_millis(back), who, answered);
+        Some(())
+    }
+
+    fn answered(
+        &mut self,
+        now: Duration,
+        who: usize,
+        (record, won, sent): (Option<Record>, bool, Duration),
+        course: &mut Course<impl Iterator<Item = Fate>>,
+    ) -> Option<()> {
+        if won {
+            let record = record.expect("just written");
+            let number = record.transitions;
+            self.both[who].won(record, sent, now);
+            match self.leads[who] {
+                Some((_, true)) => self.writes(who, now),
+                Some((_, false)) => {}
+                None => {
+                    let (there, ..) = course.fates.next()?;
+                    self.leads[who] = Some((number, false));
+                    let begins = self.both[who].from.max(now);
+                    let claims = Moment::Claims(number);
+                    course.then(begins + Duration::from_millis(there), who, claims);
+                }
+            }
+        } else {
+            self.both[who].see(record, now);
+        }
+        course.then(now, who, Moment::Acts);
+        Some(())
+    }
+
+    fn claims(&mut self, now: Duration, who: usize, number: u32) -> Option<()> {
+        let leads = self.both[who].leads(now).is_some_and(|end| now < end);
+        if self.leads[who] != Some((number, false)) || !leads {
+            return Some(());
+        }
+        if self.secret >= number {
+            self.refused += 1;
+            self.restart(who);
+        } else {
+            self.secret = number;
+            self.leads[who] = Some((number, true));
+            self.writes(who, now);
+        }
+        Some(())
     }
 }
 

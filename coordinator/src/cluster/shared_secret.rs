@@ -1,13 +1,13 @@
 //! The facts of the state directory in a Secret, so that whoever leads next has them: the authority's key and
 //! certificate, the API's token, and the enrolment records.
 //!
-//! The programs that use these facts keep using files. `Mirror::open` writes the Secret's into this replica's
-//! directory, or makes the Secret from what is there; the leader writes changes back. What a host or an operator is told
-//! waits for that (`Saver::saved`): a token is used up in the Secret before its certificate leaves.
+//! The programs that use these facts keep using files. [`SharedSecret::open`] writes the Secret's into this replica's
+//! directory, or makes the Secret from what is there; the leader writes changes back. What a host or an operator is
+//! told waits for that (`Saver::saved`): a token is used up in the Secret before its certificate leaves.
 //!
 //! Two leaders can't both write: each puts the number of its term into the Secret before it serves, by a write that
-//! goes by the version it read. A write of an earlier leader that is still under way then fails, and on reading again it
-//! finds a greater number than its own.
+//! goes by the version it read. A write of an earlier leader that is still under way then fails, and on reading again
+//! it finds a greater number than its own.
 //!
 //! Data of the Secret: `ca.key`, `ca.pem` and `api.token` as the files are; `tokens.json`, `enrolled.json` and
 //! `revoked.json`, each an object from file name to file. Records aren't keys of their own: a host's name may be longer
@@ -253,7 +253,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SharedStateError {
 }
 
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SharedStateError> {
-    if std::fs::read(path).is_ok_and(|held| held == bytes) {
+    if std::fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
     durable::write(path, bytes, mode).map_err(at(path))
@@ -261,7 +261,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SharedStateError>
 
 /// The Secret beside a state directory.
 #[derive(Debug)]
-pub(crate) struct Mirror {
+pub(crate) struct SharedSecret {
     api: Api<v1::Secret>,
     dir: PathBuf,
     /// What the Secret holds, its version, and the term in it.
@@ -270,7 +270,7 @@ pub(crate) struct Mirror {
     term: u32,
 }
 
-impl Mirror {
+impl SharedSecret {
     /// Makes the directory hold what the Secret holds; makes the Secret from the directory when there is none.
     pub(crate) async fn open(api: Api<v1::Secret>, dir: PathBuf) -> Result<Self, SharedStateError> {
         let mut this = Self {
@@ -392,7 +392,8 @@ impl Mirror {
                 return Err(SharedStateError::Superseded);
             }
             match self.put(facts.clone(), term).await {
-                // Something that isn't a leader wrote it, or an earlier write of ours got through unheard; or it is gone.
+                // Something that isn't a leader wrote it, or an earlier write of ours got through unheard; or it is
+                // gone.
                 Err(SharedStateError::Cluster(kube::Error::Api(status)))
                     if [404, 409].contains(&status.code) =>
                 {
@@ -452,9 +453,9 @@ async fn blocking<T: Send + 'static>(
 
 /// Keeps the Secret current while this process leads: when asked, and when the command line changed a file.
 ///
-/// Returns the mirror after `shutdown`, or when a later leader has taken over.
+/// Returns after `shutdown`, or when a later leader has taken over.
 pub(crate) async fn keep(
-    mut mirror: Mirror,
+    mut secret: SharedSecret,
     term: Term,
     mut asks: mpsc::Receiver<Ask>,
     shutdown: CancellationToken,
@@ -476,7 +477,7 @@ pub(crate) async fn keep(
         while let Ok(ask) = asks.try_recv() {
             waiting.push(ask);
         }
-        let saved = mirror.save(&term).await;
+        let saved = secret.save(&term).await;
         match &saved {
             Ok(()) => {
                 if std::mem::take(&mut failing) {

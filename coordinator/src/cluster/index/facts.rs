@@ -1,0 +1,361 @@
+//! What is kept of the cluster's objects: as much as the gate and staging go by.
+//!
+//! A field that is missing has the meaning that its writers give it.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    time::{Instant, SystemTime},
+};
+
+use k8s_openapi::{
+    api::core::v1::{Node, Pod},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time},
+    jiff::Timestamp,
+};
+use kube::core::DynamicObject;
+use rollout::gate;
+use serde::de::DeserializeOwned;
+
+use crate::cluster::crd::{
+    CompletionPolicy, GATE_ANNOTATION, Gate, GateMode, ImagePrePull, ImagePrePullSpec,
+    ImagePrePullStatus, ObjectName, OnDeadline, RETRY_ANNOTATION, RunnerPool, RunnerPoolSpec,
+};
+
+/// What a runner says of itself: absent, `polling`, or something else.
+const HEARTBEAT_STATE: &str = "tuist.dev/runner-heartbeat-state";
+/// When it said so (RFC 3339).
+const HEARTBEAT_AT: &str = "tuist.dev/runner-heartbeat-at";
+/// A namespaced object's name. A Node's namespace is empty.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ObjectKey {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl ObjectKey {
+    pub(crate) fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// The name of an object with this metadata.
+    pub(crate) fn of(meta: &ObjectMeta) -> Self {
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The id under which the gate knows an ImagePrePull of this name. What the gate calls a pool is the set of Pods
+    /// that one ImagePrePull gates, and no RunnerPool.
+    pub(crate) fn gate_pool(&self) -> gate::PoolId {
+        gate::PoolId(self.to_string())
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A Pod, trimmed.
+#[derive(Clone, Debug)]
+pub(crate) struct PodFacts {
+    pub(crate) uid: String,
+    pub(crate) resource_version: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) heartbeat: Option<(String, Option<SystemTime>)>,
+    pub(crate) image: String,
+    pub(crate) node: Option<String>,
+    pub(crate) phase: gate::Phase,
+    pub(crate) deleting: bool,
+    pub(crate) created_unix_s: i64,
+    pub(crate) created: Option<SystemTime>,
+    /// Who made it: its controller, or the first of its owners where none is called that.
+    pub(crate) owner: Option<Owner>,
+    /// When this coordinator saw it first.
+    pub(crate) seen: Instant,
+}
+
+/// Who made an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Owner {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+impl Owner {
+    /// The owner of an object that counts as its maker.
+    pub(crate) fn of(meta: &ObjectMeta) -> Option<Self> {
+        let owners = || meta.owner_references.iter().flatten();
+        let owner = owners()
+            .find(|owner| owner.controller == Some(true))
+            .or_else(|| owners().next())?;
+        Some(Self {
+            api_version: owner.api_version.clone(),
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone(),
+        })
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// A Node, trimmed.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeFacts {
+    pub(crate) uid: String,
+    pub(super) resource_version: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) ready: bool,
+    pub(crate) schedulable: bool,
+}
+
+/// An ImagePrePull.
+#[derive(Clone, Debug)]
+pub(crate) struct PrePullFacts {
+    pub(crate) uid: String,
+    pub(crate) generation: i64,
+    /// What stands in the annotation by which somebody asks for the image anew.
+    pub(crate) retry: Option<String>,
+    pub(crate) created_unix_s: i64,
+    pub(crate) deleting: bool,
+    pub(crate) spec: ImagePrePullSpec,
+    pub(crate) status: ImagePrePullStatus,
+    /// The RunnerPool that owns it: name and uid.
+    pub(crate) owner: Option<(String, String)>,
+    /// It can't be read as it is now: it stands still, and its Pods are blocked.
+    pub(crate) unread: bool,
+}
+
+/// A RunnerPool.
+#[derive(Clone, Debug)]
+pub(crate) struct RunnerPoolFacts {
+    pub(crate) uid: String,
+    pub(crate) spec: RunnerPoolSpec,
+    pub(crate) mode: Option<GateMode>,
+    /// The image that its controller has heard of, where that says so.
+    pub(crate) observed: Option<String>,
+}
+
+impl PrePullFacts {
+    /// The pull Secret that it names, in its own namespace.
+    pub(crate) fn secret(&self, key: &ObjectKey) -> Option<ObjectKey> {
+        let secret = self.spec.pull_secret_ref.as_ref()?;
+        Some(ObjectKey::new(&key.namespace, &secret.name))
+    }
+
+    /// Whether what was staged once is enough.
+    pub(crate) fn is_done(&self) -> bool {
+        let status = self.standing_status();
+        self.spec.completion_policy == CompletionPolicy::Once
+            && status.is_some_and(|status| status.staged_at.is_some())
+    }
+
+    /// The status, if it is about the object as it is now.
+    pub(crate) fn standing_status(&self) -> Option<&ImagePrePullStatus> {
+        let same = self.status.observed_generation == Some(self.generation);
+        same.then_some(&self.status)
+    }
+}
+
+/// A label's value that lets a Pod drain.
+pub(crate) fn is_labelled(labels: &BTreeMap<String, String>, label: &str) -> bool {
+    labels.get(label).is_some_and(|value| value == "true")
+}
+
+fn mode_of(meta: &ObjectMeta) -> Result<Option<GateMode>, String> {
+    let value = meta
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(GATE_ANNOTATION));
+    match value.map(String::as_str) {
+        None => Ok(None),
+        Some("own") => Ok(Some(GateMode::Own)),
+        Some("guard") => Ok(Some(GateMode::Guard)),
+        Some("none") => Ok(Some(GateMode::None)),
+        Some(other) => Err(format!(
+            "annotation {GATE_ANNOTATION} is `{}`; it can be own, guard or none",
+            crate::progress::clean(other)
+        )),
+    }
+}
+
+fn unix_s(time: Option<&Time>) -> i64 {
+    time.map_or(0, |time| time.0.as_second())
+}
+
+/// What is kept of a Pod that is seen first at `now`.
+pub(super) fn pod_facts(pod: &Pod, now: Instant) -> PodFacts {
+    let meta = &pod.metadata;
+    let annotation = |name| {
+        meta.annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(name))
+    };
+    let heartbeat_at = annotation(HEARTBEAT_AT)
+        .and_then(|text| text.parse::<Timestamp>().ok())
+        .map(SystemTime::from);
+    let spec = pod.spec.as_ref();
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    PodFacts {
+        uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: meta.resource_version.clone().unwrap_or_default(),
+        labels: meta.labels.clone().unwrap_or_default(),
+        heartbeat: annotation(HEARTBEAT_STATE).map(|state| (state.clone(), heartbeat_at)),
+        image: spec
+            .and_then(|spec| spec.containers.first())
+            .and_then(|container| container.image.clone())
+            .unwrap_or_default(),
+        node: spec
+            .and_then(|spec| spec.node_name.clone())
+            .filter(|node| !node.is_empty()),
+        phase: match phase {
+            Some("Running") => gate::Phase::Running,
+            Some("Succeeded" | "Failed") => gate::Phase::Ended,
+            Some("Pending") | None => gate::Phase::Pending,
+            Some(_) => gate::Phase::Unknown,
+        },
+        deleting: meta.deletion_timestamp.is_some(),
+        created_unix_s: unix_s(meta.creation_timestamp.as_ref()),
+        created: meta
+            .creation_timestamp
+            .as_ref()
+            .map(|time| SystemTime::from(time.0)),
+        owner: Owner::of(meta),
+        seen: now,
+    }
+}
+
+/// What is kept of a Node.
+pub(super) fn node_facts(node: &Node) -> NodeFacts {
+    let ready = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let spec = node.spec.as_ref();
+    NodeFacts {
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        resource_version: node.metadata.resource_version.clone().unwrap_or_default(),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        ready: ready && node.metadata.deletion_timestamp.is_none(),
+        schedulable: !spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+    }
+}
+
+/// What an ImagePrePull gates that was never read: a coordinator that starts while one can't be read, as after a step
+/// back to an older version, mustn't let its Pods pass. What of the gate can be told counts; of two meanings, the one
+/// that holds.
+pub(super) fn guessed(object: &DynamicObject) -> PrePullFacts {
+    let spec = &object.data["spec"];
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let owner = pool_owner(&object.metadata);
+    let gate = &spec["gate"];
+    let guessed = Gate {
+        mode: match gate["mode"].as_str() {
+            Some("Own") => GateMode::Own,
+            Some("None") => GateMode::None,
+            None if gate.is_null() && owner.is_none() => GateMode::None,
+            _ => GateMode::Guard,
+        },
+        pod_selector: serde_json::from_value(gate["podSelector"].clone())
+            .ok()
+            .flatten(),
+        pool_ref: text(&gate["poolRef"]["name"])
+            .or_else(|| owner.as_ref().map(|(name, _)| name.clone()))
+            .map(|name| ObjectName { name }),
+        drain_label: text(&gate["drainLabel"]).unwrap_or_else(|| Gate::default().drain_label),
+        ..Gate::default()
+    };
+    let prepull = ImagePrePull {
+        metadata: object.metadata.clone(),
+        spec: ImagePrePullSpec {
+            image: text(&spec["image"]).unwrap_or_default(),
+            node_selector: LabelSelector::default(),
+            origin_streams: None,
+            bandwidth: None,
+            pull_secret_ref: None,
+            paused: true,
+            deadline: None,
+            on_deadline: OnDeadline::Hold,
+            ttl_after_staged: None,
+            completion_policy: CompletionPolicy::Always,
+            gate: Some(guessed),
+        },
+        status: None,
+    };
+    PrePullFacts {
+        unread: true,
+        ..prepull_facts(prepull)
+    }
+}
+
+/// The RunnerPool that owns an object: name and uid.
+fn pool_owner(meta: &ObjectMeta) -> Option<(String, String)> {
+    meta.owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.kind == "RunnerPool" && owner.api_version.starts_with("tuist.dev/"))
+        .map(|owner| (owner.name.clone(), owner.uid.clone()))
+}
+
+/// What is kept of an ImagePrePull.
+pub(super) fn prepull_facts(prepull: ImagePrePull) -> PrePullFacts {
+    let meta = prepull.metadata;
+    let owner = pool_owner(&meta);
+    PrePullFacts {
+        uid: meta.uid.unwrap_or_default(),
+        generation: meta.generation.unwrap_or(0),
+        retry: meta
+            .annotations
+            .and_then(|mut annotations| annotations.remove(RETRY_ANNOTATION)),
+        created_unix_s: unix_s(meta.creation_timestamp.as_ref()),
+        deleting: meta.deletion_timestamp.is_some(),
+        spec: prepull.spec,
+        status: prepull.status.unwrap_or_default(),
+        owner,
+        unread: false,
+    }
+}
+
+/// What is kept of a RunnerPool, or why that can't be told.
+pub(super) fn runner_pool_facts(object: DynamicObject) -> Result<RunnerPoolFacts, String> {
+    let observed = object.data["status"]["observedImage"].as_str();
+    let observed = observed
+        .filter(|image| !image.is_empty())
+        .map(str::to_owned);
+    let pool: RunnerPool = parse(object)?;
+    Ok(RunnerPoolFacts {
+        uid: pool.metadata.uid.clone().unwrap_or_default(),
+        mode: mode_of(&pool.metadata)?,
+        spec: pool.spec,
+        observed,
+    })
+}
+
+/// Reads an object as one of its kind.
+pub(super) fn parse<K>(object: DynamicObject) -> Result<K, String>
+where
+    K: kube::Resource + DeserializeOwned,
+{
+    object.try_parse().map_err(|error| {
+        let source = Error::source(&error).map(ToString::to_string);
+        source.unwrap_or_else(|| error.to_string())
+    })
+}

@@ -1,0 +1,467 @@
+//! What the first driver is told to stage for the cluster: which image on which hosts, and what limits it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant, SystemTime},
+};
+
+use proto::{Digest, HostId};
+
+use super::{
+    hosts::Hosts,
+    resolving::{Image, Resolving},
+};
+use crate::{
+    cluster::{
+        clock::Now,
+        crd::{ImagePrePullSpec, Rate},
+        index::{Index, ObjectKey, PrePullFacts},
+    },
+    driver::{Ask, Limits, Placed, stricter},
+    wants::Want,
+};
+
+/// A host that isn't selected any more keeps what it has for this long: a Node that was made anew, or a label that was
+/// lost in an edit, doesn't cost the bytes twice.
+pub(super) const KEPT_FOR: Duration = Duration::from_mins(10);
+
+/// What the driver was told last, and which hosts keep what they have.
+#[derive(Debug, Default)]
+pub(super) struct Placing {
+    told: Told,
+    /// Hosts that were wanted and aren't any more, since when, by image.
+    left: BTreeMap<Digest, BTreeMap<HostId, Instant>>,
+}
+
+/// What the driver was told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    images: Vec<ToldImage>,
+    limits: Limits,
+    whole: bool,
+}
+
+/// The same of one image.
+#[derive(Debug, PartialEq, Eq)]
+struct ToldImage {
+    digest: Digest,
+    /// With the time of the ask, in Unix milliseconds.
+    references: BTreeMap<String, u64>,
+    secrets: BTreeMap<String, String>,
+    /// Hosts that go on.
+    hosts: BTreeSet<HostId>,
+    /// Hosts that keep what they have.
+    kept: BTreeSet<HostId>,
+}
+
+/// What the driver is to be told.
+#[derive(Debug)]
+pub(super) struct Placement {
+    told: Told,
+    wants: Vec<Placed>,
+}
+
+impl Placement {
+    /// The same as the driver is asked it.
+    pub(super) fn ask(&self) -> Ask {
+        Ask::Place {
+            wants: self.wants.clone(),
+            limits: self.told.limits,
+            whole: self.told.whole,
+        }
+    }
+}
+
+/// What is looked at: the objects, their images, and the hosts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) now: Now,
+    pub(super) index: &'a Index,
+    pub(super) images: &'a Resolving,
+    pub(super) hosts: &'a Hosts,
+}
+
+impl Placing {
+    /// What the driver is to be told, where that isn't what it was told. `rolls` says whether Pods roll to an
+    /// ImagePrePull's image.
+    pub(super) fn due(
+        &mut self,
+        facts: Facts<'_>,
+        rolls: impl Fn(&ObjectKey) -> bool,
+    ) -> Option<Placement> {
+        let Facts {
+            index,
+            images,
+            hosts,
+            ..
+        } = facts;
+        let mut limits = Limits::default();
+        let mut wants: BTreeMap<Digest, Placed> = BTreeMap::new();
+        for (key, prepull) in index.prepulls.iter().filter(|(_, facts)| !facts.deleting) {
+            let Some((image, (want, resolved))) = images
+                .get(key)
+                .and_then(|image| Some((image, image.want()?)))
+            else {
+                continue;
+            };
+            let moves = resolved && !prepull.spec.paused;
+            if moves && image.staged_at().is_none() {
+                limit(&mut limits, &prepull.spec);
+            }
+            // What was staged once is enough. Not while Pods roll to it: one whose Node came later, or lost the image,
+            // would be blocked for ever.
+            let done = prepull.is_done() && !rolls(key);
+            let placed = wants.entry(want.digest()).or_insert_with(|| nowhere(want));
+            name(placed, (key, prepull), image, want);
+            let selected = selected(facts, prepull, want, done);
+            match moves {
+                true => placed.want.hosts.get_or_insert_default().extend(selected),
+                false => placed.held.extend(selected),
+            }
+        }
+        self.keep_what_left(facts, &mut wants);
+        // before the driver has shown its hosts, nothing is wanted on any
+        let whole = !hosts.view().hosts.is_empty()
+            && index.prepulls.iter().all(|(key, prepull)| {
+                let image = images.get(key);
+                image.is_some_and(|image| !image.may_be_staging(prepull))
+            });
+        let told = Told {
+            images: wants.values().map(ToldImage::of).collect(),
+            limits,
+            whole,
+        };
+        let wants = wants.into_values().collect();
+        (told != self.told).then_some(Placement { told, wants })
+    }
+
+    /// The driver was told this.
+    pub(super) fn told(&mut self, placement: Placement) {
+        self.told = placement.told;
+    }
+
+    /// Hosts that aren't selected any more keep what they have for a while, where the image is still wanted at all.
+    fn keep_what_left(&mut self, facts: Facts<'_>, wants: &mut BTreeMap<Digest, Placed>) {
+        let Facts { now, hosts, .. } = facts;
+        self.left.retain(|image, _| wants.contains_key(image));
+        for before in &self.told.images {
+            if wants.contains_key(&before.digest) {
+                let left = self.left.entry(before.digest).or_default();
+                for host in before.hosts.union(&before.kept) {
+                    left.entry(host.clone()).or_insert(now.instant);
+                }
+            }
+        }
+        for (image, left) in &mut self.left {
+            let Some(placed) = wants.get_mut(image) else {
+                continue;
+            };
+            let selected = placed.want.hosts.get_or_insert_default();
+            left.retain(|host, _| !selected.contains(host) && !placed.held.contains(host));
+            let kept = left
+                .iter()
+                .filter(|(host, since)| now.since(**since) < KEPT_FOR && hosts.is_member(host))
+                .map(|(host, _)| host.clone());
+            placed.held.extend(kept);
+        }
+    }
+
+    /// As if hosts had been left so much earlier.
+    #[cfg(test)]
+    pub(super) fn age(&mut self, by: Duration) {
+        for since in self.left.values_mut().flat_map(BTreeMap::values_mut) {
+            *since -= by;
+        }
+    }
+}
+
+impl ToldImage {
+    fn of(placed: &Placed) -> Self {
+        Self {
+            digest: placed.want.digest(),
+            references: placed.want.asked_ms.clone(),
+            secrets: placed.want.secrets.clone(),
+            hosts: placed.want.hosts.clone().unwrap_or_default(),
+            kept: placed.held.clone(),
+        }
+    }
+}
+
+/// An image without hosts and names.
+fn nowhere(want: &Want) -> Placed {
+    Placed {
+        want: Want {
+            hosts: Some(BTreeSet::new()),
+            references: BTreeSet::new(),
+            asked_ms: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            ..want.clone()
+        },
+        held: BTreeSet::new(),
+    }
+}
+
+/// Adds the names under which an ImagePrePull wants its image, with the time of the ask and the pull Secret.
+fn name(
+    placed: &mut Placed,
+    (key, prepull): (&ObjectKey, &PrePullFacts),
+    image: &Image,
+    want: &Want,
+) {
+    let asked_ms = unix_ms(image.started_at());
+    for reference in &want.references {
+        placed.want.references.insert(reference.clone());
+        let asked = placed.want.asked_ms.entry(reference.clone());
+        let asked = asked.or_default();
+        *asked = asked_ms.max(*asked);
+    }
+    if let Some(secret) = prepull.secret(key) {
+        let secrets = &mut placed.want.secrets;
+        let reference = image.reference().to_owned();
+        secrets.entry(reference).or_insert(secret.to_string());
+    }
+}
+
+/// The hosts that an ImagePrePull selects; of one that is done, those that hold its image.
+fn selected(
+    Facts {
+        now, index, hosts, ..
+    }: Facts<'_>,
+    prepull: &PrePullFacts,
+    want: &Want,
+    done: bool,
+) -> BTreeSet<HostId> {
+    let digest = want.digest();
+    let nodes = index.selected(&prepull.spec).into_iter();
+    nodes
+        .filter_map(|(name, _)| name.parse().ok())
+        .filter(|host| hosts.is_member(host))
+        .filter(|host| !done || hosts.holds(now, host, &digest, &prepull.spec.image))
+        .collect()
+}
+
+/// Takes what an ImagePrePull limits into account: the strictest word counts, for the wire is shared.
+fn limit(limits: &mut Limits, spec: &ImagePrePullSpec) {
+    if let Some(streams) = spec.origin_streams.and_then(|n| usize::try_from(n).ok()) {
+        limits.origin_streams = Some(limits.origin_streams.map_or(streams, |n| n.min(streams)));
+    }
+    let Some(bandwidth) = &spec.bandwidth else {
+        return;
+    };
+    let rate = |rate: &Option<Rate>| rate.map_or(0, |rate| rate.bytes_per_second);
+    let known = &mut limits.bandwidth;
+    known.upload_bytes_per_second =
+        stricter(known.upload_bytes_per_second, rate(&bandwidth.upload));
+    known.download_bytes_per_second =
+        stricter(known.download_bytes_per_second, rate(&bandwidth.download));
+}
+
+/// In whole seconds, as a status keeps times: a start changes nothing.
+fn unix_ms(time: SystemTime) -> u64 {
+    let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH);
+    since_1970
+        .unwrap_or_default()
+        .as_secs()
+        .saturating_mul(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        cluster::{
+            index::{Kind, Scope},
+            keeper::resolving::Resolved,
+        },
+        driver::View,
+        view::HostView,
+        wants::tests::want,
+    };
+
+    /// Hosts that go on and hosts that keep what they have, by image.
+    type Counts = Vec<(usize, usize)>;
+
+    /// Two Nodes whose hosts are members, and ImagePrePulls that select both.
+    struct Stand {
+        index: Index,
+        images: Resolving,
+        hosts: Hosts,
+        placing: Placing,
+        now: Now,
+    }
+
+    impl Stand {
+        fn new() -> Self {
+            let mut this = Self {
+                index: Index::default(),
+                images: Resolving::default(),
+                hosts: Hosts::default(),
+                placing: Placing::default(),
+                now: Now::start(),
+            };
+            for name in ["mac-0", "mac-1"] {
+                this.label(name, "b");
+            }
+            this.members(&["mac-0", "mac-1"]);
+            this
+        }
+
+        fn label(&mut self, node: &str, value: &str) {
+            let node =
+                json!({ "metadata": { "name": node, "uid": node, "labels": { "a": value } } });
+            self.index
+                .apply_node(&serde_json::from_value(node).unwrap());
+        }
+
+        fn members(&mut self, hosts: &[&str]) {
+            let hosts = hosts
+                .iter()
+                .map(|host| (host.parse().unwrap(), Arc::new(HostView::default())))
+                .collect();
+            self.hosts.show(Arc::new(View {
+                hosts,
+                ..View::default()
+            }));
+        }
+
+        fn show(&mut self, name: &str, spec: &Value) {
+            let mut object = json!({
+                "apiVersion": "parbake.dev/v1alpha1",
+                "kind": "ImagePrePull",
+                "metadata": { "name": name, "namespace": "ns", "uid": name },
+                "spec": { "image": "r/i:1", "nodeSelector": { "matchLabels": { "a": "b" } } },
+            });
+            for (field, value) in spec.as_object().unwrap() {
+                object["spec"][field] = value.clone();
+            }
+            let scope = Scope {
+                kind: Kind::PrePulls,
+                namespace: None,
+            };
+            let object = serde_json::from_value(object).unwrap();
+            self.index.apply(&scope, object, Instant::now()).unwrap();
+            self.images.look(self.now, &self.index);
+        }
+
+        fn resolve(&mut self, name: &str, reference: &str, seed: &str) {
+            let mut want = want(seed, 1, 1 << 20);
+            want.references = [reference.to_owned()].into();
+            let resolved = Resolved {
+                key: ObjectKey::new("ns", name),
+                reference: reference.to_owned(),
+                result: Ok(want),
+            };
+            assert!(self.images.answered(self.now.instant, resolved));
+        }
+
+        /// What the driver is told now, where that is news: hosts that go on and hosts that keep what they have, by
+        /// image.
+        fn place(&mut self) -> Option<(Counts, Limits, bool)> {
+            let facts = Facts {
+                now: self.now,
+                index: &self.index,
+                images: &self.images,
+                hosts: &self.hosts,
+            };
+            let placement = self.placing.due(facts, |_| false)?;
+            let Ask::Place {
+                wants,
+                limits,
+                whole,
+            } = placement.ask()
+            else {
+                panic!("another ask");
+            };
+            self.placing.told(placement);
+            let count = |placed: &Placed| {
+                let hosts = placed.want.hosts.as_ref().unwrap();
+                (hosts.len(), placed.held.len())
+            };
+            Some((wants.iter().map(count).collect(), limits, whole))
+        }
+    }
+
+    #[test]
+    fn nothing_is_whole_before_every_image_was_asked_for_and_the_hosts_are_shown() {
+        let mut stand = Stand::new();
+        stand.show("a", &json!({}));
+        assert_eq!(stand.place(), None, "nothing is wanted yet, as before");
+        stand.resolve("a", "r/i:1", "one");
+        let (hosts, _, whole) = stand.place().unwrap();
+        assert_eq!((hosts, whole), (vec![(2, 0)], true));
+        assert_eq!(stand.place(), None);
+        stand.members(&[]);
+        let (hosts, _, whole) = stand.place().unwrap();
+        assert_eq!((hosts, whole), (vec![(0, 0)], false));
+    }
+
+    #[test]
+    fn two_objects_of_one_image_are_one_want_and_the_strictest_limits_count() {
+        let mut stand = Stand::new();
+        stand.show(
+            "a",
+            &json!({ "originStreams": 4, "bandwidth": { "upload": "8Mi" } }),
+        );
+        stand.show(
+            "b",
+            &json!({ "image": "r/i:2", "originStreams": 2, "bandwidth": { "upload": "16Mi" } }),
+        );
+        stand.resolve("a", "r/i:1", "one");
+        stand.resolve("b", "r/i:2", "one");
+        let (hosts, limits, _) = stand.place().unwrap();
+        assert_eq!((hosts, limits.origin_streams), (vec![(2, 0)], Some(2)));
+        assert_eq!(limits.bandwidth.upload_bytes_per_second, 8 << 20);
+        let names = &stand.placing.told.images[0].references;
+        assert!(names.keys().eq(["r/i:1", "r/i:2"]));
+    }
+
+    #[test]
+    fn hosts_of_a_paused_object_keep_what_they_have() {
+        let mut stand = Stand::new();
+        stand.show("a", &json!({ "originStreams": 4 }));
+        stand.resolve("a", "r/i:1", "one");
+        assert_eq!(stand.place().unwrap().0, [(2, 0)]);
+        stand.show("a", &json!({ "paused": true, "originStreams": 4 }));
+        let (hosts, limits, _) = stand.place().unwrap();
+        assert_eq!((hosts, limits), (vec![(0, 2)], Limits::default()));
+    }
+
+    #[test]
+    fn a_host_that_is_not_selected_any_more_keeps_what_it_has_for_ten_minutes() {
+        let mut stand = Stand::new();
+        stand.show("a", &json!({}));
+        stand.resolve("a", "r/i:1", "one");
+        assert_eq!(stand.place().unwrap().0, [(2, 0)]);
+        stand.label("mac-1", "c");
+        assert_eq!(stand.place().unwrap().0, [(1, 1)]);
+        stand.now = stand.now.after(KEPT_FOR - Duration::from_millis(1));
+        assert_eq!(stand.place(), None);
+        stand.now = stand.now.after(Duration::from_millis(1));
+        assert_eq!(stand.place().unwrap().0, [(1, 0)]);
+        // it is selected again, and then revoked: who isn't a member keeps nothing
+        stand.label("mac-1", "b");
+        assert_eq!(stand.place().unwrap().0, [(2, 0)]);
+        stand.members(&["mac-0"]);
+        assert_eq!(stand.place().unwrap().0, [(1, 0)]);
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_due_again() {
+        let mut stand = Stand::new();
+        stand.show("a", &json!({}));
+        stand.resolve("a", "r/i:1", "one");
+        for _ in 0..2 {
+            let facts = Facts {
+                now: stand.now,
+                index: &stand.index,
+                images: &stand.images,
+                hosts: &stand.hosts,
+            };
+            assert!(stand.placing.due(facts, |_| false).is_some());
+        }
+    }
+}

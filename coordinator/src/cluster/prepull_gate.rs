@@ -1,0 +1,165 @@
+//! How ImagePrePulls gate Pods: by which selector, to which image, under which cap. Derived from the [`Index`] anew
+//! whenever it changes.
+
+use std::collections::BTreeSet;
+
+use kube::core::{Selector, SelectorExt as _};
+use proto::HostId;
+use rollout::gate;
+
+use super::{
+    clock::Now,
+    crd::{GateMode, OnDeadline},
+    index::{Index, ObjectKey, PodFacts, PrePullFacts, is_labelled},
+};
+
+/// The label by which a RunnerPool's Pods name it.
+const POOL_LABEL: &str = "tuist.dev/runner-pool";
+/// The label of a Pod that works for somebody; empty or absent when it doesn't.
+const BUSY_LABEL: &str = "tuist.dev/runner-pool-owner";
+/// How one ImagePrePull gates Pods.
+#[derive(Clone, Debug)]
+pub(crate) struct PrePullGate {
+    pub(crate) key: ObjectKey,
+    selector: Selector,
+    pub(crate) drain_label: String,
+    pub(crate) mode: GateMode,
+    /// The image that Pods shall run, as written.
+    pub(crate) image: String,
+    pub(crate) percent: i32,
+    pub(crate) replicas: i32,
+    /// Its RunnerPool can't be read: nothing is admitted.
+    shut: bool,
+}
+
+/// The gates of all ImagePrePulls, in the order in which they have a say: older ones first.
+pub(crate) fn gates(index: &Index) -> Vec<PrePullGate> {
+    let mut order: Vec<_> = index.prepulls.iter().collect();
+    order.sort_by_key(|(key, facts)| (facts.created_unix_s, (*key).clone()));
+    order
+        .into_iter()
+        .filter_map(|(key, facts)| PrePullGate::of(index, key, facts))
+        .collect()
+}
+
+impl PrePullGate {
+    /// The gate of an ImagePrePull. `None` where it gates nothing.
+    fn of(index: &Index, key: &ObjectKey, facts: &PrePullFacts) -> Option<Self> {
+        let gate = facts.spec.gate.as_ref()?;
+        if facts.deleting || gate.mode == GateMode::None {
+            return None;
+        }
+        let pool_name = gate.pool_ref.as_ref().map(|pool| &pool.name);
+        let pool_key = pool_name.map(|name| ObjectKey::new(&key.namespace, name));
+        let pool = pool_key
+            .as_ref()
+            .and_then(|pool| index.runner_pools.get(pool));
+        let shut = pool_key
+            .as_ref()
+            .is_some_and(|pool| index.unreadable_pools.contains(pool));
+        // a pool that isn't there has no Pods
+        if pool_key.is_some() && pool.is_none() && !shut {
+            return None;
+        }
+        let selector = match (&gate.pod_selector, pool_name) {
+            (Some(selector), _) => Selector::try_from(selector.clone()).ok()?,
+            (None, Some(name)) => [(POOL_LABEL.to_owned(), name.clone())]
+                .into_iter()
+                .collect(),
+            (None, None) => return None,
+        };
+        // a selector without a term selects everything: the schema refuses it, and so does this
+        if selector.selects_all() {
+            return None;
+        }
+        Some(Self {
+            key: key.clone(),
+            selector,
+            drain_label: gate.drain_label.clone(),
+            mode: gate.mode,
+            image: pool
+                .map_or(&facts.spec.image, |pool| &pool.spec.image)
+                .clone(),
+            percent: pool.map_or(gate.max_concurrent_percent, |pool| {
+                pool.spec.rollout.max_concurrent_percent
+            }),
+            replicas: pool.map_or(gate.replicas.unwrap_or(0), |pool| pool.spec.replicas),
+            shut,
+        })
+    }
+
+    /// Whether it selects a Pod. Of several gates that do, the first counts.
+    pub(crate) fn selects(&self, key: &ObjectKey, pod: &PodFacts) -> bool {
+        key.namespace == self.key.namespace && self.selector.matches(&pod.labels)
+    }
+
+    /// Whether it selects the same Pods by the same label.
+    pub(crate) fn selects_like(&self, other: &Self) -> bool {
+        self.key == other.key
+            && self.drain_label == other.drain_label
+            && self.selector.to_string() == other.selector.to_string()
+    }
+
+    /// The gate's pool, but for what the index doesn't know: the digest, what owners make, the deadline.
+    pub(crate) fn pool(&self, facts: &PrePullFacts, hosts: BTreeSet<HostId>) -> gate::Pool {
+        gate::Pool {
+            image: self.image.clone(),
+            digest: None,
+            mode: match self.mode {
+                GateMode::Own => gate::Mode::Own,
+                GateMode::Guard => gate::Mode::Guard,
+                GateMode::None => gate::Mode::Off,
+            },
+            percent: self.percent,
+            replicas: self.replicas,
+            template: gate::Template::Unknown,
+            hosts,
+            paused: facts.spec.paused || self.shut,
+            deadline: None,
+            on_deadline: match facts.spec.on_deadline {
+                OnDeadline::Hold => gate::OnDeadline::Hold,
+                OnDeadline::Proceed => gate::OnDeadline::Proceed,
+            },
+        }
+    }
+
+    /// The gate's view of a Pod that stands under this gate.
+    pub(crate) fn pod(
+        &self,
+        key: &ObjectKey,
+        pod: &PodFacts,
+        now: Now,
+    ) -> (gate::PodId, gate::Pod) {
+        let heartbeat = match &pod.heartbeat {
+            None => gate::Heartbeat::Absent,
+            Some((state, Some(at))) if state == "polling" => {
+                gate::Heartbeat::Polling(now.moment_of(*at))
+            }
+            Some(_) => gate::Heartbeat::Other,
+        };
+        let place = match &pod.node {
+            None => gate::Place::Unscheduled,
+            Some(node) => node
+                .parse::<HostId>()
+                .map_or(gate::Place::Elsewhere, gate::Place::On),
+        };
+        let busy = pod.labels.get(BUSY_LABEL);
+        let told = gate::Pod {
+            pool: self.key.gate_pool(),
+            name: gate::PodName {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            },
+            image: pod.image.clone(),
+            place,
+            phase: pod.phase,
+            deleting: pod.deleting,
+            labelled: is_labelled(&pod.labels, &self.drain_label),
+            busy: busy.is_some_and(|owner| !owner.is_empty()),
+            heartbeat,
+            created_unix_s: pod.created_unix_s,
+            seen: now.moment_at(pod.seen),
+        };
+        (gate::PodId(pod.uid.clone()), told)
+    }
+}
