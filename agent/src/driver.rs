@@ -7,33 +7,37 @@
 mod contents;
 mod fetches;
 mod fit;
+mod gauges;
 mod hosts;
 mod image;
+mod image_state;
+mod images;
 mod input;
 mod jobs;
 mod leases;
 mod look;
 mod mirror;
-mod naming;
 mod orders;
 mod report;
 mod streams;
+mod tasks;
 mod transfers;
 mod trouble;
+mod upkeep;
 mod walk;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use link::Endpoint;
+use link::{Authorised, Endpoint};
 use proto::{
     ChunkIndex, Digest, HostId, HostKey, Moment, Reason,
     image::Layout,
-    message::{Blame, BlameKind, Hello, LeaseEnd, Report},
+    message::{BlameKind, Hello, LeaseEnd, Report},
 };
 use swarm::{
     Action, Event, Swarm,
@@ -41,7 +45,10 @@ use swarm::{
     event::{ContentId, Delivery, Spread, Ticket},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     task::JoinSet,
     time::sleep_until,
 };
@@ -51,14 +58,18 @@ use tracing::{debug, error, info, warn};
 use self::{
     contents::{Content, Contents},
     fetches::{Fetches, Told},
-    fit::LeftOut,
     hosts::Hosts,
-    image::Image,
+    images::{Images, Left, Source},
     jobs::{Jobs, Long},
-    leases::{End, Leases},
+    leases::{End, Leases, Progress},
+    look::Seen,
     mirror::Mirrored,
+    orders::{Order, ReadOrderError},
+    report::{Facts, Known, Reporting},
     streams::{Offer, PeerTransfers},
     transfers::Transfer,
+    trouble::Trouble,
+    upkeep::{Chore, Needs, Upkeep},
     walk::Walked,
 };
 pub(crate) use self::{input::Input, jobs::BLOCKING_THREADS};
@@ -66,39 +77,16 @@ use crate::{
     admin::Snapshot,
     config::Config,
     fetch::{self, FetchEnd, News},
-    metrics::{From, Metrics, SourceLabel},
+    metrics::{From, Metrics, OutcomeLabel, SourceLabel},
     mirror::{Ears, Wish},
     notary::Notary,
     peer::Brought,
-    reconcile::Reconciler,
     registries::Origin,
     session::Heard,
-    shelf::{Shelf, retract},
-    store::{Look, Store, Volume},
+    shelf::{Shelf, Unwritable, retract},
+    store::{self, InstallError, Stage, Store, Volume},
     transfer::{Cache, Receipt, Shipment, Subject},
 };
-
-/// Reports go out this often while something moves, and at once when a lease ends or presence changes.
-const REPORT_EVERY: Duration = Duration::from_millis(500);
-
-/// Verified chunks are journaled at least this often: what `kill -9` may cost.
-const FLUSH_EVERY: Duration = Duration::from_millis(500);
-
-/// Presence is checked on disk this often.
-const PRESENCE_EVERY: Duration = Duration::from_secs(5);
-
-/// The volume's room is measured this often while something is staged: others write to it too. At 10 Gbit/s about a
-/// gigabyte comes meanwhile, far less than any floor.
-const MEASURE_EVERY: Duration = Duration::from_secs(1);
-
-/// Chunks that are read again at a time, every 5 s: 140 GB in a day, at a load that nobody notices.
-const SCRUB_CHUNKS: u32 = 8;
-
-/// Chunks that are looked at one moment because peers blame this host for them. A disk reads thousands in a second.
-const MAX_LOOKS: usize = 64;
-
-/// Accusations that wait for a session; more are dropped, the oldest stay.
-const MAX_BLAMES: usize = 256;
 
 /// Inputs of peers and fetches that wait for the driver. A full queue slows its senders; at 1 Gbit/s a hundred chunks
 /// come in a second, so this is far more than one turn of the loop needs.
@@ -145,43 +133,14 @@ pub(crate) struct Driver {
     cache: Arc<Cache>,
     hosts: Hosts,
     contents: Contents,
-    images: BTreeMap<Digest, Image>,
-    reconciler: Reconciler,
+    images: Images,
     mirror: Mirrored,
     transfers: PeerTransfers,
     fetches: Fetches,
     session: Option<mpsc::Sender<Report>>,
     leases: Leases,
-    /// Images that this version can't stage, with their references and why.
-    declined: BTreeMap<Digest, (Vec<String>, String)>,
-    blames: Vec<Blame>,
-    /// Contents of which we take back what we made, and from which chunk on; not reported yet.
-    retractions: BTreeMap<Digest, ChunkIndex>,
-    /// A change came of a roster that isn't here; not reported yet.
-    roster_wanted: bool,
-    /// Contents that this host was last reported to find no source of; `None` where that is to be said anew.
-    without_source: Option<Vec<Digest>>,
-    /// Chunks of each content that this host last reported to hold; `None` where that is to be said anew.
-    held_said: Option<BTreeMap<ContentId, u32>>,
-    /// What the last report had no room for.
-    left_out: LeftOut,
-    report_due: bool,
-    last_report: Instant,
-    flushing: bool,
-    last_flush: Instant,
-    checking: bool,
-    last_check: Instant,
-    /// As it was measured last: a volume that hangs must not hold up the driver.
-    volume: Volume,
-    measuring: bool,
-    last_measure: Instant,
-    scrubbing: bool,
-    /// Chunks that are looked at because peers blame this host for them.
-    looking: BTreeSet<(Digest, ChunkIndex)>,
-    /// The host is busy with its guests.
-    stepped_back: bool,
-    /// Where the scrub goes on.
-    scrub_at: (ContentId, ChunkIndex),
+    reporting: Reporting,
+    upkeep: Upkeep,
     jobs: Jobs,
     peer_inbox: mpsc::Sender<(HostKey, Brought)>,
     fetch_inbox: mpsc::Sender<(ContentId, News)>,
@@ -200,6 +159,7 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
     let swarm_config = swarm::Config::default();
     let (seed, life) = (random()?, random()?);
     let cache: Arc<Cache> = Arc::default();
+    let step_back = parts.config.step_back_load_percent;
     let mut driver = Driver {
         swarm: Swarm::new(parts.me.key(), swarm_config, seed),
         config: parts.config,
@@ -219,33 +179,14 @@ pub(crate) async fn run(parts: Parts) -> anyhow::Result<()> {
         cache: cache.clone(),
         hosts: Hosts::default(),
         contents: Contents::new(parts.me.key(), cache),
-        images: BTreeMap::new(),
-        reconciler: Reconciler::default(),
+        images: Images::default(),
         mirror,
         transfers: PeerTransfers::default(),
         fetches: Fetches::default(),
         session: None,
         leases: Leases::default(),
-        declined: BTreeMap::new(),
-        blames: Vec::new(),
-        retractions: BTreeMap::new(),
-        roster_wanted: false,
-        without_source: None,
-        held_said: None,
-        left_out: LeftOut::default(),
-        report_due: false,
-        last_report: now,
-        flushing: false,
-        last_flush: now,
-        checking: false,
-        last_check: now,
-        volume,
-        measuring: false,
-        last_measure: now,
-        scrubbing: false,
-        looking: BTreeSet::new(),
-        stepped_back: false,
-        scrub_at: (ContentId(0), ChunkIndex(0)),
+        reporting: Reporting::new(now),
+        upkeep: Upkeep::new(now, volume, step_back),
         jobs: Jobs::new(),
         peer_inbox,
         fetch_inbox,
@@ -313,28 +254,25 @@ impl Driver {
         Moment(u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
+    /// When the driver has something to do next, whatever else happens.
     fn next_wake(&self) -> Instant {
-        let swarm = self
-            .swarm
-            .next_timeout()
-            .map(|at| self.epoch + at.since(Moment::START));
-        let mut wake = self.last_check + PRESENCE_EVERY;
-        if !self.measuring && self.stages() {
-            wake = wake.min(self.last_measure + MEASURE_EVERY);
+        let swarm = self.swarm.next_timeout();
+        let moments = [swarm, self.images.next_due()].into_iter().flatten();
+        let moments = moments.map(|at| self.epoch + at.since(Moment::START));
+        let others = [
+            self.upkeep.next_due(self.needs()),
+            self.reporting.next_due(),
+            self.mirror.next_look(),
+        ];
+        let soonest = moments.chain(others.into_iter().flatten()).min();
+        soonest.unwrap_or_else(|| Instant::now() + upkeep::LOOK_EVERY)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            filling: self.images.is_filling(),
+            look: self.images.look_due(),
         }
-        if self.report_due {
-            wake = wake.min(self.last_report + REPORT_EVERY);
-        }
-        if self.contents.is_dirty() && !self.flushing {
-            wake = wake.min(self.last_flush + FLUSH_EVERY);
-        }
-        if let Some(look) = self.mirror.next_look() {
-            wake = wake.min(look);
-        }
-        if let Some(due) = self.reconciler.due() {
-            wake = wake.min(self.epoch + due.since(Moment::START));
-        }
-        swarm.map_or(wake, |at| wake.min(at))
     }
 
     fn tell(&mut self, event: Event) {
@@ -347,25 +285,36 @@ impl Driver {
         while let Some(action) = self.swarm.poll() {
             self.act(action);
         }
-        self.reconcile();
+        self.images.begin_jobs(self.now());
+        self.follow_images();
         self.hosts.flush_updates();
         let leases = i64::try_from(self.leases.count()).unwrap_or(i64::MAX);
         self.metrics.leases.set(leases);
         let now = Instant::now();
-        if self.contents.is_dirty() && !self.flushing && now >= self.last_flush + FLUSH_EVERY {
-            self.flush();
+        for chore in self.upkeep.begin_due(now, self.needs()) {
+            self.attend(chore);
         }
         if self.mirror.next_look().is_some_and(|look| now >= look) {
             self.look_at_wants();
         }
-        if !self.checking && now >= self.last_check + PRESENCE_EVERY {
-            self.check_presence();
+        if self.reporting.is_due(now) {
+            self.make_report();
         }
-        if !self.measuring && self.stages() && now >= self.last_measure + MEASURE_EVERY {
-            self.measure();
-        }
-        if self.report_due && now >= self.last_report + REPORT_EVERY {
-            self.report(false);
+    }
+
+    fn attend(&mut self, chore: Chore) {
+        let store = self.store.clone();
+        match chore {
+            Chore::Flush => {
+                let blobs = self.mirror.blobs().cloned();
+                self.spawn_blocking(move || tasks::flush(&store, blobs.as_deref()));
+            }
+            Chore::Look => {
+                self.images.look_begins();
+                let goldens = self.goldens.clone();
+                self.spawn_blocking(move || tasks::look(&store, goldens.as_deref()));
+            }
+            Chore::Measure => self.spawn_blocking(move || Input::Measured(store.volume())),
         }
     }
 
@@ -415,7 +364,9 @@ impl Driver {
             Input::FetchEnded { id, number, end } => self.fetch_ended(id, number, end),
             Input::Begun { image, result } => self.begun(image, result),
             Input::Walked { id, walked } => self.walked(id, walked),
-            Input::Recorded { image, result } => self.recorded(image, result),
+            Input::Recorded { image, result } => {
+                self.images.recorded(self.now(), image, result);
+            }
             Input::Installed {
                 image,
                 stage,
@@ -426,29 +377,26 @@ impl Driver {
                 image,
                 stage,
                 result,
-            } => self.was_read(image, &stage, result),
+            } => self.images.was_read(self.now(), image, &stage, result),
             Input::Golden {
                 image,
                 stage,
                 result,
                 installed,
-            } => self.golden_made(image, &stage, result, installed),
-            Input::Abandoned(image) => self.reconciler.abandoned(image),
-            Input::Presence { seen, load_percent } => {
-                self.weigh_load(load_percent);
-                self.presence_checked(&seen);
-            }
+            } => self.golden_made(image, &stage, installed, result),
+            Input::Abandoned(image) => self.images.abandoned(image),
+            Input::Presence { seen, load_percent } => self.looked(&seen, load_percent),
             Input::Measured(volume) => self.measured(volume),
-            Input::Scrubbed => self.scrubbing = false,
+            Input::Scrubbed => self.upkeep.scrubbed(),
             Input::Looked {
                 content,
                 chunk,
                 rotten,
-            } => self.looked(content, chunk, rotten),
+            } => self.looked_at(content, chunk, rotten),
             Input::Flushed { images, blobs } => {
-                self.flushing = false;
+                self.upkeep.flushed();
                 if let Err(error) = images {
-                    self.storage_failed(&error);
+                    self.images.storage_failed(self.now(), &error);
                 }
                 if let Err(error) = blobs {
                     self.mirror_storage_failed(&error);
@@ -461,6 +409,7 @@ impl Driver {
             Input::Nothing => {}
             Input::Tick => self.tell(Event::Tick),
         }
+        self.follow_images();
     }
 
     fn start(&mut self) {
@@ -471,9 +420,520 @@ impl Driver {
         self.tell(event);
         self.tell(Event::Coordinator(false));
         self.recover();
-        self.first_look();
+        // before anything else happens: what is here is known from the first report on
+        self.images.look_begins();
+        let seen = Seen::look(&self.store, self.goldens.as_deref());
+        // what it found goes before what follows from it
+        self.hear_store();
+        self.see(&seen);
         self.recover_blobs();
-        self.report(true);
+        self.reporting.in_full();
+    }
+
+    // ---- reports --------------------------------------------------------------------------------------------------------
+
+    /// Says where everything stands, to the coordinator, the status page and the metrics.
+    fn make_report(&mut self) {
+        let now = Instant::now();
+        let status = self.swarm.status(self.now());
+        let contents = &self.contents;
+        let id_of = |content: &Digest| contents.by_digest(content).map(Content::id);
+        let images = self.images.states(self.now(), &status, id_of);
+        let up = self.session.is_some();
+        let snapshot = Snapshot::new(&self.me, up, &images, &status);
+        self.snapshot.send_replace(Arc::new(snapshot));
+        let (all, desired) = (&self.images, self.images.desired());
+        let images = self
+            .reporting
+            .fit(images, |image| all.is_wanted(image), desired);
+        let volume = self.volume();
+        self.hello.send_replace(Hello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            peer_port: self
+                .endpoint
+                .local_addr()
+                .map_or(0, |address| address.port().into()),
+            zone: self.config.zone.clone(),
+            volume: Some(volume.clone()),
+            images: images.clone(),
+            peer_address: self
+                .address()
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            takes_names: true,
+            roster_epoch: Some(self.hosts.epoch()),
+            link_key: self.notary.key().to_vec(),
+        });
+        gauges::show(&self.metrics, &status, &self.images.count_states());
+        let progress = |id| {
+            let content = status.content(id);
+            Some(Progress {
+                content: contents.find(id)?.digest(),
+                bytes: self.fetches.moved_bytes(id),
+                paced: content.is_some_and(|content| content.paced),
+                silent: content.and_then(|content| content.silent),
+            })
+        };
+        let leases = self.leases.report(now, progress);
+        let known = |id| {
+            let content = contents.find(id)?;
+            Some(Known {
+                digest: content.digest(),
+                verified: content.is_closed(),
+            })
+        };
+        let facts = Facts {
+            status: &status,
+            known: &known,
+            images,
+            leases,
+            volume,
+            wants: self.mirror.wants(self.reporting.is_full()),
+            names_confirmed: self.images.names_confirmed(),
+        };
+        let (report, ends) = self.reporting.make(now, facts);
+        self.leases.unsent(ends);
+        let unsent = match &self.session {
+            None => Some(report),
+            Some(session) => match session.try_send(report) {
+                Ok(()) => None,
+                Err(TrySendError::Full(report)) => {
+                    self.reporting.soon();
+                    Some(report)
+                }
+                Err(TrySendError::Closed(report)) => Some(report),
+            },
+        };
+        if let Some(report) = unsent {
+            if report.mirror.is_some() {
+                self.mirror.unsent();
+            }
+            let ends = self.reporting.unsent(report);
+            self.leases.unsent(ends);
+        }
+    }
+
+    fn volume(&self) -> proto::message::Volume {
+        let measured = self.upkeep.volume();
+        proto::message::Volume {
+            total_bytes: measured.total_bytes,
+            free_bytes: measured.free_bytes,
+            floor_bytes: measured.floor_bytes,
+            path: self.config.tart_home.display().to_string(),
+        }
+    }
+
+    /// A peer sent something that only the two of us saw.
+    fn blame(&mut self, host: &HostId, id: Option<ContentId>, chunk: ChunkIndex, kind: BlameKind) {
+        let content = id.and_then(|id| self.contents.find(id));
+        let content = content.map(Content::digest);
+        self.reporting.blame(host, content, chunk, kind);
+    }
+
+    fn measured(&mut self, volume: Volume) {
+        gauges::show_volume(&self.metrics, volume);
+        if let Some(trouble) = self.upkeep.measured(volume) {
+            self.images.stop_filling(self.now(), &trouble);
+        }
+    }
+
+    // ---- the coordinator ------------------------------------------------------------------------------------------------
+
+    fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Up(reports) => {
+                self.session = Some(reports);
+                self.notary.set_connected(true);
+                self.images.session_began();
+                self.reporting.session_began();
+                self.tell(Event::Coordinator(true));
+            }
+            Heard::Down(taken_in) => {
+                self.session = None;
+                self.notary.set_connected(false);
+                self.tell(Event::Coordinator(false));
+                // the next session begins with what is so after all orders of this one
+                self.make_report();
+                _ = taken_in.send(());
+            }
+            Heard::Order(order) => match orders::read(*order) {
+                Ok(order) => self.order(order),
+                Err(error @ ReadOrderError::Unknown) => debug!(%error, "an order isn't followed"),
+                Err(error) => warn!(%error, "an order isn't followed"),
+            },
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        let now = self.now();
+        match order {
+            Order::Roster(roster) => {
+                let effects =
+                    self.hosts
+                        .replace(&self.me, roster.epoch, &roster.hosts, &roster.neighbours);
+                self.roster(effects);
+            }
+            Order::RosterChange(change) => match self.hosts.change(&self.me, &change) {
+                Some(effects) => self.roster(effects),
+                None => {
+                    debug!(epoch = change.epoch, "change of a roster that isn't here");
+                    self.reporting.want_roster();
+                }
+            },
+            Order::Neighbours(hosts) => {
+                let effects = self.hosts.follow(hosts);
+                self.follow_hosts(effects);
+            }
+            Order::Stage(order) => self.images.order(now, order),
+            Order::Pause(image) => self.images.pause(image),
+            Order::Cancel(image) => self.images.cancel(now, image),
+            Order::Names(names) => self.images.order_names(now, &names),
+            Order::Lease {
+                content,
+                image,
+                ticket,
+            } => match self.notary.lease(content, ticket.as_ref()) {
+                Ok(()) => self.leased(content, image),
+                Err(error) => self.give_lease_back(content, &error.to_string()),
+            },
+            Order::Stand(ticket) => match self.notary.stand(Some(&ticket)) {
+                Ok(()) => {
+                    let notary = self.notary.clone();
+                    self.spawn_blocking(move || {
+                        notary.keep();
+                        Input::Nothing
+                    });
+                }
+                Err(error) => warn!(%error, "ticket of the coordinator isn't taken"),
+            },
+            Order::Revoke(content) => self.lease_lost(&content),
+            Order::Quarantine(hosts) => {
+                for host in hosts {
+                    warn!(%host, "the fleet quarantined a host");
+                    self.tell(Event::Blamed(host.key()));
+                }
+            }
+            Order::Retraction {
+                content,
+                maker,
+                from,
+            } => self.drop_made(&content, maker.key(), from),
+            Order::Bandwidth(bandwidth) => {
+                info!(
+                    upload_bytes_per_second = bandwidth.upload_bytes_per_second,
+                    download_bytes_per_second = bandwidth.download_bytes_per_second,
+                    "bandwidth is set"
+                );
+                self.tell(Event::Bandwidth {
+                    upload_bytes_per_second: bandwidth.upload_bytes_per_second,
+                    download_bytes_per_second: bandwidth.download_bytes_per_second,
+                });
+            }
+            Order::Queue(queue) => self.wants_are_coming(&queue),
+            Order::Recheck(chunks) => {
+                for (content, chunk) in chunks {
+                    self.look_at(&content, chunk);
+                }
+            }
+        }
+    }
+
+    /// The roster changed.
+    fn roster(&mut self, effects: Vec<hosts::Effect>) {
+        let epoch = self.hosts.epoch();
+        debug!(hosts = self.hosts.ids().count(), epoch, "roster");
+        // what the next session says first
+        self.hello
+            .send_modify(|hello| hello.roster_epoch = Some(epoch));
+        let coordinator = self.coordinator.clone();
+        let hosts = self.hosts.ids().cloned().chain([coordinator]);
+        self.endpoint.authorise(Authorised::Only(hosts.collect()));
+        self.endpoint.supersede(self.hosts.enrolled());
+        self.endpoint.expect(self.hosts.addresses());
+        self.follow_hosts(effects);
+    }
+
+    // ---- images ---------------------------------------------------------------------------------------------------------
+
+    /// Carries out what images need.
+    fn follow_images(&mut self) {
+        while let Some(effect) = self.images.poll() {
+            self.act_for_image(effect);
+        }
+    }
+
+    fn act_for_image(&mut self, effect: images::Effect<Arc<Stage>>) {
+        let store = self.store.clone();
+        match effect {
+            images::Effect::Begin {
+                image,
+                layout,
+                manifest,
+                names,
+            } => {
+                let blobs = self.mirror.blobs().cloned();
+                let home = self.config.tart_home.clone();
+                self.spawn_long(Long::Read, move || {
+                    let room = tasks::Room::new(&store, blobs.as_deref(), &home);
+                    let result = room.begin(&layout, &manifest, &names);
+                    Input::Begun { image, result }
+                });
+            }
+            images::Effect::Record { image, names } => {
+                self.spawn_blocking(move || tasks::record(&store, image, &names));
+            }
+            images::Effect::Install {
+                image,
+                stage,
+                names,
+            } => self
+                .jobs
+                .spawn_long(Long::Install, move || tasks::install(image, stage, &names)),
+            images::Effect::Abandon(image) => {
+                self.spawn_blocking(move || tasks::abandon(&store, image));
+            }
+            images::Effect::ReadAgain { image, stage } => {
+                self.spawn_long(Long::Read, move || tasks::read_again(image, stage));
+            }
+            images::Effect::TakeUp {
+                image,
+                layout,
+                stage,
+                local_bytes,
+            } => self.take_up(image, &layout, &stage, local_bytes),
+            images::Effect::Withdraw { image, layout } => self.withdraw(image, &layout),
+            images::Effect::Entitle { image, entitled } => self.store.entitle(image, entitled),
+            images::Effect::Retell { image, layout } => {
+                self.retell(&layout);
+                self.spawn_blocking(move || tasks::keep_entitled(&store, image));
+            }
+            images::Effect::Renew { image, access } => self.fetches.renew(&image, &access),
+            images::Effect::Present {
+                staged_in,
+                installed_in,
+            } => {
+                let seconds = installed_in.as_secs_f64();
+                self.metrics.install_seconds.observe(seconds);
+                self.observe_staging("present", staged_in);
+            }
+            images::Effect::Failed { after } => self.observe_staging("failed", after),
+            images::Effect::ReportSoon => self.reporting.soon(),
+            images::Effect::ReportNow => self.reporting.at_once(),
+            images::Effect::ReportAll => self.reporting.in_full(),
+        }
+    }
+
+    fn observe_staging(&self, outcome: &'static str, time: Duration) {
+        self.metrics
+            .stage_seconds
+            .get_or_create(&OutcomeLabel { outcome })
+            .observe(time.as_secs_f64());
+    }
+
+    /// Takes over what the store knows from before.
+    fn recover(&mut self) {
+        for found in self.store.recovered() {
+            let image = *found.layout.digest();
+            info!(%image, references = ?found.references, present = found.present, "found an image of this host");
+            let contradicts = self.contents.contradiction(&found.layout);
+            let references = match found.references.is_empty() {
+                true => found.stage.references(),
+                false => found.references.clone(),
+            };
+            let left = Left {
+                layout: found.layout.into(),
+                manifest: found.manifest.into(),
+                wanted: found.references,
+                references,
+                entitled: found.stage.entitled(),
+                stage: found.stage,
+            };
+            self.images.recovered(self.now(), left, contradicts);
+            self.follow_images();
+        }
+    }
+
+    fn begun(&mut self, image: Digest, result: Result<(Arc<Stage>, u64), Trouble>) {
+        let layout = self.images.layout(&image);
+        let contradicts = layout.and_then(|layout| self.contents.contradiction(layout));
+        self.images.begun(self.now(), image, result, contradicts);
+    }
+
+    /// Makes what a stage holds and lacks known to the swarm.
+    fn take_up(&mut self, image: Digest, layout: &Layout, stage: &Arc<Stage>, local_bytes: u64) {
+        self.count_source(From::Local, local_bytes);
+        let mut known = Vec::new();
+        for (order, spec) in (0u32..).zip(&layout.contents()) {
+            self.yield_to_image(&spec.digest);
+            let (held, closed) = (stage.held(spec.digest), stage.is_closed(spec.digest));
+            let shelf = (image, Shelf::Stage(stage.clone()));
+            let (id, new) = self.contents.add(spec, shelf, held, closed);
+            known.push((id, new, order));
+        }
+        for (id, new, order) in known {
+            if new {
+                self.introduce(id, order);
+            }
+            self.walk_if_whole(id);
+        }
+        // who may have what it shares with other images
+        self.retell(layout);
+        for (content, image) in self.leases.take_early() {
+            self.leased(content, image);
+        }
+    }
+
+    /// Takes the image's contents out of the swarm; what is on disk stays.
+    fn withdraw(&mut self, image: Digest, layout: &Layout) {
+        for (id, content) in self.contents.remove_image(&image) {
+            self.fetches.stop(id);
+            // told with the image's new state, in the next report: who gives a lease back while it stages is thought to
+            // hold the content
+            self.close_lease(id, content, End::plain(LeaseEnd::Released));
+            self.tell(Event::Dropped(id));
+        }
+        // what other images have of it is for their hosts alone
+        self.retell(layout);
+    }
+
+    /// Names were linked. Where goldens are made, that is next.
+    fn installed(
+        &mut self,
+        image: Digest,
+        stage: Arc<Stage>,
+        placed: Vec<String>,
+        installed: Result<(), InstallError>,
+    ) {
+        match self.goldens.clone().filter(|_| !placed.is_empty()) {
+            Some(goldens) => {
+                self.spawn(tasks::make_goldens(
+                    goldens, image, stage, placed, installed,
+                ));
+            }
+            None => self
+                .images
+                .linked(self.now(), image, &stage, installed, Ok(())),
+        }
+    }
+
+    fn golden_made(
+        &mut self,
+        image: Digest,
+        stage: &Arc<Stage>,
+        installed: Result<(), InstallError>,
+        made: Result<(), String>,
+    ) {
+        self.images.goldens_made(image, made.is_ok());
+        let made = made.map_err(|message| Trouble {
+            reason: Reason::GoldenFailed,
+            message,
+        });
+        self.images
+            .linked(self.now(), image, stage, installed, made);
+    }
+
+    /// The files of these images can't be written. They leave the swarm before anything else is made of what was written.
+    fn unwritable(&mut self, images: Vec<Unwritable>) {
+        for (image, error) in images {
+            self.images.unwritable(self.now(), image, error);
+        }
+        self.follow_images();
+    }
+
+    /// What the store found on the disk by itself.
+    fn hear_store(&mut self) {
+        let mut rotted: BTreeMap<(Digest, Digest), Vec<ChunkIndex>> = BTreeMap::new();
+        for news in self.store.take_news() {
+            match news {
+                store::News::Rotted {
+                    image,
+                    content,
+                    chunk,
+                } => rotted.entry((image, content)).or_default().push(chunk),
+                store::News::Doubted { image } => self.images.doubted(self.now(), image),
+                store::News::Removed { image } => self.images.removed(self.now(), image),
+            }
+            self.follow_images();
+        }
+        for ((image, content), chunks) in rotted {
+            let effects = self.contents.rotted(image, content, &chunks);
+            self.follow_contents(effects);
+        }
+    }
+
+    /// A look at the disk ended.
+    fn looked(&mut self, seen: &Seen, load_percent: Option<u32>) {
+        if let Some(back) = self.upkeep.weigh(load_percent) {
+            info!(
+                load_percent,
+                stepped_back = back,
+                "the host's load decides how much it moves for others"
+            );
+            self.tell(Event::StepBack(back));
+        }
+        self.upkeep.looked();
+        self.see(seen);
+        self.keep_cache();
+        self.scrub();
+    }
+
+    fn see(&mut self, seen: &Seen) {
+        let began = seen.began.saturating_duration_since(self.epoch);
+        let began = Moment::START + began;
+        self.images
+            .looked(self.now(), &seen.look, &seen.there, began);
+        self.follow_images();
+    }
+
+    // ---- reading again --------------------------------------------------------------------------------------------------
+
+    /// Reads a few verified chunks again, while nothing is being staged: disks forget. Nothing rests on it: what is served,
+    /// copied or installed was compared before.
+    fn scrub(&mut self) {
+        if self.images.is_staging() {
+            return;
+        }
+        let contents = &self.contents;
+        let from = |at| {
+            let content = contents.closed_from(at)?;
+            Some((content.id(), content.geometry().chunks()))
+        };
+        let Some(scrub) = self.upkeep.begin_scrub(from) else {
+            return;
+        };
+        let Some(content) = contents.find(scrub.content) else {
+            return self.upkeep.scrubbed();
+        };
+        let (digest, shelves) = (content.digest(), content.shelves());
+        self.spawn_blocking(move || tasks::scrub(digest, &shelves, scrub.chunks, scrub.last));
+    }
+
+    /// A peer says that a chunk which it had from us doesn't fit its link: its own memory may be broken, or our disk.
+    fn look_at(&mut self, digest: &Digest, chunk: ChunkIndex) {
+        let Some(content) = self.contents.by_digest(digest) else {
+            return;
+        };
+        if !content.geometry().contains(chunk) || !self.upkeep.suspect(*digest, chunk) {
+            return;
+        }
+        let (digest, shelves) = (*digest, content.shelves());
+        warn!(content = %digest, %chunk, "looking at a chunk for which a peer blames this host");
+        // what was packed before may be what is wrong
+        self.cache.forget(digest, chunk);
+        self.spawn_blocking(move || tasks::look_at(digest, &shelves, chunk));
+    }
+
+    fn looked_at(&mut self, digest: Digest, chunk: ChunkIndex, rotten: bool) {
+        self.upkeep.cleared(digest, chunk);
+        if !rotten {
+            info!(content = %digest, %chunk, "a chunk for which a peer blamed this host is what its link says");
+            return;
+        }
+        let content = self.contents.by_digest(&digest);
+        if content.is_some_and(Content::is_mirrored) {
+            // a rotten blob of the mirror is dropped as a whole
+            self.keep_cache();
+        }
     }
 
     /// Stops taking work, seals the journals, leaves.
@@ -724,7 +1184,9 @@ impl Driver {
         } = shipment;
         let Transfer { peer, id, chunk } = transfer;
         self.metrics.sent_bytes.inc_by(wire_bytes);
-        self.count_upload(id, wire_bytes);
+        if let Some(content) = self.contents.find(id) {
+            self.images.uploaded(&content.images(), wire_bytes);
+        }
         if delivery == Delivery::Bad
             && let Some(content) = self.contents.find(id)
         {
@@ -747,10 +1209,11 @@ impl Driver {
             return;
         }
         self.count_source(From::Peers, receipt.wire_bytes);
-        self.count_received(transfer.id, receipt.wire_bytes);
-        for (image, error) in std::mem::take(&mut receipt.unwritable) {
-            self.image_unwritable(image, error);
+        if let Some(content) = self.contents.find(transfer.id) {
+            let images = content.images();
+            self.images.came_from_peers(&images, receipt.wire_bytes);
         }
+        self.unwritable(std::mem::take(&mut receipt.unwritable));
         let effects = match receipt.result {
             Ok(()) => self.contents.arrived(transfer, receipt.wire_bytes),
             Err(failure) => self.contents.not_arrived(transfer, failure, receipt),
@@ -813,25 +1276,24 @@ impl Driver {
                     });
                 }
                 contents::Effect::Gained { images, bytes } => {
-                    self.with_images(&images, |image| image.held_bytes += bytes);
+                    self.upkeep.chunk_stored();
+                    self.images.gained(&images, bytes);
                 }
-                contents::Effect::Lost { images, bytes } => {
-                    self.with_images(&images, |image| {
-                        image.held_bytes = image.held_bytes.saturating_sub(bytes);
-                    });
-                }
+                contents::Effect::Lost { images, bytes } => self.images.lost(&images, bytes),
                 contents::Effect::CameFromOrigin { images, bytes } => {
-                    self.with_images(&images, |image| {
-                        image.origin_bytes += bytes;
-                        image.clear_trouble();
-                    });
+                    self.images.came_from_origin(&images, bytes);
                 }
-                contents::Effect::ClearOriginTrouble(images) => self.clear_origin_trouble(&images),
-                contents::Effect::Closed { image, content } => self.content_closed(image, content),
-                contents::Effect::Opened { image, content } => self.content_opened(image, content),
+                contents::Effect::ClearOriginTrouble(images) => self.images.origin_is_well(&images),
+                contents::Effect::Closed { image, content } => {
+                    self.copy_from_image(&content);
+                    self.images.content_closed(self.now(), image, &content);
+                }
+                contents::Effect::Opened { image, content } => {
+                    self.images.content_opened(self.now(), image, content);
+                }
                 contents::Effect::NotStored { mirrored, error } => match mirrored {
                     true => self.mirror_storage_failed(&error),
-                    false => self.storage_failed(&error),
+                    false => self.images.storage_failed(self.now(), &error),
                 },
                 contents::Effect::CountFalse { source, chunks } => {
                     let failures = &self.metrics.verify_failures;
@@ -839,7 +1301,7 @@ impl Driver {
                         .get_or_create(&SourceLabel { source })
                         .inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
                 }
-                contents::Effect::Convict(links) => self.show(&links),
+                contents::Effect::Convict(links) => self.reporting.show(&links),
                 contents::Effect::BlameBytes(Transfer { peer, id, chunk }) => {
                     if let Some(host) = self.hosts.id(peer).cloned() {
                         warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
@@ -847,37 +1309,18 @@ impl Driver {
                     }
                 }
                 contents::Effect::TakeBack { content, from } => {
-                    let first = self.retractions.entry(content).or_insert(from);
-                    *first = from.min(*first);
+                    self.reporting.taken_back(content, from);
                 }
-                contents::Effect::Report => self.report_due = true,
+                contents::Effect::Report => self.reporting.soon(),
             }
         }
-    }
-
-    fn with_images(&mut self, images: &[Digest], change: impl Fn(&mut Image)) {
-        for image in images {
-            if let Some(image) = self.images.get_mut(image) {
-                change(image);
-            }
-        }
-    }
-
-    /// The registry is nobody's trouble here any more: what was said about it on these images is over.
-    fn clear_origin_trouble(&mut self, images: &[Digest]) {
-        self.with_images(images, |image| {
-            image.clear_trouble_of(&[
-                Reason::OriginTrouble,
-                Reason::OriginFailed,
-                Reason::OriginSettings,
-            ]);
-        });
+        self.follow_images();
     }
 
     /// Makes a content known to the swarm.
     fn introduce(&mut self, id: ContentId, order: u32) {
         let images = &self.images;
-        let of_image = |image: &Digest| Some(images.get(image)?.entitled.clone());
+        let of_image = |image: &Digest| images.entitled(image);
         let effects = self.contents.introduce(id, order, of_image);
         self.follow_contents(effects);
         if let Some(digest) = self.contents.find(id).map(Content::digest) {
@@ -901,9 +1344,7 @@ impl Driver {
     }
 
     fn walked(&mut self, id: ContentId, mut walked: Walked) {
-        for (image, error) in std::mem::take(&mut walked.unwritable) {
-            self.image_unwritable(image, error);
-        }
+        self.unwritable(std::mem::take(&mut walked.unwritable));
         let effects = self.contents.walked(id, walked);
         self.follow_contents(effects);
     }
@@ -927,17 +1368,14 @@ impl Driver {
         let Some(content) = self.contents.find(id) else {
             return;
         };
-        // the image that the lease was granted for: another may name a repository that refuses this content
-        let images = content.images();
-        let leased = self.leases.image(id).filter(|image| images.contains(image));
-        let image = leased
-            .iter()
-            .chain(&images)
-            .find_map(|image| self.images.get(image));
-        let by = image.map(|image| image.digest);
-        let asked = match image {
-            Some(image) => Some((image.reference().to_owned(), image.access.clone())),
-            None => self.mirror.access(&content.digest()),
+        let source = self.images.source(self.leases.image(id), &content.images());
+        let (by, asked) = match source {
+            Some(Source {
+                image,
+                reference,
+                access,
+            }) => (Some(image), Some((reference, access))),
+            None => (None, self.mirror.access(&content.digest())),
         };
         let Some((reference, access)) = asked else {
             return;
@@ -994,7 +1432,7 @@ impl Driver {
             News::Refused { error } => {
                 // told at once: the coordinator fetches another token
                 if self.leases.refused(id, error) {
-                    self.report(false);
+                    self.reporting.at_once();
                 }
             }
             News::Broke { after_bytes, error } => {
@@ -1023,11 +1461,7 @@ impl Driver {
                 let effects = self.contents.retracted(now, id, from, Ok(chunks));
                 self.follow_contents(effects);
             }
-            News::Unwritable(images) => {
-                for (image, error) in images {
-                    self.image_unwritable(image, error);
-                }
-            }
+            News::Unwritable(images) => self.unwritable(images),
         }
     }
 
@@ -1049,13 +1483,13 @@ impl Driver {
         warn!(content = %content.digest(), error, wait_ms, "fetching from the registry has trouble; trying again");
         let message = format!("{error} (next attempt in {wait_ms} ms)");
         let images = content.images();
-        self.with_images(&images, |image| {
-            image.trouble(Reason::OriginTrouble, message.clone());
-        });
+        let reason = Reason::OriginTrouble;
+        let trouble = Trouble { reason, message };
+        self.images.origin_troubles(&images, &trouble);
         let retry_at = retry_after.map(|pause| Instant::now() + pause);
         self.leases.failed(id, error, retry_at);
         // at once: as long as the coordinator doesn't know, it sends others to a registry that wants to be left alone
-        self.report(false);
+        self.reporting.at_once();
     }
 
     fn fetch_ended(&mut self, id: ContentId, number: u64, end: FetchEnd) {
@@ -1091,9 +1525,9 @@ impl Driver {
                 Some(image) if matches!(end, FetchEnd::Failed(_)) => vec![image],
                 _ => content.images(),
             };
-            self.with_images(&images, |image| {
-                image.trouble(reason, lease.message.clone())
-            });
+            let message = lease.message.clone();
+            let trouble = Trouble { reason, message };
+            self.images.origin_troubles(&images, &trouble);
         }
         self.tell(Event::OriginEnded { id, end: swarm });
         self.end_lease(id, lease);
@@ -1122,8 +1556,8 @@ impl Driver {
         };
         let (id, images) = (content.id(), content.images());
         self.leases.lose(id);
-        self.clear_origin_trouble(&images);
-        self.report_due = true;
+        self.images.origin_is_well(&images);
+        self.reporting.soon();
         self.tell(Event::LeaseLost(id));
     }
 
@@ -1135,7 +1569,7 @@ impl Driver {
         if let Some(content) = self.contents.find(id).map(Content::digest) {
             self.close_lease(id, content, how);
         }
-        self.report(false);
+        self.reporting.at_once();
     }
 
     /// Ends a lease, which the next report says.
@@ -1158,94 +1592,7 @@ impl Driver {
     fn give_lease_back(&mut self, content: Digest, error: &str) {
         warn!(%content, error, "a lease is given back");
         self.leases.give_back(content, error);
-        self.report_due = true;
-    }
-
-    // ---- looks ----------------------------------------------------------------------------------------------------
-
-    /// Reads a few verified chunks again, while nothing is being staged: disks forget. Nothing rests on it: what is served, copied or
-    /// installed was compared before.
-    fn scrub(&mut self) {
-        let (at, chunk) = self.scrub_at;
-        let Some(content) = self.contents.closed_from(at) else {
-            return;
-        };
-        let id = content.id();
-        let first = if id == at { chunk.0 } else { 0 };
-        let end = (first + SCRUB_CHUNKS).min(content.geometry().chunks());
-        let whole = end == content.geometry().chunks();
-        let next = match whole {
-            true => (ContentId(id.0 + 1), ChunkIndex(0)),
-            false => (id, ChunkIndex(end)),
-        };
-        self.scrub_at = next;
-        self.scrubbing = true;
-        let (digest, shelves) = (content.digest(), content.shelves());
-        self.spawn_blocking(move || {
-            for chunk in (first..end).map(ChunkIndex) {
-                for shelf in &shelves {
-                    // what rotted is told by the store; what can't be read now shows by other means
-                    if let Err(error) = shelf.look(digest, chunk) {
-                        debug!(content = %digest, %chunk, %error, "a chunk can't be read now");
-                    }
-                }
-            }
-            for shelf in shelves.iter().filter(|_| whole) {
-                if let Err(error) = shelf.mend_decoded(digest) {
-                    debug!(content = %digest, %error, "decoded bytes can't be compared now");
-                }
-            }
-            Input::Scrubbed
-        });
-    }
-
-    /// A peer says that a chunk which it had from us doesn't fit its link: its own memory may be broken, or our disk.
-    fn look_at(&mut self, digest: &Digest, chunk: ChunkIndex) {
-        let Some(content) = self.contents.by_digest(digest) else {
-            return;
-        };
-        if !content.geometry().contains(chunk)
-            || self.looking.len() >= MAX_LOOKS
-            || !self.looking.insert((*digest, chunk))
-        {
-            return;
-        }
-        let (digest, shelves) = (*digest, content.shelves());
-        warn!(content = %digest, %chunk, "looking at a chunk for which a peer blames this host");
-        // what was packed before may be what is wrong
-        self.cache.forget(digest, chunk);
-        self.spawn_blocking(move || {
-            let mut rotten = false;
-            for shelf in &shelves {
-                match shelf.look(digest, chunk) {
-                    Ok(look) => rotten |= look == Look::Rotten,
-                    Err(error) => {
-                        warn!(content = %digest, %chunk, %error, "a chunk for which a peer blames this host can't be read");
-                    }
-                }
-            }
-            Input::Looked {
-                content: digest,
-                chunk,
-                rotten,
-            }
-        });
-    }
-
-    fn looked(&mut self, digest: Digest, chunk: ChunkIndex, rotten: bool) {
-        self.looking.remove(&(digest, chunk));
-        if !rotten {
-            info!(content = %digest, %chunk, "a chunk for which a peer blamed this host is what its link says");
-        }
-        // a rotten blob of the mirror is dropped as a whole
-        if rotten
-            && self
-                .contents
-                .by_digest(&digest)
-                .is_some_and(|content| content.is_mirrored())
-        {
-            self.keep_cache();
-        }
+        self.reporting.soon();
     }
 
     fn address(&self) -> Option<SocketAddr> {

@@ -7,8 +7,9 @@ mod content;
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use proto::{
-    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed, chunks::ParseRunsError,
-    image::ContentSpec,
+    ChunkIndex, ChunkSet, Digest, Geometry, HostKey, Signed,
+    chunks::ParseRunsError,
+    image::{ContentSpec, Layout},
 };
 use swarm::{
     Event,
@@ -90,7 +91,6 @@ pub(super) struct Contents<S = Shelf> {
     contents: BTreeMap<ContentId, Content<S>>,
     ids: BTreeMap<Digest, ContentId>,
     next: u32,
-    dirty: bool,
 }
 
 impl<S: Proving> Contents<S> {
@@ -101,11 +101,22 @@ impl<S: Proving> Contents<S> {
             contents: BTreeMap::new(),
             ids: BTreeMap::new(),
             next: 0,
-            dirty: false,
         }
     }
 
     // ---- finding --------------------------------------------------------------------------------------------------
+
+    /// A content to which this layout gives another size than an image that is here. One of the two sizes is wrong.
+    pub(super) fn contradiction(&self, layout: &Layout) -> Option<Digest> {
+        let contents = layout.contents();
+        let other_size = contents.iter().find(|spec| {
+            let known = self.by_digest(&spec.digest);
+            known.is_some_and(|known| {
+                !known.is_mirrored() && known.geometry().size() != spec.geometry.size()
+            })
+        });
+        other_size.map(|spec| spec.digest)
+    }
 
     pub(super) fn find(&self, id: ContentId) -> Option<&Content<S>> {
         self.contents.get(&id)
@@ -150,16 +161,6 @@ impl<S: Proving> Contents<S> {
     /// The images that a content is part of.
     fn images(&self, id: ContentId) -> Vec<Digest> {
         self.find(id).map(Content::images).unwrap_or_default()
-    }
-
-    /// Whether chunks were stored that no journal vouches for yet.
-    pub(super) const fn is_dirty(&self) -> bool {
-        self.dirty
-    }
-
-    /// The journals are being flushed: they vouch for all that was stored until now.
-    pub(super) const fn flushed(&mut self) {
-        self.dirty = false;
     }
 
     // ---- coming and going -----------------------------------------------------------------------------------------
@@ -367,7 +368,6 @@ impl<S: Proving> Contents<S> {
         let Some(bytes) = content.store(chunk) else {
             return;
         };
-        self.dirty = true;
         out.push(Effect::Gained {
             images: content.images(),
             bytes,

@@ -6,14 +6,14 @@
 //! fetches the blob without a lease.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use proto::{
     ChunkIndex, Digest,
-    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants, StageState},
+    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants},
 };
 use swarm::{Event, event::ContentId};
 use tracing::{error, info, warn};
@@ -245,7 +245,7 @@ impl Driver {
             }
             self.walk_if_whole(id);
             self.mirror.changed = true;
-            self.report(false);
+            self.reporting.at_once();
         }
         if refused {
             self.tell_wanted(&digest, true);
@@ -353,7 +353,7 @@ impl Driver {
         if let Some(wanted) = self.mirror.wants.remove(digest) {
             wanted.blob.set_wanted(false);
             self.mirror.changed = true;
-            self.report_due = true;
+            self.reporting.soon();
             if let Some(id) = self.contents.by_digest(digest).map(Content::id) {
                 self.tell(Event::Unwanted(id));
             }
@@ -498,22 +498,7 @@ impl Driver {
         let Some(blobs) = self.mirror.blobs.clone() else {
             return;
         };
-        let pinned: BTreeSet<Digest> = self
-            .images
-            .values()
-            .filter(|image| {
-                matches!(
-                    image.state,
-                    StageState::Queued | StageState::Staging | StageState::Installing
-                )
-            })
-            .flat_map(|image| {
-                let layers = image.layout.layers().iter().map(|layer| layer.blob.digest);
-                let small = [image.layout.config().digest, image.layout.nvram().digest];
-                layers.chain(small).collect::<Vec<_>>()
-            })
-            .collect();
-        blobs.pin(pinned);
+        blobs.pin(self.images.blobs_in_use());
         // evicted blobs aren't served any more
         let gone: Vec<_> = self
             .mirror

@@ -1,159 +1,203 @@
-//! What the coordinator says, carried out.
+//! Orders of the coordinator, read: digests and host names are what they have to be, or there is no order.
 
-use std::collections::BTreeSet;
-
-use link::Authorised;
 use proto::{
-    ChunkIndex, Digest,
-    message::{Order, order},
+    ChunkIndex, Digest, HostId,
+    digest::ParseDigestError,
+    message::{self, order::Kind},
 };
-use swarm::Event;
-use tracing::{debug, info, warn};
 
-use super::{Driver, Input, hosts};
-use crate::session::Heard;
+/// What the coordinator wants.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// These hosts may be talked to, and no others.
+    Roster(message::Roster),
+    /// The same, as a change of the roster before.
+    RosterChange(message::RosterChange),
+    /// These hosts are followed.
+    Neighbours(Vec<String>),
+    /// An image is to be here.
+    Stage(message::StageOrder),
+    /// Staging an image stops for now, and what is here is kept.
+    Pause(Digest),
+    /// An image isn't wanted any more.
+    Cancel(Digest),
+    /// What each reference shall name.
+    Names(message::Names),
+    /// A content may be fetched from the registry, under an image's name where one is given.
+    Lease {
+        content: Digest,
+        image: Option<Digest>,
+        ticket: Option<message::Ticket>,
+    },
+    /// A ticket for links that are made without a lease.
+    Stand(message::Ticket),
+    /// A lease is taken back.
+    Revoke(Digest),
+    /// The fleet trusts these hosts no longer.
+    Quarantine(Vec<HostId>),
+    /// A host takes back what it made of a content, from a chunk on.
+    Retraction {
+        content: Digest,
+        maker: HostId,
+        from: ChunkIndex,
+    },
+    /// How much this host may move.
+    Bandwidth(message::Bandwidth),
+    /// These wants of the mirror come, or have their place in the queue.
+    Queue(message::MirrorQueue),
+    /// Peers blame this host for these chunks.
+    Recheck(Vec<(Digest, ChunkIndex)>),
+}
 
-impl Driver {
-    pub(super) fn heard(&mut self, heard: Heard) {
-        match heard {
-            Heard::Up(reports) => {
-                self.session = Some(reports);
-                self.notary.set_connected(true);
-                self.reconciler.session();
-                // a session begins with nothing said
-                self.without_source = Some(Vec::new());
-                self.held_said = None;
-                self.report(true);
-                self.tell(Event::Coordinator(true));
+/// Why an order isn't followed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReadOrderError {
+    /// Something that names an image or a content isn't a digest.
+    #[error("order without a digest: {0}")]
+    Digest(#[from] ParseDigestError),
+    /// It takes back what a host made, and names none.
+    #[error("order about {0:?}, which isn't a host")]
+    Host(String),
+    /// It comes from a later version.
+    #[error("order of a kind that this version doesn't know")]
+    Unknown,
+}
+
+/// Reads an order. Hosts and chunks in a list that aren't any are left out of it.
+///
+/// # Errors
+/// When the order has no meaning for this version.
+pub(super) fn read(order: message::Order) -> Result<Order, ReadOrderError> {
+    let digest = |bytes: &[u8]| Digest::try_from(bytes);
+    Ok(match order.kind.ok_or(ReadOrderError::Unknown)? {
+        Kind::Roster(roster) => Order::Roster(roster),
+        Kind::RosterChange(change) => Order::RosterChange(change),
+        Kind::Neighbours(neighbours) => Order::Neighbours(neighbours.hosts),
+        Kind::Stage(order) => Order::Stage(order),
+        Kind::Cancel(order) => {
+            let image = digest(&order.manifest_digest)?;
+            match order.keep {
+                true => Order::Pause(image),
+                false => Order::Cancel(image),
             }
-            Heard::Down(taken_in) => {
-                self.session = None;
-                self.notary.set_connected(false);
-                self.tell(Event::Coordinator(false));
-                // the next session begins with what is so after all orders of this one
-                self.report(false);
-                _ = taken_in.send(());
-            }
-            Heard::Order(order) => self.order(*order),
         }
+        Kind::Names(names) => Order::Names(names),
+        Kind::Lease(grant) => Order::Lease {
+            content: digest(&grant.content)?,
+            image: digest(&grant.manifest_digest).ok(),
+            ticket: grant.ticket,
+        },
+        Kind::Ticket(ticket) => Order::Stand(ticket),
+        Kind::Revoke(revoke) => Order::Revoke(digest(&revoke.content)?),
+        Kind::Limits(limits) => {
+            let hosts = limits.revoked_hosts.iter();
+            Order::Quarantine(hosts.filter_map(|host| host.parse().ok()).collect())
+        }
+        Kind::Retraction(retraction) => {
+            let maker = retraction.maker.parse();
+            Order::Retraction {
+                content: digest(&retraction.content)?,
+                maker: maker.map_err(|_| ReadOrderError::Host(retraction.maker))?,
+                from: ChunkIndex(retraction.from_chunk),
+            }
+        }
+        Kind::Bandwidth(bandwidth) => Order::Bandwidth(bandwidth),
+        Kind::Queue(queue) => Order::Queue(queue),
+        Kind::Recheck(recheck) => {
+            let chunks = recheck.chunks.iter();
+            let chunks = chunks.filter_map(|one| {
+                let content = digest(&one.content).ok()?;
+                Some((content, ChunkIndex(one.chunk)))
+            });
+            Order::Recheck(chunks.collect())
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(kind: Kind) -> Result<Order, ReadOrderError> {
+        read(message::Order { kind: Some(kind) })
     }
 
-    fn order(&mut self, order: Order) {
-        match order.kind {
-            Some(order::Kind::Roster(roster)) => {
-                let effects =
-                    self.hosts
-                        .replace(&self.me, roster.epoch, &roster.hosts, &roster.neighbours);
-                self.roster(effects);
-            }
-            Some(order::Kind::RosterChange(change)) => match self.hosts.change(&self.me, &change) {
-                Some(effects) => self.roster(effects),
-                None => {
-                    debug!(epoch = change.epoch, "change of a roster that isn't here");
-                    self.roster_wanted = true;
-                    self.report(false);
-                }
-            },
-            Some(order::Kind::Neighbours(neighbours)) => {
-                let effects = self.hosts.follow(neighbours.hosts);
-                self.follow_hosts(effects);
-            }
-            Some(order::Kind::Stage(order)) => self.order_stage(order),
-            Some(order::Kind::Cancel(order)) => {
-                self.with_digest(&order.manifest_digest, |driver, digest| {
-                    if order.keep {
-                        driver.hold_stage(digest);
-                    } else {
-                        driver.cancel_stage(digest);
-                    }
-                });
-            }
-            Some(order::Kind::Lease(grant)) => {
-                let image = Digest::try_from(grant.manifest_digest.as_slice()).ok();
-                self.with_digest(&grant.content, |driver, digest| {
-                    match driver.notary.lease(digest, grant.ticket.as_ref()) {
-                        Ok(()) => driver.leased(digest, image),
-                        Err(error) => driver.give_lease_back(digest, &error.to_string()),
-                    }
-                });
-            }
-            Some(order::Kind::Ticket(ticket)) => match self.notary.stand(Some(&ticket)) {
-                Ok(()) => {
-                    let notary = self.notary.clone();
-                    self.spawn_blocking(move || {
-                        notary.keep();
-                        Input::Nothing
-                    });
-                }
-                Err(error) => warn!(%error, "ticket of the coordinator isn't taken"),
-            },
-            Some(order::Kind::Revoke(revoke)) => {
-                self.with_digest(&revoke.content, |driver, digest| driver.lease_lost(&digest));
-            }
-            Some(order::Kind::Limits(limits)) => {
-                for host in limits.revoked_hosts {
-                    if let Ok(host) = host.parse::<proto::HostId>() {
-                        warn!(%host, "the fleet quarantined a host");
-                        self.tell(Event::Blamed(host.key()));
-                    }
-                }
-            }
-            Some(order::Kind::Retraction(retraction)) => {
-                if let Ok(maker) = retraction.maker.parse::<proto::HostId>() {
-                    let from = ChunkIndex(retraction.from_chunk);
-                    self.with_digest(&retraction.content, |driver, digest| {
-                        driver.drop_made(&digest, maker.key(), from);
-                    });
-                }
-            }
-            Some(order::Kind::Bandwidth(bandwidth)) => {
-                info!(
-                    upload_bytes_per_second = bandwidth.upload_bytes_per_second,
-                    download_bytes_per_second = bandwidth.download_bytes_per_second,
-                    "bandwidth is set"
-                );
-                self.tell(Event::Bandwidth {
-                    upload_bytes_per_second: bandwidth.upload_bytes_per_second,
-                    download_bytes_per_second: bandwidth.download_bytes_per_second,
-                });
-            }
-            Some(order::Kind::Queue(queue)) => self.wants_are_coming(&queue),
-            Some(order::Kind::Recheck(recheck)) => {
-                for suspect in recheck.chunks {
-                    let chunk = ChunkIndex(suspect.chunk);
-                    self.with_digest(&suspect.content, |driver, digest| {
-                        driver.look_at(&digest, chunk);
-                    });
-                }
-            }
-            Some(order::Kind::Names(names)) => self.order_names(&names),
-            None => debug!("order of a kind that this version doesn't know"),
-        }
+    fn bytes() -> Vec<u8> {
+        Digest::of(b"x").as_bytes().to_vec()
     }
 
-    fn with_digest(&mut self, bytes: &[u8], act: impl FnOnce(&mut Self, Digest)) {
-        match Digest::try_from(bytes) {
-            Ok(digest) => act(self, digest),
-            Err(error) => warn!(%error, "order without a digest"),
-        }
+    #[test]
+    fn an_order_of_a_later_version_is_refused_by_name() {
+        let error = read(message::Order { kind: None }).unwrap_err();
+        assert_eq!(error, ReadOrderError::Unknown);
     }
 
-    /// The roster changed.
-    fn roster(&mut self, effects: Vec<hosts::Effect>) {
-        let epoch = self.hosts.epoch();
-        debug!(hosts = self.hosts.ids().count(), epoch, "roster");
-        // what the next session says first
-        self.hello
-            .send_modify(|hello| hello.roster_epoch = Some(epoch));
-        let hosts: BTreeSet<_> = self
-            .hosts
-            .ids()
-            .cloned()
-            .chain([self.coordinator.clone()])
-            .collect();
-        self.endpoint.authorise(Authorised::Only(hosts));
-        self.endpoint.supersede(self.hosts.enrolled());
-        self.endpoint.expect(self.hosts.addresses());
-        self.follow_hosts(effects);
+    #[test]
+    fn a_cancel_that_keeps_what_is_here_is_a_pause() {
+        let order = |keep| {
+            of(Kind::Cancel(message::CancelOrder {
+                manifest_digest: bytes(),
+                keep,
+            }))
+        };
+        assert!(matches!(order(true), Ok(Order::Pause(_))));
+        assert!(matches!(order(false), Ok(Order::Cancel(_))));
+    }
+
+    #[test]
+    fn what_isnt_a_digest_is_no_order() {
+        let short = message::LeaseRevoke {
+            content: vec![7; 31],
+        };
+        let error = of(Kind::Revoke(short)).unwrap_err();
+        assert!(matches!(error, ReadOrderError::Digest(_)));
+    }
+
+    #[test]
+    fn a_lease_may_name_no_image() {
+        let grant = message::LeaseGrant {
+            content: bytes(),
+            ..message::LeaseGrant::default()
+        };
+        let Ok(Order::Lease { image, ticket, .. }) = of(Kind::Lease(grant)) else {
+            panic!("no lease");
+        };
+        assert!(image.is_none() && ticket.is_none());
+    }
+
+    #[test]
+    fn a_retraction_names_its_host() {
+        let order = |maker: &str| {
+            of(Kind::Retraction(message::Retraction {
+                content: bytes(),
+                from_chunk: 4,
+                maker: maker.into(),
+            }))
+        };
+        let Ok(Order::Retraction { maker, from, .. }) = order("mini-1") else {
+            panic!("no retraction");
+        };
+        assert_eq!((maker.as_str(), from), ("mini-1", ChunkIndex(4)));
+        let nobody = order("").unwrap_err();
+        assert_eq!(nobody, ReadOrderError::Host(String::new()));
+    }
+
+    #[test]
+    fn of_a_list_what_has_no_meaning_is_left_out() {
+        let suspect = |content: Vec<u8>, chunk| message::Suspect { content, chunk };
+        let recheck = message::Recheck {
+            chunks: vec![suspect(vec![1], 1), suspect(bytes(), 2)],
+        };
+        let Ok(Order::Recheck(chunks)) = of(Kind::Recheck(recheck)) else {
+            panic!("no recheck");
+        };
+        assert_eq!(chunks, [(Digest::of(b"x"), ChunkIndex(2))]);
+        let limits = message::Limits {
+            revoked_hosts: vec!["".into(), "mini-9".into()],
+        };
+        let Ok(Order::Quarantine(hosts)) = of(Kind::Limits(limits)) else {
+            panic!("no limits");
+        };
+        assert_eq!(hosts.len(), 1);
     }
 }

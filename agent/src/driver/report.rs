@@ -1,353 +1,182 @@
-//! What the coordinator, the status page and the metrics are told about this host.
+//! Reports to the coordinator: when the next one is due, what waits to be said, and what was said already.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
 use proto::{
-    ChunkIndex, Digest, HostId, Reason, Signed,
+    ChunkIndex, Digest, HostId, Signed,
     message::{
-        Blame, BlameKind, ContentHeld, Held, Hello, ImageState, Load, Report, Retraction,
-        SignedLink, StageState, Volume, WithoutSource,
+        Blame, BlameKind, ContentHeld, Held, ImageState, LeaseState, Load, MirrorWants, Report,
+        Retraction, SignedLink, Volume, WithoutSource,
     },
 };
-use swarm::{Event, Stall, event::ContentId};
-use tokio::sync::mpsc::error::TrySendError;
-use tracing::{debug, info, warn};
+use swarm::{Stall, event::ContentId};
+use tracing::{debug, warn};
 
-use super::{Driver, Input, MAX_BLAMES, fit, leases::Progress, trouble::Trouble};
-use crate::{
-    admin::{Snapshot, state_name},
-    metrics::{PartLabel, ReasonLabel, StateLabel},
-};
+use super::fit::{self, LeftOut};
 
-/// A content that nothing came of for this long, and that no peer has more of, is reported to have no source here.
+/// Reports go out this often while something moves, and at once when a lease ends or presence changes.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// A content of which nothing came for this long, and of which no peer has more, is reported to have no source here.
 const NO_SOURCE: Duration = Duration::from_secs(2);
 
 /// Contents without a source in one report: the first ones, which are leased first.
 const MAX_WITHOUT_SOURCE: usize = 16;
+
 /// Contents whose count of chunks one report has; the others follow with the next.
 const MAX_HELD: usize = 256;
 
-/// Accusations with evidence in one report: 1.5 KiB each. More are dropped: one is enough against a host.
+/// Accusations that wait for a session. More are dropped; the oldest stay.
+const MAX_BLAMES: usize = 256;
+
+/// Accusations with evidence that wait: 1.5 KiB each. More are dropped: one is enough against a host.
 const MAX_EVIDENCE: usize = 32;
 
-/// Why an image isn't present, for machines and for people. What is under way needs no reason, and what troubles one
-/// content is none while the others come: it stands beside a host that stands still.
-fn words(
-    state: StageState,
-    trouble: Option<&Trouble>,
-    still: Option<swarm::Standstill>,
-) -> (Option<Reason>, String) {
-    match (state, trouble, still) {
-        (StageState::Staging, _, None) => Default::default(),
-        (_, Some(trouble), _) => (Some(trouble.reason), trouble.message.clone()),
-        // for how long is said beside it: whoever shows it counts on
-        (_, None, Some(still)) => (Some(still.stall.reason()), String::new()),
-        (StageState::Queued, None, None) => (
-            Some(Reason::Preparing),
-            "room is reserved, and what other images of this host hold is copied".to_owned(),
-        ),
-        (_, None, None) => Default::default(),
-    }
+/// What a report has to know of a content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) digest: Digest,
+    /// Its chain is closed. What isn't verified may turn out false.
+    pub(super) verified: bool,
 }
 
-/// Whether a host of this load steps back. It comes forward again at three quarters of the limit, or it would go back and
-/// forth with its own work.
-const fn steps_back(before: bool, load_percent: u32, limit_percent: u32) -> bool {
-    let limit = if before {
-        limit_percent - limit_percent / 4
-    } else {
-        limit_percent
-    };
-    load_percent >= limit
+/// What a report says of the other parts of the driver.
+pub(super) struct Facts<'a> {
+    pub(super) status: &'a swarm::Status,
+    /// Contents by the number that the swarm has for each.
+    pub(super) known: &'a dyn Fn(ContentId) -> Option<Known>,
+    /// As [`Reporting::fit`] left them.
+    pub(super) images: Vec<ImageState>,
+    /// The leases that run, and those that ended.
+    pub(super) leases: Vec<LeaseState>,
+    pub(super) volume: Volume,
+    /// What clients of the mirror want, where that is to be said.
+    pub(super) wants: Option<MirrorWants>,
+    /// The newest order about names after which the disk was looked at.
+    pub(super) names_confirmed: u64,
 }
 
-impl Driver {
-    /// Sends the coordinator where everything stands, and keeps the status page current.
-    pub(super) fn report(&mut self, full: bool) {
-        self.last_report = Instant::now();
-        self.report_due = false;
-        let status = self.swarm.status(self.now());
-        let images: Vec<_> = self.image_states(&status);
-        self.snapshot.send_replace(Arc::new(Snapshot::new(
-            &self.me,
-            self.session.is_some(),
-            &images,
-            &status,
-        )));
-        let images = self.fit(images);
-        let volume = self.volume();
-        self.hello.send_replace(Hello {
-            version: env!("CARGO_PKG_VERSION").into(),
-            peer_port: self
-                .endpoint
-                .local_addr()
-                .map_or(0, |address| address.port().into()),
-            zone: self.config.zone.clone(),
-            volume: Some(volume.clone()),
-            images: images.clone(),
-            peer_address: self
-                .address()
-                .map(|address| address.to_string())
-                .unwrap_or_default(),
-            takes_names: true,
-            roster_epoch: Some(self.hosts.epoch()),
-            link_key: self.notary.key().to_vec(),
-        });
-        let progress = |id| {
-            let content = status.content(id);
-            Some(Progress {
-                content: self.contents.find(id)?.digest(),
-                bytes: self.fetches.moved_bytes(id),
-                paced: content.is_some_and(|content| content.paced),
-                silent: content.and_then(|content| content.silent),
-            })
-        };
-        let leases = self.leases.report(Instant::now(), progress);
-        self.count_states(&status);
-        let mut report = Report {
-            images,
-            full,
-            volume: Some(volume),
-            leases,
-            blames: std::mem::take(&mut self.blames),
-            retractions: std::mem::take(&mut self.retractions)
-                .into_iter()
-                .map(|(content, from)| Retraction {
-                    content: content.as_bytes().to_vec(),
-                    from_chunk: from.0,
-                    maker: String::new(),
-                })
-                .collect(),
-            // a rate that is only assumed is the coordinator's to assume
-            load: Some(Load {
-                backlog_bytes: status.backlog_bytes,
-                upload_bytes_per_second: status.upload_bytes_per_second.unwrap_or(0),
-            }),
-            mirror: self.mirror.wants(full),
-            names: self.reconciler.confirmed(),
-            roster_wanted: std::mem::take(&mut self.roster_wanted),
-            without_source: self.without_source(&status),
-            held: self.held(&status),
-        };
-        let later = fit::events(&mut report);
-        self.report_due |= !later.is_empty();
-        self.leases.unsent(later.ended_leases);
-        self.say_later(later.blames, &later.retractions);
-        let Some(session) = &self.session else {
-            self.keep_unsent(report);
-            return;
-        };
-        match session.try_send(report) {
-            Ok(()) => {}
-            Err(TrySendError::Full(report)) => {
-                self.report_due = true;
-                self.keep_unsent(report);
-            }
-            Err(TrySendError::Closed(report)) => self.keep_unsent(report),
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Reporting {
+    urgency: Option<Urgency>,
+    /// The next report says everything: what it leaves out isn't so.
+    full: bool,
+    last: Instant,
+    blames: Vec<Blame>,
+    /// Contents of which this host takes back what it made, and from which chunk on.
+    retractions: BTreeMap<Digest, ChunkIndex>,
+    /// A change came of a roster that isn't here.
+    roster_wanted: bool,
+    /// Contents that this host was last reported to find no source of; `None` where that is to be said anew.
+    without_source: Option<Vec<Digest>>,
+    /// Chunks of each content that this host was last reported to hold; `None` where that is to be said anew.
+    held: Option<BTreeMap<ContentId, u32>>,
+    /// What the last report had no room for.
+    left_out: LeftOut,
+}
+
+/// How soon a report is to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// When [`REPORT_EVERY`] has passed since the last one.
+    Soon,
+    /// As soon as the driver has nothing left to change.
+    AtOnce,
+}
+
+impl Reporting {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self {
+            urgency: None,
+            full: false,
+            last: now,
+            blames: Vec::new(),
+            retractions: BTreeMap::new(),
+            roster_wanted: false,
+            without_source: None,
+            held: None,
+            left_out: LeftOut {
+                images: 0,
+                wanted_names: 0,
+                names: 0,
+            },
         }
     }
 
-    /// The first contents that this host wants and finds no source of, where they are others than those that it last said.
-    fn without_source(&mut self, status: &swarm::Status) -> Option<WithoutSource> {
-        let lacking = status.contents.iter().filter(|content| {
-            let waits = content.stall.is_some_and(Stall::is_for_want_of_a_source);
-            waits && content.idle >= NO_SOURCE
-        });
-        let found: Vec<Digest> = lacking
-            .filter_map(|content| Some(self.contents.find(content.id)?.digest()))
-            .take(MAX_WITHOUT_SOURCE)
-            .collect();
-        let said = self.without_source.as_ref() == Some(&found);
-        let message = (!said).then(|| WithoutSource {
-            contents: found
-                .iter()
-                .map(|content| content.as_bytes().to_vec())
-                .collect(),
-        });
-        self.without_source = Some(found);
-        message
+    // ---- when -----------------------------------------------------------------------------------------------------------
+
+    /// Something changed: it is said with the next report, which is at most [`REPORT_EVERY`] away.
+    pub(super) fn soon(&mut self) {
+        self.urgency = self.urgency.max(Some(Urgency::Soon));
     }
 
-    /// How much this host holds of contents where that changed since it last said so. Who fetches a content is believed by what
-    /// others say here.
-    fn held(&mut self, status: &swarm::Status) -> Option<Held> {
-        let first = self.held_said.is_none();
-        let said = self.held_said.get_or_insert_default();
-        let mut news = Vec::new();
-        for of in &status.contents {
-            let Some(content) = self.contents.find(of.id) else {
-                continue;
-            };
-            // what isn't verified may turn out false
-            let most = of.chunks.saturating_sub(u32::from(!content.is_closed()));
-            let held = of.held.min(most);
-            if said.get(&of.id).copied().unwrap_or(0) == held {
-                continue;
-            }
-            if news.len() >= MAX_HELD {
-                break;
-            }
-            said.insert(of.id, held);
-            news.push(ContentHeld {
-                content: content.digest().as_bytes().to_vec(),
-                chunks: held,
-            });
-        }
-        said.retain(|id, _| self.contents.find(*id).is_some());
-        (first || !news.is_empty()).then_some(Held { contents: news })
+    /// Somebody waits for what changed.
+    pub(super) fn at_once(&mut self) {
+        self.urgency = Some(Urgency::AtOnce);
     }
 
-    /// What must not be lost with a report that couldn't be sent: ends of leases, accusations, and what we took back.
-    fn keep_unsent(&mut self, report: Report) {
-        self.roster_wanted |= report.roster_wanted;
-        if report.without_source.is_some() {
-            // said anew when it can be
-            self.without_source = None;
-        }
-        if report.held.is_some() {
-            self.held_said = None;
-        }
-        if report.mirror.is_some() {
-            self.mirror.unsent();
-        }
-        self.leases.unsent(report.leases);
-        self.say_later(report.blames, &report.retractions);
+    /// The coordinator may believe something of this host that isn't so: the next report, at once, says everything.
+    pub(super) fn in_full(&mut self) {
+        self.full = true;
+        self.at_once();
     }
 
-    /// The next report has this before anything else of its kind.
-    fn say_later(&mut self, mut blames: Vec<Blame>, retractions: &[Retraction]) {
-        blames.append(&mut self.blames);
-        self.blames = blames;
-        let retractions = retractions.iter().filter_map(|kept| {
-            let content = Digest::try_from(kept.content.as_slice()).ok()?;
-            Some((content, ChunkIndex(kept.from_chunk)))
-        });
-        self.retractions.extend(retractions);
+    /// When the next report is to be made; in the past where that is at once.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        Some(match self.urgency? {
+            Urgency::Soon => self.last + REPORT_EVERY,
+            Urgency::AtOnce => self.last,
+        })
     }
 
-    /// What of the images fits into a report. Says it when something that the coordinator waits for doesn't.
-    fn fit(&mut self, images: Vec<ImageState>) -> Vec<ImageState> {
-        let reconciler = &self.reconciler;
-        let wanted =
-            |image: &Digest| reconciler.is_wanted(image) || self.declined.contains_key(image);
-        let (images, left_out) = fit::images(images, wanted, reconciler.desired());
-        if left_out.wanted_names > 0 && self.left_out.wanted_names == 0 {
-            warn!(
-                names = left_out.wanted_names,
-                "more names are wanted than a report can hold: the coordinator won't hear of all of them; \
-                 cancel those that aren't needed (`parbake cancel IMAGE`)"
-            );
-        }
-        if left_out != self.left_out {
-            debug!(?left_out, "reports leave out some of what is here");
-        }
-        self.left_out = left_out;
-        images
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.next_due().is_some_and(|due| now >= due)
     }
 
-    fn image_states(&self, status: &swarm::Status) -> Vec<ImageState> {
-        let declined = self
-            .declined
-            .iter()
-            .map(|(digest, (references, message))| ImageState {
-                manifest: digest.as_bytes().to_vec(),
-                reference: references.first().cloned().unwrap_or_default(),
-                state: StageState::Failed.into(),
-                reason: Reason::Unsupported.as_str().into(),
-                message: message.clone(),
-                ..ImageState::default()
-            });
-        let images = self.images.values().map(|image| {
-            let contents = image.layout.contents();
-            let ids = contents
-                .iter()
-                .filter_map(|spec| Some(self.contents.by_digest(&spec.digest)?.id()));
-            let still = match image.state {
-                StageState::Staging => status.standstill(&ids.collect::<Vec<_>>()),
-                _ => None,
-            };
-            let unnamed = match (&image.trouble, image.state) {
-                (None, StageState::Installing) => self.unnamed(image),
-                _ => None,
-            };
-            let trouble = image.trouble.as_ref().or(unnamed.as_ref());
-            let (reason, message) = words(image.state, trouble, still);
-            ImageState {
-                manifest: image.digest.as_bytes().to_vec(),
-                reference: image.reference().to_owned(),
-                state: image.state.into(),
-                reason: reason.map_or("", Reason::as_str).to_owned(),
-                message,
-                total_bytes: image.total_bytes(),
-                held_bytes: image.held_bytes,
-                origin_bytes: image.origin_bytes,
-                peer_bytes: image.peer_bytes,
-                local_bytes: image.local_bytes,
-                upload_bytes: image.upload_bytes,
-                presence_age_ms: image.checked.map_or(0, |checked| {
-                    u64::try_from(checked.elapsed().as_millis()).unwrap_or(u64::MAX)
-                }),
-                golden: image.golden,
-                order: Some(image.order),
-                // another name for what is present takes nothing from the names that it has
-                ready_references: match image.state {
-                    StageState::Present | StageState::Installing | StageState::Failed => {
-                        image.ready.clone()
-                    }
-                    _ => Vec::new(),
-                },
-                still_ms: still.map_or(0, |still| {
-                    u64::try_from(still.since.as_millis()).unwrap_or(u64::MAX)
-                }),
-                begun_at_ms: image.begun_at_ms,
-            }
-        });
-        declined.chain(images).collect()
+    /// Whether the next report says everything.
+    pub(super) const fn is_full(&self) -> bool {
+        self.full
     }
 
-    fn volume(&self) -> Volume {
-        Volume {
-            total_bytes: self.volume.total_bytes,
-            free_bytes: self.volume.free_bytes,
-            floor_bytes: self.volume.floor_bytes,
-            path: self.config.tart_home.display().to_string(),
-        }
+    // ---- what is to be said ---------------------------------------------------------------------------------------------
+
+    /// A session with the coordinator began, which knows nothing of what was said before.
+    pub(super) fn session_began(&mut self) {
+        self.without_source = Some(Vec::new());
+        self.held = None;
+        self.in_full();
     }
 
-    /// Guests come first: a host that is busier than its operator wants moves less for others.
-    pub(super) fn weigh_load(&mut self, load_percent: Option<u32>) {
-        let (Some(limit), Some(load)) = (self.config.step_back_load_percent, load_percent) else {
-            return;
-        };
-        let back = steps_back(self.stepped_back, load, limit);
-        if back != self.stepped_back {
-            self.stepped_back = back;
-            info!(
-                load_percent = load,
-                stepped_back = back,
-                "the host's load decides how much it moves for others"
-            );
-            self.tell(Event::StepBack(back));
-        }
+    /// This host takes back what it made of a content, from a chunk on.
+    pub(super) fn taken_back(&mut self, content: Digest, from: ChunkIndex) {
+        let first = self.retractions.entry(content).or_insert(from);
+        *first = from.min(*first);
+        self.soon();
+    }
+
+    /// A change came of a roster that isn't here.
+    pub(super) fn want_roster(&mut self) {
+        self.roster_wanted = true;
+        self.at_once();
     }
 
     /// A peer sent something that only the two of us saw.
     pub(super) fn blame(
         &mut self,
         host: &HostId,
-        id: Option<ContentId>,
+        content: Option<Digest>,
         chunk: ChunkIndex,
         kind: BlameKind,
     ) {
-        let content = id.and_then(|id| self.contents.find(id));
-        let content = content.map(|content| content.digest().as_bytes().to_vec());
-        let content = content.unwrap_or_default();
         self.accuse(Blame {
             host: host.to_string(),
-            content,
+            content: content
+                .map(|content| content.as_bytes().to_vec())
+                .unwrap_or_default(),
             chunk: chunk.0,
             kind: kind.into(),
             ..Blame::default()
@@ -379,142 +208,433 @@ impl Driver {
     fn accuse(&mut self, blame: Blame) {
         if self.blames.len() < MAX_BLAMES {
             self.blames.push(blame);
-            self.report_due = true;
+            self.soon();
         }
     }
 
-    pub(super) fn count_received(&mut self, id: ContentId, wire_bytes: u64) {
-        self.count(id, |image| image.peer_bytes += wire_bytes);
-    }
+    // ---- the report -----------------------------------------------------------------------------------------------------
 
-    pub(super) fn count_upload(&mut self, id: ContentId, wire_bytes: u64) {
-        self.count(id, |image| image.upload_bytes += wire_bytes);
-    }
-
-    fn count(&mut self, id: ContentId, add: impl Fn(&mut super::Image)) {
-        let first = self
-            .contents
-            .find(id)
-            .and_then(|content| content.images().first().copied());
-        if let Some(image) = first.and_then(|first| self.images.get_mut(&first)) {
-            add(image);
+    /// What of the images fits into a report: `wanted` ones first, with the names that are `desired`. The log says it when
+    /// something doesn't fit that the coordinator waits for.
+    pub(super) fn fit(
+        &mut self,
+        images: Vec<ImageState>,
+        wanted: impl Fn(&Digest) -> bool,
+        desired: &BTreeMap<String, Digest>,
+    ) -> Vec<ImageState> {
+        let (images, left_out) = fit::images(images, wanted, desired);
+        if left_out.wanted_names > 0 && self.left_out.wanted_names == 0 {
+            warn!(
+                names = left_out.wanted_names,
+                "more names are wanted than a report can hold: the coordinator won't hear of all of them; \
+                 cancel those that aren't needed (`parbake cancel IMAGE`)"
+            );
         }
+        if left_out != self.left_out {
+            debug!(?left_out, "reports leave out some of what is here");
+        }
+        self.left_out = left_out;
+        images
     }
 
-    fn count_states(&self, status: &swarm::Status) {
-        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        for reason in Stall::ALL {
-            let count = status
-                .contents
+    /// The report that is due, and the ends of leases that are for the next one. It counts as said, unless
+    /// [`Reporting::unsent`] gives it back.
+    pub(super) fn make(&mut self, now: Instant, facts: Facts<'_>) -> (Report, Vec<LeaseState>) {
+        self.last = now;
+        self.urgency = None;
+        let without_source = self.without_source(&facts);
+        let held = self.held(&facts);
+        let retractions = std::mem::take(&mut self.retractions);
+        let mut report = Report {
+            images: facts.images,
+            full: std::mem::take(&mut self.full),
+            volume: Some(facts.volume),
+            leases: facts.leases,
+            blames: std::mem::take(&mut self.blames),
+            retractions: retractions
+                .into_iter()
+                .map(|(content, from)| Retraction {
+                    content: content.as_bytes().to_vec(),
+                    from_chunk: from.0,
+                    maker: String::new(),
+                })
+                .collect(),
+            // a rate that is only assumed is the coordinator's to assume
+            load: Some(Load {
+                backlog_bytes: facts.status.backlog_bytes,
+                upload_bytes_per_second: facts.status.upload_bytes_per_second.unwrap_or(0),
+            }),
+            mirror: facts.wants,
+            names: facts.names_confirmed,
+            roster_wanted: std::mem::take(&mut self.roster_wanted),
+            without_source,
+            held,
+        };
+        let later = fit::events(&mut report);
+        if !later.is_empty() {
+            self.soon();
+        }
+        self.say_later(later.blames, &later.retractions);
+        (report, later.ended_leases)
+    }
+
+    /// A report couldn't be sent. What must not be lost with it is said with the next one: accusations, what this host took
+    /// back, and ends of leases. The leases are returned.
+    pub(super) fn unsent(&mut self, report: Report) -> Vec<LeaseState> {
+        self.full |= report.full;
+        self.roster_wanted |= report.roster_wanted;
+        if report.without_source.is_some() {
+            // said anew when it can be
+            self.without_source = None;
+        }
+        if report.held.is_some() {
+            self.held = None;
+        }
+        self.say_later(report.blames, &report.retractions);
+        report.leases
+    }
+
+    /// The next report has this before anything else of its kind.
+    fn say_later(&mut self, mut blames: Vec<Blame>, retractions: &[Retraction]) {
+        blames.append(&mut self.blames);
+        self.blames = blames;
+        let retractions = retractions.iter().filter_map(|kept| {
+            let content = Digest::try_from(kept.content.as_slice()).ok()?;
+            Some((content, ChunkIndex(kept.from_chunk)))
+        });
+        self.retractions.extend(retractions);
+    }
+
+    /// The first contents that this host wants and finds no source of, where they are others than those that it last said.
+    fn without_source(&mut self, facts: &Facts<'_>) -> Option<WithoutSource> {
+        let lacking = facts.status.contents.iter().filter(|content| {
+            let waits = content.stall.is_some_and(Stall::is_for_want_of_a_source);
+            waits && content.idle >= NO_SOURCE
+        });
+        let found: Vec<Digest> = lacking
+            .filter_map(|content| Some((facts.known)(content.id)?.digest))
+            .take(MAX_WITHOUT_SOURCE)
+            .collect();
+        let said = self.without_source.as_ref() == Some(&found);
+        let message = (!said).then(|| WithoutSource {
+            contents: found
                 .iter()
-                .filter(|content| content.stall == Some(reason))
-                .count();
-            self.metrics
-                .stalled
-                .get_or_create(&ReasonLabel {
-                    reason: reason.as_str(),
-                })
-                .set(gauge(count));
-        }
-        for state in [
-            StageState::Queued,
-            StageState::Staging,
-            StageState::Installing,
-            StageState::Present,
-            StageState::Failed,
-            StageState::Gone,
-        ] {
-            let count = self
-                .images
-                .values()
-                .filter(|image| image.state == state)
-                .count();
-            self.metrics
-                .images
-                .get_or_create(&StateLabel {
-                    state: state_name(state),
-                })
-                .set(gauge(count));
-        }
-        let peers = [
-            ("known", status.peers),
-            ("connected", status.connected),
-            ("quarantined", status.quarantined.len()),
-        ];
-        for (state, count) in peers {
-            self.metrics
-                .peers
-                .get_or_create(&StateLabel { state })
-                .set(gauge(count));
-        }
+                .map(|content| content.as_bytes().to_vec())
+                .collect(),
+        });
+        self.without_source = Some(found);
+        message
     }
 
-    /// Measures the volume.
-    pub(super) fn measure(&mut self) {
-        if self.measuring {
-            return;
+    /// How much this host holds of contents where that changed since it last said so. Whether the host that fetches a
+    /// content is believed depends on what the others say here.
+    fn held(&mut self, facts: &Facts<'_>) -> Option<Held> {
+        let first = self.held.is_none();
+        let said = self.held.get_or_insert_default();
+        let mut news = Vec::new();
+        for of in &facts.status.contents {
+            let Some(known) = (facts.known)(of.id) else {
+                continue;
+            };
+            let most = of.chunks.saturating_sub(u32::from(!known.verified));
+            let held = of.held.min(most);
+            if said.get(&of.id).copied().unwrap_or(0) == held {
+                continue;
+            }
+            if news.len() >= MAX_HELD {
+                break;
+            }
+            said.insert(of.id, held);
+            news.push(ContentHeld {
+                content: known.digest.as_bytes().to_vec(),
+                chunks: held,
+            });
         }
-        self.measuring = true;
-        self.last_measure = Instant::now();
-        let store = self.store.clone();
-        self.spawn_blocking(move || Input::Measured(store.volume()));
-    }
-
-    pub(super) fn measured(&mut self, volume: crate::store::Volume) {
-        self.measuring = false;
-        self.volume = volume;
-        self.keep_floor();
-        let parts = [
-            ("total", volume.total_bytes),
-            ("free", volume.free_bytes),
-            ("floor", volume.floor_bytes),
-        ];
-        for (part, bytes) in parts {
-            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            self.metrics
-                .volume_bytes
-                .get_or_create(&PartLabel { part })
-                .set(bytes);
-        }
+        said.retain(|id, _| (facts.known)(*id).is_some());
+        (first || !news.is_empty()).then_some(Held { contents: news })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::message::LeaseEnd;
+    use swarm::status::ContentStatus;
+
     use super::*;
 
-    #[test]
-    fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
-        let trouble = Trouble {
-            reason: Reason::OriginTrouble,
-            message: "connection refused".into(),
-        };
-        let still = Some(swarm::Standstill {
-            stall: Stall::Throttled,
-            since: Duration::from_secs(65),
-        });
-        let (troubled, throttled) = (Some(Reason::OriginTrouble), Some(Reason::Throttled));
-        let reason = |state, trouble, still| words(state, trouble, still).0;
-        // the registry fails one content, and others come
-        assert_eq!(reason(StageState::Staging, Some(&trouble), None), None);
-        assert_eq!(reason(StageState::Staging, Some(&trouble), still), troubled);
-        assert_eq!(
-            words(StageState::Staging, None, still),
-            (throttled, String::new())
-        );
-        assert_eq!(reason(StageState::Failed, Some(&trouble), None), troubled);
-        assert_eq!(
-            reason(StageState::Queued, None, None),
-            Some(Reason::Preparing)
-        );
-        assert_eq!(reason(StageState::Present, None, None), None);
+    /// A content of eight chunks whose digest follows from its number.
+    fn content(id: u32, held: u32) -> ContentStatus {
+        ContentStatus {
+            id: ContentId(id),
+            chunks: 8,
+            held,
+            requested: 0,
+            leased: false,
+            paced: false,
+            silent: None,
+            idle: Duration::ZERO,
+            stall: None,
+        }
+    }
+
+    fn stalled(id: u32, idle_ms: u64, stall: Stall) -> ContentStatus {
+        ContentStatus {
+            idle: Duration::from_millis(idle_ms),
+            stall: Some(stall),
+            ..content(id, 0)
+        }
+    }
+
+    fn digest(id: ContentId) -> Digest {
+        Digest::of(&id.0.to_be_bytes())
+    }
+
+    fn verified(id: ContentId) -> Option<Known> {
+        Some(Known {
+            digest: digest(id),
+            verified: true,
+        })
+    }
+
+    fn status(contents: Vec<ContentStatus>) -> swarm::Status {
+        swarm::Status {
+            contents,
+            peers: 0,
+            connected: 0,
+            quarantined: Vec::new(),
+            backlog_bytes: 0,
+            upload_bytes_per_second: None,
+            uploads: 0,
+            headless: false,
+        }
+    }
+
+    fn facts<'a>(
+        status: &'a swarm::Status,
+        known: &'a dyn Fn(ContentId) -> Option<Known>,
+    ) -> Facts<'a> {
+        Facts {
+            status,
+            known,
+            images: Vec::new(),
+            leases: Vec::new(),
+            volume: Volume::default(),
+            wants: None,
+            names_confirmed: 0,
+        }
+    }
+
+    fn make_of(
+        reporting: &mut Reporting,
+        contents: Vec<ContentStatus>,
+        known: &dyn Fn(ContentId) -> Option<Known>,
+    ) -> Report {
+        let status = status(contents);
+        let facts = facts(&status, known);
+        let (report, later) = reporting.make(reporting.last, facts);
+        assert_eq!(later, []);
+        report
+    }
+
+    fn make(reporting: &mut Reporting, contents: Vec<ContentStatus>) -> Report {
+        make_of(reporting, contents, &verified)
+    }
+
+    fn lease(content: u32) -> LeaseState {
+        LeaseState {
+            content: digest(ContentId(content)).as_bytes().to_vec(),
+            end: LeaseEnd::Done.into(),
+            ..LeaseState::default()
+        }
+    }
+
+    fn in_session() -> (Reporting, Instant) {
+        let now = Instant::now();
+        let mut reporting = Reporting::new(now);
+        reporting.session_began();
+        make(&mut reporting, Vec::new());
+        (reporting, now)
     }
 
     #[test]
-    fn a_busy_host_steps_back_until_it_is_clearly_less_busy() {
-        assert!(!steps_back(false, 99, 100));
-        assert!(steps_back(false, 100, 100));
-        assert!(steps_back(true, 75, 100));
-        assert!(!steps_back(true, 74, 100));
+    fn what_changed_is_said_half_a_second_after_the_last_report() {
+        let (mut reporting, now) = in_session();
+        assert_eq!(reporting.next_due(), None);
+        reporting.soon();
+        assert!(!reporting.is_due(now + Duration::from_millis(499)));
+        assert!(reporting.is_due(now + Duration::from_millis(500)));
+        assert_eq!(reporting.next_due(), Some(now + REPORT_EVERY));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_said_at_once_and_once() {
+        let (mut reporting, now) = in_session();
+        reporting.at_once();
+        // less urgent news change nothing of that
+        reporting.soon();
+        reporting.at_once();
+        assert!(reporting.is_due(now));
+        make(&mut reporting, Vec::new());
+        assert!(!reporting.is_due(now + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_session_begins_with_a_full_report_and_the_next_one_isnt() {
+        let now = Instant::now();
+        let mut reporting = Reporting::new(now);
+        reporting.session_began();
+        assert!(reporting.is_due(now) && reporting.is_full());
+        assert!(make(&mut reporting, Vec::new()).full);
+        reporting.at_once();
+        assert!(!make(&mut reporting, Vec::new()).full);
+    }
+
+    #[test]
+    fn a_full_report_that_couldnt_be_sent_is_followed_by_a_full_one() {
+        let (mut reporting, _) = in_session();
+        reporting.in_full();
+        let report = make(&mut reporting, Vec::new());
+        reporting.unsent(report);
+        assert!(make(&mut reporting, Vec::new()).full);
+    }
+
+    #[test]
+    fn contents_without_a_source_are_said_when_they_change_and_after_two_seconds() {
+        let (mut reporting, _) = in_session();
+        let at = |idle_ms| vec![stalled(1, idle_ms, Stall::NoSource)];
+        assert_eq!(make(&mut reporting, at(1_999)).without_source, None);
+        let said = make(&mut reporting, at(2_000)).without_source.unwrap();
+        assert_eq!(said.contents, [digest(ContentId(1)).as_bytes().to_vec()]);
+        assert_eq!(make(&mut reporting, at(9_000)).without_source, None);
+        // it has one again
+        let said = make(&mut reporting, vec![content(1, 1)]).without_source;
+        assert_eq!(said.unwrap().contents.len(), 0);
+    }
+
+    #[test]
+    fn a_content_that_waits_for_something_else_has_a_source() {
+        let (mut reporting, _) = in_session();
+        let waits = vec![stalled(1, 9_000, Stall::PeersSlow)];
+        assert_eq!(make(&mut reporting, waits).without_source, None);
+    }
+
+    #[test]
+    fn no_more_contents_without_a_source_are_said_than_the_coordinator_takes() {
+        let (mut reporting, _) = in_session();
+        let stalled = |id| stalled(id, 3_000, Stall::AwaitingLease);
+        let said = make(&mut reporting, (0..17).map(stalled).collect());
+        let said = said.without_source.unwrap().contents;
+        assert_eq!(said.len(), MAX_WITHOUT_SOURCE);
+        assert_eq!(said[0], digest(ContentId(0)).as_bytes());
+    }
+
+    #[test]
+    fn a_session_that_begins_is_told_of_the_lack_again_but_not_that_there_is_none() {
+        let (mut reporting, _) = in_session();
+        let waits = || vec![stalled(1, 3_000, Stall::NoSource)];
+        assert!(make(&mut reporting, waits()).without_source.is_some());
+        reporting.session_began();
+        assert!(make(&mut reporting, waits()).without_source.is_some());
+        reporting.session_began();
+        assert_eq!(make(&mut reporting, Vec::new()).without_source, None);
+    }
+
+    #[test]
+    fn how_much_is_held_is_said_where_it_changed() {
+        let (mut reporting, _) = in_session();
+        let said = make(&mut reporting, vec![content(1, 3), content(2, 0)]);
+        let held = said.held.unwrap().contents;
+        assert_eq!(held.len(), 1);
+        assert_eq!(held[0].chunks, 3);
+        let said = make(&mut reporting, vec![content(1, 3), content(2, 1)]);
+        assert_eq!(
+            said.held.unwrap().contents[0].content,
+            digest(ContentId(2)).as_bytes()
+        );
+        let same = vec![content(1, 3), content(2, 1)];
+        assert_eq!(make(&mut reporting, same).held, None);
+    }
+
+    #[test]
+    fn a_content_that_isnt_verified_is_never_said_to_be_held_whole() {
+        let (mut reporting, _) = in_session();
+        let unverified = |id| {
+            Some(Known {
+                digest: digest(id),
+                verified: false,
+            })
+        };
+        let report = make_of(&mut reporting, vec![content(1, 8)], &unverified);
+        assert_eq!(report.held.unwrap().contents[0].chunks, 7);
+        let report = make(&mut reporting, vec![content(1, 8)]);
+        assert_eq!(report.held.unwrap().contents[0].chunks, 8);
+    }
+
+    #[test]
+    fn a_content_that_went_and_came_back_is_said_anew() {
+        let (mut reporting, _) = in_session();
+        assert!(make(&mut reporting, vec![content(1, 3)]).held.is_some());
+        make_of(&mut reporting, Vec::new(), &|_| None);
+        assert!(make(&mut reporting, vec![content(1, 3)]).held.is_some());
+    }
+
+    #[test]
+    fn counts_that_one_report_has_no_room_for_come_with_the_next() {
+        let (mut reporting, _) = in_session();
+        let all = || (0..300).map(|id| content(id, 1)).collect::<Vec<_>>();
+        let first = make(&mut reporting, all()).held.unwrap().contents.len();
+        let second = make(&mut reporting, all()).held.unwrap().contents.len();
+        assert_eq!((first, second), (MAX_HELD, 300 - MAX_HELD));
+    }
+
+    #[test]
+    fn what_a_lost_report_said_is_said_again() {
+        let (mut reporting, now) = in_session();
+        reporting.taken_back(digest(ContentId(2)), ChunkIndex(9));
+        reporting.taken_back(digest(ContentId(2)), ChunkIndex(4));
+        let peer = "mini-2".parse().unwrap();
+        reporting.blame(&peer, None, ChunkIndex(0), BlameKind::Silence);
+        reporting.want_roster();
+        assert!(reporting.is_due(now));
+        let contents = || vec![content(1, 3), stalled(2, 3_000, Stall::NoSource)];
+        let lost = make(&mut reporting, contents());
+        reporting.unsent(lost.clone());
+        let report = make(&mut reporting, contents());
+        assert_eq!(report.retractions[0].from_chunk, 4);
+        assert_eq!(report.blames, lost.blames);
+        assert!(report.roster_wanted);
+        assert_eq!(report.without_source, lost.without_source);
+        assert_eq!(report.held, lost.held);
+        // and then no more
+        let report = make(&mut reporting, contents());
+        assert_eq!(report.blames, []);
+        assert!(!report.roster_wanted && report.retractions.is_empty());
+        assert_eq!((report.without_source, report.held), (None, None));
+    }
+
+    #[test]
+    fn accusations_beyond_what_a_session_could_want_are_dropped_and_the_oldest_stay() {
+        let (mut reporting, _) = in_session();
+        for number in 0..=MAX_BLAMES {
+            let peer: HostId = format!("mini-{number}").parse().unwrap();
+            reporting.blame(&peer, None, ChunkIndex(0), BlameKind::Protocol);
+        }
+        let blames = make(&mut reporting, Vec::new()).blames;
+        assert_eq!(blames.len(), MAX_BLAMES);
+        assert_eq!(blames[0].host, "mini-0");
+    }
+
+    #[test]
+    fn more_ends_of_leases_than_fit_make_another_report_due() {
+        let (mut reporting, now) = in_session();
+        let status = status(Vec::new());
+        let facts = Facts {
+            leases: (0..65).map(lease).collect(),
+            ..facts(&status, &verified)
+        };
+        let (report, later) = reporting.make(now, facts);
+        assert_eq!((report.leases.len(), later.len()), (64, 1));
+        assert_eq!(reporting.next_due(), Some(now + REPORT_EVERY));
+        assert_eq!(reporting.unsent(report).len(), 64);
     }
 }

@@ -1,0 +1,962 @@
+//! Images on this host: from the order to presence.
+//!
+//! [`Images`] knows what was ordered, what stands on the disk and which job each image needs next (the [`Reconciler`] says
+//! which). It touches neither disk nor swarm: what is to be done comes out of [`Images::poll`], and how that ended goes into
+//! one of its methods. Each method leaves a state that may be reported.
+
+mod effect;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use proto::{
+    Digest, HostKey, Moment, Reason,
+    image::Layout,
+    message::{ImageState, Names, StageOrder},
+};
+use swarm::event::{ContentId, Entitled};
+use tracing::{error, info, warn};
+
+pub(super) use self::effect::{Effect, Left, Source};
+use super::{
+    image::{Counts, Image, Life, OnDisk, Ordered, Step},
+    image_state,
+    trouble::Trouble,
+};
+use crate::{
+    reconcile::{Have, Job, Look, Reconciler},
+    registries::Access,
+    store::{InstallError, Stage},
+};
+
+/// An installation that found tart's lock taken is tried again after this long. A try costs a few system calls, and
+/// presence may come this much late.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Names of one image in one line of the log: thousands may be left of what was wanted once.
+const NAMES_SAID: usize = 16;
+
+/// An image that this version can't stage.
+#[derive(Debug)]
+struct Declined {
+    references: Vec<String>,
+    message: String,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Images<S = Arc<Stage>> {
+    images: BTreeMap<Digest, Image<S>>,
+    declined: BTreeMap<Digest, Declined>,
+    reconciler: Reconciler,
+    effects: VecDeque<Effect<S>>,
+}
+
+impl<S> Default for Images<S> {
+    fn default() -> Self {
+        Self {
+            images: BTreeMap::new(),
+            declined: BTreeMap::new(),
+            reconciler: Reconciler::default(),
+            effects: VecDeque::new(),
+        }
+    }
+}
+
+impl<S: OnDisk> Images<S> {
+    /// The next thing to do, in order; to be called until `None` after each other method.
+    pub(super) fn poll(&mut self) -> Option<Effect<S>> {
+        self.effects.pop_front()
+    }
+
+    // ---- orders ---------------------------------------------------------------------------------------------------------
+
+    /// An earlier process left an image here. What is installed and whole is taken up at once; anything less needs room
+    /// first, or has to be read. `contradicts` is as for [`Images::begun`].
+    pub(super) fn recovered(&mut self, now: Moment, left: Left<S>, contradicts: Option<Digest>) {
+        let image = *left.layout.digest();
+        self.reconciler.recovered(image, &left.wanted);
+        let ordered = Ordered {
+            references: left.references,
+            entitled: left.entitled.clone(),
+            ..Ordered::default()
+        };
+        let mut found = Image::new(left.layout, left.manifest, ordered, now);
+        // told at once: where there is no room to go on, what is here is here all the same
+        found.adopt(&left.stage);
+        self.images.insert(image, found);
+        // for a stage that begins anew because its files were removed
+        self.effect(Effect::Entitle {
+            image,
+            entitled: left.entitled,
+        });
+        let stage = left.stage;
+        if stage.is_installed() && stage.is_complete() && !stage.is_doubted() {
+            self.take_up(now, image, stage, 0, contradicts);
+        }
+    }
+
+    /// The coordinator wants an image here.
+    pub(super) fn order(&mut self, now: Moment, order: StageOrder) {
+        let digest = match Digest::try_from(order.manifest_digest.as_slice()) {
+            Ok(digest) => digest,
+            Err(error) => {
+                warn!(%error, "stage order without a digest");
+                return;
+            }
+        };
+        let hosts = order.entitled_hosts.iter().copied().map(HostKey);
+        // an order of an earlier version names none
+        let entitled = (!order.entitled_hosts.is_empty()).then(|| Arc::new(hosts.collect()));
+        let ordered = Ordered {
+            number: order.order,
+            access: Access::new(order.token.as_ref(), order.plain_http),
+            references: order.references,
+            entitled,
+        };
+        self.effect(Effect::Renew {
+            image: digest,
+            access: ordered.access.clone(),
+        });
+        if self.images.contains_key(&digest) {
+            self.order_again(now, digest, ordered);
+        } else if order.manifest.is_empty() {
+            // it was here when the order was made; a full report says that it isn't, and brings another order
+            info!(image = %digest, "order without a manifest for an image that isn't here");
+            self.effect(Effect::ReportAll);
+        } else {
+            self.order_new(now, digest, ordered, &order.manifest);
+        }
+    }
+
+    fn order_again(&mut self, now: Moment, digest: Digest, ordered: Ordered) {
+        self.reconciler.order(digest, &ordered.references, now);
+        self.effect(Effect::ReportSoon);
+        if let Some(image) = self.images.get_mut(&digest) {
+            if matches!(image.life, Life::Gone) {
+                image.since = now;
+            }
+            let before = std::mem::replace(&mut image.ordered, ordered);
+            if before.entitled != image.ordered.entitled {
+                let (layout, entitled) = (image.layout.clone(), image.ordered.entitled.clone());
+                self.effect(Effect::Entitle {
+                    image: digest,
+                    entitled,
+                });
+                self.effect(Effect::Retell {
+                    image: digest,
+                    layout,
+                });
+            }
+        }
+        self.refresh(now);
+    }
+
+    fn order_new(&mut self, now: Moment, digest: Digest, ordered: Ordered, manifest: &[u8]) {
+        self.effect(Effect::ReportSoon);
+        let layout = match Layout::parse(manifest, &digest) {
+            Ok(layout) => Arc::new(layout),
+            Err(error) => {
+                warn!(image = %digest, %error, "declining to stage");
+                let declined = Declined {
+                    references: ordered.references,
+                    message: error.to_string(),
+                };
+                self.declined.insert(digest, declined);
+                return;
+            }
+        };
+        info!(image = %digest, references = ?ordered.references, bytes = layout.content_bytes(), "staging");
+        self.declined.remove(&digest);
+        self.reconciler.order(digest, &ordered.references, now);
+        self.effect(Effect::Entitle {
+            image: digest,
+            entitled: ordered.entitled.clone(),
+        });
+        let image = Image::new(layout, manifest.into(), ordered, now);
+        self.images.insert(digest, image);
+        // names of other images may be its own now
+        self.refresh(now);
+    }
+
+    /// What each reference shall name here, of all images.
+    pub(super) fn order_names(&mut self, now: Moment, order: &Names) {
+        let names = order.names.iter().filter_map(|name| {
+            let image = Digest::try_from(name.manifest_digest.as_slice()).ok()?;
+            Some((name.reference.clone(), image))
+        });
+        let names = names.collect();
+        for image in self.reconciler.name(order.number, order.whole, names, now) {
+            self.give_up(image);
+        }
+        self.refresh(now);
+    }
+
+    /// The image isn't wanted here any more, under any name.
+    pub(super) fn cancel(&mut self, now: Moment, digest: Digest) {
+        self.declined.remove(&digest);
+        self.reconciler.cancel(digest);
+        self.give_up(digest);
+        self.refresh(now);
+    }
+
+    /// Staging stops, and what is on the disk stays: the image is ordered again, or cancelled.
+    pub(super) fn pause(&mut self, digest: Digest) {
+        self.declined.remove(&digest);
+        self.reconciler.hold(digest);
+        self.forget_order(digest);
+        let Some(image) = self.images.get(&digest) else {
+            return;
+        };
+        if image.is_at(Step::Present) || image.is_at(Step::Installing) {
+            return;
+        }
+        info!(image = %digest, held_bytes = image.counts.held, "staging is paused; what is here is kept");
+        self.put_down(digest, Life::Queued);
+        self.images.remove(&digest);
+        self.effect(Effect::ReportAll);
+    }
+
+    /// A session with the coordinator began: its numbers of orders are others.
+    pub(super) fn session_began(&mut self) {
+        self.reconciler.session();
+    }
+
+    /// What isn't installed goes. What is stays: tart's user may need it.
+    fn give_up(&mut self, digest: Digest) {
+        self.forget_order(digest);
+        if self.reconciler.is_installed(&digest) || !self.images.contains_key(&digest) {
+            return;
+        }
+        info!(image = %digest, "staging is cancelled");
+        self.put_down(digest, Life::Queued);
+        self.images.remove(&digest);
+        self.effect(Effect::ReportAll);
+    }
+
+    /// The order to stage it doesn't hold any more: where it is wanted again, this host has to be told again.
+    fn forget_order(&mut self, digest: Digest) {
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.ordered.number = 0;
+        }
+    }
+
+    // ---- jobs -----------------------------------------------------------------------------------------------------------
+
+    /// When a pause ends, and there may be a job.
+    pub(super) const fn next_due(&self) -> Option<Moment> {
+        self.reconciler.due()
+    }
+
+    /// Begins what images need next.
+    pub(super) fn begin_jobs(&mut self, now: Moment) {
+        while let Some((image, job)) = self.reconciler.next(now) {
+            match job {
+                Job::Begin(names) => self.begin(image, names),
+                Job::Record(names) => self.effect(Effect::Record { image, names }),
+                Job::Install(names) => self.install(now, image, names),
+                Job::Abandon => {
+                    self.withdraw(image, Life::Queued);
+                    self.images.remove(&image);
+                    self.effect(Effect::Abandon(image));
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, digest: Digest, names: Vec<String>) {
+        // what is known of a stage before this one leads nowhere
+        self.withdraw(digest, Life::Queued);
+        let Some(image) = self.images.get_mut(&digest) else {
+            // nobody speaks of it any more
+            self.reconciler.cancel(digest);
+            self.reconciler.begun(digest);
+            return;
+        };
+        image.life = Life::Queued;
+        let (layout, manifest) = (image.layout.clone(), image.manifest.clone());
+        self.effect(Effect::Begin {
+            image: digest,
+            layout,
+            manifest,
+            names,
+        });
+    }
+
+    /// The contents of an image that is known.
+    pub(super) fn layout(&self, image: &Digest) -> Option<&Arc<Layout>> {
+        self.images.get(image).map(|image| &image.layout)
+    }
+
+    /// A stage was made ready, with so many bytes that were here already, or can't be. `contradicts` is a content to which
+    /// an image that is taken up gives another size.
+    pub(super) fn begun(
+        &mut self,
+        now: Moment,
+        digest: Digest,
+        result: Result<(S, u64), Trouble>,
+        contradicts: Option<Digest>,
+    ) {
+        let goes_on = self.reconciler.begun(digest);
+        match result {
+            Ok((stage, local)) if goes_on => self.take_up(now, digest, stage, local, contradicts),
+            Err(trouble) if goes_on => self.fail(now, digest, trouble),
+            // cancelled or paused meanwhile
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// Goes by this stage from now on.
+    fn take_up(
+        &mut self,
+        now: Moment,
+        digest: Digest,
+        stage: S,
+        local_bytes: u64,
+        contradicts: Option<Digest>,
+    ) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.trouble = None;
+        image.take_up(stage.clone());
+        image.counts.local += local_bytes;
+        let layout = image.layout.clone();
+        // of two sizes one is wrong, and this can't tell which: nobody is blamed, and what is here stays
+        if let Some(content) = contradicts {
+            image.life = Life::Queued;
+            self.reconciler.have(digest, Have::Kept);
+            let message = format!(
+                "its manifest gives content {content} another size than an image that is here; one of the two is wrong"
+            );
+            let reason = Reason::Contradicts;
+            return self.fail(now, digest, Trouble { reason, message });
+        }
+        self.effect(Effect::TakeUp {
+            image: digest,
+            layout,
+            stage,
+            local_bytes,
+        });
+        self.read_again(digest);
+        self.effect(Effect::ReportSoon);
+        self.advance(now, digest);
+    }
+
+    /// Has what an earlier process left of an image read, while chunks come: the image isn't installed before.
+    fn read_again(&mut self, digest: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        let stage = image.stage().filter(|stage| stage.has_to_be_read());
+        let Some(stage) = stage.filter(|_| !image.reading).cloned() else {
+            return;
+        };
+        image.reading = true;
+        self.effect(Effect::ReadAgain {
+            image: digest,
+            stage,
+        });
+    }
+
+    /// A stage was read, or can't be.
+    pub(super) fn was_read(
+        &mut self,
+        now: Moment,
+        digest: Digest,
+        stage: &S,
+        result: Result<(), String>,
+    ) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.reading = false;
+        // another stage has taken its place, and is read for itself
+        if !image.goes_by(stage) {
+            self.read_again(digest);
+            self.advance(now, digest);
+            return;
+        }
+        image.clear_trouble_of(&[Reason::Checking]);
+        match result {
+            Ok(()) => self.advance(now, digest),
+            // it is begun, and read, again
+            Err(error) => self.not_stored(now, digest, format!("reading what is here: {error}")),
+        }
+    }
+
+    /// The names that are wanted for an image were written down, or weren't.
+    pub(super) fn recorded(&mut self, now: Moment, digest: Digest, result: Result<(), Trouble>) {
+        self.reconciler.recorded(digest, result.is_ok(), now);
+        if let Err(trouble) = result {
+            warn!(image = %digest, error = trouble.message, "writing down what names are wanted failed; trying again later");
+            if let Some(image) = self.images.get_mut(&digest) {
+                image.trouble = Some(trouble);
+            }
+        }
+    }
+
+    /// What was on the disk of an image was removed.
+    pub(super) fn abandoned(&mut self, image: Digest) {
+        self.reconciler.abandoned(image);
+    }
+
+    fn install(&mut self, now: Moment, digest: Digest, names: Vec<String>) {
+        let image = self.images.get_mut(&digest);
+        let Some((image, stage)) = image.and_then(|image| {
+            let stage = image.stage().cloned()?;
+            Some((image, stage))
+        }) else {
+            // what isn't taken up can't be linked: it is begun again
+            self.reconciler.installed(digest, false);
+            self.reconciler.have(digest, Have::Kept);
+            return;
+        };
+        image.go_to(Step::Installing);
+        image.note_whole(now);
+        self.effect(Effect::ReportSoon);
+        self.effect(Effect::Install {
+            image: digest,
+            stage,
+            names,
+        });
+    }
+
+    /// Goldens of what was linked were made, or not.
+    pub(super) fn goldens_made(&mut self, digest: Digest, made: bool) {
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.seen.golden |= made;
+        }
+    }
+
+    /// Names were linked, and their goldens made, or not. What stands is for the next look to say.
+    pub(super) fn linked(
+        &mut self,
+        now: Moment,
+        digest: Digest,
+        stage: &S,
+        installed: Result<(), InstallError>,
+        golden: Result<(), Trouble>,
+    ) {
+        let done = installed.is_ok() && golden.is_ok();
+        self.reconciler.installed(digest, done);
+        let image = self.images.get(&digest);
+        // of a stage of before nothing more is to be said
+        let Some(image) = image.filter(|image| image.goes_by(stage)) else {
+            return;
+        };
+        let all_closed = image.has_all();
+        match installed {
+            Err(InstallError::Removed) => return self.restage(now, digest),
+            Err(InstallError::Incomplete(content)) => {
+                if all_closed {
+                    // what is here is looked at anew, and what isn't is fetched
+                    warn!(image = %digest, %content, "an image that was whole isn't any more; staging goes on");
+                    self.put_down(digest, Life::Queued);
+                }
+                return;
+            }
+            _ => self.advance(now, digest),
+        }
+        match installed {
+            Ok(()) => {
+                if let Err(trouble) = golden {
+                    self.fail(now, digest, trouble);
+                }
+            }
+            Err(error @ InstallError::Busy(_)) => {
+                self.wait_for_tart(now, digest, Trouble::from(&error));
+            }
+            Err(error) => self.fail(now, digest, Trouble::from(&error)),
+        }
+    }
+
+    /// tart holds its lock, and gives it back some day: that is no failure. The names that the image has stay good.
+    fn wait_for_tart(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
+        self.reconciler.wait(digest, now, BUSY_PAUSE);
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        if image.trouble.is_none() {
+            warn!(image = %digest, reason = trouble.reason.as_str(), error = trouble.message, "installing waits for tart");
+        }
+        image.trouble = Some(trouble);
+        self.effect(Effect::ReportNow);
+    }
+
+    // ---- what becomes of chunks -----------------------------------------------------------------------------------------
+
+    /// A content of this image is verified.
+    pub(super) fn content_closed(&mut self, now: Moment, digest: Digest, content: &Digest) {
+        let image = self.images.get_mut(&digest);
+        if image.is_some_and(|image| image.close(content)) {
+            self.advance(now, digest);
+        }
+    }
+
+    /// A content of this image turned out not to be what was verified: no presence until it is again.
+    pub(super) fn content_opened(&mut self, now: Moment, digest: Digest, content: Digest) {
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.open(content);
+        let left = image.leave_presence(now);
+        self.reconciler.have(digest, Have::Filling);
+        if left {
+            self.effect(Effect::ReportNow);
+        }
+    }
+
+    /// The files of one image can't be written, and others take the same chunks: that one waits alone.
+    pub(super) fn unwritable(&mut self, now: Moment, digest: Digest, message: String) {
+        let image = self.images.get(&digest);
+        if image.is_some_and(|image| image.is_at(Step::Filling)) {
+            self.not_stored(now, digest, message);
+        }
+    }
+
+    /// The volume failed while chunks of images arrived: nothing more is taken until it is tried again.
+    pub(super) fn storage_failed(&mut self, now: Moment, message: &str) {
+        let trouble = Trouble {
+            reason: Reason::NotStored,
+            message: message.to_owned(),
+        };
+        self.stop_filling(now, &trouble);
+    }
+
+    /// Takes nothing more of any image, until a later beginning finds room for the rest.
+    pub(super) fn stop_filling(&mut self, now: Moment, trouble: &Trouble) {
+        let filling = self.images.values().filter(|image| image.is_filling());
+        for digest in filling.map(Image::digest).collect::<Vec<_>>() {
+            self.put_down(digest, Life::Queued);
+            self.fail(now, digest, trouble.clone());
+        }
+    }
+
+    fn not_stored(&mut self, now: Moment, digest: Digest, message: String) {
+        self.put_down(digest, Life::Queued);
+        let reason = Reason::NotStored;
+        self.fail(now, digest, Trouble { reason, message });
+    }
+
+    /// So many bytes of these images were verified and are here.
+    pub(super) fn gained(&mut self, images: &[Digest], bytes: u64) {
+        self.count(images, |counts| counts.held += bytes);
+    }
+
+    /// So many bytes of these images aren't here any more.
+    pub(super) fn lost(&mut self, images: &[Digest], bytes: u64) {
+        self.count(images, |counts| {
+            counts.held = counts.held.saturating_sub(bytes);
+        });
+    }
+
+    /// So many bytes came from the registry for these images: it is no trouble of theirs any more.
+    pub(super) fn came_from_origin(&mut self, images: &[Digest], bytes: u64) {
+        self.count(images, |counts| counts.origin += bytes);
+        self.each(images, |image| image.trouble = None);
+    }
+
+    /// So many bytes came from peers, which count for the first of these images.
+    pub(super) fn came_from_peers(&mut self, images: &[Digest], bytes: u64) {
+        self.count(first(images), |counts| counts.peers += bytes);
+    }
+
+    /// So many bytes went to peers, which count for the first of these images.
+    pub(super) fn uploaded(&mut self, images: &[Digest], bytes: u64) {
+        self.count(first(images), |counts| counts.uploaded += bytes);
+    }
+
+    fn count(&mut self, images: &[Digest], add: impl Fn(&mut Counts)) {
+        self.each(images, |image| add(&mut image.counts));
+    }
+
+    /// The registry troubles these images.
+    pub(super) fn origin_troubles(&mut self, images: &[Digest], trouble: &Trouble) {
+        self.each(images, |image| image.trouble = Some(trouble.clone()));
+    }
+
+    /// The registry is nobody's trouble here any more: what was said about it on these images is over.
+    pub(super) fn origin_is_well(&mut self, images: &[Digest]) {
+        let reasons = [
+            Reason::OriginTrouble,
+            Reason::OriginFailed,
+            Reason::OriginSettings,
+        ];
+        self.each(images, |image| image.clear_trouble_of(&reasons));
+    }
+
+    fn each(&mut self, images: &[Digest], mut change: impl FnMut(&mut Image<S>)) {
+        for image in images {
+            if let Some(image) = self.images.get_mut(image) {
+                change(image);
+            }
+        }
+    }
+
+    // ---- what was found on the disk -------------------------------------------------------------------------------------
+
+    /// Somebody found the image damaged: no presence until all of it was read and mended.
+    pub(super) fn doubted(&mut self, now: Moment, digest: Digest) {
+        let image = self.images.get_mut(&digest);
+        let Some(image) = image.filter(|image| image.stage().is_some()) else {
+            return;
+        };
+        warn!(image = %digest, "an image was found damaged on disk; it is read again, and isn't present until it is mended");
+        if image.leave_presence(now) {
+            image.trouble(
+                Reason::Checking,
+                "it was found damaged on disk; all of it is read again and mended",
+            );
+        }
+        self.read_again(digest);
+        self.advance(now, digest);
+        self.effect(Effect::ReportNow);
+    }
+
+    /// The files of an image aren't there any more. The word may be about a stage that it had before.
+    pub(super) fn removed(&mut self, now: Moment, digest: Digest) {
+        let image = self.images.get(&digest);
+        let Some(image) = image.filter(|image| image.stage().is_some_and(OnDisk::is_gone)) else {
+            return;
+        };
+        if image.is_at(Step::Present) {
+            warn!(image = %digest, "image was removed; presence is withdrawn");
+            self.gone(
+                digest,
+                Reason::Removed,
+                "image was removed from tart's cache by tart or somebody else",
+            );
+        } else if image.is_at(Step::Failed) {
+            // it begins anew when its pause is over
+            self.put_down(digest, Life::Failed);
+        } else {
+            self.restage(now, digest);
+        }
+    }
+
+    /// Begins an image anew whose files went while it was staged: at once the first time, and after a growing pause when
+    /// they went again before it was present.
+    fn restage(&mut self, now: Moment, digest: Digest) {
+        self.put_down(digest, Life::Queued);
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        image.seen.ready.clear();
+        image.counts = Counts::default();
+        let message = "its files were removed from the disk while it was staged";
+        if std::mem::replace(&mut image.restaged, true) {
+            let trouble = Trouble {
+                reason: Reason::Removed,
+                message: format!("{message}, again; it is staged anew after a pause"),
+            };
+            return self.fail(now, digest, trouble);
+        }
+        warn!(image = %digest, "the files of an image were removed while it was staged; staging it anew");
+        self.effect(Effect::ReportNow);
+    }
+
+    /// Withdraws presence.
+    fn gone(&mut self, digest: Digest, reason: Reason, message: &str) {
+        self.withdraw(digest, Life::Gone);
+        if let Some(image) = self.images.get_mut(&digest) {
+            image.life = Life::Gone;
+            image.counts = Counts::default();
+            image.seen.ready.clear();
+            image.trouble(reason, message);
+        }
+        self.reconciler.have(digest, Have::Gone);
+        self.effect(Effect::ReportNow);
+    }
+
+    /// Whether only a look at the disk can tell how something ended.
+    pub(super) fn look_due(&self) -> bool {
+        self.reconciler.look_due()
+    }
+
+    /// A look at the disk begins.
+    pub(super) fn look_begins(&mut self) {
+        self.reconciler.look_begins();
+    }
+
+    /// A look at the disk that began at `began` ended: `there` are the images in tart's cache.
+    pub(super) fn looked(
+        &mut self,
+        now: Moment,
+        look: &Look,
+        there: &BTreeSet<Digest>,
+        began: Moment,
+    ) {
+        for (digest, image) in &mut self.images {
+            if there.contains(digest) {
+                image.seen.at = Some(began);
+            }
+        }
+        let ready = |(digest, image): (&Digest, &Image<S>)| (*digest, image.seen.ready.clone());
+        let before: BTreeMap<_, _> = self.images.iter().map(ready).collect();
+        let confirmed = self.reconciler.confirmed();
+        self.reconciler.looked(look, now);
+        self.refresh(now);
+        for (digest, before) in before {
+            self.compare(digest, &before);
+        }
+        self.effect(match self.reconciler.confirmed() == confirmed {
+            true => Effect::ReportSoon,
+            // somebody waits for that
+            false => Effect::ReportNow,
+        });
+    }
+
+    /// Says what an image has lost since the look before, and lets it go where nothing names it and nobody wants it.
+    fn compare(&mut self, digest: Digest, before: &[String]) {
+        let Some(image) = self.images.get(&digest) else {
+            return;
+        };
+        let gone = |name: &&String| image.seen.ready.binary_search(*name).is_err();
+        let lost: Vec<&String> = before.iter().filter(gone).take(NAMES_SAID).collect();
+        let wanted = self.reconciler.is_wanted(&digest);
+        if !lost.is_empty() && image.is_installed() && wanted {
+            warn!(image = %digest, references = ?lost, "image's tag or its golden was removed or moved; presence is withdrawn");
+        }
+        let busy = self.reconciler.is_running(&digest);
+        if image.is_installed() && image.seen.ready.is_empty() && !wanted && !busy {
+            info!(image = %digest, "nothing names the image any more, and nobody wants it");
+            self.gone(
+                digest,
+                Reason::Superseded,
+                "no name of it is wanted, and none is left",
+            );
+        }
+    }
+
+    // ---- what follows ---------------------------------------------------------------------------------------------------
+
+    /// A content of the image closed, or opened, or all were looked through, or what was here was read.
+    fn advance(&mut self, now: Moment, digest: Digest) {
+        let image = self.images.get_mut(&digest);
+        let Some(image) = image.filter(|image| image.stage().is_some()) else {
+            return;
+        };
+        if image.has_all() && image.is_at(Step::Filling) {
+            image.note_whole(now);
+        }
+        let have = match (image.is_whole(), image.is_installed()) {
+            (_, true) => Have::Installed,
+            (true, false) => Have::Whole,
+            (false, _) => Have::Filling,
+        };
+        if have != Have::Filling && image.is_at(Step::Filling) {
+            image.go_to(Step::Installing);
+            self.effect(Effect::ReportSoon);
+        }
+        self.reconciler.have(digest, have);
+        self.refresh(now);
+    }
+
+    /// What looks, orders and jobs make of the states of images. Says so at once where something changed that others rely
+    /// on.
+    fn refresh(&mut self, now: Moment) {
+        let mut news = false;
+        let mut present = Vec::new();
+        for (digest, image) in self.images.iter_mut().filter(|(_, image)| image.is_whole()) {
+            let ready = self.reconciler.ready(digest);
+            let named = self.reconciler.names(digest).next().is_some();
+            let is_present = match named {
+                true => self.reconciler.is_present(digest),
+                false => !ready.is_empty(),
+            };
+            news |= image.seen.ready != ready;
+            image.seen.ready = ready;
+            if is_present && !image.is_at(Step::Present) {
+                present.push(*digest);
+            } else if !is_present && image.is_at(Step::Present) {
+                image.go_to(Step::Installing);
+                news = true;
+            }
+        }
+        news |= !present.is_empty();
+        for digest in present {
+            self.become_present(now, &digest);
+        }
+        if news {
+            self.effect(Effect::ReportNow);
+        }
+    }
+
+    fn become_present(&mut self, now: Moment, digest: &Digest) {
+        let Some(image) = self.images.get_mut(digest) else {
+            return;
+        };
+        let whole_since = image.take_whole_since().unwrap_or(now);
+        image.go_to(Step::Present);
+        image.restaged = false;
+        image.trouble = None;
+        let (staged_in, installed_in) = (now.since(image.since), now.since(whole_since));
+        info!(
+            image = %digest,
+            references = ?image.seen.ready.iter().take(NAMES_SAID).collect::<Vec<_>>(),
+            elapsed_ms = millis(staged_in),
+            install_ms = millis(installed_in),
+            origin_bytes = image.counts.origin,
+            peer_bytes = image.counts.peers,
+            local_bytes = image.counts.local,
+            "image is present"
+        );
+        self.effect(Effect::Present {
+            staged_in,
+            installed_in,
+        });
+    }
+
+    /// A try failed. There is another one after a pause that grows.
+    fn fail(&mut self, now: Moment, digest: Digest, trouble: Trouble) {
+        self.reconciler.failed(digest, now);
+        let Some(image) = self.images.get_mut(&digest) else {
+            return;
+        };
+        error!(image = %digest, reason = trouble.reason.as_str(), error = trouble.message, "staging failed; trying again later");
+        match image.stage() {
+            Some(_) => image.go_to(Step::Failed),
+            None => image.life = Life::Failed,
+        }
+        image.trouble = Some(trouble);
+        let after = now.since(image.since);
+        self.effect(Effect::Failed { after });
+        self.effect(Effect::ReportNow);
+    }
+
+    /// Leaves the stage that an image goes by; what is on the disk stays, to be taken up again.
+    fn put_down(&mut self, digest: Digest, life: Life<S>) {
+        self.withdraw(digest, life);
+        self.reconciler.have(digest, Have::Kept);
+    }
+
+    /// Takes the contents of an image out of the swarm, where they are in it.
+    fn withdraw(&mut self, digest: Digest, life: Life<S>) {
+        let image = self.images.get_mut(&digest);
+        if let Some(image) = image.filter(|image| image.stage().is_some()) {
+            image.life = life;
+            let layout = image.layout.clone();
+            self.effect(Effect::Withdraw {
+                image: digest,
+                layout,
+            });
+        }
+    }
+
+    fn effect(&mut self, effect: Effect<S>) {
+        self.effects.push_back(effect);
+    }
+
+    // ---- what others ask ------------------------------------------------------------------------------------------------
+
+    /// Whether chunks of images are taken.
+    pub(super) fn is_filling(&self) -> bool {
+        self.images.values().any(Image::is_filling)
+    }
+
+    /// Whether an image is between its beginning and its last chunk.
+    pub(super) fn is_staging(&self) -> bool {
+        let mut images = self.images.values();
+        images.any(|image| image.is_at(Step::Filling))
+    }
+
+    /// The hosts that may have what an image holds; `None` for an image that is forgotten, of which nobody may have anything.
+    pub(super) fn entitled(&self, image: &Digest) -> Option<Entitled> {
+        Some(self.images.get(image)?.ordered.entitled.clone())
+    }
+
+    /// How to ask the registry for a content of these images. `leased` is the image for which the lease was granted: another
+    /// one may name a repository that refuses this content.
+    pub(super) fn source(&self, leased: Option<Digest>, images: &[Digest]) -> Option<Source> {
+        let leased = leased.filter(|image| images.contains(image));
+        let image = leased.iter().chain(images);
+        let image = image.filter_map(|image| self.images.get(image)).next()?;
+        Some(Source {
+            image: image.digest(),
+            reference: image.reference().to_owned(),
+            access: image.ordered.access.clone(),
+        })
+    }
+
+    /// The blobs that images on their way are made of: the mirror's cache keeps them.
+    pub(super) fn blobs_in_use(&self) -> BTreeSet<Digest> {
+        let under_way = |image: &&Image<S>| {
+            let taken = image.is_at(Step::Filling) || image.is_at(Step::Installing);
+            taken || matches!(image.life, Life::Queued)
+        };
+        let images = self.images.values().filter(under_way);
+        let blobs = images.flat_map(|image| {
+            let layers = image.layout.layers().iter().map(|layer| layer.blob.digest);
+            layers.chain([image.layout.config().digest, image.layout.nvram().digest])
+        });
+        blobs.collect()
+    }
+
+    /// Whether anybody waits for word of an image.
+    pub(super) fn is_wanted(&self, image: &Digest) -> bool {
+        self.reconciler.is_wanted(image) || self.declined.contains_key(image)
+    }
+
+    /// The image that each wanted name shall name.
+    pub(super) const fn desired(&self) -> &BTreeMap<String, Digest> {
+        self.reconciler.desired()
+    }
+
+    /// The newest order about names after which the disk was looked at.
+    pub(super) const fn names_confirmed(&self) -> u64 {
+        self.reconciler.confirmed()
+    }
+
+    /// How each image stands, as the coordinator is told of it. `id_of` gives the swarm's number of a content.
+    pub(super) fn states(
+        &self,
+        now: Moment,
+        status: &swarm::Status,
+        id_of: impl Fn(&Digest) -> Option<ContentId>,
+    ) -> Vec<ImageState> {
+        let declined = self.declined.iter().map(|(digest, declined)| {
+            image_state::declined(digest, &declined.references, &declined.message)
+        });
+        let images = self.images.values().map(|image| {
+            let still = match image.is_at(Step::Filling) {
+                true => {
+                    let contents = image.layout.contents();
+                    let ids = contents.iter().filter_map(|spec| id_of(&spec.digest));
+                    status.standstill(&ids.collect::<Vec<_>>())
+                }
+                false => None,
+            };
+            let unnamed = match image.trouble.is_none() && image.is_at(Step::Installing) {
+                true => image_state::unnamed(now, image, &self.reconciler),
+                false => None,
+            };
+            image_state::of(now, image, still, unnamed.as_ref())
+        });
+        declined.chain(images).collect()
+    }
+
+    /// Images in each state, for metrics. Those that were declined aren't among them.
+    pub(super) fn count_states(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<_, _> = image_state::NAMES.map(|name| (name, 0)).into();
+        for image in self.images.values() {
+            *counts.entry(image_state::name(image)).or_default() += 1;
+        }
+        counts
+    }
+}
+
+fn first(images: &[Digest]) -> &[Digest] {
+    images.get(..1).unwrap_or_default()
+}
+
+/// Whole milliseconds, as a number that JSON logs keep one.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,693 @@
+//! Images without a disk or a swarm: orders and ends of jobs in, effects out.
+
+use std::{
+    cell::{Cell, RefCell},
+    path::PathBuf,
+    rc::Rc,
+    time::SystemTime,
+};
+
+use proto::{
+    image::{CONFIG_TYPE, DISK_TYPE, MANIFEST_TYPE, NVRAM_TYPE, RAW_SIZE_ANNOTATION},
+    message::{Name, StageState},
+};
+use serde_json::json;
+
+use super::*;
+use crate::{platform::LockError, reconcile::Sight};
+
+mod disk;
+
+/// A stage directory as a test wants it to be.
+#[derive(Clone, Debug, Default)]
+struct Disk(Rc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    gone: Cell<bool>,
+    installed: Cell<bool>,
+    doubted: Cell<bool>,
+    unread: Cell<bool>,
+    closed: RefCell<BTreeSet<Digest>>,
+    begun_at: Cell<Option<SystemTime>>,
+}
+
+impl Disk {
+    fn whole(layout: &Layout) -> Self {
+        let disk = Self::default();
+        let contents = layout.contents();
+        let all = contents.iter().map(|content| content.digest);
+        disk.0.closed.borrow_mut().extend(all);
+        disk
+    }
+}
+
+impl OnDisk for Disk {
+    fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.gone.get()
+    }
+
+    fn is_installed(&self) -> bool {
+        self.0.installed.get()
+    }
+
+    fn is_complete(&self) -> bool {
+        true
+    }
+
+    fn is_doubted(&self) -> bool {
+        self.0.doubted.get()
+    }
+
+    fn is_closed(&self, content: Digest) -> bool {
+        self.0.closed.borrow().contains(&content)
+    }
+
+    fn has_to_be_read(&self) -> bool {
+        self.0.unread.get()
+    }
+
+    fn held_bytes(&self, layout: &Layout) -> u64 {
+        let contents = layout.contents();
+        let held = contents.iter().filter(|one| self.is_closed(one.digest));
+        held.map(|one| one.geometry.size()).sum()
+    }
+
+    fn begun_at(&self) -> Option<SystemTime> {
+        self.0.begun_at.get()
+    }
+}
+
+fn manifest(seed: &str) -> Vec<u8> {
+    let digest = |what: &str| Digest::of(format!("{seed} {what}").as_bytes()).to_string();
+    let oci = "application/vnd.oci.image.config.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": {"mediaType": oci, "digest": digest("oci"), "size": 2},
+        "layers": [
+            {"mediaType": CONFIG_TYPE, "digest": digest("config"), "size": 10},
+            {"mediaType": DISK_TYPE, "digest": digest("disk"), "size": 700, "annotations": {RAW_SIZE_ANNOTATION: "1000"}},
+            {"mediaType": NVRAM_TYPE, "digest": digest("nvram"), "size": 20},
+        ],
+    });
+    manifest.to_string().into_bytes()
+}
+
+const NAME: &str = "r.test/a:1";
+
+/// One image and what becomes of it.
+struct World {
+    images: Images<Disk>,
+    now: Moment,
+    image: Digest,
+    layout: Layout,
+    disk: Disk,
+}
+
+impl World {
+    fn new() -> Self {
+        let manifest = manifest("a");
+        let image = Digest::of(&manifest);
+        Self {
+            images: Images::default(),
+            now: Moment::START + Duration::from_secs(100),
+            layout: Layout::parse(&manifest, &image).unwrap(),
+            image,
+            disk: Disk::default(),
+        }
+    }
+
+    fn ordered() -> Self {
+        let mut world = Self::new();
+        world.order(7);
+        world
+    }
+
+    /// With its stage taken up, and its names written down.
+    fn filling() -> Self {
+        let mut world = Self::ordered();
+        assert_eq!(world.jobs(), ["begin"]);
+        world.begun();
+        assert_eq!(world.jobs(), ["record"]);
+        world.images.recorded(world.now, world.image, Ok(()));
+        world.drain();
+        world
+    }
+
+    /// With all chunks, and in the middle of an installation.
+    fn installing() -> Self {
+        let mut world = Self::filling();
+        world.close_all();
+        world.look(&[]);
+        assert_eq!(world.jobs(), ["install"]);
+        world
+    }
+
+    fn present() -> Self {
+        let mut world = Self::installing();
+        world.disk.0.installed.set(true);
+        world.link(Ok(()), Ok(()));
+        world.look(&[(NAME, Sight::Image(world.image))]);
+        assert_eq!(world.state(), StageState::Present);
+        world
+    }
+
+    fn order(&mut self, number: u64) -> Vec<&'static str> {
+        let order = StageOrder {
+            manifest_digest: self.image.as_bytes().to_vec(),
+            manifest: manifest("a"),
+            references: vec![NAME.into()],
+            order: number,
+            ..StageOrder::default()
+        };
+        self.images.order(self.now, order);
+        self.drain()
+    }
+
+    fn begun(&mut self) -> Vec<&'static str> {
+        let stage = Ok((self.disk.clone(), 0));
+        self.images.begun(self.now, self.image, stage, None);
+        self.drain()
+    }
+
+    fn close_all(&mut self) -> Vec<&'static str> {
+        for content in self.layout.contents() {
+            self.disk.0.closed.borrow_mut().insert(content.digest);
+            self.images
+                .content_closed(self.now, self.image, &content.digest);
+        }
+        self.drain()
+    }
+
+    fn link(
+        &mut self,
+        installed: Result<(), InstallError>,
+        golden: Result<(), Trouble>,
+    ) -> Vec<&'static str> {
+        let disk = self.disk.clone();
+        self.images
+            .linked(self.now, self.image, &disk, installed, golden);
+        self.drain()
+    }
+
+    fn look(&mut self, names: &[(&str, Sight)]) -> Vec<&'static str> {
+        let names = names.iter().map(|(name, sight)| (name.to_string(), *sight));
+        let look = Look {
+            names: names.collect(),
+        };
+        self.images.look_begins();
+        let there = BTreeSet::from([self.image]);
+        self.images.looked(self.now, &look, &there, self.now);
+        self.drain()
+    }
+
+    fn jobs(&mut self) -> Vec<&'static str> {
+        self.images.begin_jobs(self.now);
+        self.drain()
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// The names of what is to be done.
+    fn drain(&mut self) -> Vec<&'static str> {
+        let all = std::iter::from_fn(|| self.images.poll());
+        let named = all.filter_map(|effect| {
+            Some(match effect {
+                Effect::Begin { .. } => "begin",
+                Effect::Record { .. } => "record",
+                Effect::Install { .. } => "install",
+                Effect::Abandon(_) => "abandon",
+                Effect::ReadAgain { .. } => "read again",
+                Effect::TakeUp { .. } => "take up",
+                Effect::Withdraw { .. } => "withdraw",
+                Effect::Entitle { .. } => "entitle",
+                Effect::Retell { .. } => "retell",
+                Effect::Present { .. } => "present",
+                Effect::Failed { .. } => "failed",
+                Effect::ReportNow => "report",
+                Effect::ReportAll => "report all",
+                Effect::Renew { .. } | Effect::ReportSoon => return None,
+            })
+        });
+        named.collect()
+    }
+
+    fn found(&self) -> &Image<Disk> {
+        &self.images.images[&self.image]
+    }
+
+    fn state(&self) -> StageState {
+        self.found().state()
+    }
+
+    fn reason(&self) -> &str {
+        let trouble = self.found().trouble.as_ref();
+        trouble.map_or("", |trouble| trouble.reason.as_str())
+    }
+
+    fn told(&self) -> ImageState {
+        let status = swarm::Status {
+            contents: Vec::new(),
+            peers: 0,
+            connected: 0,
+            quarantined: Vec::new(),
+            backlog_bytes: 0,
+            upload_bytes_per_second: None,
+            uploads: 0,
+            headless: false,
+        };
+        let mut told = self.images.states(self.now, &status, |_| None);
+        assert_eq!(told.len(), 1);
+        told.remove(0)
+    }
+}
+
+fn trouble(reason: Reason) -> Trouble {
+    Trouble {
+        reason,
+        message: "as a test wants it".into(),
+    }
+}
+
+// ---- orders -------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_image_goes_from_the_order_to_presence() {
+    let mut world = World::new();
+    assert_eq!(world.order(7), ["entitle"]);
+    assert_eq!(world.state(), StageState::Queued);
+    assert_eq!(world.jobs(), ["begin"]);
+    assert_eq!(world.begun(), ["take up"]);
+    assert_eq!(world.state(), StageState::Staging);
+    assert!(world.images.is_filling());
+    assert_eq!(world.jobs(), ["record"]);
+    world.images.recorded(world.now, world.image, Ok(()));
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.close_all();
+    assert_eq!(world.state(), StageState::Installing);
+    assert!(!world.images.is_filling());
+    // what its names name isn't known before a look
+    assert!(world.images.look_due());
+    assert_eq!(world.look(&[]), [] as [&str; 0]);
+    assert_eq!(world.jobs(), ["install"]);
+    world.disk.0.installed.set(true);
+    world.link(Ok(()), Ok(()));
+    assert_eq!(world.state(), StageState::Installing);
+    assert!(world.images.look_due());
+    let seen = [(NAME, Sight::Image(world.image))];
+    assert_eq!(world.look(&seen), ["present", "report"]);
+    assert_eq!(world.state(), StageState::Present);
+    assert_eq!(world.told().ready_references, [NAME]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+}
+
+#[test]
+fn the_time_to_presence_counts_from_the_order_and_from_the_last_chunk() {
+    let mut world = World::filling();
+    world.wait(Duration::from_secs(60));
+    world.close_all();
+    world.wait(Duration::from_secs(2));
+    world.look(&[]);
+    world.jobs();
+    world.disk.0.installed.set(true);
+    world.link(Ok(()), Ok(()));
+    let names = BTreeMap::from([(NAME.to_owned(), Sight::Image(world.image))]);
+    world.images.look_begins();
+    let there = BTreeSet::new();
+    world
+        .images
+        .looked(world.now, &Look { names }, &there, world.now);
+    let times = std::iter::from_fn(|| world.images.poll()).find_map(|effect| match effect {
+        Effect::Present {
+            staged_in,
+            installed_in,
+        } => Some((staged_in.as_secs(), installed_in.as_secs())),
+        _ => None,
+    });
+    assert_eq!(times, Some((62, 2)));
+}
+
+#[test]
+fn an_order_for_what_is_here_renews_what_fetches_use_and_changes_nothing_else() {
+    let mut world = World::present();
+    let order = StageOrder {
+        manifest_digest: world.image.as_bytes().to_vec(),
+        references: vec![NAME.into()],
+        order: 8,
+        plain_http: true,
+        ..StageOrder::default()
+    };
+    world.images.order(world.now, order);
+    let Some(Effect::Renew { image, access }) = world.images.poll() else {
+        panic!("fetches aren't told");
+    };
+    assert_eq!((image, access), (world.image, Access::new(None, true)));
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    assert_eq!(world.state(), StageState::Present);
+    assert_eq!(world.told().order, Some(8));
+}
+
+#[test]
+fn who_may_have_an_image_is_told_and_written_down_when_it_changes() {
+    let mut world = World::filling();
+    let mut order = StageOrder {
+        manifest_digest: world.image.as_bytes().to_vec(),
+        references: vec![NAME.into()],
+        entitled_hosts: vec![3],
+        ..StageOrder::default()
+    };
+    world.images.order(world.now, order.clone());
+    assert_eq!(world.drain(), ["entitle", "retell"]);
+    let entitled = world.images.entitled(&world.image).unwrap().unwrap();
+    assert!(entitled.contains(&HostKey(3)));
+    world.images.order(world.now, order.clone());
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    order.entitled_hosts.clear();
+    world.images.order(world.now, order);
+    assert_eq!(world.drain(), ["entitle", "retell"]);
+    assert_eq!(world.images.entitled(&world.image), Some(None));
+    // of an image that is forgotten nobody may have anything
+    assert_eq!(world.images.entitled(&Digest::of(b"another")), None);
+}
+
+#[test]
+fn an_order_without_a_manifest_for_an_image_that_isnt_here_is_answered_with_everything() {
+    let mut world = World::new();
+    let order = StageOrder {
+        manifest_digest: world.image.as_bytes().to_vec(),
+        references: vec![NAME.into()],
+        ..StageOrder::default()
+    };
+    world.images.order(world.now, order);
+    assert_eq!(world.drain(), ["report all"]);
+    assert!(world.images.images.is_empty());
+}
+
+#[test]
+fn an_order_without_a_digest_is_nothing() {
+    let mut world = World::new();
+    world.images.order(world.now, StageOrder::default());
+    assert_eq!(world.drain(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_manifest_that_this_version_cant_stage_is_declined_by_name_until_it_is_cancelled() {
+    let mut world = World::new();
+    let manifest = br#"{"schemaVersion": 2}"#.to_vec();
+    world.image = Digest::of(&manifest);
+    let order = StageOrder {
+        manifest_digest: world.image.as_bytes().to_vec(),
+        manifest,
+        references: vec![NAME.into()],
+        ..StageOrder::default()
+    };
+    world.images.order(world.now, order);
+    let told = world.told();
+    assert_eq!(told.reason, "unsupported");
+    assert_eq!(told.state(), StageState::Failed);
+    assert_eq!(told.reference, NAME);
+    assert!(world.images.is_wanted(&world.image));
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.images.cancel(world.now, world.image);
+    assert!(!world.images.is_wanted(&world.image));
+}
+
+#[test]
+fn a_cancelled_image_leaves_the_swarm_and_then_the_disk() {
+    let mut world = World::filling();
+    world.images.cancel(world.now, world.image);
+    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.jobs(), ["abandon"]);
+    world.images.abandoned(world.image);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    assert!(world.images.images.is_empty());
+}
+
+#[test]
+fn a_cancelled_image_that_is_installed_stays_as_long_as_something_names_it() {
+    let mut world = World::present();
+    world.images.cancel(world.now, world.image);
+    assert!(!world.drain().contains(&"withdraw"));
+    assert_eq!(world.told().order, Some(0));
+    assert_eq!(world.jobs(), ["record"]);
+    world.images.recorded(world.now, world.image, Ok(()));
+    assert!(
+        !world
+            .look(&[(NAME, Sight::Image(world.image))])
+            .contains(&"withdraw")
+    );
+    assert_eq!(world.look(&[]), ["report", "withdraw", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Gone, "superseded")
+    );
+}
+
+#[test]
+fn a_cancel_during_the_beginning_takes_nothing_up() {
+    let mut world = World::ordered();
+    assert_eq!(world.jobs(), ["begin"]);
+    world.images.cancel(world.now, world.image);
+    world.drain();
+    assert_eq!(world.begun(), [] as [&str; 0]);
+    assert_eq!(world.jobs(), ["abandon"]);
+}
+
+#[test]
+fn an_image_that_is_paused_leaves_the_swarm_and_stays_on_the_disk() {
+    let mut world = World::filling();
+    world.images.pause(world.image);
+    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    // and goes on when it is ordered again
+    world.order(9);
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn what_is_installed_isnt_paused() {
+    let mut world = World::present();
+    world.images.pause(world.image);
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    assert_eq!(world.state(), StageState::Present);
+}
+
+#[test]
+fn an_image_whose_last_name_another_one_takes_is_given_up() {
+    let mut world = World::filling();
+    let other = Digest::of(b"another");
+    let order = Names {
+        number: 1,
+        whole: true,
+        names: vec![Name {
+            reference: NAME.into(),
+            manifest_digest: other.as_bytes().to_vec(),
+        }],
+    };
+    world.images.order_names(world.now, &order);
+    assert_eq!(world.drain(), ["withdraw", "report all"]);
+    assert_eq!(world.jobs(), ["abandon"]);
+}
+
+#[test]
+fn an_order_about_names_is_confirmed_by_the_first_look_after_it() {
+    let mut world = World::present();
+    let order = Names {
+        number: 5,
+        whole: true,
+        names: vec![Name {
+            reference: NAME.into(),
+            manifest_digest: world.image.as_bytes().to_vec(),
+        }],
+    };
+    world.images.order_names(world.now, &order);
+    assert_eq!(world.images.names_confirmed(), 0);
+    assert!(world.images.look_due());
+    let seen = [(NAME, Sight::Image(world.image))];
+    // somebody waits for that, though nothing else changed
+    assert_eq!(world.look(&seen), ["report"]);
+    assert_eq!(world.images.names_confirmed(), 5);
+    assert_eq!(world.look(&seen), [] as [&str; 0]);
+}
+
+// ---- the stage ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_beginning_that_fails_is_tried_again_after_a_pause() {
+    let mut world = World::ordered();
+    world.jobs();
+    let error = Err(trouble(Reason::NoRoom));
+    world.images.begun(world.now, world.image, error, None);
+    assert_eq!(world.drain(), ["failed", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Failed, "no_room")
+    );
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.wait(Duration::from_millis(4_999));
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.wait(Duration::from_millis(1));
+    assert_eq!(world.jobs(), ["begin"]);
+    assert_eq!(world.state(), StageState::Queued);
+}
+
+#[test]
+fn a_content_of_two_sizes_is_taken_up_by_neither_image_and_blames_nobody() {
+    let mut world = World::ordered();
+    world.jobs();
+    let content = world.layout.contents()[0].digest;
+    let stage = Ok((world.disk.clone(), 0));
+    world
+        .images
+        .begun(world.now, world.image, stage, Some(content));
+    assert_eq!(world.drain(), ["failed", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Failed, "contradicts")
+    );
+    world.wait(Duration::from_secs(5));
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn what_an_earlier_process_left_is_read_while_chunks_come_and_before_it_is_installed() {
+    let mut world = World::ordered();
+    world.disk.0.unread.set(true);
+    world.jobs();
+    assert_eq!(world.begun(), ["take up", "read again"]);
+    world.jobs();
+    world.images.recorded(world.now, world.image, Ok(()));
+    world.close_all();
+    assert_eq!(world.state(), StageState::Staging);
+    world.look(&[]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    let disk = world.disk.clone();
+    world.images.was_read(world.now, world.image, &disk, Ok(()));
+    assert_eq!(world.state(), StageState::Installing);
+    world.look(&[]);
+    assert_eq!(world.jobs(), ["install"]);
+}
+
+#[test]
+fn a_stage_that_cant_be_read_is_put_down_and_begun_again() {
+    let mut world = World::ordered();
+    world.disk.0.unread.set(true);
+    world.jobs();
+    world.begun();
+    let disk = world.disk.clone();
+    let error = Err("input/output error".to_owned());
+    world.images.was_read(world.now, world.image, &disk, error);
+    assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Failed, "not_stored")
+    );
+}
+
+#[test]
+fn a_reading_of_a_stage_of_before_says_nothing_and_this_one_is_read_after_it() {
+    let mut world = World::ordered();
+    let before = world.disk.clone();
+    before.0.unread.set(true);
+    world.jobs();
+    world.begun();
+    before.0.gone.set(true);
+    world.images.removed(world.now, world.image);
+    world.drain();
+    world.disk = Disk::default();
+    world.disk.0.unread.set(true);
+    assert_eq!(world.jobs(), ["begin"]);
+    // one reader at a time
+    assert_eq!(world.begun(), ["take up"]);
+    let error = Err("no such file".to_owned());
+    world
+        .images
+        .was_read(world.now, world.image, &before, error);
+    assert_eq!(world.drain(), ["read again"]);
+    assert_eq!(world.state(), StageState::Staging);
+}
+
+#[test]
+fn counts_belong_to_one_staging_and_go_on_with_it_after_a_restart() {
+    let mut world = World::ordered();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(50);
+    world.disk.0.begun_at.set(Some(at));
+    world.jobs();
+    world.begun();
+    let images = [world.image];
+    world.images.came_from_peers(&images, 30);
+    world.images.gained(&images, 12);
+    world
+        .images
+        .stop_filling(world.now, &trouble(Reason::NoRoom));
+    world.drain();
+    assert_eq!((world.told().held_bytes, world.told().peer_bytes), (12, 30));
+    assert_eq!(world.told().begun_at_ms, 50_000);
+    // the same staging, of which the disk holds the truth
+    world.wait(Duration::from_secs(5));
+    world.jobs();
+    world.begun();
+    assert_eq!((world.told().held_bytes, world.told().peer_bytes), (0, 30));
+    // another one
+    world.disk = Disk::whole(&world.layout);
+    world.disk.0.begun_at.set(Some(at + Duration::from_secs(1)));
+    world.disk.0.gone.set(true);
+    world
+        .images
+        .stop_filling(world.now, &trouble(Reason::NoRoom));
+    world.wait(Duration::from_secs(60));
+    world.jobs();
+    world.begun();
+    assert_eq!(world.told().peer_bytes, 0);
+    assert_eq!(world.told().held_bytes, world.layout.content_bytes());
+}
+
+#[test]
+fn what_is_installed_whole_and_sound_is_present_at_the_first_look_after_a_restart() {
+    let mut world = World::new();
+    world.disk = Disk::whole(&world.layout);
+    world.disk.0.installed.set(true);
+    let left = Left {
+        layout: Arc::new(world.layout.clone()),
+        manifest: manifest("a").into(),
+        wanted: vec![NAME.into()],
+        references: vec![NAME.into()],
+        entitled: None,
+        stage: world.disk.clone(),
+    };
+    world.images.recovered(world.now, left, None);
+    assert_eq!(world.drain(), ["entitle", "take up"]);
+    assert_eq!(
+        world.look(&[(NAME, Sight::Image(world.image))]),
+        ["present", "report"]
+    );
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+}
+
+#[test]
+fn what_is_doubted_after_a_restart_is_begun_as_anything_else() {
+    let mut world = World::new();
+    world.disk = Disk::whole(&world.layout);
+    world.disk.0.installed.set(true);
+    world.disk.0.doubted.set(true);
+    let left = Left {
+        layout: Arc::new(world.layout.clone()),
+        manifest: manifest("a").into(),
+        wanted: vec![NAME.into()],
+        references: vec![NAME.into()],
+        entitled: None,
+        stage: world.disk.clone(),
+    };
+    world.images.recovered(world.now, left, None);
+    assert_eq!(world.drain(), ["entitle"]);
+    // what is here is told at once
+    assert_eq!(world.told().held_bytes, world.layout.content_bytes());
+    assert_eq!(world.jobs(), ["begin"]);
+}

@@ -1,0 +1,347 @@
+//! What becomes of an image that is staged: chunks, installation, and what others do to the disk.
+
+use super::*;
+
+// ---- chunks -------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn below_the_floor_nothing_more_is_taken_and_what_is_whole_goes_on() {
+    let mut world = World::installing();
+    world
+        .images
+        .stop_filling(world.now, &trouble(Reason::NoRoom));
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    let mut world = World::filling();
+    world
+        .images
+        .stop_filling(world.now, &trouble(Reason::NoRoom));
+    assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
+    assert_eq!(world.reason(), "no_room");
+    assert!(!world.images.is_filling());
+}
+
+#[test]
+fn files_that_cant_be_written_stop_the_one_image_while_it_fills_and_none_that_is_installed() {
+    let mut world = World::filling();
+    world
+        .images
+        .unwritable(world.now, world.image, "read-only".into());
+    assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
+    let mut world = World::present();
+    world
+        .images
+        .unwritable(world.now, world.image, "read-only".into());
+    assert_eq!(world.drain(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_content_that_rots_takes_presence_away_until_it_is_verified_again() {
+    let mut world = World::present();
+    let content = world.layout.contents()[1].digest;
+    world.disk.0.closed.borrow_mut().remove(&content);
+    world.images.content_opened(world.now, world.image, content);
+    assert_eq!(world.drain(), ["report"]);
+    assert_eq!(world.state(), StageState::Staging);
+    assert_eq!(world.told().ready_references, [] as [&str; 0]);
+    // a second one changes nothing that others rely on
+    let second = world.layout.contents()[0].digest;
+    world.images.content_opened(world.now, world.image, second);
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    world.close_all();
+    world.look(&[(NAME, Sight::Image(world.image))]);
+    assert_eq!(world.state(), StageState::Present);
+}
+
+#[test]
+fn trouble_of_the_registry_ends_when_something_comes_of_it_or_of_peers() {
+    let mut world = World::filling();
+    let images = [world.image];
+    world
+        .images
+        .origin_troubles(&images, &trouble(Reason::OriginTrouble));
+    assert_eq!(world.reason(), "origin_trouble");
+    world.images.origin_is_well(&images);
+    assert_eq!(world.reason(), "");
+    world
+        .images
+        .origin_troubles(&images, &trouble(Reason::OriginFailed));
+    world.images.came_from_origin(&images, 5);
+    assert_eq!((world.reason(), world.told().origin_bytes), ("", 5));
+    // what isn't the registry's stays
+    world
+        .images
+        .origin_troubles(&images, &trouble(Reason::NoRoom));
+    world.images.origin_is_well(&images);
+    assert_eq!(world.reason(), "no_room");
+}
+
+#[test]
+fn bytes_of_a_shared_content_are_held_by_all_images_and_moved_for_the_first() {
+    let mut world = World::filling();
+    let other = Digest::of(b"an image that is gone");
+    world.images.gained(&[other, world.image], 10);
+    world.images.came_from_peers(&[other, world.image], 10);
+    world.images.came_from_peers(&[world.image, other], 7);
+    world.images.uploaded(&[world.image], 3);
+    world.images.uploaded(&[], 3);
+    world.images.lost(&[world.image], 4);
+    let told = world.told();
+    assert_eq!(
+        (told.held_bytes, told.peer_bytes, told.upload_bytes),
+        (6, 7, 3)
+    );
+    // never below nothing
+    world.images.lost(&[world.image], 40);
+    assert_eq!(world.told().held_bytes, 0);
+}
+
+#[test]
+fn the_registry_is_asked_by_the_order_that_the_lease_names() {
+    let world = World::filling();
+    let other = Digest::of(b"another");
+    let found = world.images.source(None, &[other, world.image]).unwrap();
+    assert_eq!((found.image, found.reference.as_str()), (world.image, NAME));
+    let leased = world.images.source(Some(world.image), &[world.image]);
+    assert_eq!(leased, Some(found.clone()));
+    // a lease of an image that the content isn't part of counts for nothing
+    let leased = world.images.source(Some(world.image), &[other]);
+    assert_eq!(leased, None);
+}
+
+#[test]
+fn the_blobs_of_images_under_way_are_in_use_and_those_of_present_ones_arent() {
+    assert_eq!(World::ordered().images.blobs_in_use().len(), 3);
+    assert_eq!(World::filling().images.blobs_in_use().len(), 3);
+    assert_eq!(World::installing().images.blobs_in_use().len(), 3);
+    assert_eq!(World::present().images.blobs_in_use().len(), 0);
+}
+
+// ---- installing ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn tart_that_is_busy_is_waited_for_half_a_second_and_is_no_failure() {
+    let mut world = World::installing();
+    let busy = LockError::Busy {
+        path: PathBuf::from("/tart"),
+        waited: Duration::from_secs(1),
+    };
+    assert_eq!(
+        world.link(Err(InstallError::Busy(busy)), Ok(())),
+        ["report"]
+    );
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Installing, "tart_busy")
+    );
+    world.look(&[]);
+    assert_eq!(world.images.next_due(), None);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    // the loop wakes when the pause is over, and not with the next look
+    assert_eq!(world.images.next_due(), Some(world.now + BUSY_PAUSE));
+    world.wait(BUSY_PAUSE);
+    assert_eq!(world.jobs(), ["install"]);
+}
+
+#[test]
+fn a_golden_that_cant_be_made_fails_the_try_and_leaves_the_stage_in_the_swarm() {
+    let mut world = World::installing();
+    world.disk.0.installed.set(true);
+    let effects = world.link(Ok(()), Err(trouble(Reason::GoldenFailed)));
+    assert_eq!(effects, ["failed", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Failed, "golden_failed")
+    );
+    world.look(&[]);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.wait(Duration::from_secs(5));
+    assert_eq!(world.jobs(), ["install"]);
+    assert_eq!(world.state(), StageState::Installing);
+}
+
+#[test]
+fn goldens_are_told_of() {
+    let mut world = World::installing();
+    world.images.goldens_made(world.image, false);
+    assert!(!world.told().golden);
+    world.images.goldens_made(world.image, true);
+    world.images.goldens_made(world.image, false);
+    assert!(world.told().golden);
+}
+
+#[test]
+fn an_install_that_finds_a_content_incomplete_begins_anew_with_what_is_here() {
+    let mut world = World::installing();
+    let content = world.layout.contents()[0].digest;
+    let incomplete = Err(InstallError::Incomplete(content));
+    assert_eq!(world.link(incomplete, Ok(())), ["withdraw"]);
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn an_install_of_a_stage_of_before_changes_nothing() {
+    let mut world = World::installing();
+    let disk = Disk::default();
+    let error = Err(InstallError::Gone);
+    world
+        .images
+        .linked(world.now, world.image, &disk, error, Ok(()));
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Installing, "")
+    );
+}
+
+// ---- what others do to the disk -----------------------------------------------------------------------------------------
+
+#[test]
+fn files_that_are_removed_amid_staging_are_staged_anew_at_once_and_then_after_a_pause() {
+    let mut world = World::filling();
+    world.disk.0.gone.set(true);
+    world.images.removed(world.now, world.image);
+    assert_eq!(world.drain(), ["withdraw", "report"]);
+    assert_eq!(world.state(), StageState::Queued);
+    world.disk = Disk::default();
+    assert_eq!(world.jobs(), ["begin"]);
+    world.begun();
+    world.disk.0.gone.set(true);
+    world.images.removed(world.now, world.image);
+    assert_eq!(world.drain(), ["withdraw", "failed", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Failed, "removed")
+    );
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.wait(Duration::from_secs(5));
+    assert_eq!(world.jobs(), ["begin"]);
+}
+
+#[test]
+fn an_image_that_was_present_in_between_is_staged_anew_at_once_again() {
+    let mut world = World::present();
+    let content = world.layout.contents()[0].digest;
+    world.images.content_opened(world.now, world.image, content);
+    world.disk.0.gone.set(true);
+    world.images.removed(world.now, world.image);
+    assert_eq!(world.drain(), ["report", "withdraw", "report"]);
+    assert_eq!(world.state(), StageState::Queued);
+}
+
+#[test]
+fn a_present_image_that_is_removed_is_gone_and_comes_back_when_it_is_ordered() {
+    let mut world = World::present();
+    world.disk.0.gone.set(true);
+    world.images.removed(world.now, world.image);
+    assert_eq!(world.drain(), ["withdraw", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Gone, "removed")
+    );
+    assert_eq!(world.told().held_bytes, 0);
+    assert_eq!(world.jobs(), [] as [&str; 0]);
+    world.order(8);
+    assert_eq!(world.jobs(), ["begin"]);
+    assert_eq!(world.state(), StageState::Queued);
+}
+
+#[test]
+fn a_word_about_files_of_a_stage_of_before_is_nothing() {
+    let mut world = World::present();
+    world.images.removed(world.now, world.image);
+    assert_eq!(world.drain(), [] as [&str; 0]);
+    assert_eq!(world.state(), StageState::Present);
+}
+
+#[test]
+fn an_image_that_is_found_damaged_is_read_again_and_isnt_present_meanwhile() {
+    let mut world = World::present();
+    world.disk.0.doubted.set(true);
+    world.disk.0.unread.set(true);
+    world.images.doubted(world.now, world.image);
+    assert_eq!(world.drain(), ["read again", "report"]);
+    assert_eq!(
+        (world.state(), world.reason()),
+        (StageState::Staging, "checking")
+    );
+    world.disk.0.doubted.set(false);
+    world.disk.0.unread.set(false);
+    let disk = world.disk.clone();
+    world.images.was_read(world.now, world.image, &disk, Ok(()));
+    world.look(&[(NAME, Sight::Image(world.image))]);
+    assert_eq!((world.state(), world.reason()), (StageState::Present, ""));
+}
+
+#[test]
+fn a_doubt_about_an_image_that_isnt_taken_up_is_for_its_beginning() {
+    let mut world = World::ordered();
+    world.images.doubted(world.now, world.image);
+    assert_eq!(world.drain(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_tag_that_somebody_moves_takes_presence_away_and_is_put_back() {
+    let mut world = World::present();
+    let other = Digest::of(b"another");
+    assert_eq!(world.look(&[(NAME, Sight::Image(other))]), ["report"]);
+    assert_eq!(world.state(), StageState::Installing);
+    let told = world.told();
+    assert_eq!(
+        (told.reason.as_str(), told.ready_references.len()),
+        ("tag_moved", 0)
+    );
+    assert_eq!(world.jobs(), ["install"]);
+}
+
+#[test]
+fn a_tag_that_somebody_removes_is_told_by_name() {
+    let mut world = World::present();
+    world.look(&[]);
+    let told = world.told();
+    assert_eq!(told.reason, "name_lost");
+    assert!(told.message.starts_with(NAME), "{}", told.message);
+}
+
+#[test]
+fn the_age_of_presence_is_that_of_the_look_that_found_it() {
+    let mut world = World::present();
+    world.wait(Duration::from_secs(3));
+    assert_eq!(world.told().presence_age_ms, 3_000);
+    world.look(&[(NAME, Sight::Image(world.image))]);
+    assert_eq!(world.told().presence_age_ms, 0);
+}
+
+#[test]
+fn states_are_counted_for_metrics_with_those_that_nothing_is_in() {
+    let counts = World::present().images.count_states();
+    assert_eq!(counts["present"], 1);
+    assert_eq!(counts["staging"], 0);
+    assert_eq!(counts.len(), 6);
+}
+
+// ---- what is told -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn what_is_under_way_has_no_reason_and_what_stands_has_the_hosts_own() {
+    let still = Some(swarm::Standstill {
+        stall: swarm::Stall::Throttled,
+        since: Duration::from_secs(65),
+    });
+    let mut world = World::filling();
+    let reason = |world: &World, still| image_state::of(world.now, world.found(), still, None);
+    assert_eq!(reason(&world, still).reason, "throttled");
+    assert_eq!(reason(&world, still).still_ms, 65_000);
+    let images = [world.image];
+    world
+        .images
+        .origin_troubles(&images, &trouble(Reason::OriginTrouble));
+    // the registry fails one content, and others come
+    assert_eq!(reason(&world, None).reason, "");
+    assert_eq!(reason(&world, still).reason, "origin_trouble");
+    world
+        .images
+        .stop_filling(world.now, &trouble(Reason::NoRoom));
+    assert_eq!(reason(&world, None).reason, "no_room");
+    assert_eq!(reason(&World::ordered(), None).reason, "preparing");
+    assert_eq!(reason(&World::present(), None).reason, "");
+}
