@@ -5,8 +5,8 @@
 //! same budget. Where presence is lost before the Pod drained, the label is withdrawn.
 //!
 //! [`Gate::admit`] decides and takes a slot that expires; [`Gate::explain`] is the same rule without the slot. In
-//! [`Mode::Own`] the gate admits by itself and asks the shell to write; in [`Mode::Guard`] another controller writes and
-//! asks. There is never a second writer: what isn't owned is never withdrawn either.
+//! [`Mode::Own`] the gate admits by itself and asks the shell to write; in [`Mode::Guard`] another controller writes
+//! and asks. There is never a second writer: what isn't owned is never withdrawn either.
 
 pub mod action;
 pub mod config;

@@ -413,9 +413,9 @@ impl Gate {
         }
     }
 
-    /// Nobody knows which Pods left in flight before everything was known. Where a pool rolls and lacks Pods, successors of such
-    /// Pods may be on their way: as many slots are kept for them for a while. Slots that a gate before this one wrote down are
-    /// kept until the successors are there.
+    /// Nobody knows which Pods left in flight before everything was known. Where a pool rolls and lacks Pods,
+    /// successors of such Pods may be on their way: as many slots are kept for them for a while. Slots that a gate
+    /// before this one wrote down are kept until the successors are there.
     fn keep_slots_of_before(&mut self, id: &PoolId) {
         let Some(state) = self.pools.get_mut(id) else {
             return;

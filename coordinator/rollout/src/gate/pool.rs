@@ -1,8 +1,8 @@
 //! What is known of one pool: how many Pods it is taken to have, and whether its owner makes the Pods that it wants.
 //!
-//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so. A Pod came
-//! when the shell saw it first. Each of the two may be late, because each has a watch of its own. So a Pod of another image
-//! that comes within [`Config::owner_lag`] after a change proves nothing for good.
+//! No clock of another machine is compared with ours. "After the image was set" means after the gate was told so. A
+//! Pod came when the shell saw it first. Each of the two may be late, because each has a watch of its own. So a Pod
+//! of another image that comes within [`Config::owner_lag`] after a change proves nothing for good.
 
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;

@@ -1,5 +1,6 @@
-//! Room under the caps that is taken although no Pod shows it: Pods that were let go a moment ago, and Pods that left and
-//! aren't replaced yet. [`Gate`](super::Gate) has the rule by which slots are taken and freed. Nothing here knows a Pod.
+//! Room under the caps that is taken although no Pod shows it: Pods that were let go a moment ago, and Pods that left
+//! and aren't replaced yet. [`Gate`](super::Gate) has the rule by which slots are taken and freed. Nothing here knows
+//! a Pod.
 
 use alloc::collections::BTreeMap;
 

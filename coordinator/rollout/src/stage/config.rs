@@ -5,8 +5,8 @@ use core::time::Duration;
 /// Staging's bounds and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Contents leased at one time in the whole fleet. Where staging has all of these leases, mirrors have one more, because
-    /// their clients don't wait for long.
+    /// Contents leased at one time in the whole fleet. Where staging has all of these leases, mirrors have one more,
+    /// because their clients don't wait for long.
     pub origin_streams: usize,
     /// A lease without progress for this long passes on.
     pub lease_timeout: Duration,
@@ -33,9 +33,9 @@ pub struct Config {
     pub fault_retry: Duration,
     /// The longest wait before a content is tried again that made its image fail.
     pub fault_retry_most: Duration,
-    /// The first such wait where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]). Two hosts
-    /// look, then one after 20 minutes, then one 40 minutes after that. In a fleet of six and more three hosts look, and then
-    /// one every hour. That is at most three times the content in any hour.
+    /// The first such wait where each try costs nearly the whole content and brings nothing ([`Fault::CutShort`]).
+    /// Two hosts look, then one after 20 minutes, then one 40 minutes after that. In a fleet of six and more three
+    /// hosts look, and then one every hour. That is at most three times the content in any hour.
     ///
     /// [`Fault::CutShort`]: crate::stage::event::Fault::CutShort
     pub costly_retry: Duration,

@@ -32,8 +32,8 @@ pub enum Selection {
 pub enum Purpose {
     /// To be staged.
     Stage,
-    /// Clients of hosts' mirrors wait for it. Its registry may be any: what that registry does says nothing of the images that
-    /// are staged, nor of their registry.
+    /// Clients of hosts' mirrors wait for it. Its registry may be any: what that registry does says nothing of the
+    /// images that are staged, nor of their registry.
     Mirror,
 }
 
@@ -68,8 +68,8 @@ pub enum Fault {
     /// The registry gives no parts of it, and its connections end before the content does: a try costs all that comes
     /// until then, and brings nothing that wasn't here.
     CutShort,
-    /// The registry hangs, breaks off or answers with errors, with one host after another, while it gives other contents. No
-    /// host says so by itself: it is found out from how leases end.
+    /// The registry hangs, breaks off or answers with errors, with one host after another, while it gives other
+    /// contents. No host says so by itself: it is found out from how leases end.
     Unavailable,
 }
 
@@ -121,8 +121,8 @@ pub enum Event {
     HostConnected(HostId),
     /// The host's session is lost.
     HostDisconnected(HostId),
-    /// An image is wanted. The same image with another selection or other references changes those. A host that leaves the
-    /// selection drops what it had of the image, unless it is in `held`.
+    /// An image is wanted. The same image with another selection or other references changes those. A host that
+    /// leaves the selection drops what it had of the image, unless it is in `held`.
     Wanted {
         /// Its manifest digest.
         image: Digest,
@@ -141,8 +141,8 @@ pub enum Event {
     Cancelled(Digest),
     /// Somebody asks for this image anew: what can't be had of it is tried at once.
     Urged(Digest),
-    /// Everything that was wanted when this coordinator started has been told. What hosts stage besides is left over from an
-    /// earlier coordinator, and is cancelled when they report it.
+    /// Everything that was wanted when this coordinator started has been told. What hosts stage besides is left over
+    /// from an earlier coordinator, and is cancelled when they report it.
     WantsKnown,
     /// A host reported where an image stands.
     Reported {
@@ -179,7 +179,8 @@ pub enum Event {
         /// How.
         end: LeaseEnd,
     },
-    /// All leases that a host has, as it says. A lease that it was granted in an earlier session and doesn't name is lost.
+    /// All leases that a host has, as it says. A lease that it was granted in an earlier session and doesn't name is
+    /// lost.
     LeasesHeld {
         /// The host.
         host: HostId,
@@ -193,8 +194,8 @@ pub enum Event {
         /// The contents; empty when there are none any more.
         contents: Vec<Digest>,
     },
-    /// A host says how many chunks it holds of each content: of all at the start of a session, then of those where the number
-    /// changed. Other hosts are believed by what it says.
+    /// A host says how many chunks it holds of each content: of all at the start of a session, then of those where
+    /// the number changed. Other hosts are believed by what it says.
     Holds {
         /// The host.
         host: HostId,

@@ -24,8 +24,8 @@ pub(super) struct ContentState {
     size: u64,
     /// Hosts that hold all of it, and since when.
     done: BTreeMap<HostId, Moment>,
-    /// Hosts that say that they hold all of it and aren't believed, because others found no source of it or got nothing.
-    /// They are believed again when hosts get it without a lease.
+    /// Hosts that say that they hold all of it and aren't believed, because others found no source of it or got
+    /// nothing. They are believed again when hosts get it without a lease.
     doubted: BTreeSet<HostId>,
     /// How often it was doubted since a chunk came.
     doubts: u32,
