@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use logging::LogFormat;
 
 /// Puts macOS VM images into this host's tart cache before they are needed, and shares them with the fleet.
 #[derive(Debug, Parser)]
@@ -40,15 +41,6 @@ pub struct Shared {
     /// Log to this file instead of stderr. It may be rotated at any time: the next line goes to a new one.
     #[arg(long, env = "PARBAKE_LOG_FILE", global = true)]
     pub log_file: Option<PathBuf>,
-}
-
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// The agent's commands.

@@ -4,19 +4,18 @@
 //! The coordinator is recognised by the pin of the fleet's authority, which the operator brings along with the token;
 //! nothing is sent before the pin is found in the chain that the server presents.
 
-use std::{io::Read as _, path::Path, sync::Arc, time::Duration};
+use std::{io::Read as _, path::Path, time::Duration};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Request, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
+use client::{
+    CallError, Client, Target,
+    view::{EnrolReply, EnrolRequest, RenewRequest},
+};
+use hyper::Method;
 use proto::Digest;
-use rustls::pki_types::ServerName;
-use serde::{Deserialize, Serialize};
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use serde::Serialize;
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::{
@@ -26,42 +25,6 @@ use crate::{
 
 /// The whole exchange has to be over within this time.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The most bytes of an answer: two certificates and an address.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
-
-/// The name in the coordinator's certificate; no host can have it.
-pub(crate) const COORDINATOR: &str = "coordinator";
-
-/// An enrolment.
-#[derive(Serialize)]
-struct Enrolment<'a> {
-    token: &'a str,
-    csr: String,
-}
-
-/// A late renewal.
-#[derive(Serialize)]
-struct LateRenewal {
-    certificate: String,
-    csr: String,
-}
-
-/// The coordinator's answer to both.
-#[derive(Debug, Deserialize)]
-struct Answer {
-    /// PEM, leaf first.
-    chain: String,
-    /// PEM.
-    authority: String,
-    /// `host:port` for QUIC; an empty host means the one that was asked.
-    address: String,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    error: String,
-}
 
 /// Enrols this host and keeps its identity in `state_dir`.
 pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<()> {
@@ -75,8 +38,8 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
         .context("--ca-pin has to be the 64 hex digits that `parbake-coordinator pin` prints")?;
     let token = read_token(&options.token_file)?;
     let (request, key_pem) = identity::request()?;
-    let question = Enrolment {
-        token: &token,
+    let question = EnrolRequest {
+        token,
         csr: STANDARD.encode(request),
     };
     let answer = ask(&options.api, pin, "/v1/enrol", &question).await?;
@@ -97,7 +60,7 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
 /// certificate, which stays its key until the next ordinary renewal.
 pub(crate) async fn renew_late(identity: &Identity) -> anyhow::Result<Identity> {
     let (certificate, request) = identity.proof()?;
-    let question = LateRenewal {
+    let question = RenewRequest {
         certificate: STANDARD.encode(certificate),
         csr: STANDARD.encode(request),
     };
@@ -135,56 +98,23 @@ async fn ask(
     pin: Digest,
     path: &str,
     question: &impl Serialize,
-) -> anyhow::Result<Answer> {
-    let question = serde_json::to_vec(question)?;
-    let answer = timeout(TIMEOUT, exchange(api, pin, path, question)).await;
-    answer.with_context(|| format!("{api} didn't answer within {} s", TIMEOUT.as_secs()))?
-}
-
-async fn exchange(api: &str, pin: Digest, path: &str, question: Vec<u8>) -> anyhow::Result<Answer> {
-    let authority = link::api_address(api)?;
-    let stream = TcpStream::connect(authority)
-        .await
-        .with_context(|| format!("connecting to {api}"))?;
-    let connector = TlsConnector::from(Arc::new(link::pinned(pin)));
-    let stream = connector
-        .connect(ServerName::try_from(COORDINATOR)?, stream)
-        .await
-        .map_err(link::HandshakeError::of)
-        .with_context(|| format!("reaching {api} (--api, --ca-pin)"))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::post(path)
-        .header(header::HOST, authority)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(question)))?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
-            .collect()
-            .await;
-        let body = body
-            .map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?
-            .to_bytes();
-        if !status.is_success() {
-            let reason = serde_json::from_slice::<Refusal>(&body).map(|refusal| refusal.error);
-            bail!(
-                "{api} refused: {}",
-                reason.unwrap_or_else(|_| status.to_string())
-            );
-        }
-        serde_json::from_slice(&body).context("the answer isn't what this version expects")
-    };
-    tokio::select! {
-        answer = exchange => answer,
-        Err(error) = connection => Err(error).context("the connection broke"),
-    }
+) -> anyhow::Result<EnrolReply> {
+    let address = link::api_address(api)?.to_owned();
+    let client = Client::new(Target::without_token(address, pin));
+    let answer = timeout(TIMEOUT, client.read(Method::POST, path, Some(question))).await;
+    let answer =
+        answer.with_context(|| format!("{api} didn't answer within {} s", TIMEOUT.as_secs()))?;
+    answer.map_err(|error| match error {
+        CallError::Refused { text, .. } => anyhow!("{api} refused: {text}"),
+        error => anyhow!(error).context(format!("reaching {api} (--api, --ca-pin)")),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::{sync::Arc, time::SystemTime};
 
+    use client::COORDINATOR;
     use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -203,7 +133,11 @@ mod tests {
     }
 
     /// Asks a server of this authority, which gives this answer whatever it is asked.
-    async fn answer(authority: &Authority, pin: Digest, answer: &str) -> anyhow::Result<Answer> {
+    async fn answer(
+        authority: &Authority,
+        pin: Digest,
+        answer: &str,
+    ) -> anyhow::Result<EnrolReply> {
         let (chain, key) = authority.server(COORDINATOR);
         let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -221,8 +155,8 @@ mod tests {
             stream.shutdown().await?;
             anyhow::Ok(text)
         };
-        let question = Enrolment {
-            token: "t",
+        let question = EnrolRequest {
+            token: "t".into(),
             csr: String::new(),
         };
         let (answer, served) = tokio::join!(ask(&api, pin, "/v1/enrol", &question), serve);
@@ -244,7 +178,10 @@ mod tests {
             .identity("mini-1", SystemTime::now())
             .pin()
             .unwrap();
-        let good = http("200 OK", r#"{"chain":"c","authority":"a","address":":1"}"#);
+        let good = http(
+            "200 OK",
+            r#"{"host":"mini-1","chain":"c","authority":"a","address":":1","expires_at":1}"#,
+        );
         let told = answer(&authority, pin, &good).await.unwrap();
         assert_eq!((told.chain.as_str(), told.address.as_str()), ("c", ":1"));
 

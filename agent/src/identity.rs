@@ -5,14 +5,14 @@
 //! doesn't fit its certificate. `reset.key` has 32 random bytes as hex digits: see [`reset_secret`].
 
 use std::{
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use anyhow::{Context as _, ensure};
 use link::{Credentials, ResetSecret, Validity};
+use pem::{EncodeConfig, LineEnding, Pem};
 use proto::HostId;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -99,6 +99,9 @@ impl Identity {
             })
         };
         let (host_pem, authority_pem) = (read("host.pem")?, read("authority.pem")?);
+        if let Err(error) = durable::sweep(dir) {
+            warn!(directory = %dir.display(), %error, "what a crash left of a write can't be removed");
+        }
         let address = |name: &str| {
             let address = read_address(&dir.join(name));
             address.inspect_err(|error| warn!("{error:#}; enrol this host again"))
@@ -125,11 +128,7 @@ impl Identity {
 
     /// Writes the identity: each file whole or not at all. `host.pem` comes last: with it the host counts as enrolled.
     pub(crate) fn save(&self, dir: &Path) -> anyhow::Result<()> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("making {}", dir.display()))?;
+        durable::make_dir(dir).with_context(|| format!("making {}", dir.display()))?;
         let files = [
             ("authority.pem", &self.authority_pem),
             ("coordinator", &self.coordinator),
@@ -137,7 +136,8 @@ impl Identity {
             ("host.pem", &self.host_pem),
         ];
         for (name, text) in files {
-            replace(&dir.join(name), text.as_bytes())
+            let path = dir.join(name);
+            durable::write(&path, text.as_bytes(), durable::SECRET)
                 .with_context(|| format!("writing {}", dir.join(name).display()))?;
         }
         Ok(())
@@ -248,7 +248,7 @@ pub(crate) fn kept_secret(dir: &Path, name: &str) -> [u8; 32] {
         .map_err(|_| io::Error::other("the system gives no random bytes"))
         .and_then(|()| {
             let text = proto::Digest::from_bytes(bytes).hex().to_string();
-            replace(&path, text.as_bytes())
+            durable::write(&path, text.as_bytes(), durable::SECRET)
         });
     if let Err(error) = kept {
         tracing::warn!(path = %path.display(), %error, "a secret of this host isn't kept: after a restart it has another one");
@@ -258,32 +258,8 @@ pub(crate) fn kept_secret(dir: &Path, name: &str) -> [u8; 32] {
 
 /// A certificate as PEM.
 pub(crate) fn pem(der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<_> = text
-        .as_bytes()
-        .chunks(64)
-        .map(|line| String::from_utf8_lossy(line))
-        .collect();
-    format!(
-        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-        lines.join("\n")
-    )
-}
-
-/// Writes a file whole or not at all, readable by its owner only: temporary file, sync, rename, sync the directory.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    std::fs::File::open(path.parent().unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new("CERTIFICATE", der), lines)
 }
 
 /// The SHA-256 of the first certificate in a PEM text: what `--ca-pin` names.

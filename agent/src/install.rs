@@ -6,12 +6,9 @@
 
 use std::{
     borrow::Cow,
-    ffi::OsStr,
-    fs::{DirBuilder, OpenOptions},
+    fs::DirBuilder,
     io::{self, Write as _},
-    os::unix::fs::{
-        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-    },
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Component, Path, PathBuf},
     process::{Output, Stdio},
     time::{Duration, Instant},
@@ -308,23 +305,9 @@ fn write_file(path: &Path, content: &str, mode: u32, keep: bool) -> io::Result<b
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(directory)?;
-    // no suffix that launchd or newsyslog would take for one of theirs
-    let name = path.file_name().unwrap_or(OsStr::new("file"));
-    let beside = directory.join(format!(".{}.new", name.to_string_lossy()));
-    match std::fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&beside)?;
-    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    std::fs::File::open(directory)?.sync_all()?;
+    // neither launchd nor newsyslog takes a temporary file for one of theirs
+    durable::sweep_of(path)?;
+    durable::write(path, content.as_bytes(), mode)?;
     Ok(true)
 }
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use client::COORDINATOR;
 use link::{Endpoint, LocalNames, Settings};
 use proto::{HostId, message::Hello};
 use tokio::{
@@ -17,7 +18,6 @@ use crate::{
     admin::{self, Snapshot},
     config::Config,
     driver::{self, Parts},
-    enrol::COORDINATOR,
     golden::Goldens,
     identity::{self, Identity},
     metrics::Metrics,

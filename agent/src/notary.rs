@@ -124,7 +124,7 @@ impl Notary {
         let Some(bytes) = standing.map(|run| run.ticket().to_bytes()) else {
             return;
         };
-        if let Err(error) = identity::replace(path, &bytes) {
+        if let Err(error) = durable::write(path, &bytes, durable::SECRET) {
             warn!(path = %path.display(), %error, "the ticket isn't kept: after a restart without a coordinator this host serves nothing");
         }
     }

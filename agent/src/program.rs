@@ -1,14 +1,14 @@
 //! What was typed becomes one of the agent's commands, and its end an exit code.
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
+use logging::{BadFilter, Filter};
 use proto::causes;
 use tracing::{error, warn};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::{
-    cli::{Cli, Command, LogFormat, Run, Shared},
+    cli::{Cli, Command, Run, Shared},
     commands::{stage, status, verify},
     config::Config,
     driver, enrol, install,
@@ -22,7 +22,10 @@ const ERROR: u8 = 2;
 
 /// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
-    start_logging(&cli.shared);
+    if let Err(error) = start_logging(&cli.shared) {
+        drop(writeln!(std::io::stderr(), "parbake-agent: {error}"));
+        return ExitCode::from(ERROR);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // verification, packing and disk
@@ -41,41 +44,21 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn start_logging(shared: &Shared) {
-    let (format, filter) = (shared.log_format, &shared.log);
-    match &shared.log_file {
-        None => start_logging_to(format, filter, colours(), std::io::stderr),
-        Some(path) => match LogFile::open(path) {
-            Ok(file) => start_logging_to(format, filter, false, file),
-            // somebody removed it, in a directory where this user can't make another: images matter more
-            Err(error) => {
-                start_logging_to(format, filter, false, std::io::stderr);
-                warn!(path = %path.display(), %error, "the log file can't be opened (--log-file); logging to stderr: `parbake-agent install` makes it anew");
-            }
-        },
+fn start_logging(shared: &Shared) -> Result<(), BadFilter> {
+    let (format, filter) = (shared.log_format, Filter::parse(&shared.log)?);
+    let Some(path) = &shared.log_file else {
+        logging::to_stderr(format, filter);
+        return Ok(());
+    };
+    match LogFile::open(path) {
+        Ok(file) => logging::to(format, filter, file),
+        // somebody removed it, in a directory where this user can't make another: images matter more
+        Err(error) => {
+            logging::to(format, filter, std::io::stderr);
+            warn!(path = %path.display(), %error, "the log file can't be opened (--log-file); logging to stderr: `parbake-agent install` makes it anew");
+        }
     }
-}
-
-/// Colours are for terminals that can show them, and for people who want them (<https://no-color.org>).
-fn colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stderr().is_terminal() && !refused && !dumb
-}
-
-fn start_logging_to<W>(format: LogFormat, filter: &str, colours: bool, writer: W)
-where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-{
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(writer);
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    Ok(())
 }
 
 async fn command(cli: Cli) -> anyhow::Result<bool> {

@@ -461,7 +461,7 @@ mod tests {
         assert!(says_expired(&refused(Fault::Expired(None))));
         assert!(!says_expired(&refused(Fault::Unauthorised)));
         // it is the coordinator's certificate that has expired: ours can't help
-        let theirs = ConnectError::PeerRefused {
+        let theirs = ConnectError::PeerUntrusted {
             host,
             address,
             fault: Fault::Expired(None),

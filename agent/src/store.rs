@@ -246,6 +246,9 @@ impl Store {
             let Some(image) = name.and_then(|name| format!("sha256:{name}").parse().ok()) else {
                 continue;
             };
+            if let Err(error) = durable::sweep(&path) {
+                tracing::warn!(%image, %error, "what a crash left of a write can't be removed");
+            }
             match load(&this.shared, &path, image) {
                 Ok(Loaded::Stage(stage)) => this.keep(Arc::new(*stage)),
                 Ok(unusable) => {

@@ -24,7 +24,7 @@ use rustls_pki_types::{
 };
 use time::OffsetDateTime;
 
-use crate::{durable, random};
+use crate::random;
 
 /// The name in the coordinator's own certificate. No host may have it.
 pub use client::COORDINATOR;

@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub use logging::LogFormat;
 
 /// Decides which hosts of a fleet stage which images, enrols hosts, and answers operators.
 #[derive(Debug, Parser)]
@@ -32,15 +33,6 @@ pub struct Shared {
     /// What to log, as in `info` or `coordinator=debug,warn`.
     #[arg(long, env = "PARBAKE_LOG", default_value = "info", global = true)]
     pub log: String,
-}
-
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// The coordinator's commands.

@@ -1,23 +1,23 @@
 //! The commands of `parbake-coordinator`: runs the coordinator, and works on its state beside it.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
 use crate::{
     authority::Authority,
-    cli::{Cli, Command, LogFormat, Run, Shared},
+    cli::{Cli, Command, Run, Shared},
     config::Config,
     enrolment::Enrolment,
     view::TokenReply,
 };
 use anyhow::{Context as _, bail};
+use logging::Filter;
 use proto::{HostId, causes};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Runs the command. Exit status: 0 done, 2 an error.
 #[must_use]
@@ -37,7 +37,7 @@ pub fn run(cli: Cli) -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
     let shared = cli.shared;
-    log(&shared)?;
+    logging::to_stderr(shared.log_format, Filter::parse(&shared.log)?);
     match cli.command {
         Command::Run(options) => serve(shared, *options),
         Command::Check => {
@@ -91,27 +91,6 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             say(&crate::cluster::crd::yaml().context("writing the definition as YAML")?)
         }
     }
-}
-
-fn log(shared: &Shared) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(&shared.log).with_context(|| format!("--log {}", shared.log))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours())
-        .with_writer(std::io::stderr);
-    match shared.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
-}
-
-/// Colours are for terminals that can show them, and for people who want them (<https://no-color.org>).
-fn colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stderr().is_terminal() && !refused && !dumb
 }
 
 fn serve(shared: Shared, options: Run) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use std::{
 use proto::HostId;
 use serde::{Deserialize, Serialize};
 
-use crate::{authority::COORDINATOR, durable, secret::Secret};
+use crate::{authority::COORDINATOR, secret::Secret};
 
 /// The most tokens that may be outstanding: a fleet of 1,000 hosts enrolled twice over.
 const MAX_TOKENS: usize = 2_000;

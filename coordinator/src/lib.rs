@@ -16,7 +16,6 @@ pub mod cluster;
 pub mod command;
 pub mod config;
 mod driver;
-mod durable;
 pub mod enrolment;
 mod fleet;
 mod intake;

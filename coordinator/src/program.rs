@@ -26,7 +26,6 @@ use crate::{
     cli::{Run, Shared},
     config::Config,
     driver::{self, Driver},
-    durable,
     enrolment::Enrolment,
     fleet::{self, Membership, Reread},
     metrics::Metrics,

@@ -1,7 +1,7 @@
 //! New bearer secrets.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-pub use client::Secret;
+pub use proto::Secret;
 
 use crate::random;
 

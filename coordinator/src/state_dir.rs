@@ -8,7 +8,7 @@ use std::{
 
 use tracing::error;
 
-use crate::{durable, secret::Secret};
+use crate::secret::Secret;
 
 /// What makes a state directory usable again.
 fn remedy(error: &io::Error) -> &'static str {

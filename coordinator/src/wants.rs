@@ -19,7 +19,7 @@ use proto::{Digest, HostId, image::Layout};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use crate::{durable, view::BandwidthRequest};
+use crate::view::BandwidthRequest;
 
 /// An image that is wanted.
 #[derive(Clone, Debug)]

@@ -35,7 +35,8 @@ pub const RAW_SIZE_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-size";
 /// Annotation of a disk layer: the digest of its raw bytes.
 pub const RAW_DIGEST_ANNOTATION: &str = "org.cirruslabs.tart.uncompressed-content-digest";
 
-/// The largest manifest: three times that of a 512-layer image. Bounds what a registry can make us parse.
+/// The largest manifest that is read or parsed: what the distribution specification asks registries to accept at least, and three
+/// times that of a 512-layer image. Bounds what a registry can make us parse.
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// The most layers: fifteen times those of a 140 GB disk.
 pub const MAX_LAYERS: usize = 4096;

@@ -21,6 +21,7 @@ pub mod message;
 pub mod moment;
 pub mod reason;
 pub mod reference;
+pub mod secret;
 pub mod statement;
 
 pub use causes::causes;
@@ -34,4 +35,5 @@ pub use ledger::{Answer, Ledger, Source};
 pub use moment::Moment;
 pub use reason::{Reason, ToldReason};
 pub use reference::{ParseReferenceError, Reference, Version};
+pub use secret::Secret;
 pub use statement::{Signed, Statement, Ticket};

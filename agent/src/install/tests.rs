@@ -146,7 +146,8 @@ fn modes_are_set_also_on_what_was_there() {
     // a file that an install cut short has left beside
     let daemons = below(root.path(), Path::new("/Library/LaunchDaemons"));
     std::fs::create_dir_all(&daemons).unwrap();
-    std::fs::write(daemons.join(".dev.parbake.agent.plist.new"), "half").unwrap();
+    let beside = daemons.join(".dev.parbake.agent.plist.77.0.tmp");
+    std::fs::write(&beside, "half").unwrap();
     let layout = layout(&["--binary", "/b"]).unwrap();
     layout.write(root.path(), None).unwrap();
     for entry in &layout.entries {
@@ -155,6 +156,7 @@ fn modes_are_set_also_on_what_was_there() {
             .mode();
         assert_eq!(mode & 0o7777, entry.mode, "{}", entry.path.display());
     }
+    assert!(!beside.exists());
 }
 
 #[test]

@@ -143,6 +143,7 @@ impl Blobs {
     }
 
     fn load(&self) -> io::Result<()> {
+        durable::sweep(&self.root)?;
         let mut inner = lock(&self.inner);
         let now = (Instant::now(), SystemTime::now());
         for (directory, whole) in [(WHOLE, true), (ARRIVING, false)] {

@@ -7,6 +7,7 @@
 use std::str::FromStr as _;
 
 use origin::{Tag, Version};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use proto::Digest;
 
 use crate::config::mirror::registry;
@@ -186,19 +187,16 @@ fn page(query: &str, is_last: impl Fn(&str) -> bool) -> String {
     page.join("&")
 }
 
+/// What a media type may have, and means something else in a query.
+const MEANINGFUL: &AsciiSet = &CONTROLS.add(b'+').add(b'&').add(b'#').add(b'^');
+
 /// `artifactType` of a query, as it may be passed on: a media type (RFC 6838).
 fn kind_wanted(query: &str) -> String {
     let wanted = value(query, "artifactType").and_then(decode);
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"/!#$&-^_.+".contains(&byte);
     match wanted.filter(|wanted| !wanted.is_empty() && wanted.len() <= 255) {
         Some(wanted) if wanted.bytes().all(fits) => {
-            // what has a meaning in a query goes encoded
-            let encode = |byte: u8| match byte {
-                b'+' | b'&' | b'#' | b'^' => format!("%{byte:02X}"),
-                byte => char::from(byte).to_string(),
-            };
-            let encoded: String = wanted.bytes().map(encode).collect();
-            format!("artifactType={encoded}")
+            format!("artifactType={}", utf8_percent_encode(&wanted, MEANINGFUL))
         }
         _ => String::new(),
     }
@@ -212,7 +210,8 @@ fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-/// Undoes percent-encoding; `None` where it isn't UTF-8 or breaks off.
+/// Undoes percent-encoding; `None` where it isn't UTF-8, breaks off or has no hex digits. `percent_encoding` passes such a
+/// text through, and the registry might read it otherwise.
 fn decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());

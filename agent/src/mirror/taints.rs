@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -12,7 +11,7 @@ use std::{
 use proto::Digest;
 use tracing::warn;
 
-use crate::{lock::lock, platform};
+use crate::lock::lock;
 
 /// How long resuming a blob is refused after bytes of it that had left turned out false. Longer than any client goes on
 /// trying; a new attempt from the first byte is served meanwhile.
@@ -73,13 +72,7 @@ impl Taints {
     }
 
     fn write(&self, text: &str) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        platform::sync_full(&file)?;
-        fs::rename(&new, &self.path)?;
-        let directory = self.path.parent().unwrap_or(&self.path);
-        platform::sync_directory(directory)
+        durable::write(&self.path, text.as_bytes(), durable::PUBLIC)
     }
 
     /// Whether resuming this blob is refused now.

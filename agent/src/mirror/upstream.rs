@@ -29,7 +29,7 @@ const MAX_FACTS: usize = 1 << 16;
 /// Parts of one manifest that are kept; no image comes near it.
 const MAX_PARTS: usize = 1 << 12;
 /// Bytes of manifests that are kept in memory.
-const MAX_MANIFEST_BYTES: usize = 32 << 20;
+const MAX_KEPT_BYTES: usize = 32 << 20;
 
 /// Who asks: a client's credentials, by which its verdicts are found.
 #[derive(Clone, Debug)]
@@ -343,7 +343,7 @@ impl Upstreams {
         if let Version::Tag(tag) = version {
             facts.names((reference.to_owned(), tag.to_string()), manifest.digest);
         }
-        if facts.manifest_bytes + manifest.bytes.len() > MAX_MANIFEST_BYTES {
+        if facts.manifest_bytes + manifest.bytes.len() > MAX_KEPT_BYTES {
             facts.manifests.clear();
             facts.manifest_bytes = 0;
         }

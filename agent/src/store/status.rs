@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use swarm::event::Entitled;
 
 use super::tree::{STATUS, io_at};
-use crate::{platform, tart::Reference};
+use crate::tart::Reference;
 
 const VERSION: u32 = 1;
 
@@ -110,14 +110,8 @@ impl Status {
                 .map(|hosts| hosts.iter().map(|host| host.0).collect()),
         };
         let bytes = serde_json::to_vec_pretty(&file)?;
-        let (path, new) = (directory.join(STATUS), directory.join("status.new"));
-        let written = fs::File::create(&new)
-            .and_then(|mut file| {
-                io::Write::write_all(&mut file, &bytes)?;
-                platform::sync_full(&file)
-            })
-            .and_then(|()| fs::rename(&new, &path))
-            .and_then(|()| platform::sync_directory(directory));
-        written.map_err(|error| io_at("writing", &path, error))
+        let path = directory.join(STATUS);
+        durable::write(&path, &bytes, durable::PUBLIC)
+            .map_err(|error| io_at("writing", &path, error))
     }
 }

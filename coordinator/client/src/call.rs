@@ -9,13 +9,14 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use link::HandshakeError;
-use proto::{Digest, causes};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use proto::{Digest, Secret, causes};
 use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::{secret::Secret, view::Problem};
+use crate::view::Problem;
 
 /// The name in the coordinator's certificate, whatever address it is reached at; no host may have it.
 pub const COORDINATOR: &str = "coordinator";
@@ -35,7 +36,8 @@ pub struct Target {
     /// `host:port`.
     address: String,
     pin: Digest,
-    token: Secret,
+    /// What lets the caller in; a host that enrols has none.
+    token: Option<Secret>,
     /// The file that the token was read from.
     token_file: Option<PathBuf>,
 }
@@ -47,7 +49,18 @@ impl Target {
         Self {
             address,
             pin,
-            token,
+            token: Some(token),
+            token_file: None,
+        }
+    }
+
+    /// The same coordinator, for what it answers without an API token: enrolment and late renewal.
+    #[must_use]
+    pub const fn without_token(address: String, pin: Digest) -> Self {
+        Self {
+            address,
+            pin,
+            token: None,
             token_file: None,
         }
     }
@@ -60,17 +73,16 @@ impl Target {
     }
 }
 
-/// A name as one segment of a path: all but unreserved characters are percent-encoded (RFC 3986, 2.3).
+/// What isn't an unreserved character (RFC 3986, 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A name as one segment of a path: all but unreserved characters are percent-encoded.
 pub fn segment(name: &str) -> String {
-    let mut text = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
+    utf8_percent_encode(name, RESERVED).to_string()
 }
 
 /// Why a call brought nothing.
@@ -271,15 +283,16 @@ impl Client {
             }
             None => Vec::new(),
         };
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, address.as_str())
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(
-                header::AUTHORIZATION,
-                format!("Bearer {}", self.target.token.expose()),
-            )
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = &self.target.token {
+            let bearer = format!("Bearer {}", token.expose());
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let request = request
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| {
                 CallError::Odd(format!(

@@ -4,8 +4,7 @@
 //! What it deliberately doesn't do: know where operators keep tokens and pins (`parbake`), or serve (`coordinator`).
 
 mod call;
-mod secret;
 pub mod view;
 
 pub use call::{COORDINATOR, CallError, Client, Lines, Target, segment};
-pub use secret::Secret;
+pub use proto::Secret;

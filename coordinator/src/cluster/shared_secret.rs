@@ -36,7 +36,6 @@ use super::{
 };
 use crate::{
     authority::{Authority, OpenAuthorityError},
-    durable,
     enrolment::{Enrolment, RecordError},
     saver::Ask,
     state_dir,

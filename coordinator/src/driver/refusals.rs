@@ -38,7 +38,7 @@ impl Refused {
     /// long.
     pub(crate) fn of(error: &AcceptError) -> Option<Self> {
         match error {
-            AcceptError::PeerRefused {
+            AcceptError::PeerUntrusted {
                 host,
                 address,
                 fault,

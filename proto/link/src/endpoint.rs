@@ -62,7 +62,7 @@ pub struct RenewError(String);
 pub enum ConnectError {
     /// The peer isn't acceptable to us.
     #[error("refused {host} at {address}: {}", fault.of_peer())]
-    PeerRefused {
+    PeerUntrusted {
         /// Who was meant.
         host: HostId,
         /// Where.
@@ -127,7 +127,7 @@ pub enum ConnectError {
 pub enum AcceptError {
     /// The peer isn't acceptable to us.
     #[error("refused {} at {address}: {}", name(host.as_ref()), fault.of_peer())]
-    PeerRefused {
+    PeerUntrusted {
         /// Who it is, where its certificate could be read.
         host: Option<HostId>,
         /// Where.
@@ -374,7 +374,7 @@ impl Endpoint {
                 })?;
         let explain = |error| self.explain(error, address, expected, &expect);
         let quinn = connecting.await.map_err(explain)?;
-        let refused = |fault| ConnectError::PeerRefused {
+        let refused = |fault| ConnectError::PeerUntrusted {
             host: host(),
             address,
             fault,
@@ -398,7 +398,7 @@ impl Endpoint {
             }
             Ok(()) | Err(_) => {
                 connection.close(CloseCode::Protocol, "no acceptance");
-                Err(ConnectError::PeerRefused {
+                Err(ConnectError::PeerUntrusted {
                     host: host(),
                     address,
                     fault: Fault::Protocol,
@@ -460,7 +460,7 @@ impl Endpoint {
     ) -> ConnectError {
         let host = host.clone();
         match error {
-            ConnectionError::TransportError(error) => ConnectError::PeerRefused {
+            ConnectionError::TransportError(error) => ConnectError::PeerUntrusted {
                 host,
                 address,
                 fault: expect
@@ -497,7 +497,7 @@ impl Endpoint {
                     said,
                 }
             }
-            ConnectionError::VersionMismatch => ConnectError::PeerRefused {
+            ConnectionError::VersionMismatch => ConnectError::PeerUntrusted {
                 host,
                 address,
                 fault: Fault::Protocol,
@@ -662,7 +662,7 @@ impl Incoming {
         let refuse =
             |quinn: &quinn::Connection, code: CloseCode, host, fault: Fault, said: &str| {
                 quinn.close(code.wire(), said.as_bytes());
-                AcceptError::PeerRefused {
+                AcceptError::PeerUntrusted {
                     host,
                     address,
                     fault,
@@ -739,13 +739,13 @@ fn explain_accept(
 ) -> AcceptError {
     match (error, refused) {
         (ConnectionError::TransportError(_), Some(Refused { host, fault })) => {
-            AcceptError::PeerRefused {
+            AcceptError::PeerUntrusted {
                 host,
                 address,
                 fault,
             }
         }
-        (ConnectionError::TransportError(error), None) => AcceptError::PeerRefused {
+        (ConnectionError::TransportError(error), None) => AcceptError::PeerUntrusted {
             host: None,
             address,
             fault: Fault::from_transport(error.code, &error.reason),

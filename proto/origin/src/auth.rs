@@ -10,15 +10,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Uri};
+use proto::Secret;
 use tokio::{sync::Mutex, time::Instant};
 
 use self::challenge::Challenge;
 pub(crate) use self::challenge::{Bearer, challenges};
 use crate::{
-    client::{Authorization, Client},
     error::{OriginError, shorten},
     location::{authority, escape, resolve},
-    secret::Secret,
+    transport::{Authorization, Transport},
 };
 
 /// The longest token, as the distribution specification's registries issue them (a few KiB at most).
@@ -147,7 +147,7 @@ impl Authenticator {
     /// The header for a request, as far as is known from earlier answers.
     pub(crate) async fn ready(
         &self,
-        client: &Client,
+        transport: &Transport,
         access: Access,
     ) -> Result<Option<HeaderValue>, OriginError> {
         if let Credentials::Header(header) = &self.credentials {
@@ -158,7 +158,7 @@ impl Authenticator {
             None => Ok(None),
             Some(Demand::Basic) => self.basic().map(Some),
             Some(Demand::Bearer(bearer)) => {
-                let token = self.token(client, &mut state, &bearer).await?;
+                let token = self.token(transport, &mut state, &bearer).await?;
                 Ok(Some(token.header))
             }
         }
@@ -174,7 +174,7 @@ impl Authenticator {
     /// The header for this repository's own scope, where a token for the scope that the registry names is refused.
     pub(crate) async fn answer_in_own_scope(
         &self,
-        client: &Client,
+        transport: &Transport,
         access: Access,
         headers: &HeaderMap,
     ) -> Result<HeaderValue, OriginError> {
@@ -184,14 +184,14 @@ impl Authenticator {
         bearer.scope = Some(self.scope(access));
         let mut state = self.state.lock().await;
         state.demands.insert(access, Demand::Bearer(bearer.clone()));
-        let token = self.token(client, &mut state, &bearer).await?;
+        let token = self.token(transport, &mut state, &bearer).await?;
         Ok(token.header)
     }
 
     /// The header that answers a 401 to a request that had the header `refused`.
     pub(crate) async fn answer(
         &self,
-        client: &Client,
+        transport: &Transport,
         access: Access,
         headers: &HeaderMap,
         refused: Option<&HeaderValue>,
@@ -221,7 +221,7 @@ impl Authenticator {
                 {
                     state.tokens.remove(&bearer);
                 }
-                let token = self.token(client, &mut state, &bearer).await?;
+                let token = self.token(transport, &mut state, &bearer).await?;
                 Ok(token.header)
             }
         }
@@ -230,7 +230,7 @@ impl Authenticator {
     /// Something to hand out, given the registry's answer to a request without credentials.
     pub(crate) async fn grant(
         &self,
-        client: &Client,
+        transport: &Transport,
         access: Access,
         headers: &HeaderMap,
     ) -> Result<Grant, OriginError> {
@@ -249,7 +249,7 @@ impl Authenticator {
             Demand::Bearer(mut bearer) => {
                 // A registry asked in general names no scope, or another one than is needed here.
                 bearer.scope = Some(self.scope(access));
-                let token = self.fetch(client, &bearer).await?;
+                let token = self.fetch(transport, &bearer).await?;
                 Ok(Grant::Token {
                     header: token.secret,
                     life: token.life,
@@ -292,14 +292,14 @@ impl Authenticator {
 
     async fn token(
         &self,
-        client: &Client,
+        transport: &Transport,
         state: &mut State,
         bearer: &Bearer,
     ) -> Result<Token, OriginError> {
         if let Some(token) = state.tokens.get(bearer).filter(|token| token.is_fresh()) {
             return Ok(token.clone());
         }
-        let token = self.fetch(client, bearer).await?;
+        let token = self.fetch(transport, bearer).await?;
         state.tokens.retain(|_, token| token.is_fresh());
         while state.tokens.len() >= MAX_TOKENS {
             state.tokens.pop_first();
@@ -308,7 +308,7 @@ impl Authenticator {
         Ok(token)
     }
 
-    async fn fetch(&self, client: &Client, bearer: &Bearer) -> Result<Token, OriginError> {
+    async fn fetch(&self, transport: &Transport, bearer: &Bearer) -> Result<Token, OriginError> {
         #[derive(serde::Deserialize)]
         struct Answer {
             token: Option<String>,
@@ -317,7 +317,7 @@ impl Authenticator {
             expires_in: Option<serde_json::Value>,
         }
 
-        let realm = self.realm(client, bearer)?;
+        let realm = self.realm(transport, bearer)?;
         let host = authority(&realm);
         let what = format!("token from {host} for {}", self.repository);
         let authorization = match &self.credentials {
@@ -331,7 +331,7 @@ impl Authenticator {
             host: host.clone(),
             cause: cause.to_owned(),
         };
-        let answer = client
+        let answer = transport
             .once(
                 &what,
                 Method::GET,
@@ -347,7 +347,7 @@ impl Authenticator {
             }
             answer => answer?,
         };
-        let body = client
+        let body = transport
             .whole(&what, &host, answer.into_body(), MAX_ANSWER_BYTES)
             .await?;
         let answer: Answer = serde_json::from_slice(&body)
@@ -363,8 +363,7 @@ impl Authenticator {
             return Err(malformed("the token is too long"));
         }
         let secret = Secret::new(format!("Bearer {}", token.expose()));
-        let header = secret
-            .header()
+        let header = header(&secret)
             .ok_or_else(|| malformed("the token has characters that a header can't hold"))?;
         let life = answer
             .expires_in
@@ -382,7 +381,7 @@ impl Authenticator {
     }
 
     /// The token endpoint's URL with its query, if credentials may be sent there.
-    fn realm(&self, client: &Client, bearer: &Bearer) -> Result<Uri, OriginError> {
+    fn realm(&self, transport: &Transport, bearer: &Bearer) -> Result<Uri, OriginError> {
         let refuse = |cause: &str| {
             let realm = shorten(&bearer.realm);
             self.unauthorised(&format!("its token endpoint {realm:?} {cause}"))
@@ -410,7 +409,7 @@ impl Authenticator {
         }
         let uri = resolve(&Uri::from_static("https://realm.invalid/"), &url)
             .ok_or_else(|| refuse("isn't an HTTPS address"))?;
-        if uri.scheme_str() == Some("http") && !client.plain_http().allows(&authority(&uri)) {
+        if uri.scheme_str() == Some("http") && !transport.plain_http().allows(&authority(&uri)) {
             return Err(refuse("doesn't use HTTPS, so credentials don't go there"));
         }
         Ok(uri)
@@ -430,8 +429,7 @@ impl Authenticator {
     }
 
     fn header(&self, secret: &Secret) -> Result<HeaderValue, OriginError> {
-        secret
-            .header()
+        header(secret)
             .ok_or_else(|| self.unauthorised("these have characters that a header can't hold"))
     }
 
@@ -441,6 +439,13 @@ impl Authenticator {
             cause: cause.to_owned(),
         }
     }
+}
+
+/// A secret as a header value that hyper doesn't print either; `None` when a header can't hold it.
+fn header(secret: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(secret.expose()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 #[cfg(test)]

@@ -16,11 +16,7 @@ use http::{
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::{
-    client::broken,
-    error::{OriginError, find, shorten},
-    repository::unexpected,
-};
+use crate::error::{OriginError, broken, find, shorten, unexpected};
 
 /// A part of a blob, from where it was asked for to the blob's end, in pieces as they come off the network.
 ///

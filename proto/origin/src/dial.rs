@@ -33,11 +33,15 @@ use tokio::{net::TcpStream, time::timeout};
 use tower_service::Service;
 
 use crate::{
-    client::{BoxError, MAX_HEADERS, READ_BUFFER_BYTES},
-    error::{chain, find},
+    error::{BoxError, ProxyFault, chain, find},
     location::authority,
     proxy::{Proxies, Proxy},
 };
+
+/// The most header fields in an answer. hyper bounds their bytes by its read buffer.
+pub(crate) const MAX_HEADERS: usize = 100;
+/// The read buffer of a connection, which is also the most that an answer's headers may take.
+pub(crate) const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Makes the connections that TLS is put on where the registry speaks it.
 #[derive(Clone)]
@@ -51,29 +55,18 @@ pub(crate) struct Dialler {
     pub(crate) user_agent: HeaderValue,
 }
 
-/// What went wrong at a proxy.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("proxy {proxy} {cause}")]
-pub(crate) struct ProxyFault {
-    pub(crate) proxy: String,
-    pub(crate) cause: String,
-    pub(crate) is_retryable: bool,
-}
-
-impl ProxyFault {
-    /// The proxy answered with a status instead of doing what it was asked for.
-    pub(crate) fn refused(proxy: &Proxy, request: &str, to: &Uri, status: StatusCode) -> Self {
-        let next = if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            "; set the user and the password that it asks for"
-        } else {
-            ""
-        };
-        Self {
-            proxy: proxy.name(),
-            cause: format!("refused {request} to {}: {status}{next}", target(to)),
-            is_retryable: status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
-        }
-    }
+/// The proxy answered with a status instead of doing what it was asked for.
+pub(crate) fn refused(proxy: &Proxy, request: &str, to: &Uri, status: StatusCode) -> ProxyFault {
+    let next = if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+        "; set the user and the password that it asks for"
+    } else {
+        ""
+    };
+    fault(
+        proxy,
+        format!("refused {request} to {}: {status}{next}", target(to)),
+        status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
+    )
 }
 
 /// Host and port: what a tunnel leads to.
@@ -193,7 +186,7 @@ async fn tunnel(
     };
     // hyper hands a connection over after any success, as RFC 9110 wants it.
     if !status.is_success() {
-        return Err(ProxyFault::refused(proxy, "CONNECT", uri, status));
+        return Err(refused(proxy, "CONNECT", uri, status));
     }
     let parts = match ended {
         Some(parts) => parts,

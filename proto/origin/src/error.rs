@@ -1,6 +1,6 @@
 //! What can go wrong between here and a registry.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, path::PathBuf, time::Duration};
 
 use http::StatusCode;
 use proto::Digest;
@@ -197,6 +197,54 @@ pub enum OriginError {
     },
 }
 
+/// Why a [`Config`] can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file of extra roots can't be read, or isn't PEM.
+    #[error("certificates in {} can't be read: {cause}; it has to be a PEM file", path.display())]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        cause: String,
+    },
+    /// The file holds no certificate.
+    #[error("{} holds no certificate; it has to be a PEM file with a CA", path.display())]
+    NoRoots {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate isn't one that can be trusted as a root.
+    #[error("an extra root certificate can't be used: {0}")]
+    Root(rustls::Error),
+    /// A proxy can't be used as it is set.
+    #[error("{setting} {cause}")]
+    Proxy {
+        /// The setting or the environment variable.
+        setting: String,
+        /// What is wrong with it, without its value.
+        cause: String,
+    },
+    /// The user agent has characters that a header can't hold.
+    #[error("user agent {0:?} can't be sent in a header")]
+    UserAgent(String),
+    /// The TLS stack refuses its own defaults.
+    #[error("TLS can't be set up: {0}")]
+    Tls(rustls::Error),
+}
+
+/// Any error of the libraries below.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What went wrong at a proxy.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("proxy {proxy} {cause}")]
+pub(crate) struct ProxyFault {
+    pub(crate) proxy: String,
+    pub(crate) cause: String,
+    pub(crate) is_retryable: bool,
+}
+
 impl OriginError {
     /// Whether the same call may succeed later, without anybody's doing.
     #[must_use]
@@ -372,6 +420,59 @@ pub(crate) fn from_status(
             status: status.as_u16(),
             said,
         },
+    }
+}
+
+pub(crate) fn at_proxy(what: &str, fault: &ProxyFault) -> OriginError {
+    OriginError::Proxy {
+        what: what.to_owned(),
+        proxy: fault.proxy.clone(),
+        cause: fault.cause.clone(),
+        is_retryable: fault.is_retryable,
+    }
+}
+
+/// The error for a connection that didn't come about or broke.
+pub(crate) fn broken(what: &str, host: &str, error: &(dyn Error + 'static)) -> OriginError {
+    if let Some(fault) = find::<ProxyFault>(error) {
+        return at_proxy(what, fault);
+    }
+    let (what, host) = (what.to_owned(), host.to_owned());
+    if find::<rustls::Error>(error).is_some() {
+        return OriginError::Tls {
+            what,
+            host,
+            cause: chain(error),
+        };
+    }
+    if let Some(error) = find::<hyper::Error>(error)
+        && error.is_parse()
+    {
+        return OriginError::Malformed {
+            what,
+            host,
+            cause: chain(error),
+        };
+    }
+    if find::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        return OriginError::Connection {
+            what,
+            host,
+            cause: "it took too long to connect".to_owned(),
+        };
+    }
+    OriginError::Connection {
+        what,
+        host,
+        cause: chain(error),
+    }
+}
+
+pub(crate) fn unexpected(what: &str, host: &str, status: StatusCode) -> OriginError {
+    OriginError::Malformed {
+        what: what.to_owned(),
+        host: host.to_owned(),
+        cause: format!("status {} isn't one for this request", status.as_u16()),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use http::{Uri, uri::Scheme};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// Which registries are spoken to over plain HTTP. All others get HTTPS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,16 +91,18 @@ pub(crate) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     (http && plain && uri.host().is_some_and(|host| !host.is_empty())).then_some(uri)
 }
 
-/// A text as part of a query (RFC 3986 §3.4).
+/// What isn't written as it is in a query: all but unreserved characters, slashes and colons (RFC 3986 §3.4).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/')
+    .remove(b':');
+
+/// A text as part of a query.
 pub(crate) fn escape(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut escaped, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-        escaped
-    })
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 #[cfg(test)]

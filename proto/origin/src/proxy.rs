@@ -13,7 +13,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use crate::{client::ConfigError, location::authority};
+use crate::{error::ConfigError, location::authority};
 
 /// What a settings file says of proxies, in `[origin.proxy]`. Each value that is given replaces the environment's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -8,18 +8,15 @@ use http::{
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE},
 };
 use oci_spec::distribution::Reference;
-use proto::Digest;
+use proto::{Digest, image::MAX_MANIFEST_BYTES};
 
 use crate::{
     auth::{Access, Authenticator, Credentials, Grant},
     blob::BlobStream,
-    client::{Answer, Authorization, Client},
-    error::{OriginError, shorten},
+    error::{OriginError, shorten, unexpected},
     location::{authority, same_server},
+    transport::{Answer, Authorization, Transport},
 };
-
-/// The largest manifest that is read: what the distribution specification asks registries to accept at least.
-pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 
 /// The manifests that are asked for. tart writes the first kind; the others are asked for so that their type can be
 /// named when they are refused.
@@ -113,7 +110,7 @@ pub struct Repository(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    transport: Transport,
     auth: Authenticator,
     /// `https://host:port`
     base: String,
@@ -126,7 +123,7 @@ struct Inner {
 
 impl Repository {
     pub(crate) fn new(
-        client: Client,
+        transport: Transport,
         reference: &Reference,
         credentials: Credentials,
     ) -> Result<Self, OriginError> {
@@ -146,7 +143,7 @@ impl Repository {
             ),
         };
         let host = reference.resolve_registry();
-        let scheme = if client.plain_http().allows(host) {
+        let scheme = if transport.plain_http().allows(host) {
             "http"
         } else {
             "https"
@@ -166,7 +163,7 @@ impl Repository {
         Ok(Self(Arc::new(Inner {
             auth: Authenticator::new(credentials, host, &path),
             name: format!("{}/{path}", reference.registry()),
-            client,
+            transport,
             base,
             path,
             version,
@@ -246,7 +243,7 @@ impl Repository {
             .unwrap_or_default();
         let bytes = self
             .0
-            .client
+            .transport
             .whole(&what, &host, body, MAX_MANIFEST_BYTES)
             .await?;
         let digest = Digest::of(&bytes);
@@ -317,7 +314,7 @@ impl Repository {
         size: u64,
     ) -> Result<BlobStream, OriginError> {
         let what = self.what_blob(digest);
-        let idle = self.0.client.idle_timeout();
+        let idle = self.0.transport.idle_timeout();
         if start > size {
             return Err(OriginError::Range {
                 what,
@@ -368,7 +365,7 @@ impl Repository {
         let asked = self
             .ask(&what, Access::Pull, Method::GET, &path, &headers)
             .await;
-        let idle = self.0.client.idle_timeout();
+        let idle = self.0.transport.idle_timeout();
         let part = asked.and_then(|Answer { response, from }| {
             let part = (start, start, size);
             BlobStream::of(what, authority(&from), response, part, idle)
@@ -409,7 +406,7 @@ impl Repository {
         let Answer { response, from } = self
             .ask(&what, Access::Pull, Method::GET, &path, &headers)
             .await?;
-        let idle = self.0.client.idle_timeout();
+        let idle = self.0.transport.idle_timeout();
         let part = (asked, start, size);
         BlobStream::of(what, authority(&from), response, part, idle)
     }
@@ -486,8 +483,10 @@ impl Repository {
             .await?;
         let host = authority(&answer.from);
         let (parts, body) = answer.response.into_parts();
-        let client = &self.0.client;
-        let bytes = client.whole(what, &host, body, MAX_MANIFEST_BYTES).await?;
+        let transport = &self.0.transport;
+        let bytes = transport
+            .whole(what, &host, body, MAX_MANIFEST_BYTES)
+            .await?;
         Ok((bytes, parts.headers))
     }
 
@@ -499,8 +498,8 @@ impl Repository {
     pub async fn challenge(&self, path: &str) -> Result<Option<HeaderValue>, OriginError> {
         let what = format!("access to {}", self.0.name);
         let uri = self.uri(&what, path)?;
-        let client = &self.0.client;
-        let answer = client
+        let transport = &self.0.transport;
+        let answer = transport
             .follow(&what, Method::HEAD, &uri, &manifest_headers(None), None)
             .await?;
         let asked = answer.response.status() == StatusCode::UNAUTHORIZED;
@@ -519,7 +518,7 @@ impl Repository {
         let uri = self.uri_at(&what, &format!("{}/v2/", inner.base))?;
         let none = HeaderMap::new();
         let answer = inner
-            .client
+            .transport
             .follow(&what, Method::GET, &uri, &none, None)
             .await?;
         let response = answer.response;
@@ -527,11 +526,11 @@ impl Repository {
             StatusCode::UNAUTHORIZED => {
                 inner
                     .auth
-                    .grant(&inner.client, access, response.headers())
+                    .grant(&inner.transport, access, response.headers())
                     .await
             }
             status if status.is_success() => Ok(Grant::Open),
-            _ => Err(inner.client.refusal(&what, &answer.from, response).await),
+            _ => Err(inner.transport.refusal(&what, &answer.from, response).await),
         }
     }
 
@@ -558,13 +557,13 @@ impl Repository {
         headers: &HeaderMap,
     ) -> Result<Answer, OriginError> {
         let inner = &self.0;
-        let mut authorization = inner.auth.ready(&inner.client, access).await?;
+        let mut authorization = inner.auth.ready(&inner.transport, access).await?;
         let mut tries = 0;
         loop {
             tries += 1;
             let carried = authorization.clone().map(Authorization);
             let answer = inner
-                .client
+                .transport
                 .follow(what, method.clone(), &uri, headers, carried.as_ref())
                 .await?;
             let status = answer.response.status();
@@ -589,36 +588,24 @@ impl Repository {
             let own_scope = tries == 2 && ours && inner.auth.wants_another_scope(access, headers);
             if status != StatusCode::UNAUTHORIZED || !ours || (tries >= 2 && !own_scope) {
                 let Answer { response, from } = answer;
-                return Err(inner.client.refusal(what, &from, response).await);
+                return Err(inner.transport.refusal(what, &from, response).await);
             }
             if own_scope {
                 let answered = inner
                     .auth
-                    .answer_in_own_scope(&inner.client, access, headers);
+                    .answer_in_own_scope(&inner.transport, access, headers);
                 authorization = Some(answered.await?);
                 continue;
             }
             let answered = inner
                 .auth
-                .answer(&inner.client, access, headers, authorization.as_ref())
+                .answer(&inner.transport, access, headers, authorization.as_ref())
                 .await?;
             authorization = Some(answered);
         }
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.0.client
-    }
-
-    pub(crate) async fn authorization(
-        &self,
-        access: Access,
-    ) -> Result<Option<Authorization>, OriginError> {
-        let header = self.0.auth.ready(&self.0.client, access).await?;
-        Ok(header.map(Authorization))
-    }
-
-    pub(crate) fn uri(&self, what: &str, path: &str) -> Result<Uri, OriginError> {
+    fn uri(&self, what: &str, path: &str) -> Result<Uri, OriginError> {
         self.uri_at(what, &format!("{}/v2/{}/{path}", self.0.base, self.0.path))
     }
 
@@ -635,7 +622,7 @@ impl Repository {
         format!("blob {digest} of {}", self.0.name)
     }
 
-    pub(crate) fn what_manifest(&self, version: &Version) -> String {
+    fn what_manifest(&self, version: &Version) -> String {
         match version {
             Version::Tag(tag) => format!("image {}:{tag}", self.0.name),
             Version::Digest(digest) => format!("image {}@{digest}", self.0.name),
@@ -675,18 +662,10 @@ fn announced(headers: &HeaderMap) -> Option<Digest> {
         .ok()
 }
 
-pub(crate) fn unexpected(what: &str, host: &str, status: StatusCode) -> OriginError {
-    OriginError::Malformed {
-        what: what.to_owned(),
-        host: host.to_owned(),
-        cause: format!("status {} isn't one for this request", status.as_u16()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Config, PlainHttp};
+    use crate::{Client, Config, PlainHttp};
 
     fn repository(reference: &str, plain_http: PlainHttp) -> Result<Repository, OriginError> {
         let config = Config {

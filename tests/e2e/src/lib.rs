@@ -9,6 +9,7 @@ pub mod demo;
 pub mod docker_registry;
 pub mod image;
 mod interrupt;
+pub mod oci;
 pub mod proxy;
 pub mod registry;
 pub mod rig;

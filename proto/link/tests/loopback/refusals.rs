@@ -19,11 +19,11 @@ async fn faults(from: &Endpoint, to: &Endpoint, name: &str) -> (Fault, Fault) {
     for (message, ours) in [
         (
             there.to_string(),
-            matches!(there, ConnectError::PeerRefused { .. }),
+            matches!(there, ConnectError::PeerUntrusted { .. }),
         ),
         (
             here.to_string(),
-            matches!(here, AcceptError::PeerRefused { .. }),
+            matches!(here, AcceptError::PeerUntrusted { .. }),
         ),
     ] {
         // thing (who, where), cause and next step
@@ -33,11 +33,11 @@ async fn faults(from: &Endpoint, to: &Endpoint, name: &str) -> (Fault, Fault) {
         assert_eq!(message.contains("refused us"), !ours, "{message}");
     }
     let there = match there {
-        ConnectError::PeerRefused { fault, .. } | ConnectError::Refused { fault, .. } => fault,
+        ConnectError::PeerUntrusted { fault, .. } | ConnectError::Refused { fault, .. } => fault,
         other => panic!("{other}"),
     };
     let here = match here {
-        AcceptError::PeerRefused { fault, .. } | AcceptError::Refused { fault, .. } => fault,
+        AcceptError::PeerUntrusted { fault, .. } | AcceptError::Refused { fault, .. } => fault,
         other => panic!("{other}"),
     };
     (there, here)
@@ -69,7 +69,7 @@ async fn a_host_whose_certificate_has_expired_is_named_if_the_certificate_is_the
     let (fleet, other) = (Authority::new(), Authority::new());
     let good = fleet.endpoint("good");
     let name = async |from: &Endpoint| match join(from, &good, "good").await.1.unwrap_err() {
-        AcceptError::PeerRefused { host, .. } => host,
+        AcceptError::PeerUntrusted { host, .. } => host,
         other => panic!("{other}"),
     };
     let late = endpoint(&fleet, &Leaf::expired("late"));
@@ -101,7 +101,7 @@ async fn a_host_that_is_turned_away_hears_why_and_what_to_do() {
     let (there, here) = join(&a, &b, "b").await;
     let there = there.unwrap_err().to_string();
     assert!(there.ends_with(words), "{there}");
-    let AcceptError::PeerRefused {
+    let AcceptError::PeerUntrusted {
         host: Some(refused),
         fault: Fault::Unauthorised,
         ..
@@ -139,7 +139,7 @@ async fn a_certificate_from_before_the_host_enrolled_last_is_refused_on_either_s
     );
     // nor is one believed that answers at the host's address
     let refused = join(&b, &a, "a").await.0.unwrap_err();
-    let ConnectError::PeerRefused { fault, .. } = &refused else {
+    let ConnectError::PeerUntrusted { fault, .. } = &refused else {
         panic!("{refused}");
     };
     assert_eq!(fault, &Fault::Superseded);
@@ -237,7 +237,7 @@ async fn a_host_that_is_not_on_the_list_is_refused_and_told_so() {
         "a isn't on the list of authorised hosts; add it to the fleet, and wait for the coordinator's next roster"
     );
     assert!(there.to_string().ends_with(said), "{there}");
-    let AcceptError::PeerRefused {
+    let AcceptError::PeerUntrusted {
         host: Some(refused),
         fault: Fault::Unauthorised,
         ..
@@ -282,7 +282,7 @@ async fn a_certificate_of_two_hosts_is_refused() {
     let raw = Raw::new(&fleet, Some(&issued), ALPN);
     let (there, here) = raw.knock(&good).await;
     assert!(there.contains("one host"), "{there}");
-    let AcceptError::PeerRefused {
+    let AcceptError::PeerUntrusted {
         fault: Fault::Identity(Some(IdentityError::Names(2))),
         ..
     } = here
@@ -296,7 +296,7 @@ async fn no_certificate_is_refused() {
     let fleet = Authority::new();
     let good = fleet.endpoint("good");
     let (_, here) = Raw::new(&fleet, None, ALPN).knock(&good).await;
-    let AcceptError::PeerRefused {
+    let AcceptError::PeerUntrusted {
         fault: Fault::NoCertificate,
         ..
     } = here
@@ -312,7 +312,7 @@ async fn another_protocol_is_refused_by_either_side() {
     let issued = fleet.issue(&Leaf::of("odd"));
     let raw = Raw::new(&fleet, Some(&issued), b"h3");
     let (_, here) = raw.knock(&good).await;
-    let AcceptError::PeerRefused {
+    let AcceptError::PeerUntrusted {
         fault: Fault::Protocol,
         ..
     } = here
@@ -330,7 +330,7 @@ async fn another_protocol_is_refused_by_either_side() {
         fault: Fault::Protocol,
         ..
     }
-    | ConnectError::PeerRefused {
+    | ConnectError::PeerUntrusted {
         fault: Fault::Protocol,
         ..
     }) = there

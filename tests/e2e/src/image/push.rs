@@ -2,14 +2,19 @@
 
 use std::io;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use origin::{OriginError, Repository, Version};
+use http::HeaderValue;
+use oci_client::{
+    Client, Reference, RegistryOperation,
+    errors::{OciDistributionError, Result},
+};
 use proto::{Digest, image::MANIFEST_TYPE};
 use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
 use super::GeneratedImage;
+use crate::oci;
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -17,31 +22,41 @@ const READ_BYTES: usize = 256 << 10;
 const AT_ONCE: usize = 2;
 
 impl GeneratedImage {
-    /// Pushes the image over the distribution API: the blobs that the registry lacks, then the manifest under the version
-    /// that the repository's reference names.
+    /// Pushes the image: the blobs that the registry lacks, then the manifest under the reference's tag.
     ///
     /// # Errors
-    /// See [`OriginError`].
-    pub async fn push(&self, repository: &Repository) -> Result<(), OriginError> {
+    /// When the registry refuses something, or a blob can't be read.
+    pub async fn push(
+        &self,
+        reference: &Reference,
+        credentials: &origin::Credentials,
+    ) -> Result<()> {
+        let client = oci::client();
+        let auth = oci::auth(credentials);
+        client
+            .auth(reference, &auth, RegistryOperation::Push)
+            .await?;
         stream::iter(&self.blobs)
-            .map(|(digest, size)| self.push_blob(repository, *digest, *size))
+            .map(|(digest, size)| self.push_blob(&client, reference, *digest, *size))
             .buffer_unordered(AT_ONCE)
             .try_collect::<()>()
             .await?;
-        let version: &Version = repository.version();
-        repository
-            .push_manifest(version, MANIFEST_TYPE, self.manifest.clone())
+        let kind = HeaderValue::from_static(MANIFEST_TYPE);
+        client
+            .push_manifest_raw(reference, self.manifest.clone(), kind)
             .await?;
         Ok(())
     }
 
     async fn push_blob(
         &self,
-        repository: &Repository,
+        client: &Client,
+        reference: &Reference,
         digest: Digest,
         size: u64,
-    ) -> Result<(), OriginError> {
-        if repository.has_blob(&digest).await? {
+    ) -> Result<()> {
+        let name = digest.to_string();
+        if client.blob_exists(reference, &name).await? {
             return Ok(());
         }
         let path = self.directory.join(digest.hex().to_string());
@@ -49,8 +64,12 @@ impl GeneratedImage {
             let file = File::open(path).await?;
             Ok::<_, io::Error>(ReaderStream::with_capacity(file, READ_BYTES))
         })
-        .try_flatten();
-        repository.push_blob(&digest, size, bytes).await
+        .try_flatten()
+        .map_err(OciDistributionError::from);
+        client
+            .push_blob_stream(reference, bytes, &name, Some(size))
+            .await?;
+        Ok(())
     }
 
     /// A blob's bytes, from the directory.
@@ -59,6 +78,6 @@ impl GeneratedImage {
     /// When it can't be read.
     pub fn blob(&self, digest: &Digest) -> io::Result<Bytes> {
         let bytes = std::fs::read(self.directory.join(digest.hex().to_string()))?;
-        Ok(BytesMut::from(&bytes[..]).freeze())
+        Ok(bytes.into())
     }
 }

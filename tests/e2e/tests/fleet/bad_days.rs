@@ -374,11 +374,9 @@ fn docker(auth: docker_registry::Auth, spec: &ImageSpec) -> Docker {
     let image = spec.generate(&blobs).unwrap();
     let registry = runtime.block_on(DockerRegistry::start(auth)).unwrap();
     let reference = registry.reference("fleet/macos", "1");
-    let repository = registry
-        .client()
-        .repository(&reference, registry.credentials())
-        .unwrap();
-    runtime.block_on(image.push(&repository)).unwrap();
+    let credentials = registry.credentials();
+    let pushed = image.push(&reference, &credentials);
+    runtime.block_on(pushed).unwrap();
     Docker {
         registry,
         image,

@@ -689,11 +689,9 @@ fn docker(auth: docker_registry::Auth) {
     std::fs::create_dir_all(&blobs).unwrap();
     let image = spec(48, 8).generate(&blobs).unwrap();
     let reference = registry.reference("fleet/macos", "1");
-    let repository = registry
-        .client()
-        .repository(&reference, registry.credentials())
-        .unwrap();
-    runtime.block_on(image.push(&repository)).unwrap();
+    let credentials = registry.credentials();
+    let pushed = image.push(&reference, &credentials);
+    runtime.block_on(pushed).unwrap();
     let host = registry.addr().to_string();
     let (mut agent, mut coordinator) = (String::new(), String::new());
     if let origin::Credentials::Basic { user, password } = registry.credentials() {

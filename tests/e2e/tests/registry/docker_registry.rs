@@ -23,7 +23,10 @@ async fn there_and_back(registry: &DockerRegistry) {
         .repository(&reference, registry.credentials())
         .unwrap();
     let started = Instant::now();
-    image.push(&repository).await.unwrap();
+    image
+        .push(&reference, &registry.credentials())
+        .await
+        .unwrap();
     println!("pushed in {:?}", started.elapsed());
 
     let version = repository.version();

@@ -7,6 +7,7 @@
 
 mod doors;
 mod fleet;
+mod other_client;
 mod trouble;
 
 use std::{

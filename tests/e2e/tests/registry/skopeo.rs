@@ -17,8 +17,10 @@ use bytes::Bytes;
 use e2e::{
     cluster::{Cluster, Options, wait_until},
     docker_registry::{Auth, DockerRegistry},
+    oci,
 };
-use origin::Repository;
+use http::HeaderValue;
+use oci_client::{Client, Reference, RegistryOperation};
 use proto::Digest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,8 +35,16 @@ fn skopeo_program() -> PathBuf {
         .expect("the variable that this suite was built with")
 }
 
+/// A client that may push there.
+async fn pusher(registry: &DockerRegistry, reference: &Reference) -> Client {
+    let (client, auth) = (oci::client(), oci::auth(&registry.credentials()));
+    let allowed = client.auth(reference, &auth, RegistryOperation::Push);
+    allowed.await.unwrap();
+    client
+}
+
 /// Pushes an image for one platform; its descriptor in an index.
-async fn push(repository: &Repository, architecture: &str, tag: &str) -> Value {
+async fn push(client: &Client, reference: &Reference, architecture: &str) -> Value {
     let config = json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
     let config = Bytes::from(config.to_string());
     let seed = Digest::of(architecture.as_bytes());
@@ -45,10 +55,8 @@ async fn push(repository: &Repository, architecture: &str, tag: &str) -> Value {
         ("application/vnd.oci.image.layer.v1.tar", layer.into()),
     ] {
         let digest = Digest::of(&bytes);
-        let whole = bytes.clone();
-        let once = futures_util::stream::once(async move { Ok(whole) });
-        repository
-            .push_blob(&digest, bytes.len() as u64, once)
+        client
+            .push_blob(reference, bytes.clone(), &digest.to_string())
             .await
             .unwrap();
         parts.push(json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()}));
@@ -59,9 +67,8 @@ async fn push(repository: &Repository, architecture: &str, tag: &str) -> Value {
     let manifest = Bytes::from(manifest.to_string());
     let digest = Digest::of(&manifest);
     let size = manifest.len();
-    let version = origin::Version::Tag(tag.parse().unwrap());
-    repository
-        .push_manifest(&version, kind, manifest)
+    client
+        .push_manifest_raw(reference, manifest, HeaderValue::from_static(kind))
         .await
         .unwrap();
     json!({"mediaType": kind, "digest": digest.to_string(), "size": size, "platform": {"architecture": architecture, "os": "linux"}})
@@ -121,19 +128,20 @@ async fn what_skopeo_copies_through_a_mirror_is_what_it_copies_directly() {
         let registry = DockerRegistry::start(auth).await.unwrap();
         println!("run against {} with {auth:?}", program.display());
         let reference = registry.reference(NAME, "one");
-        let repository = registry
-            .client()
-            .repository(&reference, registry.credentials())
-            .unwrap();
+        let client = pusher(&registry, &reference).await;
         let platforms = [
-            push(&repository, "amd64", "one").await,
-            push(&repository, "arm64", "other").await,
+            push(&client, &reference, "amd64").await,
+            push(&client, &registry.reference(NAME, "other"), "arm64").await,
         ];
         let kind = "application/vnd.oci.image.index.v1+json";
         let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": platforms});
-        let version = origin::Version::Tag("index".parse().unwrap());
-        repository
-            .push_manifest(&version, kind, index.to_string().into())
+        let reference = registry.reference(NAME, "index");
+        client
+            .push_manifest_raw(
+                &reference,
+                index.to_string(),
+                HeaderValue::from_static(kind),
+            )
             .await
             .unwrap();
 
@@ -217,11 +225,8 @@ async fn skopeo_without_credentials_is_lent_the_hosts() {
     let program = skopeo_program();
     let registry = DockerRegistry::start(Auth::Htpasswd).await.unwrap();
     let reference = registry.reference(NAME, "one");
-    let repository = registry
-        .client()
-        .repository(&reference, registry.credentials())
-        .unwrap();
-    push(&repository, "amd64", "one").await;
+    let client = pusher(&registry, &reference).await;
+    push(&client, &reference, "amd64").await;
     let dir = tempfile::tempdir().unwrap();
     let (user, password) = registry.account().unwrap();
     let secret = dir.path().join("password");

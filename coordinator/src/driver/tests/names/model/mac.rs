@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fs, path::PathBuf};
 
 use agent::{
     reconcile::{Have, Job, Look, Reconciler, Sight},
-    store::{InstallError, News, Options, Store},
+    store::{InstallError, News, Options, Store, install_as},
 };
 use tempfile::TempDir;
 
@@ -304,7 +304,7 @@ impl Mac {
             Job::Record(names) => store.want(&image, names).map_err(|_| false),
             Job::Install(names) => {
                 let stage = store.stage(&image).ok_or(true)?;
-                stage.install_as(names).1.map_err(|error| {
+                install_as(&stage, names).1.map_err(|error| {
                     matches!(
                         error,
                         InstallError::Incomplete(_) | InstallError::Gone | InstallError::Removed
