@@ -1,6 +1,7 @@
 //! The contents that this host holds or wants, under the small numbers by which the swarm knows them.
 //!
-//! This part neither reads nor writes the disk. It names what is to be done as [`Effect`]s, which the driver carries out.
+//! This part neither reads nor writes the disk. It names what is to be done as [`Effect`]s, which the driver carries
+//! out.
 
 mod content;
 
@@ -18,7 +19,7 @@ use swarm::{
 use tracing::{debug, error, warn};
 
 pub(super) use self::content::{Content, Proving};
-use super::{transfers::Transfer, walk::Walked};
+use super::{image_news::ImageNews, transfers::Transfer, walk::Walked};
 use crate::{
     metrics::From,
     shelf::Shelf,
@@ -49,25 +50,18 @@ pub(super) enum Effect<S = Shelf> {
         content: Digest,
         shelves: Vec<S>,
     },
-    /// Drop what another host made of a content, from a chunk on, and give up what that host is sending of it. The end is
-    /// told by [`Contents::dropped`].
+    /// Drop what another host made of a content, from a chunk on, and give up what that host is sending of it. The end
+    /// is told by [`Contents::dropped`].
     Drop {
         from: Transfer,
         content: Digest,
         shelves: Vec<S>,
     },
-    /// So many bytes more are held of these images.
-    Gained { images: Vec<Digest>, bytes: u64 },
-    /// So many bytes less are held of these images.
-    Lost { images: Vec<Digest>, bytes: u64 },
-    /// So many bytes came from the registry for these images.
-    CameFromOrigin { images: Vec<Digest>, bytes: u64 },
-    /// The registry is no trouble of these images any more.
-    ClearOriginTrouble(Vec<Digest>),
-    /// A content of this image is verified.
-    Closed { image: Digest, content: Digest },
-    /// A content of this image isn't verified any more.
-    Opened { image: Digest, content: Digest },
+    /// Tell these images.
+    Images {
+        images: Vec<Digest>,
+        news: ImageNews,
+    },
     /// The volume of images, or that of the mirror's blobs, failed.
     NotStored { mirrored: bool, error: String },
     /// Chunks were found false.
@@ -78,6 +72,8 @@ pub(super) enum Effect<S = Shelf> {
     BlameBytes(Transfer),
     /// Tell the coordinator, and so all others, that this host takes back what it made of a content from a chunk on.
     TakeBack { content: Digest, from: ChunkIndex },
+    /// A chunk was stored, which no journal vouches for yet.
+    Stored,
     /// Something changed that the next report says.
     Report,
 }
@@ -237,8 +233,8 @@ impl<S: Proving> Contents<S> {
         gone
     }
 
-    /// Makes a content known to the swarm. `of_image` says who may have what an image holds; `None` for an image that is
-    /// forgotten.
+    /// Makes a content known to the swarm. `of_image` says who may have what an image holds; `None` for an image that
+    /// is forgotten.
     pub(super) fn introduce(
         &mut self,
         id: ContentId,
@@ -277,7 +273,10 @@ impl<S: Proving> Contents<S> {
                 chunk,
                 wire_bytes,
             }),
-            Effect::ClearOriginTrouble(self.images(id)),
+            Effect::Images {
+                images: self.images(id),
+                news: ImageNews::OriginIsFine,
+            },
         ];
         self.stored(id, chunk, &mut out);
         out
@@ -296,8 +295,8 @@ impl<S: Proving> Contents<S> {
             let content = content.digest();
             debug!(%content, chunk = chunk.0, %peer, ?failure, "a chunk didn't come");
         }
-        // The size of a mirror's blob is what some client's registry says. A peer that was told another size lies no more
-        // than this host does.
+        // The size of a mirror's blob is what some client's registry says. A peer that was told another size lies no
+        // more than this host does.
         let mirrored = self.find(id).is_some_and(Content::is_mirrored);
         let doubtful = receipt.other_size && mirrored;
         if let Some(signed) = receipt.false_link {
@@ -322,7 +321,7 @@ impl<S: Proving> Contents<S> {
             out.push(Effect::BlameBytes(of));
         }
         if let Some(error) = receipt.storage_error {
-            self.not_stored(id, error, &mut out);
+            out.extend(self.not_stored(id, error));
         }
         let failure = if doubtful { Failure::Refused } else { failure };
         out.push(Effect::Tell(Event::NotArrived {
@@ -342,9 +341,9 @@ impl<S: Proving> Contents<S> {
         origin_bytes: u64,
         conflict: bool,
     ) -> Vec<Effect<S>> {
-        let mut out = vec![Effect::CameFromOrigin {
+        let mut out = vec![Effect::Images {
             images: self.images(id),
-            bytes: origin_bytes,
+            news: ImageNews::FromOrigin(origin_bytes),
         }];
         if conflict {
             // what was held of this chunk isn't what the registry has now
@@ -368,22 +367,18 @@ impl<S: Proving> Contents<S> {
         let Some(bytes) = content.store(chunk) else {
             return;
         };
-        out.push(Effect::Gained {
+        out.push(Effect::Images {
             images: content.images(),
-            bytes,
+            news: ImageNews::Gained(bytes),
         });
-        out.push(Effect::Report);
+        out.push(Effect::Stored);
         out.extend(self.walk_if_whole(id));
     }
 
     /// The volume of images, or that of the mirror's blobs, took no chunk.
-    pub(super) fn not_stored(&self, id: ContentId, error: String, out: &mut Vec<Effect<S>>) {
-        if let Some(content) = self.find(id) {
-            out.push(Effect::NotStored {
-                mirrored: content.is_mirrored(),
-                error,
-            });
-        }
+    pub(super) fn not_stored(&self, id: ContentId, error: String) -> Option<Effect<S>> {
+        let mirrored = self.find(id)?.is_mirrored();
+        Some(Effect::NotStored { mirrored, error })
     }
 
     /// A chunk isn't held any more. Whether it was.
@@ -395,9 +390,9 @@ impl<S: Proving> Contents<S> {
         let Some(bytes) = content.lose(chunk) else {
             return false;
         };
-        out.push(Effect::Lost {
+        out.push(Effect::Images {
             images: content.images(),
-            bytes,
+            news: ImageNews::Lost(bytes),
         });
         true
     }
@@ -468,21 +463,20 @@ impl<S: Proving> Contents<S> {
         }
         if closed {
             self.judge_suspects(id, &mut out);
-            let images = self.images(id).into_iter();
-            out.extend(images.map(|image| Effect::Closed {
-                image,
-                content: digest,
-            }));
+            out.push(Effect::Images {
+                images: self.images(id),
+                news: ImageNews::Closed(digest),
+            });
         } else if let Some(error) = walked.storage_error {
-            self.not_stored(id, error, &mut out);
+            out.extend(self.not_stored(id, error));
         } else if again {
             out.extend(self.walk_if_whole(id));
         }
         out
     }
 
-    /// Chunks of an image aren't held any more, because their bytes on disk changed or can't be read. Another image here may
-    /// have them; else they are fetched again. The image is present again when it is whole.
+    /// Chunks of an image aren't held any more, because their bytes on disk changed or can't be read. Another image
+    /// here may have them; else they are fetched again. The image is present again when it is whole.
     pub(super) fn rotted(
         &mut self,
         image: Digest,
@@ -506,9 +500,9 @@ impl<S: Proving> Contents<S> {
         };
         content.open();
         let whole = content.held().is_full();
-        out.push(Effect::Opened {
-            image,
-            content: digest,
+        out.push(Effect::Images {
+            images: vec![image],
+            news: ImageNews::Opened(digest),
         });
         if whole {
             // what no other image has is asked for after this
@@ -563,7 +557,8 @@ impl<S: Proving> Contents<S> {
         }
     }
 
-    /// Drops what another host made of a content, from a chunk on: that host takes it back, or its links are false too often.
+    /// Drops what another host made of a content, from a chunk on: that host takes it back, or its links are false too
+    /// often.
     pub(super) fn drop_made(
         &self,
         digest: &Digest,
@@ -598,7 +593,7 @@ impl<S: Proving> Contents<S> {
                     self.miss(id, chunk, &mut out);
                 }
             }
-            Err(error) => self.not_stored(id, error, &mut out),
+            Err(error) => out.extend(self.not_stored(id, error)),
         }
         out
     }
@@ -639,8 +634,8 @@ impl<S: Proving> Contents<S> {
         })
     }
 
-    /// This host dropped what it made of a content from a chunk on: the registry's bytes were false, or what they were chained
-    /// to was.
+    /// This host dropped what it made of a content from a chunk on: the registry's bytes were false, or what they were
+    /// chained to was.
     pub(super) fn retracted(
         &mut self,
         now: Instant,

@@ -108,7 +108,8 @@ impl Fetches {
         fetch.map_or(0, |fetch| fetch.moved.load(Ordering::Relaxed))
     }
 
-    /// The coordinator handed down a newer token for an image: the fetches that run by its order use the token from now on.
+    /// The coordinator handed down a newer token for an image: the fetches that run by its order use the token from now
+    /// on.
     pub(super) fn renew(&self, image: &Digest, access: &Access) {
         for fetch in self.running.values() {
             if fetch.image.as_ref() == Some(image) {
@@ -205,7 +206,6 @@ mod tests {
     use proto::message::PullToken;
 
     use super::*;
-    use crate::fetch::Failure;
 
     const ID: ContentId = ContentId(3);
 

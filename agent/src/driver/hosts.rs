@@ -41,12 +41,8 @@ const CONNECTIONS: usize = 3;
 pub(super) enum Effect<L = Connection> {
     /// Tell the swarm.
     Tell(Event),
-    /// Connect to this host. The end is told by [`Hosts::connected`] or [`Hosts::not_connected`].
-    Dial {
-        peer: HostKey,
-        host: HostId,
-        address: SocketAddr,
-    },
+    /// Connect to a host. The end is told by [`Hosts::connected`] or [`Hosts::not_connected`].
+    Dial(Dial),
     /// Read what the peer sends on this connection. Its end is told by [`Hosts::ended`].
     Listen {
         peer: HostKey,
@@ -66,8 +62,16 @@ pub(super) enum Effect<L = Connection> {
     },
     /// Give up what is being received from this peer: it went over a connection that is dead.
     Cancel(HostKey),
-    /// Tell the coordinator that this host broke the protocol.
-    Blame(HostId),
+    /// Tell the coordinator that this peer broke the protocol.
+    Blame(HostKey),
+}
+
+/// A connection to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Dial {
+    pub(super) peer: HostKey,
+    pub(super) host: HostId,
+    pub(super) address: SocketAddr,
 }
 
 /// Every host that may be talked to.
@@ -303,11 +307,11 @@ impl<L: Clone> Hosts<L> {
         let member = self.members.get(&peer);
         let reached = member.and_then(|member| Some((member.host.clone(), member.address?)));
         match reached {
-            Some((host, address)) => Effect::Dial {
+            Some((host, address)) => Effect::Dial(Dial {
                 peer,
                 host,
                 address,
-            },
+            }),
             None => Effect::Tell(Event::Disconnected(peer)),
         }
     }
@@ -506,11 +510,7 @@ impl<L: Clone> Hosts<L> {
         let mut out = Vec::new();
         for have in update.have {
             let Ok(digest) = Digest::try_from(have.content.as_slice()) else {
-                self.broke_protocol(
-                    peer,
-                    "announcement of something that isn't a digest",
-                    &mut out,
-                );
+                out.extend(self.nonsense(peer, "announcement of something that isn't a digest"));
                 return out;
             };
             let announced = match known(&digest, &have.runs) {
@@ -531,7 +531,7 @@ impl<L: Clone> Hosts<L> {
                 // the peer was told another size than this host was: sizes are what manifests say
                 Err(ParseRunsError::PastEnd) => {}
                 Err(error @ ParseRunsError::Odd) => {
-                    self.broke_protocol(peer, &error.to_string(), &mut out);
+                    out.extend(self.nonsense(peer, &error.to_string()));
                     return out;
                 }
             }
@@ -584,7 +584,7 @@ impl<L: Clone> Hosts<L> {
                 })),
                 Err(ParseRunsError::PastEnd) => {}
                 Err(error @ ParseRunsError::Odd) => {
-                    self.broke_protocol(peer, &error.to_string(), &mut out);
+                    out.extend(self.nonsense(peer, &error.to_string()));
                 }
             }
         }
@@ -592,16 +592,9 @@ impl<L: Clone> Hosts<L> {
     }
 
     /// A peer sent what no peer sends.
-    pub(super) fn nonsense(&self, peer: HostKey, error: &str) -> Vec<Effect<L>> {
-        let mut out = Vec::new();
-        self.broke_protocol(peer, error, &mut out);
-        out
-    }
-
-    fn broke_protocol(&self, peer: HostKey, error: &str, out: &mut Vec<Effect<L>>) {
+    pub(super) fn nonsense(&self, peer: HostKey, error: &str) -> [Effect<L>; 2] {
         warn!(%peer, error, "peer broke the protocol");
-        out.extend(self.id(peer).cloned().map(Effect::Blame));
-        out.push(Effect::Tell(Event::Blamed(peer)));
+        [Effect::Blame(peer), Effect::Tell(Event::Blamed(peer))]
     }
 }
 

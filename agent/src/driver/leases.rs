@@ -14,8 +14,8 @@ use swarm::event::ContentId;
 
 use super::fit;
 
-/// A registry that was asked and gives nothing for this long is reported as silent. That is half of the time after which
-/// the coordinator lets a lease pass on, so the coordinator knows why by then.
+/// A registry that was asked and gives nothing for this long is reported as silent. That is half of the time after
+/// which the coordinator lets a lease pass on, so the coordinator knows why by then.
 pub(super) const SILENT_AFTER: Duration = Duration::from_secs(5);
 
 /// Connections of one fetch that broke before the coordinator is told that they do.
@@ -275,8 +275,8 @@ impl Leases {
         }
     }
 
-    /// The registry refuses the token that the coordinator handed down. Whether the coordinator is to be told: it fetches
-    /// another token.
+    /// The registry refuses the token that the coordinator handed down. Whether the coordinator is to be told: it
+    /// fetches another token.
     pub(super) fn refused(&mut self, id: ContentId, error: String) -> bool {
         self.trouble(id, Trouble::Refused(error))
     }
@@ -302,8 +302,8 @@ impl Leases {
 
     // ---- reports --------------------------------------------------------------------------------------------------
 
-    /// What a report says of leases: those that run, and the ends that no report has carried. `progress` says how the fetch
-    /// of a content stands; a content that isn't known is left out.
+    /// What a report says of leases: those that run, and the ends that no report has carried. `progress` says how the
+    /// fetch of a content stands; a content that isn't known is left out.
     pub(super) fn report(
         &mut self,
         now: Instant,

@@ -1,187 +1,70 @@
-//! The mirror's blobs as contents of the swarm: what clients of this host want, and what the coordinator and the swarm are
-//! told of it.
+//! The mirror of this host, as the driver has it: what its clients want, and the cache that it keeps.
 //!
-//! A blob that a client wants is reported to the coordinator, which leases it to one of the hosts that want it; the others
-//! get its chunks from peers. Where nothing comes for a while and the coordinator doesn't say that something will, the swarm
-//! fetches the blob without a lease.
+//! This part joins the wants and the cache with the contents, and names what is to be done as [`Effect`]s.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
 
 use proto::{
-    ChunkIndex, Digest,
-    message::{LeaseEnd, MirrorQueue, MirrorWant, MirrorWants},
+    Digest,
+    message::{MirrorQueue, MirrorWants},
 };
 use swarm::{Event, event::ContentId};
-use tracing::{error, info, warn};
+use tracing::error;
 
-use super::{Driver, Input, contents::Content, leases::End};
+use super::{
+    blob_cache::{self, BlobCache},
+    contents::Contents,
+    input::Input,
+    wants::{self, Known, Wants},
+};
 use crate::{
-    fetch::{Failure, FetchEnd},
-    mirror::{
-        Ears, Wish,
-        blob::{Blob, Trouble},
-        blobs::Blobs,
-        is_away, is_refusal,
-    },
+    fetch::FetchEnd,
+    mirror::{Ears, Wish, blob::Blob, blobs::Blobs},
     registries::Access,
     shelf::Shelf,
-    store::{Look, Stage},
+    store::Store,
 };
 
-/// Blobs that clients want at one time; wishes beyond are turned away. 256 connections can't want more.
-const MAX_WANTS: usize = 256;
-/// Wants that the coordinator is told of; those beyond are fetched without a lease when nothing comes of them.
-const MAX_REPORTED: usize = 64;
-/// Whole blobs that are served to peers, those used last.
-const MAX_SEEDS: usize = 512;
-/// How often wants are looked at.
-const LOOK: Duration = Duration::from_millis(500);
-/// Chunks that are read again at a time, every 5 s, as of images.
-const SCRUB_CHUNKS: u32 = 8;
-
-/// The mirror, as the driver has it. Without a mirror all of it stays empty.
-#[derive(Debug, Default)]
-pub(super) struct Mirrored {
-    blobs: Option<Arc<Blobs>>,
-    stall: Duration,
-    grace: Duration,
-    wants: BTreeMap<Digest, Wanted>,
-    /// Wants so far.
-    wanted: u64,
-    /// Whole blobs that peers may ask for, oldest first.
-    seeds: VecDeque<Digest>,
-    /// The wants that the coordinator should know changed since the last report.
-    changed: bool,
-    last_look: Option<Instant>,
-    scrub_at: (Option<Digest>, u32),
+/// What the driver has to do after this part heard something.
+pub(super) enum Effect {
+    /// Tell the swarm of this content, if the swarm knows it.
+    Tell(Digest, Box<dyn FnOnce(ContentId) -> Event>),
+    /// Make this blob a content of the swarm, with this order among contents, and see whether it is whole.
+    Join { blob: Arc<Blob>, order: u32 },
+    /// Take a blob out of the swarm. A content of an image stays.
+    Leave(Digest),
+    /// Run this beside the driver; it blocks.
+    RunBlocking(Box<dyn FnOnce() -> Input + Send>),
+    /// Something changed that the next report says.
+    ReportSoon,
+    /// Something changed that the coordinator waits for.
+    ReportNow,
 }
 
-/// A blob that clients want.
+/// The mirror's wants and cache. Without a mirror both stay empty.
 #[derive(Debug)]
-struct Wanted {
-    blob: Arc<Blob>,
-    reference: String,
-    access: Access,
-    /// A client came with other credentials since the fetch began.
-    renewed: bool,
-    /// Tells it from a want of the same blob before.
-    number: u64,
-    /// Since when every byte is here and true, and the blob isn't in its place.
-    closed_at: Option<Instant>,
-    /// It is a content of an image here: copied from its stage once that is verified.
-    follows: bool,
-    copying: bool,
+pub(super) struct Mirror {
+    wants: Wants,
+    cache: BlobCache,
 }
 
-impl Mirrored {
+impl Mirror {
     pub(super) fn new(ears: Option<&Ears>) -> Self {
-        ears.map_or_else(Self::default, |ears| Self {
-            blobs: Some(ears.blobs.clone()),
-            stall: ears.stall,
-            grace: ears.grace,
-            ..Self::default()
-        })
-    }
-
-    /// How to fetch a blob that a client wants. The fetch begins with it.
-    pub(super) fn access(&mut self, digest: &Digest) -> Option<(String, Access)> {
-        let wanted = self.wants.get_mut(digest)?;
-        wanted.renewed = false;
-        Some((wanted.reference.clone(), wanted.access.clone()))
-    }
-
-    /// How long a client of this blob waits until the blob is fetched without a lease; `None` for what no client wants.
-    pub(super) fn alone_after(&self, digest: &Digest) -> Option<Duration> {
-        self.wants.contains_key(digest).then_some(self.stall)
-    }
-
-    /// When wants are looked at next.
-    pub(super) fn next_look(&self) -> Option<Instant> {
-        let last = self.last_look?;
-        (!self.wants.is_empty()).then_some(last + LOOK)
-    }
-
-    /// What the coordinator is told: all that is wanted, where it changed or `full`.
-    pub(super) fn wants(&mut self, full: bool) -> Option<MirrorWants> {
-        if !std::mem::take(&mut self.changed) && !full {
-            return None;
-        }
-        self.blobs.as_ref()?;
-        let shared = self.wants.values().filter(|wanted| !wanted.follows);
-        Some(MirrorWants {
-            wants: shared
-                .take(MAX_REPORTED)
-                .map(|wanted| MirrorWant {
-                    content: wanted.blob.digest().as_bytes().to_vec(),
-                    size: wanted.blob.size(),
-                    number: wanted.number,
-                })
-                .collect(),
-        })
-    }
-
-    /// A report that carried the wants couldn't be sent.
-    pub(super) const fn unsent(&mut self) {
-        self.changed = true;
-    }
-
-    pub(super) fn blobs(&self) -> Option<&Arc<Blobs>> {
-        self.blobs.as_ref()
-    }
-}
-
-impl Driver {
-    /// Whole blobs of before are served to peers again.
-    pub(super) fn recover_blobs(&mut self) {
-        let Some(blobs) = self.mirror.blobs.clone() else {
-            return;
-        };
-        self.spawn_blocking(move || {
-            let whole = blobs.whole().into_iter().take(MAX_SEEDS);
-            // the oldest first, so that it is the first to go
-            let mut seeds: Vec<_> = whole
-                .filter(|blob| blob.load_links().unwrap_or(false))
-                .collect();
-            seeds.reverse();
-            Input::Seeds(seeds)
-        });
-    }
-
-    fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
-        let what = (blob.digest(), blob.geometry());
-        let shelf = Shelf::Blob(blob.clone());
-        self.contents
-            .add_mirrored(what, shelf, blob.held(), blob.is_whole())
-    }
-
-    pub(super) fn seeds(&mut self, seeds: Vec<Arc<Blob>>) {
-        for blob in seeds {
-            if self.contents.by_digest(&blob.digest()).is_none() {
-                let id = self.add_blob(&blob);
-                self.introduce(id, u32::MAX);
-                self.seed(blob.digest());
-            }
+        let (stall, grace) = ears.map_or_else(Default::default, |ears| (ears.stall, ears.grace));
+        Self {
+            wants: Wants::new(stall, grace),
+            cache: BlobCache::new(ears.map(|ears| ears.blobs.clone())),
         }
     }
 
-    /// A whole blob is kept in the swarm for peers; the oldest goes where there are too many.
-    fn seed(&mut self, digest: Digest) {
-        if !self.mirror.seeds.contains(&digest) {
-            self.mirror.seeds.push_back(digest);
-        }
-        while self.mirror.seeds.len() > MAX_SEEDS {
-            if let Some(oldest) = self.mirror.seeds.pop_front() {
-                self.drop_content(&oldest);
-            }
-        }
+    pub(super) const fn blobs(&self) -> Option<&Arc<Blobs>> {
+        self.cache.blobs()
     }
+
+    // ---- wants ----------------------------------------------------------------------------------------------------
 
     /// A client wants a blob that isn't here.
-    pub(super) fn wish(&mut self, wish: Wish) {
+    pub(super) fn wish(&mut self, now: Instant, contents: &Contents, wish: Wish) -> Vec<Effect> {
         // until it is dropped at the end the client doesn't look at the blob's trouble
         let Wish {
             blob,
@@ -189,415 +72,218 @@ impl Driver {
             access,
             heard: _heard,
         } = wish;
-        let digest = blob.digest();
-        if blob.is_whole() || blob.is_gone() {
-            return;
-        }
-        let now = Instant::now();
-        let refused = matches!(blob.trouble(), Some(Trouble::Refused(_)));
-        blob.set_trouble(None);
-        self.leave_gone(&blob);
-        if let Some(wanted) = self.mirror.wants.get_mut(&digest) {
-            if (&wanted.reference, &wanted.access) != (&reference, &access) {
-                (wanted.reference, wanted.access) = (reference, access);
-                wanted.renewed = true;
-            }
-            // the upstream refused the credentials of before, and has just accepted these
-            if refused {
-                self.tell_wanted(&digest, true);
-            }
-            return;
-        }
-        if self.mirror.wants.len() >= MAX_WANTS {
-            blob.set_trouble(Some(Trouble::Stalled("too many blobs are wanted".into())));
-            return;
-        }
-        blob.set_wanted(true);
-        self.mirror.wanted += 1;
-        let follows = self
-            .contents
-            .by_digest(&digest)
-            .is_some_and(|content| !content.is_mirrored());
-        let wanted = Wanted {
-            blob: blob.clone(),
+        let known = known(contents, &blob.digest(), |held| !Arc::ptr_eq(held, &blob));
+        let wish = wants::Wish {
+            blob,
             reference,
             access,
-            renewed: false,
-            number: self.mirror.wanted,
-            closed_at: None,
-            follows,
-            copying: false,
         };
-        self.mirror.wants.insert(digest, wanted);
-        self.mirror.last_look.get_or_insert(now);
-        if follows {
-            self.tell_wanted(&digest, false);
-            self.copy_from_image(&digest);
-        } else {
-            info!(content = %digest, bytes = blob.size(), "a client of the mirror wants a blob");
-            let id = self.add_blob(&blob);
-            self.introduce(id, 0);
-            if blob.is_unread() {
-                self.spawn_blocking(move || Input::Dropped {
-                    id,
-                    result: blob.read_again().map_err(|error| error.to_string()),
-                });
-            }
-            self.walk_if_whole(id);
-            self.mirror.changed = true;
-            self.reporting.at_once();
-        }
-        if refused {
-            self.tell_wanted(&digest, true);
-        }
+        let effects = self.wants.wish(now, wish, known);
+        self.follow(contents, effects)
     }
 
-    /// Tells the swarm that a client waits for a blob. `admitted`: its registry refused it before, and has let a client in.
-    pub(super) fn tell_wanted(&mut self, digest: &Digest, admitted: bool) {
-        let id = self.contents.by_digest(digest).map(Content::id);
-        let alone_after = self.mirror.alone_after(digest);
-        if let (Some(id), Some(alone_after)) = (id, alone_after) {
-            self.tell(Event::Wanted {
-                id,
-                alone_after,
-                admitted,
-            });
-        }
+    /// How to fetch a blob that a client wants. The fetch begins with it.
+    pub(super) fn access(&mut self, content: &Digest) -> Option<(String, Access)> {
+        self.wants.access(content)
     }
 
-    /// A blob that was evicted and is asked for again is another one: what is known of the one before leads nowhere.
-    fn leave_gone(&mut self, blob: &Arc<Blob>) {
-        let digest = blob.digest();
-        let wanted = self.mirror.wants.get(&digest);
-        if wanted.is_some_and(|wanted| !Arc::ptr_eq(&wanted.blob, blob)) {
-            self.stop_wanting(&digest);
-        }
-        let other = |shelf: &Shelf| matches!(shelf, Shelf::Blob(held) if !Arc::ptr_eq(held, blob));
-        let content = self.contents.by_digest(&digest);
-        if content.is_some_and(|content| content.shelves().iter().any(other)) {
-            self.mirror.seeds.retain(|seed| *seed != digest);
-            self.drop_content(&digest);
-        }
+    /// What the swarm is told of a content that it comes to know, if a client wants it.
+    pub(super) fn wanted(&self, id: ContentId, content: &Digest) -> Option<Event> {
+        let alone_after = self.wants.alone_after(content)?;
+        Some(Event::Wanted {
+            id,
+            alone_after,
+            admitted: false,
+        })
     }
 
-    /// Looks at what is wanted: done, abandoned, or here and not in its place.
-    pub(super) fn look_at_wants(&mut self) {
-        let now = Instant::now();
-        self.mirror.last_look = Some(now);
-        let stall = self.mirror.stall;
-        let mut done = Vec::new();
-        let mut abandoned = Vec::new();
-        let mut misplaced = Vec::new();
-        for (digest, wanted) in &mut self.mirror.wants {
-            let (readers, last) = wanted.blob.readers();
-            let whole = wanted.blob.is_whole();
-            let left = readers == 0 && last.elapsed() > self.mirror.grace;
-            if wanted.blob.is_gone() || !whole && left {
-                abandoned.push(*digest);
-            } else if whole {
-                done.push(*digest);
-            } else if wanted.blob.is_closed() {
-                let since = *wanted.closed_at.get_or_insert(now);
-                if now.duration_since(since) > stall {
-                    wanted.closed_at = Some(now);
-                    misplaced.push(wanted.blob.clone());
-                }
-            } else {
-                wanted.closed_at = None;
-            }
-        }
-        for digest in done {
-            let follows = self.mirror.wants.get(&digest).is_some_and(|w| w.follows);
-            self.stop_wanting(&digest);
-            if !follows {
-                self.seed(digest);
-            }
-        }
-        for digest in abandoned {
-            info!(content = %digest, "nobody reads a blob any more; its fetch ends");
-            self.stop_wanting(&digest);
-            self.drop_content(&digest);
-        }
-        for blob in misplaced {
-            self.put_in_place(blob);
-        }
+    /// Whether a client wants this content.
+    pub(super) fn wants(&self, content: &Digest) -> bool {
+        self.wants.alone_after(content).is_some()
     }
 
-    /// Every byte of a blob is here and true, but the volume failed when the blob was to be put where whole ones lie.
-    fn put_in_place(&mut self, blob: Arc<Blob>) {
-        self.spawn_blocking(move || {
-            if let Err(error) = blob.walk() {
-                warn!(content = %blob.digest(), %error, "a verified blob can't be put in its place");
-                blob.set_trouble(Some(Trouble::Disk(error.to_string())));
-            }
-            Input::Nothing
-        });
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.wants.next_look()
     }
 
-    /// The coordinator says which of our wants come or have their place in the queue.
-    pub(super) fn wants_are_coming(&mut self, queue: &MirrorQueue) {
-        for content in &queue.contents {
-            let Ok(digest) = Digest::try_from(content.as_slice()) else {
-                continue;
-            };
-            if let Some(wanted) = self.mirror.wants.get(&digest) {
-                wanted.blob.promise();
-                if let Some(id) = self.contents.by_digest(&digest).map(Content::id) {
-                    self.tell(Event::Coming(id));
-                }
-            }
-        }
+    /// Looks at what is wanted.
+    pub(super) fn look(&mut self, now: Instant, contents: &Contents) -> Vec<Effect> {
+        let effects = self.wants.look(now);
+        self.follow(contents, effects)
     }
 
-    fn stop_wanting(&mut self, digest: &Digest) {
-        if let Some(wanted) = self.mirror.wants.remove(digest) {
-            wanted.blob.set_wanted(false);
-            self.mirror.changed = true;
-            self.reporting.soon();
-            if let Some(id) = self.contents.by_digest(digest).map(Content::id) {
-                self.tell(Event::Unwanted(id));
-            }
-        }
+    /// The coordinator says which wants come or have their place in the queue.
+    pub(super) fn are_coming(&mut self, contents: &Contents, queue: &MirrorQueue) -> Vec<Effect> {
+        let effects = self.wants.are_coming(queue);
+        self.follow(contents, effects)
     }
 
-    /// Takes a blob out of the swarm, unless it is an image's content too.
-    fn drop_content(&mut self, digest: &Digest) {
-        let Some(id) = self.contents.by_digest(digest).map(Content::id) else {
-            return;
-        };
-        if self
-            .contents
-            .find(id)
-            .is_none_or(|content| !content.is_mirrored())
-        {
-            return;
-        }
-        self.end_lease(id, End::plain(LeaseEnd::Released));
-        self.fetches.stop(id);
-        self.contents.remove_mirrored(digest);
-        self.tell(Event::Dropped(id));
-    }
-
-    /// Fetching a blob that clients want ended; the swarm was told so.
-    pub(super) fn mirror_fetch_ended(&mut self, id: ContentId, end: FetchEnd) {
-        let Some(digest) = self.contents.find(id).map(Content::digest) else {
-            return;
-        };
-        let Some(wanted) = self.mirror.wants.get_mut(&digest) else {
-            return;
-        };
-        match end {
-            // a volume that failed is told of apart from here
-            FetchEnd::Done | FetchEnd::Disk(_) | FetchEnd::Unwanted => {}
-            FetchEnd::Failed(failure) => {
-                let trouble = match failure {
-                    Failure::Origin(error) if is_refusal(&error) => {
-                        // who came since then may be let in
-                        if wanted.renewed {
-                            self.tell_wanted(&digest, true);
-                            return;
-                        }
-                        Trouble::Refused(error)
-                    }
-                    // it goes on when the registry is back; clients wait for that as long as they may
-                    Failure::Origin(error) if is_away(&error) => return,
-                    Failure::Origin(error) | Failure::CutShort(error) => {
-                        Trouble::Stalled(error.to_string())
-                    }
-                    Failure::Settings(error) => Trouble::Stalled(error),
-                };
-                wanted.blob.set_trouble(Some(trouble));
-            }
-            FetchEnd::Bad(message) => {
-                let blob = wanted.blob.clone();
-                // what is held ends in no digest: nothing of it is kept, and nobody may go on from it
-                self.stop_wanting(&digest);
-                self.drop_content(&digest);
-                self.spawn_blocking(move || {
-                    if let Err(error) = blob.forget_all() {
-                        warn!(content = %blob.digest(), %error, "dropping false bytes isn't journaled");
-                    }
-                    blob.set_trouble(Some(Trouble::Bad(message)));
-                    Input::Nothing
-                });
-            }
-        }
+    /// A fetch of a content ended.
+    pub(super) fn fetch_ended(
+        &mut self,
+        contents: &Contents,
+        content: &Digest,
+        end: FetchEnd,
+    ) -> Vec<Effect> {
+        let effects = self.wants.fetch_ended(content, end);
+        self.follow(contents, effects)
     }
 
     /// The volume failed while blobs arrived.
-    pub(super) fn mirror_storage_failed(&mut self, message: &str) {
-        let wants: Vec<_> = self.mirror.wants.keys().copied().collect();
-        for digest in wants {
-            if let Some(wanted) = self.mirror.wants.get(&digest)
-                && !wanted.follows
-            {
-                wanted.blob.set_trouble(Some(Trouble::Disk(message.into())));
-                self.stop_wanting(&digest);
-                self.drop_content(&digest);
-            }
+    pub(super) fn storage_failed(&mut self, contents: &Contents, message: &str) -> Vec<Effect> {
+        let effects = self.wants.storage_failed(message);
+        self.follow(contents, effects)
+    }
+
+    /// What a report says of the wants: all of them, where that changed or the report is `full`.
+    pub(super) fn report(&mut self, full: bool) -> Option<MirrorWants> {
+        self.blobs()?;
+        self.wants.report(full)
+    }
+
+    /// A report that carried the wants couldn't be sent.
+    pub(super) const fn unsent(&mut self) {
+        self.wants.unsent();
+    }
+
+    fn follow(&mut self, contents: &Contents, effects: Vec<wants::Effect>) -> Vec<Effect> {
+        let mut out = Vec::new();
+        for effect in effects {
+            out.push(match effect {
+                wants::Effect::Join { blob, order } => Effect::Join { blob, order },
+                wants::Effect::Leave(content) => Effect::Leave(content),
+                wants::Effect::Wanted { content, admitted } => {
+                    let Some(alone_after) = self.wants.alone_after(&content) else {
+                        continue;
+                    };
+                    let event = move |id| Event::Wanted {
+                        id,
+                        alone_after,
+                        admitted,
+                    };
+                    Effect::Tell(content, Box::new(event))
+                }
+                wants::Effect::Unwanted(content) => {
+                    Effect::Tell(content, Box::new(Event::Unwanted))
+                }
+                wants::Effect::Coming(content) => Effect::Tell(content, Box::new(Event::Coming)),
+                wants::Effect::CopyFromImage(content) => {
+                    match self.copy_from_image(contents, &content) {
+                        Some(effect) => effect,
+                        None => continue,
+                    }
+                }
+                wants::Effect::PutInPlace(blob) => {
+                    Effect::RunBlocking(Box::new(move || blob_cache::put_in_place(&blob)))
+                }
+                wants::Effect::ForgetAll { blob, message } => {
+                    Effect::RunBlocking(Box::new(move || blob_cache::forget_all(&blob, message)))
+                }
+                wants::Effect::ReportNow => Effect::ReportNow,
+                wants::Effect::ReportSoon => Effect::ReportSoon,
+            });
         }
+        out
     }
 
     // ---- blobs that are contents of images too --------------------------------------------------------------------
 
     /// An image that is staged here has this content: the mirror's copy leaves the swarm, and follows the image's.
-    pub(super) fn yield_to_image(&mut self, digest: &Digest) {
-        let ours = self
-            .contents
-            .by_digest(digest)
-            .is_some_and(Content::is_mirrored);
-        if !ours {
-            return;
-        }
-        self.drop_content(digest);
-        self.mirror.seeds.retain(|seed| seed != digest);
-        if let Some(wanted) = self.mirror.wants.get_mut(digest) {
-            wanted.follows = true;
-            self.mirror.changed = true;
-        }
-    }
-
-    /// Copies a blob from a stage, where it is verified there.
-    pub(super) fn copy_from_image(&mut self, digest: &Digest) {
-        let Some(content) = self.contents.by_digest(digest) else {
-            return;
-        };
-        let stage = content.shelves().iter().find_map(|shelf| match shelf {
-            Shelf::Stage(stage) if stage.is_closed(*digest) => Some(stage.clone()),
-            _ => None,
-        });
-        let (Some(stage), Some(wanted)) = (stage, self.mirror.wants.get_mut(digest)) else {
-            return;
-        };
-        if wanted.copying {
-            return;
-        }
-        wanted.copying = true;
-        // of whatever registry the image is
-        wanted.blob.comes_from(None);
-        let (blob, digest) = (wanted.blob.clone(), *digest);
-        self.spawn_blocking(move || {
-            if let Err(error) = copy(&stage, &blob) {
-                warn!(content = %digest, error, "copying a blob from an image failed");
-                blob.set_trouble(Some(Trouble::Disk(error)));
+    pub(super) fn follow_image(&mut self, contents: &Contents, content: &Digest) -> Vec<Effect> {
+        match known(contents, content, |_| false) {
+            Known::Mirrored => {
+                let effect = self.wants.follow_image(content);
+                self.follow(contents, vec![effect])
             }
-            Input::Copied(digest)
-        });
+            Known::No | Known::Gone | Known::OfImage => Vec::new(),
+        }
     }
 
-    pub(super) fn copied(&mut self, digest: &Digest) {
-        if let Some(wanted) = self.mirror.wants.get_mut(digest) {
-            wanted.copying = false;
-        }
+    /// Copies a blob from a stage, where it is wanted, and verified there.
+    pub(super) fn copy_from_image(
+        &mut self,
+        contents: &Contents,
+        content: &Digest,
+    ) -> Option<Effect> {
+        let shelves = contents.by_digest(content)?.shelves();
+        let stage = shelves.into_iter().find_map(|shelf| match shelf {
+            Shelf::Stage(stage) if stage.is_closed(*content) => Some(stage),
+            _ => None,
+        })?;
+        let blob = self.wants.copy(content)?;
+        // of whatever registry the image is
+        blob.comes_from(None);
+        let copy = move || blob_cache::copy(&stage, &blob);
+        Some(Effect::RunBlocking(Box::new(copy)))
+    }
+
+    /// Copying a blob from an image ended.
+    pub(super) fn copied(&mut self, content: &Digest) {
+        self.wants.copied(content);
     }
 
     // ---- the cache ------------------------------------------------------------------------------------------------
 
-    /// Every few seconds: pins, gauges, and a look at what lies there.
-    pub(super) fn keep_cache(&mut self) {
-        let Some(blobs) = self.mirror.blobs.clone() else {
-            return;
+    /// Whole blobs of before are served to peers again.
+    pub(super) fn recover(&self) -> Option<Effect> {
+        self.cache.recover().map(Effect::RunBlocking)
+    }
+
+    /// Whole blobs of before were found.
+    pub(super) fn seeds(&mut self, contents: &Contents, seeds: Vec<Arc<Blob>>) -> Vec<Effect> {
+        let seeds = seeds.into_iter();
+        let new = seeds.filter(|blob| contents.by_digest(&blob.digest()).is_none());
+        let effects = self.wants.recovered(new.collect());
+        self.follow(contents, effects)
+    }
+
+    /// Every few seconds: pins what is staged, evicts, and looks at what lies there. The bytes of the cache, where
+    /// there is one.
+    pub(super) fn keep(
+        &mut self,
+        contents: &Contents,
+        pinned: BTreeSet<Digest>,
+        (store, home): (Arc<Store>, &Path),
+    ) -> (Option<u64>, Vec<Effect>) {
+        let Some(blobs) = self.blobs().cloned() else {
+            return (None, Vec::new());
         };
-        blobs.pin(self.images.blobs_in_use());
+        blobs.pin(pinned);
         // evicted blobs aren't served any more
-        let gone: Vec<_> = self
-            .mirror
-            .seeds
-            .iter()
-            .filter(|seed| blobs.find(seed).is_none())
-            .copied()
-            .collect();
-        for digest in gone {
-            self.mirror.seeds.retain(|seed| *seed != digest);
-            self.drop_content(&digest);
-        }
-        let (bytes, _) = blobs.tidy();
-        self.metrics
-            .mirror_cache_bytes
-            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let (at, chunk) = self.mirror.scrub_at;
-        let (store, home) = (self.store.clone(), self.config.tart_home.clone());
-        self.spawn_blocking(move || {
-            blobs.leave(&home, store.outstanding_bytes());
-            scrub(&blobs, at, chunk)
-        });
+        let effects = self.wants.evicted(|seed| blobs.find(seed).is_some());
+        let bytes = blobs.tidy().0;
+        let mut out = self.follow(contents, effects);
+        out.extend(self.cache.scrub(store, home).map(Effect::RunBlocking));
+        (Some(bytes), out)
     }
 
-    pub(super) fn blobs_scrubbed(&mut self, next: (Option<Digest>, u32), bad: Option<Digest>) {
-        self.mirror.scrub_at = next;
-        let Some(digest) = bad else { return };
-        error!(content = %digest, "a blob of the mirror changed on disk since it was verified; dropping it");
-        self.mirror.seeds.retain(|seed| *seed != digest);
-        // unless it was asked for again since, and is another one
-        let gone = |shelf: &Shelf| matches!(shelf, Shelf::Blob(blob) if blob.is_gone());
-        let content = self.contents.by_digest(&digest);
-        if content.is_some_and(|content| content.shelves().iter().any(gone)) {
-            self.stop_wanting(&digest);
-            self.drop_content(&digest);
-        }
-    }
-}
-
-/// Copies what a stage holds of a blob, chunk by chunk, each against its link.
-fn copy(stage: &Stage, blob: &Blob) -> Result<(), String> {
-    let digest = blob.digest();
-    for chunk in (0..blob.geometry().chunks()).map(ChunkIndex) {
-        let held = match stage.look(digest, chunk) {
-            Ok(Look::Sound(held)) => held,
-            Ok(Look::Rotten) => return Err("a chunk changed on disk".into()),
-            Ok(Look::Missing) => return Err("the image is gone".into()),
-            Err(error) => return Err(error.to_string()),
+    /// Some of the cache was read again.
+    pub(super) fn scrubbed(
+        &mut self,
+        contents: &Contents,
+        next: (Option<Digest>, u32),
+        bad: Option<Digest>,
+    ) -> Vec<Effect> {
+        self.cache.scrubbed(next);
+        let Some(content) = bad else {
+            return Vec::new();
         };
-        blob.write(
-            chunk,
-            &held.bytes,
-            held.link,
-            held.source,
-            (&held.maker, None),
-        )
-        .map_err(|error| error.to_string())?;
+        error!(%content, "a blob of the mirror changed on disk since it was verified; dropping it");
+        let known = known(contents, &content, |blob| blob.is_gone());
+        let effects = self.wants.rotted(&content, known);
+        self.follow(contents, effects)
     }
-    blob.walk().map_err(|error| error.to_string())?;
-    Ok(())
 }
 
-/// Reads a few chunks again: where to go on, and the blob that isn't what it was.
-fn scrub(blobs: &Blobs, at: Option<Digest>, chunk: u32) -> Input {
-    let current = at.filter(|_| chunk > 0).and_then(|at| blobs.find(&at));
-    let (blob, first) = match current {
-        Some(blob) => (blob, chunk),
-        None => match blobs.next_whole(at) {
-            Some(blob) => (blob, 0),
-            None => {
-                return Input::BlobsScrubbed {
-                    next: (None, 0),
-                    bad: None,
-                };
-            }
-        },
+/// How the swarm knows a blob now. `is_gone` says whether a blob that it knows was evicted.
+fn known(contents: &Contents, content: &Digest, is_gone: impl Fn(&Arc<Blob>) -> bool) -> Known {
+    let Some(content) = contents.by_digest(content) else {
+        return Known::No;
     };
-    let digest = blob.digest();
-    let end = first
-        .saturating_add(SCRUB_CHUNKS)
-        .min(blob.geometry().chunks());
-    // what can't be read shows by other means: the volume is failing
-    let good = blob.load_links().unwrap_or(true)
-        && !blob.is_rotten()
-        && (first..end)
-            .map(ChunkIndex)
-            .all(|chunk| !matches!(blob.look(chunk), Ok(Look::Rotten | Look::Missing)));
-    // evicted meanwhile: that is no rot
-    let good = good || blob.is_gone();
-    if !good && let Err(error) = blobs.discard(&digest) {
-        warn!(content = %digest, %error, "dropping a rotten blob failed");
-    }
-    let next = if good && end < blob.geometry().chunks() {
-        (Some(digest), end)
-    } else {
-        (Some(digest), 0)
-    };
-    Input::BlobsScrubbed {
-        next,
-        bad: (!good).then_some(digest),
+    let gone = |shelf: &Shelf| matches!(shelf, Shelf::Blob(blob) if is_gone(blob));
+    match content.is_mirrored() {
+        true if content.shelves().iter().any(gone) => Known::Gone,
+        true => Known::Mirrored,
+        false => Known::OfImage,
     }
 }

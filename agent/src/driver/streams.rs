@@ -1,26 +1,36 @@
-//! What the driver starts on connections: each job ends in an [`Input`].
+//! The jobs by which chunks move: streams to and from peers, and fetches from registries. Each ends in an [`Input`].
 
-use std::net::SocketAddr;
+use std::{pin::Pin, sync::Arc};
 
 use link::{Connection, Endpoint, Receiver, Sender};
 use proto::{
-    HostId, HostKey,
-    message::{self, ChunkHeader, PeerUpdate},
+    ChunkIndex, HostId, HostKey,
+    message::{self, ChunkHeader},
 };
 use swarm::{
     action::Declined,
-    event::{Spread, Ticket},
+    event::{ContentId, Spread, Ticket},
 };
 use tokio::sync::mpsc;
 
 use super::{
+    contents::Content,
+    fetches::Reins,
+    hosts,
     input::Input,
     transfers::{Receiving, Transfer, Transfers},
 };
 use crate::{
+    fetch::{self, News},
+    notary::Notary,
     peer::{self, Brought},
-    transfer::{self, Receipt, Subject},
+    registries::Origin,
+    shelf::Shelf,
+    transfer::{self, Cache, Receipt, Subject},
 };
+
+/// Work that runs beside the driver.
+pub(super) type Job = Pin<Box<dyn Future<Output = Input> + Send>>;
 
 /// A chunk that a peer offers: its header, and the streams on which the chunk and the answer go.
 #[derive(Debug)]
@@ -33,6 +43,119 @@ pub(super) struct Offer {
 /// Transfers over connections.
 pub(super) type PeerTransfers = Transfers<Sender, Offer>;
 
+/// What the jobs need of this host.
+#[derive(Debug)]
+pub(super) struct Streams {
+    pub(super) me: HostId,
+    /// Names this life of the program to peers; never 0.
+    pub(super) life: u64,
+    pub(super) endpoint: Endpoint,
+    pub(super) origin: Origin,
+    pub(super) notary: Arc<Notary>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) peer_inbox: mpsc::Sender<(HostKey, Brought)>,
+    pub(super) fetch_inbox: mpsc::Sender<(ContentId, News)>,
+}
+
+impl Streams {
+    /// Connects to a host.
+    pub(super) fn dial(&self, dial: hosts::Dial) -> Job {
+        let endpoint = self.endpoint.clone();
+        Box::pin(async move {
+            let hosts::Dial {
+                peer,
+                host,
+                address,
+            } = dial;
+            let result = endpoint.connect(address, &host).await;
+            Input::Connected {
+                peer,
+                result: result.map_err(|error| error.to_string()),
+            }
+        })
+    }
+
+    /// Reads what a peer sends, until the connection ends.
+    pub(super) fn listen(&self, peer: HostKey, serial: u64, connection: Connection) -> Job {
+        let inbox = self.peer_inbox.clone();
+        Box::pin(async move {
+            let reason = peer::listen(connection, serial, inbox).await;
+            Input::ConnectionEnded {
+                peer,
+                serial,
+                reason,
+            }
+        })
+    }
+
+    /// Tells a peer what this host holds, until the connection or the updates end.
+    pub(super) fn announce(
+        &self,
+        connection: Connection,
+        updates: mpsc::Receiver<message::PeerUpdate>,
+    ) -> Job {
+        let life = self.life;
+        Box::pin(async move {
+            peer::tell(connection, life, updates).await;
+            Input::Nothing
+        })
+    }
+
+    /// What moving a chunk of a content takes. `dropped_lately`: nothing that this host made is taken.
+    pub(super) fn subject(
+        &self,
+        content: &Content,
+        chunk: ChunkIndex,
+        dropped_lately: bool,
+    ) -> Subject {
+        Subject {
+            content: content.digest(),
+            geometry: content.geometry(),
+            chunk,
+            shelves: content.shelves(),
+            cache: self.cache.clone(),
+            notary: self.notary.clone(),
+            retracted: dropped_lately.then(|| self.me.key()),
+            suspects: content.suspects(),
+        }
+    }
+
+    /// Fetches a content from the registry that `reference` names.
+    pub(super) fn fetch(&self, content: &Content, reference: String, reins: Reins) -> Job {
+        let id = content.id();
+        let mut job = fetch::Job {
+            id,
+            content: content.digest(),
+            geometry: content.geometry(),
+            kind: content.kind(),
+            shelves: content.shelves(),
+            reference,
+            access: reins.access,
+            doubted: false,
+            me: self.me.clone(),
+            notary: Some(self.notary.clone()),
+            cache: self.cache.clone(),
+            until: reins.until,
+            moved: reins.moved,
+            inbox: self.fetch_inbox.clone(),
+        };
+        let registry = job.reference.split_once('/').map(|(registry, _)| registry);
+        for shelf in &job.shelves {
+            if let Shelf::Blob(blob) = shelf {
+                blob.comes_from(registry);
+            }
+        }
+        let (origin, number, token) = (self.origin.clone(), reins.number, reins.token);
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = token.cancelled() => Input::Nothing,
+                end = fetch::run(&origin, &mut job) => Input::FetchEnded { id, number, end },
+            }
+        })
+    }
+}
+
 /// To whom a pushed chunk is to be passed on, as the message says.
 pub(super) fn spread(wire: message::Spread) -> Spread {
     if wire.everyone {
@@ -42,64 +165,31 @@ pub(super) fn spread(wire: message::Spread) -> Spread {
     }
 }
 
-pub(super) async fn dial(
-    endpoint: Endpoint,
-    peer: HostKey,
-    host: HostId,
-    address: SocketAddr,
-) -> Input {
-    let result = endpoint.connect(address, &host).await;
-    Input::Connected {
-        peer,
-        result: result.map_err(|error| error.to_string()),
-    }
-}
-
-pub(super) async fn listen(
-    peer: HostKey,
-    serial: u64,
-    connection: Connection,
-    inbox: mpsc::Sender<(HostKey, Brought)>,
-) -> Input {
-    let reason = peer::listen(connection, serial, inbox).await;
-    Input::ConnectionEnded {
-        peer,
-        serial,
-        reason,
-    }
-}
-
-pub(super) async fn announce(
-    connection: Connection,
-    life: u64,
-    updates: mpsc::Receiver<PeerUpdate>,
-) -> Input {
-    peer::tell(connection, life, updates).await;
-    Input::Nothing
-}
-
-pub(super) async fn request(
+/// Asks a peer for a chunk.
+pub(super) fn request(
     transfer: Transfer,
     receiving: Receiving,
     connection: Connection,
     subject: Subject,
-) -> Input {
-    receive(transfer, receiving, transfer::request(connection, subject)).await
+) -> Job {
+    let taken = transfer::request(connection, subject);
+    Box::pin(receive(transfer, receiving, taken))
 }
 
-pub(super) async fn accept(
+/// Takes a chunk that a peer offers.
+pub(super) fn accept(
     transfer: Transfer,
     receiving: Receiving,
     offer: Offer,
     subject: Subject,
-) -> Input {
+) -> Job {
     let Offer {
         header,
         sender,
         receiver,
     } = offer;
     let taken = transfer::accept_push(transfer.peer, *header, sender, receiver, subject);
-    receive(transfer, receiving, taken).await
+    Box::pin(receive(transfer, receiving, taken))
 }
 
 async fn receive(
@@ -119,38 +209,45 @@ async fn receive(
     }
 }
 
-pub(super) async fn serve(
-    transfer: Transfer,
-    ticket: Ticket,
-    sender: Sender,
-    subject: Subject,
-) -> Input {
-    Input::Sent {
-        transfer,
-        ticket: Some(ticket),
-        shipment: transfer::serve(sender, subject).await,
-    }
+/// Answers a request with the chunk.
+pub(super) fn serve(transfer: Transfer, ticket: Ticket, sender: Sender, subject: Subject) -> Job {
+    Box::pin(async move {
+        Input::Sent {
+            transfer,
+            ticket: Some(ticket),
+            shipment: transfer::serve(sender, subject).await,
+        }
+    })
 }
 
-pub(super) async fn push(
+/// Offers a chunk to a peer.
+pub(super) fn push(
     transfer: Transfer,
     connection: Connection,
     subject: Subject,
     spread: Option<Spread>,
-) -> Input {
-    Input::Sent {
-        transfer,
-        ticket: None,
-        shipment: transfer::push(connection, subject, spread).await,
-    }
+) -> Job {
+    Box::pin(async move {
+        Input::Sent {
+            transfer,
+            ticket: None,
+            shipment: transfer::push(connection, subject, spread).await,
+        }
+    })
 }
 
-pub(super) async fn refuse(sender: Sender, why: Declined) -> Input {
-    transfer::refuse(sender, why).await;
-    Input::Nothing
+/// Turns a request away.
+pub(super) fn refuse(sender: Sender, why: Declined) -> Job {
+    Box::pin(async move {
+        transfer::refuse(sender, why).await;
+        Input::Nothing
+    })
 }
 
-pub(super) async fn decline(sender: Sender, receiver: Receiver, why: Declined) -> Input {
-    transfer::decline_push(sender, receiver, why).await;
-    Input::Nothing
+/// Turns an offer away.
+pub(super) fn decline(sender: Sender, receiver: Receiver, why: Declined) -> Job {
+    Box::pin(async move {
+        transfer::decline_push(sender, receiver, why).await;
+        Input::Nothing
+    })
 }

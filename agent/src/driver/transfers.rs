@@ -1,8 +1,8 @@
 //! Chunks on their way between this host and its peers: questions that wait for the swarm's answer, and what is being
 //! received.
 //!
-//! This part opens no stream. `A` is what a request is answered on, and `O` what an offered chunk comes on: streams of a
-//! connection in the driver, anything in tests.
+//! This part opens no stream. `A` is what a request is answered on, and `O` what an offered chunk comes on: streams of
+//! a connection in the driver, anything in tests.
 
 use std::collections::BTreeMap;
 
@@ -134,8 +134,8 @@ impl<A, O> Transfers<A, O> {
         receiving
     }
 
-    /// A chunk came or didn't. Whether this was what is being received now: a transfer over a connection that is dead may
-    /// end after the next one began.
+    /// A chunk came or didn't. Whether this was what is being received now: a transfer over a connection that is dead
+    /// may end after the next one began.
     pub(super) fn received(&mut self, transfer: &Transfer, number: u64) -> bool {
         let current = self.receiving.get(transfer);
         let current = current.is_some_and(|receiving| receiving.number == number);

@@ -13,7 +13,8 @@ use swarm::event::ContentId;
 
 use crate::{shelf::Shelf, suspects::Suspects};
 
-/// What this host dropped of its own making isn't taken from others again for this long. The others know better by then.
+/// What this host dropped of its own making isn't taken from others again for this long. The others know better by
+/// then.
 const DROPPED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What this part asks of a shelf, so that tests can make up shelves.
@@ -292,8 +293,8 @@ impl<S: Proving> Content<S> {
         Arc::make_mut(&mut self.suspects).note(signed)
     }
 
-    /// Judges the suspects by the true states, which are known once the content is verified: the links for which their makers
-    /// answer.
+    /// Judges the suspects by the true states, which are known once the content is verified: the links for which their
+    /// makers answer.
     pub(super) fn judge(&mut self) -> BTreeSet<Signed> {
         let suspects = self.suspects.take();
         let (digest, last) = (self.digest, self.geometry.chunks());

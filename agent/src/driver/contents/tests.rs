@@ -120,19 +120,26 @@ fn change(effects: &[Effect<Made>]) -> i64 {
         false => 0,
     };
     let changes = effects.iter().map(|effect| match effect {
-        Effect::Gained { images, bytes } => of_one(images, *bytes),
-        Effect::Lost { images, bytes } => -of_one(images, *bytes),
+        Effect::Images { images, news } => match news {
+            ImageNews::Gained(bytes) => of_one(images, *bytes),
+            ImageNews::Lost(bytes) => -of_one(images, *bytes),
+            _ => 0,
+        },
         _ => 0,
     });
     changes.sum()
 }
 
+/// The images that are told that the content is verified.
 fn closed_images(effects: &[Effect<Made>]) -> Vec<Digest> {
-    let closed = |effect: &Effect<Made>| match effect {
-        Effect::Closed { image, .. } => Some(*image),
+    let closed = effects.iter().find_map(|effect| match effect {
+        Effect::Images {
+            images,
+            news: ImageNews::Closed(content),
+        } if *content == spec().digest => Some(images.clone()),
         _ => None,
-    };
-    effects.iter().filter_map(closed).collect()
+    });
+    closed.unwrap_or_default()
 }
 
 fn failed(failure: Failure) -> Receipt {
@@ -337,9 +344,10 @@ fn a_chunk_of_the_registrys_that_differs_from_the_held_one_is_announced_anew() {
         ]
     ));
     assert_eq!(change(&effects), 0);
-    assert!(
-        matches!(&effects[0], Effect::CameFromOrigin { bytes: 100, images } if *images == [image(1)])
-    );
+    assert!(matches!(
+        &effects[0],
+        Effect::Images { images, news: ImageNews::FromOrigin(100) } if *images == [image(1)]
+    ));
 }
 
 #[test]
@@ -586,9 +594,11 @@ fn a_verified_content_that_rots_is_opened_and_walked_before_anything_is_asked_fo
     shelf.closed.set(true);
     all.walked(id, sound());
     let effects = all.rotted(image(1), spec().digest, &[ChunkIndex(1)]);
-    assert!(effects.iter().any(|effect| {
-        matches!(effect, Effect::Opened { image: opened, .. } if *opened == image(1))
-    }));
+    assert!(effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Images { images, news: ImageNews::Opened(content) }
+            if *images == [image(1)] && *content == spec().digest
+    )));
     assert_eq!((walks(&effects), asked_again(&effects).len()), (1, 0));
     assert!(!all.find(id).unwrap().is_closed());
 }

@@ -1,0 +1,782 @@
+//! Chunks between this host, its peers and the registries: what the swarm wants is carried out, and the swarm hears how
+//! it went.
+//!
+//! The swarm decides what to ask of whom. This part joins the swarm with hosts, contents, transfers, fetches and
+//! leases. What concerns others (jobs, images, reports) is put into a queue of [`Effect`]s, which the driver empties by
+//! [`Exchange::poll`].
+
+mod effect;
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use link::Connection;
+use proto::{
+    ChunkIndex, Digest, HostKey, Moment,
+    image::{ContentSpec, Layout},
+    message::{BlameKind, LeaseState, RosterChange, RosterEntry},
+};
+use swarm::{
+    Action, Event, Swarm,
+    action::Declined,
+    event::{ContentId, Delivery, Entitled, Spread, Ticket},
+};
+use tracing::{info, warn};
+
+pub(super) use self::effect::Effect;
+use super::{
+    contents::{self, Content, Contents},
+    hosts::{self, Hosts},
+    image_news::ImageNews,
+    input::Input,
+    origins::{self, FetchWanted, Origins},
+    streams::{self, Job, Offer, PeerTransfers, Streams},
+    transfers::Transfer,
+    walk::{self, Walked},
+};
+use crate::{
+    fetch::{FetchEnd, News},
+    metrics::{From, Metrics, SourceLabel},
+    mirror::blob::Blob,
+    peer::Brought,
+    registries::Access,
+    shelf::{Shelf, Unwritable, retract},
+    store::Stage,
+    transfer::{Receipt, Shipment, Subject},
+};
+
+/// The swarm, and what it moves.
+pub(super) struct Exchange {
+    swarm: Swarm,
+    epoch: Instant,
+    /// The time at which what is heard now happens.
+    now: Instant,
+    streams: Streams,
+    metrics: Metrics,
+    hosts: Hosts,
+    contents: Contents,
+    transfers: PeerTransfers,
+    origins: Origins,
+    effects: VecDeque<Effect>,
+}
+
+impl Exchange {
+    pub(super) fn new(swarm: Swarm, epoch: Instant, streams: Streams, metrics: Metrics) -> Self {
+        Self {
+            swarm,
+            epoch,
+            now: epoch,
+            contents: Contents::new(streams.me.key(), streams.cache.clone()),
+            streams,
+            metrics,
+            hosts: Hosts::default(),
+            transfers: PeerTransfers::default(),
+            origins: Origins::default(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    // ---- the loop -------------------------------------------------------------------------------------------------
+
+    /// What is heard from now on happens at this time.
+    pub(super) const fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    fn moment(&self) -> Moment {
+        let since = self.now.saturating_duration_since(self.epoch);
+        Moment(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// When the swarm is to be told that time passed.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let at = self.swarm.next_timeout()?;
+        Some(self.epoch + at.since(Moment::START))
+    }
+
+    /// What others have to do, in order. `None` once nothing is left, and the swarm wants nothing.
+    pub(super) fn poll(&mut self) -> Option<Effect> {
+        while self.effects.is_empty() {
+            match self.swarm.poll() {
+                Some(action) => self.act(action),
+                None => break,
+            }
+        }
+        self.effects.pop_front()
+    }
+
+    /// Hands on what waits to be announced, as far as peers take it.
+    pub(super) fn flush_updates(&mut self) {
+        self.hosts.flush_updates();
+        let leases = i64::try_from(self.origins.leases()).unwrap_or(i64::MAX);
+        self.metrics.leases.set(leases);
+    }
+
+    pub(super) fn tell(&mut self, event: Event) {
+        let now = self.moment();
+        self.swarm.handle(now, event);
+    }
+
+    pub(super) fn status(&self) -> swarm::Status {
+        self.swarm.status(self.moment())
+    }
+
+    fn run(&mut self, job: Job) {
+        self.effects.push_back(Effect::Run(job));
+    }
+
+    fn run_blocking(&mut self, job: impl FnOnce() -> Input + Send + 'static) {
+        self.effects.push_back(Effect::RunBlocking(Box::new(job)));
+    }
+
+    fn tell_images(&mut self, images: Vec<Digest>, news: ImageNews) {
+        if !images.is_empty() {
+            self.effects.push_back(Effect::Images { images, news });
+        }
+    }
+
+    fn blame(
+        &mut self,
+        peer: HostKey,
+        content: Option<Digest>,
+        chunk: ChunkIndex,
+        kind: BlameKind,
+    ) {
+        if let Some(host) = self.hosts.id(peer).cloned() {
+            self.effects.push_back(Effect::Blame {
+                host,
+                content,
+                chunk,
+                kind,
+            });
+        }
+    }
+
+    /// Stops every fetch: the agent stops.
+    pub(super) fn stop(&mut self) {
+        self.origins.stop_all();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Dial(peer) => {
+                let effect = self.hosts.dial(peer);
+                self.follow_hosts([effect]);
+            }
+            Action::HangUp(peer) => {
+                let effects = self.hosts.hang_up(peer);
+                self.follow_hosts(effects);
+            }
+            Action::Request { peer, id, chunk } => self.request(Transfer { peer, id, chunk }),
+            Action::Cancel { peer, id, chunk } => {
+                self.transfers.cancel(&Transfer { peer, id, chunk });
+            }
+            Action::Push {
+                peer,
+                id,
+                chunk,
+                spread,
+            } => self.push(Transfer { peer, id, chunk }, spread),
+            Action::Accept(ticket) => self.accept(ticket),
+            Action::Decline(ticket, why) => {
+                if let Some((_, offer)) = self.transfers.take_offer(ticket) {
+                    self.run(streams::decline(offer.sender, offer.receiver, why));
+                }
+            }
+            Action::Serve(ticket) => self.serve(ticket),
+            Action::Refuse(ticket, why) => {
+                if let Some((_, sender)) = self.transfers.take_request(ticket) {
+                    self.run(streams::refuse(sender, why));
+                }
+            }
+            Action::Announce {
+                peer,
+                id,
+                chunks,
+                reset,
+            } => {
+                if let Some(content) = self.contents.find(id).map(Content::digest) {
+                    self.hosts.announce(peer, content, chunks, reset);
+                }
+            }
+            Action::AnnounceLoad {
+                peer,
+                backlog_bytes,
+                upload_bytes_per_second,
+            } => {
+                self.hosts
+                    .announce_load(peer, backlog_bytes, upload_bytes_per_second);
+            }
+            Action::Fetch { id, until } => {
+                let effect = self.origins.want(&self.contents, id, until);
+                self.follow_origins(effect);
+            }
+            Action::StopFetch(id) => {
+                let effect = self.origins.stop(&mut self.contents, id);
+                self.follow_origins(effect);
+            }
+            Action::ReleaseLease(id) => {
+                let effects = self.origins.release(&self.contents, id);
+                self.follow_origins(effects);
+            }
+            Action::Report { peer, strikes } => {
+                if let Some(host) = self.hosts.id(peer) {
+                    warn!(peer = %host, strikes, "peer is quarantined");
+                }
+                self.blame(peer, None, ChunkIndex(0), BlameKind::Silence);
+            }
+        }
+    }
+
+    // ---- hosts ----------------------------------------------------------------------------------------------------
+
+    pub(super) const fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// Takes a new roster and new neighbours.
+    pub(super) fn roster(&mut self, epoch: u64, roster: &[RosterEntry], neighbours: &[String]) {
+        let me = &self.streams.me;
+        let effects = self.hosts.replace(me, epoch, roster, neighbours);
+        self.follow_hosts(effects);
+    }
+
+    /// Changes the roster. Whether the change is of the roster that is here.
+    pub(super) fn change_roster(&mut self, change: &RosterChange) -> bool {
+        let effects = self.hosts.change(&self.streams.me, change);
+        let fits = effects.is_some();
+        self.follow_hosts(effects.into_iter().flatten());
+        fits
+    }
+
+    /// Follows these hosts from now on.
+    pub(super) fn follow(&mut self, neighbours: Vec<String>) {
+        let effects = self.hosts.follow(neighbours);
+        self.follow_hosts(effects);
+    }
+
+    /// A peer connected, or was dialled (`Err`: why not).
+    pub(super) fn connected(&mut self, peer: HostKey, result: Result<Connection, String>) {
+        match result {
+            Ok(connection) => {
+                let effects = self.hosts.connected(peer, connection);
+                self.follow_hosts(effects);
+            }
+            Err(error) => {
+                let effect = self.hosts.not_connected(peer, &error);
+                self.follow_hosts(effect);
+            }
+        }
+    }
+
+    /// A connection ended.
+    pub(super) fn connection_ended(&mut self, peer: HostKey, serial: u64, reason: &str) {
+        let effects = self.hosts.ended(peer, serial, reason);
+        self.follow_hosts(effects);
+    }
+
+    fn follow_hosts(&mut self, effects: impl IntoIterator<Item = hosts::Effect>) {
+        for effect in effects {
+            match effect {
+                hosts::Effect::Tell(event) => self.tell(event),
+                hosts::Effect::Dial(dial) => self.run(self.streams.dial(dial)),
+                hosts::Effect::Listen {
+                    peer,
+                    serial,
+                    connection,
+                } => self.run(self.streams.listen(peer, serial, connection)),
+                hosts::Effect::Announce {
+                    connection,
+                    updates,
+                } => self.run(self.streams.announce(connection, updates)),
+                hosts::Effect::Close {
+                    connection,
+                    code,
+                    reason,
+                } => connection.close(code, reason),
+                hosts::Effect::Cancel(peer) => self.transfers.cancel_peer(peer),
+                hosts::Effect::Blame(peer) => {
+                    self.blame(peer, None, ChunkIndex(0), BlameKind::Protocol);
+                }
+            }
+        }
+    }
+
+    /// A peer sent something.
+    pub(super) fn brought(&mut self, peer: HostKey, brought: Brought) {
+        match brought {
+            Brought::Request { request, sender } => {
+                match self.contents.locate(&request.content, request.index) {
+                    Some((id, chunk)) => {
+                        let transfer = Transfer { peer, id, chunk };
+                        let event = self.transfers.requested(transfer, sender);
+                        self.tell(event);
+                    }
+                    None => self.run(streams::refuse(sender, Declined::Missing)),
+                }
+            }
+            Brought::Push {
+                push,
+                sender,
+                receiver,
+            } => match (self.contents.locate(&push.content, push.index), push.header) {
+                (Some((id, chunk)), Some(header)) => {
+                    let transfer = Transfer { peer, id, chunk };
+                    let offer = Offer {
+                        header: Box::new(header),
+                        sender,
+                        receiver,
+                    };
+                    let spread = push.spread.map(streams::spread);
+                    let event = self.transfers.offered(transfer, spread, offer);
+                    self.tell(event);
+                }
+                _ => self.run(streams::decline(sender, receiver, Declined::Unwanted)),
+            },
+            Brought::Introduced { serial, life } => {
+                let effects = self.hosts.introduced(peer, serial, life);
+                self.follow_hosts(effects);
+            }
+            Brought::Update(update) => {
+                let contents = &self.contents;
+                let known = |content: &Digest, runs: &[u32]| contents.announced(content, runs);
+                let effects = self.hosts.updated(peer, update, known);
+                self.follow_hosts(effects);
+            }
+            Brought::Nonsense(error) => {
+                let effects = self.hosts.nonsense(peer, &error);
+                self.follow_hosts(effects);
+            }
+        }
+    }
+
+    // ---- transfers ------------------------------------------------------------------------------------------------
+
+    fn subject(&self, transfer: &Transfer) -> Option<Subject> {
+        let content = self.contents.find(transfer.id)?;
+        let dropped_lately = content.dropped_lately(self.now);
+        let streams = &self.streams;
+        Some(streams.subject(content, transfer.chunk, dropped_lately))
+    }
+
+    fn request(&mut self, transfer: Transfer) {
+        let connection = self.hosts.connection(transfer.peer);
+        match (connection, self.subject(&transfer)) {
+            (Some(connection), Some(subject)) => {
+                let receiving = self.transfers.receive(transfer);
+                self.run(streams::request(transfer, receiving, connection, subject));
+            }
+            _ => self.tell(transfer.broken()),
+        }
+    }
+
+    fn accept(&mut self, ticket: Ticket) {
+        let Some((transfer, offer)) = self.transfers.take_offer(ticket) else {
+            return;
+        };
+        match self.subject(&transfer) {
+            Some(subject) => {
+                let receiving = self.transfers.receive(transfer);
+                self.run(streams::accept(transfer, receiving, offer, subject));
+            }
+            None => self.tell(transfer.broken()),
+        }
+    }
+
+    fn push(&mut self, transfer: Transfer, spread: Option<Spread>) {
+        let connection = self.hosts.connection(transfer.peer);
+        match (connection, self.subject(&transfer)) {
+            (Some(connection), Some(subject)) => {
+                self.run(streams::push(transfer, connection, subject, spread));
+            }
+            _ => self.tell(transfer.not_sent(None)),
+        }
+    }
+
+    fn serve(&mut self, ticket: Ticket) {
+        let Some((transfer, sender)) = self.transfers.take_request(ticket) else {
+            return;
+        };
+        match self.subject(&transfer) {
+            Some(subject) => self.run(streams::serve(transfer, ticket, sender, subject)),
+            None => self.tell(transfer.not_sent(Some(ticket))),
+        }
+    }
+
+    /// An upload ended.
+    pub(super) fn sent(&mut self, transfer: Transfer, ticket: Option<Ticket>, shipment: Shipment) {
+        let Shipment {
+            delivery,
+            wire_bytes,
+        } = shipment;
+        let Transfer { peer, id, chunk } = transfer;
+        self.metrics.sent_bytes.inc_by(wire_bytes);
+        self.tell_images(self.first_image(id), ImageNews::Uploaded(wire_bytes));
+        if delivery == Delivery::Bad
+            && let Some(content) = self.contents.find(id).map(Content::digest)
+        {
+            self.effects.push_back(Effect::Look { content, chunk });
+        }
+        self.tell(Event::Sent {
+            peer,
+            id,
+            chunk,
+            ticket,
+            delivery,
+            wire_bytes,
+        });
+    }
+
+    /// A chunk that was requested or accepted came or didn't.
+    pub(super) fn received(&mut self, transfer: Transfer, number: u64, mut receipt: Receipt) {
+        if !receipt.unwritable.is_empty() {
+            // these images are withdrawn before the chunk counts
+            self.unwritable(std::mem::take(&mut receipt.unwritable));
+            let again = Input::Received {
+                transfer,
+                number,
+                receipt,
+            };
+            self.effects.push_back(Effect::Hear(again));
+            return;
+        }
+        if !self.transfers.received(&transfer, number) && receipt.is_lost() {
+            // it went over a connection that is gone, and is asked for again over the next
+            return;
+        }
+        self.count_source(From::Peers, receipt.wire_bytes);
+        let first = self.first_image(transfer.id);
+        self.tell_images(first, ImageNews::FromPeers(receipt.wire_bytes));
+        let effects = match receipt.result {
+            Ok(()) => self.contents.arrived(transfer, receipt.wire_bytes),
+            Err(failure) => self.contents.not_arrived(transfer, failure, receipt),
+        };
+        self.follow_contents(effects);
+    }
+
+    fn count_source(&self, source: From, bytes: u64) {
+        let received = &self.metrics.received_bytes;
+        received
+            .get_or_create(&SourceLabel { source })
+            .inc_by(bytes);
+    }
+
+    /// So many bytes of a stage were here already, in other images.
+    pub(super) fn count_local(&self, bytes: u64) {
+        self.count_source(From::Local, bytes);
+    }
+
+    /// Bytes are counted with the first image that a content is part of.
+    fn first_image(&self, id: ContentId) -> Vec<Digest> {
+        let images = self.contents.find(id).map(Content::images);
+        images.into_iter().flatten().take(1).collect()
+    }
+
+    fn unwritable(&mut self, images: Vec<Unwritable>) {
+        for (image, error) in images {
+            self.tell_images(vec![image], ImageNews::Unwritable(error));
+        }
+    }
+
+    // ---- contents -------------------------------------------------------------------------------------------------
+
+    pub(super) const fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    fn follow_contents(&mut self, effects: impl IntoIterator<Item = contents::Effect>) {
+        for effect in effects {
+            match effect {
+                contents::Effect::Tell(event) => self.tell(event),
+                contents::Effect::Recall {
+                    id,
+                    content,
+                    chunks,
+                } => {
+                    let effects = self.hosts.recall(id, &content, chunks);
+                    self.follow_hosts(effects);
+                }
+                contents::Effect::Walk {
+                    id,
+                    content,
+                    chunks,
+                    shelves,
+                } => self.run_blocking(move || Input::Walked {
+                    id,
+                    walked: walk::walk(&shelves, content, chunks),
+                }),
+                contents::Effect::Retract {
+                    id,
+                    content,
+                    shelves,
+                } => {
+                    let (me, from) = (self.streams.me.key(), ChunkIndex(0));
+                    self.run_blocking(move || Input::Retracted {
+                        id,
+                        from,
+                        result: retract(&shelves, content, me, from),
+                    });
+                }
+                contents::Effect::Drop {
+                    from,
+                    content,
+                    shelves,
+                } => {
+                    // what its maker is sending was made before that
+                    self.transfers.cancel_from(from);
+                    self.run_blocking(move || Input::Dropped {
+                        id: from.id,
+                        result: retract(&shelves, content, from.peer, from.chunk),
+                    });
+                }
+                contents::Effect::Images { images, news } => self.tell_images(images, news),
+                contents::Effect::NotStored { mirrored, error } => {
+                    self.effects
+                        .push_back(Effect::NotStored { mirrored, error });
+                }
+                contents::Effect::CountFalse { source, chunks } => {
+                    let failures = &self.metrics.verify_failures;
+                    failures
+                        .get_or_create(&SourceLabel { source })
+                        .inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
+                }
+                contents::Effect::Convict(links) => self.effects.push_back(Effect::Convict(links)),
+                contents::Effect::BlameBytes(Transfer { peer, id, chunk }) => {
+                    if let Some(host) = self.hosts.id(peer) {
+                        warn!(peer = %host, chunk = chunk.0, "peer sent a chunk that doesn't fit its link");
+                    }
+                    let content = self.contents.find(id).map(Content::digest);
+                    self.blame(peer, content, chunk, BlameKind::Bytes);
+                }
+                contents::Effect::TakeBack { content, from } => {
+                    self.effects.push_back(Effect::TakeBack { content, from });
+                }
+                contents::Effect::Stored => self.effects.push_back(Effect::Stored),
+                contents::Effect::Report => self.effects.push_back(Effect::ReportSoon),
+            }
+        }
+    }
+
+    /// Adds a content of an image, or another image to a content. Whether the content is new.
+    pub(super) fn add(
+        &mut self,
+        spec: &ContentSpec,
+        image: Digest,
+        stage: &Arc<Stage>,
+    ) -> (ContentId, bool) {
+        let (held, closed) = (stage.held(spec.digest), stage.is_closed(spec.digest));
+        let shelf = Shelf::Stage(stage.clone());
+        self.contents.add(spec, (image, shelf), held, closed)
+    }
+
+    /// Adds a blob of the mirror, which is no part of an image here.
+    pub(super) fn add_blob(&mut self, blob: &Arc<Blob>) -> ContentId {
+        let what = (blob.digest(), blob.geometry());
+        let shelf = Shelf::Blob(blob.clone());
+        let (held, whole) = (blob.held(), blob.is_whole());
+        self.contents.add_mirrored(what, shelf, held, whole)
+    }
+
+    /// Makes a content known to the swarm. `of_image` says who may have what an image holds; `None` for an image that
+    /// is forgotten.
+    pub(super) fn introduce(
+        &mut self,
+        id: ContentId,
+        order: u32,
+        of_image: impl Fn(&Digest) -> Option<Entitled>,
+    ) {
+        let effects = self.contents.introduce(id, order, of_image);
+        self.follow_contents(effects);
+    }
+
+    /// Tells the swarm anew of an image's contents: who may have them may have changed.
+    pub(super) fn retell(
+        &mut self,
+        layout: &Layout,
+        of_image: impl Fn(&Digest) -> Option<Entitled>,
+    ) {
+        for spec in layout.contents() {
+            let content = self.contents.by_digest(&spec.digest);
+            if let Some((id, order)) = content.map(|content| (content.id(), content.order())) {
+                self.introduce(id, order, &of_image);
+            }
+        }
+    }
+
+    /// Takes an image away from its contents. Those that no other image has leave the swarm; their leases end with the
+    /// next report, which says the image's new state too: who gives a lease back while it stages is thought to hold the
+    /// content.
+    pub(super) fn withdraw(&mut self, image: &Digest) {
+        for (id, content) in self.contents.remove_image(image) {
+            let effects = self.origins.give_up(id, content);
+            self.follow_origins(effects);
+            self.tell(Event::Dropped(id));
+        }
+    }
+
+    /// Takes a blob of the mirror out of the swarm. A content of an image stays.
+    pub(super) fn drop_blob(&mut self, content: &Digest) {
+        let mirrored = self.contents.by_digest(content);
+        let Some(id) = mirrored
+            .filter(|content| content.is_mirrored())
+            .map(Content::id)
+        else {
+            return;
+        };
+        if self.origins.is_leased(id) {
+            self.effects.push_back(Effect::ReportNow);
+        }
+        let effects = self.origins.give_up(id, *content);
+        self.follow_origins(effects);
+        self.contents.remove_mirrored(content);
+        self.tell(Event::Dropped(id));
+    }
+
+    pub(super) fn walk_if_whole(&mut self, id: ContentId) {
+        let effect = self.contents.walk_if_whole(id);
+        self.follow_contents(effect);
+    }
+
+    /// A content's chain was walked.
+    pub(super) fn walked(&mut self, id: ContentId, mut walked: Walked) {
+        if !walked.unwritable.is_empty() {
+            self.unwritable(std::mem::take(&mut walked.unwritable));
+            self.effects
+                .push_back(Effect::Hear(Input::Walked { id, walked }));
+            return;
+        }
+        let effects = self.contents.walked(id, walked);
+        self.follow_contents(effects);
+    }
+
+    /// Chunks of an image aren't held any more, because their bytes on disk changed or can't be read.
+    pub(super) fn rotted(&mut self, image: Digest, content: Digest, chunks: &[ChunkIndex]) {
+        let effects = self.contents.rotted(image, content, chunks);
+        self.follow_contents(effects);
+    }
+
+    /// Drops what another host made of a content, from a chunk on: that host takes it back.
+    pub(super) fn drop_made(&mut self, content: &Digest, maker: HostKey, from: ChunkIndex) {
+        let effect = self.contents.drop_made(content, maker, from);
+        self.follow_contents(effect);
+    }
+
+    /// Chunks of a content were dropped from the disk, or couldn't be.
+    pub(super) fn dropped(&mut self, id: ContentId, result: Result<Vec<ChunkIndex>, String>) {
+        let effects = self.contents.dropped(id, result);
+        self.follow_contents(effects);
+    }
+
+    /// This host dropped what it made of a content from a chunk on.
+    pub(super) fn retracted(
+        &mut self,
+        id: ContentId,
+        from: ChunkIndex,
+        result: Result<Vec<ChunkIndex>, String>,
+    ) {
+        let effects = self.contents.retracted(self.now, id, from, result);
+        self.follow_contents(effects);
+    }
+
+    /// What was packed of a chunk is forgotten: it may be what is wrong.
+    pub(super) fn forget_packed(&self, content: Digest, chunk: ChunkIndex) {
+        self.streams.cache.forget(content, chunk);
+    }
+
+    // ---- registries -----------------------------------------------------------------------------------------------
+
+    fn follow_origins(&mut self, effects: impl IntoIterator<Item = origins::Effect>) {
+        for effect in effects {
+            match effect {
+                origins::Effect::Tell(event) => self.tell(event),
+                origins::Effect::Contents(effect) => self.follow_contents([effect]),
+                origins::Effect::Images { images, news } => self.tell_images(images, news),
+                origins::Effect::Fetch(wanted) => {
+                    self.effects.push_back(Effect::Fetch(wanted));
+                }
+                origins::Effect::FetchEnded { content, end } => {
+                    self.effects.push_back(Effect::FetchEnded { content, end });
+                }
+                origins::Effect::Came(bytes) => self.count_source(From::Origin, bytes),
+                origins::Effect::Unwritable(images) => self.unwritable(images),
+                origins::Effect::ForgetTicket(content) => {
+                    self.streams.notary.forget_lease(&content);
+                }
+                origins::Effect::ReportSoon => self.effects.push_back(Effect::ReportSoon),
+                origins::Effect::ReportNow => self.effects.push_back(Effect::ReportNow),
+            }
+        }
+    }
+
+    /// Fetches a content from the registry, by the order of this image; `None` for a client of the mirror.
+    pub(super) fn fetch(
+        &mut self,
+        wanted: &FetchWanted,
+        by: Option<Digest>,
+        (reference, access): (String, Access),
+    ) {
+        let Some(content) = self.contents.find(wanted.id) else {
+            return;
+        };
+        info!(content = %wanted.content, image = reference, "fetching from the registry");
+        let reins = self.origins.begin(wanted, by, access);
+        let job = self.streams.fetch(content, reference, reins);
+        self.run(job);
+    }
+
+    /// The coordinator handed down a newer token for an image: the fetches that run use the token from now on.
+    pub(super) fn renew_access(&self, image: &Digest, access: &Access) {
+        self.origins.renew(image, access);
+    }
+
+    /// A fetch says how it goes.
+    pub(super) fn fetch_news(&mut self, id: ContentId, news: News) {
+        let effects = self.origins.news(&mut self.contents, self.now, id, news);
+        self.follow_origins(effects);
+    }
+
+    /// A fetch ended.
+    pub(super) fn fetch_ended(&mut self, id: ContentId, number: u64, end: FetchEnd) {
+        let effects = self.origins.ended(&mut self.contents, id, number, end);
+        self.follow_origins(effects);
+    }
+
+    /// What a report says of leases.
+    pub(super) fn lease_states(&mut self, status: &swarm::Status) -> Vec<LeaseState> {
+        let contents = &self.contents;
+        self.origins.lease_states(contents, self.now, status)
+    }
+
+    /// A report that carried these wasn't sent.
+    pub(super) fn lease_states_unsent(&mut self, states: Vec<LeaseState>) {
+        self.origins.unsent(states);
+    }
+
+    /// Whether the coordinator leased a content to this host.
+    pub(super) fn is_leased(&self, id: ContentId) -> bool {
+        self.origins.is_leased(id)
+    }
+
+    /// The coordinator leased this host a content, to be fetched under this image's name.
+    pub(super) fn leased(&mut self, content: Digest, image: Option<Digest>) {
+        let effect = self.origins.leased(&self.contents, content, image);
+        self.follow_origins(effect);
+    }
+
+    /// A stage is ready: leases of its contents may have come before.
+    pub(super) fn take_early_leases(&mut self) {
+        let effects = self.origins.take_early(&self.contents);
+        self.follow_origins(effects);
+    }
+
+    /// The coordinator took a lease back.
+    pub(super) fn lease_lost(&mut self, content: &Digest) {
+        let effects = self.origins.lease_lost(&self.contents, content);
+        self.follow_origins(effects);
+    }
+
+    /// Gives a lease back that can't be used: nobody would take what is made of it.
+    pub(super) fn give_lease_back(&mut self, content: Digest, error: &str) {
+        let effect = self.origins.give_back(content, error);
+        self.follow_origins([effect]);
+    }
+}
