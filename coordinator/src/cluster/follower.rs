@@ -1,8 +1,8 @@
-//! What a replica answers that doesn't lead: 503 with the leader's name, and admission reviews as the leader judges
-//! them.
+//! What a replica answers that doesn't lead.
 //!
-//! Only the leader knows which hosts hold what. A review is passed on to it; where that fails, a label that may be a
-//! drain label is refused, for the other controller to try again, and everything else passes.
+//! It answers 503 with the leader's name, and passes admission reviews on to the leader, because only the leader knows
+//! which hosts hold what. Where a review can't be passed on, the replica refuses a label that may be a drain label, so
+//! that the other controller tries again, and lets everything else pass.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,7 +1,9 @@
-//! What the cluster holds, as it was watched last: Pods, Nodes, ImagePrePulls and RunnerPools, trimmed to what the gate
-//! and staging go by. Everything is derived from it anew, so a lost or repeated event changes nothing for good.
+//! What the cluster holds, as the watches saw it last: Pods, Nodes, ImagePrePulls and RunnerPools, trimmed to what the
+//! gate and staging go by. Everything else is derived from the index anew, so a lost or repeated event changes nothing
+//! for good.
 //!
-//! What can't be read is passed over and named once; a field that is missing has the meaning that its writers give it.
+//! The index passes over an object that it can't read, and the keeper names the object once. A field that is missing
+//! has the meaning that the field's writers give its absence.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

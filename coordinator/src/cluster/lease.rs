@@ -1,21 +1,23 @@
-//! Who of several coordinators writes: leader election by a Lease object.
+//! Which of several coordinators writes: leader election by a Lease object.
 //!
 //! [`Election`] decides and does no I/O; [`hold`] asks the API server and tells what came of it. Two rules keep two
 //! writers apart, and neither compares the clocks of two machines:
-//! - Who doesn't hold the lease takes it only after having seen it unchanged for the whole duration, by its own clock.
-//! - Who holds it stops two thirds of the duration after *sending* the last renewal that succeeded, by its own clock.
-//!   The others saw that renewal later than it was sent, so a third of the duration lies between.
+//! - A candidate takes another's lease only after it has seen the lease unchanged for its whole duration, by the
+//!   candidate's own clock.
+//! - A leader stops two thirds of the duration after it *sent* the last renewal that succeeded, by the leader's own
+//!   clock. The candidates saw that renewal later than it was sent, so a third of the duration lies between.
 //!
-//! A Lease that was deleted tells nobody that its holder has stopped. So whoever makes a new one, where somebody led
-//! before, leads only four fifths of the duration later: the holder of the deleted one can't renew it any more, and has
-//! stopped by then. Until then the Lease says that it is new, so that nobody who takes it over leads sooner. Whether
-//! somebody led before is known from the Lease, or from the term in the shared Secret. A term's number is greater than
-//! that of every term before: than the Lease's, and than the Secret's, which a backup may have brought from another
-//! cluster. The claim of the Secret compares both once more.
+//! A Lease that was deleted tells nobody that its holder has stopped. So a candidate that makes a new Lease, where
+//! somebody led before, leads only four fifths of the duration later: the holder of the deleted Lease can't renew it
+//! any more, and has stopped by then. Until then the Lease says that it is new, so that nobody who takes it over leads
+//! sooner. Whether somebody led before is known from the Lease, or from the term in the shared Secret.
 //!
-//! The clock goes on while a machine sleeps, so that a leader that was paused finds its `Term` over when it wakes.
-//! What is left is a pause between the look at the term and the packet that leaves: microseconds of code, against which
-//! only the API server could fence. Writers narrow it by preconditions on what they read.
+//! A term's number is greater than that of every term before: than the number in the Lease, and than the number in the
+//! Secret, which a backup may have brought from another cluster. The claim of the Secret compares both once more.
+//!
+//! The clock goes on while a machine sleeps, so a leader that was paused finds its `Term` over when it wakes. One gap
+//! is left: the microseconds between a writer's look at the term and the packet that leaves. Only the API server could
+//! fence that gap. Writers narrow it by preconditions on what they read.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The metrics of the Kubernetes side. Series of a pool or an ImagePrePull go when it goes.
+//! The metrics of the Kubernetes side. The series of an ImagePrePull, and of the pool of Pods that it gates, go when
+//! the ImagePrePull goes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

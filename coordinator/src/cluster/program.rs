@@ -1,10 +1,11 @@
 //! A coordinator in a cluster: one of several replicas, of which one leads.
 //!
-//! Every replica shares the state of [`shared_secret`], serves health, and answers on the API's port; who doesn't lead
-//! answers 503 there with the leader's name. The leader is a [`Coordinator`] as everywhere else, and the
-//! [`keeper`](super) beside it. A replica leads at most once: when it loses the lease, its writers find their term
-//! over, everything stops, and the process ends with an error for Kubernetes to start it anew. That way nothing of one
-//! term is left in the next.
+//! Every replica shares the state of [`shared_secret`], serves health, and answers on the API's port. A replica that
+//! doesn't lead answers 503 there, with the leader's name. The leader runs a [`Coordinator`], as a coordinator without
+//! a cluster does, and the [`keeper`](super) beside it.
+//!
+//! A replica leads at most once. When it loses the lease, its writers find their term over, everything stops, and the
+//! process ends with an error, so that Kubernetes starts it anew. That way nothing of one term is left in the next.
 
 use std::sync::Arc;
 

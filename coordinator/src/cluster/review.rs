@@ -1,7 +1,7 @@
-//! Admission reviews, read into what is asked of them: nobody has shown who he is when one is read.
+//! Admission reviews, read into what they ask. Nobody has shown who he is when a review is read.
 //!
-//! Of a review's two Pods only a few fields matter. Everything else is passed over without being kept: as JSON values,
-//! a body of 4 MiB becomes 64 MiB and more.
+//! Only a few fields of a review's two Pods matter. The reader passes over everything else without keeping it: a body
+//! of 4 MiB that is kept as JSON values takes 64 MiB and more.
 
 use std::{
     collections::BTreeSet,

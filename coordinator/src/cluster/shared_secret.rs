@@ -1,17 +1,18 @@
-//! The facts of the state directory in a Secret, so that whoever leads next has them: the authority's key and
-//! certificate, the API's token, and the enrolment records.
+//! The facts of the state directory in a Secret, so that the next leader has them: the authority's key and certificate,
+//! the API's token, and the enrolment records.
 //!
-//! The programs that use these facts keep using files. [`SharedSecret::open`] writes the Secret's into this replica's
-//! directory, or makes the Secret from what is there; the leader writes changes back. What a host or an operator is
-//! told waits for that (`Saver::saved`): a token is used up in the Secret before its certificate leaves.
+//! The programs that use these facts keep using files. [`SharedSecret::open`] writes the Secret's facts into this
+//! replica's directory, or makes the Secret from the directory. The leader writes changes back. Before a host or an
+//! operator is told of a change, the change is in the Secret (`Saver::saved`): a token is used up there before its
+//! certificate leaves.
 //!
-//! Two leaders can't both write: each puts the number of its term into the Secret before it serves, by a write that
-//! goes by the version it read. A write of an earlier leader that is still under way then fails, and on reading again
-//! it finds a greater number than its own.
+//! Two leaders can't both write. Each puts the number of its term into the Secret before it serves, by a write that
+//! names the version that the leader read. A write of an earlier leader that is still under way then fails, and when
+//! that leader reads again, it finds a greater number than its own.
 //!
-//! Data of the Secret: `ca.key`, `ca.pem` and `api.token` as the files are; `tokens.json`, `enrolled.json` and
-//! `revoked.json`, each an object from file name to file. Records aren't keys of their own: a host's name may be longer
-//! than a key. Wants aren't part of it: in a cluster they are objects.
+//! The data of the Secret: `ca.key`, `ca.pem` and `api.token` as the files are; `tokens.json`, `enrolled.json`,
+//! `revoked.json` and `asked.json`, each an object from file name to file. Records aren't keys of their own, because a
+//! host's name may be longer than a key. Wants aren't part of it: in a cluster they are objects.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,8 @@
 //! Whose token a runner shows, as the API server says.
 //!
-//! Each token that isn't known yet is a question to the API server, and whoever reaches the coordinator can make tokens
-//! up. So what can't be a token isn't asked about, answers are remembered, the good ones apart from the others, and
-//! each address has an allowance of questions, which a good token gives back.
+//! Each token that isn't known yet costs a question to the API server, and anybody who reaches the coordinator can make
+//! tokens up. So a text that can't be a token isn't asked about. Answers are remembered, good ones apart from the
+//! others. Each address has an allowance of questions, and a good token gives its question back.
 
 use std::{
     collections::BTreeMap,

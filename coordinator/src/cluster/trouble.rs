@@ -1,4 +1,4 @@
-//! What the API server's errors are called in logs and conditions.
+//! How logs and conditions name the API server's errors.
 
 use std::{
     error::Error,

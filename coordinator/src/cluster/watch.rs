@@ -1,5 +1,5 @@
-//! Watches: each follows one kind of object and tells the keeper what it sees. An error is told once and retried with
-//! growing pauses; after it everything is listed anew, so that nothing that was missed stays missed.
+//! Watches. Each follows one kind of object and tells the keeper what it sees. A watch tells an error once and tries
+//! again with growing pauses. After an error it lists everything anew, so that nothing that was missed stays missed.
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,10 @@
-//! What a leader answers about the cluster: the API server's webhook, runners that ask whether to leave, and operators.
+//! What a leader answers about the cluster: to the API server's webhook, to runners that ask whether to leave, and to
+//! operators.
 //!
-//! What the API server asks changes nothing that matters: facts come from the watch, and an answer takes at most a
-//! place under the cap, for half a minute. It is told from others by a key in the webhook's path, where the coordinator
-//! keeps the webhook's configuration. Runners show their own ServiceAccount's token and may ask about their own Pod;
-//! operators show the API's token.
+//! A question of the API server changes nothing that matters: facts come from the watch, and an answer takes at most
+//! one place under the cap, for half a minute. A key in the webhook's path tells the API server from others, where the
+//! coordinator keeps the webhook's configuration. Runners show their own ServiceAccount's token and may ask about their
+//! own Pod. Operators show the API's token.
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 

@@ -1,5 +1,6 @@
-//! The webhook's configuration: the leader writes the fleet's authority into it, and a key into its path, by which the
-//! API server's questions are told from those of others. Only who may read webhook configurations knows the key.
+//! The webhook's configuration. The leader writes the fleet's authority into it, and a key into the webhook's path. The
+//! key tells the API server's questions from those of others: only somebody who may read webhook configurations knows
+//! it.
 
 use std::time::{Duration, Instant};
 

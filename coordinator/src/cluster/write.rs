@@ -1,8 +1,9 @@
-//! Writes to the cluster. Each says exactly what it changes, and only on the object that was decided about: uid and,
-//! for Pods, resource version go along as preconditions, so a decision that was overtaken is refused, not carried out.
+//! Writes to the cluster. Each says exactly what it changes, and changes only the object that was decided about: the
+//! uid and, for Pods, the resource version go along as preconditions. The API server refuses a decision that was
+//! overtaken.
 //!
-//! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`]. Each is sent once:
-//! who decided it decides whether it is tried again, by what is seen then.
+//! A write is answered in one of three ways, because a lost answer isn't a refusal: see [`Outcome`]. Each write is sent
+//! once. Whatever decided a write decides by what is seen then whether it is tried again.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
