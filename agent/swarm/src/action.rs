@@ -37,7 +37,8 @@ pub enum Action {
         /// The chunk.
         chunk: ChunkIndex,
     },
-    /// Give up a request or an accepted push; ends in `NotArrived` with `Cancelled` (or in `Arrived`, if it was quicker).
+    /// Give up a request or an accepted push; ends in `NotArrived` with `Cancelled` (or in `Arrived`, if it was
+    /// quicker).
     Cancel {
         /// The peer.
         peer: HostKey,

@@ -11,20 +11,23 @@ use crate::{
     promise::Promises,
 };
 
-/// Bytes of a content that may be lost on this host before it pauses, beside twice the content: liars among its sources, a
-/// registry that sent false bytes and a disk that was emptied once cost no time.
+/// Bytes of a content that may be lost on this host before it pauses, beside twice the content: liars among its
+/// sources, a registry that sent false bytes and a disk that was emptied once cost no time.
 const LOST_FREELY: u64 = 16 << 20;
 /// After that, so much more between two pauses, beside a quarter of the content.
 const LOST_BETWEEN: u64 = 4 << 20;
 /// First and longest pause of a content that is lost again and again.
 const LOST_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
-/// First and longest pause of a content whose chunks can't be stored. The shell stops staging when a volume fails, and says why;
-/// this is for what it hasn't noticed yet.
+/// First and longest pause of a content whose chunks can't be stored. The shell stops staging when a volume fails, and
+/// says why; this is for what it hasn't noticed yet.
 const STORE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// Chunks that peers announced aren't fetched from the registry. Waiting for them costs each content so much at first, and this
-/// much at most after others were delivered.
-pub(crate) const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// Chunks that peers announced aren't fetched from the registry. Waiting for them costs each content so much at first,
+/// and this much at most after others were delivered.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+
+/// Each chunk that a peer delivers gives so much of that time back: who keeps promises is waited for.
+const PATIENCE_BACK: Duration = Duration::from_millis(500);
 
 /// Who said that we may fetch from the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +71,9 @@ impl Lease {
             .map_or(Duration::ZERO, |since| now.since(since))
     }
 
-    /// How long the registry has given nothing although it owes us chunks; `None` while it owes none. What it owed nobody
-    /// before it was asked isn't counted: the lease may have waited for its turn, for peers or for our own limit.
+    /// How long the registry has given nothing although it owes us chunks; `None` while it owes none. What it owed
+    /// nobody before it was asked isn't counted: the lease may have waited for its turn, for peers or for our own
+    /// limit.
     pub(crate) fn silent(&self, now: Moment) -> Option<Duration> {
         (self.ordered > 0).then(|| now.since(self.origin_at.max(self.ordered_at)))
     }
@@ -88,7 +92,7 @@ pub(crate) struct Content {
     /// Held and not announced.
     pub(crate) unannounced: ChunkSet,
     /// What peers announced, by slot.
-    pub(crate) have: Vec<Option<ChunkSet>>,
+    have: Vec<Option<ChunkSet>>,
     /// Promises that peers broke lately.
     pub(crate) promises: BTreeMap<PeerIndex, Promises>,
     /// How long chunks that peers announced may still hold up fetching from the registry.
@@ -202,8 +206,8 @@ impl Content {
         self.news_at = now;
         if !self.held.is_full() && !chunks.is_empty() {
             self.fresh.union_with(chunks);
-            // What a peer has all of when it first says so, and nobody has offered, isn't being spread: whoever spread it did so
-            // before we wanted it. No push is waited for.
+            // What a peer has all of when it first says so, and nobody has offered, isn't being spread: whoever spread
+            // it did so before we wanted it. No push is waited for.
             if !chunks.is_full() {
                 self.pushed_at.get_or_insert(now);
             }
@@ -234,13 +238,13 @@ impl Content {
     }
 
     /// A chunk came and was stored.
-    pub(crate) fn was_stored(&mut self) {
+    fn was_stored(&mut self) {
         self.not_stored = false;
         self.store_pauses = 0;
     }
 
     /// A chunk that was held isn't any more.
-    pub(crate) fn was_lost(&mut self, now: Moment, chunk: ChunkIndex) {
+    fn was_lost(&mut self, now: Moment, chunk: ChunkIndex) {
         self.lost_bytes += self.len(chunk);
         let size = self.geometry.size();
         let most = if self.lost_pauses == 0 {
@@ -254,6 +258,51 @@ impl Content {
             self.lost_pauses = self.lost_pauses.saturating_add(1);
             self.paused_until = self.paused_until.max(now + pause);
         }
+    }
+
+    /// A chunk is here. Whether it is new.
+    pub(crate) fn hold(&mut self, now: Moment, chunk: ChunkIndex) -> bool {
+        if !self.held.insert(chunk) {
+            return false;
+        }
+        self.unannounced.insert(chunk);
+        self.grown_at = now;
+        self.news_at = now;
+        self.was_stored();
+        if let Some(lease) = &mut self.lease
+            && chunk.0 < lease.until
+        {
+            lease.ordered = lease.ordered.saturating_sub(1);
+        }
+        true
+    }
+
+    /// A chunk that was here isn't any more. Whether it was.
+    pub(crate) fn lose_own(&mut self, now: Moment, chunk: ChunkIndex) -> bool {
+        if !self.held.remove(chunk) {
+            return false;
+        }
+        self.unannounced.remove(chunk);
+        self.was_lost(now, chunk);
+        if let Some(lease) = &mut self.lease
+            && chunk.0 < lease.until
+        {
+            // the shell fetches it again only when it is told to go back: it isn't; peers have it, or the next lease
+            lease.order(now);
+        }
+        self.announce_anew = true;
+        true
+    }
+
+    /// A peer delivered a chunk of it: peers are worth waiting for.
+    pub(crate) fn give_patience_back(&mut self, now: Moment) {
+        if let Some(lease) = &mut self.lease {
+            self.patience = self.patience.saturating_sub(lease.blocked(now));
+            if let Some(since) = &mut lease.blocked_since {
+                *since = now;
+            }
+        }
+        self.patience = (self.patience + PATIENCE_BACK).min(PATIENCE.1);
     }
 
     /// The peer at `slot` doesn't have the chunk that it announced.
@@ -271,9 +320,29 @@ impl Content {
     }
 
     pub(crate) fn peer_has(&self, slot: Option<usize>, chunk: ChunkIndex) -> bool {
-        slot.and_then(|slot| self.have.get(slot))
-            .and_then(Option::as_ref)
-            .is_some_and(|set| set.contains(chunk))
+        self.announced(slot).is_some_and(|set| set.contains(chunk))
+    }
+
+    /// Whether the peer at `slot` announced all of it.
+    pub(crate) fn is_full_at(&self, slot: Option<usize>) -> bool {
+        self.announced(slot).is_some_and(ChunkSet::is_full)
+    }
+
+    /// Whether the peer at `slot` announced it, and lacks some of it.
+    pub(crate) fn is_lacked_at(&self, slot: Option<usize>) -> bool {
+        self.announced(slot).is_some_and(|held| !held.is_full())
+    }
+
+    /// Whether any peer announced something that isn't here.
+    pub(crate) fn has_news(&self) -> bool {
+        self.have.iter().flatten().any(|set| {
+            let words = set.words().iter().zip(self.held.words());
+            words.into_iter().any(|(theirs, ours)| theirs & !ours != 0)
+        })
+    }
+
+    fn announced(&self, slot: Option<usize>) -> Option<&ChunkSet> {
+        self.have.get(slot?)?.as_ref()
     }
 
     /// How many peers announced the chunk.

@@ -41,8 +41,8 @@ pub enum Spread {
 pub enum Failure {
     /// The bytes don't fit the link that they came with, or the link can't be true: the sender lies or is broken.
     Bad,
-    /// The link can't be true, or another one of its maker's couldn't. The sender may believe it, and may vouch for the chunk
-    /// when it has verified its copy.
+    /// The link can't be true, or another one of its maker's couldn't. The sender may believe it, and may vouch for the
+    /// chunk when it has verified its copy.
     Disproved,
     /// The peer is over its bound of uploads.
     Busy,
@@ -99,7 +99,8 @@ pub enum Event {
     Connected(HostKey),
     /// The last connection to a peer is gone, or dialling it failed.
     Disconnected(HostKey),
-    /// This host wants a content, or only serves it where `held` is full. Repeating it changes `order` and `entitled` alone.
+    /// This host wants a content, or only serves it where `held` is full. Repeating it changes `order` and `entitled`
+    /// alone.
     Content {
         /// The content.
         id: ContentId,
@@ -116,14 +117,14 @@ pub enum Event {
     },
     /// The content isn't wanted or held any more.
     Dropped(ContentId),
-    /// A client of this host waits for a content that was told by `Content`, and not for ever. Where neither a chunk of it
-    /// nor word of one comes for long enough, this host fetches it without a lease. The want lasts until `Unwanted` or
-    /// `Dropped`; repeating it changes `alone_after`, and doesn't begin the wait anew.
+    /// A client of this host waits for a content that was told by `Content`, and not for ever. Where neither a chunk of
+    /// it nor word of one comes for long enough, this host fetches it without a lease. The want lasts until `Unwanted`
+    /// or `Dropped`; repeating it changes `alone_after`, and doesn't begin the wait anew.
     Wanted {
         /// The content.
         id: ContentId,
-        /// How long somebody who may be fetching the content is waited for. Each host that goes to the registry before this
-        /// one is waited for as long again.
+        /// How long somebody who may be fetching the content is waited for. Each host that goes to the registry before
+        /// this one is waited for as long again.
         alone_after: Duration,
         /// The registry refused the content to this host before, and has let this client in: nothing is waited for.
         admitted: bool,

@@ -5,6 +5,8 @@ use core::time::Duration;
 
 use proto::{HostKey, Moment};
 
+use crate::pace::Mean;
+
 /// A peer's place in the swarm's table. Reused only after every mention of it was purged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PeerIndex(u32);
@@ -83,8 +85,6 @@ pub(crate) enum Line {
 pub(crate) struct Peer {
     pub(crate) key: HostKey,
     pub(crate) zone: u32,
-    /// In the roster.
-    pub(crate) known: bool,
     pub(crate) neighbour: bool,
     pub(crate) line: Line,
     pub(crate) up_since: Moment,
@@ -104,8 +104,8 @@ pub(crate) struct Peer {
     pub(crate) slow_uploads: usize,
     /// Our requests to it that are under way.
     pub(crate) requests: usize,
-    /// How long its answers take, smoothed, in microseconds; 0 before the first.
-    pub(crate) answer_us: u64,
+    /// How long its answers take.
+    pub(crate) answer: Mean,
     pub(crate) not_asked_before: Moment,
     /// Our uploads in a row that it didn't take.
     pub(crate) stuck: u32,
@@ -133,7 +133,6 @@ impl Peer {
         Self {
             key,
             zone: 0,
-            known: true,
             neighbour: false,
             line: Line::Down,
             up_since: Moment::START,
@@ -147,7 +146,7 @@ impl Peer {
             uploads: 0,
             slow_uploads: 0,
             requests: 0,
-            answer_us: 0,
+            answer: Mean::default(),
             not_asked_before: Moment::START,
             stuck: 0,
             ignores_pushes: false,
@@ -181,8 +180,8 @@ impl Peer {
         now < self.distrusted_until
     }
 
-    /// Whether it is pushed to: it takes what it is sent and gives what it promises, as far as we know. Who gives nothing has
-    /// to ask.
+    /// Whether it is pushed to: it takes what it is sent and gives what it promises, as far as we know. Who gives
+    /// nothing has to ask.
     pub(crate) fn is_pushed_to(&self, now: Moment) -> bool {
         self.slow_uploads == 0 && !self.rests(now) && self.delivers(now)
     }
@@ -200,6 +199,67 @@ impl Peer {
     /// Whether what it promises comes, and it takes what it is to pass on.
     pub(crate) fn is_reliable(&self, now: Moment) -> bool {
         self.stuck == 0 && self.delivers(now)
+    }
+
+    /// A transfer from it brought nothing. It isn't asked for a while.
+    pub(crate) fn was_silent(&mut self, now: Moment, least: Duration) {
+        // what one dead moment took with it counts once
+        if self.not_asked_before > now {
+            return;
+        }
+        // silence is no lie: slow, dead and cut-off hosts are avoided, not accused
+        self.not_asked_before = now + doubled(least, self.silent, SILENT_MOST);
+        self.silent = self.silent.saturating_add(1);
+    }
+
+    /// An upload to it ended: it took what it was sent.
+    pub(crate) fn took(&mut self, now: Moment, push: bool) {
+        self.ignores_pushes &= !push;
+        if !self.ignores_pushes {
+            self.stuck = 0;
+            self.not_sent_before = now;
+        }
+    }
+
+    /// An upload to it broke. One may be lost; who takes none is left alone for a while.
+    pub(crate) fn took_nothing(&mut self, now: Moment, least: Duration, push: bool) {
+        if self.stuck > 0 {
+            self.not_sent_before = now + doubled(least, self.stuck - 1, SILENT_MOST);
+        }
+        self.stuck = self.stuck.saturating_add(1);
+        self.ignores_pushes |= push;
+    }
+
+    /// An upload to it takes far too long.
+    pub(crate) fn takes_slowly(&mut self, now: Moment, least: Duration, push: bool) {
+        self.slow_uploads += 1;
+        let wait = doubled(least, self.stuck, SILENT_MOST);
+        self.not_sent_before = self.not_sent_before.max(now + wait);
+        self.stuck = self.stuck.saturating_add(1);
+        self.ignores_pushes |= push;
+    }
+
+    /// A new line: what a dead one didn't bring or take says nothing of this one.
+    pub(crate) fn came_up(&mut self, now: Moment) {
+        self.up_since = now;
+        self.dial_failures = 0;
+        self.silent = 0;
+        self.not_asked_before = now;
+        self.stuck = 0;
+        self.ignores_pushes = false;
+        self.not_sent_before = now;
+    }
+
+    /// Requests that it may have in flight: two at least, more where it answers quickly.
+    pub(crate) fn allowance(&self, most: usize) -> usize {
+        /// Two requests keep a link of this many microseconds per chunk full; faster ones want more.
+        const QUICK_US: u64 = 50_000;
+        let answer = self.answer.us();
+        if answer > 0 && answer < QUICK_US {
+            most.max(2)
+        } else {
+            2
+        }
     }
 
     /// What it said about its load. Work that we assigned and that it hasn't confirmed comes on top.
@@ -252,6 +312,10 @@ impl Peer {
             .saturating_sub(u64::try_from(done).unwrap_or(u64::MAX))
     }
 }
+
+/// Upper bound of the back-off for a peer whose last transfers moved no chunk, in either direction. It doubles on each
+/// failure in a row.
+const SILENT_MOST: Duration = Duration::from_secs(30);
 
 /// Of who brought nothing so often in a row nothing is expected.
 const BARREN: u32 = 2;

@@ -9,8 +9,8 @@ use proto::{ChunkIndex, ChunkSet, Moment};
 const MOST: usize = 8;
 /// A peer is believed again when it has broken no promise for this long.
 pub(crate) const REMEMBERED: Duration = Duration::from_mins(1);
-/// So many broken promises are forgiven to a peer that takes its announcements back. An honest host that loses chunks does so
-/// at once, and few requests cross its word on the way.
+/// So many broken promises are forgiven to a peer that takes its announcements back. An honest host that loses chunks
+/// does so at once, and few requests cross its word on the way.
 const FORGIVEN: usize = 64;
 
 /// Promises of one content that one peer broke lately.
@@ -36,7 +36,8 @@ impl Promises {
         }
     }
 
-    /// The peer didn't keep its promise of this chunk. One that broke its promises of another content has no more to spare.
+    /// The peer didn't keep its promise of this chunk. One that broke its promises of another content has no more to
+    /// spare.
     pub(crate) fn broke(&mut self, now: Moment, chunk: ChunkIndex, distrusted: bool) {
         self.until = now + REMEMBERED;
         if self.broken.len() < MOST {

@@ -1,255 +1,127 @@
-//! The swarm itself: state, and how events change it. What it decides lies in the modules below: `fleet` (roster,
-//! connections, trust), `lease` (fetching from the registry), `push` (passing chunks on), `pull` (asking for what no
-//! push brought), `serve` (answering), `news` (announcements), `promise` (promises that peers break), `report` (status).
+//! The swarm itself: how events change its parts, and what follows in which order.
+//!
+//! Each part owns what it decides by: `downloads` asks for chunks and takes pushes, `pushes` passes chunks on,
+//! `uploads` and `serve` are what goes out, `leases` fetches from the registry, `wants` knows what clients wait for,
+//! `news` announces. All of them stand on `ground`: the fleet, the contents, the pace of this host, and the list of
+//! actions. What concerns several parts is put together here.
 
-mod fleet;
-mod lease;
-mod news;
-mod promise;
-mod pull;
-mod push;
-mod report;
-mod serve;
-
-use alloc::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::time::Duration;
 
 use proto::{ChunkIndex, ChunkSet, Geometry, HostKey, Moment};
-use rand_chacha::ChaCha8Rng;
-use rand_core::{Rng as _, SeedableRng as _};
 
-use self::{
-    push::{Handover, Job},
-    serve::Waiting,
-};
 use crate::{
-    Action, Config, Event,
-    bucket::Bucket,
-    content::Content,
-    event::{ContentId, Delivery, Entitled, Failure, Spread, Ticket},
-    peer::{Keys, Peer, PeerIndex},
+    Action, Config, Event, Status,
+    action::Declined,
+    agenda::TICK,
+    content::{Content, Grantor},
+    downloads::{self, Downloads, Offer},
+    event::{ContentId, Delivery, Entitled, Failure, OriginEnd, Peer as Entry, Spread, Ticket},
+    ground::Ground,
+    jobs::LOOK_LEAST,
+    leases::{self, Leases},
+    news::{self, News},
+    peer::{Line, Peer, PeerIndex, doubled},
+    promises,
+    pushes::Pushes,
+    report,
+    serve::{Askers, Next, Serve},
+    uploads::Uploads,
     want::Wants,
 };
 
-/// How often time-outs, announcements and retries are looked at. Well below every time that matters to them.
-const TICK: Duration = Duration::from_millis(250);
-/// The same when nothing is wanted and nobody waits.
-const IDLE_TICK: Duration = Duration::from_secs(2);
-/// A transfer that takes so many times what others take is slow, and so is none that takes less than this.
-const SLOW: (u32, Duration) = (8, Duration::from_millis(500));
 /// Whoever didn't want a content is offered it again after this long: orders to stage reach hosts at different times.
 const UNWANTED_FOR: Duration = Duration::from_secs(5);
+/// Of two neighbours the one with the larger key waits this long for the other's connection. Both hear of each other
+/// within a few hundred milliseconds, and then a connection takes a few. After a restart only one of them hears, and
+/// the other may take the earlier connection for alive.
+const DIAL_HEAD_START: Duration = Duration::from_millis(500);
+/// Who refused a chunk for a reason of its own isn't asked for this long.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// One host's part of the swarm.
 #[derive(Debug)]
 pub struct Swarm {
-    me: HostKey,
-    config: Config,
-    rng: ChaCha8Rng,
-    now: Moment,
-    actions: VecDeque<Action>,
-
-    peers: Vec<Peer>,
-    free_peers: Vec<PeerIndex>,
-    by_key: Keys,
-    quarantined: Vec<PeerIndex>,
-    /// The roster by zone and key: the same order on every host.
-    roster: Vec<PeerIndex>,
-    up: Vec<PeerIndex>,
-    neighbours: Vec<PeerIndex>,
-    slots: Vec<Option<PeerIndex>>,
-    dials: usize,
-
-    contents: BTreeMap<ContentId, Content>,
-    incomplete: BTreeSet<(u32, ContentId)>,
-    unannounced: BTreeSet<ContentId>,
-    /// Contents of which peers offered links that aren't taken, and since when.
-    disproved: BTreeMap<ContentId, Moment>,
-    leased: BTreeSet<ContentId>,
+    ground: Ground,
+    downloads: Downloads,
+    pushes: Pushes,
+    uploads: Uploads,
+    serve: Serve,
+    leases: Leases,
     wants: Wants,
-
-    requests: Vec<Request>,
-    incoming: Vec<Incoming>,
-    uploads: Vec<Upload>,
-    waiting: Vec<Waiting>,
-    /// Chunks from the registry that have no spreader yet.
-    unassigned: VecDeque<(ContentId, ChunkIndex)>,
-    handovers: VecDeque<Handover>,
-    jobs: VecDeque<Job>,
-    next_job: u64,
-    /// Bytes of pushes that lie before us.
-    backlog_bytes: u64,
-
-    up_bucket: Bucket,
-    down_bucket: Bucket,
-    /// Measured upload rate, bytes per second.
-    rate: u64,
-    rate_measured: bool,
-    busy_since: Option<Moment>,
-    busy_us: u64,
-    busy_bytes: u64,
-    /// How long what we send takes until it is received, smoothed, in microseconds; 0 before the first.
-    sent_us: u64,
-    /// How long accepted pushes take, smoothed, in microseconds; 0 before the first.
-    push_us: u64,
-    /// How long answers take, over all peers.
-    answer_us: u64,
-    step_back: bool,
-
-    coordinator: bool,
-    coordinator_lost_at: Moment,
-    headless: bool,
-
-    grace: Duration,
-    turn_at: Moment,
-    /// Pushes since the last turn that came for chunks that were due already.
-    late_pushes: u32,
-    pushes: u32,
-
-    tick_at: Moment,
-    /// Something can go on at this moment that a tick would be late for.
-    soon: Option<Moment>,
-    announce_at: Option<Moment>,
-    load_at: Moment,
-    load_to_all_at: Moment,
+    news: News,
     forget_unwanted_at: Moment,
-    /// Who handed us chunks to spread, and when last.
-    choosers: Vec<(PeerIndex, Moment)>,
-    announced_backlog: u64,
-    announced_rate: u64,
-    served_at: Option<Moment>,
-    /// What the event at hand may have made possible.
-    pull_wanted: bool,
-    assign_wanted: bool,
-    order_wanted: bool,
-    upload_wanted: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Request {
-    peer: PeerIndex,
-    id: ContentId,
-    chunk: ChunkIndex,
-    since: Moment,
-    deadline: Moment,
-    /// To whom it shall be passed on, when a push of the same chunk was offered meanwhile.
-    spread: Option<Spread>,
-}
-
-#[derive(Clone, Debug)]
-struct Incoming {
-    peer: PeerIndex,
-    id: ContentId,
-    chunk: ChunkIndex,
-    since: Moment,
-    deadline: Moment,
-    spread: Option<Spread>,
-}
-
-#[derive(Clone, Debug)]
-struct Upload {
-    peer: PeerIndex,
-    id: ContentId,
-    chunk: ChunkIndex,
-    ticket: Option<Ticket>,
-    purpose: Purpose,
-    since: Moment,
-    /// It takes far too long: what it was for goes on without it, and it holds up no other.
-    slow: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Purpose {
-    Handover(Handover),
-    Spread {
-        job: u64,
-        tries: u8,
-    },
-    /// Nothing depends on how it ends.
-    Answer,
 }
 
 impl Swarm {
     /// An empty swarm of this host.
     #[must_use]
     pub fn new(me: HostKey, config: Config, seed: u64) -> Self {
-        let grace = config.grace;
-        let rate = config.assumed_rate_bytes_per_second.max(1);
         Self {
-            me,
-            config,
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            now: Moment::START,
-            actions: VecDeque::new(),
-            peers: Vec::new(),
-            free_peers: Vec::new(),
-            by_key: Keys::default(),
-            quarantined: Vec::new(),
-            roster: Vec::new(),
-            up: Vec::new(),
-            neighbours: Vec::new(),
-            slots: Vec::new(),
-            dials: 0,
-            contents: BTreeMap::new(),
-            incomplete: BTreeSet::new(),
-            unannounced: BTreeSet::new(),
-            disproved: BTreeMap::new(),
-            leased: BTreeSet::new(),
+            ground: Ground::new(me, config, seed),
+            downloads: Downloads::default(),
+            pushes: Pushes::default(),
+            uploads: Uploads::default(),
+            serve: Serve::default(),
+            leases: Leases::new(),
             wants: Wants::default(),
-            requests: Vec::new(),
-            incoming: Vec::new(),
-            uploads: Vec::new(),
-            waiting: Vec::new(),
-            unassigned: VecDeque::new(),
-            handovers: VecDeque::new(),
-            jobs: VecDeque::new(),
-            next_job: 0,
-            backlog_bytes: 0,
-            up_bucket: Bucket::unlimited(),
-            down_bucket: Bucket::unlimited(),
-            rate,
-            rate_measured: false,
-            busy_since: None,
-            busy_us: 0,
-            busy_bytes: 0,
-            sent_us: 0,
-            push_us: 0,
-            answer_us: 0,
-            step_back: false,
-            coordinator: false,
-            coordinator_lost_at: Moment::START,
-            headless: false,
-            grace,
-            turn_at: Moment::START,
-            late_pushes: 0,
-            pushes: 0,
-            tick_at: Moment::START,
-            soon: None,
-            announce_at: None,
-            load_at: Moment::START,
-            load_to_all_at: Moment::START,
+            news: News::new(),
             forget_unwanted_at: Moment::START,
-            choosers: Vec::new(),
-            announced_backlog: 0,
-            announced_rate: 0,
-            served_at: None,
-            pull_wanted: false,
-            assign_wanted: false,
-            order_wanted: false,
-            upload_wanted: false,
         }
     }
 
     /// Takes note of what happened. Any event is legal in any state. `now` never goes back; where it does, the latest
     /// moment seen counts.
     pub fn handle(&mut self, now: Moment, event: Event) {
-        self.now = self.now.max(now);
+        self.ground.now = self.ground.now.max(now);
+        self.apply(event);
+        if self.ground.agenda.pass(self.ground.now) {
+            self.tick();
+        }
+        self.settle();
+    }
+
+    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
+    pub fn poll(&mut self) -> Option<Action> {
+        self.ground.actions.pop_front()
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Moment> {
+        let ground = &self.ground;
+        let idle = ground.fleet.roster().is_empty() && ground.contents.is_empty();
+        (!idle).then(|| ground.agenda.next())
+    }
+
+    /// Where everything stands.
+    #[must_use]
+    pub fn status(&self, now: Moment) -> Status {
+        let ground = &self.ground;
+        let now = now.max(ground.now);
+        let status = |of| report::content_status(ground, &self.downloads, now, of);
+        let roster = ground.fleet.roster();
+        let roster = roster.iter().map(|index| &ground.fleet[*index]);
+        Status {
+            contents: ground.contents.iter().map(status).collect(),
+            peers: roster.len(),
+            connected: ground.fleet.up().len(),
+            quarantined: roster
+                .filter(|peer| peer.is_quarantined())
+                .map(|peer| peer.key)
+                .collect(),
+            backlog_bytes: self.pushes.backlog_bytes(),
+            upload_bytes_per_second: ground.pace.measured_rate(),
+            uploads: self.uploads.len(),
+            headless: self.leases.is_headless(),
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let ground = &mut self.ground;
         match event {
             Event::Roster(roster) => self.set_roster(&roster),
-            Event::Coordinator(up) => self.set_coordinator(up),
+            Event::Coordinator(up) => self.leases.set_coordinator(ground, up),
             Event::Connected(peer) => self.connected(peer),
             Event::Disconnected(peer) => self.disconnected(peer),
             Event::Content {
@@ -259,7 +131,7 @@ impl Swarm {
                 held,
                 order,
                 entitled,
-            } => self.set_content(id, key, size, held, order, entitled),
+            } => self.set_content((id, key, size), held, order, entitled),
             Event::Dropped(id) => self.drop_content(id),
             Event::Wanted {
                 id,
@@ -267,20 +139,20 @@ impl Swarm {
                 admitted,
             } => self.want(id, alone_after, admitted),
             Event::Unwanted(id) => self.unwant(id),
-            Event::Coming(id) => self.wants.heard(self.now, id),
+            Event::Coming(id) => self.wants.heard(ground.now, id),
             Event::ChunkLost { id, chunk } => self.lose_chunk(id, chunk),
             Event::Announced {
                 peer,
                 id,
                 chunks,
                 reset,
-            } => self.hear(peer, id, &chunks, reset),
+            } => news::hear(ground, peer, id, &chunks, reset),
             Event::Load {
                 peer,
                 backlog_bytes,
                 upload_bytes_per_second,
-            } => self.hear_load(peer, backlog_bytes, upload_bytes_per_second),
-            Event::Leased(id) => self.take_lease(id),
+            } => news::hear_load(ground, peer, backlog_bytes, upload_bytes_per_second),
+            Event::Leased(id) => self.grant(id, Grantor::Coordinator),
             Event::LeaseLost(id) => self.lose_lease(id),
             Event::OriginChunk {
                 id,
@@ -294,7 +166,7 @@ impl Swarm {
                 id,
                 chunk,
                 spread,
-            } => self.offered(ticket, peer, id, chunk, spread),
+            } => self.offered(ticket, peer, (id, chunk), spread),
             Event::Arrived {
                 peer,
                 id,
@@ -312,8 +184,12 @@ impl Swarm {
                 peer,
                 id,
                 chunk,
-            } => self.requested(ticket, peer, id, chunk),
-            Event::Withdrawn(ticket) => self.waiting.retain(|waiting| waiting.ticket != ticket),
+            } => {
+                if self.serve.requested(ground, ticket, peer, id, chunk) {
+                    self.news.served(ground.now);
+                }
+            }
+            Event::Withdrawn(ticket) => self.serve.withdrawn(ticket),
             Event::Sent {
                 peer,
                 id,
@@ -321,114 +197,79 @@ impl Swarm {
                 ticket,
                 delivery,
                 wire_bytes,
-            } => self.sent(peer, id, chunk, ticket, delivery, wire_bytes),
+            } => self.sent(peer, (id, chunk, ticket), delivery, wire_bytes),
             Event::Blamed(peer) => self.blamed(peer),
             Event::Bandwidth {
-                upload_bytes_per_second,
-                download_bytes_per_second,
-            } => {
-                self.up_bucket.set_rate(self.now, upload_bytes_per_second);
-                self.down_bucket
-                    .set_rate(self.now, download_bytes_per_second);
-            }
-            Event::StepBack(step_back) => self.step_back = step_back,
+                upload_bytes_per_second: up,
+                download_bytes_per_second: down,
+            } => ground.pace.set_budgets(ground.now, up, down),
+            Event::StepBack(step_back) => ground.step_back = step_back,
             Event::Tick => {}
         }
-        if self.soon.is_some_and(|soon| soon <= self.now) {
-            self.soon = None;
-            self.assign_wanted = true;
-            self.upload_wanted = true;
-        }
-        if self.now >= self.tick_at {
-            self.tick();
-        }
-        self.settle();
-    }
-
-    /// The next thing to do; to be called until `None` after every [`handle`](Self::handle).
-    pub fn poll(&mut self) -> Option<Action> {
-        self.actions.pop_front()
-    }
-
-    /// When [`Event::Tick`] is due, if nothing else happens before.
-    #[must_use]
-    pub fn next_timeout(&self) -> Option<Moment> {
-        if self.roster.is_empty() && self.contents.is_empty() {
-            return None;
-        }
-        Some(self.soon.map_or(self.tick_at, |at| at.min(self.tick_at)))
     }
 
     /// Whatever has become possible.
     fn settle(&mut self) {
-        if core::mem::take(&mut self.assign_wanted) {
-            self.assign_fresh();
+        let ground = &mut self.ground;
+        if ground.agenda.take_assign() {
+            self.pushes.assign_fresh(ground);
         }
-        if core::mem::take(&mut self.order_wanted) {
-            self.order_from_origin();
+        if ground.agenda.take_order() {
+            self.leases.order(ground);
         }
-        if core::mem::take(&mut self.pull_wanted) {
-            self.pull();
+        if ground.agenda.take_pull() {
+            self.downloads.pull(ground);
         }
-        if core::mem::take(&mut self.upload_wanted) {
+        if ground.agenda.take_upload() {
             self.fill_uploads();
         }
     }
 
-    /// Looks at everything again at this moment, if not before.
-    fn wake_at(&mut self, due: Moment) {
-        self.soon = Some(self.soon.map_or(due, |soon| soon.min(due)));
+    fn tick(&mut self) {
+        let ground = &mut self.ground;
+        let busy = !ground.contents.is_complete()
+            || !self.pushes.is_idle()
+            || !self.uploads.is_empty()
+            || !self.serve.is_empty()
+            || self.news.is_due()
+            || ground.leaves_dialling_to_others();
+        ground.agenda.tick(ground.now, busy);
+        ground.fleet.release_quarantined(ground.now);
+        ground.dial_about();
+        self.downloads.expire(ground);
+        promises::forget(ground);
+        self.news.ask_for_vouchers(ground);
+        self.watch_uploads();
+        downloads::turn_grace(&mut self.ground);
+        for id in self.leases.watch_coordinator(&mut self.ground) {
+            self.grant(id, Grantor::Headless);
+        }
+        self.fetch_alone();
+        let ground = &mut self.ground;
+        self.news.announce(ground, self.pushes.backlog_bytes());
+        if self.forget_unwanted_at <= ground.now {
+            self.forget_unwanted_at = ground.now + UNWANTED_FOR;
+            ground.contents.forget_unwanted();
+        }
+        ground.agenda.all();
     }
 
-    fn tick(&mut self) {
-        let busy = !self.incomplete.is_empty()
-            || !self.jobs.is_empty()
-            || !self.handovers.is_empty()
-            || !self.uploads.is_empty()
-            || !self.waiting.is_empty()
-            || self.announce_at.is_some()
-            || self.leaves_dialling_to_others();
-        self.tick_at = self.now + if busy { TICK } else { IDLE_TICK };
-        self.release_quarantined();
-        self.dial_about();
-        self.expire();
-        self.forget_promises();
-        self.ask_for_vouchers();
-        self.watch_uploads();
-        self.turn_grace();
-        self.watch_coordinator();
-        self.fetch_alone();
-        self.announce();
-        if self.forget_unwanted_at <= self.now {
-            self.forget_unwanted_at = self.now + UNWANTED_FOR;
-            for content in self.contents.values_mut() {
-                content.forget_unwanted();
-            }
-        }
-        self.pull_wanted = true;
-        self.assign_wanted = true;
-        self.order_wanted = true;
-        self.upload_wanted = true;
-    }
+    // ---- contents -------------------------------------------------------------------------------------------------
 
     fn set_content(
         &mut self,
-        id: ContentId,
-        key: u64,
-        size: u64,
+        (id, key, size): (ContentId, u64, u64),
         held: ChunkSet,
         order: u32,
         entitled: Entitled,
     ) {
-        if let Some(content) = self.contents.get_mut(&id) {
-            if self.incomplete.remove(&(content.order, id)) {
-                self.incomplete.insert((order, id));
-            }
-            content.order = order;
+        let ground = &mut self.ground;
+        ground.contents.set_order(id, order);
+        if let Some(content) = ground.contents.get_mut(id) {
             if content.entitled != entitled {
                 content.entitled = entitled;
                 // who may have it now hasn't heard of it
-                self.announce_all_of(id);
+                news::announce_all_of(ground, id);
             }
             return;
         }
@@ -440,200 +281,124 @@ impl Swarm {
         } else {
             ChunkSet::empty(geometry.chunks())
         };
-        let mut content = Content::new(self.now, key, geometry, order, held);
+        let mut content = Content::new(ground.now, key, geometry, order, held);
         content.entitled = entitled;
-        if !content.held.is_full() {
-            self.incomplete.insert((order, id));
-        }
-        self.contents.insert(id, content);
-        self.announce_all_of(id);
-        self.wake();
+        ground.contents.add(id, content);
+        news::announce_all_of(ground, id);
+        ground.agenda.wake(ground.now);
     }
 
     fn drop_content(&mut self, id: ContentId) {
-        self.end_lease(id);
+        let ground = &mut self.ground;
+        self.leases.end(ground, id);
         self.wants.end(id);
-        let Some(content) = self.contents.remove(&id) else {
+        if !ground.contents.remove(id) {
             return;
-        };
-        self.incomplete.remove(&(content.order, id));
-        self.unannounced.remove(&id);
-        for at in (0..self.requests.len()).rev() {
-            if self.requests[at].id == id {
-                let request = self.drop_request(at);
-                self.cancel(request.peer, id, request.chunk);
-            }
         }
-        for at in (0..self.incoming.len()).rev() {
-            if self.incoming[at].id == id {
-                let incoming = self.drop_incoming(at);
-                self.cancel(incoming.peer, id, incoming.chunk);
-            }
-        }
-        self.unassigned.retain(|(other, _)| *other != id);
-        self.drop_pushes_of(id);
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            self.waiting.drain(..).partition(|waiting| waiting.id == id);
-        self.waiting = kept;
-        for waiting in gone {
-            self.actions.push_back(Action::Refuse(
-                waiting.ticket,
-                crate::action::Declined::Missing,
-            ));
-        }
+        self.news.drop_content(id);
+        self.downloads.drop_content(ground, id);
+        self.pushes.drop_content(ground, &self.uploads, id);
+        self.serve.drop_content(ground, id);
     }
 
     fn lose_chunk(&mut self, id: ContentId, chunk: ChunkIndex) {
-        let Some(content) = self.contents.get_mut(&id) else {
-            return;
-        };
-        if !content.held.remove(chunk) {
-            return;
+        let ground = &mut self.ground;
+        if ground.contents.lose(ground.now, id, chunk) {
+            self.news.lost(ground.now, id);
+            ground.agenda.wake(ground.now);
         }
-        content.unannounced.remove(chunk);
-        content.was_lost(self.now, chunk);
-        self.incomplete.insert((content.order, id));
-        if let Some(lease) = &mut content.lease
-            && chunk.0 < lease.until
-        {
-            // the shell fetches it again only when it is told to go back: it isn't; peers have it, or the next lease
-            lease.order(self.now);
-        }
-        content.announce_anew = true;
-        self.unannounced.insert(id);
-        self.announce_at.get_or_insert(self.now);
-        self.wake();
     }
 
     /// A chunk is here, wherever from. Whether it is new.
     fn hold(&mut self, id: ContentId, chunk: ChunkIndex) -> bool {
-        let Some(content) = self.contents.get_mut(&id) else {
+        let ground = &mut self.ground;
+        let Some(leased) = ground.contents.hold(ground.now, id, chunk) else {
             return false;
         };
-        if !content.held.insert(chunk) {
-            return false;
+        self.wants.heard(ground.now, id);
+        if leased {
+            ground.agenda.order();
         }
-        content.unannounced.insert(chunk);
-        content.grown_at = self.now;
-        content.news_at = self.now;
-        content.was_stored();
-        self.wants.heard(self.now, id);
-        if let Some(lease) = &mut content.lease
-            && chunk.0 < lease.until
-        {
-            lease.ordered = lease.ordered.saturating_sub(1);
-        }
-        if content.held.is_full() {
-            self.incomplete.remove(&(content.order, id));
-        }
-        self.order_wanted |= content.lease.is_some();
-        self.unannounced.insert(id);
-        if self.announce_at.is_none() {
-            self.announce_at = Some(self.now + self.announce_every());
-        }
+        self.news.came(ground, id);
         true
     }
 
+    // ---- chunks from peers ----------------------------------------------------------------------------------------
+
+    fn offered(
+        &mut self,
+        ticket: Ticket,
+        key: HostKey,
+        (id, chunk): (ContentId, ChunkIndex),
+        spread: Option<Spread>,
+    ) {
+        let offer = self
+            .downloads
+            .judge(&mut self.ground, key, id, chunk, spread);
+        let answer = match offer {
+            Offer::Taken => Action::Accept(ticket),
+            Offer::Declined(reason) => Action::Decline(ticket, reason),
+            Offer::Held(peer, spread) => {
+                if let Some(spread) = spread
+                    && self.pushes.may_spread_held(peer, id, chunk)
+                {
+                    self.take_spread(peer, id, chunk, spread);
+                }
+                Action::Decline(ticket, Declined::Already)
+            }
+        };
+        self.ground.act(answer);
+    }
+
+    fn take_spread(&mut self, from: PeerIndex, id: ContentId, chunk: ChunkIndex, spread: Spread) {
+        let ground = &mut self.ground;
+        self.news.chosen_by(ground.now, from);
+        self.pushes.take_spread(ground, from, id, chunk, spread);
+    }
+
     fn arrived(&mut self, key: HostKey, id: ContentId, chunk: ChunkIndex, wire_bytes: u64) {
-        let Some(peer) = self.find(key) else {
+        let ground = &mut self.ground;
+        let Some(peer) = ground.fleet.find(key) else {
             self.hold(id, chunk);
             return;
         };
-        self.down_bucket.spend(wire_bytes);
-        let mut spread = None;
-        if let Some(at) = self.find_incoming(peer, id, chunk) {
-            let incoming = self.drop_incoming(at);
-            smooth(&mut self.push_us, self.now.0 - incoming.since.0);
-            spread = incoming.spread;
-            self.pushes += 1;
-            if let Some(content) = self.contents.get_mut(&id) {
-                content.pushed_at = Some(self.now);
-                self.late_pushes += u32::from(content.is_due(chunk));
-            }
-            self.peers[peer.at()].silent = 0;
-        } else if let Some(at) = self.find_request(peer, id, chunk) {
-            let request = self.drop_request(at);
-            let took = self.now.0 - request.since.0;
-            smooth(&mut self.answer_us, took);
-            let state = &mut self.peers[peer.at()];
-            smooth(&mut state.answer_us, took);
-            state.silent = 0;
-            spread = request.spread;
-            self.pull_wanted = true;
-        }
+        ground.pace.received(wire_bytes);
+        let spread = self.downloads.arrived(ground, peer, id, chunk);
         self.hold(id, chunk);
-        self.give_patience_back(id);
-        self.cancel_others(id, chunk);
+        let ground = &mut self.ground;
+        if let Some(content) = ground.contents.get_mut(id) {
+            content.give_patience_back(ground.now);
+        }
+        self.downloads.cancel_others(ground, id, chunk);
         if let Some(spread) = spread {
-            self.take_spread(Some(peer), id, chunk, spread);
+            self.take_spread(peer, id, chunk, spread);
         }
-        self.lease_done_by_peers(id);
-    }
-
-    /// The chunk is here: what else was under way for it isn't needed.
-    fn cancel_others(&mut self, id: ContentId, chunk: ChunkIndex) {
-        let pending = self
-            .contents
-            .get(&id)
-            .is_some_and(|content| content.pending.contains(chunk));
-        if !pending {
-            return;
-        }
-        for at in (0..self.requests.len()).rev() {
-            if self.requests[at].id == id && self.requests[at].chunk == chunk {
-                let request = self.drop_request(at);
-                self.cancel(request.peer, id, chunk);
-            }
-        }
-        for at in (0..self.incoming.len()).rev() {
-            if self.incoming[at].id == id && self.incoming[at].chunk == chunk {
-                let incoming = self.drop_incoming(at);
-                self.cancel(incoming.peer, id, chunk);
-            }
-        }
-    }
-
-    fn cancel(&mut self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
-        let peer = self.peers[peer.at()].key;
-        self.actions.push_back(Action::Cancel { peer, id, chunk });
+        self.leases.done_by_peers(&mut self.ground, id);
     }
 
     fn not_arrived(&mut self, key: HostKey, id: ContentId, chunk: ChunkIndex, failure: Failure) {
-        let Some(peer) = self.find(key) else {
+        let ground = &mut self.ground;
+        let now = ground.now;
+        let Some(peer) = ground.fleet.find(key) else {
             return;
         };
-        let spread = if let Some(at) = self.find_incoming(peer, id, chunk) {
-            self.drop_incoming(at).spread
-        } else if let Some(at) = self.find_request(peer, id, chunk) {
-            let request = self.drop_request(at);
-            self.pull_wanted = true;
-            request.spread
-        } else {
-            None
-        };
-        // who was to pass it on can't; the sender hears of it and chooses another, and the pull swarm heals the rest
-        drop(spread);
+        self.downloads.failed(ground, peer, id, chunk);
         match failure {
             // its copy may have rotted: it isn't asked for it again before it announces it anew
             Failure::Bad => {
-                self.lacks(peer, id, chunk);
+                ground.lacks(peer, id, chunk);
                 self.strike(peer);
             }
-            Failure::Busy => {
-                self.peers[peer.at()].not_asked_before = self.now + TICK;
-            }
-            Failure::Missing => self.missed(peer, id, chunk),
+            Failure::Busy => ground.fleet[peer].not_asked_before = now + TICK,
+            Failure::Missing => promises::missed(ground, peer, id, chunk),
             Failure::Disproved => {
-                self.lacks(peer, id, chunk);
-                self.disproved.entry(id).or_insert(self.now);
+                ground.lacks(peer, id, chunk);
+                self.news.disproved(now, id);
             }
-            Failure::Refused => {
-                self.peers[peer.at()].not_asked_before = self.now + Duration::from_secs(1);
-            }
-            Failure::Broken => self.silent(peer),
+            Failure::Refused => ground.fleet[peer].not_asked_before = now + REFUSED_FOR,
+            Failure::Broken => ground.silent(peer),
             Failure::NotStored => {
-                let now = self.now;
-                if let Some(content) = self.contents.get_mut(&id) {
+                if let Some(content) = ground.contents.get_mut(id) {
                     content.was_not_stored(now);
                 }
             }
@@ -641,103 +406,307 @@ impl Swarm {
         }
     }
 
-    /// The peer doesn't have the chunk, whatever it announced.
-    fn lacks(&mut self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
-        if let Some(slot) = self.peers[peer.at()].slot
-            && let Some(content) = self.contents.get_mut(&id)
+    // ---- the registry ---------------------------------------------------------------------------------------------
+
+    fn grant(&mut self, id: ContentId, grantor: Grantor) {
+        let unassigned = self.pushes.unassigned_of(id);
+        let ground = &mut self.ground;
+        if self.leases.grant(ground, id, grantor, unassigned) {
+            self.wants.began(ground.now, id);
+        }
+    }
+
+    /// The coordinator took its lease back. What we fetch on our own account goes on.
+    fn lose_lease(&mut self, id: ContentId) {
+        let ground = &mut self.ground;
+        let lease = ground.contents.lease_mut(id);
+        if lease.is_some_and(|lease| lease.grantor == Grantor::Client) {
+            return;
+        }
+        // whoever took it back leases it to another host, or leaves the registry alone for a while
+        self.wants.heard(ground.now, id);
+        self.leases.end(ground, id);
+    }
+
+    fn origin_chunk(&mut self, id: ContentId, chunk: ChunkIndex, wire_bytes: u64) {
+        self.ground.pace.received(wire_bytes);
+        let new = self.hold(id, chunk);
+        let ground = &mut self.ground;
+        self.downloads.cancel_others(ground, id, chunk);
+        let Some(content) = ground.contents.get_mut(id) else {
+            return;
+        };
+        if let Some(lease) = &mut content.lease {
+            lease.origin_at = ground.now;
+        }
+        ground.agenda.assign();
+        ground.agenda.order();
+        if new
+            && self.pushes.take_fresh(ground, id, chunk)
+            && let Some(lease) = ground.contents.lease_mut(id)
         {
-            content.lose(slot, chunk);
+            lease.waiting += 1;
         }
     }
 
-    fn find(&self, key: HostKey) -> Option<PeerIndex> {
-        self.by_key.get(key)
+    fn origin_ended(&mut self, id: ContentId, end: OriginEnd) {
+        if end == OriginEnd::Refused {
+            self.wants.refused(id);
+        }
+        self.leases.origin_ended(&mut self.ground, id, end);
     }
 
-    fn find_request(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {
-        self.requests
-            .iter()
-            .position(|other| other.chunk == chunk && other.peer == peer && other.id == id)
-    }
-
-    fn find_incoming(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {
-        self.incoming
-            .iter()
-            .position(|other| other.chunk == chunk && other.peer == peer && other.id == id)
-    }
-
-    fn drop_request(&mut self, at: usize) -> Request {
-        let request = self.requests.swap_remove(at);
-        let peer = &mut self.peers[request.peer.at()];
-        peer.requests = peer.requests.saturating_sub(1);
-        self.settle_pending(request.id, request.chunk);
-        request
-    }
-
-    fn drop_incoming(&mut self, at: usize) -> Incoming {
-        let incoming = self.incoming.swap_remove(at);
-        self.settle_pending(incoming.id, incoming.chunk);
-        incoming
-    }
-
-    fn settle_pending(&mut self, id: ContentId, chunk: ChunkIndex) {
-        let under_way = self
-            .requests
-            .iter()
-            .any(|other| other.chunk == chunk && other.id == id)
-            || self
-                .incoming
-                .iter()
-                .any(|other| other.chunk == chunk && other.id == id);
-        if !under_way && let Some(content) = self.contents.get_mut(&id) {
-            content.pending.remove(chunk);
+    fn want(&mut self, id: ContentId, alone_after: Duration, admitted: bool) {
+        let ground = &mut self.ground;
+        if ground.contents.get(id).is_some() {
+            self.wants.begin(ground.now, id, alone_after, admitted);
+            ground.agenda.wake(ground.now);
+            self.fetch_alone();
         }
     }
 
-    /// Looks at everything again soon.
-    fn wake(&mut self) {
-        self.tick_at = self.tick_at.min(self.now + TICK);
-        self.pull_wanted = true;
-        self.order_wanted = true;
+    /// No client waits any more: what is fetched for clients alone ends.
+    fn unwant(&mut self, id: ContentId) {
+        self.wants.end(id);
+        let ground = &mut self.ground;
+        let lease = ground.contents.lease_mut(id);
+        if lease.is_some_and(|lease| lease.grantor == Grantor::Client) {
+            self.leases.end(ground, id);
+        }
     }
 
-    /// A random number below `below`, which isn't 0.
-    fn random(&mut self, below: usize) -> usize {
-        let wide = u64::from(self.rng.next_u32()) * u64::try_from(below).unwrap_or(1);
-        usize::try_from(wide >> 32).unwrap_or(0)
+    /// Fetches without a lease what clients of this host have waited for long enough.
+    fn fetch_alone(&mut self) {
+        if self.wants.is_empty() {
+            return;
+        }
+        let ground = &self.ground;
+        let alone = self.leases.count(ground, Grantor::Client);
+        let room = ground.config.lone_fetches.saturating_sub(alone);
+        let turn = |id: ContentId| {
+            let content = ground.contents.get(id)?;
+            let waits = content.lease.is_none() && !content.held.is_full();
+            (waits && !content.is_paused(ground.now)).then(|| leases::turn(ground, content))
+        };
+        let coordinator = self.leases.has_coordinator();
+        let due = self.wants.due(ground.now, coordinator, turn);
+        for id in due.into_iter().take(room) {
+            self.grant(id, Grantor::Client);
+        }
     }
-}
 
-/// From when on a transfer is slow, where those that ended took so many microseconds; 0 where none has.
-fn slow_after(mean_us: u64, assumed: Duration) -> Duration {
-    match mean_us {
-        0 => assumed * 2,
-        mean => (Duration::from_micros(mean) * SLOW.0).max(SLOW.1),
+    // ---- uploads --------------------------------------------------------------------------------------------------
+
+    /// Begins uploads while there is room and something to send.
+    fn fill_uploads(&mut self) {
+        let ground = &mut self.ground;
+        let bound = ground.upload_bound();
+        while self.uploads.quick() < bound {
+            if self.pushes.is_idle() && self.serve.is_empty() {
+                break;
+            }
+            if !ground.pace.may_send(ground.now) {
+                if let Some(due) = ground.pace.may_send_at() {
+                    let least = ground.now + LOOK_LEAST;
+                    ground.agenda.tick_by(due.max(least));
+                }
+                break;
+            }
+            let answer_first = self.uploads.answers() < (bound / 2).max(1);
+            let next = if let Some(upload) = self.pushes.next_handover(ground) {
+                Next::Answered(upload)
+            } else {
+                let reliable = match answer_first {
+                    true => self.serve.next(ground, Askers::Reliable),
+                    false => Next::Nothing,
+                };
+                match reliable {
+                    Next::Nothing => match self.pushes.next_spread(ground) {
+                        Some(upload) => Next::Answered(upload),
+                        None => self.serve.next(ground, Askers::All),
+                    },
+                    other => other,
+                }
+            };
+            match next {
+                Next::Answered(upload) => self.uploads.begin(ground, upload),
+                Next::Refused => {}
+                Next::Nothing => break,
+            }
+        }
+        if self.uploads.len() < bound {
+            self.pushes.wake_for_retries(ground);
+        }
+        let full = self.uploads.len() >= bound.min(2);
+        ground.pace.is_full(ground.now, full);
     }
-}
 
-/// A running mean over about eight samples; the first one counts whole.
-fn smooth(mean: &mut u64, sample: u64) {
-    *mean = if *mean == 0 {
-        sample.max(1)
-    } else {
-        (*mean * 7 + sample) / 8
-    };
-}
+    fn sent(
+        &mut self,
+        key: HostKey,
+        (id, chunk, ticket): (ContentId, ChunkIndex, Option<Ticket>),
+        delivery: Delivery,
+        wire_bytes: u64,
+    ) {
+        let ground = &mut self.ground;
+        let Some(peer) = ground.fleet.find(key) else {
+            return;
+        };
+        let of = (peer, id, chunk, ticket);
+        if let Some(upload) = self.uploads.sent(ground, of, delivery, wire_bytes) {
+            self.pushes.settle(ground, upload, delivery);
+        }
+    }
 
-/// A hash for breaking ties (splitmix64's finaliser over the sum of odd multiples): spreads well, costs nothing, and
-/// nothing rests on its strength.
-fn mix(a: u64, b: u64) -> u64 {
-    let mut x = a
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(b.wrapping_mul(0xd1b5_4a32_d192_ed03));
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
+    /// Who takes far longer than others holds up nobody else: what was to come of the upload goes on as if it were
+    /// over.
+    fn watch_uploads(&mut self) {
+        let ground = &mut self.ground;
+        let mut from = 0;
+        while let Some(upload) = self.uploads.next_slow(ground, &mut from) {
+            self.pushes.settle(ground, upload, Delivery::Broken);
+        }
+    }
 
-fn is_received(delivery: Delivery) -> bool {
-    matches!(delivery, Delivery::Stored | Delivery::Already)
+    // ---- the fleet ------------------------------------------------------------------------------------------------
+
+    fn set_roster(&mut self, entries: &[Entry]) {
+        let me = self.ground.me;
+        let others = entries.iter().filter(|entry| entry.key != me);
+        let wanted: BTreeMap<HostKey, Entry> = others.map(|entry| (entry.key, *entry)).collect();
+        let keys = self.ground.fleet.keys();
+        let gone: Vec<HostKey> = keys.filter(|key| !wanted.contains_key(key)).collect();
+        for key in gone {
+            self.forget_peer(key);
+        }
+        let ground = &mut self.ground;
+        let mut new_neighbours = Vec::new();
+        for entry in wanted.values() {
+            let index = ground.fleet.find(entry.key).unwrap_or_else(|| {
+                let rate = ground.config.assumed_rate_bytes_per_second;
+                let mut peer = Peer::new(entry.key, rate);
+                if me > entry.key {
+                    peer.head_start_until = ground.now + DIAL_HEAD_START;
+                }
+                ground.fleet.add(peer)
+            });
+            let peer = &mut ground.fleet[index];
+            peer.zone = entry.zone;
+            if entry.neighbour && !peer.neighbour && peer.line == Line::Up {
+                new_neighbours.push(index);
+            }
+            peer.neighbour = entry.neighbour;
+        }
+        ground.fleet.settle();
+        let spread_takes = ground.spread_time();
+        ground.grace.spread_takes(spread_takes);
+        for index in new_neighbours {
+            news::introduce(ground, index, self.pushes.backlog_bytes());
+        }
+        ground.agenda.tick_now(ground.now);
+    }
+
+    fn forget_peer(&mut self, key: HostKey) {
+        let Some(index) = self.ground.fleet.take_off(key) else {
+            return;
+        };
+        if self.ground.fleet[index].line != Line::Down {
+            self.ground.act(Action::HangUp(key));
+        }
+        self.drop_line(index);
+        let ground = &mut self.ground;
+        self.pushes.forget_peer(ground, &self.uploads, index);
+        self.news.forget_peer(index);
+        ground.contents.forget_peer(index);
+        ground.fleet.release(index);
+    }
+
+    fn connected(&mut self, key: HostKey) {
+        let ground = &mut self.ground;
+        let Some(index) = ground.fleet.find(key) else {
+            ground.act(Action::HangUp(key));
+            return;
+        };
+        if ground.fleet[index].is_quarantined() {
+            ground.fleet.set_line(index, Line::Down);
+            ground.act(Action::HangUp(key));
+            return;
+        }
+        if ground.fleet[index].line == Line::Up {
+            return;
+        }
+        ground.fleet.set_line(index, Line::Up);
+        let now = ground.now;
+        ground.fleet[index].came_up(now);
+        news::introduce(ground, index, self.pushes.backlog_bytes());
+        ground.dial_about();
+        ground.agenda.assign();
+        ground.agenda.upload();
+        ground.agenda.pull();
+    }
+
+    fn disconnected(&mut self, key: HostKey) {
+        let Some(index) = self.ground.fleet.find(key) else {
+            return;
+        };
+        if self.ground.fleet[index].line == Line::Down {
+            return;
+        }
+        self.drop_line(index);
+        self.ground.dial_later(index);
+        self.ground.agenda.pull();
+    }
+
+    /// Everything that went over this peer's connection is over.
+    fn drop_line(&mut self, index: PeerIndex) {
+        let ground = &mut self.ground;
+        ground.fleet.set_line(index, Line::Down);
+        if let Some(slot) = ground.fleet.free_slot(index) {
+            ground.contents.forget_slot(slot);
+        }
+        self.downloads.drop_peer(ground, index);
+        self.serve.drop_peer(ground, index);
+        while let Some(upload) = self.uploads.drop_peer(ground, index) {
+            self.pushes.settle(ground, upload, Delivery::Broken);
+        }
+    }
+
+    /// The peer sent a bad chunk.
+    fn strike(&mut self, index: PeerIndex) {
+        let most = self.ground.config.strikes;
+        let peer = &mut self.ground.fleet[index];
+        peer.strikes = peer.strikes.saturating_add(1);
+        if peer.strikes >= most {
+            self.quarantine(index);
+        }
+    }
+
+    /// The chain proved that the peer lied: no second chance.
+    fn blamed(&mut self, key: HostKey) {
+        if let Some(index) = self.ground.fleet.find(key) {
+            let peer = &mut self.ground.fleet[index];
+            peer.strikes = peer.strikes.saturating_add(1);
+            self.quarantine(index);
+        }
+    }
+
+    fn quarantine(&mut self, index: PeerIndex) {
+        let ground = &mut self.ground;
+        let peer = &mut ground.fleet[index];
+        let strikes = core::mem::take(&mut peer.strikes);
+        if peer.is_quarantined() {
+            return;
+        }
+        let config = &ground.config;
+        let lasts = doubled(config.quarantine, peer.quarantines, config.quarantine_most);
+        peer.quarantines = peer.quarantines.saturating_add(1);
+        let key = peer.key;
+        ground.fleet.quarantine(index, ground.now + lasts);
+        ground.act(Action::Report { peer: key, strikes });
+        ground.act(Action::HangUp(key));
+        self.drop_line(index);
+        self.ground.agenda.pull();
+    }
 }
 
 #[cfg(test)]

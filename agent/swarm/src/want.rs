@@ -21,7 +21,8 @@ pub(crate) struct Wants(BTreeMap<ContentId, Want>);
 #[derive(Clone, Debug)]
 struct Want {
     since: Moment,
-    /// The wait for a content that somebody may be fetching, and for each host that goes to the registry before this one.
+    /// The wait for a content that somebody may be fetching, and for each host that goes to the registry before this
+    /// one.
     alone_after: Duration,
     /// When a chunk or word of the content last came, this host last tried by itself, or else when the want began.
     heard_at: Moment,

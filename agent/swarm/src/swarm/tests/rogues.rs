@@ -235,7 +235,8 @@ fn who_takes_its_word_back_is_believed_at_once() {
     assert!(asked > 0);
 }
 
-/// A host whose process is killed again and again: what it was asked for doesn't come, and it comes back with all that it had.
+/// A host whose process is killed again and again: what it was asked for doesn't come, and it comes back with all that
+/// it had.
 #[test]
 fn who_comes_back_after_a_kill_is_asked_again() {
     let mut swarm = among(1, Config::default());
@@ -319,12 +320,12 @@ fn who_asks_to_spread_what_is_held_is_given_a_bounded_part_of_the_queue() {
             assert!(actions.contains(&Action::Decline(Ticket(1), Declined::Already)));
         }
     }
-    assert_eq!(swarm.jobs.len(), 16);
+    assert_eq!(swarm.pushes.jobs().len(), 16);
     feed(&mut swarm, 0, offered(1, 1, 0, Some(Spread::Everyone)));
-    assert_eq!(swarm.jobs.len(), 16, "it is being spread already");
+    assert_eq!(swarm.pushes.jobs().len(), 16, "it is being spread already");
     feed(&mut swarm, 0, offered(1, 1, 100, Some(Spread::Everyone)));
     assert_eq!(
-        swarm.jobs.len(),
+        swarm.pushes.jobs().len(),
         17,
         "another host's wish counts for itself"
     );
@@ -419,5 +420,5 @@ fn a_chunk_does_not_wait_for_a_spreader_that_keeps_an_upload_waiting() {
         }
     }
     assert_eq!(handed_on.len(), 40, "{handed_on:?}");
-    assert!(swarm.handovers.is_empty() && swarm.unassigned.is_empty());
+    assert!(swarm.pushes.handovers() == 0 && swarm.pushes.unassigned() == 0);
 }

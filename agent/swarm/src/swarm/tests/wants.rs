@@ -1,6 +1,7 @@
 //! What clients of this host wait for: when it is fetched without a lease, and what becomes of that.
 
 use super::*;
+use crate::ground::mix;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const NOTHING: [u32; 0] = [];

@@ -1,0 +1,165 @@
+//! Which host is handed a chunk, to spread it among others: the one with the least to do of some.
+
+use alloc::vec::Vec;
+
+use proto::{ChunkIndex, HostKey};
+
+use crate::{
+    content::Content,
+    event::ContentId,
+    ground::Ground,
+    peer::{Line, PeerIndex, micros},
+};
+
+/// Who was chosen.
+pub(crate) enum Choice {
+    Me,
+    Peer(PeerIndex),
+    /// All are loaded; how long until the least of them isn't, in microseconds.
+    Wait(u64),
+    Nobody,
+}
+
+/// Bytes that the host which is handed a chunk for everyone sends.
+pub(crate) fn spread_bytes(ground: &Ground, id: ContentId, chunk: ChunkIndex) -> u64 {
+    let content = ground.contents.get(id);
+    let unwanted = content.map_or(0, Content::unwanted_count);
+    // this host is one of those that may have it, and isn't on its own roster
+    let most = content
+        .and_then(|content| content.entitled.as_ref())
+        .map_or(usize::MAX, |entitled| entitled.len().saturating_sub(1));
+    let hosts = ground.fleet.roster().len().min(most);
+    let targets = hosts.saturating_sub(unwanted);
+    let sends = if hosts > ground.config.direct_targets {
+        ground.config.fan_out
+    } else {
+        targets
+    };
+    ground.contents.len(id, chunk) * sends as u64
+}
+
+/// Who spreads a chunk to everyone: the host with the least to do among some random connected ones and ourselves.
+/// `backlog_bytes`: the pushes that lie before us.
+pub(crate) fn choose(
+    ground: &mut Ground,
+    id: ContentId,
+    chunk: ChunkIndex,
+    backlog_bytes: u64,
+) -> Choice {
+    if ground.fleet.up().is_empty() {
+        let mut roster = ground.fleet.roster().iter();
+        let coming = roster.any(|index| ground.fleet[*index].line == Line::Dialling);
+        return if coming {
+            Choice::Wait(100_000)
+        } else {
+            Choice::Nobody
+        };
+    }
+    let work = spread_bytes(ground, id, chunk);
+    let best = least_loaded(ground, id, work);
+    let (length, rate) = (ground.contents.len(id, chunk), ground.pace.rate());
+    let own_work = work + length;
+    let own_score = micros(backlog_bytes + own_work, rate);
+    let slack = length * ground.config.spread_backlog_chunks;
+    let allowed = work.saturating_mul(ground.config.spread_backlog_percent) / 100 + slack;
+    match best {
+        Some((score, index)) if score <= own_score => {
+            match ground.fleet[index].excess_us(ground.now, allowed) {
+                0 => Choice::Peer(index),
+                excess => Choice::Wait(excess),
+            }
+        }
+        _ => match backlog_bytes.saturating_sub(allowed) {
+            0 => Choice::Me,
+            excess => Choice::Wait(micros(excess, rate)),
+        },
+    }
+}
+
+/// The peer with the least to do among some connected ones, and how long that takes it with `work` on top.
+fn least_loaded(ground: &mut Ground, id: ContentId, work: u64) -> Option<(u64, PeerIndex)> {
+    // where few may have it, most of all that are connected would be the wrong ones
+    let content = ground.contents.get(id);
+    let entitled: Option<Vec<PeerIndex>> = content
+        .filter(|content| content.entitled.is_some())
+        .map(|content| {
+            let up = ground.fleet.up().iter().copied();
+            up.filter(|index| content.entitles(ground.fleet[*index].key))
+                .collect()
+        });
+    let count = entitled.as_ref().map_or(ground.fleet.up().len(), Vec::len);
+    let all = count <= ground.config.candidates;
+    let tries = if all { count } else { ground.config.candidates };
+    let mut best: Option<(u64, PeerIndex)> = None;
+    for at in 0..tries {
+        let at = if all { at } else { ground.random(count) };
+        let index = entitled
+            .as_ref()
+            .map_or_else(|| ground.fleet.up()[at], |some| some[at]);
+        let peer = &ground.fleet[index];
+        let content = ground.contents.get(id);
+        let unwanted = content.is_some_and(|content| content.is_unwanted_by(index));
+        if !peer.is_up() || !peer.is_pushed_to(ground.now) || unwanted {
+            continue;
+        }
+        let score = peer.outstanding_us(ground.now, work);
+        if best.is_none_or(|(least, _)| score < least) {
+            best = Some((score, index));
+        }
+    }
+    best
+}
+
+/// Who spreads a chunk among `part`, which gives it so many bytes to send: some that are connected are looked at. While
+/// those are few, some more are dialled for the next time.
+pub(crate) fn choose_among(
+    ground: &mut Ground,
+    id: ContentId,
+    part: &[HostKey],
+    work_bytes: u64,
+) -> Option<PeerIndex> {
+    let candidates = ground.config.candidates;
+    let mut best: Option<(bool, u64, PeerIndex)> = None;
+    let start = ground.random(part.len().max(1));
+    for connected in [true, false] {
+        let enough = if connected {
+            candidates
+        } else {
+            candidates / 2
+        };
+        let mut seen = 0;
+        for at in 0..part.len() {
+            if seen >= enough {
+                break;
+            }
+            let key = part[(start + at) % part.len()];
+            let Some(index) = ground.fleet.find(key) else {
+                continue;
+            };
+            let content = ground.contents.get(id);
+            let unwanted = content
+                .is_none_or(|content| content.is_unwanted_by(index) || !content.entitles(key));
+            let peer = &ground.fleet[index];
+            let up = peer.is_up();
+            if unwanted
+                || !peer.is_pushed_to(ground.now)
+                || up != connected
+                || !(up || ground.may_come_up(index))
+            {
+                continue;
+            }
+            if !up && ground.fleet.up().len() < ground.config.connections * 3 / 4 {
+                ground.dial(index);
+            }
+            seen += 1;
+            let score = ground.fleet[index].outstanding_us(ground.now, work_bytes);
+            if best.is_none_or(|(best_up, least, _)| (!up, score) < (!best_up, least)) {
+                best = Some((up, score, index));
+            }
+        }
+        if seen >= candidates / 2 {
+            break;
+        }
+    }
+    best.map(|(_, _, index)| index)
+}

@@ -1,0 +1,548 @@
+//! Chunks that are on their way here: pushes that were accepted, and requests for what no push brought. Whoever came
+//! late, lost a push, or was restarted, asks.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use proto::{ChunkIndex, HostKey, Moment};
+
+use crate::{
+    Action,
+    action::Declined,
+    agenda::TICK,
+    content::Content,
+    event::{ContentId, Spread},
+    ground::{Ground, mix},
+    peer::PeerIndex,
+    promises,
+};
+
+/// Chunks looked at in one go.
+const WISHES: usize = 64;
+/// Chunks that are still missing when hedging begins.
+const NEAR_THE_END: u64 = 8;
+
+/// A chunk on its way.
+#[derive(Clone, Debug)]
+struct Download {
+    peer: PeerIndex,
+    id: ContentId,
+    chunk: ChunkIndex,
+    since: Moment,
+    deadline: Moment,
+    /// To whom this host passes the chunk on. A request has that from a push of the same chunk that was offered
+    /// meanwhile.
+    spread: Option<Spread>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Downloads {
+    requests: Vec<Download>,
+    /// Accepted pushes.
+    incoming: Vec<Download>,
+}
+
+/// What becomes of an offered push.
+pub(crate) enum Offer {
+    Taken,
+    Declined(Declined),
+    /// The chunk is here already. It may be passed on all the same.
+    Held(PeerIndex, Option<Spread>),
+}
+
+struct Wish {
+    id: ContentId,
+    chunk: ChunkIndex,
+}
+
+impl Download {
+    fn is(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> bool {
+        self.is_of(id, chunk) && self.peer == peer
+    }
+
+    fn is_of(&self, id: ContentId, chunk: ChunkIndex) -> bool {
+        self.chunk == chunk && self.id == id
+    }
+
+    /// Whether more than half of its time is over.
+    fn is_half_over(&self, now: Moment) -> bool {
+        now.since(self.since) * 2 > self.deadline.since(self.since)
+    }
+
+    /// Whether an accepted push takes far too long.
+    fn is_slow(&self, ground: &Ground) -> bool {
+        let took = ground.now.since(self.since);
+        took >= ground.pace.slow_push() || self.is_half_over(ground.now)
+    }
+}
+
+impl Downloads {
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn incoming(&self) -> usize {
+        self.incoming.len()
+    }
+
+    /// Chunks of a content that are on their way.
+    pub(crate) fn of(&self, id: ContentId) -> usize {
+        let all = self.requests.iter().chain(&self.incoming);
+        all.filter(|download| download.id == id).count()
+    }
+
+    // ---- how downloads end ----------------------------------------------------------------------------------------
+
+    /// A chunk came from a peer. To whom it is to be passed on.
+    pub(crate) fn arrived(
+        &mut self,
+        ground: &mut Ground,
+        peer: PeerIndex,
+        id: ContentId,
+        chunk: ChunkIndex,
+    ) -> Option<Spread> {
+        let now = ground.now;
+        if let Some(at) = self.find_incoming(peer, id, chunk) {
+            let incoming = self.drop_incoming(ground, at);
+            ground.pace.push_took(now.0 - incoming.since.0);
+            ground.grace.pushed();
+            if let Some(content) = ground.contents.get_mut(id) {
+                content.pushed_at = Some(now);
+                if content.is_due(chunk) {
+                    ground.grace.late();
+                }
+            }
+            ground.fleet[peer].silent = 0;
+            incoming.spread
+        } else if let Some(at) = self.find_request(peer, id, chunk) {
+            let request = self.drop_request(ground, at);
+            let took = now.0 - request.since.0;
+            ground.pace.answer_took(took);
+            let state = &mut ground.fleet[peer];
+            state.answer.add(took);
+            state.silent = 0;
+            ground.agenda.pull();
+            request.spread
+        } else {
+            None
+        }
+    }
+
+    /// A chunk won't come from this peer. Who was to pass it on can't: the sender hears of that and chooses another,
+    /// and what it misses is asked for.
+    pub(crate) fn failed(
+        &mut self,
+        ground: &mut Ground,
+        peer: PeerIndex,
+        id: ContentId,
+        chunk: ChunkIndex,
+    ) {
+        if let Some(at) = self.find_incoming(peer, id, chunk) {
+            self.drop_incoming(ground, at);
+        } else if let Some(at) = self.find_request(peer, id, chunk) {
+            self.drop_request(ground, at);
+            ground.agenda.pull();
+        }
+    }
+
+    /// The chunk is here: what else was under way for it isn't needed.
+    pub(crate) fn cancel_others(&mut self, ground: &mut Ground, id: ContentId, chunk: ChunkIndex) {
+        let content = ground.contents.get(id);
+        if content.is_some_and(|content| content.pending.contains(chunk)) {
+            self.cancel(ground, |download| download.is_of(id, chunk));
+        }
+    }
+
+    /// The content is dropped.
+    pub(crate) fn drop_content(&mut self, ground: &mut Ground, id: ContentId) {
+        self.cancel(ground, |download| download.id == id);
+    }
+
+    fn cancel(&mut self, ground: &mut Ground, which: impl Fn(&Download) -> bool) {
+        for at in (0..self.requests.len()).rev() {
+            if which(&self.requests[at]) {
+                let request = self.drop_request(ground, at);
+                ground.cancel(request.peer, request.id, request.chunk);
+            }
+        }
+        for at in (0..self.incoming.len()).rev() {
+            if which(&self.incoming[at]) {
+                let incoming = self.drop_incoming(ground, at);
+                ground.cancel(incoming.peer, incoming.id, incoming.chunk);
+            }
+        }
+    }
+
+    /// The line to a peer is gone.
+    pub(crate) fn drop_peer(&mut self, ground: &mut Ground, peer: PeerIndex) {
+        for at in (0..self.requests.len()).rev() {
+            if self.requests[at].peer == peer {
+                self.drop_request(ground, at);
+            }
+        }
+        for at in (0..self.incoming.len()).rev() {
+            if self.incoming[at].peer == peer {
+                self.drop_incoming(ground, at);
+            }
+        }
+    }
+
+    /// Gives up what takes too long.
+    pub(crate) fn expire(&mut self, ground: &mut Ground) {
+        let now = ground.now;
+        for at in (0..self.requests.len()).rev() {
+            if self.requests[at].deadline <= now {
+                let request = self.drop_request(ground, at);
+                ground.cancel(request.peer, request.id, request.chunk);
+                // it took at least this long
+                let took = now.0 - request.since.0;
+                ground.fleet[request.peer].answer.add(took);
+                ground.silent(request.peer);
+            }
+        }
+        for at in (0..self.incoming.len()).rev() {
+            if self.incoming[at].deadline <= now {
+                let incoming = self.drop_incoming(ground, at);
+                ground.cancel(incoming.peer, incoming.id, incoming.chunk);
+                // how long pushes take isn't for one peer to say: it would be given ever more time
+                ground.silent(incoming.peer);
+                promises::broke(ground, incoming.peer, incoming.id, incoming.chunk);
+            }
+        }
+    }
+
+    fn find_request(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {
+        let mut requests = self.requests.iter();
+        requests.position(|other| other.is(peer, id, chunk))
+    }
+
+    fn find_incoming(&self, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) -> Option<usize> {
+        let mut incoming = self.incoming.iter();
+        incoming.position(|other| other.is(peer, id, chunk))
+    }
+
+    fn drop_request(&mut self, ground: &mut Ground, at: usize) -> Download {
+        let request = self.requests.swap_remove(at);
+        let peer = &mut ground.fleet[request.peer];
+        peer.requests = peer.requests.saturating_sub(1);
+        self.settle_pending(ground, request.id, request.chunk);
+        request
+    }
+
+    fn drop_incoming(&mut self, ground: &mut Ground, at: usize) -> Download {
+        let incoming = self.incoming.swap_remove(at);
+        self.settle_pending(ground, incoming.id, incoming.chunk);
+        incoming
+    }
+
+    fn settle_pending(&self, ground: &mut Ground, id: ContentId, chunk: ChunkIndex) {
+        let mut all = self.requests.iter().chain(&self.incoming);
+        let under_way = all.any(|other| other.is_of(id, chunk));
+        if !under_way && let Some(content) = ground.contents.get_mut(id) {
+            content.pending.remove(chunk);
+        }
+    }
+
+    // ---- offered pushes -------------------------------------------------------------------------------------------
+
+    /// Decides on an offered push, and notes it as under way where it is taken.
+    pub(crate) fn judge(
+        &mut self,
+        ground: &mut Ground,
+        key: HostKey,
+        id: ContentId,
+        chunk: ChunkIndex,
+        spread: Option<Spread>,
+    ) -> Offer {
+        let now = ground.now;
+        let peer = ground.fleet.find(key);
+        let Some(peer) = peer.filter(|index| !ground.fleet[*index].is_quarantined()) else {
+            return Offer::Declined(Declined::Quarantined);
+        };
+        let content = ground.contents.get_mut(id);
+        let Some(content) = content.filter(|content| content.geometry.contains(chunk)) else {
+            return Offer::Declined(Declined::Unwanted);
+        };
+        content.pushed_at = Some(now);
+        let paused = content.is_paused(now);
+        if content.held.contains(chunk) {
+            // it was asked for before its push came
+            if spread.is_none() {
+                ground.grace.late();
+            }
+            return Offer::Held(peer, spread);
+        }
+        let mut spread = spread;
+        if content.pending.contains(chunk) && self.is_coming(ground, id, chunk, &mut spread) {
+            return Offer::Declined(Declined::Already);
+        }
+        if paused || !self.has_room(ground, peer, spread.is_some()) {
+            return Offer::Declined(Declined::Busy);
+        }
+        let limit = (ground.pace.push_takes() * ground.config.timeout_factor * 2)
+            .max(ground.config.timeout_least * 5)
+            .min(ground.config.limit_most);
+        if let Some(content) = ground.contents.get_mut(id) {
+            content.pending.insert(chunk);
+        }
+        self.incoming.push(Download {
+            peer,
+            id,
+            chunk,
+            since: now,
+            deadline: now + limit,
+            spread,
+        });
+        Offer::Taken
+    }
+
+    /// Whether what is under way brings the chunk in good time. The spread goes with it then.
+    fn is_coming(
+        &mut self,
+        ground: &mut Ground,
+        id: ContentId,
+        chunk: ChunkIndex,
+        spread: &mut Option<Spread>,
+    ) -> bool {
+        let mut incoming = self.incoming.iter_mut();
+        let download = if let Some(other) = incoming.find(|other| other.is_of(id, chunk)) {
+            (!other.is_slow(ground)).then_some(other)
+        } else if let Some(other) = self
+            .requests
+            .iter_mut()
+            .find(|other| other.is_of(id, chunk))
+        {
+            ground.grace.late();
+            (!other.is_half_over(ground.now)).then_some(other)
+        } else {
+            None
+        };
+        let Some(download) = download else {
+            return false;
+        };
+        download.spread = download.spread.take().or_else(|| spread.take());
+        true
+    }
+
+    /// Whether one more push of this peer is taken now. `spreads`: it is to be passed on.
+    fn has_room(&self, ground: &mut Ground, peer: PeerIndex, spreads: bool) -> bool {
+        let config = &ground.config;
+        // fewer places than uploads would have the fleet's pushes wait for each other
+        let bound = if ground.step_back {
+            config.incoming / 4
+        } else {
+            config.incoming.max(config.uploads + 1)
+        };
+        // a chunk that others wait for finds room sooner than one that is for us alone
+        let bound = bound.max(1) << u32::from(spreads);
+        // what takes far too long keeps out nobody but its sender
+        let (mut slow, mut sends_slowly) = (0, false);
+        for other in self.incoming.iter().filter(|other| other.is_slow(ground)) {
+            slow += 1;
+            sends_slowly |= other.peer == peer;
+        }
+        let own = self.incoming.iter().filter(|other| other.peer == peer);
+        self.incoming.len() - slow < bound
+            && self.incoming.len() < bound + config.slow_uploads
+            && !sends_slowly
+            && own.count() < config.incoming_per_peer.max(1)
+            && !ground.fleet[peer].dribbles(ground.now)
+            && ground.pace.may_receive(ground.now)
+    }
+
+    // ---- requests -------------------------------------------------------------------------------------------------
+
+    /// Requests chunks while there is room.
+    pub(crate) fn pull(&mut self, ground: &mut Ground) {
+        if ground.contents.is_complete() || ground.fleet.up().is_empty() {
+            return;
+        }
+        let bound = if ground.step_back {
+            2
+        } else {
+            ground.config.requests
+        };
+        while self.requests.len() < bound && ground.pace.may_receive(ground.now) {
+            let wishes = wishes(ground);
+            let mut asked = 0;
+            for wish in &wishes {
+                if self.requests.len() >= bound || !ground.pace.may_receive(ground.now) {
+                    return;
+                }
+                if let Some(peer) = pick_source(ground, wish.id, wish.chunk, None) {
+                    self.request(ground, peer, wish.id, wish.chunk);
+                    asked += 1;
+                }
+            }
+            if asked == 0 || wishes.len() < WISHES {
+                break;
+            }
+        }
+        self.hedge(ground);
+        self.overtake(ground);
+    }
+
+    fn request(&mut self, ground: &mut Ground, peer: PeerIndex, id: ContentId, chunk: ChunkIndex) {
+        let Some(content) = ground.contents.get_mut(id) else {
+            return;
+        };
+        content.pending.insert(chunk);
+        let state = &mut ground.fleet[peer];
+        state.requests += 1;
+        let expected = ground.pace.answer_takes(state.answer.us());
+        let limit = (expected * ground.config.timeout_factor)
+            .max(ground.config.timeout_least)
+            .min(ground.config.limit_most);
+        let key = state.key;
+        ground.act(Action::Request {
+            peer: key,
+            id,
+            chunk,
+        });
+        self.requests.push(Download {
+            peer,
+            id,
+            chunk,
+            since: ground.now,
+            deadline: ground.now + limit,
+            spread: None,
+        });
+    }
+
+    /// Near the end, what takes long is asked of a second peer.
+    fn hedge(&mut self, ground: &mut Ground) {
+        let incomplete = ground.contents.incomplete();
+        let missing: u64 = incomplete
+            .filter_map(|(_, id)| ground.contents.get(id))
+            .map(|content| u64::from(content.chunks() - content.held.count()))
+            .sum();
+        if missing > NEAR_THE_END {
+            return;
+        }
+        for at in 0..self.requests.len() {
+            let request = &self.requests[at];
+            let (peer, id, chunk) = (request.peer, request.id, request.chunk);
+            let same = self.requests.iter();
+            let same = same.filter(|other| other.is_of(id, chunk)).count();
+            let expected = Duration::from_micros(ground.pace.answer_us().max(1)) * 2;
+            if same > 1
+                || ground.now.since(request.since) < expected.max(TICK)
+                || self.requests.len() >= ground.config.requests
+            {
+                continue;
+            }
+            if let Some(other) = pick_source(ground, id, chunk, Some(peer)) {
+                self.request(ground, other, id, chunk);
+            }
+        }
+    }
+
+    /// A push that takes long doesn't keep its chunk from being asked for.
+    fn overtake(&mut self, ground: &mut Ground) {
+        for at in 0..self.incoming.len() {
+            let incoming = &self.incoming[at];
+            let (peer, id, chunk) = (incoming.peer, incoming.id, incoming.chunk);
+            if incoming.is_slow(ground)
+                && self.requests.len() < ground.config.requests
+                && !self.requests.iter().any(|other| other.is_of(id, chunk))
+                && let Some(other) = pick_source(ground, id, chunk, Some(peer))
+            {
+                self.request(ground, other, id, chunk);
+            }
+        }
+    }
+}
+
+/// Every grace time, announced chunks come a step nearer to being asked for.
+pub(crate) fn turn_grace(ground: &mut Ground) {
+    let least = ground.spread_time().max(ground.config.grace_least);
+    if !ground.grace.turn(ground.now, least) {
+        return;
+    }
+    let incomplete: Vec<ContentId> = ground.contents.incomplete().map(|(_, id)| id).collect();
+    for id in incomplete {
+        if let Some(content) = ground.contents.get_mut(id) {
+            content.turn();
+        }
+    }
+}
+
+/// Whether no push of this content can be expected, so that it is asked for at once.
+fn at_once(ground: &Ground, content: &Content) -> bool {
+    if content.lease.is_some() {
+        return true;
+    }
+    let (grace, config) = (ground.grace.time(), &ground.config);
+    let quiet = content
+        .pushed_at
+        .map_or(Duration::MAX, |at| ground.now.since(at));
+    if content.is_complete_elsewhere() {
+        quiet >= grace.min(config.grace.max(config.grace_least))
+    } else {
+        quiet >= grace * 2
+    }
+}
+
+/// The chunks to ask for next: of the first contents first, the rarest of them first, ties by a hash that differs
+/// between hosts.
+fn wishes(ground: &Ground) -> Vec<Wish> {
+    let mut wishes: Vec<(u32, usize, u64, Wish)> = Vec::new();
+    for (order, id) in ground.contents.incomplete() {
+        let Some(content) = ground.contents.get(id) else {
+            continue;
+        };
+        if !content.is_heard_of() || content.is_paused(ground.now) {
+            continue;
+        }
+        // look at more than are taken, so that rarity has a say
+        let most = WISHES * 8;
+        let at_once = at_once(ground, content);
+        let mut seen = 0;
+        content.visit_askable(at_once, |chunk| {
+            let rarity = content.rarity(chunk);
+            if rarity > 0 {
+                let tie = mix(ground.me.0 ^ content.key, u64::from(chunk.0));
+                wishes.push((order, rarity, tie, Wish { id, chunk }));
+                seen += 1;
+            }
+            seen < most
+        });
+        if wishes.len() >= WISHES {
+            break;
+        }
+    }
+    wishes.sort_unstable_by_key(|(order, rarity, tie, _)| (*order, *rarity, *tie));
+    wishes
+        .into_iter()
+        .take(WISHES)
+        .map(|(_, _, _, wish)| wish)
+        .collect()
+}
+
+/// The least busy peer that has the chunk and isn't asked for it yet.
+fn pick_source(
+    ground: &Ground,
+    id: ContentId,
+    chunk: ChunkIndex,
+    except: Option<PeerIndex>,
+) -> Option<PeerIndex> {
+    let content = ground.contents.get(id)?;
+    let most = ground.config.requests_per_peer;
+    let heard = ground.fleet.heard().filter(|index| {
+        let peer = &ground.fleet[*index];
+        Some(*index) != except
+            && peer.is_up()
+            && peer.not_asked_before <= ground.now
+            && peer.requests < peer.allowance(most)
+            && content.peer_has(peer.slot, chunk)
+    });
+    heard.min_by_key(|index| {
+        let peer = &ground.fleet[*index];
+        let answer = peer.answer.us().max(1);
+        (
+            (peer.requests as u64 + 1).saturating_mul(answer),
+            mix(ground.me.0, peer.key.0 ^ u64::from(chunk.0)),
+        )
+    })
+}

@@ -1,0 +1,294 @@
+//! Fetching from the registry: leases, their pace, and doing without a coordinator.
+
+use alloc::{collections::BTreeSet, vec::Vec};
+use core::time::Duration;
+
+use proto::{ChunkIndex, Moment};
+
+use crate::{
+    Action,
+    content::{Content, Grantor, Lease},
+    event::{ContentId, OriginEnd},
+    ground::{Ground, mix},
+};
+
+/// Headless, the next host in line takes a content over when nothing was heard of it for this long.
+const HEADLESS_TURN: Duration = Duration::from_secs(10);
+/// Headless, a host that the registry failed asks it again after this long: nobody else may be left to do it.
+const HEADLESS_AGAIN: Duration = Duration::from_mins(1);
+/// Headless, nothing was heard of a content for this long before anybody takes it over: whoever was leased it may go
+/// on.
+const HEADLESS_QUIET: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+pub(crate) struct Leases {
+    /// Contents that we fetch from the registry.
+    leased: BTreeSet<ContentId>,
+    coordinator: bool,
+    coordinator_lost_at: Moment,
+    /// Leases are self-assigned for want of a coordinator.
+    headless: bool,
+}
+
+impl Leases {
+    pub(crate) const fn new() -> Self {
+        Self {
+            leased: BTreeSet::new(),
+            coordinator: false,
+            coordinator_lost_at: Moment::START,
+            headless: false,
+        }
+    }
+
+    pub(crate) const fn has_coordinator(&self) -> bool {
+        self.coordinator
+    }
+
+    pub(crate) const fn is_headless(&self) -> bool {
+        self.headless
+    }
+
+    /// Leases that this one granted.
+    pub(crate) fn count(&self, ground: &Ground, grantor: Grantor) -> usize {
+        let leases = self.leased.iter();
+        let leases = leases.filter_map(|id| ground.contents.get(*id)?.lease.as_ref());
+        leases.filter(|lease| lease.grantor == grantor).count()
+    }
+
+    /// A content may be fetched from the registry. `unassigned`: chunks of it that came from there and have no spreader
+    /// yet. Whether that is new.
+    pub(crate) fn grant(
+        &mut self,
+        ground: &mut Ground,
+        id: ContentId,
+        grantor: Grantor,
+        unassigned: u32,
+    ) -> bool {
+        let now = ground.now;
+        let Some(content) = ground.contents.get_mut(id) else {
+            ground.act(Action::ReleaseLease(id));
+            return false;
+        };
+        if content.held.is_full() {
+            if grantor == Grantor::Coordinator {
+                ground.act(Action::ReleaseLease(id));
+            }
+            return false;
+        }
+        content.origin_failed = false;
+        content.origin_retry_at = Some(now);
+        if let Some(lease) = &mut content.lease {
+            lease.grantor = grantor;
+            return false;
+        }
+        content.lease = Some(Lease {
+            grantor,
+            until: 0,
+            ordered: 0,
+            ordered_at: now,
+            waiting: unassigned,
+            blocked_since: None,
+            origin_at: now,
+        });
+        self.leased.insert(id);
+        ground.agenda.pull();
+        ground.agenda.order();
+        true
+    }
+
+    /// The lease is over; fetching stops.
+    pub(crate) fn end(&mut self, ground: &mut Ground, id: ContentId) {
+        self.leased.remove(&id);
+        let content = ground.contents.get_mut(id);
+        let lease = content.and_then(|content| content.lease.take());
+        if lease.is_some_and(|lease| lease.until > 0) {
+            ground.act(Action::StopFetch(id));
+        }
+    }
+
+    /// The last chunk came from a peer: nothing is left to fetch.
+    pub(crate) fn done_by_peers(&mut self, ground: &mut Ground, id: ContentId) {
+        let Some(content) = ground.contents.get(id) else {
+            return;
+        };
+        if let Some(lease) = &content.lease
+            && content.held.is_full()
+        {
+            let granted = lease.grantor == Grantor::Coordinator;
+            self.end(ground, id);
+            if granted {
+                ground.act(Action::ReleaseLease(id));
+            }
+        }
+    }
+
+    pub(crate) fn origin_ended(&mut self, ground: &mut Ground, id: ContentId, end: OriginEnd) {
+        let now = ground.now;
+        let Some(content) = ground.contents.get_mut(id) else {
+            return;
+        };
+        content.origin_failed = end != OriginEnd::Done;
+        content.origin_retry_at = match end {
+            OriginEnd::Done => Some(now),
+            OriginEnd::Failed | OriginEnd::Refused => Some(now + HEADLESS_AGAIN),
+            OriginEnd::Bad => None,
+        };
+        let had = content.lease.take().map(|lease| lease.grantor);
+        let full = content.held.is_full();
+        self.leased.remove(&id);
+        if end == OriginEnd::Done && !full && had == Some(Grantor::Coordinator) {
+            // something wasn't stored, or was lost since: another host, or a new lease
+            ground.act(Action::ReleaseLease(id));
+        }
+    }
+
+    /// Orders more chunks, while those that came before are being spread.
+    pub(crate) fn order(&self, ground: &mut Ground) {
+        if !ground.pace.may_receive(ground.now) {
+            return;
+        }
+        let now = ground.now;
+        let window = ground.config.lease_window.max(1);
+        // What was ordered and didn't come yet is as good as spent. But each stream is owed a chunk, or slow streams
+        // would use less than the budget: it is overdrawn by a chunk for each lease at most.
+        let mut budget = ground.pace.budget();
+        let leases = self.leased.iter();
+        let leases = leases.filter_map(|id| ground.contents.get(*id)?.lease.as_ref());
+        let owed = leases.map(|lease| u64::from(lease.ordered)).sum::<u64>();
+        budget.spend(owed * proto::CHUNK_BYTES);
+        for id in &self.leased {
+            let Some(content) = ground.contents.get_mut(*id) else {
+                continue;
+            };
+            if content.is_paused(now) {
+                continue;
+            }
+            let Some(mut lease) = content.lease.take() else {
+                continue;
+            };
+            let ordered = lease.ordered;
+            let mut blocked = false;
+            while lease.until < content.chunks()
+                && lease.ordered.saturating_add(lease.waiting) < window
+            {
+                let chunk = ChunkIndex(lease.until);
+                if content.held.contains(chunk) {
+                    lease.until += 1;
+                    continue;
+                }
+                // what peers have doesn't leave the registry again
+                let fleet = &ground.fleet;
+                let elsewhere = content.pending.contains(chunk)
+                    || content.is_held_by(chunk, |slot| fleet.delivers(slot, now));
+                if elsewhere && lease.blocked(now) < content.patience {
+                    ground.agenda.pull();
+                    blocked = true;
+                    break;
+                }
+                if lease.ordered > 0 && !budget.allows(now) {
+                    break;
+                }
+                budget.spend(content.geometry.len(chunk).into());
+                lease.order(now);
+                lease.until += 1;
+            }
+            if blocked {
+                lease.blocked_since.get_or_insert(now);
+            } else {
+                content.patience = content.patience.saturating_sub(lease.blocked(now));
+                lease.blocked_since = None;
+            }
+            // to pass over what is held orders nothing: whoever begins to fetch there fetches what peers are about to
+            // bring
+            if lease.ordered > ordered {
+                ground.actions.push_back(Action::Fetch {
+                    id: *id,
+                    until: ChunkIndex(lease.until),
+                });
+            }
+            content.lease = Some(lease);
+        }
+    }
+
+    // ---- without a coordinator ------------------------------------------------------------------------------------
+
+    pub(crate) fn set_coordinator(&mut self, ground: &mut Ground, up: bool) {
+        if self.coordinator && !up {
+            self.coordinator_lost_at = ground.now;
+        }
+        self.coordinator = up;
+        if up && self.headless {
+            self.headless = false;
+            for (_, content) in ground.contents.iter_mut() {
+                content.headless_since = None;
+            }
+            for id in self.leased.clone() {
+                let lease = ground.contents.lease_mut(id);
+                if lease.is_some_and(|lease| lease.grantor == Grantor::Headless) {
+                    self.end(ground, id);
+                }
+            }
+        }
+    }
+
+    /// Without a coordinator for long, hosts take leases by rendezvous order: those that it is our turn to take.
+    pub(crate) fn watch_coordinator(&mut self, ground: &mut Ground) -> Vec<ContentId> {
+        let (now, most) = (ground.now, ground.config.origin_streams);
+        if self.coordinator || now.since(self.coordinator_lost_at) < ground.config.headless_after {
+            return Vec::new();
+        }
+        self.headless = true;
+        let open = |id: &ContentId| {
+            ground.contents.get(*id).is_some_and(|content| {
+                !content.is_complete_elsewhere()
+                    && !content.is_paused(now)
+                    && content.origin_retry_at.is_some_and(|at| at <= now)
+            })
+        };
+        let incomplete = ground.contents.incomplete().map(|(_, id)| id);
+        let wanted: Vec<ContentId> = incomplete.filter(open).take(most).collect();
+        let room = most.saturating_sub(self.leased.len());
+        let mut turns = Vec::new();
+        for id in wanted {
+            if turns.len() == room {
+                break;
+            }
+            if is_our_turn(ground, id) {
+                turns.push(id);
+            }
+        }
+        turns
+    }
+}
+
+/// Headless: whether it is our turn to fetch a content, after those hosts that come before us and had theirs.
+fn is_our_turn(ground: &mut Ground, id: ContentId) -> bool {
+    let now = ground.now;
+    let Some(content) = ground.contents.get_mut(id) else {
+        return false;
+    };
+    let first_seen = *content.headless_since.get_or_insert(now);
+    if content.lease.is_some() {
+        return false;
+    }
+    let key = content.key;
+    let quiet = now.since(content.news_at.max(content.grown_at));
+    let since = now.since(first_seen);
+    let mine = mix(ground.me.0, key);
+    let up = ground.fleet.up().iter().map(|index| &ground.fleet[*index]);
+    let before = up.filter(|peer| peer.is_up() && mix(peer.key.0, key) > mine);
+    let turn = HEADLESS_TURN * u32::try_from(before.count()).unwrap_or(u32::MAX);
+    quiet >= turn.max(HEADLESS_QUIET) && since >= turn
+}
+
+/// How many of those who are known to want this content, and lack some of it, come before us where it is fetched
+/// without a lease for a client. Who is connected and no neighbour of ours isn't known: in a fleet of more than a few
+/// dozen hosts several come first.
+pub(crate) fn turn(ground: &Ground, content: &Content) -> u32 {
+    let mine = mix(ground.me.0, content.key);
+    let before = ground.fleet.neighbours().iter().filter(|index| {
+        let peer = &ground.fleet[**index];
+        peer.is_up() && content.is_lacked_at(peer.slot) && mix(peer.key.0, content.key) > mine
+    });
+    u32::try_from(before.count()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,199 @@
+//! Asking peers, answering them, and what they are told.
+
+use super::*;
+
+#[test]
+fn what_a_peer_has_all_of_already_is_asked_for_at_once() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 4, ChunkSet::empty(4)));
+    let actions = feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(4)));
+    assert!(!requests(&actions).is_empty(), "{actions:?}");
+    // one that was heard of in parts, and is whole now, is still being pushed
+    feed(&mut swarm, 200, content(1, 4, ChunkSet::empty(4)));
+    for (millis, chunks) in [(300, set(4, [0, 1])), (400, ChunkSet::full(4))] {
+        let actions = feed(&mut swarm, millis, announced(1, 1, chunks));
+        let of_it =
+            |action: &Action| matches!(action, Action::Request { id, .. } if *id == ContentId(1));
+        assert!(!actions.iter().any(of_it), "{actions:?}");
+    }
+}
+
+#[test]
+fn a_chunk_that_no_push_brings_is_asked_for_after_the_grace() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let mut asked_at = None;
+    feed(&mut swarm, 100, announced(0, 0, set(64, [3])));
+    for step in 1..40 {
+        let millis = 100 + step * 250;
+        if !requests(&feed(&mut swarm, millis, Event::Tick)).is_empty() {
+            asked_at = Some(millis);
+            break;
+        }
+    }
+    let asked_at = asked_at.unwrap();
+    assert!((1_900..=5_000).contains(&asked_at), "{asked_at}");
+}
+
+#[test]
+fn whoever_learns_of_a_content_late_is_told_again() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
+    let told = Action::Announce {
+        peer: key(1),
+        id: ContentId(0),
+        chunks: set(64, 0..9),
+        reset: false,
+    };
+    let actions = feed(&mut swarm, 60_000, announced(1, 0, ChunkSet::empty(64)));
+    assert!(actions.contains(&told), "{actions:?}");
+    // both ends of a new connection speak anyway, but of what they hold
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
+    let actions = feed(&mut swarm, 100, announced(1, 0, set(64, [1])));
+    assert!(!actions.contains(&told));
+    let actions = feed(&mut swarm, 100, announced(1, 0, ChunkSet::empty(64)));
+    assert!(actions.contains(&told));
+}
+
+#[test]
+fn who_comes_back_is_told_everything_also_what_is_held_nothing_of() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, 0..9)));
+    feed(&mut swarm, 0, content(1, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 60_000, Event::Disconnected(key(1)));
+    let actions = feed(&mut swarm, 60_100, Event::Connected(key(1)));
+    for (id, chunks) in [(0, set(64, 0..9)), (1, ChunkSet::empty(64))] {
+        let told = Action::Announce {
+            peer: key(1),
+            id: ContentId(id),
+            chunks,
+            reset: true,
+        };
+        assert!(actions.contains(&told), "{id}: {actions:?}");
+    }
+}
+
+#[test]
+fn a_new_line_is_not_held_back_by_what_the_dead_one_did_not_bring() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 100, announced(0, 0, ChunkSet::full(64)));
+    // the peer is dead and its line isn't: every request expires
+    let mut asked = 0;
+    for step in 1..80 {
+        asked += requests(&feed(&mut swarm, 100 + step * 250, Event::Tick)).len();
+    }
+    assert!((2..20).contains(&asked), "{asked}");
+    feed(&mut swarm, 20_200, Event::Disconnected(key(0)));
+    feed(&mut swarm, 20_200, Event::Connected(key(0)));
+    let actions = feed(&mut swarm, 20_210, announced(0, 0, ChunkSet::full(64)));
+    let later = feed(&mut swarm, 20_460, Event::Tick);
+    assert!(!requests(&actions).is_empty() || !requests(&later).is_empty());
+}
+
+#[test]
+fn a_host_that_comes_back_dials_although_it_leaves_that_to_others() {
+    let mut swarm = Swarm::new(HostKey(9_000), Config::default(), 7);
+    feed(&mut swarm, 0, Event::Coordinator(true));
+    // it holds everything, so that nothing else keeps it awake
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let dials = |actions: Vec<Action>| actions.contains(&Action::Dial(key(0)));
+    assert!(!dials(feed(&mut swarm, 0, roster(1))), "the other dials");
+    let mut now = 0;
+    while now < 5_000 {
+        now = swarm.next_timeout().unwrap().0 / 1_000;
+        if dials(feed(&mut swarm, now, Event::Tick)) {
+            break;
+        }
+    }
+    assert!((500..=750).contains(&now), "{now}");
+}
+
+#[test]
+fn the_rarest_chunk_is_asked_for_first() {
+    let config = Config {
+        requests: 1,
+        ..Config::default()
+    };
+    let mut swarm = among(3, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(0, 0, set(64, 0..10)));
+    feed(
+        &mut swarm,
+        0,
+        announced(1, 0, set(64, (0..10).filter(|chunk| *chunk != 7))),
+    );
+    let mut actions = Vec::new();
+    for step in 1..40 {
+        actions.extend(feed(&mut swarm, step * 250, Event::Tick));
+    }
+    assert_eq!(requests(&actions).first(), Some(&(key(0), 7)));
+}
+
+#[test]
+fn a_chunk_sent_less_often_is_served_first() {
+    let config = Config {
+        uploads: 1,
+        uploads_per_peer: 1,
+        ..Config::default()
+    };
+    let mut swarm = among(3, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let ask = |ticket: u64, peer: u64, chunk: u32| Event::Requested {
+        ticket: Ticket(ticket),
+        peer: key(peer),
+        id: ContentId(0),
+        chunk: ChunkIndex(chunk),
+    };
+    assert_eq!(
+        feed(&mut swarm, 1, ask(1, 0, 5)),
+        [Action::Serve(Ticket(1))]
+    );
+    assert_eq!(feed(&mut swarm, 2, ask(2, 1, 5)), []);
+    assert_eq!(feed(&mut swarm, 3, ask(3, 2, 6)), []);
+    let done = Event::Sent {
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(5),
+        ticket: Some(Ticket(1)),
+        delivery: Delivery::Stored,
+        wire_bytes: CHUNK,
+    };
+    assert_eq!(feed(&mut swarm, 4, done), [Action::Serve(Ticket(3))]);
+}
+
+#[test]
+fn requests_of_a_peer_that_goes_away_are_answered_too() {
+    let config = Config {
+        uploads: 1,
+        ..Config::default()
+    };
+    let gone: [fn() -> Event; 3] = [
+        || Event::Disconnected(key(1)),
+        || Event::Blamed(key(1)),
+        || roster(1),
+    ];
+    for gone in gone {
+        let mut swarm = among(2, config.clone());
+        feed(&mut swarm, 0, content(0, 8, set(8, 0..8)));
+        let requested = |ticket, peer, chunk| Event::Requested {
+            ticket: Ticket(ticket),
+            peer: key(peer),
+            id: ContentId(0),
+            chunk: ChunkIndex(chunk),
+        };
+        feed(&mut swarm, 1, requested(1, 0, 0));
+        for ticket in [2, 3] {
+            assert_eq!(feed(&mut swarm, 2, requested(ticket, 1, 1)), []);
+        }
+        let refused: Vec<Ticket> = feed(&mut swarm, 3, gone())
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Refuse(ticket, _) => Some(ticket),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(refused, [Ticket(2), Ticket(3)]);
+    }
+}

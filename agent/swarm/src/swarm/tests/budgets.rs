@@ -1,0 +1,141 @@
+//! Byte budgets, up and down.
+
+use super::*;
+
+#[test]
+fn a_budget_is_charged_what_went_over_the_wire() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let budget = Event::Bandwidth {
+        upload_bytes_per_second: CHUNK,
+        download_bytes_per_second: CHUNK,
+    };
+    feed(&mut swarm, 0, budget);
+    // chunks of zeros go out as fast as they are asked for
+    for step in 1..50u32 {
+        let now = 1_000 + u64::from(step);
+        let ask = Event::Requested {
+            ticket: Ticket(step.into()),
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(step),
+        };
+        assert_eq!(
+            feed(&mut swarm, now, ask),
+            [Action::Serve(Ticket(step.into()))]
+        );
+        let done = Event::Sent {
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(step),
+            ticket: Some(Ticket(step.into())),
+            delivery: Delivery::Stored,
+            wire_bytes: 0,
+        };
+        feed(&mut swarm, now, done);
+    }
+    // and a layer that is small in the registry is fetched for what it is there
+    feed(&mut swarm, 2_000, content(1, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 2_000, Event::Leased(ContentId(1)));
+    for chunk in 0..10 {
+        let came = Event::OriginChunk {
+            id: ContentId(1),
+            chunk: ChunkIndex(chunk),
+            wire_bytes: CHUNK / 100,
+        };
+        feed(&mut swarm, 2_001, came);
+    }
+    assert!(swarm.ground.pace.may_receive(at(2_001)));
+}
+
+/// A registry that gives at once whatever it is asked for, on four streams.
+#[test]
+fn a_download_budget_is_overdrawn_by_a_chunk_for_each_stream_at_most() {
+    let mut swarm = among(0, Config::default());
+    let budget = Event::Bandwidth {
+        upload_bytes_per_second: 0,
+        download_bytes_per_second: CHUNK,
+    };
+    feed(&mut swarm, 0, budget);
+    let mut actions = Vec::new();
+    for id in 0..4 {
+        actions.extend(feed(&mut swarm, 0, content(id, 64, ChunkSet::empty(64))));
+        actions.extend(feed(&mut swarm, 0, Event::Leased(ContentId(id))));
+    }
+    let mut came = BTreeMap::new();
+    for step in 0..600u64 {
+        let now = step * 50;
+        actions.extend(feed(&mut swarm, now, Event::Tick));
+        for action in core::mem::take(&mut actions) {
+            let Action::Fetch { id, until } = action else {
+                continue;
+            };
+            let from = came.insert(id, until.0).unwrap_or(0);
+            for chunk in (from..until.0).map(ChunkIndex) {
+                let wire_bytes = CHUNK;
+                let event = Event::OriginChunk {
+                    id,
+                    chunk,
+                    wire_bytes,
+                };
+                actions.extend(feed(&mut swarm, now, event));
+            }
+        }
+        let chunks: u32 = came.values().sum();
+        let due = now / 1_000 + 1;
+        assert!(
+            u64::from(chunks) <= due + 4,
+            "{chunks} chunks within {now} ms"
+        );
+    }
+    let chunks: u32 = came.values().sum();
+    assert!(chunks >= 28, "{chunks} chunks in 30 s");
+    assert!(came.values().all(|chunks| *chunks >= 4), "{came:?}");
+}
+
+#[test]
+fn an_upload_budget_is_kept() {
+    let mut swarm = among(4, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    feed(
+        &mut swarm,
+        0,
+        Event::Bandwidth {
+            upload_bytes_per_second: CHUNK,
+            download_bytes_per_second: 0,
+        },
+    );
+    let mut served = 0;
+    let mut open = Vec::new();
+    for step in 1..400u64 {
+        let ask = Event::Requested {
+            ticket: Ticket(step),
+            peer: key(step % 4),
+            id: ContentId(0),
+            chunk: ChunkIndex(u32::try_from(step % 64).unwrap()),
+        };
+        let mut actions = feed(&mut swarm, step * 50, ask);
+        for ticket in core::mem::take(&mut open) {
+            let (peer, chunk) = (key(ticket % 4), u32::try_from(ticket % 64).unwrap());
+            let done = Event::Sent {
+                peer,
+                id: ContentId(0),
+                chunk: ChunkIndex(chunk),
+                ticket: Some(Ticket(ticket)),
+                delivery: Delivery::Stored,
+                wire_bytes: CHUNK,
+            };
+            actions.extend(feed(&mut swarm, step * 50, done));
+        }
+        for action in actions {
+            if let Action::Serve(ticket) = action {
+                served += 1;
+                open.push(ticket.0);
+            }
+        }
+    }
+    assert!(
+        (18..=23).contains(&served),
+        "{served} in 20 s at one a second"
+    );
+}

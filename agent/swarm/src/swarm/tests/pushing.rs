@@ -1,0 +1,240 @@
+//! Passing chunks on: who is handed a chunk, who is sent it, and what is taken.
+
+use std::collections::VecDeque;
+
+use super::*;
+
+#[test]
+fn a_chunk_is_handed_to_the_host_with_the_least_to_do() {
+    let mut swarm = among(3, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for (peer, backlog_bytes) in [(0, 500 * CHUNK), (1, 0), (2, 500 * CHUNK)] {
+        feed(
+            &mut swarm,
+            0,
+            Event::Load {
+                peer: key(peer),
+                backlog_bytes,
+                upload_bytes_per_second: 117_000_000,
+            },
+        );
+    }
+    // our own uplink has as much to do
+    swarm.pushes.jobs().add_backlog(500 * CHUNK);
+    feed(&mut swarm, 1, Event::Leased(ContentId(0)));
+    let actions = feed(
+        &mut swarm,
+        1,
+        Event::OriginChunk {
+            id: ContentId(0),
+            chunk: ChunkIndex(0),
+            wire_bytes: CHUNK,
+        },
+    );
+    assert_eq!(pushes(&actions), [(key(1), 0, true)]);
+}
+
+#[test]
+fn a_boaster_isnt_handed_every_chunk() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let load = |peer, upload_bytes_per_second| Event::Load {
+        peer: key(peer),
+        backlog_bytes: 200 * CHUNK,
+        upload_bytes_per_second,
+    };
+    feed(&mut swarm, 1, load(0, u64::MAX));
+    let honest = Config::default().assumed_rate_bytes_per_second;
+    feed(&mut swarm, 1, load(1, honest));
+    // at 117 MB/s, 200 chunks take 1.8 s; at four times that, 0.45 s
+    let left = |swarm: &Swarm, peer: u64| {
+        let index = swarm.ground.fleet.find(key(peer)).unwrap();
+        swarm.ground.fleet[index].outstanding_us(swarm.ground.now, 0)
+    };
+    let (boaster, honest) = (left(&swarm, 0), left(&swarm, 1));
+    assert!((boaster + 1) * 4 >= honest, "{boaster} {honest}");
+    assert!(boaster * 3 < honest, "{boaster} {honest}");
+}
+
+#[test]
+fn a_spreader_pushes_to_all_but_who_gave_it_the_chunk() {
+    let mut swarm = among(4, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    let actions = feed(&mut swarm, 1, offered(1, 2, 5, Some(Spread::Everyone)));
+    assert_eq!(actions, [Action::Accept(Ticket(1))]);
+    let actions = feed(&mut swarm, 2, arrived(2, 5));
+    let to: BTreeSet<HostKey> = pushes(&actions).iter().map(|(peer, ..)| *peer).collect();
+    assert_eq!(to, BTreeSet::from([key(0), key(1), key(3)]));
+}
+
+#[test]
+fn a_spread_is_taken_over_with_a_chunk_that_is_held_already() {
+    let mut swarm = among(3, Config::default());
+    feed(&mut swarm, 0, content(0, 64, set(64, [5])));
+    let actions = feed(&mut swarm, 1, offered(1, 0, 5, Some(Spread::Everyone)));
+    assert!(actions.contains(&Action::Decline(Ticket(1), Declined::Already)));
+    assert_eq!(pushes(&actions).len(), 2);
+}
+
+#[test]
+fn a_receiver_takes_only_so_many_pushes() {
+    let mut swarm = among(10, Config::default());
+    let bound = u64::try_from(Config::default().incoming).unwrap();
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for ticket in 0..bound {
+        let chunk = u32::try_from(ticket).unwrap();
+        let actions = feed(&mut swarm, 1, offered(ticket, ticket, chunk, None));
+        assert_eq!(actions, [Action::Accept(Ticket(ticket))]);
+    }
+    let actions = feed(&mut swarm, 1, offered(99, 9, 60, None));
+    assert_eq!(actions, [Action::Decline(Ticket(99), Declined::Busy)]);
+}
+
+#[test]
+fn one_peer_takes_only_its_share_of_places() {
+    let config = Config::default();
+    let share = u64::try_from(config.incoming_per_peer).unwrap();
+    let mut swarm = among(2, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    for ticket in 0..share {
+        let chunk = u32::try_from(ticket).unwrap();
+        let actions = feed(&mut swarm, 1, offered(ticket, 0, chunk, None));
+        assert_eq!(actions, [Action::Accept(Ticket(ticket))]);
+    }
+    let more = feed(&mut swarm, 2, offered(10, 0, 10, Some(Spread::Everyone)));
+    assert_eq!(more, [Action::Decline(Ticket(10), Declined::Busy)]);
+    let other = feed(&mut swarm, 3, offered(11, 1, 10, None));
+    assert_eq!(other, [Action::Accept(Ticket(11))]);
+    let actions = feed(&mut swarm, 4, arrived(0, 0));
+    assert_eq!(actions, []);
+    let again = feed(&mut swarm, 5, offered(12, 0, 11, None));
+    assert_eq!(again, [Action::Accept(Ticket(12))]);
+}
+
+#[test]
+fn a_push_that_dribbles_is_overtaken_and_makes_no_room_for_the_next() {
+    let config = Config::default();
+    let limit = (config.push_assumed * config.timeout_factor * 2).min(config.limit_most);
+    let limit = u64::try_from(limit.as_millis()).unwrap();
+    let slow = u64::try_from((config.push_assumed * 2).as_millis()).unwrap();
+    let mut swarm = among(2, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(1, 0, set(64, [5])));
+    feed(&mut swarm, 0, offered(1, 0, 5, None));
+    assert_eq!(requests(&feed(&mut swarm, slow - 300, Event::Tick)), []);
+    let asked = requests(&feed(&mut swarm, slow + 300, Event::Tick));
+    assert_eq!(asked, [(key(1), 5)]);
+    feed(&mut swarm, slow + 301, arrived(1, 5));
+    // it does so again, with a chunk that nobody else has: the time that it wasted buys it no more
+    let mut now = limit;
+    for ticket in 2..6 {
+        let actions = feed(&mut swarm, now, offered(ticket, 0, 9, None));
+        assert!(actions.contains(&Action::Accept(Ticket(ticket))));
+        now += limit + 300;
+        let cancel = Action::Cancel {
+            peer: key(0),
+            id: ContentId(0),
+            chunk: ChunkIndex(9),
+        };
+        assert!(feed(&mut swarm, now, Event::Tick).contains(&cancel));
+        let actions = feed(&mut swarm, now + 1, offered(ticket + 10, 0, 9, None));
+        assert!(actions.contains(&Action::Decline(Ticket(ticket + 10), Declined::Busy)));
+        now += 31_000;
+    }
+}
+
+#[test]
+fn who_takes_nothing_is_sent_nothing_for_a_while() {
+    let mut swarm = among(2, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::full(64)));
+    let asked = |ticket| Event::Requested {
+        ticket: Ticket(ticket),
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(1),
+    };
+    let ended = |ticket, delivery| Event::Sent {
+        peer: key(0),
+        id: ContentId(0),
+        chunk: ChunkIndex(1),
+        ticket: Some(Ticket(ticket)),
+        delivery,
+        wire_bytes: 0,
+    };
+    // one may be lost
+    for ticket in [1, 2] {
+        let actions = feed(&mut swarm, ticket, asked(ticket));
+        assert_eq!(actions, [Action::Serve(Ticket(ticket))]);
+        feed(&mut swarm, ticket, ended(ticket, Delivery::Broken));
+    }
+    let actions = feed(&mut swarm, 1_001, asked(3));
+    assert_eq!(actions, [Action::Refuse(Ticket(3), Declined::Busy)]);
+    let from = |peer| offered(20 + peer, peer, 1, Some(Spread::Everyone));
+    assert_eq!(pushes(&feed(&mut swarm, 1_001, from(1))), []);
+    let actions = feed(&mut swarm, 1_003, asked(4));
+    assert_eq!(actions, [Action::Serve(Ticket(4))]);
+    feed(&mut swarm, 1_004, ended(4, Delivery::Stored));
+    feed(&mut swarm, 1_005, asked(5));
+    feed(&mut swarm, 1_005, ended(5, Delivery::Broken));
+    let actions = feed(&mut swarm, 1_006, asked(6));
+    assert_eq!(actions, [Action::Serve(Ticket(6))]);
+}
+
+#[test]
+fn a_peer_that_announces_and_delivers_nothing_keeps_nobody_from_the_registry() {
+    let mut swarm = among(1, Config::default());
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 0, announced(0, 0, ChunkSet::full(64)));
+    feed(&mut swarm, 0, Event::Leased(ContentId(0)));
+    let mut fetched = 0;
+    for step in 1..240 {
+        let now = step * 250;
+        let mut actions = VecDeque::from(feed(&mut swarm, now, Event::Tick));
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Fetch { until, .. } => {
+                    for chunk in fetched..until.0 {
+                        let came = Event::OriginChunk {
+                            id: ContentId(0),
+                            chunk: ChunkIndex(chunk),
+                            wire_bytes: CHUNK,
+                        };
+                        actions.extend(feed(&mut swarm, now, came));
+                    }
+                    fetched = until.0;
+                }
+                Action::Push { peer, chunk, .. } => {
+                    let broken = sent(peer, chunk.0, Delivery::Broken);
+                    actions.extend(feed(&mut swarm, now, broken));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(fetched, 64, "in a minute");
+}
+
+#[test]
+fn a_large_fleet_is_spread_to_by_parts() {
+    let config = Config {
+        direct_targets: 20,
+        fan_out: 4,
+        ..Config::default()
+    };
+    let mut swarm = among(40, config);
+    feed(&mut swarm, 0, content(0, 64, ChunkSet::empty(64)));
+    feed(&mut swarm, 1, offered(1, 0, 5, Some(Spread::Everyone)));
+    let actions = feed(&mut swarm, 2, arrived(0, 5));
+    let mut covered = BTreeSet::new();
+    for action in &actions {
+        if let Action::Push { peer, spread, .. } = action {
+            covered.insert(*peer);
+            let Some(Spread::To(part)) = spread else {
+                panic!("a part: {action:?}");
+            };
+            assert!(part.len() <= 20 && !part.contains(peer));
+            covered.extend(part.iter().copied());
+        }
+    }
+    assert_eq!(covered.len(), 39, "everybody but the sender and us");
+}
