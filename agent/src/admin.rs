@@ -3,12 +3,12 @@
 //! have its own name point here.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use axum::{
     Json, Router,
     extract::{Request, State},
@@ -48,57 +48,57 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the running agent holds and does, as `parbake-agent status` shows it.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// This host.
-    pub host: String,
+    pub(crate) host: String,
     /// Whether the coordinator's session is up.
-    pub coordinator: bool,
+    pub(crate) coordinator: bool,
     /// Whether leases are self-assigned for want of a coordinator.
-    pub headless: bool,
+    pub(crate) headless: bool,
     /// Hosts of the roster.
-    pub peers: usize,
+    pub(crate) peers: usize,
     /// Those connected now.
-    pub connected: usize,
+    pub(crate) connected: usize,
     /// Keys of those that are quarantined.
-    pub quarantined: Vec<String>,
+    pub(crate) quarantined: Vec<String>,
     /// Push work assigned to this host and not done, in bytes.
-    pub backlog_bytes: u64,
+    pub(crate) backlog_bytes: u64,
     /// Measured upload rate.
-    pub upload_bytes_per_second: u64,
+    pub(crate) upload_bytes_per_second: u64,
     /// Its images.
-    pub images: Vec<ImageStatus>,
+    pub(crate) images: Vec<ImageStatus>,
 }
 
 /// One image in a [`Snapshot`].
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct ImageStatus {
+pub(crate) struct ImageStatus {
     /// Manifest digest.
-    pub digest: String,
+    pub(crate) digest: String,
     /// The reference under which it was ordered first.
-    pub reference: String,
+    pub(crate) reference: String,
     /// `queued`, `staging`, `installing`, `present`, `failed` or `gone`.
-    pub state: String,
+    pub(crate) state: String,
     /// References under which it was there at the last look, with their goldens where those are made.
     #[serde(default)]
-    pub ready_references: Vec<String>,
+    pub(crate) ready_references: Vec<String>,
     /// Why it doesn't move or failed.
     #[serde(skip_serializing_if = "String::is_empty", default)]
-    pub reason: String,
+    pub(crate) reason: String,
     /// The same for people.
     #[serde(skip_serializing_if = "String::is_empty", default)]
-    pub message: String,
+    pub(crate) message: String,
     /// Raw bytes to hold.
-    pub total_bytes: u64,
+    pub(crate) total_bytes: u64,
     /// Raw bytes verified.
-    pub held_bytes: u64,
+    pub(crate) held_bytes: u64,
     /// Bytes from the registry (compressed).
-    pub origin_bytes: u64,
+    pub(crate) origin_bytes: u64,
     /// Bytes from peers (on the wire).
-    pub peer_bytes: u64,
+    pub(crate) peer_bytes: u64,
     /// Bytes that were already here (raw).
-    pub local_bytes: u64,
+    pub(crate) local_bytes: u64,
     /// Bytes sent to peers.
-    pub upload_bytes: u64,
+    pub(crate) upload_bytes: u64,
 }
 
 impl Snapshot {
@@ -161,10 +161,8 @@ struct Served {
 }
 
 /// Binds the listener, so that a taken port is an error at the start.
-pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening on {address} for health and metrics (--admin)"))
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
 }
 
 /// Serves until `stop` is cancelled. `names` may be asked for beyond addresses and `localhost`.
@@ -174,7 +172,7 @@ pub(crate) async fn serve(
     snapshot: watch::Receiver<Arc<Snapshot>>,
     names: LocalNames,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
+) -> io::Result<()> {
     let served = Served {
         registry: Arc::new(registry),
         snapshot,

@@ -65,7 +65,7 @@ pub(crate) async fn renew_late(identity: &Identity) -> anyhow::Result<Identity> 
         csr: STANDARD.encode(request),
     };
     let answer = ask(identity.api(), identity.pin()?, "/v1/renew", &question).await?;
-    identity.renewed(&answer.chain, None)
+    Ok(identity.renewed(&answer.chain, None)?)
 }
 
 fn read_token(path: &Path) -> anyhow::Result<String> {

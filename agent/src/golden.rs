@@ -123,7 +123,6 @@ mod tests {
     use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
     use super::*;
-    use crate::tart::Operation;
 
     const REFERENCE: &str = "ghcr.io/org/image:1";
 
@@ -141,7 +140,7 @@ mod tests {
         fs::set_permissions(home.path().join("new"), mode).unwrap();
         fs::rename(home.path().join("new"), &binary).unwrap();
         let tart = Tart::new(binary, home.path())
-            .with_time_limit(Operation::Clone, Duration::from_secs(2))
+            .with_time_limit(Duration::from_secs(2))
             .with_pause(Duration::from_millis(1));
         let prefix = "golden-".to_owned();
         Goldens::new(prefix, home.path().into(), tart, Metrics::new().0)

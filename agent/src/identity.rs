@@ -10,13 +10,71 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::{Context as _, ensure};
-use link::{Credentials, ResetSecret, Validity};
+use link::{Credentials, CredentialsError, ResetSecret, Validity};
 use pem::{EncodeConfig, LineEnding, Pem};
-use proto::HostId;
+use proto::{HostId, causes};
 use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls::pki_types::{
+    CertificateDer,
+    pem::{Error as PemError, PemObject as _},
+};
 use tracing::warn;
+
+/// What is wrong with this host's key, certificates or addresses.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    /// A key can't be made, or isn't one.
+    #[error("{what}")]
+    Key {
+        what: &'static str,
+        #[source]
+        error: rcgen::Error,
+    },
+    /// A file of an enrolled host isn't there.
+    #[error("reading {}: enrol this host first (parbake-agent enroll --help)", path.display())]
+    NotEnrolled {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    /// The coordinator's address can't be read.
+    #[error("reading {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    /// The coordinator's address is none.
+    #[error("{} doesn't hold an address (host:port): it is damaged", path.display())]
+    Damaged { path: PathBuf },
+    /// Neither of the coordinator's two addresses is left.
+    #[error("enrol this host again")]
+    NoAddress(#[source] Box<Self>),
+    /// The identity can't be kept.
+    #[error("{action} {}", path.display())]
+    Write {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    /// The key and the certificates can't be used.
+    #[error("this host's key and certificates")]
+    Credentials(#[source] CredentialsError),
+    /// There is no certificate where one should be.
+    #[error("host.pem holds no certificate")]
+    NoCertificate,
+    /// A certificate isn't one.
+    #[error("{what} isn't PEM")]
+    Pem {
+        what: &'static str,
+        #[source]
+        error: PemError,
+    },
+    /// The coordinator's answer is about another host.
+    #[error("renewed certificate names {after} instead of {before}")]
+    OtherHost { before: HostId, after: HostId },
+}
 
 /// This host's key and certificates.
 #[derive(Clone)]
@@ -37,25 +95,32 @@ impl std::fmt::Debug for Identity {
 }
 
 /// A certificate request (DER) and the new key (PEM) that it is for.
-pub(crate) fn request() -> anyhow::Result<(Vec<u8>, String)> {
-    let key = KeyPair::generate().context("making a key")?;
+pub(crate) fn request() -> Result<(Vec<u8>, String), IdentityError> {
+    let key = KeyPair::generate().map_err(bad_key("making a key"))?;
     Ok((request_for(&key)?, key.serialize_pem()))
 }
 
 /// A certificate request (DER) for this key, signed with it.
-fn request_for(key: &KeyPair) -> anyhow::Result<Vec<u8>> {
+fn request_for(key: &KeyPair) -> Result<Vec<u8>, IdentityError> {
     // names in the request don't count: the coordinator knows who asks
     let request = CertificateParams::default()
         .serialize_request(key)
-        .context("making a certificate request")?;
+        .map_err(bad_key("making a certificate request"))?;
     Ok(request.der().to_vec())
 }
 
+fn bad_key(what: &'static str) -> impl Fn(rcgen::Error) -> IdentityError {
+    move |error| IdentityError::Key { what, error }
+}
+
 /// The address that a file keeps; `None` where there is no such file.
-fn read_address(path: &Path) -> anyhow::Result<Option<String>> {
+fn read_address(path: &Path) -> Result<Option<String>, IdentityError> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read.with_context(|| format!("reading {}", path.display()))?,
+        read => read.map_err(|error| IdentityError::Read {
+            path: path.into(),
+            error,
+        })?,
     };
     let text = text.trim();
     let is_address = text.rsplit_once(':').is_some_and(|(host, port)| {
@@ -63,11 +128,9 @@ fn read_address(path: &Path) -> anyhow::Result<Option<String>> {
             && host.chars().all(|letter| letter.is_ascii_graphic())
             && port.parse::<u16>().is_ok()
     });
-    ensure!(
-        is_address,
-        "{} doesn't hold an address (host:port): it is damaged",
-        path.display()
-    );
+    if !is_address {
+        return Err(IdentityError::Damaged { path: path.into() });
+    }
     Ok(Some(text.to_owned()))
 }
 
@@ -88,15 +151,11 @@ impl Identity {
     }
 
     /// Reads the identity that [`save`](Self::save) wrote.
-    pub(crate) fn load(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn load(dir: &Path) -> Result<Self, IdentityError> {
         let read = |name: &str| {
             let path = dir.join(name);
-            std::fs::read_to_string(&path).with_context(|| {
-                format!(
-                    "reading {}: enrol this host first (parbake-agent enroll --help)",
-                    path.display()
-                )
-            })
+            let text = std::fs::read_to_string(&path);
+            text.map_err(|error| IdentityError::NotEnrolled { path, error })
         };
         let (host_pem, authority_pem) = (read("host.pem")?, read("authority.pem")?);
         if let Err(error) = durable::sweep(dir) {
@@ -104,14 +163,14 @@ impl Identity {
         }
         let address = |name: &str| {
             let address = read_address(&dir.join(name));
-            address.inspect_err(|error| warn!("{error:#}; enrol this host again"))
+            address.inspect_err(|error| warn!("{}; enrol this host again", causes(error)))
         };
         // QUIC and the API share a port unless somebody changed that: each stands in for the other
         let (coordinator, api) = match (address("coordinator"), address("api")) {
             (Ok(Some(coordinator)), Ok(Some(api))) => (coordinator, api),
             (Ok(Some(one)), _) | (_, Ok(Some(one))) => (one.clone(), one),
             (Err(error), _) | (_, Err(error)) => {
-                return Err(error.context("enrol this host again"));
+                return Err(IdentityError::NoAddress(Box::new(error)));
             }
             (Ok(None), Ok(None)) => {
                 let address = read("coordinator")?;
@@ -127,8 +186,8 @@ impl Identity {
     }
 
     /// Writes the identity: each file whole or not at all. `host.pem` comes last: with it the host counts as enrolled.
-    pub(crate) fn save(&self, dir: &Path) -> anyhow::Result<()> {
-        durable::make_dir(dir).with_context(|| format!("making {}", dir.display()))?;
+    pub(crate) fn save(&self, dir: &Path) -> Result<(), IdentityError> {
+        durable::make_dir(dir).map_err(not_written("making", dir))?;
         let files = [
             ("authority.pem", &self.authority_pem),
             ("coordinator", &self.coordinator),
@@ -138,38 +197,37 @@ impl Identity {
         for (name, text) in files {
             let path = dir.join(name);
             durable::write(&path, text.as_bytes(), durable::SECRET)
-                .with_context(|| format!("writing {}", dir.join(name).display()))?;
+                .map_err(not_written("writing", &path))?;
         }
         Ok(())
     }
 
-    pub(crate) fn credentials(&self) -> anyhow::Result<Credentials> {
+    pub(crate) fn credentials(&self) -> Result<Credentials, IdentityError> {
         let (key, chain) = self.parts()?;
-        Credentials::from_pem(chain, key, &self.authority_pem)
-            .context("this host's key and certificates")
+        Credentials::from_pem(chain, key, &self.authority_pem).map_err(IdentityError::Credentials)
     }
 
     /// Key and chain, both PEM.
-    fn parts(&self) -> anyhow::Result<(&str, &str)> {
+    fn parts(&self) -> Result<(&str, &str), IdentityError> {
         let split = self
             .host_pem
             .find("-----BEGIN CERTIFICATE")
-            .context("host.pem holds no certificate")?;
+            .ok_or(IdentityError::NoCertificate)?;
         Ok(self.host_pem.split_at(split))
     }
 
     /// What proves to the coordinator who this host is when its certificate doesn't any more: the certificate (DER), and a
     /// request (DER) that its key has signed.
-    pub(crate) fn proof(&self) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn proof(&self) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
         let (key, chain) = self.parts()?;
-        let key = KeyPair::from_pem(key).context("this host's key")?;
+        let key = KeyPair::from_pem(key).map_err(bad_key("this host's key"))?;
         let leaf = CertificateDer::from_pem_slice(chain.as_bytes())
-            .context("this host's certificate isn't PEM")?;
+            .map_err(not_pem("this host's certificate"))?;
         Ok((leaf.to_vec(), request_for(&key)?))
     }
 
     /// What the fleet is recognised by.
-    pub(crate) fn pin(&self) -> anyhow::Result<proto::Digest> {
+    pub(crate) fn pin(&self) -> Result<proto::Digest, IdentityError> {
         fingerprint(&self.authority_pem)
     }
 
@@ -182,13 +240,17 @@ impl Identity {
         &self.api
     }
 
-    pub(crate) fn host(&self) -> anyhow::Result<HostId> {
+    pub(crate) fn host(&self) -> Result<HostId, IdentityError> {
         Ok(self.credentials()?.host().clone())
     }
 
     /// This identity with a renewed certificate, checked to be one that works and names the same host. Without a key the
     /// certificate is for the one that was.
-    pub(crate) fn renewed(&self, chain_pem: &str, key_pem: Option<&str>) -> anyhow::Result<Self> {
+    pub(crate) fn renewed(
+        &self,
+        chain_pem: &str,
+        key_pem: Option<&str>,
+    ) -> Result<Self, IdentityError> {
         let key_pem = match key_pem {
             Some(key) => key,
             None => self.parts()?.0,
@@ -201,15 +263,14 @@ impl Identity {
             &self.api,
         );
         let (before, after) = (self.host()?, fresh.host()?);
-        anyhow::ensure!(
-            before == after,
-            "renewed certificate names {after} instead of {before}"
-        );
+        if before != after {
+            return Err(IdentityError::OtherHost { before, after });
+        }
         Ok(fresh)
     }
 
     /// From when to when the certificate is good.
-    pub(crate) fn validity(&self) -> anyhow::Result<Validity> {
+    pub(crate) fn validity(&self) -> Result<Validity, IdentityError> {
         Ok(self.credentials()?.leaf().validity)
     }
 
@@ -263,10 +324,22 @@ pub(crate) fn pem(der: &[u8]) -> String {
 }
 
 /// The SHA-256 of the first certificate in a PEM text: what `--ca-pin` names.
-pub(crate) fn fingerprint(pem_text: &str) -> anyhow::Result<proto::Digest> {
+pub(crate) fn fingerprint(pem_text: &str) -> Result<proto::Digest, IdentityError> {
     let certificate = CertificateDer::from_pem_slice(pem_text.as_bytes())
-        .context("authority certificate isn't PEM")?;
+        .map_err(not_pem("authority certificate"))?;
     Ok(proto::Digest::of(&certificate))
+}
+
+fn not_pem(what: &'static str) -> impl Fn(PemError) -> IdentityError {
+    move |error| IdentityError::Pem { what, error }
+}
+
+fn not_written(action: &'static str, path: &Path) -> impl Fn(io::Error) -> IdentityError {
+    move |error| IdentityError::Write {
+        action,
+        path: path.into(),
+        error,
+    }
 }
 
 /// Where the identity's files are.
@@ -404,7 +477,7 @@ pub(crate) mod tests {
             std::fs::write(dir.path().join("coordinator"), coordinator).unwrap();
             std::fs::write(dir.path().join("api"), api).unwrap();
             let loaded = Identity::load(dir.path())?;
-            anyhow::Ok((loaded.coordinator().to_owned(), loaded.api().to_owned()))
+            Ok::<_, IdentityError>((loaded.coordinator().to_owned(), loaded.api().to_owned()))
         };
         let both = |one: &str, other: &str| (one.to_owned(), other.to_owned());
         for damage in [
@@ -417,7 +490,7 @@ pub(crate) mod tests {
         ] {
             assert_eq!(loaded(b"c:1", damage).unwrap(), both("c:1", "c:1"));
             assert_eq!(loaded(damage, b"a:2").unwrap(), both("a:2", "a:2"));
-            let error = format!("{:#}", loaded(damage, damage).unwrap_err());
+            let error = causes(&loaded(damage, damage).unwrap_err());
             let path = dir.path().join("coordinator").display().to_string();
             assert!(
                 error.contains(&path) && error.contains("enrol this host again"),
@@ -426,7 +499,7 @@ pub(crate) mod tests {
         }
         std::fs::remove_file(dir.path().join("api")).unwrap();
         std::fs::remove_file(dir.path().join("coordinator")).unwrap();
-        let error = format!("{:#}", Identity::load(dir.path()).unwrap_err());
+        let error = causes(&Identity::load(dir.path()).unwrap_err());
         assert!(error.contains("enrol this host first"), "{error}");
     }
 

@@ -4,7 +4,7 @@
 //! [`tart`] what tart makes of it, [`mirror`] a registry for this host's own clients, [`platform`] what differs between macOS
 //! and Linux.
 
-pub mod admin;
+mod admin;
 pub mod apple_lz4;
 pub mod cli;
 mod commands;
@@ -17,7 +17,7 @@ mod identity;
 mod install;
 mod lock;
 mod log_file;
-pub mod metrics;
+mod metrics;
 pub mod mirror;
 mod node;
 mod notary;
@@ -31,5 +31,5 @@ mod session;
 mod shelf;
 pub mod store;
 mod suspects;
-pub mod tart;
+mod tart;
 mod transfer;

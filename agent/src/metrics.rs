@@ -8,7 +8,7 @@ use prometheus_client::{
 
 /// Where bytes of an image came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum From {
+pub(crate) enum From {
     /// The registry (as compressed there).
     Origin,
     /// Peers (as on the wire).
@@ -30,60 +30,60 @@ impl EncodeLabelValue for From {
 
 /// Where received bytes came from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct SourceLabel {
+pub(crate) struct SourceLabel {
     /// The source.
-    pub source: From,
+    pub(crate) source: From,
 }
 
 /// A reason of a closed set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
+pub(crate) struct ReasonLabel {
     /// Its name.
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
 }
 
 /// A tart operation and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OperationLabel {
+pub(crate) struct OperationLabel {
     /// The tart command.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
     /// How it ended.
-    pub outcome: &'static str,
+    pub(crate) outcome: &'static str,
 }
 
 /// A state of a closed set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct StateLabel {
+pub(crate) struct StateLabel {
     /// Its name.
-    pub state: &'static str,
+    pub(crate) state: &'static str,
 }
 
 /// How a stage ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabel {
+pub(crate) struct OutcomeLabel {
     /// Its name.
-    pub outcome: &'static str,
+    pub(crate) outcome: &'static str,
 }
 
 /// A part of the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct PartLabel {
+pub(crate) struct PartLabel {
     /// `total`, `free` or `floor`.
-    pub part: &'static str,
+    pub(crate) part: &'static str,
 }
 
 /// A request to the mirror and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct MirrorLabel {
+pub(crate) struct MirrorLabel {
     /// `base`, `manifest`, `blob`, `tags` or `other`.
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// `ok`, `partial`, `redirected`, `denied`, `not_found`, `refused` or `broken`.
-    pub result: &'static str,
+    pub(crate) result: &'static str,
 }
 
 /// Where the mirror had the bytes from that it sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MirrorSource {
+pub(crate) enum MirrorSource {
     /// The blob was here when it was asked for.
     Cache,
     /// It came for this request or one beside it: from the registry to this host.
@@ -105,48 +105,48 @@ impl EncodeLabelValue for MirrorSource {
 
 /// Where the mirror had the bytes from that it sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct MirrorSourceLabel {
+pub(crate) struct MirrorSourceLabel {
     /// The source.
-    pub source: MirrorSource,
+    pub(crate) source: MirrorSource,
 }
 
 /// Every metric of the agent. Cloning shares them.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// Bytes received, by source.
-    pub received_bytes: Family<SourceLabel, Counter>,
+    pub(crate) received_bytes: Family<SourceLabel, Counter>,
     /// Bytes sent to peers.
-    pub sent_bytes: Counter,
+    pub(crate) sent_bytes: Counter,
     /// Chunks that failed verification, by where they came from.
-    pub verify_failures: Family<SourceLabel, Counter>,
+    pub(crate) verify_failures: Family<SourceLabel, Counter>,
     /// Contents leased to this host now.
-    pub leases: Gauge,
+    pub(crate) leases: Gauge,
     /// Contents that don't move now, by reason.
-    pub stalled: Family<ReasonLabel, Gauge>,
+    pub(crate) stalled: Family<ReasonLabel, Gauge>,
     /// tart operations, by outcome.
-    pub tart_operations: Family<OperationLabel, Counter>,
+    pub(crate) tart_operations: Family<OperationLabel, Counter>,
     /// From order to presence.
-    pub stage_seconds: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
+    pub(crate) stage_seconds: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
     /// From the last chunk to presence.
-    pub install_seconds: Histogram,
+    pub(crate) install_seconds: Histogram,
     /// The volume that holds tart's home.
-    pub volume_bytes: Family<PartLabel, Gauge>,
+    pub(crate) volume_bytes: Family<PartLabel, Gauge>,
     /// Peers, by state.
-    pub peers: Family<StateLabel, Gauge>,
+    pub(crate) peers: Family<StateLabel, Gauge>,
     /// Images, by state.
-    pub images: Family<StateLabel, Gauge>,
+    pub(crate) images: Family<StateLabel, Gauge>,
     /// Requests to the mirror.
-    pub mirror_requests: Family<MirrorLabel, Counter>,
+    pub(crate) mirror_requests: Family<MirrorLabel, Counter>,
     /// Bytes of blobs that the mirror sent.
-    pub mirror_sent_bytes: Family<MirrorSourceLabel, Counter>,
+    pub(crate) mirror_sent_bytes: Family<MirrorSourceLabel, Counter>,
     /// From a request for a blob to its first byte.
-    pub mirror_first_byte_seconds: Histogram,
+    pub(crate) mirror_first_byte_seconds: Histogram,
     /// Times in which a client waited for bytes amid a blob.
-    pub mirror_stall_seconds: Histogram,
+    pub(crate) mirror_stall_seconds: Histogram,
     /// Requests for blobs, by whether they were here.
-    pub mirror_blobs: Family<OutcomeLabel, Counter>,
+    pub(crate) mirror_blobs: Family<OutcomeLabel, Counter>,
     /// Bytes that blobs take in the mirror's cache.
-    pub mirror_cache_bytes: Gauge,
+    pub(crate) mirror_cache_bytes: Gauge,
 }
 
 /// Loopback answers in milliseconds; a client breaks off after a minute.
@@ -161,7 +161,7 @@ fn stage_buckets() -> Histogram {
 impl Metrics {
     /// The metrics, and the registry that encodes them.
     #[must_use]
-    pub fn new() -> (Self, Registry) {
+    pub(crate) fn new() -> (Self, Registry) {
         let metrics = Self {
             received_bytes: Family::default(),
             sent_bytes: Counter::default(),
@@ -289,7 +289,7 @@ impl Metrics {
 ///
 /// # Errors
 /// Never for the metrics of this program; formatting into a string can't fail otherwise.
-pub fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
+pub(crate) fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
     let mut body = String::new();
     text::encode(&mut body, registry)?;
     Ok(body)

@@ -18,6 +18,7 @@ mod serve;
 mod stream;
 mod taints;
 mod token;
+mod trouble;
 mod upstream;
 mod wish;
 

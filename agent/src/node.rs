@@ -38,7 +38,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let notary = Arc::new(Notary::open(&credentials, &config.state_dir));
     let coordinator: HostId = COORDINATOR.parse().context("the coordinator's name")?;
     let (metrics, registry) = Metrics::new();
-    let listener = admin::bind(config.admin).await?;
+    let listener = admin::bind(config.admin).await.with_context(|| {
+        let address = config.admin;
+        format!("listening on {address} for health and metrics (--admin)")
+    })?;
     let link_settings = Settings {
         reset_secret: Some(identity::reset_secret(&config.state_dir)),
         ..Settings::default()
@@ -98,13 +101,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         });
     }
     let names = LocalNames::new(config.admin_names.iter().cloned());
-    tasks.spawn(admin::serve(
-        listener,
-        registry,
-        snapshot_now,
-        names,
-        stop.clone(),
-    ));
+    let serving = admin::serve(listener, registry, snapshot_now, names, stop.clone());
+    tasks.spawn(async move { serving.await.context("the admin listener") });
     if let Some(mirror) = mirror {
         let serving = mirror.serve(stop.clone());
         tasks.spawn(async move {

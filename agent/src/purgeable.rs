@@ -4,13 +4,13 @@
 //! a few minutes only.
 
 use std::{
+    io,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -39,7 +39,7 @@ pub(crate) async fn follow(store: Arc<Store>, home: PathBuf, stop: CancellationT
             Err(error) if !failing => {
                 failing = true;
                 warn!(
-                    error = proto::causes(&*error),
+                    error = proto::causes(&error),
                     "what macOS would purge isn't known; it doesn't count"
                 );
             }
@@ -52,22 +52,39 @@ pub(crate) async fn follow(store: Arc<Store>, home: PathBuf, stop: CancellationT
     }
 }
 
+/// Why the system doesn't say what is purgeable.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("no answer within {} s", limit.as_secs())]
+    Late { limit: Duration },
+    #[error("running the command: {0}")]
+    Run(#[from] io::Error),
+    #[error("{status}: {complaint}")]
+    Failed {
+        status: ExitStatus,
+        complaint: String,
+    },
+    #[error("{0:?} isn't a number of bytes")]
+    NoNumber(String),
+}
+
 /// The number that the command writes.
-async fn ask(command: Command, limit: Duration) -> anyhow::Result<u64> {
+async fn ask(command: Command, limit: Duration) -> Result<u64, AskError> {
     let mut command = tokio::process::Command::from(command);
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(limit, command.output())
-        .await
-        .with_context(|| format!("no answer within {} s", limit.as_secs()))??;
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
+    let output = timeout(limit, command.output()).await;
+    let output = output.map_err(|_| AskError::Late { limit })??;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        return Err(AskError::Failed {
+            status: output.status,
+            complaint: complaint.trim().to_owned(),
+        });
+    }
     let text = String::from_utf8_lossy(&output.stdout);
-    let bytes = text.trim().parse();
-    bytes.with_context(|| format!("{:?} isn't a number of bytes", text.trim()))
+    let text = text.trim();
+    text.parse()
+        .map_err(|_| AskError::NoNumber(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -92,7 +109,7 @@ mod tests {
             ("echo -1", "-1"),
             ("echo 7; echo no daemon >&2; exit 1", "no daemon"),
         ] {
-            let error = format!("{:#}", ask(shell(script), limit).await.unwrap_err());
+            let error = ask(shell(script), limit).await.unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
         let hung = ask(shell("exec sleep 600"), Duration::from_millis(100)).await;

@@ -239,3 +239,6 @@ impl Shelf {
         }
     }
 }
+
+#[cfg(test)]
+mod model;

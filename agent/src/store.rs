@@ -80,6 +80,7 @@ pub use self::{
     verify::{Verified, VerifyError, doubt, verify},
 };
 use self::{
+    files::needed_bytes,
     recover::{Loaded, load},
     references::parse_references,
     room::Builder as _,
@@ -333,7 +334,7 @@ impl Store {
                     self.drop_stage(layout.digest())?;
                 }
                 let room = self.shared.room();
-                room.admit(stage::needed_bytes(layout), layout.digest())?;
+                room.admit(needed_bytes(layout), layout.digest())?;
                 let base = self.most_similar(layout);
                 let (stage, cloned) = self.create(layout, manifest, references, base.as_deref())?;
                 let stage = Arc::new(stage);
@@ -660,15 +661,6 @@ impl Store {
         if stage.is_installed() {
             return Ok(());
         }
-        self.drop_stage(&image)
-    }
-
-    /// Forgets an image: it isn't served or built upon any more. In tart's cache it stays.
-    ///
-    /// # Errors
-    /// As [`abandon`](Self::abandon).
-    pub fn forget(&self, image: Digest) -> io::Result<()> {
-        let _changing = lock(&self.changing);
         self.drop_stage(&image)
     }
 

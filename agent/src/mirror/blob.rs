@@ -12,7 +12,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt as _,
@@ -24,7 +23,6 @@ use std::{
     time::Instant,
 };
 
-use origin::OriginError;
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Link, Source, State,
     Statement,
@@ -34,6 +32,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::taints::Taints;
+pub(crate) use super::trouble::{News, Trouble};
 use crate::{
     lock::lock,
     platform,
@@ -47,41 +46,6 @@ use crate::{
         sync::sync_data,
     },
 };
-
-/// Why nothing comes of a blob, for those who wait for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// The registry refuses it, to this client or to anybody.
-    Refused(OriginError),
-    /// The registry's bytes don't have the blob's digest.
-    Bad(String),
-    /// The volume failed or is full.
-    Disk(String),
-    /// No source gave anything for too long.
-    Stalled(String),
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(error) => error.fmt(f),
-            Self::Bad(message) | Self::Disk(message) | Self::Stalled(message) => {
-                f.write_str(message)
-            }
-        }
-    }
-}
-
-/// What readers wait for a change of.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct News {
-    /// Rises with every chunk, and with every promise of some.
-    pub(crate) revision: u64,
-    /// Rises when bytes that may have left turned out false: whoever began before has to end.
-    pub(crate) epoch: u64,
-    /// Why nothing comes; taken back when something does.
-    pub(crate) trouble: Option<Trouble>,
-}
 
 /// What all blobs of a cache share.
 #[derive(Debug)]

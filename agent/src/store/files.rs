@@ -364,6 +364,25 @@ impl Files for Arc<ImageFiles> {
     }
 }
 
+/// Bytes that an image may take from the volume while it is built: the whole disk although holes take none, the
+/// blobs, and the journal.
+pub(super) fn needed_bytes(layout: &Layout) -> u64 {
+    /// More than a chunk's record in the journal, including its dropping.
+    const RECORD_BYTES: u64 = 256;
+    let mut bytes = layout.disk_bytes() + (1 << 20);
+    for content in layout.contents() {
+        let blob = content
+            .places
+            .iter()
+            .any(|place| !matches!(place, Place::Disk { .. }));
+        if blob {
+            bytes += content.geometry.size();
+        }
+        bytes += u64::from(content.geometry.chunks()) * RECORD_BYTES;
+    }
+    bytes
+}
+
 fn places_of(spec: &ContentSpec) -> Vec<Where> {
     let mut places: Vec<_> = spec
         .places

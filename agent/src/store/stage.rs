@@ -15,7 +15,6 @@ use std::{
 use proto::{
     Answer, ChunkIndex, ChunkSet, Digest, Geometry, HostId, HostKey, Layout, Link, Source,
     Statement,
-    image::Place,
     ledger::{Entered, Verdict},
 };
 use swarm::event::Entitled;
@@ -23,7 +22,7 @@ use swarm::event::Entitled;
 use super::{
     claim::{Adopted, HeldChunk, Look, WriteError},
     doubt::Doubt,
-    files::{Body, ImageFiles, Where},
+    files::{Body, ImageFiles, Where, needed_bytes},
     held::Held,
     journal::{Journal, Record},
     layers::{DecodeLayerError, decode_content},
@@ -781,23 +780,4 @@ impl Stage {
     pub(super) fn set_gone(&self) {
         self.held.set_gone();
     }
-}
-
-/// Bytes that an image may take from the volume while it is built: the whole disk although holes take none, the
-/// blobs, and the journal.
-pub(super) fn needed_bytes(layout: &Layout) -> u64 {
-    /// More than a chunk's record in the journal, including its dropping.
-    const RECORD_BYTES: u64 = 256;
-    let mut bytes = layout.disk_bytes() + (1 << 20);
-    for content in layout.contents() {
-        let blob = content
-            .places
-            .iter()
-            .any(|place| !matches!(place, Place::Disk { .. }));
-        if blob {
-            bytes += content.geometry.size();
-        }
-        bytes += u64::from(content.geometry.chunks()) * RECORD_BYTES;
-    }
-    bytes
 }

@@ -1,7 +1,7 @@
 //! Where tart keeps things: its home, the OCI cache in it, and local VMs.
 
 use std::{
-    env, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -11,52 +11,39 @@ use proto::{
 };
 
 /// The VM's configuration.
-pub const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 /// The VM's disk.
-pub const DISK: &str = "disk.img";
+pub(crate) const DISK: &str = "disk.img";
 /// The VM's firmware variables.
-pub const NVRAM: &str = "nvram.bin";
+pub(crate) const NVRAM: &str = "nvram.bin";
 /// The manifest, in OCI cache directories only.
-pub const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// Keeps tart's `gc` from an image that no tag points to.
-pub const MARKER: &str = ".explicitly-pulled";
+pub(crate) const MARKER: &str = ".explicitly-pulled";
 
 /// What a directory needs for tart to take it for an image or a VM.
-pub const PARTS: [&str; 3] = [CONFIG, DISK, NVRAM];
-
-/// tart's home directory: `TART_HOME`, else `.tart` in `HOME`. `None` when neither is set.
-#[must_use]
-pub fn home() -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    set("TART_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(set("HOME")?).join(".tart")))
-}
+pub(crate) const PARTS: [&str; 3] = [CONFIG, DISK, NVRAM];
 
 /// The directory of a registry, which tart locks while it pulls from there.
-#[must_use]
-pub fn host_directory(home: &Path, reference: &Reference) -> PathBuf {
+pub(crate) fn host_directory(home: &Path, reference: &Reference) -> PathBuf {
     home.join("cache/OCIs")
         .join(reference.host().replace(':', "%3A"))
 }
 
 /// The directory of a repository.
-#[must_use]
-pub fn repository_directory(home: &Path, reference: &Reference) -> PathBuf {
+pub(crate) fn repository_directory(home: &Path, reference: &Reference) -> PathBuf {
     let mut path = host_directory(home, reference);
     path.extend(reference.namespace());
     path
 }
 
 /// The directory of an image in a reference's repository.
-#[must_use]
-pub fn image_directory(home: &Path, reference: &Reference, image: &Digest) -> PathBuf {
+pub(crate) fn image_directory(home: &Path, reference: &Reference, image: &Digest) -> PathBuf {
     repository_directory(home, reference).join(image.to_string())
 }
 
 /// The symlink by which a tag names its image; `None` for a reference by digest.
-#[must_use]
-pub fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
+pub(crate) fn tag_link(home: &Path, reference: &Reference) -> Option<PathBuf> {
     match reference.version() {
         Version::Tag(tag) => Some(repository_directory(home, reference).join(tag)),
         Version::Digest(_) => None,
@@ -71,7 +58,7 @@ const MOST_PARTS: usize = 16;
 ///
 /// # Errors
 /// When the cache can't be read.
-pub fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>> {
     let name = image.to_string();
     let mut found = Vec::new();
     let mut open = vec![(home.join("cache/OCIs"), 0)];
@@ -102,8 +89,7 @@ pub fn installed(home: &Path, image: &Digest) -> io::Result<Vec<PathBuf>> {
 }
 
 /// The tags by which an image's directory is named, as references.
-#[must_use]
-pub fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
+pub(crate) fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
     let named = || -> Option<Vec<Reference>> {
         let repository = installed.parent()?;
         let path = repository.strip_prefix(home.join("cache/OCIs")).ok()?;
@@ -125,14 +111,12 @@ pub fn tags(home: &Path, installed: &Path) -> Vec<Reference> {
 }
 
 /// The directory of a local VM.
-#[must_use]
-pub fn vm_directory(home: &Path, name: &str) -> PathBuf {
+pub(crate) fn vm_directory(home: &Path, name: &str) -> PathBuf {
     home.join("vms").join(name)
 }
 
 /// Whether tart takes this directory for an image or a VM: its parts exist. Nothing is hashed.
-#[must_use]
-pub fn is_complete(directory: &Path) -> bool {
+pub(crate) fn is_complete(directory: &Path) -> bool {
     PARTS
         .iter()
         .all(|part| fs::metadata(directory.join(part)).is_ok_and(|found| found.is_file()))

@@ -3,7 +3,6 @@
 //! A hung tart once wedged a whole node: whatever hangs here is killed, with its children, when its time is over.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
     io,
     path::PathBuf,
@@ -12,77 +11,42 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde::{Deserialize, Deserializer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
     time::{sleep, timeout},
 };
 
-/// What is kept of an operation's output; a list of 10,000 VMs has 2 MB. The rest is read and dropped.
-const MAX_OUTPUT_BYTES: usize = 4 << 20;
 /// What is kept of an operation's complaints.
 const MAX_COMPLAINT_BYTES: usize = 2 << 10;
 
 /// What tart is asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    /// Fetch an image from its registry.
-    Pull,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
     /// Make a VM from an image or another VM.
     Clone,
-    /// Change a VM's settings.
-    Set,
-    /// Stop a running VM.
-    Stop,
     /// Remove a VM or image.
     Delete,
-    /// Describe a VM.
-    Get,
-    /// Name all VMs.
-    List,
 }
 
 impl Operation {
     /// tart's word for it, also for metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Pull => "pull",
             Self::Clone => "clone",
-            Self::Set => "set",
-            Self::Stop => "stop",
             Self::Delete => "delete",
-            Self::Get => "get",
-            Self::List => "list",
-        }
-    }
-
-    /// How long one attempt may take: many times what it takes on a loaded host (the existing fleets' figures).
-    #[must_use]
-    pub const fn time_limit(self) -> Duration {
-        let seconds = match self {
-            Self::Pull => 20 * 60,
-            Self::Clone | Self::Delete => 5 * 60,
-            Self::Stop => 2 * 60,
-            Self::Set => 60,
-            Self::Get | Self::List => 30,
-        };
-        Duration::from_secs(seconds)
-    }
-
-    /// How often it is tried in all. A pull moves gigabytes: its caller decides.
-    const fn attempts(self) -> u32 {
-        match self {
-            Self::Pull => 1,
-            _ => 3,
         }
     }
 }
 
+/// How long one attempt may take: many times what it takes on a loaded host (the existing fleets' figures).
+const TIME_LIMIT: Duration = Duration::from_mins(5);
+/// How often an operation is tried in all.
+const ATTEMPTS: u32 = 3;
+
 /// Why an operation didn't succeed.
 #[derive(Debug, thiserror::Error)]
-pub enum TartError {
+pub(crate) enum TartError {
     /// The binary can't be run: not installed, or the setting is wrong.
     #[error("running {binary}: {error}")]
     NotStarted {
@@ -117,71 +81,53 @@ pub enum TartError {
         /// The cause.
         error: io::Error,
     },
-    /// The output isn't what tart writes.
-    #[error("tart {} wrote something else than expected: {error}", operation.name())]
-    Output {
-        /// The operation.
-        operation: Operation,
-        /// The cause.
-        error: ParseListError,
-    },
 }
 
 impl TartError {
-    /// The outcome for metrics: `not_started`, `failed`, `timed_out`, `broken` or `bad_output`; a success is `ok`.
-    #[must_use]
-    pub const fn outcome(&self) -> &'static str {
+    /// The outcome for metrics: `not_started`, `failed`, `timed_out` or `broken`; a success is `ok`.
+    pub(crate) const fn outcome(&self) -> &'static str {
         match self {
             Self::NotStarted { .. } => "not_started",
             Self::Failed { .. } => "failed",
             Self::TimedOut { .. } => "timed_out",
             Self::Io { .. } => "broken",
-            Self::Output { .. } => "bad_output",
         }
     }
 }
 
 /// Runs tart on one home. Every call is cancel-safe: a dropped future kills the process group.
 #[derive(Debug)]
-pub struct Tart {
+pub(crate) struct Tart {
     binary: PathBuf,
     home: PathBuf,
-    limits: BTreeMap<Operation, Duration>,
+    /// For one attempt.
+    time_limit: Duration,
     pause: Duration,
 }
 
 impl Tart {
     /// tart at this path, working in this home.
-    #[must_use]
-    pub fn new(binary: impl Into<PathBuf>, home: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(binary: impl Into<PathBuf>, home: impl Into<PathBuf>) -> Self {
         Self {
             binary: binary.into(),
             home: home.into(),
-            limits: BTreeMap::new(),
+            time_limit: TIME_LIMIT,
             pause: Duration::from_secs(1),
         }
     }
 
-    /// Changes how long one attempt at an operation may take.
-    #[must_use]
-    pub fn with_time_limit(mut self, operation: Operation, limit: Duration) -> Self {
-        self.limits.insert(operation, limit);
+    /// Changes how long one attempt may take.
+    #[cfg(test)]
+    pub(crate) const fn with_time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
         self
     }
 
     /// Changes the pause after the first failed attempt; it doubles after each.
-    #[must_use]
-    pub const fn with_pause(mut self, pause: Duration) -> Self {
+    #[cfg(test)]
+    pub(crate) const fn with_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
         self
-    }
-
-    /// Fetches an image. One attempt.
-    ///
-    /// # Errors
-    /// See [`TartError`].
-    pub async fn pull(&self, reference: &str) -> Result<(), TartError> {
-        self.run(Operation::Pull, &[reference]).await.map(drop)
     }
 
     /// Makes a VM from an image or another VM. With the image in the cache this uses no network. An existing VM of
@@ -189,64 +135,27 @@ impl Tart {
     ///
     /// # Errors
     /// See [`TartError`].
-    pub async fn clone(&self, source: &str, name: &str) -> Result<(), TartError> {
-        self.run(Operation::Clone, &[source, name]).await.map(drop)
-    }
-
-    /// Changes a VM's settings, given as tart's own arguments.
-    ///
-    /// # Errors
-    /// See [`TartError`].
-    pub async fn set(&self, name: &str, settings: &[&str]) -> Result<(), TartError> {
-        let arguments: Vec<_> = [name].iter().chain(settings).copied().collect();
-        self.run(Operation::Set, &arguments).await.map(drop)
-    }
-
-    /// Stops a VM.
-    ///
-    /// # Errors
-    /// See [`TartError`].
-    pub async fn stop(&self, name: &str) -> Result<(), TartError> {
-        self.run(Operation::Stop, &[name]).await.map(drop)
+    pub(crate) async fn clone(&self, source: &str, name: &str) -> Result<(), TartError> {
+        self.run(Operation::Clone, &[source, name]).await
     }
 
     /// Removes a VM or an image.
     ///
     /// # Errors
     /// See [`TartError`].
-    pub async fn delete(&self, name: &str) -> Result<(), TartError> {
-        self.run(Operation::Delete, &[name]).await.map(drop)
+    pub(crate) async fn delete(&self, name: &str) -> Result<(), TartError> {
+        self.run(Operation::Delete, &[name]).await
     }
 
-    /// Describes a VM.
-    ///
-    /// # Errors
-    /// See [`TartError`].
-    pub async fn get(&self, name: &str) -> Result<VmDetails, TartError> {
-        let operation = Operation::Get;
-        let output = self.run(operation, &[name, "--format", "json"]).await?;
-        parse_get(&output).map_err(|error| TartError::Output { operation, error })
-    }
-
-    /// Names all VMs and images.
-    ///
-    /// # Errors
-    /// See [`TartError`].
-    pub async fn list(&self) -> Result<Vec<Vm>, TartError> {
-        let operation = Operation::List;
-        let output = self.run(operation, &["--format", "json"]).await?;
-        parse_list(&output).map_err(|error| TartError::Output { operation, error })
-    }
-
-    async fn run(&self, operation: Operation, arguments: &[&str]) -> Result<Vec<u8>, TartError> {
+    async fn run(&self, operation: Operation, arguments: &[&str]) -> Result<(), TartError> {
         let mut pause = self.pause;
         for attempt in 1.. {
             let error = match self.attempt(operation, arguments).await {
-                Ok(output) => return Ok(output),
+                Ok(()) => return Ok(()),
                 Err(error) => error,
             };
             let hopeless = matches!(error, TartError::NotStarted { .. });
-            if hopeless || attempt >= operation.attempts() {
+            if hopeless || attempt >= ATTEMPTS {
                 return Err(error);
             }
             tracing::debug!(operation = operation.name(), attempt, %error, "trying again");
@@ -256,11 +165,7 @@ impl Tart {
         unreachable!("attempts are counted")
     }
 
-    async fn attempt(
-        &self,
-        operation: Operation,
-        arguments: &[&str],
-    ) -> Result<Vec<u8>, TartError> {
+    async fn attempt(&self, operation: Operation, arguments: &[&str]) -> Result<(), TartError> {
         let mut child = Command::new(&self.binary)
             .arg(operation.name())
             .args(arguments.iter().map(OsStr::new))
@@ -268,7 +173,7 @@ impl Tart {
             // a clone would otherwise remove other images to make room, ours first
             .env("TART_NO_AUTO_PRUNE", "1")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true)
@@ -278,19 +183,12 @@ impl Tart {
                 error,
             })?;
         let mut group = Group::of(&child);
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let limit = self
-            .limits
-            .get(&operation)
-            .copied()
-            .unwrap_or_else(|| operation.time_limit());
+        let stderr = child.stderr.take();
+        let limit = self.time_limit;
         let ended = timeout(limit, async {
-            let (output, complaint, status) = tokio::join!(
-                drain(stdout, MAX_OUTPUT_BYTES),
-                drain(stderr, MAX_COMPLAINT_BYTES),
-                child.wait()
-            );
-            Ok::<_, io::Error>((output?, complaint?, status?))
+            let (complaint, status) =
+                tokio::join!(drain(stderr, MAX_COMPLAINT_BYTES), child.wait());
+            Ok::<_, io::Error>((complaint?, status?))
         })
         .await;
         if ended.is_ok() {
@@ -299,8 +197,8 @@ impl Tart {
         }
         drop(group);
         match ended {
-            Ok(Ok((output, _, status))) if status.success() => Ok(output),
-            Ok(Ok((_, complaint, status))) => Err(TartError::Failed {
+            Ok(Ok((_, status))) if status.success() => Ok(()),
+            Ok(Ok((complaint, status))) => Err(TartError::Failed {
                 operation,
                 status,
                 complaint: String::from_utf8_lossy(&complaint)
@@ -359,83 +257,6 @@ async fn drain(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> io::Result
     }
 }
 
-/// A VM or image as `tart list` names it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Vm {
-    /// Its name, or its reference.
-    #[serde(rename = "Name")]
-    pub name: String,
-    /// `local` or `OCI`.
-    #[serde(rename = "Source", default)]
-    pub source: String,
-    /// Megabytes (10^6) that it takes on disk.
-    #[serde(rename = "Size", default, deserialize_with = "megabytes")]
-    pub size_mb: u64,
-    /// `running`, `stopped` or `suspended`.
-    #[serde(rename = "State", default)]
-    pub state: String,
-}
-
-/// A VM as `tart get` describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct VmDetails {
-    /// Megabytes (10^6) that it takes on disk.
-    #[serde(rename = "Size", default, deserialize_with = "megabytes")]
-    pub size_mb: u64,
-    /// `running`, `stopped` or `suspended`.
-    #[serde(rename = "State", default)]
-    pub state: String,
-}
-
-/// Output that isn't tart's JSON.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct ParseListError(#[from] serde_json::Error);
-
-/// Reads what `tart list --format json` prints.
-///
-/// # Errors
-/// When it isn't that.
-pub fn parse_list(output: &[u8]) -> Result<Vec<Vm>, ParseListError> {
-    Ok(serde_json::from_slice(output)?)
-}
-
-/// Reads what `tart get --format json` prints.
-///
-/// # Errors
-/// When it isn't that.
-pub fn parse_get(output: &[u8]) -> Result<VmDetails, ParseListError> {
-    Ok(serde_json::from_slice(output)?)
-}
-
-/// A size in gigabytes: a number from `list`, a quoted decimal from `get`.
-fn megabytes<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Size {
-        Whole(u64),
-        Decimal(f64),
-        Text(String),
-    }
-    let text = match Size::deserialize(input)? {
-        Size::Whole(gigabytes) => gigabytes.to_string(),
-        Size::Decimal(gigabytes) => gigabytes.to_string(),
-        Size::Text(text) => text,
-    };
-    let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let thousandths: String = fraction.chars().chain("000".chars()).take(3).collect();
-    let parse = |text: &str| text.parse::<u64>().ok();
-    Some(())
-        .filter(|()| !whole.is_empty() && digits(whole) && digits(fraction))
-        .and_then(|()| {
-            parse(whole)?
-                .checked_mul(1000)?
-                .checked_add(parse(&thousandths)?)
-        })
-        .ok_or_else(|| serde::de::Error::custom(format!("{text:?} isn't a size in GB")))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Instant};
@@ -490,7 +311,7 @@ mod tests {
             "{text}"
         );
         let script = "[ -e \"$TART_HOME/once\" ] || { : > \"$TART_HOME/once\"; exit 1; }";
-        fake(dir.path(), script).stop("vm").await.unwrap();
+        fake(dir.path(), script).delete("vm").await.unwrap();
     }
 
     #[cfg(target_os = "linux")]
@@ -498,10 +319,9 @@ mod tests {
     async fn a_hung_tart_is_killed_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let script = "sleep 600 &\necho $! $$ >> \"$TART_HOME/pids\"\nwait";
-        let tart =
-            fake(dir.path(), script).with_time_limit(Operation::Pull, Duration::from_millis(300));
+        let tart = fake(dir.path(), script).with_time_limit(Duration::from_millis(300));
         let start = Instant::now();
-        let error = tart.pull("ghcr.io/a/b:c").await.unwrap_err();
+        let error = tart.clone("ghcr.io/a/b:c", "golden").await.unwrap_err();
         assert_eq!(error.outcome(), "timed_out");
         assert!(start.elapsed() < Duration::from_secs(20));
         let pids = fs::read_to_string(dir.path().join("pids")).unwrap();
@@ -518,38 +338,17 @@ mod tests {
     async fn a_talkative_tart_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let script = "head -c 9000000 /dev/zero\nhead -c 200000 /dev/zero >&2\nexit 3";
-        let error = fake(dir.path(), script).pull("x").await.unwrap_err();
+        let error = fake(dir.path(), script).delete("x").await.unwrap_err();
         assert!(error.to_string().len() < 3000);
     }
 
     #[tokio::test]
     async fn a_missing_binary_is_named() {
-        let error = Tart::new("/no/such/tart", "/tmp").list().await.unwrap_err();
+        let error = Tart::new("/no/such/tart", "/tmp")
+            .delete("x")
+            .await
+            .unwrap_err();
         assert_eq!(error.outcome(), "not_started");
         assert!(error.to_string().contains("/no/such/tart"));
-    }
-
-    #[test]
-    fn sizes_are_numbers_or_quoted_decimals() {
-        let list = br#"[{"Source":"local","Name":"golden","Size":68,"State":"stopped","Disk":140},
-            {"Source":"OCI","Name":"ghcr.io/a/b:c","Size":57.9,"Extra":{}}]"#;
-        let list = parse_list(list).unwrap();
-        assert_eq!((list[0].size_mb, list[1].size_mb), (68_000, 57_900));
-        assert_eq!(list[0].state, "stopped");
-        let get = |size: &str| {
-            parse_get(format!(r#"{{"CPU":4,"Size":{size},"State":"running"}}"#).as_bytes())
-        };
-        assert_eq!(get("\"12.345\"").unwrap().size_mb, 12_345);
-        assert_eq!(get("\"0.5\"").unwrap().size_mb, 500);
-        for bad in [
-            "\"\"",
-            "\"-1\"",
-            "\"1e9\"",
-            "\"99999999999999999999\"",
-            "null",
-            "[]",
-        ] {
-            assert!(get(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -1,0 +1,51 @@
+//! The way to the coordinator, as far as a session cares: tests make one up.
+
+use std::pin::Pin;
+
+use proto::message::{Hello, Order, Report};
+
+use super::error::SessionError;
+
+/// The way to the coordinator.
+pub(super) trait Door: Send {
+    type Sender: Outgoing;
+    type Receiver: Incoming;
+
+    /// Reaches the coordinator, and says what `hello` gives by then. The session ends by itself when nothing came for so
+    /// many looks.
+    fn open(
+        &mut self,
+        hello: &(impl Fn() -> Hello + Sync),
+        looks: u32,
+    ) -> impl Future<Output = Result<Line<'_, Self::Sender, Self::Receiver>, SessionError>> + Send;
+}
+
+/// A session that is up.
+pub(super) struct Line<'a, S, R> {
+    pub(super) sender: S,
+    pub(super) receiver: R,
+    /// Sees to the session meanwhile. Its end is the session's.
+    pub(super) care: Pin<Box<dyn Future<Output = SessionError> + Send + 'a>>,
+}
+
+/// The half on which reports go.
+pub(super) trait Outgoing: Send {
+    fn send(&mut self, report: &Report) -> impl Future<Output = Result<(), SessionError>> + Send;
+}
+
+/// The half on which orders come. `None` at its end.
+pub(super) trait Incoming: Send {
+    fn receive(&mut self) -> impl Future<Output = Result<Option<Order>, SessionError>> + Send;
+}
+
+impl Outgoing for link::Sender {
+    async fn send(&mut self, report: &Report) -> Result<(), SessionError> {
+        Ok(Self::send(self, report).await?)
+    }
+}
+
+impl Incoming for link::Receiver {
+    async fn receive(&mut self) -> Result<Option<Order>, SessionError> {
+        Ok(Self::receive(self).await?)
+    }
+}
