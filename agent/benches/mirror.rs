@@ -1,8 +1,8 @@
 //! What the mirror gives beside nginx: `cargo bench -p agent --bench mirror [-- --mib N --rounds N]`.
 //!
 //! Both serve the same file over loopback to the same client, which only counts: one connection, then four, rounds
-//! alternating so that both see the same machine. nginx (`sendfile on`) has to be installed; without it the mirror's own
-//! numbers are printed. Also: the time to the first byte of a blob that is here.
+//! alternating so that both see the same machine. nginx (`sendfile on`) has to be installed; without it the mirror's
+//! own numbers are printed. Also: the time to the first byte of a blob that is here.
 
 #![expect(
     clippy::print_stdout,

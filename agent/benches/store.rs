@@ -1,9 +1,9 @@
 //! What the store costs: `cargo bench -p agent --bench store [-- --mib N] [--dir PATH]`.
 //!
 //! Writes an image of incompressible chunks through a stage with two threads and a flush every 500 ms, beside the same
-//! bytes written to a plain file and synced; then opens the store again, installs, verifies, begins a second image of the
-//! same layers, and decodes a layer. `--dir` is on the volume to measure: the second image is a clone where the volume can
-//! clone files (APFS; XFS and Btrfs on Linux), and a copy elsewhere.
+//! bytes written to a plain file and synced; then opens the store again, installs, verifies, begins a second image of
+//! the same layers, and decodes a layer. `--dir` is on the volume to measure: the second image is a clone where the
+//! volume can clone files (APFS; XFS and Btrfs on Linux), and a copy elsewhere.
 
 #![expect(
     clippy::print_stdout,

@@ -1,6 +1,6 @@
-//! Health, metrics and status over HTTP, on loopback unless configured otherwise. Read only; shows no secrets. On loopback
-//! it answers only who asks by an address, as `localhost` or by a configured name: a page in a browser on this machine can
-//! have its own name point here.
+//! Health, metrics and status over HTTP, on loopback unless configured otherwise. Read only; shows no secrets. On
+//! loopback it answers only who asks by an address, as `localhost` or by a configured name: a page in a browser on this
+//! machine can have its own name point here.
 
 use std::{
     io,
@@ -218,7 +218,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Answers one client. Answers are made at once and small, so that it never has to be told apart whether one is under way.
+/// Answers one client. Answers are made at once and small, so that it never has to be told apart whether one is under
+/// way.
 async fn speak(stream: TcpStream, router: Router) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,4 +1,5 @@
-//! Apple's LZ4 framing, as tart's disk layers use it: decoded as the bytes arrive, and encoded for tests and generators.
+//! Apple's LZ4 framing, as tart's disk layers use it: decoded as the bytes arrive, and encoded for tests and
+//! generators.
 //!
 //! A stream is a sequence of blocks:
 //!

@@ -1,5 +1,5 @@
-//! Enrolment: this host makes a key, shows the coordinator a single-use token, and gets a certificate. A host whose certificate
-//! expired while it couldn't renew it shows that certificate and its key instead, and gets another.
+//! Enrolment: this host makes a key, shows the coordinator a single-use token, and gets a certificate. A host whose
+//! certificate expired while it couldn't renew it shows that certificate and its key instead, and gets another.
 //!
 //! The coordinator is recognised by the pin of the fleet's authority, which the operator brings along with the token;
 //! nothing is sent before the pin is found in the chain that the server presents.
@@ -56,8 +56,8 @@ pub(crate) async fn enrol(options: &Enroll, state_dir: &Path) -> anyhow::Result<
     Ok(())
 }
 
-/// Renews a certificate that has expired, or that the coordinator takes for expired: the host proves who it is by the key of that
-/// certificate, which stays its key until the next ordinary renewal.
+/// Renews a certificate that has expired, or that the coordinator takes for expired: the host proves who it is by the
+/// key of that certificate, which stays its key until the next ordinary renewal.
 pub(crate) async fn renew_late(identity: &Identity) -> anyhow::Result<Identity> {
     let (certificate, request) = identity.proof()?;
     let question = RenewRequest {

@@ -2,14 +2,14 @@
 //!
 //! The chain is computed as the bytes come, so a chunk can be handed on long before its layer is whole.
 //!
-//! A connection that breaks costs nothing: the decoder, the hasher and the part of a chunk are kept, and the next connection goes
-//! on at the next byte. A host that takes a fetch over goes on by Range behind the last chunk that it holds. That chunk's
-//! link remembers where in the blob its last block starts: this block alone comes again, and has to be the end of the
-//! chunk that is held.
+//! A connection that breaks costs nothing: the decoder, the hasher and the part of a chunk are kept, and the next
+//! connection goes on at the next byte. A host that takes a fetch over goes on by Range behind the last chunk that it
+//! holds. That chunk's link remembers where in the blob its last block starts: this block alone comes again, and has to
+//! be the end of the chunk that is held.
 //!
-//! Where the bytes turn out false, the fetch starts once more from the beginning, and believes nothing that is held. By then
-//! other hosts have what this host made of the false bytes, under this host's name. They find it false when their copies
-//! are whole.
+//! Where the bytes turn out false, the fetch starts once more from the beginning, and believes nothing that is held. By
+//! then other hosts have what this host made of the false bytes, under this host's name. They find it false when their
+//! copies are whole.
 
 mod assembly;
 mod end;
@@ -97,8 +97,8 @@ async fn follow(next: Next, job: &mut Job, tried: &Access) -> Option<FetchEnd> {
 /// What came of a blob so far. Kept when a connection breaks.
 struct Reading {
     assembly: Assembly,
-    /// Of a blob that is read from its beginning, the registry's own bytes are checked too: it tells a damaged copy from a
-    /// wrong manifest.
+    /// Of a blob that is read from its beginning, the registry's own bytes are checked too: it tells a damaged copy
+    /// from a wrong manifest.
     hash: Option<sha2::Sha256>,
     /// Offset in the blob of the next byte.
     at: u64,
@@ -144,8 +144,8 @@ struct Wholes {
 }
 
 impl Wholes {
-    /// Whether to read the blob from its beginning once more, when `from` bytes of it are here. A fetch costs about one blob at
-    /// most: another host may have more luck, and the coordinator bounds how often that is tried.
+    /// Whether to read the blob from its beginning once more, when `from` bytes of it are here. A fetch costs about one
+    /// blob at most: another host may have more luck, and the coordinator bounds how often that is tried.
     const fn may_go_on(&self, from: u64, blob_size: u64) -> bool {
         if !self.no_parts {
             return true;
@@ -181,7 +181,8 @@ struct Attempt<'a, S> {
 }
 
 impl<S: Source> Attempt<'_, S> {
-    /// Reads on from where `kept` ended, or from behind what is held. What came stays in `kept` where a connection broke.
+    /// Reads on from where `kept` ended, or from behind what is held. What came stays in `kept` where a connection
+    /// broke.
     async fn run(self, job: &mut Job, kept: &mut Option<Reading>) -> Result<(), Broke> {
         let (blob, blob_size) = job.blob();
         let reading = kept.take();

@@ -1,7 +1,8 @@
 //! Goldens: local tart VMs cloned from a staged image, under the name by which the fleet's node agent looks for them.
 //!
-//! A golden's name follows from the reference alone, so a tag that moved leaves a golden of the old image under it. A mark
-//! beside the store says which image a golden of ours was made from: `TART_HOME/.parbake/goldens/<name>`, the digest.
+//! A golden's name follows from the reference alone, so a tag that moved leaves a golden of the old image under it. A
+//! mark beside the store says which image a golden of ours was made from: `TART_HOME/.parbake/goldens/<name>`, the
+//! digest.
 
 use std::{fs, io, path::PathBuf};
 
@@ -49,8 +50,8 @@ impl Goldens {
 
     /// Makes the golden of this reference from this image, unless it is there. One of another image is replaced.
     ///
-    /// tart clones what the reference names at that moment. So `names` says whether it still names the image afterwards: a
-    /// golden of something else is removed again.
+    /// tart clones what the reference names at that moment. So `names` says whether it still names the image
+    /// afterwards: a golden of something else is removed again.
     pub(crate) async fn make(
         &self,
         reference: &str,

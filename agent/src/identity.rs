@@ -1,8 +1,10 @@
-//! Who this host is: its key, its certificate, the fleet's authority, and where the coordinator is. Kept in one directory.
+//! Who this host is: its key, its certificate, the fleet's authority, and where the coordinator is. Kept in one
+//! directory.
 //!
-//! Files, all 0600: `host.pem` (PKCS#8 key, then the chain, leaf first), `authority.pem`, `coordinator` (`host:port` of QUIC), `api`
-//! (`host:port` of HTTPS). Key and chain are one file, which a renewal renames into place, so that no crash leaves a key that
-//! doesn't fit its certificate. `reset.key` has 32 random bytes as hex digits: see [`reset_secret`].
+//! Files, all 0600: `host.pem` (PKCS#8 key, then the chain, leaf first), `authority.pem`, `coordinator` (`host:port` of
+//! QUIC), `api` (`host:port` of HTTPS). Key and chain are one file, which a renewal renames into place, so that no
+//! crash leaves a key that doesn't fit its certificate. `reset.key` has 32 random bytes as hex digits: see
+//! [`reset_secret`].
 
 use std::{
     io,
@@ -216,8 +218,8 @@ impl Identity {
         Ok(self.host_pem.split_at(split))
     }
 
-    /// What proves to the coordinator who this host is when its certificate doesn't any more: the certificate (DER), and a
-    /// request (DER) that its key has signed.
+    /// What proves to the coordinator who this host is when its certificate doesn't any more: the certificate (DER),
+    /// and a request (DER) that its key has signed.
     pub(crate) fn proof(&self) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
         let (key, chain) = self.parts()?;
         let key = KeyPair::from_pem(key).map_err(bad_key("this host's key"))?;
@@ -244,8 +246,8 @@ impl Identity {
         Ok(self.credentials()?.host().clone())
     }
 
-    /// This identity with a renewed certificate, checked to be one that works and names the same host. Without a key the
-    /// certificate is for the one that was.
+    /// This identity with a renewed certificate, checked to be one that works and names the same host. Without a key
+    /// the certificate is for the one that was.
     pub(crate) fn renewed(
         &self,
         chain_pem: &str,
@@ -280,17 +282,18 @@ impl Identity {
     }
 }
 
-/// The secret by which this host tells its peers, after a restart, that the connections of its earlier life are gone. It is
-/// made at the first start and then kept. It isn't derived from the host's key, because each renewal brings another key,
-/// and connections outlive renewals.
+/// The secret by which this host tells its peers, after a restart, that the connections of its earlier life are gone.
+/// It is made at the first start and then kept. It isn't derived from the host's key, because each renewal brings
+/// another key, and connections outlive renewals.
 ///
-/// A secret that can't be read or kept costs only time: peers then notice a restart later. So that is logged and no error.
+/// A secret that can't be read or kept costs only time: peers then notice a restart later. So that is logged and no
+/// error.
 pub(crate) fn reset_secret(dir: &Path) -> ResetSecret {
     ResetSecret::new(kept_secret(dir, "reset.key"))
 }
 
-/// 32 random bytes that are made once and kept in this file. Where they can't be read or kept, others serve until the program
-/// ends.
+/// 32 random bytes that are made once and kept in this file. Where they can't be read or kept, others serve until the
+/// program ends.
 pub(crate) fn kept_secret(dir: &Path, name: &str) -> [u8; 32] {
     let path = dir.join(name);
     // 32 bytes written as a digest is

@@ -1,4 +1,5 @@
-//! `parbake-agent install` and `uninstall`: the `LaunchDaemon`, the rotation of its log, its directories and first settings.
+//! `parbake-agent install` and `uninstall`: the `LaunchDaemon`, the rotation of its log, its directories and first
+//! settings.
 //!
 //! What is written is decided by [`Layout`], without touching anything; `--print` shows it, `--root` writes it below a
 //! directory for packages and tests, and a plain `install` writes it and has launchd load it. Templates are in
@@ -198,7 +199,8 @@ impl Layout {
             entries: vec![
                 directory(Path::new("/etc/parbake"), 0o755, false),
                 directory(state_dir, 0o700, true),
-                // root's: newsyslog renames, makes, packs and chowns files there as root, and follows what stands at their names
+                // root's: newsyslog renames, makes, packs and chowns files there as root, and follows what stands at
+                // their names
                 directory(Path::new(LOG_DIR), 0o755, false),
                 log(LOG),
                 log(ERRORS),
@@ -361,8 +363,8 @@ fn toml_string(text: &str) -> Cow<'_, str> {
     toml::Value::String(text.to_owned()).to_string().into()
 }
 
-/// A path that a plist and a settings file can hold: absolute, without `..`, UTF-8, no control characters (XML has no way to
-/// write them).
+/// A path that a plist and a settings file can hold: absolute, without `..`, UTF-8, no control characters (XML has no
+/// way to write them).
 fn plain<'a>(option: &str, path: &'a Path) -> anyhow::Result<&'a str> {
     let shown = path.display();
     let text = path

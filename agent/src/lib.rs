@@ -1,8 +1,10 @@
-//! The parbake agent: puts images into a Mac's tart cache before they are needed, and shares their chunks with the fleet.
+//! The parbake agent: puts images into a Mac's tart cache before they are needed, and shares their chunks with the
+//! fleet.
 //!
-//! [`program`] wires the parts together. `driver` owns all state, [`reconcile`] says what images need next; `transfer` and `fetch` move bytes; [`store`] is the disk,
-//! [`tart`] what tart makes of it, [`mirror`] a registry for this host's own clients, [`platform`] what differs between macOS
-//! and Linux.
+//! [`program`] is what was typed, [`config`] what was meant. `node` wires the running agent's parts together: `driver` owns
+//! all state, `reconcile` says what images need next, `transfer` and `fetch` move bytes. [`store`] is the disk, `tart`
+//! what tart makes of it, [`mirror`] a registry for this host's own clients, [`platform`] what differs between macOS and
+//! Linux.
 
 mod admin;
 pub mod apple_lz4;

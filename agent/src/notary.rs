@@ -161,8 +161,9 @@ impl Notary {
         Ok(ticket)
     }
 
-    /// A new run over the registry's bytes of a content, from its beginning or behind `base`. Without a lease it is under the
-    /// standing ticket, and only hosts that are without a coordinator themselves believe it. `None` without any ticket.
+    /// A new run over the registry's bytes of a content, from its beginning or behind `base`. Without a lease it is
+    /// under the standing ticket, and only hosts that are without a coordinator themselves believe it. `None` without
+    /// any ticket.
     pub(crate) fn run(&self, content: &Digest, base: Option<Signed>) -> Option<Arc<Run>> {
         let mut state = self.state();
         let lease = state.leases.get(content);
@@ -194,8 +195,8 @@ impl Notary {
         Some(self.sign(content, chunk, link, &run))
     }
 
-    /// The link of a held chunk with who answers for it: this host where it knows that the link is true, else who made it.
-    /// `None` where nobody does: such a chunk isn't passed on, and no link goes on from it.
+    /// The link of a held chunk with who answers for it: this host where it knows that the link is true, else who made
+    /// it. `None` where nobody does: such a chunk isn't passed on, and no link goes on from it.
     pub(crate) fn answered(
         &self,
         content: Digest,

@@ -1,4 +1,5 @@
-//! Connections to peers: who opened which stream and what it first said is handed to the driver; nothing is decided here.
+//! Connections to peers: who opened which stream and what it first said is handed to the driver; nothing is decided
+//! here.
 
 use std::time::Duration;
 
@@ -113,7 +114,8 @@ async fn updates(peer: HostKey, mut receiver: Receiver, inbox: mpsc::Sender<(Hos
     }
 }
 
-/// Sends the driver's updates to a peer until the connection or the channel ends. `life` names this life of the program.
+/// Sends the driver's updates to a peer until the connection or the channel ends. `life` names this life of the
+/// program.
 pub(crate) async fn tell(
     connection: Connection,
     life: u64,

@@ -250,11 +250,12 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
-/// A command that writes how many bytes the volume that holds `path` would take with all that the system purges on demand; `None`
-/// where nothing is purgeable.
+/// A command that writes how many bytes the volume that holds `path` would take with all that the system purges on
+/// demand; `None` where nothing is purgeable.
 ///
-/// On macOS only Foundation tells it (`NSURLVolumeAvailableCapacityForImportantUsageKey`; `getattrlist` has no such attribute in
-/// the public headers), and to link that would end building for macOS elsewhere. It asks a daemon and may take seconds.
+/// On macOS only Foundation tells it (`NSURLVolumeAvailableCapacityForImportantUsageKey`; `getattrlist` has no such
+/// attribute in the public headers), and to link that would end building for macOS elsewhere. It asks a daemon and may
+/// take seconds.
 #[must_use]
 pub fn capacity_command(path: &Path) -> Option<std::process::Command> {
     system::capacity_command(path)

@@ -1,7 +1,8 @@
-//! What macOS would purge to make room (local snapshots, caches), asked for now and then, where the settings say that it counts.
+//! What macOS would purge to make room (local snapshots, caches), asked for now and then, where the settings say that
+//! it counts.
 //!
-//! The command may hang like anything that asks a daemon: it runs here, beside the driver, has its time, and what it said last counts for
-//! a few minutes only.
+//! The command may hang like anything that asks a daemon: it runs here, beside the driver, has its time, and what it
+//! said last counts for a few minutes only.
 
 use std::{
     io,

@@ -1,8 +1,9 @@
-//! What each image of this host needs next: from what was ordered, what the last look at the disk showed, and what runs.
+//! What each image of this host needs next: from what was ordered, what the last look at the disk showed, and what
+//! runs.
 //!
-//! Orders say which image each reference shall name. Looks say what each reference names. Jobs bring the second to the first:
-//! beginning a stage, linking names, writing down which names are wanted, abandoning a stage. An image has one job at a
-//! time, and a reference is in one image's job at a time, because the job that ends last would win.
+//! Orders say which image each reference shall name. Looks say what each reference names. Jobs bring the second to the
+//! first: beginning a stage, linking names, writing down which names are wanted, abandoning a stage. An image has one
+//! job at a time, and a reference is in one image's job at a time, because the job that ends last would win.
 //!
 //! A name counts as ready only by a look that began after the last order and the last job that touched it.
 //!
@@ -52,8 +53,8 @@ pub enum Have {
 /// What is to be done for an image. One at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// Reserve room, and take up what is on the disk. It writes down that these names are wanted, and no others, and that no
-    /// other image is under them.
+    /// Reserve room, and take up what is on the disk. It writes down that these names are wanted, and no others, and
+    /// that no other image is under them.
     Begin(Vec<String>),
     /// Write that down alone.
     Record(Vec<String>),
@@ -170,8 +171,8 @@ impl Reconciler {
         self.doubt_records();
     }
 
-    /// These names are wanted, of all images. `whole`: no others, and an image without any isn't wanted. The images that aren't
-    /// any more.
+    /// These names are wanted, of all images. `whole`: no others, and an image without any isn't wanted. The images
+    /// that aren't any more.
     pub fn name(
         &mut self,
         number: u64,
@@ -257,7 +258,8 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// A stage was begun, or couldn't be. Whether the image is still to be staged: else nothing of it is to be taken up.
+    /// A stage was begun, or couldn't be. Whether the image is still to be staged: else nothing of it is to be taken
+    /// up.
     pub fn begun(&mut self, image: Digest) -> bool {
         self.stirred = true;
         let Some(item) = self.images.get_mut(&image) else {
@@ -289,7 +291,8 @@ impl Reconciler {
         self.tidy();
     }
 
-    /// Names that are an image's again, while a job still writes down that they are another's, are written down again too.
+    /// Names that are an image's again, while a job still writes down that they are another's, are written down again
+    /// too.
     fn doubt_records(&mut self) {
         let running = self.images.iter().filter_map(|(image, item)| {
             let names = match &item.running {
@@ -303,7 +306,8 @@ impl Reconciler {
         }
     }
 
-    /// It was written down, perhaps, that no other image is wanted under these names. One that is by now is written down again.
+    /// It was written down, perhaps, that no other image is wanted under these names. One that is by now is written
+    /// down again.
     fn took(&mut self, image: &Digest, names: &[String]) {
         let others = self.images.iter_mut().filter(|(other, _)| *other != image);
         for (_, other) in others {
@@ -532,7 +536,8 @@ impl Reconciler {
         &self.desired
     }
 
-    /// The names by which tart finds the image now, wanted or not, in order. None of them is about to be another image's.
+    /// The names by which tart finds the image now, wanted or not, in order. None of them is about to be another
+    /// image's.
     #[must_use]
     pub fn ready(&self, image: &Digest) -> Vec<String> {
         let installed = self

@@ -187,8 +187,8 @@ impl Origin {
         Ok(repository)
     }
 
-    /// This host's own password for a registry, where that is to be used. The file is small and read each time: a password
-    /// that was changed holds at once, and the old one isn't kept.
+    /// This host's own password for a registry, where that is to be used. The file is small and read each time: a
+    /// password that was changed holds at once, and the old one isn't kept.
     fn password(&self, registry: &str, access: &Access) -> Result<Option<Secret>, RepositoryError> {
         let lent = access.authorization.is_none() && access.basic.is_none() && !access.not_ours;
         let Some(own) = self.config.credentials.get(registry).filter(|_| lent) else {

@@ -1,7 +1,7 @@
 //! The session with the coordinator: reports go up and orders come down until one side goes. Then it is tried again.
 //!
-//! `dial` reaches the coordinator, `pace` says when it is tried again and how long it may be silent. What orders mean and
-//! what reports say is the driver's business.
+//! `dial` reaches the coordinator, `pace` says when it is tried again and how long it may be silent. What orders mean
+//! and what reports say is the driver's business.
 
 mod dial;
 mod error;
@@ -36,7 +36,8 @@ const REPORTS: usize = 8;
 /// What the session tells the driver.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// The session is up: reports sent on this channel reach the coordinator. Its first message has to be a full report.
+    /// The session is up: reports sent on this channel reach the coordinator. Its first message has to be a full
+    /// report.
     Up(mpsc::Sender<Report>),
     /// An order.
     Order(Box<Order>),

@@ -28,8 +28,8 @@ pub(crate) struct Arrival<'a> {
 /// An image whose files can't be written, and why. Others that have the same content go on without it.
 pub(crate) type Unwritable = (Digest, String);
 
-/// Stores a chunk on every shelf. An image that is gone meanwhile takes nothing, and one whose files can't be written is returned, as
-/// long as another shelf has the chunk.
+/// Stores a chunk on every shelf. An image that is gone meanwhile takes nothing, and one whose files can't be written
+/// is returned, as long as another shelf has the chunk.
 pub(crate) fn write_all(
     shelves: &[Shelf],
     arrival: Arrival<'_>,
@@ -55,8 +55,8 @@ pub(crate) fn write_all(
     }
 }
 
-/// Copies to each shelf what only others hold: an image may come to a content that another has had chunks of, and what rotted in
-/// one image may be whole in another. Each chunk is compared with its link first. Blocks.
+/// Copies to each shelf what only others hold: an image may come to a content that another has had chunks of, and what
+/// rotted in one image may be whole in another. Each chunk is compared with its link first. Blocks.
 ///
 /// Returns images whose files can't be written; an error says that of the volume.
 pub(crate) fn level(shelves: &[Shelf], content: Digest) -> Result<Vec<Unwritable>, String> {
@@ -222,8 +222,8 @@ impl Shelf {
         }
     }
 
-    /// Reads a chunk where it lies and compares it with its link. One that isn't what the link says is dropped; of an image it is
-    /// told as [`News`](crate::store::News), and of a blob it shows in [`Blob::is_rotten`].
+    /// Reads a chunk where it lies and compares it with its link. One that isn't what the link says is dropped; of an
+    /// image it is told as [`News`](crate::store::News), and of a blob it shows in [`Blob::is_rotten`].
     pub(crate) fn look(&self, content: Digest, chunk: ChunkIndex) -> io::Result<Look> {
         match self {
             Self::Stage(stage) => stage.look(content, chunk),

@@ -26,8 +26,8 @@
 //! - *Installing*, in this order; each step can be repeated, and [`install`] repeats them all:
 //!   1. manifest and marker written into `image/`, every file synced: still a stage, complete.
 //!   2. `image/` renamed into the cache (or exchanged with what tart put there): the inode in `status.json` tells the
-//!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone although
-//!      nothing points to it yet. Into a second repository goes a twin (`twin`), whose inode is noted first.
+//!      next start that this is ours. The marker `.explicitly-pulled` came along, so tart's `gc` leaves it alone
+//!      although nothing points to it yet. Into a second repository goes a twin (`twin`), whose inode is noted first.
 //!   3. the tag's symlink made under another name and renamed over: the old target or the new, never none.
 //!   4. the marker removed, when only a tag names the image: until then tart keeps it a little too well.
 //!   5. `status.json` says installed.
@@ -131,7 +131,8 @@ pub struct Recovered {
 pub struct Presence {
     /// The image.
     pub digest: Digest,
-    /// The references under which tart finds it now. Those that are gone aren't among them. None while the image is doubted.
+    /// The references under which tart finds it now. Those that are gone aren't among them. None while the image is
+    /// doubted.
     pub references: Vec<String>,
     /// Its references by tags that another image has taken over, and which tart finds there, whole. Nobody means this
     /// image by them any more: to link them again would take them back.
@@ -279,8 +280,8 @@ impl Store {
 
     /// The images that are here, as far as they are: for the driver's start.
     ///
-    /// An installed image that nothing names and nothing is to name isn't among them: nobody asks for it any more. What it
-    /// holds is still built upon.
+    /// An installed image that nothing names and nothing is to name isn't among them: nobody asks for it any more. What
+    /// it holds is still built upon.
     #[must_use]
     pub fn recovered(&self) -> Vec<Recovered> {
         let recover = |stage: Arc<Stage>| {
@@ -352,8 +353,8 @@ impl Store {
         Ok((stage, copied?))
     }
 
-    /// Makes our directory again where it was removed, with tart's home: tart would make that again, too. What it lies in has to be
-    /// there, or a volume that isn't mounted would be filled beside its mount point.
+    /// Makes our directory again where it was removed, with tart's home: tart would make that again, too. What it lies
+    /// in has to be there, or a volume that isn't mounted would be filled beside its mount point.
     fn keep_root(&self) -> io::Result<()> {
         let home = self.shared.home();
         let root = home.join(ROOT);
@@ -545,14 +546,14 @@ impl Store {
         self.shared.room().volume()
     }
 
-    /// The system says that the volume would take so many bytes if it purged what it can: from now on, for a few minutes, the
-    /// difference to what is free now counts as free. Less than what is free says nothing.
+    /// The system says that the volume would take so many bytes if it purged what it can: from now on, for a few
+    /// minutes, the difference to what is free now counts as free. Less than what is free says nothing.
     pub fn set_capacity(&self, capacity_bytes: u64) {
         self.shared.room().set_capacity(capacity_bytes);
     }
 
-    /// Flushes every stage ([`Stage::flush`]). One whose files were removed while it was built is gone then: what was written would
-    /// be lost with them.
+    /// Flushes every stage ([`Stage::flush`]). One whose files were removed while it was built is gone then: what was
+    /// written would be lost with them.
     ///
     /// # Errors
     /// When one fails; the others are flushed all the same.
@@ -614,8 +615,8 @@ impl Store {
     }
 
     /// Looks at the disk: which installed images tart finds, and under which references. A few system calls for each,
-    /// so that every 5 s is nothing. An image whose disk tart or somebody else removed or replaced is forgotten, and told; so is a
-    /// stage. An image that somebody found damaged is among them, and told.
+    /// so that every 5 s is nothing. An image whose disk tart or somebody else removed or replaced is forgotten, and
+    /// told; so is a stage. An image that somebody found damaged is among them, and told.
     #[must_use]
     pub fn presence(&self) -> Vec<Presence> {
         let _changing = lock(&self.changing);

@@ -40,12 +40,12 @@ const ZSTD_LEVEL: i32 = 1;
 /// A packed chunk is used when it saves at least a sixteenth; below that the receiver's time is worth more.
 const WORTH_PACKING: usize = 16;
 
-/// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below what a fleet's links share out to
-/// one chunk; receivers don't wait longer either.
+/// An upload that takes longer is given up. A MiB in this time is 280 kbit/s, far below what a fleet's links share out
+/// to one chunk; receivers don't wait longer either.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A receiver that doesn't take this much, or says nothing, for [`STUCK`] is given up much sooner: whoever takes or sends a
-/// byte a second must not hold a place. 13 kbit/s at least.
+/// A receiver that doesn't take this much, or says nothing, for [`STUCK`] is given up much sooner: whoever takes or
+/// sends a byte a second must not hold a place. 13 kbit/s at least.
 const PIECE_BYTES: usize = 16 << 10;
 const STUCK: Duration = Duration::from_secs(10);
 

@@ -124,7 +124,8 @@ impl Assembly {
                         .map_err(|error| Broke::False(error.to_string()))?;
                     let Some(block) = block else { return Ok(()) };
                     self.marks.push(block.start);
-                    // The hint or the chunk is another's: what doesn't fit both isn't gone on from, or this host would answer for it.
+                    // The hint or the chunk is another's: what doesn't fit both isn't gone on from, or this host would
+                    // answer for it.
                     let skip = self.known.len().min(block.raw.len());
                     if self.known[..skip] != block.raw[..skip] {
                         let error = "the end of the chunk that it went on behind came otherwise";
@@ -267,8 +268,8 @@ fn beginning(job: &Job) -> Start {
     }
 }
 
-/// Chunks from the beginning whose links join: where one doesn't, it or the one after it is false, and nothing that rests on
-/// it is gone on from. A liar's invention in the middle would make all that follows false, and look like ours.
+/// Chunks from the beginning whose links join: where one doesn't, it or the one after it is false, and nothing that
+/// rests on it is gone on from. A liar's invention in the middle would make all that follows false, and look like ours.
 fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
     let mut state = State::INITIAL;
     for at in 0..held {
@@ -282,8 +283,8 @@ fn joined(shelf: &Shelf, content: Digest, held: u32) -> u32 {
     held
 }
 
-/// Starts at the end of the last chunk that is held in an unbroken run from the beginning, if its link says where in the blob
-/// that is; blobs start at the first missing chunk.
+/// Starts at the end of the last chunk that is held in an unbroken run from the beginning, if its link says where in
+/// the blob that is; blobs start at the first missing chunk.
 async fn resume(job: &Job) -> Start {
     let Some(shelf) = job.shelves.first().cloned() else {
         return beginning(job);
@@ -359,8 +360,8 @@ fn signed(
     notary?.answered(content, chunk, link, &shelf.answer(content, chunk))
 }
 
-/// Whether a place to go on from can be one in this blob: inside of it, in a block that ends with or behind the chunk, and
-/// behind the place of the chunk before it.
+/// Whether a place to go on from can be one in this blob: inside of it, in a block that ends with or behind the chunk,
+/// and behind the place of the chunk before it.
 fn is_plausible(hint: Resume, blob_size: u64, previous: Option<Resume>) -> bool {
     let inside = 0 < hint.blob_offset && hint.blob_offset < blob_size;
     let ends_in_block = 0 < hint.skip_bytes && hint.skip_bytes as usize <= WINDOW_BYTES;

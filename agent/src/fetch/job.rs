@@ -36,8 +36,8 @@ pub(crate) struct Job {
     pub(crate) until: watch::Receiver<u32>,
     /// Bytes of the blob that came and were new, so far.
     pub(crate) moved: Arc<AtomicU64>,
-    /// Set once the registry's bytes, or what they were chained to, turned out false: what we made of them is taken back
-    /// from the first chunk on that comes otherwise the second time.
+    /// Set once the registry's bytes, or what they were chained to, turned out false: what we made of them is taken
+    /// back from the first chunk on that comes otherwise the second time.
     pub(crate) doubted: bool,
     /// Where the fetch says how it goes. A full inbox slows the fetch down; a closed one ends it.
     pub(crate) inbox: mpsc::Sender<(ContentId, News)>,

@@ -1,4 +1,5 @@
-//! What follows an attempt that didn't bring the whole content: whether the registry is tried again, when, and what is told.
+//! What follows an attempt that didn't bring the whole content: whether the registry is tried again, when, and what is
+//! told.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use super::{
     job::{Broke, News},
 };
 
-/// A registry that gives nothing for so long is given up, where no coordinator has taken the lease back long before. What
-/// it asks for itself (`Retry-After`, an hour at most) doesn't count.
+/// A registry that gives nothing for so long is given up, where no coordinator has taken the lease back long before.
+/// What it asks for itself (`Retry-After`, an hour at most) doesn't count.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// First and longest pause between attempts, where the registry doesn't say how long to wait.

@@ -298,8 +298,8 @@ fn launchd(directory: &Path, bootstrap: &str) -> Launchd {
          bootout) rm '{here}/job'; exit 36 ;;\n\
          bootstrap) {bootstrap} ;;\nesac\n"
     );
-    // written by another process: one that another thread forks meanwhile would hold a file of ours open for writing, and
-    // such a file can't be run
+    // written by another process: one that another thread forks meanwhile would hold a file of ours open for writing,
+    // and such a file can't be run
     let shell = std::process::Command::new("/bin/sh")
         .args([
             "-c",

@@ -144,8 +144,8 @@ struct BlobFile {
     resting: PathBuf,
     /// Opened when it is needed, where the blob is whole.
     file: Mutex<Option<Arc<File>>>,
-    /// Chunks from the first on that we had from the registry, each ending where the next starts. Changed under the lock of
-    /// the content's chunks alone.
+    /// Chunks from the first on that we had from the registry, each ending where the next starts. Changed under the
+    /// lock of the content's chunks alone.
     run: AtomicU32,
     /// A chunk isn't any more what it was when it was verified.
     rotten: AtomicBool,
@@ -427,14 +427,14 @@ impl Blob {
         end.max(offset).min(size)
     }
 
-    /// Whether this part may leave now; remembers that unproved bytes do. The caller asks [`Reading::is_misled`] before it
-    /// goes on to the next part.
+    /// Whether this part may leave now; remembers that unproved bytes do. The caller asks [`Reading::is_misled`] before
+    /// it goes on to the next part.
     pub(crate) fn offer(&self, offset: u64, end: u64) -> bool {
         if self.is_whole() {
             return true;
         }
-        // marked first, then looked again: a chunk that is dropped meanwhile either isn't ready any more, or whoever drops
-        // it sees the mark
+        // marked first, then looked again: a chunk that is dropped meanwhile either isn't ready any more, or whoever
+        // drops it sees the mark
         self.given.fetch_max(end, Ordering::AcqRel);
         self.ready(offset) >= end
     }
@@ -469,8 +469,8 @@ impl Blob {
         }
     }
 
-    /// Closes the files of a blob that has arrived in part, and that nobody else knows of. It is of no use from then on: who
-    /// wants it begins it anew.
+    /// Closes the files of a blob that has arrived in part, and that nobody else knows of. It is of no use from then
+    /// on: who wants it begins it anew.
     pub(super) fn park(&self) {
         let mut life = lock(&self.life);
         // data that aren't flushed yet are flushed by the next tick: the blob is parked then
@@ -484,7 +484,8 @@ impl Blob {
         matches!(*lock(&self.life), Life::Parked)
     }
 
-    /// Tells those who wait that nothing comes, or (`None`) that it is tried again. Of a blob that is gone nothing comes.
+    /// Tells those who wait that nothing comes, or (`None`) that it is tried again. Of a blob that is gone nothing
+    /// comes.
     pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
         if trouble.is_none() && self.is_gone() {
             return;
@@ -687,8 +688,8 @@ impl Blob {
         self.flush()
     }
 
-    /// Bytes that may have left from this chunk on are false. Whoever got them is ended by the epoch; those who begin now
-    /// have nothing from here on.
+    /// Bytes that may have left from this chunk on are false. Whoever got them is ended by the epoch; those who begin
+    /// now have nothing from here on.
     fn mislead(&self, chunk: ChunkIndex) {
         let offset = self.geometry().offset(chunk);
         if offset < self.given.fetch_min(offset, Ordering::AcqRel) {

@@ -7,9 +7,10 @@
 //!   tainted                        blobs that nobody may resume for a while
 //! ```
 //!
-//! A start lists `whole/` and believes it: files come there by a rename after data and journal are synced, and the scrub
-//! reads them again in time. What a crash leaves in `arriving/` goes on when it is asked for, and goes first when room is
-//! needed. The least recently used blobs go when the budget is reached; never one that is read, wanted or pinned.
+//! A start lists `whole/` and believes it: files come there by a rename after data and journal are synced, and the
+//! scrub reads them again in time. What a crash leaves in `arriving/` goes on when it is asked for, and goes first when
+//! room is needed. The least recently used blobs go when the budget is reached; never one that is read, wanted or
+//! pinned.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -274,8 +275,8 @@ impl Blobs {
         }
     }
 
-    /// Lets idle blobs go to make so much room for an image on this volume: that is wanted, and they are kept in case they
-    /// are. None goes where all of them together wouldn't do. Whether there is room now. Blocks.
+    /// Lets idle blobs go to make so much room for an image on this volume: that is wanted, and they are kept in case
+    /// they are. None goes where all of them together wouldn't do. Whether there is room now. Blocks.
     pub(crate) fn give_way(&self, volume: &Path, bytes: u64) -> bool {
         if !self.lies_on(volume) {
             return false;

@@ -1,7 +1,7 @@
 //! Pages in a browser: they reach what listens on this machine, and what the mirror reads isn't for them.
 //!
-//! A browser says of each request whether a page made it. What is answered is for no page either: a registry's text under the
-//! mirror's own address would be a page that may read all that the mirror gives.
+//! A browser says of each request whether a page made it. What is answered is for no page either: a registry's text
+//! under the mirror's own address would be a page that may read all that the mirror gives.
 
 use hyper::{
     HeaderMap,

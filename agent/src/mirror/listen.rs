@@ -21,8 +21,8 @@ use tracing::debug;
 
 use super::{serve::Service, stream::Pulse};
 
-/// Clients at one time. tart opens four, a busy containerd a dozen. Over it one that asks for nothing gives way; where each
-/// of them is answered or has just come, the next one waits.
+/// Clients at one time. tart opens four, a busy containerd a dozen. Over it one that asks for nothing gives way; where
+/// each of them is answered or has just come, the next one waits.
 pub(super) const CONNECTIONS: usize = 256;
 /// A client that asks for nothing for so long gives way to others.
 const GRACE: Duration = Duration::from_secs(1);
@@ -90,8 +90,8 @@ impl Mirror {
     }
 }
 
-/// A place for who comes from this address. There is always one soon: a client that asks for nothing gives way, and an answer
-/// ends, if only because its client takes nothing.
+/// A place for who comes from this address. There is always one soon: a client that asks for nothing gives way, and an
+/// answer ends, if only because its client takes nothing.
 async fn place(crowd: &Crowd, address: IpAddr) -> Place {
     loop {
         if let Some(place) = crowd.enter(address, Instant::now()) {

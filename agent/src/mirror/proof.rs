@@ -1,9 +1,9 @@
 //! Whether the registry that a client names has the bytes that this host got from elsewhere.
 //!
-//! A registry says which blobs a repository has and who may read them. Any client may name any registry, also one that it
-//! runs itself, which says that it has whatever digest it is asked for. So a registry that the settings don't name has to
-//! show that it has a blob, before its clients get what this host had from another registry, from peers or from an image: it is
-//! asked for a few bytes at a place that it can't foresee.
+//! A registry says which blobs a repository has and who may read them. Any client may name any registry, also one that
+//! it runs itself, which says that it has whatever digest it is asked for. So a registry that the settings don't name
+//! has to show that it has a blob, before its clients get what this host had from another registry, from peers or from
+//! an image: it is asked for a few bytes at a place that it can't foresee.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
 

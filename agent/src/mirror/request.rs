@@ -1,8 +1,9 @@
 //! What a request's path and query ask for, and of which registry.
 //!
 //! `/v2/<name>/…?ns=<registry>` is containerd's form, `/v2/<registry>/<name>/…` everybody else's. A registry's port is
-//! written `host:port`, or `host_port` where a client's references can't hold a colon there. Everything that leaves here
-//! was checked against the distribution specification's grammar: nothing else reaches an upstream, a path or a log.
+//! written `host:port`, or `host_port` where a client's references can't hold a colon there. Everything that leaves
+//! here was checked against the distribution specification's grammar: nothing else reaches an upstream, a path or a
+//! log.
 
 use std::str::FromStr as _;
 

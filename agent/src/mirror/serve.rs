@@ -443,7 +443,8 @@ impl Service {
         Ok(hears)
     }
 
-    /// Waits for the first byte of a part. An answer instead, where there is none and the client is better off elsewhere.
+    /// Waits for the first byte of a part. An answer instead, where there is none and the client is better off
+    /// elsewhere.
     async fn first(
         &self,
         repository: &Repository,
@@ -481,8 +482,8 @@ impl Service {
                 }
                 None => {}
             }
-            // chunks come, though none that may leave yet: what peers send leaves when all of it is here. One that waits
-            // has a patience of its own, which this has to stay below
+            // chunks come, though none that may leave yet: what peers send leaves when all of it is here. One that
+            // waits has a patience of its own, which this has to stay below
             if goes_elsewhere && revision.replace(news.revision) != Some(news.revision) {
                 until = Instant::now() + patience;
             }
@@ -562,8 +563,8 @@ impl Service {
                 continue;
             }
             debug!(error = %error, "the upstream is away");
-            // a client that comes again by itself does so at once, and tries only so often: it is kept for as long as may
-            // be. One that goes elsewhere is let go.
+            // a client that comes again by itself does so at once, and tries only so often: it is kept for as long as
+            // may be. One that goes elsewhere is let go.
             if self.way_out(repository) == OnTrouble::Wait {
                 sleep(left).await;
             }
@@ -644,7 +645,8 @@ impl Service {
     fn redirect(&self, repository: &Repository, path: &str) -> Response<Content> {
         let plain = self.settings.plain_http.contains(&repository.registry);
         let scheme = if plain { "http" } else { "https" };
-        // as the agent itself would ask: Docker Hub's API has another host than its name, and its own images a first part
+        // as the agent itself would ask: Docker Hub's API has another host than its name, and its own images a first
+        // part
         let parsed = repository.reference().parse::<Reference>();
         let (host, name) = match &parsed {
             Ok(parsed) => (parsed.resolve_registry(), parsed.repository()),

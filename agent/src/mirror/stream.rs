@@ -1,5 +1,5 @@
-//! A blob on its way to a client: what may leave leaves, what is awaited is awaited, and a connection is broken when bytes that
-//! left turn out false.
+//! A blob on its way to a client: what may leave leaves, what is awaited is awaited, and a connection is broken when
+//! bytes that left turn out false.
 
 use std::{
     fs::File,
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::metrics::{Metrics, MirrorLabel, MirrorSource, MirrorSourceLabel};
 
-/// Bytes of a blob that are read and handed on at a time. 64 clients hold two each, and the allocator keeps as much again for
-/// each thread that reads: with 256 KiB the agent grew to 200 MiB.
+/// Bytes of a blob that are read and handed on at a time. 64 clients hold two each, and the allocator keeps as much
+/// again for each thread that reads: with 256 KiB the agent grew to 200 MiB.
 const PIECE: usize = 64 << 10;
 
 /// The body of an answer to hyper.
@@ -131,7 +131,8 @@ impl Stream {
             match this.piece().await {
                 Ok(None) => None,
                 Ok(Some(bytes)) => {
-                    // with the last piece the blob is let go: its client may ask at once for another that needs its room
+                    // with the last piece the blob is let go: its client may ask at once for another that needs its
+                    // room
                     let rest = (this.at < this.end).then_some(this);
                     Some((Ok(Frame::data(bytes)), Some((rest, work))))
                 }

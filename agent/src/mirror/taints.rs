@@ -18,8 +18,8 @@ use crate::lock::lock;
 const TAINT: Duration = Duration::from_hours(1);
 
 /// Blobs whose earlier bytes were false, and until when resuming them is refused. Shared by all blobs, because a blob's
-/// file may be dropped while clients still hold its bytes, and kept in a file, because they do over a restart too: a line
-/// of digest and Unix seconds for each.
+/// file may be dropped while clients still hold its bytes, and kept in a file, because they do over a restart too: a
+/// line of digest and Unix seconds for each.
 #[derive(Debug)]
 pub(crate) struct Taints {
     path: PathBuf,

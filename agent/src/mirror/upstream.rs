@@ -2,8 +2,8 @@
 //!
 //! Nothing is given from this host to a client unless the upstream accepted that client's own credentials for the
 //! repository within the last minute, and itself answered for the blob or manifest as part of the repository. What a
-//! manifest names isn't enough: anybody may push one that lists somebody else's blobs, or a size that isn't theirs. While
-//! the upstream can't be reached, what it accepted within the last hour counts.
+//! manifest names isn't enough: anybody may push one that lists somebody else's blobs, or a size that isn't theirs.
+//! While the upstream can't be reached, what it accepted within the last hour counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -199,8 +199,8 @@ impl Upstreams {
         Err(error)
     }
 
-    /// The size of a blob that this client may see. Asks the upstream only where that isn't known; where no byte of it is
-    /// wanted (`head`), a manifest's word will do.
+    /// The size of a blob that this client may see. Asks the upstream only where that isn't known; where no byte of it
+    /// is wanted (`head`), a manifest's word will do.
     pub(crate) async fn blob(
         &self,
         repository: &Repository,

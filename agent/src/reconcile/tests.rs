@@ -324,8 +324,8 @@ struct Disk {
 }
 
 proptest! {
-    /// Whatever is ordered, cancelled and interrupted in whatever order, at rest each wanted name names its image, nothing
-    /// that isn't wanted is half here, and no name is where nobody ever wanted it.
+    /// Whatever is ordered, cancelled and interrupted in whatever order, at rest each wanted name names its image,
+    /// nothing that isn't wanted is half here, and no name is where nobody ever wanted it.
     #[test]
     fn at_rest_the_disk_is_what_is_wanted(
         steps in proptest::collection::vec((0u8..12, 0u8..3, 0u8..3, any::<bool>()), 1..60),

@@ -184,9 +184,9 @@ impl Dialler {
     }
 }
 
-/// The addresses that the endpoint's socket can reach, in the order in which they are tried: IPv4 first, because the coordinator tells
-/// peers the address that it sees, and the sockets of some may know no other; those that need an interface's name to mean anything
-/// last.
+/// The addresses that the endpoint's socket can reach, in the order in which they are tried: IPv4 first, because the
+/// coordinator tells peers the address that it sees, and the sockets of some may know no other; those that need an
+/// interface's name to mean anything last.
 fn reachable(found: impl Iterator<Item = SocketAddr>, both: bool) -> Vec<SocketAddr> {
     let mut addresses: Vec<_> = found.filter(|address| both || address.is_ipv4()).collect();
     addresses.sort_by_key(|address| match address {

@@ -11,8 +11,8 @@ pub(super) trait Door: Send {
     type Sender: Outgoing;
     type Receiver: Incoming;
 
-    /// Reaches the coordinator, and says what `hello` gives by then. The session ends by itself when nothing came for so
-    /// many looks.
+    /// Reaches the coordinator, and says what `hello` gives by then. The session ends by itself when nothing came for
+    /// so many looks.
     fn open(
         &mut self,
         hello: &(impl Fn() -> Hello + Sync),

@@ -4,20 +4,21 @@ use std::time::Duration;
 
 use origin::Backoff;
 
-/// First and longest pause between attempts to reach the coordinator, each shortened at random by up to a half: hosts that
-/// lost it together don't come back together. The longest bounds how late a host hears of a coordinator that came back.
+/// First and longest pause between attempts to reach the coordinator, each shortened at random by up to a half: hosts
+/// that lost it together don't come back together. The longest bounds how late a host hears of a coordinator that came
+/// back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// How often the session looks whether anything came from the coordinator, which says something every 750 ms.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Looks at which nothing had come, before the session is given up: 3 s at first, twice as long after each session that
-/// ended like this, and 3 s again once one lasted for [`CALM`]. A coordinator that was killed is left quickly, and one that
-/// gets no processor, or whose network is full, isn't made busier by hosts that all come back again and again.
+/// ended like this, and 3 s again once one lasted for [`CALM`]. A coordinator that was killed is left quickly, and one
+/// that gets no processor, or whose network is full, isn't made busier by hosts that all come back again and again.
 const SILENT_LOOKS: (u32, u32) = (6, 20);
 
-/// After a session that lasted so long the pauses begin anew. A coordinator that takes sessions and ends them at once isn't
-/// asked faster than one that takes none.
+/// After a session that lasted so long the pauses begin anew. A coordinator that takes sessions and ends them at once
+/// isn't asked faster than one that takes none.
 const SOUND: Duration = Duration::from_secs(10);
 
 /// A session that lasted so long wasn't one of a coordinator in trouble.

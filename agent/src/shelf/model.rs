@@ -1,9 +1,9 @@
-//! Anything that may happen to the chunks of a content, in any order, over both that keep chunks on a disk: a stage, and a
-//! blob of the mirror.
+//! Anything that may happen to the chunks of a content, in any order, over both that keep chunks on a disk: a stage,
+//! and a blob of the mirror.
 //!
 //! The model knows the true bytes, and two sets of chunks. *Durable* ones were held when a flush went well and weren't
-//! dropped since: a crash loses none of them that is true. *Possible* ones were held then or since: a crash brings back no other.
-//! What is read fits its link, a content that is closed has the true bytes, and in the end it becomes closed.
+//! dropped since: a crash loses none of them that is true. *Possible* ones were held then or since: a crash brings back
+//! no other. What is read fits its link, a content that is closed has the true bytes, and in the end it becomes closed.
 
 use std::{
     fs,
@@ -84,8 +84,8 @@ trait Keeper: Sized {
     fn give_up(&mut self) -> bool;
 }
 
-/// Opens what one process at a time may have open: a child that another test makes has our lock too, until it is another
-/// program.
+/// Opens what one process at a time may have open: a child that another test makes has our lock too, until it is
+/// another program.
 fn patiently<T, E: std::fmt::Debug>(open: impl Fn() -> Result<T, E>) -> T {
     let started = Instant::now();
     loop {

@@ -1,8 +1,8 @@
 //! Doubt: somebody found an installed image damaged, and nothing of it counts until it was read again.
 //!
-//! `parbake-agent verify` runs beside the agent and holds none of its locks. It leaves a file in the image's directory of
-//! ours; the agent's next look at the disk, or its next start, finds that file. The file goes when the image was read and
-//! mended.
+//! `parbake-agent verify` runs beside the agent and holds none of its locks. It leaves a file in the image's directory
+//! of ours; the agent's next look at the disk, or its next start, finds that file. The file goes when the image was
+//! read and mended.
 
 use std::{
     fs, io,
@@ -67,8 +67,8 @@ impl Doubt {
         true
     }
 
-    /// Everything was read, and is complete: after `mend` the doubt is over. A doubt that somebody left since then stays for
-    /// the next look.
+    /// Everything was read, and is complete: after `mend` the doubt is over. A doubt that somebody left since then
+    /// stays for the next look.
     ///
     /// # Errors
     /// When mending fails, or the marker can't be removed: the next look finds that again.

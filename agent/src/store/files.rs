@@ -1,8 +1,8 @@
 //! The files of one image on this host: its bodies, and the blobs of layers that travel as they are in the registry.
 //!
-//! A *body* is one directory's `disk.img`, `config.json` and `nvram.bin`. An image has one under construction, and once it is
-//! installed one in each repository of tart's cache that names it. Bodies never share an inode: what edits one edits no other. All
-//! of them are written when a chunk is; the first is read.
+//! A *body* is one directory's `disk.img`, `config.json` and `nvram.bin`. An image has one under construction, and once
+//! it is installed one in each repository of tart's cache that names it. Bodies never share an inode: what edits one
+//! edits no other. All of them are written when a chunk is; the first is read.
 
 use std::{
     collections::BTreeSet,
@@ -102,8 +102,8 @@ impl Body {
         })
     }
 
-    /// Whether the files in a directory are the ones of this body, and have these sizes. What somebody put in the place of
-    /// one of them, made longer or made shorter isn't the image: tart would use it.
+    /// Whether the files in a directory are the ones of this body, and have these sizes. What somebody put in the place
+    /// of one of them, made longer or made shorter isn't the image: tart would use it.
     fn lies_in(&self, directory: &Path, sizes: [u64; 3]) -> bool {
         let parts = [cache::DISK, cache::CONFIG, cache::NVRAM].iter();
         parts
@@ -152,7 +152,8 @@ impl Body {
     }
 }
 
-/// Opens a part of a body. What isn't a file, as a link that leads elsewhere, isn't there: what it names is never changed.
+/// Opens a part of a body. What isn't a file, as a link that leads elsewhere, isn't there: what it names is never
+/// changed.
 fn open_part(path: &Path, access: Access) -> io::Result<File> {
     let absent = || io::Error::new(io::ErrorKind::NotFound, "it isn't a file");
     if !fs::symlink_metadata(path)?.is_file() {

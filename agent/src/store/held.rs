@@ -1,15 +1,15 @@
-//! The chunks of some contents on this host's disk, with the links that prove them and the journal that vouches for them.
-//! Images ([`Stage`](super::Stage)) and blobs of the mirror stand on it; each brings its own [`Files`].
+//! The chunks of some contents on this host's disk, with the links that prove them and the journal that vouches for
+//! them. Images ([`Stage`](super::Stage)) and blobs of the mirror stand on it; each brings its own [`Files`].
 //!
 //! The rules that a crash, a failing volume and a rotting disk must not break are here, once:
 //! - **The journal never claims what the disk may not have.** [`Held::flush`] syncs the data, then appends the records.
 //! - **A place isn't written again before the journal has the drop of what stood there.** A dropped chunk is *barred*
 //!   until a flush succeeded; who wants to write it flushes first. Otherwise a crash could bring the old link back over
 //!   new bytes.
-//! - **A sync that failed vouches for nothing.** The system may have thrown the data away, and the next sync succeeds all
-//!   the same. Every chunk that no journal vouches for yet is dropped then.
-//! - **What an earlier process journaled is believed, but not trusted**: those chunks are *unread* until their bytes were
-//!   compared with their links once. Nothing unread leaves this host.
+//! - **A sync that failed vouches for nothing.** The system may have thrown the data away, and the next sync succeeds
+//!   all the same. Every chunk that no journal vouches for yet is dropped then.
+//! - **What an earlier process journaled is believed, but not trusted**: those chunks are *unread* until their bytes
+//!   were compared with their links once. Nothing unread leaves this host.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -109,8 +109,8 @@ impl<F: Files> Held<F> {
         *lock(&self.journal) = journal;
     }
 
-    /// Believes the records of an earlier process; what they say is held is unread. What isn't of these contents is passed
-    /// over, and what the chain disproves is dropped.
+    /// Believes the records of an earlier process; what they say is held is unread. What isn't of these contents is
+    /// passed over, and what the chain disproves is dropped.
     pub(crate) fn replay(&self, records: Vec<Record>) {
         for record in records {
             match record {
@@ -192,8 +192,8 @@ impl<F: Files> Held<F> {
         self.chunks(at).link(chunk)
     }
 
-    /// This host made a held link once more, and answers for it under its new run. No journal has that: after a restart it
-    /// answers under the run before.
+    /// This host made a held link once more, and answers for it under its new run. No journal has that: after a restart
+    /// it answers under the run before.
     pub(crate) fn restate(&self, at: usize, chunk: ChunkIndex, link: Link, statement: Statement) {
         self.chunks(at).restate(chunk, link, statement);
     }
@@ -244,8 +244,8 @@ impl<F: Files> Held<F> {
 
     // ---- storing --------------------------------------------------------------------------------------------------
 
-    /// Stores a chunk whose link was found to hold, at every place. Zeros become holes. A chunk that is held already stays
-    /// as it is; one that another thread is storing is waited for.
+    /// Stores a chunk whose link was found to hold, at every place. Zeros become holes. A chunk that is held already
+    /// stays as it is; one that another thread is storing is waited for.
     ///
     /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on.
     ///
@@ -290,8 +290,8 @@ impl<F: Files> Held<F> {
         self.end_turn(&turn, written, &claim)
     }
 
-    /// Takes a chunk whose bytes lie at some of its places already: those where `there`. They are compared with the claim
-    /// where they lie, and other places get a copy of them.
+    /// Takes a chunk whose bytes lie at some of its places already: those where `there`. They are compared with the
+    /// claim where they lie, and other places get a copy of them.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -424,8 +424,8 @@ impl<F: Files> Held<F> {
 
     // ---- reading --------------------------------------------------------------------------------------------------
 
-    /// A held chunk; `None` when it isn't held, was dropped while it was read, or all is gone. Unread bytes are compared with
-    /// their link first.
+    /// A held chunk; `None` when it isn't held, was dropped while it was read, or all is gone. Unread bytes are
+    /// compared with their link first.
     ///
     /// # Errors
     /// When the volume fails.
@@ -460,8 +460,8 @@ impl<F: Files> Held<F> {
         Ok(Some(claim.with(bytes)))
     }
 
-    /// Reads a held chunk at each of its places and compares it with its link. One that isn't what the link says is dropped; the
-    /// caller flushes.
+    /// Reads a held chunk at each of its places and compares it with its link. One that isn't what the link says is
+    /// dropped; the caller flushes.
     ///
     /// # Errors
     /// When the volume fails: that says nothing of the chunk.
@@ -535,8 +535,8 @@ impl<F: Files> Held<F> {
         }
     }
 
-    /// Makes the content's links from its bytes, whatever is known of it. Whether they end in its digest: then every chunk is held
-    /// that has the same bytes at each of its places. Otherwise nothing changes.
+    /// Makes the content's links from its bytes, whatever is known of it. Whether they end in its digest: then every
+    /// chunk is held that has the same bytes at each of its places. Otherwise nothing changes.
     ///
     /// # Errors
     /// When the volume fails, or `go_on` says so.
@@ -622,8 +622,8 @@ impl<F: Files> Held<F> {
         verdicts
     }
 
-    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place. Whether it was
-    /// held. The caller flushes.
+    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place. Whether
+    /// it was held. The caller flushes.
     pub(crate) fn forget(&self, at: usize, chunk: ChunkIndex) -> bool {
         let mut chunks = self.chunks(at);
         let held = chunks.held().contains(chunk);
@@ -670,12 +670,12 @@ impl<F: Files> Held<F> {
         pending.records.is_empty() && pending.dirty.is_empty()
     }
 
-    /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. Cheap when nothing
-    /// happened.
+    /// Makes everything written so far survive a crash: data first, then the journal that vouches for them. Cheap when
+    /// nothing happened.
     ///
     /// # Errors
-    /// When the volume fails. If the data weren't synced, every chunk that the journal doesn't vouch for yet isn't held any
-    /// more. If only the journal wasn't, the next call tries again.
+    /// When the volume fails. If the data weren't synced, every chunk that the journal doesn't vouch for yet isn't held
+    /// any more. If only the journal wasn't, the next call tries again.
     pub(crate) fn flush(&self) -> io::Result<()> {
         if self.is_gone() {
             return Ok(());
@@ -714,7 +714,8 @@ impl<F: Files> Held<F> {
         Ok(())
     }
 
-    /// Drops what a failed sync covered: these records' chunks, and those that came while it ran. Drops stay to be journaled.
+    /// Drops what a failed sync covered: these records' chunks, and those that came while it ran. Drops stay to be
+    /// journaled.
     fn unvouch(&self, mut records: Vec<Record>) {
         {
             let mut pending = lock(&self.pending);

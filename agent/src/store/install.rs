@@ -99,8 +99,8 @@ pub fn install(stage: &Stage, references: &[String]) -> Result<(), InstallError>
     Installation { stage }.run(&references, &mut installing).1
 }
 
-/// Puts an image into tart's cache under exactly these references. Those under which tart finds it now, also where others
-/// failed; and the first failure.
+/// Puts an image into tart's cache under exactly these references. Those under which tart finds it now, also where
+/// others failed; and the first failure.
 ///
 /// Where tart finds it already under all of them no lock is waited for: a pull of tart's may hold that for an hour.
 pub fn install_as(stage: &Stage, references: &[String]) -> (Vec<String>, Result<(), InstallError>) {
@@ -153,8 +153,8 @@ impl Installation<'_> {
         (placed, result)
     }
 
-    /// Where tart still holds the lock of every reference that isn't in place: those that are, and the lock. An installation that is
-    /// tried again and again then syncs nothing.
+    /// Where tart still holds the lock of every reference that isn't in place: those that are, and the lock. An
+    /// installation that is tried again and again then syncs nothing.
     fn still_waits(self, references: &[Reference]) -> Option<(Vec<Reference>, LockError)> {
         let (mut placed, mut busy) = (Vec::new(), None);
         for reference in references {
@@ -307,7 +307,8 @@ impl Installation<'_> {
         Ok(())
     }
 
-    /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already, its twin.
+    /// The directory to move into the cache: the stage's own, or, where that has moved to another repository already,
+    /// its twin.
     fn source(self) -> Result<PathBuf, InstallError> {
         let building = self.stage.directory().join(IMAGE);
         if self.stage.names().is_ours(&building) {

@@ -1,6 +1,7 @@
 //! The journal of one image: which chunks of it are on disk, and by which links.
 //!
-//! Layout, little-endian: a header, then batches, each appended and synced in one go *after* the data that it speaks of.
+//! Layout, little-endian: a header, then batches, each appended and synced in one go *after* the data that it speaks
+//! of.
 //!
 //! | part | bytes |
 //! |---|---|
@@ -14,8 +15,8 @@
 //!
 //! A payload is a sequence of records, each a tag byte and fixed fields ([`Record`]). Contents and hosts are named once
 //! (tags 1 and 2) and then go by their number in the order of naming, and so do the runs under which links were signed
-//! (tag 6). A chunk's record has 182 bytes, or 114 where nobody signed it: 25 MB for a disk of 140 GB, read in well under a
-//! second.
+//! (tag 6). A chunk's record has 182 bytes, or 114 where nobody signed it: 25 MB for a disk of 140 GB, read in well
+//! under a second.
 
 use std::{
     collections::BTreeMap,
@@ -270,7 +271,8 @@ fn replay(bytes: &[u8], image: &Digest) -> Option<Replay> {
             replay.runs.len(),
         );
         if replay.take(payload).is_none() {
-            // A whole batch that doesn't parse was written by a newer version: nothing of it, and nothing after, is used.
+            // A whole batch that doesn't parse was written by a newer version: nothing of it, and nothing after, is
+            // used.
             replay.records.truncate(known.0);
             replay.contents.truncate(known.1);
             replay.hosts.truncate(known.2);

@@ -45,7 +45,8 @@ pub enum DecodeLayerError {
     },
 }
 
-/// Decodes a content whose layers travel as a blob; the last of them, if there are any, and whether the disk was another.
+/// Decodes a content whose layers travel as a blob; the last of them, if there are any, and whether the disk was
+/// another.
 pub(super) fn decode_content<'a, 'b>(
     held: &Held<Arc<ImageFiles>>,
     layout: &'b Layout,

@@ -28,8 +28,8 @@ pub(super) struct Names {
     /// Our directory of the image.
     directory: PathBuf,
     files: Arc<ImageFiles>,
-    /// The notes. What changes them holds this while it writes them: other images' beginnings change what is wanted of this
-    /// one.
+    /// The notes. What changes them holds this while it writes them: other images' beginnings change what is wanted of
+    /// this one.
     status: Mutex<Status>,
 }
 
@@ -77,8 +77,8 @@ impl Names {
         Ok(())
     }
 
-    /// Another body, which is on its way into the cache. It is known by its inode before it moves: a start after a crash
-    /// finds both directories.
+    /// Another body, which is on its way into the cache. It is known by its inode before it moves: a start after a
+    /// crash finds both directories.
     pub(super) fn adopt(&self, body: Body) -> io::Result<()> {
         self.files.drop_removed_bodies();
         let mut current = lock(&self.status);
@@ -94,7 +94,8 @@ impl Names {
         Ok(())
     }
 
-    /// Whether the image's directory in this reference's repository is also to be found by its digest: then the marker stays.
+    /// Whether the image's directory in this reference's repository is also to be found by its digest: then the marker
+    /// stays.
     pub(super) fn keeps_marker(&self, reference: &Reference) -> bool {
         let home = &self.home;
         let repository = cache::repository_directory(home, reference);
@@ -114,8 +115,8 @@ impl Names {
         self.names(reference) && !is_guard && (marker.is_ok() || !keep_marker)
     }
 
-    /// What to install under: what is wanted, and what was wanted before, less the tags that another image took over since
-    /// this one was installed. Otherwise repeating an old installation would take them back.
+    /// What to install under: what is wanted, and what was wanted before, less the tags that another image took over
+    /// since this one was installed. Otherwise repeating an old installation would take them back.
     pub(super) fn own(&self, wanted: &[Reference]) -> Vec<Reference> {
         let lost = if self.is_installed() {
             self.lost()
@@ -127,7 +128,8 @@ impl Names {
         references
     }
 
-    /// The references that shall name the image. Of an image that an earlier version installed, those that it hasn't lost.
+    /// The references that shall name the image. Of an image that an earlier version installed, those that it hasn't
+    /// lost.
     pub(super) fn wanted(&self) -> Vec<Reference> {
         let status = lock(&self.status).clone();
         let lost = match (&status.wanted, status.installed) {
@@ -139,8 +141,8 @@ impl Names {
         references
     }
 
-    /// Exactly these references are to name the image from now on, lastingly. Others that do go on naming it, but nobody keeps
-    /// that up.
+    /// Exactly these references are to name the image from now on, lastingly. Others that do go on naming it, but
+    /// nobody keeps that up.
     fn want(&self, references: &[Reference]) -> io::Result<()> {
         loop {
             let before = lock(&self.status).clone();
@@ -197,8 +199,8 @@ impl Names {
         references.iter().all(placed)
     }
 
-    /// The references to remember: those that are wanted, those that name the image, and one of each other repository where its
-    /// files lie, by which they are found again.
+    /// The references to remember: those that are wanted, those that name the image, and one of each other repository
+    /// where its files lie, by which they are found again.
     fn kept(&self, known: &[Reference], wanted: &[Reference]) -> Vec<Reference> {
         let home = &self.home;
         let repository = |reference: &Reference| cache::repository_directory(home, reference);

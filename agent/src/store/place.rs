@@ -7,7 +7,8 @@ use proto::ChunkIndex;
 use super::chunks::Chunks;
 use crate::platform;
 
-/// Where the bytes of contents lie. Contents go by their number in the order in which [`Held::new`](super::held::Held::new) was given them.
+/// Where the bytes of contents lie. Contents go by their number in the order in which
+/// [`Held::new`](super::held::Held::new) was given them.
 pub(crate) trait Files: fmt::Debug {
     /// Runs on each place of a content, with the place's number and the offset at which the content starts in the file.
     /// The first place is the one that is read. Stops at the first error.
@@ -21,7 +22,8 @@ pub(crate) trait Files: fmt::Debug {
     /// Makes what was written to these contents survive a crash.
     fn sync(&self, contents: &BTreeSet<usize>) -> io::Result<()>;
 
-    /// A chunk isn't held any more because its bytes aren't what its link says, or can't be read. Called without a lock.
+    /// A chunk isn't held any more because its bytes aren't what its link says, or can't be read. Called without a
+    /// lock.
     fn rotted(&self, content: usize, chunk: ChunkIndex);
 
     /// Chunks came, were compared, or (`lost`) were dropped. Called under the content's lock: it has to be quick.
@@ -37,8 +39,8 @@ pub(crate) enum Access {
     Write,
 }
 
-/// Whether the error says that the bytes themselves are lost: the file is shorter or gone, or a sector can't be read. Other errors
-/// (no more memory, files or network) say nothing of the bytes.
+/// Whether the error says that the bytes themselves are lost: the file is shorter or gone, or a sector can't be read.
+/// Other errors (no more memory, files or network) say nothing of the bytes.
 pub(super) fn is_lost(error: &io::Error) -> bool {
     matches!(
         error.kind(),

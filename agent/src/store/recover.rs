@@ -128,8 +128,8 @@ pub(super) fn load(shared: &Arc<Shared>, directory: &Path, image: Digest) -> io:
 /// A file, and what is wrong with it.
 type Damage = (PathBuf, String);
 
-/// The manifest in the registry's form: ours, or where that is damaged the one beside an installed disk. Else what is wrong with
-/// which file.
+/// The manifest in the registry's form: ours, or where that is damaged the one beside an installed disk. Else what is
+/// wrong with which file.
 fn manifest(
     shared: &Shared,
     directory: &Path,
@@ -158,8 +158,8 @@ fn manifest(
     Ok(Err((path, reason)))
 }
 
-/// The status of an image that stands in tart's cache, by what stands there; `None` where no tag names it. Whose disk that is, nobody
-/// knows any more: all of it is read before it counts.
+/// The status of an image that stands in tart's cache, by what stands there; `None` where no tag names it. Whose disk
+/// that is, nobody knows any more: all of it is read before it counts.
 fn status_again(
     home: &Path,
     directory: &Path,

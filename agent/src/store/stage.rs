@@ -38,8 +38,8 @@ use crate::{
     tart::{Reference, cache},
 };
 
-/// Threads that read at a time what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a Mac's disk
-/// gives about 3.
+/// Threads that read at a time what an earlier process left. SHA-256 takes 1 to 2 GB/s on one processor, and a Mac's
+/// disk gives about 3.
 const READERS: usize = 4;
 
 /// An image on this host's disk. Shared by threads; every call blocks on the disk.
@@ -254,8 +254,8 @@ impl Stage {
             .is_some_and(|at| self.held.is_closed(at))
     }
 
-    /// When this stage was made, over restarts of the agent: its manifest is written once, at its beginning. `None` when
-    /// the volume doesn't tell.
+    /// When this stage was made, over restarts of the agent: its manifest is written once, at its beginning. `None`
+    /// when the volume doesn't tell.
     #[must_use]
     pub fn begun_at(&self) -> Option<SystemTime> {
         let manifest = fs::metadata(self.directory.join(cache::MANIFEST));
@@ -287,8 +287,8 @@ impl Stage {
     /// zeros become holes. A chunk that is held already stays as it is; one that another thread is storing is waited
     /// for.
     ///
-    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on. The statement says who
-    /// answers for the link; without one the chunk stays on this host until its chain is closed.
+    /// The chunk counts as held at once, and survives a crash from the next [`flush`](Self::flush) on. The statement
+    /// says who answers for the link; without one the chunk stays on this host until its chain is closed.
     ///
     /// # Errors
     /// When the link is rejected, or the volume fails. The chunk isn't held then.
@@ -328,8 +328,8 @@ impl Stage {
         found.map_or(Answer::Nobody, |at| self.held.answer(at, chunk))
     }
 
-    /// A held chunk; `None` when it isn't held, was dropped while it was read, or the image is gone. What an earlier process
-    /// left is compared with its link first, and dropped where it changed.
+    /// A held chunk; `None` when it isn't held, was dropped while it was read, or the image is gone. What an earlier
+    /// process left is compared with its link first, and dropped where it changed.
     ///
     /// # Errors
     /// When the volume fails.
@@ -340,8 +340,8 @@ impl Stage {
         }
     }
 
-    /// Walks back from the content's digest and drops what this proves false ([`proto::Ledger::walk`]). What it dropped is
-    /// journaled before this returns.
+    /// Walks back from the content's digest and drops what this proves false ([`proto::Ledger::walk`]). What it dropped
+    /// is journaled before this returns.
     ///
     /// # Errors
     /// When the journal can't be written; the false chunks are dropped all the same.
@@ -356,8 +356,8 @@ impl Stage {
         Ok(verdicts)
     }
 
-    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place. Journaled
-    /// before this returns.
+    /// Drops a chunk whose bytes turned out not to be the registry's, so that the true ones can take its place.
+    /// Journaled before this returns.
     ///
     /// # Errors
     /// When the journal can't be written; the chunk is dropped all the same.
@@ -390,8 +390,8 @@ impl Stage {
         Ok(chunks)
     }
 
-    /// Reads a held chunk where it lies, and drops it, lastingly, when its bytes don't fit its link any more. Whether it is still
-    /// held.
+    /// Reads a held chunk where it lies, and drops it, lastingly, when its bytes don't fit its link any more. Whether
+    /// it is still held.
     ///
     /// # Errors
     /// When the volume fails.
@@ -502,8 +502,8 @@ impl Stage {
         layers.map(|layer| layer.raw_bytes).sum()
     }
 
-    /// Decodes the blobs of layers without a raw digest onto the disk, where this process hasn't yet. What an earlier process
-    /// decoded can't be compared with a digest, so it is decoded again.
+    /// Decodes the blobs of layers without a raw digest onto the disk, where this process hasn't yet. What an earlier
+    /// process decoded can't be compared with a digest, so it is decoded again.
     ///
     /// # Errors
     /// [`DecodeLayerError::Rotten`] where a blob's bytes aren't its digest's any more.
@@ -541,9 +541,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Compares the disk with what a blob's layers decode to, and writes anew what differs: the blob alone has links, and its bytes
-    /// are no part of the disk. Whether something differed. Nothing happens for contents that aren't decoded, or of an
-    /// image that isn't installed.
+    /// Compares the disk with what a blob's layers decode to, and writes anew what differs: the blob alone has links,
+    /// and its bytes are no part of the disk. Whether something differed. Nothing happens for contents that aren't
+    /// decoded, or of an image that isn't installed.
     ///
     /// # Errors
     /// When a part can't be read or written, or the blob has rotted.
@@ -610,17 +610,17 @@ impl Stage {
         })
     }
 
-    /// Whether [`read_again`](Self::read_again) has to come before an installation: something of an image under construction is
-    /// held by the word of an earlier process alone, or the image is doubted. An image that was installed before is read as it
-    /// is used.
+    /// Whether [`read_again`](Self::read_again) has to come before an installation: something of an image under
+    /// construction is held by the word of an earlier process alone, or the image is doubted. An image that was
+    /// installed before is read as it is used.
     #[must_use]
     pub fn has_to_be_read(&self) -> bool {
         let unread = |at| !self.held.unread(at).is_empty();
         (!self.is_installed() || self.is_doubted()) && (0..self.held.len()).any(unread)
     }
 
-    /// Makes the links of an installed image anew from its bytes, where its journal was lost: a hash of the disk, a second per GB,
-    /// instead of a download. What isn't proved by that is left to be fetched.
+    /// Makes the links of an installed image anew from its bytes, where its journal was lost: a hash of the disk, a
+    /// second per GB, instead of a download. What isn't proved by that is left to be fetched.
     ///
     /// # Errors
     /// When the volume fails.
@@ -708,8 +708,8 @@ impl Stage {
         Ok(Promise(self))
     }
 
-    /// Exactly these references are to name the image from now on, lastingly, unless our directory was removed: the next look
-    /// finds that.
+    /// Exactly these references are to name the image from now on, lastingly, unless our directory was removed: the
+    /// next look finds that.
     pub(super) fn want(&self, references: &[Reference]) -> io::Result<()> {
         self.names.want_if_there(references)?;
         self.drop_twin(references)
@@ -733,8 +733,8 @@ impl Stage {
         self.doubt.is_known()
     }
 
-    /// Looks for a doubt that isn't known yet, and believes nothing any more where there is one. The files are opened anew: an
-    /// editor may have put others in their place.
+    /// Looks for a doubt that isn't known yet, and believes nothing any more where there is one. The files are opened
+    /// anew: an editor may have put others in their place.
     pub(super) fn notice_doubt(&self) -> bool {
         if !self.is_installed() || !self.doubt.notice() {
             return false;

@@ -14,8 +14,8 @@ const VERSION: u32 = 1;
 /// A stage's lasting facts. Written whole, to a new file that then takes the name: a reader sees the old or the new.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Status {
-    /// The references that shall name the image here, and those under which it was put into tart's cache, in the order in which
-    /// they came.
+    /// The references that shall name the image here, and those under which it was put into tart's cache, in the order
+    /// in which they came.
     pub(super) references: Vec<Reference>,
     /// Those of them that shall name it now. None: an earlier version kept no account of that.
     pub(super) wanted: Option<Vec<Reference>>,
@@ -57,8 +57,8 @@ impl Status {
         self.wanted.as_ref().unwrap_or(&self.references)
     }
 
-    /// Reads a status; `None` when there is none. References that this version doesn't take, as an earlier one did, are left
-    /// out: tart can't say them.
+    /// Reads a status; `None` when there is none. References that this version doesn't take, as an earlier one did, are
+    /// left out: tart can't say them.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when it is none that this version understands.

@@ -19,8 +19,8 @@ pub(super) const TWIN: &str = "twin";
 /// What stood in the image's place in the cache.
 pub(super) const REPLACED: &str = "replaced";
 
-/// What a marker says while it only guards an image whose tag isn't linked yet. tart's own markers are empty; tart looks at
-/// their existence alone.
+/// What a marker says while it only guards an image whose tag isn't linked yet. tart's own markers are empty; tart
+/// looks at their existence alone.
 pub(super) const GUARD: &[u8] = b"placed by parbake until the tag is linked\n";
 
 /// The same error, with what was attempted on what.

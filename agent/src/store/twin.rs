@@ -1,9 +1,9 @@
-//! A second directory of an installed image, for another repository of tart's cache: a clone where the volume can clone files,
-//! else a copy. It shares no inode with the first, because what edits one must not edit the other.
+//! A second directory of an installed image, for another repository of tart's cache: a clone where the volume can clone
+//! files, else a copy. It shares no inode with the first, because what edits one must not edit the other.
 //!
 //! A clone is compared with the links where it lies; of a copy each chunk is compared before it is written. A byte that
-//! rotted in the first directory so never reaches the second: the chunk is dropped, told as [`News::Rotted`](super::News),
-//! and the twin isn't made until the chunk is here again.
+//! rotted in the first directory so never reaches the second: the chunk is dropped, told as
+//! [`News::Rotted`](super::News), and the twin isn't made until the chunk is here again.
 
 use std::{fs, io, os::unix::fs::FileExt as _, path::PathBuf};
 

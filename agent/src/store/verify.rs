@@ -55,7 +55,8 @@ pub enum VerifyError {
         /// Where it should be.
         path: PathBuf,
     },
-    /// The image's manifest isn't here in the registry's form: tart (up to 2.32) writes its own. Stage the image to have it.
+    /// The image's manifest isn't here in the registry's form: tart (up to 2.32) writes its own. Stage the image to
+    /// have it.
     #[error("manifest in {path} isn't the registry's: {error}")]
     Manifest {
         /// Where.
@@ -127,8 +128,8 @@ impl VerifyError {
     }
 }
 
-/// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference, or the digest of the
-/// manifest of an image that this host staged: where that lies is looked up, what it should be isn't.
+/// Reads an installed image from tart's cache, whole, and compares it with its manifest. `image` is a reference, or the
+/// digest of the manifest of an image that this host staged: where that lies is looked up, what it should be isn't.
 /// `progress` is told how many bytes of how many are done, after each layer and file.
 ///
 /// Takes no lock and changes nothing: it can run beside an agent. About a second per GB.
@@ -193,8 +194,9 @@ pub fn verify(
     })
 }
 
-/// Has the agent of this tart home read an image again that [`verify`] found damaged: it withdraws the image's presence and mends
-/// it. A running agent sees to it within 5 s, another one at its start. Whether the agent staged the image; what it didn't is tart's.
+/// Has the agent of this tart home read an image again that [`verify`] found damaged: it withdraws the image's presence
+/// and mends it. A running agent sees to it within 5 s, another one at its start. Whether the agent staged the image;
+/// what it didn't is tart's.
 ///
 /// # Errors
 /// When the image isn't there, or our directory can't be written.

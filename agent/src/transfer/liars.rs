@@ -1,5 +1,5 @@
-//! What a host costs that signs lies: false hints, false chains, a run for each lie. Real tickets, signatures, stages and
-//! fetches; the registry is a loop over a socket.
+//! What a host costs that signs lies: false hints, false chains, a run for each lie. Real tickets, signatures, stages
+//! and fetches; the registry is a loop over a socket.
 
 use std::{
     collections::BTreeSet,
@@ -124,8 +124,8 @@ impl World {
         }
     }
 
-    /// Fetches the layer from the registry. How that ends, what was told meanwhile, each link that was signed, and the bytes that
-    /// it took.
+    /// Fetches the layer from the registry. How that ends, what was told meanwhile, each link that was signed, and the
+    /// bytes that it took.
     async fn fetch(&self, host: &Host) -> (FetchEnd, usize, Vec<Signed>, u64) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -352,8 +352,8 @@ async fn who_goes_on_behind_a_false_chain_signs_what_convicts_its_maker() {
     );
 }
 
-/// Walks until the content is verified, while a liar fills each place first as long as it is let: the walks that it takes. What
-/// hears of false links is as in the driver.
+/// Walks until the content is verified, while a liar fills each place first as long as it is let: the walks that it
+/// takes. What hears of false links is as in the driver.
 fn walks(world: &World, lie: &mut dyn FnMut(usize, ChunkIndex, Link) -> Signed) -> usize {
     let (host, honest) = (world.host("host"), world.host("mac-1"));
     let digest = world.spec.digest;

@@ -394,7 +394,8 @@ fn a_clone_is_compared_also_where_its_source_was_mended_since() {
     let (home, one, two) = (tempfile::tempdir().unwrap(), sample(1), sample(2));
     let store = open(&home);
     let shared = one.layout.layers()[0].raw.unwrap();
-    // what a clone of a rotten disk looks like: a chunk that is false at each of its places, and one that is at the first
+    // what a clone of a rotten disk looks like: a chunk that is false at each of its places, and one that is at the
+    // first
     let (clone, copied) = begin(&store, &two, &["ghcr.io/org/image:two"]);
     assert_eq!(copied, 0);
     let path = ours(&home, &two).join("image").join(cache::DISK);

@@ -1,8 +1,8 @@
 //! Anything that may happen to a store, in any order, and what has to be true of every image that it installs.
 //!
-//! The model is the source: each image's bytes. A directory that an installation makes is equal to it at that moment, whatever
-//! was flipped, removed or lost before; what was damaged afterwards is found by `verify`, and isn't present from then on until
-//! it is equal again. In the end all that was ever wanted is there, and equal.
+//! The model is the source: each image's bytes. A directory that an installation makes is equal to it at that moment,
+//! whatever was flipped, removed or lost before; what was damaged afterwards is found by `verify`, and isn't present
+//! from then on until it is equal again. In the end all that was ever wanted is there, and equal.
 
 use std::collections::BTreeSet;
 
@@ -114,8 +114,8 @@ struct World {
     store: Option<Store>,
     /// What was ordered since it was last given up.
     wanted: BTreeSet<(usize, usize)>,
-    /// Images under construction whose files were changed behind the back of the process that wrote them: nobody looks at
-    /// what one wrote a moment ago.
+    /// Images under construction whose files were changed behind the back of the process that wrote them: nobody looks
+    /// at what one wrote a moment ago.
     changed: BTreeSet<usize>,
 }
 
@@ -419,7 +419,8 @@ impl World {
                     unsound.push((round, name, installed, found));
                 }
             }
-            // a doubt about what was there before is noticed once the image is installed, and answered by the next round
+            // a doubt about what was there before is noticed once the image is installed, and answered by the next
+            // round
             if unsound.is_empty() && wanted.iter().all(|(image, _)| self.is_present(*image)) {
                 break;
             }
