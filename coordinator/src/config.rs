@@ -296,27 +296,7 @@ impl Config {
             }
         };
         let given = file.coordinator;
-        let defaults = rollout::stage::Config::default();
-        let origin_streams = given
-            .origin_streams
-            .unwrap_or(defaults.origin_streams as u64);
-        let plan = rollout::stage::Config {
-            origin_streams: usize::try_from(origin_streams)
-                .ok()
-                .filter(|streams| (1..=256).contains(streams))
-                .ok_or_else(|| {
-                    let problem = format!("is {origin_streams}; it has to be from 1 to 256");
-                    value("coordinator.origin_streams", problem)
-                })?,
-            lease_timeout: seconds(
-                "coordinator.lease_timeout_seconds",
-                given.lease_timeout_seconds,
-                defaults.lease_timeout.as_secs(),
-                1,
-                3_600,
-            )?,
-            ..defaults
-        };
+        let plan = plan(&given, &value, &seconds)?;
         let advertise = run.advertise.clone().or(given.advertise);
         if let Some(address) = &advertise
             && !is_host_and_port(address)
@@ -324,17 +304,7 @@ impl Config {
             let problem = format!("`{address}` isn't host:port");
             return Err(value("coordinator.advertise", problem));
         }
-        let networks = match (&run.peer_networks[..], given.peer_networks) {
-            ([], None) => network::PRIVATE.map(str::to_owned).to_vec(),
-            ([], Some(networks)) => networks,
-            (networks, _) => networks.to_vec(),
-        };
-        let networks = networks.iter().map(|text| {
-            text.trim()
-                .parse()
-                .map_err(|error| value("coordinator.peer_networks", format!("`{text}` {error}")))
-        });
-        let peer_networks = networks.collect::<Result<_, _>>()?;
+        let peer_networks = peer_networks(&run.peer_networks, given.peer_networks, &value)?;
         Ok(Self {
             file: shared.config.clone(),
             state_dir: shared
@@ -390,6 +360,54 @@ impl Config {
             cluster: cluster(&run.cluster, &seconds)?,
         })
     }
+}
+
+/// Settings of the plan, of which the fleet file has some.
+fn plan(
+    given: &CoordinatorFile,
+    value: &impl Fn(&str, String) -> ConfigError,
+    seconds: &impl Fn(&str, Option<u64>, u64, u64, u64) -> Result<Duration, ConfigError>,
+) -> Result<rollout::stage::Config, ConfigError> {
+    let defaults = rollout::stage::Config::default();
+    let origin_streams = given
+        .origin_streams
+        .unwrap_or(defaults.origin_streams as u64);
+    Ok(rollout::stage::Config {
+        origin_streams: usize::try_from(origin_streams)
+            .ok()
+            .filter(|streams| (1..=256).contains(streams))
+            .ok_or_else(|| {
+                let problem = format!("is {origin_streams}; it has to be from 1 to 256");
+                value("coordinator.origin_streams", problem)
+            })?,
+        lease_timeout: seconds(
+            "coordinator.lease_timeout_seconds",
+            given.lease_timeout_seconds,
+            defaults.lease_timeout.as_secs(),
+            1,
+            3_600,
+        )?,
+        ..defaults
+    })
+}
+
+/// Networks in which hosts may name addresses for peers: of the command line, else of the fleet file, else private ones.
+fn peer_networks(
+    typed: &[String],
+    given: Option<Vec<String>>,
+    value: &impl Fn(&str, String) -> ConfigError,
+) -> Result<Vec<Network>, ConfigError> {
+    let networks = match (typed, given) {
+        ([], None) => network::PRIVATE.map(str::to_owned).to_vec(),
+        ([], Some(networks)) => networks,
+        (networks, _) => networks.to_vec(),
+    };
+    let networks = networks.iter().map(|text| {
+        text.trim()
+            .parse()
+            .map_err(|error| value("coordinator.peer_networks", format!("`{text}` {error}")))
+    });
+    networks.collect()
 }
 
 /// Settings of the cluster come from flags and environment alone: the chart sets them, no fleet file is needed there.

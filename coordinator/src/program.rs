@@ -1,13 +1,8 @@
 //! The running coordinator: everything opened, every task started, and their ends looked at.
 
-use std::{
-    fs::File,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fs::File, net::IpAddr, sync::Arc, time::SystemTime};
 
 use axum::Router;
-use link::{Credentials, Endpoint, Settings};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -17,7 +12,7 @@ use tracing::{error, info};
 
 use self::{
     base::{local, part},
-    certificates::{Own, renew},
+    certificates::Own,
     recall::recall,
 };
 use crate::{
@@ -36,11 +31,12 @@ use crate::{
     session::{self, Sessions},
     state_dir,
     view::Addresses,
-    wants::Files,
+    wants::{Asked, Files},
 };
 
 mod base;
 mod certificates;
+mod endpoint;
 mod error;
 mod recall;
 
@@ -48,7 +44,7 @@ pub(crate) use self::base::Base;
 pub use self::error::RunError;
 
 /// What a coordinator in a cluster hands to those who write there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Doors {
     /// The driver's inbox.
     pub(crate) inbox: mpsc::Sender<driver::Input>,
@@ -60,6 +56,94 @@ pub(crate) struct Doors {
     pub(crate) registries: Arc<Registries>,
     /// The program's metrics.
     pub(crate) metrics: Metrics,
+}
+
+/// What was kept, and a driver that goes on with it.
+#[derive(Debug)]
+struct Begun {
+    driver: Driver,
+    inputs: mpsc::Receiver<driver::Input>,
+    files: Files,
+    writes: mpsc::Receiver<driver::Write>,
+    /// What another replica was asked for.
+    asked: Vec<Asked>,
+    enrolment: Enrolment,
+    membership: (
+        watch::Sender<Arc<Membership>>,
+        watch::Receiver<Arc<Membership>>,
+    ),
+    /// Where hosts were reached last.
+    places: Vec<IpAddr>,
+    doors: Doors,
+}
+
+impl Begun {
+    /// Reads what was kept. Blocks.
+    fn new(
+        config: &Config,
+        authority: &Arc<Authority>,
+        metrics: &Metrics,
+    ) -> Result<Self, RunError> {
+        let dir = &config.state_dir;
+        let enrolment = Enrolment::open(dir)?;
+        enrolment.sweep(SystemTime::now())?;
+        let files = Files::open(dir)?;
+        let kept = files.load()?;
+        let registries = Arc::new(Registries::new(config.origin.clone())?);
+        registries.remember(&kept.wants);
+        let asked = files.asked(&kept.wants)?;
+        let places = kept.roster.values().map(|place| place.address.ip());
+        let places = places.collect();
+        let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
+        let (inbox, inputs) = mpsc::channel(driver::INBOX);
+        let (publish, view) = watch::channel(Arc::default());
+        let (presence, presence_seen) = watch::channel(Arc::default());
+        let (writer, writes) = mpsc::channel(driver::WRITES);
+        let mut seed = [0; 8];
+        random::fill(&mut seed);
+        let driver = Driver::new(driver::Parts {
+            config: config.clone(),
+            authority: authority.clone(),
+            kept,
+            membership: membership.clone(),
+            publish,
+            presence,
+            writer,
+            registries: registries.clone(),
+            metrics: metrics.clone(),
+            seed: u64::from_be_bytes(seed),
+        });
+        Ok(Self {
+            driver,
+            inputs,
+            files,
+            writes,
+            asked,
+            enrolment,
+            membership: watch::channel(membership),
+            places,
+            doors: Doors {
+                inbox,
+                view,
+                presence: presence_seen,
+                registries,
+                metrics: metrics.clone(),
+            },
+        })
+    }
+
+    /// Starts the driver, its writer, and what asks again for what was asked before.
+    fn spawn(self, tasks: &mut JoinSet<&'static str>, shutdown: &CancellationToken) {
+        let Doors {
+            inbox, registries, ..
+        } = self.doors;
+        let again = recall(self.asked, registries, inbox, shutdown.clone());
+        tasks.spawn(part("what was asked before", again));
+        tasks.spawn(part("writer", driver::write(self.files, self.writes)));
+        let (_, members) = self.membership;
+        let driver = self.driver.run(self.inputs, members, shutdown.clone());
+        tasks.spawn(part("driver", driver));
+    }
 }
 
 /// A coordinator that listens.
@@ -122,82 +206,32 @@ impl Coordinator {
             lock,
         } = base;
         let dir = config.state_dir.clone();
-        let enrolment = Enrolment::open(&dir)?;
-        enrolment.sweep(SystemTime::now())?;
-        let files = Files::open(&dir)?;
-        let kept = files.load()?;
-        let registries = Arc::new(Registries::new(config.origin.clone())?);
-        registries.remember(&kept.wants);
-        let asked = files.asked(&kept.wants)?;
-        let membership = Arc::new(Membership::read(config.fleet.clone(), &enrolment)?);
-
-        let places = kept.roster.values().map(|place| place.address.ip());
-        let places: Vec<_> = places.collect();
-
-        let (inbox, inputs) = mpsc::channel(driver::INBOX);
-        let (publish, view) = watch::channel(Arc::default());
-        let (presence, presence_seen) = watch::channel(Arc::default());
-        let (members, membership_seen) = watch::channel(membership.clone());
+        let begun = Begun::new(&config, &authority, &metrics)?;
+        let (enrolment, doors) = (begun.enrolment.clone(), begun.doors.clone());
+        let (membership, members) = begun.membership.clone();
         let (reload, reloads) = mpsc::channel(1);
-        let (writer, writes) = mpsc::channel(driver::WRITES);
-        let mut seed = [0; 8];
-        random::fill(&mut seed);
-        let driver = Driver::new(driver::Parts {
-            config: config.clone(),
-            authority: authority.clone(),
-            kept,
-            membership,
-            publish,
-            presence,
-            writer,
-            registries: registries.clone(),
-            metrics: metrics.clone(),
-            seed: u64::from_be_bytes(seed),
-        });
         // hosts knock from here on, and a thousand of them leave no time to get ready
-        let identity = authority.issue_own(config.certificate_lifetime)?;
-        let credentials = Credentials::new(
-            identity.chain,
-            identity.key,
-            vec![authority.certificate().clone()],
-        )?;
-        let settings = Settings {
-            reset_secret: Some(authority.reset_secret()),
-            ..link_settings()
-        };
-        let endpoint = Endpoint::bind(config.listen, credentials, &settings)?;
-        endpoint.expect(places);
+        let endpoint = endpoint::bind(&config, &authority)?;
+        endpoint.expect(begun.places.iter().copied());
         let addresses = Addresses {
             quic: local(config.listen, "hosts", endpoint.local_addr())?,
             api: api_address,
             admin: admin_address,
         };
-        let path = dir.join("addresses.json");
-        let mut text = serde_json::to_vec(&addresses).unwrap_or_default();
-        text.push(b'\n');
-        durable::write(&path, &text, durable::PUBLIC).map_err(state_dir::at(&path))?;
-
-        let doors = Doors {
-            inbox: inbox.clone(),
-            view: view.clone(),
-            presence: presence_seen,
-            registries: registries.clone(),
-            metrics: metrics.clone(),
-        };
-        let again = recall(asked, registries.clone(), inbox.clone(), shutdown.clone());
-        tasks.spawn(part("what was asked before", again));
-        let told = tell_refusals(refused, inbox.clone(), shutdown.clone());
+        state_dir::write_addresses(&dir, &addresses)?;
+        begun.spawn(&mut tasks, &shutdown);
+        let told = tell_refusals(refused, doors.inbox.clone(), shutdown.clone());
         tasks.spawn(part("refusals", told));
         let api = Api {
-            inbox: inbox.clone(),
-            view,
-            membership: membership_seen.clone(),
+            inbox: doors.inbox.clone(),
+            view: doors.view.clone(),
+            membership: members.clone(),
             reload: reload.clone(),
             token: token.clone(),
             authority: authority.clone(),
             enrolment: enrolment.clone(),
             saver,
-            registries,
+            registries: doors.registries.clone(),
             metrics: metrics.clone(),
             certificate_lifetime: config.certificate_lifetime,
             renewal_grace: config.renewal_grace,
@@ -212,26 +246,22 @@ impl Coordinator {
         let sessions = Sessions::new(
             (authority.clone(), enrolment.clone()),
             (config.certificate_lifetime, config.plan.origin_streams),
-            membership_seen.clone(),
-            inbox,
+            members,
+            doors.inbox.clone(),
             metrics,
         );
 
-        tasks.spawn(part("writer", driver::write(files, writes)));
-        let stop = shutdown.clone();
-        tasks.spawn(part("driver", driver.run(inputs, membership_seen, stop)));
         let own = Own {
             authority: authority.clone(),
             lifetime: config.certificate_lifetime,
             endpoint: endpoint.clone(),
         };
-        let lifetime = config.certificate_lifetime;
-        let renewal = renew(lifetime, "link", move || own.renew(), shutdown.clone());
+        let renewal = own.keep(shutdown.clone());
         tasks.spawn(part("renewal", renewal));
         let stop = shutdown.clone();
         tasks.spawn(part("sessions", session::accept(endpoint, sessions, stop)));
         let stop = shutdown.clone();
-        let follow = fleet::follow(config, source, enrolment, members, reloads, stop);
+        let follow = fleet::follow(config, source, enrolment, membership, reloads, stop);
         tasks.spawn(part("fleet", follow));
         drop(routes.send_replace(api::router(api, more)));
         ready.send_replace(true);
@@ -330,25 +360,6 @@ pub async fn run(
         .await?
         .wait()
         .await
-}
-
-/// Connections that carry messages and no chunks, from every host of the fleet.
-fn link_settings() -> Settings {
-    Settings {
-        // A host that is gone is noticed after this time. It is long, because a coordinator that gets no processor
-        // for a while would lose every session at once. Hosts notice a coordinator that was restarted at its reset,
-        // and one that is gone by their own look, after 3 s.
-        idle_timeout: Duration::from_secs(10),
-        keep_alive: Duration::from_millis(750),
-        // A large fleet comes at one moment, and half is for hosts that were here before: 10 KiB each.
-        max_handshakes: 2_048,
-        // The largest message from a host has 256 KiB, the largest to one 4 MiB; there may be thousands of hosts.
-        stream_window: 1 << 20,
-        connection_window: 2 << 20,
-        send_window: 4 << 20,
-        max_streams: 16,
-        ..Settings::default()
-    }
 }
 
 /// Hands on who didn't take the API's certificate, until `shutdown`.

@@ -1,4 +1,4 @@
-//! The state directory as a whole: its lock, and the API's token in it.
+//! The state directory as a whole: its lock, the API's token in it, and where its coordinator listens.
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
 
 use tracing::error;
 
-use crate::secret::Secret;
+use crate::{secret::Secret, view::Addresses};
 
 /// What makes a state directory usable again.
 fn remedy(error: &io::Error) -> &'static str {
@@ -87,6 +87,14 @@ fn set_aside(path: &Path) -> Result<(), StateDirError> {
         "the API's token is damaged; it is set aside and a new one is made: give it to operators and pipelines"
     );
     std::fs::rename(path, &aside).map_err(at(path))
+}
+
+/// Writes down where the coordinator listens, for programs on this machine.
+pub(crate) fn write_addresses(dir: &Path, addresses: &Addresses) -> Result<(), StateDirError> {
+    let path = dir.join("addresses.json");
+    let mut text = serde_json::to_vec(addresses).unwrap_or_default();
+    text.push(b'\n');
+    durable::write(&path, &text, durable::PUBLIC).map_err(at(&path))
 }
 
 #[cfg(test)]

@@ -10,10 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    certificates::{Shown, renew},
-    error::RunError,
-};
+use super::{certificates::Shown, error::RunError};
 use crate::{
     admin::{self, Admin},
     authority::Authority,
@@ -81,8 +78,7 @@ impl Base {
             lifetime: config.certificate_lifetime,
             certificate,
         };
-        let lifetime = config.certificate_lifetime;
-        let renewal = renew(lifetime, "API", move || shown.renew(), shutdown.clone());
+        let renewal = shown.keep(shutdown.clone());
         tasks.spawn(part("renewal of the API's certificate", renewal));
         let router = serve::latest(routes_seen);
         let (refusals, refused) = mpsc::channel(REFUSALS);

@@ -21,7 +21,12 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    pub(super) fn renew(&self) -> anyhow::Result<()> {
+    /// Keeps the certificate fresh until `shutdown`.
+    pub(super) async fn keep(self, shutdown: CancellationToken) {
+        renew(self.lifetime, "API", move || self.renew(), shutdown).await;
+    }
+
+    fn renew(&self) -> anyhow::Result<()> {
         let identity = self.authority.issue_own_for(&self.names, self.lifetime)?;
         Ok(self.certificate.replace(&identity)?)
     }
@@ -35,7 +40,12 @@ pub(super) struct Own {
 }
 
 impl Own {
-    pub(super) fn renew(&self) -> anyhow::Result<()> {
+    /// Keeps the certificate fresh until `shutdown`.
+    pub(super) async fn keep(self, shutdown: CancellationToken) {
+        renew(self.lifetime, "link", move || self.renew(), shutdown).await;
+    }
+
+    fn renew(&self) -> anyhow::Result<()> {
         let identity = self.authority.issue_own(self.lifetime)?;
         let roots = vec![self.authority.certificate().clone()];
         let credentials = Credentials::new(identity.chain, identity.key, roots)?;
@@ -44,7 +54,7 @@ impl Own {
 }
 
 /// Keeps one of the coordinator's own certificates fresh: renewed after two thirds of its life, as hosts do it.
-pub(super) async fn renew(
+async fn renew(
     lifetime: Duration,
     place: &'static str,
     issue: impl Fn() -> anyhow::Result<()>,

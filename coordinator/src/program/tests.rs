@@ -1,7 +1,7 @@
 //! The whole coordinator in this process, with real sockets on loopback: hosts that enrol and report as agents do, a
 //! registry that serves manifests.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Mutex};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
 
 use axum::{
     Router,
@@ -13,7 +13,7 @@ use axum::{
 };
 use client::{Client, Target};
 use http::{HeaderMap, Method};
-use link::{Receiver, Sender};
+use link::{Credentials, Endpoint, Receiver, Sender, Settings};
 use proto::{
     Digest, HostId,
     message::{self, CoordinatorOpen, Hello, Order, Report, coordinator_open, order::Kind},
