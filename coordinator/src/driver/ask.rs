@@ -32,7 +32,7 @@ pub(crate) struct Limits {
 pub(crate) struct Placed {
     pub(crate) want: Want,
     /// Hosts that aren't to go on for now, and keep what they have.
-    pub(crate) held: BTreeSet<HostId>,
+    pub(crate) paused: BTreeSet<HostId>,
 }
 
 /// What operators and the cluster ask.

@@ -388,14 +388,14 @@ impl Images {
     }
 
     fn place_one(&mut self, at: At<'_>, image: Digest, placed: Placed, changes: &mut Changes) {
-        let Placed { want, held } = placed;
+        let Placed { want, paused } = placed;
         let references = want.references.iter();
         let placement = Placement {
             references: references
                 .map(|reference| (reference.clone(), want.asked_ms_of(reference)))
                 .collect(),
             hosts: want.hosts.clone(),
-            held,
+            held: paused,
         };
         self.claims.place(image, placement);
         match self.wants.get_mut(&image) {

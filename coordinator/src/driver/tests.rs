@@ -433,7 +433,7 @@ impl World {
 fn place(world: &mut World, wants: Vec<Want>, limits: Limits) {
     let placed = |want| Placed {
         want,
-        held: BTreeSet::new(),
+        paused: BTreeSet::new(),
     };
     let wants = wants.into_iter().map(placed).collect();
     world.driver.apply(Input::Asked(Ask::Place {

@@ -116,7 +116,7 @@ impl Placing {
             let selected = selected(facts, prepull, want, done);
             match moves {
                 true => placed.want.hosts.get_or_insert_default().extend(selected),
-                false => placed.held.extend(selected),
+                false => placed.paused.extend(selected),
             }
         }
         self.keep_what_left(facts, &mut wants);
@@ -157,12 +157,12 @@ impl Placing {
                 continue;
             };
             let selected = placed.want.hosts.get_or_insert_default();
-            left.retain(|host, _| !selected.contains(host) && !placed.held.contains(host));
+            left.retain(|host, _| !selected.contains(host) && !placed.paused.contains(host));
             let kept = left
                 .iter()
                 .filter(|(host, since)| now.since(**since) < KEPT_FOR && hosts.is_member(host))
                 .map(|(host, _)| host.clone());
-            placed.held.extend(kept);
+            placed.paused.extend(kept);
         }
     }
 
@@ -182,7 +182,7 @@ impl ToldImage {
             references: placed.want.asked_ms.clone(),
             secrets: placed.want.secrets.clone(),
             hosts: placed.want.hosts.clone().unwrap_or_default(),
-            kept: placed.held.clone(),
+            kept: placed.paused.clone(),
         }
     }
 }
@@ -197,7 +197,7 @@ fn nowhere(want: &Want) -> Placed {
             secrets: BTreeMap::new(),
             ..want.clone()
         },
-        held: BTreeSet::new(),
+        paused: BTreeSet::new(),
     }
 }
 
@@ -379,7 +379,7 @@ mod tests {
             self.placing.told(placement);
             let count = |placed: &Placed| {
                 let hosts = placed.want.hosts.as_ref().unwrap();
-                (hosts.len(), placed.held.len())
+                (hosts.len(), placed.paused.len())
             };
             Some((wants.iter().map(count).collect(), limits, whole))
         }

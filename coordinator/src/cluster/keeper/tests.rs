@@ -510,8 +510,8 @@ impl Stand {
             if let driver::Input::Asked(Ask::Place { wants, .. }) = input {
                 let count = |wants: &[driver::Placed]| {
                     let hosts = wants.iter().flat_map(|placed| &placed.want.hosts);
-                    let held = wants.iter().map(|placed| placed.held.len());
-                    (hosts.map(BTreeSet::len).sum(), held.sum())
+                    let paused = wants.iter().map(|placed| placed.paused.len());
+                    (hosts.map(BTreeSet::len).sum(), paused.sum())
                 };
                 last = Some(count(&wants));
             }

@@ -49,7 +49,7 @@ impl World {
     fn place(&mut self, wants: &[Want]) -> Changes {
         let placed = wants.iter().map(|want| Placed {
             want: want.clone(),
-            held: BTreeSet::new(),
+            paused: BTreeSet::new(),
         });
         let (images, at) = self.next();
         images.place(at, placed.collect())

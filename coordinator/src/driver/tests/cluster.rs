@@ -132,14 +132,14 @@ fn a_host_that_the_cluster_holds_is_told_to_keep_what_it_has() {
         }
         kinds
     };
-    let on = |hosts: &[&HostId], held: &[&HostId]| {
+    let on = |hosts: &[&HostId], paused: &[&HostId]| {
         let set = |hosts: &[&HostId]| hosts.iter().copied().cloned().collect();
         vec![Placed {
             want: Want {
                 hosts: Some(set(hosts)),
                 ..image.clone()
             },
-            held: set(held),
+            paused: set(paused),
         }]
     };
     let mut place = |wants| {
