@@ -380,6 +380,35 @@ impl ImageSpec {
 }
 
 impl GeneratedImage {
+    /// Pushes the image: the blobs that the registry lacks, then the manifest under the reference's tag.
+    ///
+    /// # Errors
+    /// When the registry refuses something, or a blob can't be read.
+    pub async fn push(
+        &self,
+        reference: &oci_client::Reference,
+        credentials: &origin::Credentials,
+    ) -> oci_client::errors::Result<()> {
+        let manifest = self.manifest.clone();
+        push::push(
+            &self.directory,
+            &self.blobs,
+            manifest,
+            reference,
+            credentials,
+        )
+        .await
+    }
+
+    /// A blob's bytes, from the directory.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn blob(&self, digest: &Digest) -> io::Result<Bytes> {
+        let bytes = std::fs::read(self.directory.join(digest.hex().to_string()))?;
+        Ok(bytes.into())
+    }
+
     /// The image as its manifest lays it out.
     ///
     /// # Errors

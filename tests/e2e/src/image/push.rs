@@ -1,6 +1,6 @@
 //! A generated image on its way into a registry.
 
-use std::io;
+use std::{collections::BTreeMap, io, path::Path};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,7 +13,6 @@ use proto::{Digest, image::MANIFEST_TYPE};
 use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
-use super::GeneratedImage;
 use crate::oci;
 
 /// Bytes that are read at a time.
@@ -21,63 +20,53 @@ const READ_BYTES: usize = 256 << 10;
 /// Blobs that are pushed at a time.
 const AT_ONCE: usize = 2;
 
-impl GeneratedImage {
-    /// Pushes the image: the blobs that the registry lacks, then the manifest under the reference's tag.
-    ///
-    /// # Errors
-    /// When the registry refuses something, or a blob can't be read.
-    pub async fn push(
-        &self,
-        reference: &Reference,
-        credentials: &origin::Credentials,
-    ) -> Result<()> {
-        let client = oci::client();
-        let auth = oci::auth(credentials);
-        client
-            .auth(reference, &auth, RegistryOperation::Push)
-            .await?;
-        stream::iter(&self.blobs)
-            .map(|(digest, size)| self.push_blob(&client, reference, *digest, *size))
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        let kind = HeaderValue::from_static(MANIFEST_TYPE);
-        client
-            .push_manifest_raw(reference, self.manifest.clone(), kind)
-            .await?;
-        Ok(())
-    }
+/// Pushes an image whose blobs lie in `directory`: the blobs that the registry lacks, then the manifest under the
+/// reference's tag.
+///
+/// # Errors
+/// When the registry refuses something, or a blob can't be read.
+pub(super) async fn push(
+    directory: &Path,
+    blobs: &BTreeMap<Digest, u64>,
+    manifest: Bytes,
+    reference: &Reference,
+    credentials: &origin::Credentials,
+) -> Result<()> {
+    let client = oci::client();
+    let auth = oci::auth(credentials);
+    client
+        .auth(reference, &auth, RegistryOperation::Push)
+        .await?;
+    stream::iter(blobs)
+        .map(|(digest, size)| push_blob(&client, reference, directory, *digest, *size))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+    let kind = HeaderValue::from_static(MANIFEST_TYPE);
+    client.push_manifest_raw(reference, manifest, kind).await?;
+    Ok(())
+}
 
-    async fn push_blob(
-        &self,
-        client: &Client,
-        reference: &Reference,
-        digest: Digest,
-        size: u64,
-    ) -> Result<()> {
-        let name = digest.to_string();
-        if client.blob_exists(reference, &name).await? {
-            return Ok(());
-        }
-        let path = self.directory.join(digest.hex().to_string());
-        let bytes = stream::once(async move {
-            let file = File::open(path).await?;
-            Ok::<_, io::Error>(ReaderStream::with_capacity(file, READ_BYTES))
-        })
-        .try_flatten()
-        .map_err(OciDistributionError::from);
-        client
-            .push_blob_stream(reference, bytes, &name, Some(size))
-            .await?;
-        Ok(())
+async fn push_blob(
+    client: &Client,
+    reference: &Reference,
+    directory: &Path,
+    digest: Digest,
+    size: u64,
+) -> Result<()> {
+    let name = digest.to_string();
+    if client.blob_exists(reference, &name).await? {
+        return Ok(());
     }
-
-    /// A blob's bytes, from the directory.
-    ///
-    /// # Errors
-    /// When it can't be read.
-    pub fn blob(&self, digest: &Digest) -> io::Result<Bytes> {
-        let bytes = std::fs::read(self.directory.join(digest.hex().to_string()))?;
-        Ok(bytes.into())
-    }
+    let path = directory.join(digest.hex().to_string());
+    let bytes = stream::once(async move {
+        let file = File::open(path).await?;
+        Ok::<_, io::Error>(ReaderStream::with_capacity(file, READ_BYTES))
+    })
+    .try_flatten()
+    .map_err(OciDistributionError::from);
+    client
+        .push_blob_stream(reference, bytes, &name, Some(size))
+        .await?;
+    Ok(())
 }

@@ -1,0 +1,96 @@
+//! What is written for people: comments fit a screen, and no page points to something that a clone lacks.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Columns of a line of comment.
+const MAX_COMMENT_COLUMNS: usize = 120;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The files below a directory whose name ends in `ending`, without what is built.
+fn files(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    let entries = fs::read_dir(directory).expect("the tree can be listed");
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            files(&path, ending, found);
+        } else if name.ends_with(ending) {
+            found.push(path);
+        }
+    }
+}
+
+fn texts(ending: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    files(&root(), ending, &mut found);
+    assert!(found.len() > 10, "the tree is read: {found:?}");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("a file of the tree is text");
+        (path, text)
+    };
+    found.into_iter().map(read).collect()
+}
+
+#[test]
+fn a_line_of_comment_fits() {
+    let mut told = String::new();
+    for (path, text) in texts(".rs") {
+        for (line, number) in text.lines().zip(1..) {
+            // a link has to stand on one line
+            let is_comment = line.trim_start().starts_with("//") && !line.contains("https://");
+            if is_comment && line.chars().count() > MAX_COMMENT_COLUMNS {
+                told += &format!("{}:{number}\n", path.display());
+            }
+        }
+    }
+    assert!(
+        told.is_empty(),
+        "over {MAX_COMMENT_COLUMNS} columns:\n{told}"
+    );
+}
+
+#[test]
+fn a_page_points_only_to_what_is_there() {
+    let mut told = String::new();
+    let mut links = 0;
+    for (path, text) in texts(".md") {
+        let folder = path.parent().expect("a file in a folder");
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            links += 1;
+            if !folder.join(target).exists() {
+                told += &format!("{}: {target}\n", path.display());
+            }
+        }
+    }
+    assert!(told.is_empty(), "pages point to what isn't there:\n{told}");
+    assert!(links > 20, "the pages are read: {links}");
+}
+
+#[test]
+fn the_map_names_no_file_that_is_gone() {
+    let map = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).expect("the map");
+    let mut gone = Vec::new();
+    let mut named = 0;
+    for word in map.split('`').skip(1).step_by(2) {
+        let is_path =
+            word.contains('/') && word.ends_with(".rs") && !word.contains([' ', '*', '{']);
+        if is_path {
+            named += 1;
+            if !root().join(word).is_file() {
+                gone.push(word);
+            }
+        }
+    }
+    assert!(gone.is_empty(), "docs/ARCHITECTURE.md names {gone:?}");
+    assert!(named > 20, "the map names files: {named}");
+}
